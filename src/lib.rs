@@ -1,0 +1,64 @@
+//! bon-engine fine-tunes Gemma so that it is best when you sample it N times and keep the best answer, after Chow et
+//! al., "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models" (arXiv 2412.15287).
+//!
+//! # Bird's eye view
+//!
+//! A training step is five words: sample, score, weigh, backward, step.
+//!
+//! ```text
+//! tasks ──> rollout ───────────────────────────────> objective ──────> policy ─────────────> optimizer
+//!           M responses per prompt (generate),       r, R -> c_j per   L = - sum_jt w_jt     AdamW on
+//!           each judged (verifier): r and R          response          log pi(y_jt | ..)     f32 masters
+//! ```
+//!
+//! Every objective ends in one coefficient c_j per response, so there is one backward pass, whatever the objective.
+//! Sampling and training run the same weights through the same ops ([`gemma::Gemma`] on a [`backend::Backend`]): there
+//! is no second engine to keep in step, and no text is tokenised twice.
+//!
+//! # Where to begin reading
+//!
+//! - [`train::run::run`] is the loop; [`train::policy::Forward`] the pass that it differentiates.
+//! - [`objective::coefficients`] is the mathematics; each file in `objective` opens with its equation.
+//! - [`gemma::Gemma::forward`] is the model, one screen per block; its backward pass mirrors it line by line.
+//! - [`backend::Backend`] is the list of ops with formula and shapes, [`backend::cpu`] their code.
+//! - [`segments`] is the one description of who attends to whom, which prefill, decode and training share.
+//! - [`cli`] turns a command line into calls of the above.
+//!
+//! # Code map
+//!
+//! From the bottom up; a module names only modules above it in this list.
+//!
+//! - [`rng`]: Philox4x32-10. A draw is a function of (seed, step, prompt, stream, position), not of history.
+//! - [`segments`]: runs of tokens and the prefixes that they see. A few-shot header is a segment, each prompt is one
+//!   that continues it, each of its N responses one that continues the prompt; what is shared exists once.
+//! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
+//! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] has one file per op.
+//! - [`config`]: config.json to [`config::GemmaConfig`]. What differs between Gemma 1, 2 and 3 is data here.
+//! - [`tokenizer`]: text to ids and back, and the turn template.
+//! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.
+//! - [`objective`]: scored groups to coefficients. Pure functions.
+//! - [`verifier`]: text to score, in process or by the user's program; a pool that judges beside generation.
+//! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majority@N with intervals. Pure functions.
+//! - [`gemma`]: parameters, forward pass, backward pass.
+//! - [`generate`]: one prefill, N streams per prompt.
+//! - [`model_dir`]: a model directory, opened.
+//! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.
+//! - [`train`]: configuration, optimizer, schedule, checkpoints, metrics, and the loop over them.
+//! - [`cli`]: one file per command; the only place for anyhow, the terminal and printing.
+//!
+//! # Invariants
+//!
+//! - **A row's result depends on that row alone.** Reductions have a fixed order; batch, thread count and instruction
+//!   set change no bit. So the log-prob recorded in sampling is the log-prob that training computes:
+//!   [`train::metrics::StepMetrics::logprob_gap_max`] is 0 on the first update of a step.
+//! - **Nothing is drawn twice or by history.** Random numbers are counter-based, so a resumed run continues to the
+//!   same bits, and a stream does not depend on its neighbours.
+//! - **The loss is at the sampler's temperature**, and token ids are kept from sampling to loss.
+//! - **Logits exist only in tiles.** Sampling, log-probs and their gradient work on a tile of rows x vocabulary.
+//! - **A failure to judge is no verdict.** [`verifier::Failure`] is counted apart from a score of 0.
+//! - **Files appear whole.** They are written beside their place, synced and renamed; a kill at any moment leaves the
+//!   newest checkpoint usable.
+//! - **Bad input is an error that says what to do**, not a panic; a typed one below [`cli`].
+
+pub mod rng;
+pub mod segments;

@@ -60,6 +60,7 @@
 //!   newest checkpoint usable.
 //! - **Bad input is an error that says what to do**, not a panic; a typed one below [`cli`].
 
+pub mod backend;
 pub mod checkpoint;
 pub mod rng;
 pub mod segments;

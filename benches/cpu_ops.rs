@@ -1,0 +1,72 @@
+//! The CPU backend's heavy ops at the shapes of Gemma 3 270M: `cargo bench --bench cpu_ops`.
+//! Throughput is in FLOPs (criterion prints them as elements).
+
+use bon_engine::backend::cpu::{Data, Tensor, lm_head, matmul};
+use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
+use bon_engine::rng::{Domain, DrawKey, Stream, derive_key};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
+
+fn random(rows: usize, cols: usize, seed: u64) -> Tensor {
+    let mut rng = Stream::new(seed, Domain::Sample, 0);
+    let data = (0..rows * cols).map(|_| (rng.next_u64() >> 40) as f32 / (1 << 24) as f32 - 0.5).collect();
+    Tensor::f32(rows, cols, data)
+}
+
+fn to_bf16(x: &Tensor) -> Tensor {
+    let data = x.as_f32().iter().map(|v| bf16::from_f32(*v)).collect();
+    Tensor { rows: x.rows, cols: x.cols, data: Data::Bf16(data) }
+}
+
+fn matmuls(c: &mut Criterion) {
+    let mut group = c.benchmark_group("matmul");
+    group.sample_size(10);
+    for (t, out, k) in [(64, 2048, 640), (512, 2048, 640), (512, 640, 2048)] {
+        let (x, w, dy) = (random(t, k, 1), to_bf16(&random(out, k, 2)), random(t, out, 3));
+        group.throughput(Throughput::Elements((2 * t * out * k) as u64));
+        let shape = format!("T{t} {k}->{out}");
+        group.bench_function(format!("forward {shape}"), |b| b.iter(|| matmul::forward(&x, &w)));
+        let mut dx = random(t, k, 4);
+        group.bench_function(format!("backward_input {shape}"), |b| {
+            b.iter(|| matmul::backward_input(&dy, &w, &mut dx));
+        });
+        let mut dw = random(out, k, 5);
+        group.bench_function(format!("backward_weight {shape}"), |b| {
+            b.iter(|| matmul::backward_weight(&dy, &x, &mut dw));
+        });
+    }
+}
+
+fn heads(c: &mut Criterion) {
+    let mut group = c.benchmark_group("lm_head");
+    group.sample_size(10);
+    const V: usize = 262_144;
+    const D: usize = 640;
+    let table = to_bf16(&random(V, D, 1));
+    let head = HeadSpec { softcap: None, temperature: 1.0 };
+    for rows in [64, 256] {
+        let x = random(rows, D, 2);
+        group.throughput(Throughput::Elements((2 * rows * V * D) as u64));
+        let key = derive_key(1, Domain::Sample, 0);
+        let choices: Vec<Choice> = (0..rows as u32)
+            .map(|stream| Choice::Draw(DrawKey { key, prompt: 0, stream, position: 9 }))
+            .collect();
+        group.bench_function(format!("sample R{rows}"), |b| {
+            b.iter(|| lm_head::sample(&x, &table, &head, &Truncation::default(), &choices));
+        });
+        let targets: Vec<Target> =
+            (0..rows as u32).map(|row| Target { row, token: row * 997 % V as u32 }).collect();
+        group.bench_function(format!("logprob_forward R{rows}"), |b| {
+            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets));
+        });
+        let (_, lse) = lm_head::logprob_forward(&x, &table, &head, &targets);
+        let weights = vec![0.1; rows];
+        let mut dtable = Tensor::f32(V, D, vec![0.0; V * D]);
+        group.bench_function(format!("logprob_backward R{rows}"), |b| {
+            b.iter(|| lm_head::logprob_backward(&x, &table, &head, &lse, &targets, &weights, &mut dtable));
+        });
+    }
+}
+
+criterion_group!(benches, matmuls, heads);
+criterion_main!(benches);

@@ -1,0 +1,631 @@
+//! Segment attention: softmax(cap(scale q k^T)) v over what [`Segments::visible`] names, forward and backward.
+//!
+//! Every pass has the same shape: a few *rows* (queries times the heads that share a key/value head; or keys) stay in
+//! cache while a *stream* of vectors (keys; or queries) passes by once. Order, and thereby every bit of a query's
+//! result, depends on its position and window alone: scores are [`dot`] products laid down by absolute position,
+//! their exponentials are summed in 16 lanes counted from the first visible key, and the output collects key after
+//! key. So one sequence gives the same result cut into segments in any way, in prefill, decode and training.
+//!
+//! The backward pass computes the probabilities again from q, k and lse (Dao 2023): once by query for dq, once by key
+//! for dk and dv, so that no two tasks add to one place.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Tensor;
+use super::rows::for_row_blocks;
+use super::simd::{LANES, Simd, axpy, dot, exp, ln, multiversion, padded, sum, tanh};
+use crate::backend::AttentionSpec;
+use crate::segments::{QueryRun, Segments};
+
+/// Rows that are computed together, so that a vector of the stream is loaded once for all of them.
+const TILE: usize = 4;
+/// Rows per task: enough that the stream comes from cache most of the time.
+const ROWS: usize = 16;
+/// Vectors of the stream between the two halves of a backward pass.
+const STREAM: usize = 256;
+
+/// Vectors of `dim` floats at `offsets` of `base`, read only.
+#[derive(Clone, Copy)]
+struct Vectors<'a> {
+    base: &'a [f32],
+    offsets: &'a [usize],
+    dim: usize,
+}
+
+impl<'a> Vectors<'a> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    #[inline(always)]
+    fn get(&self, i: usize) -> &'a [f32] {
+        &self.base[self.offsets[i]..][..self.dim]
+    }
+}
+
+/// [`dot`] of four vectors with one, bit for bit.
+#[inline(always)]
+fn dot_tile<S: Simd>(rows: [&[f32]; TILE], x: &[f32]) -> [f32; TILE] {
+    assert!(rows.iter().all(|row| row.len() == x.len()));
+    let full = x.len() / LANES * LANES;
+    // SAFETY: `S` is the set that `multiversion!` found; all slices have `full` floats or more, blocks have 16.
+    unsafe {
+        let mut acc = [S::splat(0.0); TILE];
+        for i in (0..full).step_by(LANES) {
+            let x = S::load(x.as_ptr().add(i));
+            for (acc, row) in acc.iter_mut().zip(rows) {
+                *acc = acc.fma(S::load(row.as_ptr().add(i)), x);
+            }
+        }
+        if full < x.len() {
+            let x = S::load(padded(&x[full..]).as_ptr());
+            for (acc, row) in acc.iter_mut().zip(rows) {
+                *acc = acc.fma(S::load(padded(&row[full..]).as_ptr()), x);
+            }
+        }
+        S::sums(acc)
+    }
+}
+
+/// out\[r, i\] = rows\[r\] . stream\[i\] for i in seen\[r\] (and perhaps for others).
+#[inline(always)]
+fn dots<S: Simd>(rows: Vectors, stream: Vectors, seen: &[Range<usize>], out: &mut [f32]) {
+    let n = stream.len();
+    for chunk in chunks(n) {
+        let mut r = 0;
+        while r + TILE <= rows.len() {
+            let tile: [&[f32]; TILE] = std::array::from_fn(|i| rows.get(r + i));
+            let first = seen[r..r + TILE].iter().map(|s| s.start).min().unwrap_or(0);
+            let end = seen[r..r + TILE].iter().map(|s| s.end).max().unwrap_or(0);
+            for i in first.max(chunk.start)..end.min(chunk.end) {
+                let s = dot_tile::<S>(tile, stream.get(i));
+                for (k, s) in s.into_iter().enumerate() {
+                    out[(r + k) * n + i] = s;
+                }
+            }
+            r += TILE;
+        }
+        for r in r..rows.len() {
+            for i in cut(&seen[r], &chunk) {
+                out[r * n + i] = dot(rows.get(r), stream.get(i));
+            }
+        }
+    }
+}
+
+/// The stream in pieces that stay in the first cache while all rows pass over them.
+#[inline(always)]
+fn chunks(n: usize) -> impl Iterator<Item = Range<usize>> {
+    const PIECE: usize = 16;
+    (0..n).step_by(PIECE).map(move |i| i..n.min(i + PIECE))
+}
+
+/// What two ranges share (possibly nothing, then somewhere in `b`).
+#[inline(always)]
+fn cut(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.clamp(b.start, b.end)..a.end.clamp(b.start, b.end)
+}
+
+/// out\[r\] += sum over i in seen\[r\], in order, of coefficients\[r, i\] * stream\[i\].
+#[inline(always)]
+fn accumulate<S: Simd>(coefficients: &[f32], stream: Vectors, seen: &[Range<usize>], out: &mut [f32]) {
+    let (n, dim) = (stream.len(), stream.dim);
+    for chunk in chunks(n) {
+        let mut r = 0;
+        while r < seen.len() {
+            let rows = if r + TILE <= seen.len() { TILE } else { 1 };
+            let ranges: [Range<usize>; TILE] =
+                std::array::from_fn(|k| cut(&seen[r + k.min(rows - 1)], &chunk));
+            // What all rows of the tile see; the ends that only some see go row by row.
+            let first = ranges.iter().map(|s| s.start).max().unwrap_or(0);
+            let end = ranges.iter().map(|s| s.end).min().unwrap_or(0).max(first);
+            let out = &mut out[r * dim..(r + rows) * dim];
+            let c = &coefficients[r * n..];
+            for (k, out) in out.chunks_exact_mut(dim).enumerate() {
+                weighted_sum(&c[k * n..], stream, ranges[k].start..first.min(ranges[k].end), out);
+            }
+            if rows == TILE {
+                weighted_sum_tile::<S>(c, stream, first..end, out);
+            } else {
+                weighted_sum(c, stream, first..end, out);
+            }
+            for (k, out) in out.chunks_exact_mut(dim).enumerate() {
+                weighted_sum(&c[k * n..], stream, end.max(ranges[k].start)..ranges[k].end, out);
+            }
+            r += rows;
+        }
+    }
+}
+
+/// out += sum over i in `range`, in order, of coefficients\[i\] * stream\[i\].
+#[inline(always)]
+fn weighted_sum(coefficients: &[f32], stream: Vectors, range: Range<usize>, out: &mut [f32]) {
+    for i in range {
+        axpy(coefficients[i], stream.get(i), out);
+    }
+}
+
+/// [`weighted_sum`] of [`TILE`] rows at once, bit for bit: two vectors of columns of each stay in registers.
+#[inline(always)]
+fn weighted_sum_tile<S: Simd>(coefficients: &[f32], stream: Vectors, range: Range<usize>, out: &mut [f32]) {
+    const VECTORS: usize = 2;
+    let (n, dim) = (stream.len(), stream.dim);
+    if range.is_empty() {
+        return;
+    }
+    assert!(out.len() == TILE * dim && range.end <= n && coefficients.len() >= TILE * n);
+    let full = dim / (VECTORS * LANES) * VECTORS * LANES;
+    for column in (0..full).step_by(VECTORS * LANES) {
+        // SAFETY: `S` is the set that `multiversion!` found; columns column..column + 32 are within the TILE rows of
+        // `out` and the vectors of `stream`, and r * n + i within `coefficients`, by the assertion.
+        unsafe {
+            let at = |r: usize, v: usize| r * dim + column + v * LANES;
+            let mut acc: [[S; VECTORS]; TILE] =
+                std::array::from_fn(|r| std::array::from_fn(|v| S::load(out.as_ptr().add(at(r, v)))));
+            for i in range.clone() {
+                let x = stream.get(i);
+                let x: [S; VECTORS] = std::array::from_fn(|v| S::load(x.as_ptr().add(column + v * LANES)));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let c = S::splat(*coefficients.get_unchecked(r * n + i));
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = acc.fma(c, x);
+                    }
+                }
+            }
+            for (r, acc) in acc.into_iter().enumerate() {
+                for (v, acc) in acc.into_iter().enumerate() {
+                    acc.store(out.as_mut_ptr().add(at(r, v)));
+                }
+            }
+        }
+    }
+    if full < dim {
+        for i in range {
+            for (r, out) in out.chunks_exact_mut(dim).enumerate() {
+                axpy(coefficients[r * n + i], &stream.get(i)[full..], &mut out[full..]);
+            }
+        }
+    }
+}
+
+/// Scores from dot products, in place: scale, then soft-cap.
+#[inline(always)]
+fn cap(scores: &mut [f32], spec: &AttentionSpec) {
+    match spec.softcap {
+        None => scores.iter_mut().for_each(|s| *s *= spec.scale),
+        Some(c) => scores.iter_mut().for_each(|s| *s = c * tanh(*s * spec.scale / c)),
+    }
+}
+
+/// Replaces scores by exp(score - max); returns (log of the sum of exp(score), sum of what it wrote).
+#[inline(always)]
+fn softmax_numerators(scores: &mut [f32]) -> (f32, f32) {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = scores.as_chunks::<LANES>();
+    for block in blocks {
+        for l in 0..LANES {
+            highest[l] = if block[l] > highest[l] { block[l] } else { highest[l] };
+        }
+    }
+    let max = rest.iter().chain(&highest).fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+    let mut total = [0.0; LANES];
+    let (blocks, rest) = scores.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for l in 0..LANES {
+            block[l] = exp(block[l] - max);
+            total[l] += block[l];
+        }
+    }
+    for (s, total) in rest.iter_mut().zip(&mut total) {
+        *s = exp(*s - max);
+        *total += *s;
+    }
+    let total = sum(total);
+    (max + ln(total), total)
+}
+
+multiversion! {
+    /// Attention of the queries `rows` over keys and values, row r over those in seen\[r\]: adds to `out` (zeros) and
+    /// writes `lse`.
+    fn forward_rows(
+        rows: Vectors,
+        keys: Vectors,
+        values: Vectors,
+        seen: &[Range<usize>],
+        spec: &AttentionSpec,
+        scores: &mut [f32],
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        let n = keys.len();
+        dots::<S>(rows, keys, seen, scores);
+        let mut totals = Vec::with_capacity(lse.len());
+        for ((r, seen), lse) in seen.iter().enumerate().zip(lse) {
+            let scores = &mut scores[r * n..][seen.clone()];
+            cap(scores, spec);
+            let (log, total) = softmax_numerators(scores);
+            *lse = log;
+            totals.push(total);
+        }
+        accumulate::<S>(scores, values, seen, out);
+        for (out, total) in out.chunks_exact_mut(values.dim).zip(totals) {
+            out.iter_mut().for_each(|x| *x /= total);
+        }
+    }
+}
+
+/// With s = dots of queries and keys, dp = dots of do and values: replaces s by the probabilities p and dp by the
+/// gradients of the dots, scale * cap' * p (dp - delta).
+#[inline(always)]
+fn probability_gradients(s: &mut [f32], dp: &mut [f32], lse: &[f32], delta: &[f32], spec: &AttentionSpec) {
+    let items = s.iter_mut().zip(dp).zip(lse).zip(delta);
+    match spec.softcap {
+        None => {
+            for (((s, dp), lse), delta) in items {
+                let p = exp(*s * spec.scale - lse);
+                *dp = spec.scale * p * (*dp - delta);
+                *s = p;
+            }
+        }
+        Some(c) => {
+            for (((s, dp), lse), delta) in items {
+                let t = tanh(*s * spec.scale / c);
+                let p = exp(c * t - lse);
+                *dp = spec.scale * t.mul_add(-t, 1.0) * p * (*dp - delta);
+                *s = p;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// dq\[r\] += the gradients that query r gets from the keys in seen\[r\]. `lse` and `delta` hold one figure per row.
+    fn backward_query_rows(
+        q: Vectors,
+        d_o: Vectors,
+        keys: Vectors,
+        values: Vectors,
+        seen: &[Range<usize>],
+        lse: &[f32],
+        delta: &[f32],
+        spec: &AttentionSpec,
+        s: &mut [f32],
+        dp: &mut [f32],
+        dq: &mut [f32],
+    ) {
+        let n = keys.len();
+        dots::<S>(q, keys, seen, s);
+        dots::<S>(d_o, values, seen, dp);
+        for (r, seen) in seen.iter().enumerate() {
+            let lse = [lse[r]; STREAM];
+            let delta = [delta[r]; STREAM];
+            let range = r * n + seen.start..r * n + seen.end;
+            probability_gradients(&mut s[range.clone()], &mut dp[range], &lse, &delta, spec);
+        }
+        accumulate::<S>(dp, keys, seen, dq);
+    }
+}
+
+multiversion! {
+    /// dk\[r\], dv\[r\] += the gradients that key r gets from the queries in seen\[r\]. `lse` and `delta` hold one figure
+    /// per query.
+    fn backward_key_rows(
+        k: Vectors,
+        v: Vectors,
+        queries: Vectors,
+        d_o: Vectors,
+        seen: &[Range<usize>],
+        lse: &[f32],
+        delta: &[f32],
+        spec: &AttentionSpec,
+        s: &mut [f32],
+        dp: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
+        let n = queries.len();
+        dots::<S>(k, queries, seen, s);
+        dots::<S>(v, d_o, seen, dp);
+        for (r, seen) in seen.iter().enumerate() {
+            let range = r * n + seen.start..r * n + seen.end;
+            let (lse, delta) = (&lse[seen.clone()], &delta[seen.clone()]);
+            probability_gradients(&mut s[range.clone()], &mut dp[range], lse, delta, spec);
+        }
+        accumulate::<S>(s, d_o, seen, dv);
+        accumulate::<S>(dp, queries, seen, dk);
+    }
+}
+
+multiversion! {
+    /// delta\[t, h\] = do . o of every head.
+    fn deltas(d_o: &[f32], o: &[f32], dim: usize, out: &mut [f32]) {
+        for ((out, a), b) in out.iter_mut().zip(d_o.chunks_exact(dim)).zip(o.chunks_exact(dim)) {
+            *out = dot(a, b);
+        }
+    }
+}
+
+/// Buffers that a thread keeps from task to task.
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<usize>,
+    stream: Vec<usize>,
+    seen: Vec<Range<usize>>,
+    /// `seen` within a chunk of the stream.
+    seen_chunk: Vec<Range<usize>>,
+    lse: Vec<f32>,
+    delta: Vec<f32>,
+    s: Vec<f32>,
+    dp: Vec<f32>,
+}
+
+/// Consecutive tokens of one segment under one key/value head.
+struct Task {
+    segment: usize,
+    /// Absolute position of the first token.
+    position: usize,
+    len: usize,
+    /// The first token's row.
+    row: usize,
+    kv_head: usize,
+}
+
+/// Cuts runs into tasks of at most `len` tokens.
+fn tasks(segments: &Segments, runs: &[QueryRun], len: usize, kv_heads: usize) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for run in runs {
+        let position = segments.list()[run.segment].position + run.first;
+        for first in (0..run.len).step_by(len) {
+            tasks.extend((0..kv_heads).map(|kv_head| Task {
+                segment: run.segment,
+                position: position + first,
+                len: len.min(run.len - first),
+                row: run.row + first,
+                kv_head,
+            }));
+        }
+    }
+    tasks
+}
+
+/// First absolute position that the query at `position` sees.
+fn first_seen(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |w| (position + 1).saturating_sub(w))
+}
+
+/// What the passes know beside the tensors.
+struct Layout<'a> {
+    segments: &'a Segments,
+    spec: &'a AttentionSpec,
+    /// Query heads per key/value head.
+    group: usize,
+}
+
+impl<'a> Layout<'a> {
+    fn new(segments: &'a Segments, spec: &'a AttentionSpec) -> Self {
+        assert!(spec.heads.is_multiple_of(spec.kv_heads) && spec.window != Some(0));
+        Self { segments, spec, group: spec.heads / spec.kv_heads }
+    }
+
+    /// Queries per task.
+    fn queries(&self) -> usize {
+        (ROWS / self.group).max(1)
+    }
+
+    /// Offset of the first of the task's query heads in row `row` of q.
+    fn query(&self, row: usize, kv_head: usize) -> usize {
+        (row * self.spec.heads + kv_head * self.group) * self.spec.head_dim
+    }
+
+    /// Offset of a key.
+    fn key(&self, row: usize, kv_head: usize) -> usize {
+        (row * self.spec.kv_heads + kv_head) * self.spec.head_dim
+    }
+
+    /// Offsets of the queries in rows `rows`, each with the heads of its group.
+    fn push_queries(&self, rows: Range<usize>, kv_head: usize, out: &mut Vec<usize>) {
+        for row in rows {
+            let first = self.query(row, kv_head);
+            out.extend((0..self.group).map(|g| first + g * self.spec.head_dim));
+        }
+    }
+
+    /// Sets scratch for the task's queries: their offsets, the offsets of all keys that any of them sees in order of
+    /// position, and which of these each row sees.
+    fn set_queries(&self, task: &Task, scratch: &mut Scratch) {
+        scratch.rows.clear();
+        self.push_queries(task.row..task.row + task.len, task.kv_head, &mut scratch.rows);
+        let window = self.spec.window;
+        let last = task.position + task.len - 1;
+        let first = first_seen(task.position, window);
+        scratch.stream.clear();
+        for range in self.segments.visible(task.segment, last, Some(last + 1 - first)) {
+            scratch.stream.extend(range.map(|row| self.key(row, task.kv_head)));
+        }
+        scratch.seen.clear();
+        for p in task.position..=last {
+            let seen = first_seen(p, window) - first..p + 1 - first;
+            scratch.seen.extend(std::iter::repeat_n(seen, self.group));
+        }
+    }
+}
+
+/// Copies the rows of a task's result, `width` floats per token, to where they belong: token t to
+/// out\[(row + t) * stride + column..\].
+fn place(out: &mut [f32], part: &[f32], row: usize, stride: usize, column: usize, width: usize) {
+    for (t, part) in part.chunks_exact(width).enumerate() {
+        out[(row + t) * stride + column..][..width].copy_from_slice(part);
+    }
+}
+
+/// Segment attention. q `[Tq, H Dh]` with rows as `runs` say; k, v `[rows, K Dh]` with rows as `segments` say. Returns
+/// o `[Tq, H Dh]` and lse `[Tq, H]` (natural log of the sum of exp of the visible scores); rows of q that belong to no
+/// run have o = 0 and lse = -inf.
+pub fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    segments: &Segments,
+    runs: &[QueryRun],
+    spec: &AttentionSpec,
+) -> (Tensor, Tensor) {
+    let layout = Layout::new(segments, spec);
+    let (heads, dim, group) = (spec.heads, spec.head_dim, layout.group);
+    assert!(q.cols == heads * dim && k.cols == spec.kv_heads * dim && v.cols == k.cols);
+    assert!(segments.rows() <= k.rows.min(v.rows));
+    let (qs, ks, vs) = (q.as_f32(), k.as_f32(), v.as_f32());
+    let tasks = tasks(segments, runs, layout.queries(), spec.kv_heads);
+    let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
+        .par_iter()
+        .map_init(Scratch::default, |scratch, task| {
+            layout.set_queries(task, scratch);
+            let rows = Vectors { base: qs, offsets: &scratch.rows, dim };
+            let keys = Vectors { base: ks, offsets: &scratch.stream, dim };
+            scratch.s.resize(rows.len() * keys.len(), 0.0);
+            let (mut o, mut lse) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len()]);
+            let values = Vectors { base: vs, ..keys };
+            forward_rows(rows, keys, values, &scratch.seen, spec, &mut scratch.s, &mut o, &mut lse);
+            (o, lse)
+        })
+        .collect();
+    let mut o = vec![0.0; q.rows * heads * dim];
+    let mut lse = vec![f32::NEG_INFINITY; q.rows * heads];
+    for (task, (o_part, lse_part)) in tasks.iter().zip(&parts) {
+        let head = task.kv_head * group;
+        place(&mut o, o_part, task.row, heads * dim, head * dim, group * dim);
+        place(&mut lse, lse_part, task.row, heads, head, group);
+    }
+    (Tensor::f32(q.rows, heads * dim, o), Tensor::f32(q.rows, heads, lse))
+}
+
+/// Gradient of [`forward`] where queries are all tokens (query row = key row): returns (dq, dk, dv). Keys of a shared
+/// prefix collect the gradients of all that see them: segments in table order, queries in order, heads in order.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    d_o: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    o: &Tensor,
+    lse: &Tensor,
+    segments: &Segments,
+    spec: &AttentionSpec,
+) -> (Tensor, Tensor, Tensor) {
+    let layout = Layout::new(segments, spec);
+    let (heads, kv_heads, dim, group) = (spec.heads, spec.kv_heads, spec.head_dim, layout.group);
+    assert!(q.cols == heads * dim && k.cols == kv_heads * dim && v.cols == k.cols);
+    assert!(segments.rows() <= q.rows && q.rows == k.rows && k.rows == v.rows);
+    let (d_os, qs, ks, vs, lses) = (d_o.as_f32(), q.as_f32(), k.as_f32(), v.as_f32(), lse.as_f32());
+    let mut delta = vec![0.0; q.rows * heads];
+    for_row_blocks(&mut delta, 1, |first, block| {
+        let range = first * dim..(first + block.len()) * dim;
+        deltas(&d_os[range.clone()], &o.as_f32()[range], dim, block);
+    });
+
+    let all = segments.all_queries();
+    let by_query = tasks(segments, &all, layout.queries(), kv_heads);
+    let dq_parts: Vec<Vec<f32>> = by_query
+        .par_iter()
+        .map_init(Scratch::default, |scratch, task| {
+            layout.set_queries(task, scratch);
+            let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp } = scratch;
+            refill(lse, rows.iter().map(|x| lses[x / dim]));
+            refill(delta_rows, rows.iter().map(|x| delta[x / dim]));
+            let mut dq = vec![0.0; rows.len() * dim];
+            for (i, chunk) in stream.chunks(STREAM).enumerate() {
+                let local = |x: usize| x.saturating_sub(i * STREAM).min(chunk.len());
+                refill(seen_chunk, seen.iter().map(|s| local(s.start)..local(s.end)));
+                s.resize(rows.len() * chunk.len(), 0.0);
+                dp.resize(rows.len() * chunk.len(), 0.0);
+                let queries = Vectors { base: qs, offsets: rows, dim };
+                let keys = Vectors { base: ks, offsets: chunk, dim };
+                let (d_o, values) = (Vectors { base: d_os, ..queries }, Vectors { base: vs, ..keys });
+                backward_query_rows(
+                    queries, d_o, keys, values, seen_chunk, lse, delta_rows, spec, s, dp, &mut dq,
+                );
+            }
+            dq
+        })
+        .collect();
+    let mut dq = vec![0.0; qs.len()];
+    for (task, part) in by_query.iter().zip(&dq_parts) {
+        place(&mut dq, part, task.row, heads * dim, task.kv_head * group * dim, group * dim);
+    }
+    drop(dq_parts);
+
+    let seen_by = seen_by(segments);
+    let by_key = tasks(segments, &all, ROWS, kv_heads);
+    let dkv_parts: Vec<(Vec<f32>, Vec<f32>)> = by_key
+        .par_iter()
+        .map_init(Scratch::default, |scratch, task| {
+            let Scratch { rows, stream, seen, lse, delta: delta_stream, s, dp, .. } = scratch;
+            refill(rows, (task.row..task.row + task.len).map(|row| layout.key(row, task.kv_head)));
+            let (mut dk, mut dv) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len() * dim]);
+            // One past the last position that sees the key at `position`.
+            let horizon = |position: usize| spec.window.map_or(usize::MAX, |w| position.saturating_add(w));
+            for &segment in &seen_by[task.segment] {
+                let segment = segments.list()[segment];
+                let first = segment.position.max(task.position);
+                let end = (segment.position + segment.len).min(horizon(task.position + task.len - 1));
+                let step = (STREAM / group).max(1);
+                for first in (first..end).step_by(step) {
+                    let end = end.min(first + step);
+                    let row = |position: usize| segment.start + (position - segment.position);
+                    stream.clear();
+                    layout.push_queries(row(first)..row(end), task.kv_head, stream);
+                    refill(lse, stream.iter().map(|x| lses[x / dim]));
+                    refill(delta_stream, stream.iter().map(|x| delta[x / dim]));
+                    let local = |position: usize| (position.clamp(first, end) - first) * group;
+                    let positions = task.position..task.position + task.len;
+                    refill(seen, positions.map(|p| local(p)..local(horizon(p))));
+                    s.resize(rows.len() * stream.len(), 0.0);
+                    dp.resize(rows.len() * stream.len(), 0.0);
+                    let keys = Vectors { base: ks, offsets: rows, dim };
+                    let queries = Vectors { base: qs, offsets: stream, dim };
+                    let (values, d_o) = (Vectors { base: vs, ..keys }, Vectors { base: d_os, ..queries });
+                    backward_key_rows(
+                        keys,
+                        values,
+                        queries,
+                        d_o,
+                        seen,
+                        lse,
+                        delta_stream,
+                        spec,
+                        s,
+                        dp,
+                        &mut dk,
+                        &mut dv,
+                    );
+                }
+            }
+            (dk, dv)
+        })
+        .collect();
+    let (mut dk, mut dv) = (vec![0.0; ks.len()], vec![0.0; ks.len()]);
+    for (task, (dk_part, dv_part)) in by_key.iter().zip(&dkv_parts) {
+        place(&mut dk, dk_part, task.row, kv_heads * dim, task.kv_head * dim, dim);
+        place(&mut dv, dv_part, task.row, kv_heads * dim, task.kv_head * dim, dim);
+    }
+    (Tensor::f32(q.rows, q.cols, dq), Tensor::f32(k.rows, k.cols, dk), Tensor::f32(v.rows, v.cols, dv))
+}
+
+/// For every segment, the segments whose queries see it, itself first, in table order.
+fn seen_by(segments: &Segments) -> Vec<Vec<usize>> {
+    let mut seen_by = vec![Vec::new(); segments.list().len()];
+    for i in 0..segments.list().len() {
+        for prefix in segments.chain(i) {
+            seen_by[prefix].push(i);
+        }
+    }
+    seen_by
+}
+
+/// Replaces what `buffer` holds.
+fn refill<T>(buffer: &mut Vec<T>, items: impl Iterator<Item = T>) {
+    buffer.clear();
+    buffer.extend(items);
+}

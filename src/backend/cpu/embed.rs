@@ -1,0 +1,66 @@
+//! Token embedding.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::rows::for_row_blocks;
+use super::simd::{f32_from_bf16, multiversion};
+use super::{Data, Tensor};
+
+multiversion! {
+    fn scale_f32(row: &[f32], scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = scale * x;
+        }
+    }
+}
+
+multiversion! {
+    fn scale_bf16(row: &[bf16], scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = scale * f32_from_bf16(*x);
+        }
+    }
+}
+
+multiversion! {
+    fn add_scaled(scale: f32, x: &[f32], y: &mut [f32]) {
+        super::simd::axpy(scale, x, y);
+    }
+}
+
+/// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]` f32 from an f32 or bf16 table `[V, D]`.
+pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
+    let cols = table.cols;
+    let mut out = vec![0.0; ids.len() * cols];
+    for_row_blocks(&mut out, cols, |first, block| {
+        for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
+            let row = id as usize * cols..(id as usize + 1) * cols;
+            match &table.data {
+                Data::F32(t) => scale_f32(&t[row], scale, out),
+                Data::Bf16(t) => scale_bf16(&t[row], scale, out),
+            }
+        }
+    });
+    Tensor::f32(ids.len(), cols, out)
+}
+
+/// dtable\[ids\[t\]\] += scale * dx\[t\], the tokens of one id in order.
+pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
+    /// Rows of the table per task.
+    const ROWS: usize = 256;
+    assert_eq!((dx.rows, dx.cols), (ids.len(), dtable.cols));
+    assert!(ids.iter().all(|&id| (id as usize) < dtable.rows));
+    let cols = dtable.cols;
+    let dx = dx.as_f32();
+    let mut tokens: Vec<(u32, usize)> = ids.iter().copied().zip(0..).collect();
+    tokens.sort_unstable(); // by id, then in order
+    dtable.as_f32_mut().par_chunks_mut(ROWS * cols).enumerate().for_each(|(i, rows)| {
+        let from = tokens.partition_point(|&(id, _)| (id as usize) < i * ROWS);
+        let to = tokens.partition_point(|&(id, _)| (id as usize) < (i + 1) * ROWS);
+        for &(id, t) in &tokens[from..to] {
+            let row = &mut rows[(id as usize - i * ROWS) * cols..][..cols];
+            add_scaled(scale, &dx[t * cols..][..cols], row);
+        }
+    });
+}

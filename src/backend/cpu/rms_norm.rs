@@ -1,0 +1,117 @@
+//! RMSNorm as Gemma has it (Zhang and Sennrich 2019, with the weight stored as its difference from 1), over groups of
+//! `w.cols` columns: whole rows for a layer norm, heads for qk-norm.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use super::rows::for_row_blocks;
+use super::simd::{LANES, dot, f32_from_bf16, multiversion, sum};
+use super::{Data, Tensor};
+
+/// 1 + w in f32.
+fn scales(w: &Tensor) -> Vec<f32> {
+    let w: Cow<[f32]> = match &w.data {
+        Data::F32(w) => Cow::Borrowed(w),
+        Data::Bf16(w) => w.iter().map(|&w| f32_from_bf16(w)).collect(),
+    };
+    w.iter().map(|w| 1.0 + w).collect()
+}
+
+/// 1 / sqrt(mean(x^2) + eps) of one group.
+#[inline(always)]
+fn reciprocal_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+multiversion! {
+    fn forward_groups(x: &[f32], scale: &[f32], eps: f32, y: &mut [f32]) {
+        let n = scale.len();
+        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+            let r = reciprocal_rms(x, eps);
+            for ((y, x), s) in y.iter_mut().zip(x).zip(scale) {
+                *y = x * r * s;
+            }
+        }
+    }
+}
+
+/// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over each group of `w.cols` columns of x; w is f32 or bf16.
+pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+    let scale = scales(w);
+    assert!(x.cols.is_multiple_of(scale.len()), "groups of {} columns in rows of {}", scale.len(), x.cols);
+    let data = x.as_f32();
+    let mut y = vec![0.0; data.len()];
+    for_row_blocks(&mut y, x.cols, |first, block| {
+        forward_groups(&data[first * x.cols..][..block.len()], &scale, eps, block);
+    });
+    Tensor::f32(x.rows, x.cols, y)
+}
+
+multiversion! {
+    /// With g = dy (1 + w), xhat = r x: dx = r (g - xhat mean(g xhat)).
+    fn backward_groups(dy: &[f32], x: &[f32], scale: &[f32], eps: f32, dx: &mut [f32]) {
+        let n = scale.len();
+        for ((dy, x), dx) in dy.chunks_exact(n).zip(x.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
+            let r = reciprocal_rms(x, eps);
+            let mut acc = [0.0; LANES];
+            let full = n / LANES * LANES;
+            for i in (0..full).step_by(LANES) {
+                for l in 0..LANES {
+                    acc[l] = (dy[i + l] * scale[i + l]).mul_add(x[i + l], acc[l]);
+                }
+            }
+            for i in full..n {
+                acc[i - full] = (dy[i] * scale[i]).mul_add(x[i], acc[i - full]);
+            }
+            let coefficient = sum(acc) * r * r / n as f32;
+            for (((dx, dy), x), s) in dx.iter_mut().zip(dy).zip(x).zip(scale) {
+                *dx = r * (-coefficient).mul_add(*x, dy * s);
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn reciprocal_rms_of_groups(x: &[f32], n: usize, eps: f32, out: &mut [f32]) {
+        for (x, out) in x.chunks_exact(n).zip(out) {
+            *out = reciprocal_rms(x, eps);
+        }
+    }
+}
+
+multiversion! {
+    /// dw\[c\] += dy\[c\] xhat\[c\] over groups of `n` columns, of which this is columns `first..first + dw.len()`.
+    fn backward_weight(dy: &[f32], x: &[f32], r: &[f32], n: usize, first: usize, dw: &mut [f32]) {
+        for ((dy, x), r) in dy.chunks_exact(n).zip(x.chunks_exact(n)).zip(r) {
+            let (dy, x) = (&dy[first..first + dw.len()], &x[first..first + dw.len()]);
+            for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
+                *dw = dy.mul_add(x * r, *dw);
+            }
+        }
+    }
+}
+
+/// Gradient of [`forward`]: returns dx, and dw += over all groups in order. w is f32 or bf16, dw f32.
+pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor {
+    /// Columns of dw per task: four cache lines.
+    const COLUMNS: usize = 64;
+    let scale = scales(w);
+    let n = scale.len();
+    assert!(x.cols.is_multiple_of(n) && dw.cols == n && (dy.rows, dy.cols) == (x.rows, x.cols));
+    let (dy, data) = (dy.as_f32(), x.as_f32());
+    let mut dx = vec![0.0; data.len()];
+    for_row_blocks(&mut dx, x.cols, |first, block| {
+        let range = first * x.cols..first * x.cols + block.len();
+        backward_groups(&dy[range.clone()], &data[range], &scale, eps, block);
+    });
+    let mut r = vec![0.0; data.len() / n];
+    for_row_blocks(&mut r, 1, |first, block| {
+        reciprocal_rms_of_groups(&data[first * n..][..block.len() * n], n, eps, block);
+    });
+    dw.as_f32_mut()
+        .par_chunks_mut(COLUMNS)
+        .enumerate()
+        .for_each(|(i, dw)| backward_weight(dy, data, &r, n, i * COLUMNS, dw));
+    Tensor::f32(x.rows, x.cols, dx)
+}

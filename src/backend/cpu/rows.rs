@@ -1,0 +1,68 @@
+//! Moving and adding rows, and how the other ops split rows among threads.
+
+use rayon::prelude::*;
+
+use super::Tensor;
+use super::simd::multiversion;
+
+/// Elements per task: a few microseconds of work, so that a decode step's small matrices stay on one thread.
+const TASK: usize = 16 * 1024;
+
+/// Calls `f(first_row, rows)` on consecutive blocks of rows of `out`, in parallel. How rows fall into blocks is not
+/// specified; `f` must compute each row from that row's data alone.
+pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if out.is_empty() {
+        return;
+    }
+    let rows = (TASK / cols).max(1);
+    if out.len() <= rows * cols {
+        f(0, out);
+    } else {
+        out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, block)| f(i * rows, block));
+    }
+}
+
+multiversion! {
+    fn add_slices(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+/// x += y; both f32 of one shape.
+pub fn add(x: &mut Tensor, y: &Tensor) {
+    assert_eq!((x.rows, x.cols), (y.rows, y.cols));
+    let y = y.as_f32();
+    for_row_blocks(x.as_f32_mut(), 1, |first, block| add_slices(block, &y[first..first + block.len()]));
+}
+
+/// out\[i\] = x\[rows\[i\]\]: `[rows.len(), cols]` f32.
+pub fn gather(x: &Tensor, rows: &[u32]) -> Tensor {
+    let source = x.as_f32();
+    let mut out = Vec::with_capacity(rows.len() * x.cols);
+    for &r in rows {
+        out.extend_from_slice(&source[r as usize * x.cols..][..x.cols]);
+    }
+    Tensor::f32(rows.len(), x.cols, out)
+}
+
+/// dx\[rows\[i\]\] += dy\[i\]; `rows` must not repeat.
+pub fn scatter_add(dy: &Tensor, rows: &[u32], dx: &mut Tensor) {
+    assert_eq!((dy.rows, dy.cols), (rows.len(), dx.cols));
+    let cols = dx.cols;
+    let target = dx.as_f32_mut();
+    for (&r, dy) in rows.iter().zip(dy.as_f32().chunks_exact(cols)) {
+        add_slices(&mut target[r as usize * cols..][..cols], dy);
+    }
+}
+
+/// dst\[rows\[i\]\] = src\[i\].
+pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
+    assert_eq!((src.rows, src.cols), (rows.len(), dst.cols));
+    let cols = dst.cols;
+    let target = dst.as_f32_mut();
+    for (&r, src) in rows.iter().zip(src.as_f32().chunks_exact(cols)) {
+        target[r as usize * cols..][..cols].copy_from_slice(src);
+    }
+}

@@ -1,0 +1,296 @@
+use bon_engine::backend::cpu::Tensor;
+use bon_engine::backend::cpu::lm_head::{logprob_backward, logprob_forward, sample};
+use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
+use bon_engine::rng::DrawKey;
+
+use super::{bits, random, random_bf16, randoms, same_everywhere, wide};
+use crate::tolerance::{EPS, assert_within};
+
+const PLAIN: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+const CAPPED: HeadSpec = HeadSpec { softcap: Some(1.5), temperature: 0.7 };
+
+/// R rows, V tokens, D columns, with targets: some rows have none, some several, some the same one twice.
+struct Case {
+    head: HeadSpec,
+    x: Tensor,
+    table: Tensor,
+    /// The table's values.
+    e: Vec<f64>,
+    targets: Vec<Target>,
+    weights: Vec<f32>,
+    /// What dtable holds before.
+    before: Tensor,
+}
+
+impl Case {
+    fn new(r: usize, v: usize, d: usize, head: HeadSpec, bf16: bool) -> Self {
+        // Logits of size 4 or so: the caps bite and probabilities differ.
+        let x = Tensor::f32(r, d, randoms(1, r * d).iter().map(|x| 4.0 * x).collect());
+        let (table, e) = if bf16 { random_bf16(2, v, d) } else { (random(2, v, d), wide(&random(2, v, d))) };
+        let target =
+            |i: usize| Target { row: (i * 7 % r) as u32, token: ((i * 31 + 1) * (v / 3 + 1) % v) as u32 };
+        let mut targets: Vec<Target> = (0..r + 2).filter(|i| i % 5 != 3).map(target).collect();
+        targets.push(targets[0]);
+        targets.push(Target { row: 0, token: v as u32 - 1 });
+        let weights = randoms(3, targets.len());
+        Self { head, x, table, e, targets, weights, before: random(4, v, d) }
+    }
+
+    fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        logprob_forward(&self.x, &self.table, &self.head, &self.targets)
+    }
+
+    /// Log-probs, lse, dX, dtable.
+    fn run(&self) -> [Tensor; 4] {
+        let (logprobs, lse) = self.forward();
+        let mut dtable = self.before.clone();
+        let Case { x, table, head, targets, weights, .. } = self;
+        let dx = logprob_backward(x, table, head, &lse, targets, weights, &mut dtable);
+        [Tensor::f32(1, logprobs.len(), logprobs), Tensor::f32(1, lse.len(), lse), dx, dtable]
+    }
+
+    fn check(&self) {
+        let (r, v, d) = (self.x.rows, self.table.rows, self.x.cols);
+        let (x, t, cap) = (wide(&self.x), f64::from(self.head.temperature), self.head.softcap.map(f64::from));
+        let dots = |f: fn(f64) -> f64| -> Vec<f64> {
+            let dot = |at: usize| (0..d).map(|j| f(x[at / v * d + j] * self.e[at % v * d + j])).sum();
+            (0..r * v).map(dot).collect()
+        };
+        let (raw, size) = (dots(|p| p), dots(f64::abs));
+        let finish = |raw: f64| cap.map_or(raw, |c| c * (raw / c).tanh()) / t;
+        let logits: Vec<f64> = raw.iter().map(|&l| finish(l)).collect();
+        let lse: Vec<f64> = logits
+            .chunks(v)
+            .map(|row| {
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                max + row.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
+            })
+            .collect();
+
+        // A logit has d fused additions, division by the cap, tanh (two ulp), product, division by T; the slope of the
+        // cap is at most 1.
+        let logit_error = |i: usize| EPS * (d as f64 / 2.0 * size[i] / t + 3.0 * logits[i].abs());
+        // lse: the logits'; their difference from the maximum, exp, the additions (of a block of 96, of the 86 blocks of a
+        // chunk, of chunks), ln, and the last sum.
+        let sums = (96 + 86 + v / 8192) as f64 / 2.0;
+        let lse_error: Vec<f64> = (0..r)
+            .map(|row| {
+                let all = row * v..(row + 1) * v;
+                let logits_wrong = all.clone().map(logit_error).fold(0.0, f64::max);
+                let range = 2.0 * all.map(|i| logits[i].abs()).fold(0.0, f64::max);
+                logits_wrong + EPS * (range + sums + 4.0 + lse[row].abs())
+            })
+            .collect();
+
+        let got = same_everywhere(|| self.run().into());
+        assert_within("lse", got[1].as_f32(), &lse, |row| lse_error[row]);
+        let at = |t: &Target| t.row as usize * v + t.token as usize;
+        let want: Vec<f64> = self.targets.iter().map(|t| logits[at(t)] - lse[t.row as usize]).collect();
+        assert_within("log-prob", got[0].as_f32(), &want, |i| {
+            let t = &self.targets[i];
+            logit_error(at(t)) + lse_error[t.row as usize] + EPS * want[i].abs()
+        });
+
+        // dlogits = (total softmax - sum of w onehot) cap' / T, and how wrong it may be: the probability by the errors of
+        // logit and lse, cap' = 1 - tanh^2 by those of tanh, and a few roundings of each term.
+        let (mut dl, mut dl_error, mut dl_size) = (vec![0.0; r * v], vec![0.0; r * v], vec![0.0; r * v]);
+        let slope = |i: usize| cap.map_or(1.0, |c| 1.0 - (raw[i] / c).tanh().powi(2)) / t;
+        let slope_error = |i: usize| {
+            let tanh_wrong = |c: f64| EPS * (d as f64 / 2.0 * size[i] / c * t * slope(i) + 4.0);
+            cap.map_or(0.0, |c| 2.0 * tanh_wrong(c) / t) + EPS * slope(i)
+        };
+        let mut total = vec![0.0; r];
+        let mut total_size = vec![0.0; r];
+        for (t, &w) in self.targets.iter().zip(&self.weights) {
+            total[t.row as usize] += f64::from(w);
+            total_size[t.row as usize] += f64::from(w).abs();
+        }
+        for i in 0..r * v {
+            let p = (logits[i] - lse[i / v]).exp();
+            dl[i] = total[i / v] * p * slope(i);
+            let (weight, relative) = (total_size[i / v], logit_error(i) + lse_error[i / v] + 6.0 * EPS);
+            dl_error[i] = weight * p * (slope(i) * relative + slope_error(i));
+            dl_size[i] = weight * p * slope(i);
+        }
+        for (t, &w) in self.targets.iter().zip(&self.weights) {
+            let (i, w) = (at(t), f64::from(w));
+            dl[i] -= w * slope(i);
+            dl_error[i] += w.abs() * (2.0 * EPS * slope(i) + slope_error(i));
+            dl_size[i] += w.abs() * slope(i);
+        }
+        let (mut dx, mut dx_bound) = (vec![0.0; r * d], vec![0.0; r * d]);
+        let mut de = wide(&self.before);
+        // A chain over a chunk's tokens, then over chunks; and a chain over rows, begun with what is there.
+        let (dx_sums, de_sums) = (EPS * (v.min(8192) + v / 8192) as f64 / 2.0, EPS * r as f64 / 2.0);
+        let mut de_bound: Vec<f64> = de.iter().map(|e| de_sums * e.abs()).collect();
+        for i in 0..r * v {
+            let (row, token) = (i / v, i % v);
+            for j in 0..d {
+                let (e, x) = (self.e[token * d + j], x[row * d + j]);
+                dx[row * d + j] += dl[i] * e;
+                de[token * d + j] += dl[i] * x;
+                dx_bound[row * d + j] += (dl_error[i] + dx_sums * dl_size[i]) * e.abs();
+                de_bound[token * d + j] += (dl_error[i] + de_sums * dl_size[i]) * x.abs();
+            }
+        }
+        assert_within("dX", got[2].as_f32(), &dx, |i| dx_bound[i]);
+        assert_within("dtable", got[3].as_f32(), &de, |i| de_bound[i]);
+    }
+}
+
+#[test]
+fn agrees_at_every_remainder_of_the_vocabulary() {
+    for v in (1..=20).chain([95, 96, 97, 131, 191, 192, 193]) {
+        Case::new(5, v, 9, PLAIN, false).check();
+        Case::new(5, v, 9, CAPPED, true).check();
+    }
+}
+
+#[test]
+fn agrees_at_every_remainder_of_rows_and_columns() {
+    for n in (1..=20).chain([47, 48, 49, 63, 64, 65, 97]) {
+        Case::new(n, 101, 9, CAPPED, false).check();
+        Case::new(5, 101, n, CAPPED, true).check();
+    }
+}
+
+/// Chunks of 8192 tokens, and the 256 rows of a pass of the gradient.
+#[test]
+fn agrees_beyond_a_chunk_and_a_pass() {
+    Case::new(3, 8192 + 97, 24, CAPPED, true).check();
+    Case::new(3, 2 * 8192 + 1, 10, PLAIN, false).check();
+    Case::new(256 + 67, 203, 17, CAPPED, false).check();
+    Case::new(2 * 256, 97, 16, PLAIN, true).check();
+}
+
+/// What a row gives must not depend on the rows beside it: sampling and training meet a row in different company.
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    let case = Case::new(140, 8192 + 97, 20, CAPPED, true);
+    let [logprobs, lse, dx, _] = case.run();
+    for row in [0, 15, 16, 63, 64, 139] {
+        let mut alone = Case::new(140, 8192 + 97, 20, CAPPED, true);
+        alone.x = Tensor::f32(1, 20, case.x.as_f32()[row * 20..(row + 1) * 20].to_vec());
+        let mine: Vec<usize> =
+            (0..case.targets.len()).filter(|&i| case.targets[i].row as usize == row).collect();
+        alone.targets = mine.iter().map(|&i| Target { row: 0, ..case.targets[i] }).collect();
+        alone.weights = mine.iter().map(|&i| case.weights[i]).collect();
+        let [logprobs_alone, lse_alone, dx_alone, _] = alone.run();
+        assert_eq!(lse_alone.as_f32()[0].to_bits(), lse.as_f32()[row].to_bits(), "row {row}");
+        assert_eq!(bits(&dx_alone), bits(&dx)[row * 20..(row + 1) * 20], "row {row}");
+        let want: Vec<u32> = mine.iter().map(|&i| logprobs.as_f32()[i].to_bits()).collect();
+        assert_eq!(bits(&logprobs_alone), want, "row {row}");
+    }
+}
+
+/// A draw for every row, all keys different.
+fn draws(rows: usize) -> Vec<Choice> {
+    let key = |i: u32| DrawKey { key: [7, 8], prompt: i / 32, stream: i % 32, position: 3 * i };
+    (0..rows as u32).map(|i| Choice::Draw(key(i))).collect()
+}
+
+/// Tokens and log-probs of a sampling call, so that they can be compared by bits.
+fn sampled(case: &Case, truncation: &Truncation, choices: &[Choice]) -> Vec<Tensor> {
+    let out = sample(&case.x, &case.table, &case.head, truncation, choices);
+    let tokens = out.iter().map(|s| f32::from_bits(s.token)).collect();
+    let logprobs = out.iter().map(|s| s.logprob).collect();
+    vec![Tensor::f32(1, out.len(), tokens), Tensor::f32(1, out.len(), logprobs)]
+}
+
+const TRUNCATIONS: [Truncation; 2] =
+    [Truncation { top_k: 0, top_p: 1.0, min_p: 0.0 }, Truncation { top_k: 50, top_p: 0.9, min_p: 1e-3 }];
+
+#[test]
+fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
+    let case = Case::new(83, 8192 + 97, 20, CAPPED, true);
+    for truncation in &TRUNCATIONS {
+        let choices = draws(83);
+        let out = same_everywhere(|| sampled(&case, truncation, &choices));
+        let tokens = bits(&out[0]);
+        let targets: Vec<Target> = (0..).zip(&tokens).map(|(row, &token)| Target { row, token }).collect();
+        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets);
+        assert_eq!(bits(&out[1]), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
+        // Not all the same token, and not the most probable one throughout.
+        let greedy = bits(&sampled(&case, truncation, &[Choice::Greedy; 83])[0]);
+        let distinct: std::collections::BTreeSet<_> = tokens.iter().collect();
+        assert!(distinct.len() > 20 && tokens != greedy);
+    }
+}
+
+#[test]
+fn a_draw_does_not_depend_on_its_batch() {
+    let mut case = Case::new(83, 300, 20, PLAIN, false);
+    let whole = case.x.clone();
+    for truncation in &TRUNCATIONS {
+        let mut choices = draws(83);
+        choices[5] = Choice::Greedy;
+        case.x = whole.clone();
+        let all = sampled(&case, truncation, &choices);
+        for row in [0, 4, 5, 6, 15, 16, 63, 64, 82] {
+            case.x = Tensor::f32(1, 20, whole.as_f32()[row * 20..(row + 1) * 20].to_vec());
+            let alone = sampled(&case, truncation, &choices[row..=row]);
+            for (alone, all) in alone.iter().zip(&all) {
+                assert_eq!(bits(alone)[0], bits(all)[row], "row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_takes_the_most_probable_token_and_the_lowest_of_equals() {
+    const V: usize = 8192 + 97;
+    let case = Case::new(70, V, 12, PLAIN, false);
+    let mut flat = Case::new(3, V, 12, CAPPED, false);
+    flat.table = Tensor::f32(V, 12, vec![0.5; V * 12]);
+    // Logits to the bit (see the matmul), so that near ties are decided as they must be.
+    let (x, e) = (case.x.as_f32(), case.table.as_f32());
+    let logit =
+        |row: usize, v: usize| (0..12).fold(0.0f32, |sum, j| x[row * 12 + j].mul_add(e[v * 12 + j], sum));
+    for truncation in &TRUNCATIONS {
+        let tokens = bits(&sampled(&case, truncation, &[Choice::Greedy; 70])[0]);
+        for (row, token) in tokens.into_iter().enumerate() {
+            let best = (0..V).rev().max_by(|&a, &b| logit(row, a).total_cmp(&logit(row, b)));
+            assert_eq!(Some(token as usize), best, "row {row}");
+        }
+        assert_eq!(bits(&sampled(&flat, truncation, &[Choice::Greedy; 3])[0]), [0, 0, 0]);
+    }
+}
+
+/// One likely token and 8191 others that together weigh 3e-4, but each too little to change 1 in f32.
+#[test]
+fn a_long_tail_is_not_lost() {
+    let (v, row) = (8192, Tensor::f32(1, 1, vec![1.0]));
+    for peak in [0, 95, 96, 5000, 8191] {
+        let mut logits = vec![-17.0; v];
+        logits[peak] = 0.0;
+        let target = Target { row: 0, token: peak as u32 };
+        let (_, lse) = logprob_forward(&row, &Tensor::f32(v, 1, logits), &PLAIN, &[target]);
+        let want = (8191.0 * f64::exp(-17.0)).ln_1p();
+        // The additions of a block, and of the blocks.
+        assert_within("lse", &lse, &[want], |_| (96.0 + 86.0) / 2.0 * EPS);
+    }
+}
+
+#[test]
+fn a_broken_row_says_so_and_breaks_no_other() {
+    for (broken, head) in [(f32::NAN, CAPPED), (f32::NAN, PLAIN), (f32::INFINITY, PLAIN)] {
+        let mut case = Case::new(20, 131, 12, head, false);
+        let (logprobs, lse) = case.forward();
+        let draws = draws(20);
+        let sound = TRUNCATIONS.map(|t| sampled(&case, &t, &draws));
+        case.x.as_f32_mut()[7 * 12 + 3] = broken;
+        let (logprobs_now, lse_now) = case.forward();
+        let agree = |row: usize, now: f32, before: f32| match row {
+            7 => !now.is_finite(),
+            _ => now.to_bits() == before.to_bits(),
+        };
+        assert!((0..20).all(|row| agree(row, lse_now[row], lse[row])));
+        let row = |i: usize| case.targets[i].row as usize;
+        assert!((0..logprobs.len()).all(|i| agree(row(i), logprobs_now[i], logprobs[i])));
+        for (truncation, sound) in TRUNCATIONS.iter().zip(&sound) {
+            let now = sampled(&case, truncation, &draws);
+            assert!((0..20).all(|row| agree(row, now[1].as_f32()[row], sound[1].as_f32()[row])));
+            assert!((0..20).all(|row| row == 7 || bits(&now[0])[row] == bits(&sound[0])[row]));
+        }
+    }
+}

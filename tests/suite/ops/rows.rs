@@ -1,0 +1,52 @@
+use bon_engine::backend::cpu::rows::{add, gather, scatter_add, write};
+
+use super::{random, same_everywhere};
+
+#[test]
+fn rows_move_where_they_belong() {
+    for cols in (1..=40).chain([2000]) {
+        let (x, dy) = (random(1, 30, cols), random(2, 4, cols));
+        let rows = [29, 0, 7, 8];
+        let out = same_everywhere(|| {
+            let (mut scattered, mut written) = (x.clone(), x.clone());
+            scatter_add(&dy, &rows, &mut scattered);
+            write(&dy, &rows, &mut written);
+            vec![gather(&x, &rows), scattered, written]
+        });
+        let row =
+            |t: &bon_engine::backend::cpu::Tensor, r: usize| t.as_f32()[r * cols..(r + 1) * cols].to_vec();
+        for r in 0..30 {
+            match rows.iter().position(|&x| x as usize == r) {
+                Some(i) => {
+                    let sum: Vec<f32> = row(&x, r).iter().zip(row(&dy, i)).map(|(x, y)| x + y).collect();
+                    assert_eq!(row(&out[0], i), row(&x, r));
+                    assert_eq!(row(&out[1], r), sum);
+                    assert_eq!(row(&out[2], r), row(&dy, i));
+                }
+                None => {
+                    assert_eq!(row(&out[1], r), row(&x, r));
+                    assert_eq!(row(&out[2], r), row(&x, r));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gather_may_repeat_rows() {
+    let x = random(1, 3, 5);
+    assert_eq!(gather(&x, &[2, 2]).as_f32(), [&x.as_f32()[10..], &x.as_f32()[10..]].concat());
+}
+
+#[test]
+fn add_adds_everywhere() {
+    for n in (1..=40).chain([50_000]) {
+        let (x, y) = (random(1, 1, n), random(2, 1, n));
+        let sum = &same_everywhere(|| {
+            let mut sum = x.clone();
+            add(&mut sum, &y);
+            vec![sum]
+        })[0];
+        assert!((0..n).all(|i| sum.as_f32()[i] == x.as_f32()[i] + y.as_f32()[i]));
+    }
+}

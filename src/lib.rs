@@ -62,5 +62,8 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod config;
 pub mod rng;
 pub mod segments;
+pub mod tasks;
+pub mod tokenizer;

@@ -1,6 +1,10 @@
 //! The integration tests: one binary, one module per topic.
 
+#[path = "suite/config.rs"]
+mod config;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/tokenizer.rs"]
+mod tokenizer;
 #[path = "suite/tolerance.rs"]
 mod tolerance;

@@ -1,0 +1,361 @@
+//! config.json in every spelling that Transformers has written, and what must be refused. Expected values are what
+//! Transformers 5.23 makes of the same JSON.
+
+use bon_engine::backend::DType;
+use bon_engine::config::{ConfigError, ConfigFile, GemmaConfig, LayerSpec, NormPlacement};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn open(config: &Value, generation: Option<&Value>) -> Result<ConfigFile, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    if let Some(generation) = generation {
+        std::fs::write(dir.path().join("generation_config.json"), generation.to_string()).unwrap();
+    }
+    ConfigFile::open(dir.path())
+}
+
+fn gemma(config: Value) -> GemmaConfig {
+    open(&config, None).unwrap().gemma
+}
+
+/// The whole chain, as `main` prints it.
+fn refusal(config: &Value) -> String {
+    format!("{:#}", anyhow::Error::from(open(config, None).expect_err(&config.to_string())))
+}
+
+fn layer(window: Option<usize>, rope_theta: f64, rope_factor: f64) -> LayerSpec {
+    LayerSpec { window, rope_theta, rope_factor }
+}
+
+fn merged(mut base: Value, changes: Value) -> Value {
+    base.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    base
+}
+
+#[test]
+fn absent_fields_have_transformers_defaults() {
+    let one = gemma(json!({ "model_type": "gemma" }));
+    let expected = GemmaConfig {
+        model_type: "gemma".into(),
+        vocab_size: 256_000,
+        hidden_size: 3072,
+        intermediate_size: 24_576,
+        num_heads: 16,
+        num_kv_heads: 16,
+        head_dim: 256,
+        layers: vec![layer(None, 1e4, 1.0); 28],
+        rms_norm_eps: 1e-6,
+        attention_scale: 1.0 / 16.0,
+        attention_softcap: None,
+        final_softcap: None,
+        norms: NormPlacement::Pre,
+        qk_norm: false,
+        max_positions: 8192,
+        eos_tokens: vec![1],
+        bos_token: 2,
+    };
+    assert_eq!(one, expected);
+
+    let alternating = |i| layer((i % 2 == 0).then_some(4096), 1e4, 1.0);
+    let expected = GemmaConfig {
+        model_type: "gemma2".into(),
+        hidden_size: 2304,
+        intermediate_size: 9216,
+        num_heads: 8,
+        num_kv_heads: 4,
+        layers: (0..26).map(alternating).collect(),
+        attention_softcap: Some(50.0),
+        final_softcap: Some(30.0),
+        norms: NormPlacement::Sandwich,
+        ..expected
+    };
+    assert_eq!(gemma(json!({ "model_type": "gemma2" })), expected);
+
+    let every_sixth = |i| if i % 6 == 5 { layer(None, 1e6, 1.0) } else { layer(Some(4096), 1e4, 1.0) };
+    let expected = GemmaConfig {
+        model_type: "gemma3_text".into(),
+        vocab_size: 262_208,
+        layers: (0..26).map(every_sixth).collect(),
+        attention_softcap: None,
+        final_softcap: None,
+        qk_norm: true,
+        max_positions: 131_072,
+        ..expected
+    };
+    assert_eq!(gemma(json!({ "model_type": "gemma3_text" })), expected);
+}
+
+#[test]
+fn every_field_is_read() {
+    let config = gemma(json!({
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "vocab_size": 131, "hidden_size": 40,
+        "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+        "head_dim": 10, "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "query_pre_attn_scalar": 4, "attn_logit_softcapping": 7.0,
+        "final_logit_softcapping": null, "sliding_window": 9, "rope_theta": 77.0,
+        "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        "eos_token_id": [3, 5], "bos_token_id": 4,
+    }));
+    let expected = GemmaConfig {
+        model_type: "gemma2".into(),
+        vocab_size: 131,
+        hidden_size: 40,
+        intermediate_size: 56,
+        num_heads: 6,
+        num_kv_heads: 3,
+        head_dim: 10,
+        layers: vec![layer(None, 77.0, 1.0), layer(None, 77.0, 1.0), layer(Some(9), 77.0, 1.0)],
+        rms_norm_eps: 1e-5,
+        attention_scale: 0.5,
+        attention_softcap: Some(7.0),
+        final_softcap: None,
+        norms: NormPlacement::Sandwich,
+        qk_norm: false,
+        max_positions: 64,
+        eos_tokens: vec![3, 5],
+        bos_token: 4,
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn rope_in_both_spellings() {
+    let base = |family: &str| json!({ "model_type": family, "num_hidden_layers": 2 });
+    let layers = |family: &str, changes: Value| gemma(merged(base(family), changes)).layers;
+
+    let flat = |theta, factor| vec![layer(None, theta, factor); 2];
+    assert_eq!(layers("gemma", json!({ "rope_theta": 3.0, "rope_scaling": null })), flat(3.0, 1.0));
+    assert_eq!(
+        layers("gemma", json!({ "rope_theta": 7.0, "rope_scaling": { "type": "linear", "factor": 2.0 } })),
+        flat(7.0, 2.0)
+    );
+    assert_eq!(
+        layers("gemma", json!({ "rope_parameters": { "rope_theta": 5.0 }, "rope_scaling": {} })),
+        flat(5.0, 1.0)
+    );
+    let both = json!({ "rope_parameters": { "rope_type": "linear", "factor": 3.0, "rope_theta": 5.0 }, "rope_theta": 6.0 });
+    assert_eq!(layers("gemma2", both), [layer(Some(4096), 5.0, 3.0), layer(None, 5.0, 3.0)]);
+
+    let old = json!({
+        "rope_theta": 11.0, "rope_local_base_freq": 13.0, "sliding_window_pattern": 2, "sliding_window": 5,
+        "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+    });
+    assert_eq!(layers("gemma3_text", old), [layer(Some(5), 13.0, 1.0), layer(None, 11.0, 8.0)]);
+    let new = json!({
+        "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 5, "rope_theta": 11.0,
+        "rope_parameters": {
+            "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 21.0 },
+            "sliding_attention": { "rope_type": "default", "rope_theta": 22.0 },
+        },
+    });
+    assert_eq!(layers("gemma3_text", new), [layer(None, 21.0, 8.0), layer(Some(5), 22.0, 1.0)]);
+    // The base may be left to the old field, and a layer type may be left out.
+    let mixed = json!({
+        "rope_parameters": { "full_attention": { "rope_type": "default" } }, "rope_theta": 11.0,
+        "sliding_window_pattern": 2,
+    });
+    assert_eq!(layers("gemma3_text", mixed), [layer(Some(4096), 1e4, 1.0), layer(None, 11.0, 1.0)]);
+}
+
+#[test]
+fn only_local_layers_need_a_window() {
+    let config = gemma(json!({
+        "model_type": "gemma3_text", "num_hidden_layers": 1, "layer_types": ["full_attention"], "sliding_window": null,
+    }));
+    assert_eq!(config.layers, [layer(None, 1e6, 1.0)]);
+    let problem = refusal(&json!({ "model_type": "gemma3_text", "sliding_window": null }));
+    assert!(problem.contains("config.json: sliding_window: expected an integer"), "{problem}");
+}
+
+#[test]
+fn gemma_1_calls_the_tanh_gelu_gelu() {
+    gemma(json!({ "model_type": "gemma", "hidden_act": "gelu" }));
+    let problem = refusal(&json!({ "model_type": "gemma2", "hidden_activation": "gelu" }));
+    assert!(problem.contains("hidden_activation = \"gelu\" is not supported"), "{problem}");
+}
+
+#[test]
+fn end_tokens_are_the_union_of_both_files() {
+    let config = json!({ "model_type": "gemma3_text", "eos_token_id": 1 });
+    let eos = |generation: Value| open(&config, Some(&generation)).map(|c| c.gemma.eos_tokens);
+    assert_eq!(eos(json!({ "eos_token_id": [1, 106] })).unwrap(), [1, 106]);
+    assert_eq!(eos(json!({ "temperature": 1.0 })).unwrap(), [1]);
+    let problem = eos(json!({ "eos_token_id": 262_208 })).unwrap_err().to_string();
+    assert!(problem.contains("generation_config.json: eos_token_id: expected token ids below"), "{problem}");
+    let none = json!({ "model_type": "gemma3_text", "eos_token_id": null });
+    assert_eq!(open(&none, Some(&json!({ "eos_token_id": 7 }))).unwrap().gemma.eos_tokens, [7]);
+    assert!(refusal(&none).contains("config.json: eos_token_id: neither here nor in generation_config.json"));
+}
+
+#[test]
+fn saving_changes_the_dtype_alone() {
+    let old =
+        json!({ "zeta": 1e-6, "model_type": "gemma", "torch_dtype": "float16", "alpha": [1, { "b": null }] });
+    let file = open(&old, None).unwrap();
+    let saved: Value = serde_json::from_str(&file.to_json(DType::Bf16)).unwrap();
+    assert_eq!(saved, merged(old.clone(), json!({ "torch_dtype": "bfloat16" })));
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&saved), keys(&old), "the order of fields stays");
+
+    let new = json!({ "model_type": "gemma", "dtype": "bfloat16" });
+    let saved: Value = serde_json::from_str(&open(&new, None).unwrap().to_json(DType::F32)).unwrap();
+    assert_eq!(saved, json!({ "model_type": "gemma", "dtype": "float32" }));
+}
+
+#[test]
+fn other_models_are_named() {
+    for (config, expected) in [
+        (json!({}), "a configuration without model_type is not a Gemma"),
+        (json!({ "model_type": "llama" }), "model_type \"llama\" is not a Gemma"),
+        (json!({ "model_type": "gemma3n_text" }), "model_type \"gemma3n_text\" is not a Gemma"),
+        (json!({ "model_type": 3 }), "model_type 3 is not a Gemma"),
+        (
+            json!({ "model_type": "gemma3", "text_config": {} }),
+            "the vision-and-text wrapper; use a text-only",
+        ),
+        (
+            json!({ "model_type": "gemma2", "architectures": ["Gemma2ForSequenceClassification"] }),
+            "architectures [\"Gemma2ForSequenceClassification\"] is not a Gemma",
+        ),
+        (json!({ "model_type": "gemma2", "architectures": ["GemmaForCausalLM"] }), "architectures"),
+    ] {
+        let problem = refusal(&config);
+        assert!(problem.contains("config.json: ") && problem.contains(expected), "{problem}");
+    }
+}
+
+#[test]
+fn what_the_engine_would_ignore_is_refused() {
+    for (family, field, value) in [
+        ("gemma", "attention_bias", json!(true)),
+        ("gemma", "use_bidirectional_attention", json!(true)),
+        ("gemma3_text", "use_bidirectional_attention", json!("all")),
+        ("gemma2", "tie_word_embeddings", json!(false)),
+        ("gemma2", "quantization_config", json!({ "bits": 4 })),
+        ("gemma", "hidden_act", json!("silu")),
+        ("gemma2", "hidden_activation", json!(null)),
+        ("gemma3_text", "attn_logit_softcapping", json!(50.0)),
+        ("gemma", "rope_scaling.rope_type", json!("yarn")),
+        ("gemma", "rope_scaling.type", json!("dynamic")),
+        ("gemma2", "rope_parameters.rope_type", json!("llama3")),
+        ("gemma2", "rope_parameters.partial_rotary_factor", json!(0.5)),
+        ("gemma3_text", "rope_scaling.rope_type", json!("longrope")),
+        ("gemma3_text", "rope_parameters.sliding_attention.rope_type", json!(null)),
+    ] {
+        let problem = refusal(&merged(json!({ "model_type": family }), nested(field, value)));
+        let expected = format!("config.json: {field} = ");
+        assert!(problem.contains(&expected) && problem.contains("is not supported: "), "{problem}");
+    }
+}
+
+#[test]
+fn nonsense_names_file_and_field() {
+    for (family, field, value) in [
+        ("gemma", "vocab_size", json!(0)),
+        ("gemma", "vocab_size", json!(1u64 << 40)),
+        ("gemma2", "hidden_size", json!(-3)),
+        ("gemma2", "hidden_size", json!(640.5)),
+        ("gemma2", "intermediate_size", json!("9216")),
+        ("gemma2", "num_hidden_layers", json!(1_000_000)),
+        ("gemma3_text", "num_attention_heads", json!(0)),
+        ("gemma3_text", "num_attention_heads", json!(u64::MAX)),
+        ("gemma3_text", "num_key_value_heads", json!(3)),
+        ("gemma3_text", "head_dim", json!(255)),
+        ("gemma3_text", "head_dim", json!(1 << 21)),
+        ("gemma3_text", "max_position_embeddings", json!(1 << 25)),
+        ("gemma3_text", "rms_norm_eps", json!(0.0)),
+        ("gemma3_text", "rms_norm_eps", json!(1e-60)),
+        ("gemma3_text", "query_pre_attn_scalar", json!(-1)),
+        ("gemma3_text", "query_pre_attn_scalar", json!(1e300)),
+        ("gemma2", "attn_logit_softcapping", json!(0.0)),
+        ("gemma2", "final_logit_softcapping", json!("no")),
+        ("gemma2", "sliding_window", json!(0)),
+        ("gemma3_text", "sliding_window_pattern", json!(0)),
+        ("gemma2", "layer_types", json!(["full_attention"])),
+        ("gemma2", "layer_types", json!("full_attention")),
+        ("gemma2", "bos_token_id", json!(null)),
+        ("gemma2", "bos_token_id", json!([2, 3])),
+        ("gemma2", "bos_token_id", json!(-1)),
+        ("gemma2", "eos_token_id", json!([1, 256_000])),
+        ("gemma", "rope_theta", json!("big")),
+        ("gemma", "rope_scaling", json!(2.0)),
+        ("gemma2", "rope_parameters", json!({ "full_attention": { "rope_type": "default" } })),
+        ("gemma3_text", "rope_parameters", json!({ "rope_type": "default", "rope_theta": 1e6 })),
+        ("gemma3_text", "rope_scaling.type", json!("linear")),
+        ("gemma3_text", "rope_scaling.factor", json!(0)),
+        ("gemma3_text", "rope_parameters.sliding_attention", json!([])),
+    ] {
+        let mut fields = nested(field, value);
+        if field == "rope_scaling.factor" {
+            fields["rope_scaling"]["rope_type"] = json!("linear");
+        }
+        let problem = refusal(&merged(json!({ "model_type": family }), fields));
+        assert!(problem.contains(&format!("config.json: {field}: ")), "{field}: {problem}");
+    }
+    let problem = refusal(&json!({
+        "model_type": "gemma2", "num_hidden_layers": 2, "layer_types": ["full_attention", "chunked_attention"],
+    }));
+    assert!(problem.contains("config.json: layer_types[1]: \"chunked_attention\" is neither"), "{problem}");
+}
+
+/// `a.b.c` as objects within objects.
+fn nested(field: &str, value: Value) -> Value {
+    field.rsplit('.').fold(value, |inner, key| json!({ key: inner }))
+}
+
+#[test]
+fn files_that_are_no_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let problem = || format!("{:#}", anyhow::Error::from(ConfigFile::open(dir.path()).unwrap_err()));
+    assert!(problem().starts_with(&format!("cannot read {}: No such file", path.display())), "{}", problem());
+    for bytes in
+        [&b""[..], b"[1]", b"{\"model_type\": \"gemma\"", b"{\"model_type\": \"\xff\"}", &b"[".repeat(9999)]
+    {
+        std::fs::write(&path, bytes).unwrap();
+        assert!(problem().contains("config.json: not a JSON object: "), "{}", problem());
+    }
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert!(
+        problem().contains("config.json: 1099511627776 bytes, and such a file has at most"),
+        "{}",
+        problem()
+    );
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(problem().contains("config.json: not a regular file"), "{}", problem());
+}
+
+proptest! {
+    #[test]
+    fn no_value_of_any_field_panics(
+        family in prop::sample::select(vec!["gemma", "gemma2", "gemma3_text"]),
+        fields in prop::collection::vec((
+            prop::sample::select(vec![
+                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "layer_types",
+                "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window",
+                "sliding_window_pattern", "rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters",
+                "eos_token_id", "bos_token_id", "architectures", "hidden_act", "hidden_activation",
+            ]),
+            prop_oneof![
+                Just(json!(null)), Just(json!({})), Just(json!([])), Just(json!("linear")), Just(json!(1e308)),
+                any::<u64>().prop_map(|n| json!(n)), (0u64..20).prop_map(|n| json!(n)),
+                any::<f64>().prop_map(|x| json!(x)), Just(json!(["full_attention"])),
+                Just(json!({ "rope_type": "linear", "factor": 1e-40 })),
+                Just(json!({ "full_attention": null, "sliding_attention": { "type": 1 } })),
+            ],
+        ), 0..6),
+    ) {
+        let mut config = json!({ "model_type": family });
+        for (field, value) in fields {
+            config[field] = value;
+        }
+        if let Ok(file) = open(&config, None) {
+            let c = file.gemma;
+            prop_assert!(c.num_heads % c.num_kv_heads == 0 && c.head_dim % 2 == 0 && !c.layers.is_empty());
+            prop_assert!(c.attention_scale > 0.0 && c.attention_scale.is_finite());
+        }
+    }
+}

@@ -68,3 +68,4 @@ pub mod rng;
 pub mod segments;
 pub mod tasks;
 pub mod tokenizer;
+pub mod verifier;

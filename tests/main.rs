@@ -10,3 +10,5 @@ mod ops;
 mod tokenizer;
 #[path = "suite/tolerance.rs"]
 mod tolerance;
+#[path = "suite/verifier.rs"]
+mod verifier;

@@ -1,0 +1,324 @@
+//! Verifiers: text in, score out. They know no device and no model; the `command` verifier's program and the
+//! [`pool`]'s threads are all that they touch.
+//!
+//! A response that is wrong, or in which no answer can be found, scores 0. A [`Failure`] is something else: the
+//! verifier could not judge. The two are never mixed, because a failure that counted as 0 would teach the model
+//! to avoid whatever broke the verifier.
+//!
+//! # The protocol of `command`
+//!
+//! The program is started once per worker and lives on. For each response it reads one line from stdin,
+//!
+//! ```json
+//! {"id": 17, "prompt": "2+2?", "response": "It is 4.", "answer": "4", "task": {"prompt": "2+2?", "answer": "4"}}
+//! ```
+//!
+//! and writes one line to stdout, with the same id: `{"id": 17, "score": 1.0}`. Any finite number is a score; further
+//! fields are ignored; `"score": null` says that it cannot judge this response. It gets its next request after it has
+//! answered, so it must flush its stdout line by line. Everything else that it has to say belongs on stderr, whose
+//! end is quoted when something goes wrong.
+//!
+//! A program that exceeds `timeout_seconds`, ends, or writes anything else is killed with its whole process group and
+//! started anew for the next request. So are all programs when the verifier is dropped. If a process that has
+//! answered before ends or breaks the protocol, the request is put once more to a fresh one, so that no response pays
+//! for an earlier one. A program that has never answered and fails three times in a row, or that can three times
+//! in a row not be started, is [`Failure::Unavailable`] from then on. Programs are not confined in any way: one that
+//! runs what the model wrote must bring its own sandbox.
+
+mod boxed;
+mod command;
+mod exact;
+mod numeric;
+pub mod pool;
+mod regex;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// One response to judge.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Request<'a> {
+    /// The prompt as the model saw it, without the turn template.
+    pub prompt: &'a str,
+    /// What the model wrote.
+    pub response: &'a str,
+    /// The reference answer of the task.
+    pub answer: &'a str,
+    /// The task line's whole JSON object, so that a program can use fields that the engine does not know.
+    pub task: &'a Map<String, Value>,
+}
+
+/// Judges responses. Built by [`build`]; shared by the threads of a [`pool::Pool`].
+pub trait Verifier: Send + Sync {
+    /// The score of a response: 1 or 0 for the built-in kinds, any finite number for a program's.
+    fn score(&self, request: &Request) -> Result<f64, Failure>;
+
+    /// The answer that this verifier reads from a response, normalised so that equal answers are equal strings:
+    /// what majority voting and diversity count. `None` where there is none to read, as always for `command`.
+    fn extract(&self, response: &str) -> Option<String>;
+
+    /// How many requests are worth judging at once. The built-in kinds take microseconds, so one thread does.
+    fn parallelism(&self) -> usize {
+        1
+    }
+}
+
+/// Why a response could not be judged.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum Failure {
+    /// The program was too slow. It has been killed and is started again for the next request.
+    #[error(
+        "the verifier program gave no answer within {seconds} s; make it faster or raise timeout_seconds{}",
+        said(stderr)
+    )]
+    Timeout {
+        /// `timeout_seconds`.
+        seconds: f64,
+        /// The end of what it wrote on stderr.
+        stderr: String,
+    },
+    /// The program ended, or closed its stdout, instead of answering.
+    #[error("the verifier program ended without an answer ({how}){}", said(stderr))]
+    Crashed {
+        /// Its exit status or signal.
+        how: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
+    },
+    /// The program's score is NaN or infinite.
+    #[error("the verifier program gave a score that is not finite: {line:?}")]
+    Nan {
+        /// The line it wrote.
+        line: String,
+    },
+    /// The program answered with no score, or with null: its way to say that it could not judge.
+    #[error("the verifier program answered without a score: {line:?}")]
+    Missing {
+        /// The line it wrote.
+        line: String,
+    },
+    /// The program wrote something other than the answer to the request.
+    #[error(
+        "the verifier program wrote {line:?} ({why}); write one line {{\"id\": .., \"score\": ..}} per request \
+         on stdout and everything else on stderr{}",
+        said(stderr)
+    )]
+    Protocol {
+        /// The line it wrote, cut where it is long.
+        line: String,
+        /// What is wrong with it.
+        why: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
+    },
+    /// The program could not be started.
+    #[error("cannot start the verifier program {program:?}: {error}")]
+    Start {
+        /// `program[0]`.
+        program: String,
+        /// The operating system's words.
+        error: String,
+    },
+    /// The program does not work at all, so requests are no longer sent to it.
+    #[error(
+        "the verifier program {program:?} does not work: it failed {times} times in a row, at last so: {last}"
+    )]
+    Unavailable {
+        /// `program[0]`.
+        program: String,
+        /// Number of failures in a row.
+        times: u32,
+        /// The last of them.
+        last: Box<Failure>,
+    },
+    /// The task's own answer cannot be compared with anything.
+    #[error(
+        "the task's answer {answer:?} holds no {wanted}; correct the task or choose another verifier kind"
+    )]
+    Answer {
+        /// The answer, cut where it is long.
+        answer: String,
+        /// What the verifier looked for.
+        wanted: &'static str,
+    },
+}
+
+impl Failure {
+    /// A short name, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Crashed { .. } => "crashed",
+            Self::Nan { .. } => "nan",
+            Self::Missing { .. } => "missing",
+            Self::Protocol { .. } => "protocol",
+            Self::Start { .. } => "start",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Answer { .. } => "answer",
+        }
+    }
+}
+
+fn said(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!("\nits stderr ends with:\n{stderr}") }
+}
+
+/// The start of `text`, short enough for an error message.
+fn excerpt(text: &str) -> String {
+    const LONGEST: usize = 200;
+    match text.char_indices().nth(LONGEST) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
+}
+
+/// Which of several matches in a response is its answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pick {
+    /// The first.
+    First,
+    /// The last: models reason first and conclude last.
+    #[default]
+    Last,
+}
+
+impl Pick {
+    fn of<T>(self, mut items: impl Iterator<Item = T>) -> Option<T> {
+        match self {
+            Self::First => items.next(),
+            Self::Last => items.last(),
+        }
+    }
+}
+
+/// The `[verifier]` table of the training configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum VerifierConfig {
+    /// The whole response, without surrounding white space, is the answer.
+    Exact {
+        /// Upper and lower case are the same.
+        #[serde(default)]
+        case_insensitive: bool,
+    },
+    /// A number in the response equals the last number of the answer, up to
+    /// max(`absolute_tolerance`, `relative_tolerance` x |answer|).
+    Numeric {
+        /// Which number of the response.
+        #[serde(default)]
+        pick: Pick,
+        /// 0 unless set.
+        #[serde(default)]
+        absolute_tolerance: f64,
+        /// 1e-12 unless set: rounding of binary fractions, but no two different integers below 10^12.
+        #[serde(default = "default_relative_tolerance")]
+        relative_tolerance: f64,
+    },
+    /// The response's last `\boxed{...}` means the same as the answer, judged as graders of MATH do.
+    Boxed {},
+    /// What the pattern captures, without surrounding white space, is the answer.
+    Regex {
+        /// In the syntax of the regex crate: no look-around, no back-references, linear time.
+        pattern: String,
+        /// The capture group to compare; 0 is the whole match. Unless set: 1 if the pattern has a group, else 0.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<usize>,
+        /// Which match of the response.
+        #[serde(default)]
+        pick: Pick,
+    },
+    /// A program judges: one JSON object per line in, one out; the
+    /// [module](self#the-protocol-of-command) describes the protocol.
+    Command {
+        /// The program and its arguments. No shell is involved.
+        program: Vec<String>,
+        /// Seconds that one answer may take; the first answer of a process includes its start. 30 unless set.
+        #[serde(default = "default_timeout_seconds")]
+        timeout_seconds: f64,
+        /// Number of processes. 1 unless set.
+        #[serde(default = "default_workers")]
+        workers: usize,
+    },
+}
+
+fn default_relative_tolerance() -> f64 {
+    1e-12
+}
+
+fn default_timeout_seconds() -> f64 {
+    30.0
+}
+
+fn default_workers() -> usize {
+    1
+}
+
+/// Why a configured verifier cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The pattern is not a regular expression.
+    #[error("verifier.pattern: {0}")]
+    Pattern(#[source] Box<::regex::Error>),
+    /// The pattern has no such group.
+    #[error("verifier.group = {group}, but the pattern's groups are 0..={last}")]
+    Group {
+        /// The group asked for.
+        group: usize,
+        /// The last one there is.
+        last: usize,
+    },
+    /// A number is out of range.
+    #[error("verifier.{name} = {value}: must be {range}")]
+    Range {
+        /// The field.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The values that are allowed.
+        range: &'static str,
+    },
+    /// No program is named.
+    #[error(
+        "verifier.program is empty: name the program and its arguments, as in [\"python3\", \"verify.py\"]"
+    )]
+    NoProgram,
+    /// The program cannot be started.
+    #[error(
+        "verifier.program: cannot start {program:?}; check the path, its execute permission and its #! line"
+    )]
+    Start {
+        /// `program[0]`.
+        program: String,
+        /// The operating system's words.
+        source: std::io::Error,
+    },
+}
+
+/// Builds the verifier that a configuration describes. A `command` verifier starts its processes here, so that a
+/// program that cannot be started is known at once and the others load while the model does.
+pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
+    Ok(match config {
+        VerifierConfig::Exact { case_insensitive } => {
+            Box::new(exact::Exact { case_insensitive: *case_insensitive })
+        }
+        &VerifierConfig::Numeric { pick, absolute_tolerance, relative_tolerance } => {
+            let tolerances =
+                [("absolute_tolerance", absolute_tolerance), ("relative_tolerance", relative_tolerance)];
+            for (name, value) in tolerances {
+                if !(value.is_finite() && value >= 0.0) {
+                    return Err(BuildError::Range { name, value, range: "finite and not negative" });
+                }
+            }
+            Box::new(numeric::Numeric { pick, absolute_tolerance, relative_tolerance })
+        }
+        VerifierConfig::Boxed {} => Box::new(boxed::Boxed),
+        VerifierConfig::Regex { pattern, group, pick } => {
+            Box::new(regex::Regex::new(pattern, *group, *pick)?)
+        }
+        VerifierConfig::Command { program, timeout_seconds, workers } => {
+            Box::new(command::Command::start(program, *timeout_seconds, *workers)?)
+        }
+    })
+}

@@ -63,6 +63,7 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod config;
+pub mod eval;
 pub mod objective;
 pub mod rng;
 pub mod segments;

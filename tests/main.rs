@@ -2,6 +2,8 @@
 
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/eval.rs"]
+mod eval;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]

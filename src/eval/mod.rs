@@ -1,0 +1,120 @@
+//! Evaluation: from one pool of M samples per problem to pass@N, Best-of-N and majority@N for every N <= M, with
+//! 95 % confidence intervals over problems. Pure: it generates nothing and reads no file.
+
+pub mod estimators;
+mod interval;
+mod report;
+
+pub use interval::Estimate;
+pub use report::{Change, Comparison, Figures, ProblemReport, Report};
+
+use estimators::{answer_counts, best_of_n, entropy, majority_at_n, pass_at_n};
+use thiserror::Error;
+
+/// One sampled response to a problem.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// The verifier's score, which Best-of-N selects by.
+    pub score: f64,
+    /// The environment's judgement.
+    pub correct: bool,
+    /// The answer found in the response, in a form in which equal answers are equal strings; `None` if it has none.
+    pub answer: Option<String>,
+}
+
+/// A problem and its pool of i.i.d. samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// What errors and reports call it.
+    pub id: String,
+    /// The pool.
+    pub samples: Vec<Sample>,
+}
+
+/// Why pools cannot be evaluated, or reports not compared.
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum EvalError {
+    /// Nothing to evaluate.
+    #[error("there is no problem to evaluate")]
+    NoProblems,
+    /// No N, or N = 0.
+    #[error("name at least one N to evaluate, each at least 1")]
+    NoN,
+    /// The pool cannot tell about Best-of-N.
+    #[error("problem `{problem}` has {m} samples, too few for N = {n}; draw more samples or lower N")]
+    PoolTooSmall {
+        /// The problem's id.
+        problem: String,
+        /// N.
+        n: usize,
+        /// M.
+        m: usize,
+    },
+    /// NaN or infinity.
+    #[error("problem `{problem}`: the score of sample {sample} is {value}, not a finite number")]
+    NonFiniteScore {
+        /// The problem's id.
+        problem: String,
+        /// Index of the sample.
+        sample: usize,
+        /// The score.
+        value: f64,
+    },
+    /// Two reports that are compared differ in N.
+    #[error("the reports list different N: {before:?} before, {after:?} after")]
+    DifferentN {
+        /// N of the first report.
+        before: Vec<usize>,
+        /// N of the second.
+        after: Vec<usize>,
+    },
+    /// Two reports that are compared are not about the same problems in the same order.
+    #[error("the reports differ at problem {index}: {before} before, {after} after")]
+    DifferentProblems {
+        /// First position that differs, from 0.
+        index: usize,
+        /// The first report's problem there, or that it has none.
+        before: String,
+        /// The second report's.
+        after: String,
+    },
+}
+
+/// Evaluates every problem at every N of `ns`. `seed` drives the bootstrap of the intervals; the estimates themselves
+/// involve no randomness.
+pub fn evaluate(problems: &[Problem], ns: &[usize], seed: u64) -> Result<Report, EvalError> {
+    if problems.is_empty() {
+        return Err(EvalError::NoProblems);
+    }
+    if ns.is_empty() || ns.contains(&0) {
+        return Err(EvalError::NoN);
+    }
+    let per_problem =
+        problems.iter().map(|problem| evaluate_one(problem, ns)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Report::new(ns.to_vec(), seed, per_problem))
+}
+
+fn evaluate_one(problem: &Problem, ns: &[usize]) -> Result<ProblemReport, EvalError> {
+    let m = problem.samples.len();
+    let name = || problem.id.clone();
+    if let Some(&n) = ns.iter().find(|&&n| n > m) {
+        return Err(EvalError::PoolTooSmall { problem: name(), n, m });
+    }
+    if let Some((sample, s)) = problem.samples.iter().enumerate().find(|(_, s)| !s.score.is_finite()) {
+        return Err(EvalError::NonFiniteScore { problem: name(), sample, value: s.score });
+    }
+    let correct = problem.samples.iter().filter(|s| s.correct).count();
+    let (answers, unanswered) = answer_counts(&problem.samples);
+    Ok(ProblemReport {
+        id: name(),
+        samples: m,
+        figures: Figures {
+            pass_at_n: ns.iter().map(|&n| pass_at_n(m, correct, n)).collect(),
+            best_of_n: ns.iter().map(|&n| best_of_n(&problem.samples, n)).collect(),
+            majority_at_n: ns.iter().map(|&n| majority_at_n(&answers, unanswered, n)).collect(),
+            answer_entropy: entropy(&answers),
+            distinct_answers: answers.len() as f64,
+            unanswered: unanswered as f64 / m as f64,
+        },
+    })
+}

@@ -1,0 +1,249 @@
+//! What an evaluation says, and what changed between two: plain data that serialises, and plain-text tables.
+
+use super::EvalError;
+use super::interval::{Estimate, bootstrap};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// Every figure that is reported. `T` is f64 for one problem, [`Estimate`] for a mean over problems and [`Change`]
+/// for a comparison; the lists are parallel to the report's `ns`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures<T> {
+    /// Chance that one of N samples is correct.
+    pub pass_at_n: Vec<T>,
+    /// Accuracy of the sample that the verifier picks among N.
+    pub best_of_n: Vec<T>,
+    /// Accuracy of the most frequent answer among N samples.
+    pub majority_at_n: Vec<T>,
+    /// Entropy of the answers, nats.
+    pub answer_entropy: T,
+    /// Number of distinct answers in the pool.
+    pub distinct_answers: T,
+    /// Share of samples without an answer.
+    pub unanswered: T,
+}
+
+impl<T: Copy> Figures<T> {
+    /// All figures in one row.
+    fn row(&self) -> Vec<T> {
+        let lists = [&self.pass_at_n, &self.best_of_n, &self.majority_at_n];
+        let single = [self.answer_entropy, self.distinct_answers, self.unanswered];
+        lists.into_iter().flatten().copied().chain(single).collect()
+    }
+
+    /// The inverse of [`Figures::row`], for `n` values of N.
+    fn from_row(n: usize, row: &[T]) -> Self {
+        let single = &row[3 * n..];
+        Self {
+            pass_at_n: row[..n].to_vec(),
+            best_of_n: row[n..2 * n].to_vec(),
+            majority_at_n: row[2 * n..3 * n].to_vec(),
+            answer_entropy: single[0],
+            distinct_answers: single[1],
+            unanswered: single[2],
+        }
+    }
+
+    /// The three that depend on N, with their titles.
+    fn by_n(&self) -> [(&'static str, &[T]); 3] {
+        [("pass@N", &self.pass_at_n), ("best-of-N", &self.best_of_n), ("majority@N", &self.majority_at_n)]
+    }
+
+    /// The three that do not.
+    fn diversity(&self) -> [(&'static str, T); 3] {
+        [
+            ("answer entropy (nats)", self.answer_entropy),
+            ("distinct answers", self.distinct_answers),
+            ("share without answer", self.unanswered),
+        ]
+    }
+}
+
+/// The figures of one problem.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProblemReport {
+    /// The problem's id.
+    pub id: String,
+    /// M, the size of its pool.
+    pub samples: usize,
+    /// Its figures.
+    #[serde(flatten)]
+    pub figures: Figures<f64>,
+}
+
+/// The result of [`super::evaluate`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The N that the lists of `figures` are parallel to.
+    pub ns: Vec<usize>,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// Means over problems.
+    pub figures: Figures<Estimate>,
+    /// Every problem, in the order given.
+    pub problems: Vec<ProblemReport>,
+}
+
+impl Report {
+    pub(super) fn new(ns: Vec<usize>, seed: u64, problems: Vec<ProblemReport>) -> Self {
+        let rows: Vec<Vec<f64>> = problems.iter().map(|p| p.figures.row()).collect();
+        let figures = Figures::from_row(ns.len(), &bootstrap(&rows, seed));
+        Self { ns, seed, figures, problems }
+    }
+
+    /// A table: one row per N, then the diversity of answers.
+    pub fn to_table(&self) -> String {
+        let sizes = self.problems.iter().map(|p| p.samples);
+        let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
+        let each = if least == most { format!("{most}") } else { format!("{least} to {most}") };
+        let mut rows = vec![vec!["N".to_owned()]];
+        for (title, list) in self.figures.by_n() {
+            rows[0].push(title.to_owned());
+            for (i, estimate) in list.iter().enumerate() {
+                if rows.len() <= i + 1 {
+                    rows.push(vec![self.ns[i].to_string()]);
+                }
+                rows[i + 1].push(cell(estimate));
+            }
+        }
+        let diversity =
+            self.figures.diversity().map(|(title, estimate)| vec![title.to_owned(), cell(&estimate)]);
+        format!(
+            "problems: {}, samples each: {each}; brackets: 95 % confidence intervals over problems\n\n{}\n{}",
+            self.problems.len(),
+            align(&rows),
+            align(&diversity)
+        )
+    }
+
+    /// What changed from this report to `after`, which must be about the same problems in the same order and list
+    /// the same N. Differences are paired: their intervals come from the differences of each problem, so what
+    /// problems have in common cancels.
+    pub fn compare(&self, after: &Report) -> Result<Comparison, EvalError> {
+        if self.ns != after.ns {
+            return Err(EvalError::DifferentN { before: self.ns.clone(), after: after.ns.clone() });
+        }
+        let longest = self.problems.len().max(after.problems.len());
+        let id = |report: &Report, i: usize| report.problems.get(i).map(|p| p.id.clone());
+        if let Some(index) = (0..longest).find(|&i| id(self, i) != id(after, i)) {
+            let name = |report| id(report, index).map_or("none".to_owned(), |id| format!("`{id}`"));
+            let (before, after) = (name(self), name(after));
+            return Err(EvalError::DifferentProblems { index, before, after });
+        }
+        let rows: Vec<Vec<f64>> = self
+            .problems
+            .iter()
+            .zip(&after.problems)
+            .map(|(b, a)| b.figures.row().iter().zip(a.figures.row()).map(|(b, a)| a - b).collect())
+            .collect();
+        let changes: Vec<Change> = bootstrap(&rows, self.seed)
+            .into_iter()
+            .zip(self.figures.row().into_iter().zip(after.figures.row()))
+            .map(|(difference, (before, after))| Change { before, after, difference })
+            .collect();
+        let figures = Figures::from_row(self.ns.len(), &changes);
+        Ok(Comparison { ns: self.ns.clone(), problems: self.problems.len(), figures })
+    }
+}
+
+/// A figure before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// Mean before.
+    pub before: Estimate,
+    /// Mean after.
+    pub after: Estimate,
+    /// Mean of after - before, with the interval of the paired differences.
+    pub difference: Estimate,
+}
+
+/// The result of [`Report::compare`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The N that the lists of `figures` are parallel to.
+    pub ns: Vec<usize>,
+    /// Number of problems.
+    pub problems: usize,
+    /// Every figure's change.
+    pub figures: Figures<Change>,
+}
+
+impl Comparison {
+    /// One table per figure: N, before, after, difference.
+    pub fn to_table(&self) -> String {
+        let columns = ["before", "after", "difference"].map(str::to_owned);
+        let row = |head: String, change: &Change| {
+            vec![head, cell(&change.before), cell(&change.after), signed(&change.difference)]
+        };
+        let mut out = format!(
+            "problems: {}; brackets: 95 % confidence intervals over problems, paired for differences\n",
+            self.problems
+        );
+        for (title, list) in self.figures.by_n() {
+            let mut rows = vec![std::iter::once("N".to_owned()).chain(columns.clone()).collect()];
+            rows.extend(self.ns.iter().zip(list).map(|(n, change)| row(n.to_string(), change)));
+            let _ = write!(out, "\n{title}\n{}", align(&rows));
+        }
+        let mut rows = vec![std::iter::once(String::new()).chain(columns).collect()];
+        rows.extend(self.figures.diversity().map(|(title, change)| row(title.to_owned(), &change)));
+        let _ = write!(out, "\n{}", align(&rows));
+        out.push('\n');
+        for (title, list) in self.figures.by_n() {
+            let _ = writeln!(out, "{title}: {}", self.verdict(list));
+        }
+        out
+    }
+
+    /// In words: at which N the difference is beyond its interval, and which way.
+    fn verdict(&self, list: &[Change]) -> String {
+        let at = |says: fn([f64; 2]) -> bool| -> Vec<String> {
+            let there = self.ns.iter().zip(list).filter(|(_, c)| c.difference.ci95.is_some_and(says));
+            there.map(|(n, _)| n.to_string()).collect()
+        };
+        let (gains, losses) = (at(|[lo, _]| lo > 0.0), at(|[_, hi]| hi < 0.0));
+        let part = |what: &str, ns: &[String]| format!("{what} beyond the interval at N = {}", ns.join(", "));
+        match (gains.is_empty(), losses.is_empty()) {
+            (true, true) => "no change beyond the interval at any N".to_owned(),
+            (false, true) => part("gain", &gains),
+            (true, false) => part("loss", &losses),
+            (false, false) => format!("{}; {}", part("gain", &gains), part("loss", &losses)),
+        }
+    }
+}
+
+fn cell(estimate: &Estimate) -> String {
+    let (mean, ci95) = shown(estimate);
+    match ci95 {
+        Some([lo, hi]) => format!("{mean:.3} [{lo:.3}, {hi:.3}]"),
+        None => format!("{mean:.3}"),
+    }
+}
+
+fn signed(estimate: &Estimate) -> String {
+    let (mean, ci95) = shown(estimate);
+    match ci95 {
+        Some([lo, hi]) => format!("{mean:+.3} [{lo:+.3}, {hi:+.3}]"),
+        None => format!("{mean:+.3}"),
+    }
+}
+
+/// What three decimals show as zero is zero: never `-0.000`.
+fn shown(estimate: &Estimate) -> (f64, Option<[f64; 2]>) {
+    let shown = |x: f64| if x.abs() < 0.0005 { 0.0 } else { x };
+    (shown(estimate.mean), estimate.ci95.map(|ci| ci.map(shown)))
+}
+
+/// Rows of cells as lines of columns, right-aligned, two spaces apart.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> =
+        (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
+        out.push_str(&cells.join("  "));
+        out.push('\n');
+    }
+    out
+}

@@ -1,13 +1,25 @@
 //! The integration tests: one binary, one module per topic.
 
+#[path = "suite/checkpoint.rs"]
+mod checkpoint;
 #[path = "suite/config.rs"]
 mod config;
 #[path = "suite/eval.rs"]
 mod eval;
+#[path = "suite/goldens.rs"]
+mod goldens;
+#[path = "suite/gradcheck.rs"]
+mod gradcheck;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/sampler.rs"]
+mod sampler;
+#[path = "suite/sharing.rs"]
+mod sharing;
+#[path = "suite/tiny.rs"]
+mod tiny;
 #[path = "suite/tokenizer.rs"]
 mod tokenizer;
 #[path = "suite/tolerance.rs"]

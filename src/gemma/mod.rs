@@ -1,0 +1,25 @@
+//! Gemma 1, 2 and 3, forward and backward, on any [`Backend`].
+//!
+//! One code path serves prefill, decode and training: [`Gemma::forward`] runs flat tokens under a segment table,
+//! with keys and values either in the batch itself (training) or in a [`KvCache`] (generation). Training keeps each
+//! layer's input and computes the rest again on the way back.
+
+mod backward;
+mod forward;
+pub mod params;
+
+pub use forward::{Batch, KvCache, Trace};
+pub use params::Params;
+
+use crate::backend::Backend;
+use crate::config::GemmaConfig;
+
+/// A model: its shape, its parameters and the device that they live on.
+pub struct Gemma<B: Backend> {
+    /// Where ops run.
+    pub backend: B,
+    /// The shape.
+    pub config: GemmaConfig,
+    /// The parameters.
+    pub params: Params<B::Tensor>,
+}

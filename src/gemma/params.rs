@@ -1,0 +1,414 @@
+//! The model's parameters, and the table of them ([`plan`]) that drives loading, checking and saving.
+//!
+//! [`Params`] is a container of one `T` per tensor, always in the same order: backend tensors, gradients, moments,
+//! or [`ParamSpec`]s.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+
+use crate::backend::{Backend, DType};
+use crate::checkpoint::{
+    self, Action, Checkpoint, Dtype, FileError, MAX_SHARD_BYTES, TensorSpec, TensorView, atomic,
+    write_tensors,
+};
+use crate::config::{CONFIG_FILE, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, NormPlacement};
+use crate::tokenizer::TOKENIZER_FILE;
+
+/// One `T` for every parameter of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Params<T> {
+    /// `[V, D]`: the embedding and, transposed, the LM head.
+    pub embed: T,
+    /// One per decoder layer.
+    pub layers: Vec<LayerParams<T>>,
+    /// `[1, D]`: before the LM head.
+    pub final_norm: T,
+}
+
+/// One `T` for every parameter of a decoder layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerParams<T> {
+    /// `[1, D]`: before attention.
+    pub attn_pre_norm: T,
+    /// `[H Dh, D]`.
+    pub q: T,
+    /// `[K Dh, D]`.
+    pub k: T,
+    /// `[K Dh, D]`.
+    pub v: T,
+    /// `[D, H Dh]`.
+    pub o: T,
+    /// `[1, Dh]`: on every query head (Gemma 3).
+    pub q_norm: Option<T>,
+    /// `[1, Dh]`: on every key head (Gemma 3).
+    pub k_norm: Option<T>,
+    /// `[1, D]`: on attention's output, before the residual sum (Gemma 2, 3).
+    pub attn_post_norm: Option<T>,
+    /// `[1, D]`: before the MLP.
+    pub mlp_pre_norm: T,
+    /// `[F, D]`.
+    pub gate: T,
+    /// `[F, D]`.
+    pub up: T,
+    /// `[D, F]`.
+    pub down: T,
+    /// `[1, D]`: on the MLP's output, before the residual sum (Gemma 2, 3).
+    pub mlp_post_norm: Option<T>,
+}
+
+impl<T> Params<T> {
+    /// `f` of every tensor, in order.
+    pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Params<U> {
+        Params {
+            embed: f(&self.embed),
+            layers: self.layers.iter().map(|layer| layer.map(&mut f)).collect(),
+            final_norm: f(&self.final_norm),
+        }
+    }
+
+    /// All tensors, in order.
+    pub fn tensors(&self) -> Vec<&T> {
+        let mut all = Vec::new();
+        self.map(|t| all.push(t));
+        all
+    }
+
+    /// All tensors, in the order of [`Params::tensors`].
+    pub fn tensors_mut(&mut self) -> Vec<&mut T> {
+        let mut all = vec![&mut self.embed];
+        for layer in &mut self.layers {
+            layer.push_mut(&mut all);
+        }
+        all.push(&mut self.final_norm);
+        all
+    }
+}
+
+impl<T: Send + Sync> Params<T> {
+    /// f32 zeros in the shape of every tensor: gradients, moments.
+    pub fn zeros_like<B: Backend<Tensor = T>>(&self, backend: &B) -> Params<T> {
+        self.map(|t| {
+            let (rows, cols) = backend.shape(t);
+            backend.zeros(rows, cols)
+        })
+    }
+}
+
+impl<T> LayerParams<T> {
+    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> LayerParams<U> {
+        LayerParams {
+            attn_pre_norm: f(&self.attn_pre_norm),
+            q: f(&self.q),
+            k: f(&self.k),
+            v: f(&self.v),
+            o: f(&self.o),
+            q_norm: self.q_norm.as_ref().map(&mut *f),
+            k_norm: self.k_norm.as_ref().map(&mut *f),
+            attn_post_norm: self.attn_post_norm.as_ref().map(&mut *f),
+            mlp_pre_norm: f(&self.mlp_pre_norm),
+            gate: f(&self.gate),
+            up: f(&self.up),
+            down: f(&self.down),
+            mlp_post_norm: self.mlp_post_norm.as_ref().map(f),
+        }
+    }
+
+    fn push_mut<'a>(&'a mut self, all: &mut Vec<&'a mut T>) {
+        all.extend([&mut self.attn_pre_norm, &mut self.q, &mut self.k, &mut self.v, &mut self.o]);
+        all.extend([&mut self.q_norm, &mut self.k_norm, &mut self.attn_post_norm].into_iter().flatten());
+        all.extend([&mut self.mlp_pre_norm, &mut self.gate, &mut self.up, &mut self.down]);
+        all.extend(&mut self.mlp_post_norm);
+    }
+}
+
+/// What a parameter is; weight decay is customarily for matrices only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamKind {
+    /// A linear map's weight or the embedding, `[rows, cols]`.
+    Matrix,
+    /// An RMSNorm's weight, `[1, cols]` here and `[cols]` in files.
+    Norm,
+}
+
+/// One line of the model's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// Its name in Transformers.
+    pub name: String,
+    /// Matrix or norm.
+    pub kind: ParamKind,
+    /// Rows; 1 for a norm.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+impl ParamSpec {
+    /// Dimensions in files.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            ParamKind::Matrix => vec![self.rows, self.cols],
+            ParamKind::Norm => vec![self.cols],
+        }
+    }
+}
+
+const EMBED: &str = "model.embed_tokens.weight";
+/// Some tools save the tied head a second time.
+const LM_HEAD: &str = "lm_head.weight";
+
+/// The tensors that this model has: nothing more and nothing less.
+pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
+    let (d, f, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_heads * head, config.num_kv_heads * head);
+    let matrix = |name: String, rows, cols| ParamSpec { name, kind: ParamKind::Matrix, rows, cols };
+    let norm = |name: String, cols| ParamSpec { name, kind: ParamKind::Norm, rows: 1, cols };
+    let sandwich = config.norms == NormPlacement::Sandwich;
+    let layer = |i: usize| {
+        let name = |part: &str| format!("model.layers.{i}.{part}.weight");
+        LayerParams {
+            attn_pre_norm: norm(name("input_layernorm"), d),
+            q: matrix(name("self_attn.q_proj"), q, d),
+            k: matrix(name("self_attn.k_proj"), kv, d),
+            v: matrix(name("self_attn.v_proj"), kv, d),
+            o: matrix(name("self_attn.o_proj"), d, q),
+            q_norm: config.qk_norm.then(|| norm(name("self_attn.q_norm"), head)),
+            k_norm: config.qk_norm.then(|| norm(name("self_attn.k_norm"), head)),
+            // Transformers calls by one name what stands after attention in Gemma 2 and before the MLP in Gemma 1.
+            attn_post_norm: sandwich.then(|| norm(name("post_attention_layernorm"), d)),
+            mlp_pre_norm: match config.norms {
+                NormPlacement::Pre => norm(name("post_attention_layernorm"), d),
+                NormPlacement::Sandwich => norm(name("pre_feedforward_layernorm"), d),
+            },
+            gate: matrix(name("mlp.gate_proj"), f, d),
+            up: matrix(name("mlp.up_proj"), f, d),
+            down: matrix(name("mlp.down_proj"), d, f),
+            mlp_post_norm: sandwich.then(|| norm(name("post_feedforward_layernorm"), d)),
+        }
+    };
+    Params {
+        embed: matrix(EMBED.to_owned(), config.vocab_size, d),
+        layers: (0..config.layers.len()).map(layer).collect(),
+        final_norm: norm("model.norm.weight".to_owned(), d),
+    }
+}
+
+/// One way in which a checkpoint is not the model's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The model needs it.
+    Missing {
+        /// Tensor.
+        name: String,
+        /// Its shape in the model.
+        expected: Vec<usize>,
+    },
+    /// The model has no such tensor.
+    Extra {
+        /// Tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+    },
+    /// Another shape than config.json implies.
+    Shape {
+        /// Tensor.
+        name: String,
+        /// Its shape in the model.
+        expected: Vec<usize>,
+        /// Its shape in the file.
+        found: Vec<usize>,
+    },
+    /// A storage type that the engine does not load.
+    DType {
+        /// Tensor.
+        name: String,
+        /// Its type in the file.
+        found: Dtype,
+    },
+    /// `lm_head.weight` is there and is not the embedding.
+    UntiedHead,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mismatch::Missing { name, expected } => write!(f, "{name}: missing, expected {expected:?}"),
+            Mismatch::Extra { name, found } => write!(f, "{name}: unknown, found {found:?}"),
+            Mismatch::Shape { name, expected, found } => {
+                write!(f, "{name}: expected {expected:?}, found {found:?}")
+            }
+            Mismatch::DType { name, found } => {
+                write!(f, "{name}: expected F32, BF16 or F16, found {found:?}")
+            }
+            Mismatch::UntiedHead => {
+                write!(f, "{LM_HEAD}: differs from {EMBED}; the engine's head is the embedding")
+            }
+        }
+    }
+}
+
+/// A checkpoint that is not the model that config.json describes: everything that differs, in the model's order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct LoadError {
+    /// The first file of the checkpoint.
+    pub file: PathBuf,
+    /// Never empty.
+    pub mismatches: Vec<Mismatch>,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadError { file, mismatches } = self;
+        let count = mismatches.len();
+        write!(
+            f,
+            "{}: not the model of {CONFIG_FILE} beside it; tensors that differ: {count}",
+            file.display()
+        )?;
+        mismatches.iter().try_for_each(|m| write!(f, "\n  {m}"))
+    }
+}
+
+/// Compares a checkpoint with the model's table.
+pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    let specs: BTreeMap<&str, &ParamSpec> =
+        plan.tensors().into_iter().map(|s| (s.name.as_str(), s)).collect();
+    let mut mismatches = Vec::new();
+    for spec in plan.tensors() {
+        let (name, expected) = (spec.name.clone(), spec.shape());
+        match checkpoint.tensor(&spec.name) {
+            None => mismatches.push(Mismatch::Missing { name, expected }),
+            Some(t) if t.shape != expected => {
+                mismatches.push(Mismatch::Shape { name, expected, found: t.shape.to_vec() });
+            }
+            Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) => {
+                mismatches.push(Mismatch::DType { name, found: t.dtype });
+            }
+            Some(_) => {}
+        }
+    }
+    for name in checkpoint.names().filter(|name| !specs.contains_key(name)) {
+        let found = checkpoint.tensor(name).expect("it names its tensors");
+        let is_embedding =
+            |e: TensorView| (e.dtype, e.shape, e.bytes) == (found.dtype, found.shape, found.bytes);
+        if name != LM_HEAD {
+            mismatches.push(Mismatch::Extra { name: name.to_owned(), found: found.shape.to_vec() });
+        } else if !checkpoint.tensor(EMBED).is_some_and(is_embedding) {
+            mismatches.push(Mismatch::UntiedHead);
+        }
+    }
+    if mismatches.is_empty() {
+        return Ok(());
+    }
+    let file = checkpoint.files().next().map(|(path, _)| path.to_owned()).unwrap_or_default();
+    Err(LoadError { file, mismatches })
+}
+
+/// Loads all parameters, in `dtype` or, with `None`, as stored (f16 as f32, which holds it exactly).
+pub fn load<B: Backend>(
+    backend: &B,
+    config: &GemmaConfig,
+    checkpoint: &Checkpoint,
+    dtype: Option<DType>,
+) -> Result<Params<B::Tensor>, LoadError> {
+    let plan = plan(config);
+    check(&plan, checkpoint)?;
+    Ok(plan.map(|spec| {
+        let stored = checkpoint.tensor(&spec.name).expect("checked");
+        let (dtype, bytes) = convert(stored, dtype);
+        backend.upload(dtype, spec.rows, spec.cols, &bytes)
+    }))
+}
+
+/// A tensor's elements in `dtype` (or as stored), rounded to nearest even where that is narrower.
+fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]>) {
+    let bytes = stored.bytes;
+    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    let dtype = dtype.unwrap_or(if stored.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 });
+    let converted: Vec<u8> = match (stored.dtype, dtype) {
+        (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) => return (dtype, bytes.into()),
+        (Dtype::BF16, DType::F32) => {
+            pairs().flat_map(|b| bf16::from_le_bytes(b).to_f32().to_le_bytes()).collect()
+        }
+        (Dtype::F16, DType::F32) => {
+            pairs().flat_map(|b| f16::from_le_bytes(b).to_f32().to_le_bytes()).collect()
+        }
+        (Dtype::F16, DType::Bf16) => {
+            pairs().flat_map(|b| bf16::from_f32(f16::from_le_bytes(b).to_f32()).to_le_bytes()).collect()
+        }
+        (Dtype::F32, DType::Bf16) => bytes
+            .chunks_exact(4)
+            .flat_map(|b| bf16::from_f32(f32::from_le_bytes([b[0], b[1], b[2], b[3]])).to_le_bytes())
+            .collect(),
+        (other, _) => unreachable!("`check` refuses {other:?}"),
+    };
+    (dtype, converted.into())
+}
+
+/// What a model directory holds beside config.json and weights: the tokenizer, generation defaults, and the terms
+/// under which Gemma and its derivatives are passed on.
+const COMPANIONS: [&str; 12] = [
+    TOKENIZER_FILE,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG_FILE,
+    "LICENSE",
+    "NOTICE",
+    "NOTICE.md",
+    "GEMMA_TERMS.html",
+];
+
+/// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
+/// stores them, and from `source` the tokenizer and the rest that belongs to a model. An older save at `out` is
+/// replaced whole or, on any error, not at all (see [`atomic::replace_dir`]).
+pub fn save<B: Backend>(
+    backend: &B,
+    config: &ConfigFile,
+    params: &Params<B::Tensor>,
+    source: &Path,
+    out: &Path,
+) -> Result<(), FileError> {
+    atomic::replace_dir(out, |dir| {
+        let dtype = backend.dtype(&params.embed);
+        atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;
+        for name in COMPANIONS {
+            let from = source.join(name);
+            if from.is_file() {
+                std::fs::copy(&from, dir.join(name))
+                    .map_err(FileError::io(Action::Write, &dir.join(name)))?;
+            }
+        }
+        write_weights(backend, &config.gemma, params, dir)
+    })
+}
+
+/// The weights alone, into a directory that [`atomic::replace_dir`] is filling: also for what else has a tensor per
+/// parameter, such as an optimizer's moments.
+pub fn write_weights<B: Backend>(
+    backend: &B,
+    config: &GemmaConfig,
+    params: &Params<B::Tensor>,
+    dir: &Path,
+) -> Result<(), FileError> {
+    let plan = plan(config);
+    let tensors = params.tensors();
+    let spec = |(spec, tensor): (&ParamSpec, &&B::Tensor)| TensorSpec {
+        name: spec.name.clone(),
+        dtype: match backend.dtype(tensor) {
+            DType::F32 => checkpoint::Dtype::F32,
+            DType::Bf16 => checkpoint::Dtype::BF16,
+        },
+        shape: spec.shape(),
+    };
+    let specs: Vec<TensorSpec> = plan.tensors().into_iter().zip(&tensors).map(spec).collect();
+    write_tensors(dir, &specs, MAX_SHARD_BYTES, |i| backend.download(tensors[i]).into())
+}

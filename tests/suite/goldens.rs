@@ -1,0 +1,264 @@
+//! The engine against Transformers, on the tiny models of tests/goldens: tools/reference/README.md says what the files
+//! hold.
+
+use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::{Backend, DType, HeadSpec, Target};
+use bon_engine::gemma::{Batch, Gemma};
+use bon_engine::segments::Segments;
+use bon_engine::train::config::OptimizerSection;
+use bon_engine::train::optimizer::Optimizer;
+use bon_engine::train::policy::{Continued, Forward};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::ops::{bits, random_bf16};
+use crate::tiny::{self, NAMES};
+use crate::tolerance::{EPS, assert_within, f32_error, relative_error, rms};
+
+/// What Transformers computed.
+pub(crate) struct Golden {
+    tensors: Vec<u8>,
+    json: Value,
+    sequences: Vec<Vec<u32>>,
+}
+
+impl Golden {
+    pub(crate) fn open(name: &str) -> Self {
+        let read = |file: &str| std::fs::read(tiny::dir(name).join(file)).unwrap();
+        let json: Value = serde_json::from_slice(&read("golden.json")).unwrap();
+        let mut golden = Self { tensors: read("golden.safetensors"), json, sequences: vec![] };
+        let count = golden.json["lengths"].as_array().unwrap().len();
+        golden.sequences = (0..count)
+            .map(|i| bytemuck::pod_collect_to_vec(&golden.bytes(&format!("input_ids.{i}"))))
+            .collect();
+        golden
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        SafeTensors::deserialize(&self.tensors).unwrap().tensor(name).unwrap().data().to_vec()
+    }
+
+    fn floats(&self, name: &str) -> Vec<f64> {
+        let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&self.bytes(name));
+        floats.into_iter().map(f64::from).collect()
+    }
+
+    /// `name.0`, `name.1`... laid end to end.
+    fn all(&self, name: &str) -> Vec<f64> {
+        (0..self.sequences.len()).flat_map(|i| self.floats(&format!("{name}.{i}"))).collect()
+    }
+
+    fn number(&self, path: &str) -> f64 {
+        self.json.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in golden.json"))
+    }
+
+    /// Error of plain bf16 in the logits, relative to their size: how this model amplifies rounding.
+    fn bf16_relative_error(&self) -> f64 {
+        let bf16: Vec<f32> = self.all("logits_bf16").into_iter().map(|x| x as f32).collect();
+        relative_error(&bf16, &self.all("logits"))
+    }
+
+    /// Allowed error of a gradient in f32, relative to its norm: it goes through the model twice, there and back.
+    pub(crate) fn gradient_error(&self) -> f64 {
+        2.0 * f32_error(self.bf16_relative_error())
+    }
+
+    /// Allowed error of a log-prob in f32 at temperature 1.
+    pub(crate) fn logprob_error(&self) -> f64 {
+        f32_error(self.number("/bf16_logprob_error/max"))
+    }
+
+    /// Runs `f` on all sequences as one batch; their first token is the prompt.
+    fn with_batch<R>(&self, f: impl FnOnce(&[Continued]) -> R) -> R {
+        let responses: Vec<[&[u32]; 1]> = self.sequences.iter().map(|s| [&s[1..]]).collect();
+        let groups = self.sequences.iter().zip(&responses);
+        let groups: Vec<_> = groups.map(|(s, r)| Continued { prompt: &s[..1], responses: r }).collect();
+        f(&groups)
+    }
+
+    /// Number of predicted tokens.
+    fn predicted(&self) -> usize {
+        self.sequences.iter().map(|s| s.len() - 1).sum()
+    }
+}
+
+fn mean_loss(logprobs: &[f32]) -> f64 {
+    -logprobs.iter().map(|&l| f64::from(l)).sum::<f64>() / logprobs.len() as f64
+}
+
+/// Final-norm hidden states of one sequence.
+fn hidden(model: &Gemma<Cpu>, ids: &[u32]) -> Tensor {
+    let segments = Segments::separate(&[ids.len()]);
+    let (positions, runs) = (segments.positions(), segments.all_queries());
+    model.forward(&Batch { ids, positions: &positions, segments: &segments, runs: &runs }).0
+}
+
+#[test]
+fn logits_and_log_probs() {
+    for name in NAMES {
+        let (golden, model) = (Golden::open(name), tiny::model(name, DType::F32));
+        let (softcap, vocab) = (model.config.final_softcap, model.config.vocab_size);
+        let largest_error = |a: &str, b: &str| {
+            let (a, b) = (golden.all(a), golden.all(b));
+            a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+        };
+        let bound = f32_error(largest_error("logits_bf16", "logits"));
+        for (i, ids) in golden.sequences.iter().enumerate() {
+            // The log-probs of the whole vocabulary, plus the log-sum-exp, are the logits.
+            let targets: Vec<Target> = (0..ids.len() * vocab)
+                .map(|at| Target { row: (at / vocab) as u32, token: (at % vocab) as u32 })
+                .collect();
+            let (x, head) = (hidden(&model, ids), HeadSpec { softcap, temperature: 1.0 });
+            let (logprobs, lse) = Cpu.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets);
+            let logits: Vec<f32> =
+                logprobs.iter().zip(&targets).map(|(l, t)| l + lse[t.row as usize]).collect();
+            let rounding = |i: usize| EPS * f64::from(lse[i / vocab].abs() + logprobs[i].abs());
+            let want = golden.floats(&format!("logits.{i}"));
+            assert_within(&format!("{name}: logits.{i}"), &logits, &want, |i| bound + rounding(i));
+        }
+
+        let bound = f32_error(largest_error("logprobs_bf16", "logprobs"));
+        for (key, temperature) in [("logprobs", 1.0), ("logprobs_t07", golden.number("/temperature"))] {
+            let got = golden.with_batch(|groups| Forward::new(&model, groups, temperature as f32).logprobs);
+            let want = golden.all(key);
+            // A log-prob is a difference of two numbers of about its own size.
+            let bound = |i: usize| bound / temperature + 2.0 * EPS * want[i].abs();
+            assert_within(&format!("{name}: {key}"), &got, &want, bound);
+        }
+    }
+}
+
+/// The residual stream after each layer, through the final norm: tells which layer is wrong.
+#[test]
+fn every_layer() {
+    for name in NAMES {
+        let (golden, mut model) = (Golden::open(name), tiny::model(name, DType::F32));
+        let norm = model.params.final_norm.as_f32().to_vec();
+        let (d, eps) = (model.config.hidden_size, f64::from(model.config.rms_norm_eps));
+        let check = |what: &str, model: &Gemma<Cpu>, want: &[f64]| {
+            let got = hidden(model, &golden.sequences[0]);
+            let (off, allowed) =
+                (relative_error(got.as_f32(), want), f32_error(golden.bf16_relative_error()));
+            assert!(off <= allowed, "{name}: {what} is off by {off:e} of its norm, allowed {allowed:e}");
+        };
+        check("hidden.norm", &model, &golden.floats("hidden.norm"));
+        for layers in (0..model.config.layers.len()).rev() {
+            model.config.layers.truncate(layers);
+            model.params.layers.truncate(layers);
+            let what = layers.checked_sub(1).map_or("hidden.embed".into(), |l| format!("hidden.layer.{l}"));
+            let mut want = golden.floats(&what);
+            for row in want.chunks_mut(d) {
+                let r = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / d as f64 + eps).sqrt();
+                row.iter_mut().zip(&norm).for_each(|(x, &w)| *x *= r * (1.0 + f64::from(w)));
+            }
+            check(&what, &model, &want);
+        }
+    }
+}
+
+#[test]
+fn loss_and_every_gradient() {
+    for name in NAMES {
+        let (golden, model) = (Golden::open(name), tiny::model(name, DType::F32));
+        let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
+        let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 1.0, &weights));
+        let bound = golden.logprob_error();
+        assert_within(
+            &format!("{name}: loss"),
+            &[mean_loss(&logprobs) as f32],
+            &[golden.number("/loss")],
+            |_| bound,
+        );
+        for (parameter, grad) in tiny::named(&model, &grads) {
+            let off = relative_error(grad.as_f32(), &golden.floats(&format!("grad.{parameter}")));
+            let allowed = golden.gradient_error();
+            assert!(
+                off <= allowed,
+                "{name}: grad.{parameter} is off by {off:e} of its norm, allowed {allowed:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ten_updates_of_adamw() {
+    for name in NAMES {
+        let (golden, mut model) = (Golden::open(name), tiny::model(name, DType::F32));
+        let of = |key: &str| golden.number(&format!("/adamw/{key}"));
+        let section = OptimizerSection {
+            lr: of("lr"),
+            beta1: of("betas/0"),
+            beta2: of("betas/1"),
+            eps: of("eps"),
+            weight_decay: of("weight_decay"),
+            clip_norm: of("max_grad_norm"),
+            ..OptimizerSection::default()
+        };
+        let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
+        let mut optimizer = Optimizer::new(&model);
+        let updates = of("updates") as u64;
+        for k in 0..=updates {
+            let forward = golden.with_batch(|groups| Forward::new(&model, groups, 1.0));
+            let (got, want) = (mean_loss(&forward.logprobs), of(&format!("losses/{k}")));
+            // Beside its own error, a loss has that of the way down to it: to first order the gradients'. AdamW lets small
+            // entries of a gradient, which are relatively less exact than its norm, count as much as large ones: 4.
+            let way = 4.0 * golden.gradient_error() * (of("losses/0") - want);
+            let bound = golden.logprob_error() + way;
+            assert!((got - want).abs() <= bound, "{name}: loss {k} is {got}, want {want}, allowed {bound:e}");
+            if k < updates {
+                forward.backward(&model, &weights, &mut optimizer.grads);
+                let norm = optimizer.step(&mut model, &section, section.lr, k + 1).unwrap();
+                let (off, allowed) =
+                    (norm / of(&format!("grad_norms/{k}")) - 1.0, 4.0 * golden.gradient_error());
+                assert!(
+                    off.abs() <= allowed,
+                    "{name}: gradient norm {k} is off by {off:e}, allowed {allowed:e}"
+                );
+            }
+        }
+    }
+}
+
+/// With weights in bf16 the engine still computes in f32: it may be at most twice as wrong as Transformers in bf16.
+#[test]
+fn bf16_weights_are_as_good_as_plain_bf16() {
+    for name in NAMES {
+        let (golden, model) = (Golden::open(name), tiny::model(name, DType::Bf16));
+        let got = golden.with_batch(|groups| Forward::new(&model, groups, 1.0).logprobs);
+        let errors: Vec<f64> =
+            got.iter().zip(golden.all("logprobs")).map(|(&got, want)| f64::from(got) - want).collect();
+        let max = errors.iter().map(|e| e.abs()).fold(0.0, f64::max);
+        let rms = rms(errors.into_iter());
+        assert!(rms <= 2.0 * golden.number("/bf16_logprob_error/rms"), "{name}: rms {rms}");
+        assert!(max <= 2.0 * golden.number("/bf16_logprob_error/max"), "{name}: max {max}");
+    }
+}
+
+/// Where sqrt(D) is no rounding matter, bf16 weights give the very bits of the f32 numbers that they stand for.
+#[test]
+fn bf16_weights_compute_as_the_numbers_that_they_hold() {
+    for name in NAMES {
+        let mut config = tiny::model(name, DType::F32).config;
+        config.hidden_size = 64;
+        let run = |dtype: DType| {
+            let mut seed = 0;
+            let params = bon_engine::gemma::params::plan(&config).map(|spec| {
+                seed += 1;
+                let (bf16, values) = random_bf16(seed, spec.rows, spec.cols);
+                match dtype {
+                    DType::Bf16 => bf16,
+                    DType::F32 => {
+                        Tensor::f32(spec.rows, spec.cols, values.iter().map(|&x| x as f32).collect())
+                    }
+                }
+            });
+            let model = Gemma { backend: Cpu, config: config.clone(), params };
+            let golden = Golden::open(name);
+            let weights = vec![0.5; golden.predicted()];
+            let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 0.7, &weights));
+            let grads: Vec<Vec<u32>> = grads.tensors().into_iter().map(bits).collect();
+            (logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>(), grads)
+        };
+        assert!(run(DType::F32) == run(DType::Bf16), "{name}");
+    }
+}

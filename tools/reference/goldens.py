@@ -1,0 +1,367 @@
+#!/usr/bin/env python3
+"""Write the golden files of tests/goldens: tiny Gemmas and what Transformers computes with them.
+
+    python3 tools/reference/goldens.py              # all models
+    python3 tools/reference/goldens.py gemma2       # one of them
+
+README.md beside this file lists what every file holds. The output is a function of this script and of
+the pinned versions (and, in the last bits, of the processor): run it again and nothing changes.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import venv_setup
+from venv_setup import REPO
+
+OUT = REPO / "tests" / "goldens"
+LENGTHS = [29, 23, 5]  # beyond three windows, of unequal length, and shorter than one window
+TEMPERATURE = 0.7
+ADAMW = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "max_grad_norm": 1.0}
+UPDATES = 10
+
+# Every number below differs from Transformers' defaults where it can, so that a parser that
+# ignores a field computes something visibly wrong. D = 40 makes sqrt(D) inexact in bf16, and
+# the heads are wider than D / H.
+SHAPE = {
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "head_dim": 16,
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "vocab_size": 131,
+}
+
+
+def layer_types(pattern):
+    return [{"L": "sliding_attention", "G": "full_attention"}[letter] for letter in pattern]
+
+
+# name -> seed, shards, spread of the embedding and of q and k, config.json
+MODELS = {
+    # The old spelling of config.json, with the legacy name of the activation: "gelu" means the tanh one.
+    "gemma1": {
+        "seed": 1,
+        "shards": 1,
+        "embed_std": 0.2,
+        "qk_std": 1.0,
+        "config": {
+            **SHAPE,
+            "architectures": ["GemmaForCausalLM"],
+            "model_type": "gemma",
+            "torch_dtype": "float32",
+            "hidden_act": "gelu",
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": None,
+            "rope_theta": 3000.0,
+        },
+    },
+    # Scores and logits are of the order of their caps, so both caps matter.
+    "gemma2": {
+        "seed": 2,
+        "shards": 2,
+        "embed_std": 0.8,
+        "qk_std": 1.8,
+        "config": {
+            **SHAPE,
+            "architectures": ["Gemma2ForCausalLM"],
+            "model_type": "gemma2",
+            "dtype": "float32",
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 6.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": layer_types("LGLG"),
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 24,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2000.0},
+            "sliding_window": 8,
+        },
+    },
+    "gemma3": {
+        "seed": 3,
+        "shards": 1,
+        "embed_std": 0.2,
+        "qk_std": 1.0,
+        "config": {
+            **SHAPE,
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "dtype": "float32",
+            "eos_token_id": [1, 106],
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": layer_types("LLLLLGL"),
+            "num_hidden_layers": 7,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 20,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+            "sliding_window": 8,
+        },
+    },
+    # The old spelling again; linear scaling touches the global layers only.
+    "gemma3_linear": {
+        "seed": 4,
+        "shards": 1,
+        "embed_std": 0.2,
+        "qk_std": 1.0,
+        "config": {
+            **SHAPE,
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "torch_dtype": "float32",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 20,
+            "rms_norm_eps": 1e-6,
+            "rope_local_base_freq": 500.0,
+            "rope_scaling": {"factor": 4.0, "rope_type": "linear"},
+            "rope_theta": 5000.0,
+            "sliding_window": 6,
+            "sliding_window_pattern": 3,
+        },
+    },
+}
+
+
+# ---------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------
+
+
+def draw_weights(model, recipe):
+    """Seeded weights that bf16 holds exactly, so that f32 and bf16 runs start from the same numbers."""
+    import numpy as np
+    import torch
+
+    rng = np.random.default_rng(recipe["seed"])  # torch's own generator may change between versions
+    weights = {}
+    for name, parameter in sorted(model.named_parameters()):
+        shape = tuple(parameter.shape)
+        if name.endswith("norm.weight"):
+            std = 0.3  # Gemma multiplies by (1 + w): zero would hide a missing weight
+        elif "embed_tokens" in name:
+            std = recipe["embed_std"]
+        else:
+            std = shape[1] ** -0.5
+            if "q_proj" in name or "k_proj" in name:
+                std *= recipe["qk_std"]
+        values = torch.from_numpy(rng.standard_normal(shape) * std)
+        weights[name] = values.to(torch.bfloat16).to(torch.float32)
+    return weights
+
+
+def write_model(directory, recipe):
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Our own JSON and not save_pretrained's, which would rewrite old spellings as new ones.
+    write_json(directory / "config.json", recipe["config"])
+    config = AutoConfig.from_pretrained(directory)
+    weights = draw_weights(AutoModelForCausalLM.from_config(config), recipe)
+
+    names, shards = sorted(weights), recipe["shards"]
+    if shards == 1:
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return
+    index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": {}}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: weights[name] for name in names[shard::shards]}
+        save_file(part, directory / file, metadata={"format": "pt"})
+        index["weight_map"].update({name: file for name in part})
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def load(directory, dtype):
+    from transformers import AutoModelForCausalLM
+
+    # from_pretrained(dtype=bf16) keeps RoPE's frequencies in f32; model.to(bf16) would round them too.
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager", output_loading_info=True
+    )
+    problems = {key: value for key, value in info.items() if value}
+    assert not problems, f"{directory}: {problems}"
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is computed with it
+# ---------------------------------------------------------------------------------------------------
+
+
+def draw_sequences(recipe):
+    """Begin with <bos>; otherwise no special token. In particular never the padding token: torch gives
+    its embedding no gradient."""
+    import numpy as np
+    import torch
+
+    rng = np.random.default_rng(100 + recipe["seed"])
+    vocab = recipe["config"]["vocab_size"]
+    return [torch.from_numpy(np.concatenate([[2], rng.integers(3, vocab, n - 1)])) for n in LENGTHS]
+
+
+def logits_of(model, ids):
+    # One sequence at a time: no padding, so positions and masks are beyond doubt.
+    return model(input_ids=ids[None], use_cache=False).logits[0]
+
+
+def next_token_logprobs(logits, ids, temperature=1.0):
+    """logprobs[t] = log p(ids[t + 1] | ids[..= t])"""
+    logprobs = (logits[:-1].float() / temperature).log_softmax(-1)
+    return logprobs.gather(-1, ids[1:, None])[:, 0]
+
+
+def mean_nll(model, sequences):
+    """Mean over all predicted tokens of all sequences, not a mean of means."""
+    total = sum(-next_token_logprobs(logits_of(model, ids), ids).sum() for ids in sequences)
+    return total / sum(len(ids) - 1 for ids in sequences)
+
+
+def hidden_states(model, ids):
+    """The residual stream after the embedding, after every layer, and after the final norm."""
+    import torch
+
+    seen = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            seen[name] = (output[0] if isinstance(output, tuple) else output)[0].clone()
+
+        return hook
+
+    parts = {"embed": model.model.embed_tokens, "norm": model.model.norm}
+    parts.update({f"layer.{i}": layer for i, layer in enumerate(model.model.layers)})
+    handles = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    with torch.no_grad():
+        logits_of(model, ids)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def train(model, sequences):
+    """Losses before, between and after the updates, and the gradient norm of each before clipping."""
+    import torch
+
+    parameters = [p for _, p in sorted(model.named_parameters())]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": ADAMW["weight_decay"]},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=ADAMW["lr"], betas=ADAMW["betas"], eps=ADAMW["eps"])
+    losses, norms = [], []
+    for _ in range(UPDATES):
+        optimizer.zero_grad()
+        loss = mean_nll(model, sequences)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, ADAMW["max_grad_norm"]).item())
+        losses.append(loss.item())
+        optimizer.step()
+    with torch.no_grad():
+        losses.append(mean_nll(model, sequences).item())
+    return losses, norms
+
+
+def write_golden(name, recipe):
+    import numpy as np
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    directory = OUT / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    write_model(directory, recipe)
+    model, model_bf16 = load(directory, torch.float32), load(directory, torch.bfloat16)
+    sequences = draw_sequences(recipe)
+
+    tensors, errors = {}, []
+    with torch.no_grad():
+        for i, ids in enumerate(sequences):
+            logits, logits_bf16 = logits_of(model, ids), logits_of(model_bf16, ids).float()
+            logprobs, logprobs_bf16 = next_token_logprobs(logits, ids), next_token_logprobs(logits_bf16, ids)
+            tensors[f"input_ids.{i}"] = ids.to(torch.int32)
+            tensors[f"logits.{i}"] = logits
+            tensors[f"logprobs.{i}"] = logprobs
+            tensors[f"logprobs_t07.{i}"] = next_token_logprobs(logits, ids, TEMPERATURE)
+            tensors[f"logits_bf16.{i}"] = logits_bf16
+            tensors[f"logprobs_bf16.{i}"] = logprobs_bf16
+            errors.append(logprobs_bf16 - logprobs)
+    tensors.update({f"hidden.{key}": value for key, value in hidden_states(model, sequences[0]).items()})
+
+    loss = mean_nll(model, sequences)
+    loss.backward()
+    tensors.update({f"grad.{key}": p.grad.clone() for key, p in model.named_parameters()})
+    model.zero_grad()
+    losses, norms = train(model, sequences)
+    assert losses[0] == loss.item()
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, directory / "golden.safetensors")
+
+    errors = torch.cat(errors)
+    summary = {
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+        "seed": recipe["seed"],
+        "lengths": LENGTHS,
+        "temperature": TEMPERATURE,
+        "loss": loss.item(),
+        "bf16_logprob_error": {
+            "max": errors.abs().max().item(),
+            "rms": errors.square().mean().sqrt().item(),
+        },
+        "adamw": {**ADAMW, "updates": UPDATES, "losses": losses, "grad_norms": norms},
+    }
+    write_json(directory / "golden.json", summary)
+
+    assert all(np.isfinite(losses)) and losses[-1] < losses[0]
+    print(
+        f"{name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, gradient norm {norms[0]:.3f}, "
+        f"bf16 log-prob error max {errors.abs().max():.4f} rms {summary['bf16_logprob_error']['rms']:.4f}"
+    )
+    for file in sorted(directory.iterdir()):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        print(f"  {file.relative_to(REPO)}  {file.stat().st_size} bytes  {digest}")
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write the golden files of tests/goldens.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(MODELS)} (default: all)")
+    args = parser.parse_args()
+    unknown = [name for name in args.models if name not in MODELS]
+    if unknown:
+        raise venv_setup.UserError(f"no model called {unknown[0]}; there are {', '.join(MODELS)}")
+    venv_setup.enter_reference()
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # one thread, one order of summation
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in args.models or MODELS:
+        write_golden(name, MODELS[name])
+
+
+if __name__ == "__main__":
+    venv_setup.run_main("goldens", main)

@@ -24,5 +24,9 @@ mod tiny;
 mod tokenizer;
 #[path = "suite/tolerance.rs"]
 mod tolerance;
+#[path = "suite/train_infra.rs"]
+mod train_infra;
+#[path = "suite/training.rs"]
+mod training;
 #[path = "suite/verifier.rs"]
 mod verifier;

@@ -1,0 +1,299 @@
+//! From tasks to scored groups: prompt, N streams, verdicts. Training and evaluation both begin here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::backend::Backend;
+use crate::config::GemmaConfig;
+use crate::eval::Sample;
+use crate::gemma::Gemma;
+use crate::generate::{GenerateError, Prompt, Response, Sampling, generate};
+use crate::tasks::Task;
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::verifier::pool::{Job, Pool};
+use crate::verifier::{Failure, Request, Verifier};
+
+/// Key/value cache of the streams' tails per batch of generation, in bytes; more tasks are taken in turns. What a
+/// stream draws does not depend on it.
+const TAIL_BYTES: usize = 1 << 30;
+
+/// When a response is complete, and what its text is.
+pub struct StopRule<'a> {
+    tokenizer: &'a Tokenizer,
+    tokens: Vec<u32>,
+    strings: &'a [String],
+    /// A string of so many bytes lies within so many tokens of text.
+    window: usize,
+    interrupt: Option<&'a dyn Fn() -> bool>,
+}
+
+impl<'a> StopRule<'a> {
+    /// Ends at the model's end tokens, at `<end_of_turn>` and where the text contains one of `strings`.
+    pub fn new(config: &GemmaConfig, tokenizer: &'a Tokenizer, strings: &'a [String]) -> Self {
+        let mut tokens = config.eos_tokens.clone();
+        tokens.extend([tokenizer.eos(), tokenizer.end_of_turn()]);
+        let window = strings.iter().map(String::len).max().unwrap_or(0);
+        Self { tokenizer, tokens, strings, window, interrupt: None }
+    }
+
+    /// Also ends every response, wherever it is, as soon as `interrupt` says so: a rollout then ends as
+    /// [`RolloutError::Interrupted`].
+    pub fn interrupted_by(self, interrupt: &'a dyn Fn() -> bool) -> Self {
+        Self { interrupt: Some(interrupt), ..self }
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupt.is_some_and(|interrupt| interrupt())
+    }
+
+    /// Whether a response ends with the last of these tokens.
+    pub fn reached(&self, tokens: &[u32]) -> bool {
+        if self.interrupted() || tokens.last().is_some_and(|t| self.tokens.contains(t)) {
+            return true;
+        }
+        let tail = &tokens[tokens.len().saturating_sub(self.window)..];
+        // A tail that cannot be decoded contains nothing.
+        !self.strings.is_empty()
+            && self.tokenizer.decode(tail).is_ok_and(|t| self.strings.iter().any(|s| t.contains(s.as_str())))
+    }
+
+    /// The response's text: without control tokens, up to the first stop string.
+    pub fn text(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
+        let mut text = self.tokenizer.decode(tokens)?;
+        if let Some(end) = self.strings.iter().filter_map(|s| text.find(s.as_str())).min() {
+            text.truncate(end);
+        }
+        Ok(text)
+    }
+
+    /// The tokens that a response with this text would have: the text, then a stop string or else `end`.
+    pub fn complete(&self, text: &str, end: u32) -> Result<Vec<u32>, TokenizerError> {
+        match self.strings.first() {
+            Some(stop) if text.contains(stop.as_str()) => self.tokenizer.encode(text),
+            Some(stop) => self.tokenizer.encode(&format!("{text}{stop}")),
+            None => Ok([self.tokenizer.encode(text)?, vec![end]].concat()),
+        }
+    }
+}
+
+/// How a task becomes a prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptFormat<'a> {
+    /// Text before every prompt: few-shot examples.
+    pub prefix: &'a str,
+    /// Text after every prompt.
+    pub suffix: &'a str,
+    /// Whether to wrap it as a user's turn.
+    pub turn: bool,
+}
+
+impl PromptFormat<'_> {
+    /// The text and the tokens of a prompt.
+    pub fn apply(&self, tokenizer: &Tokenizer, prompt: &str) -> Result<(String, Vec<u32>), TokenizerError> {
+        let text = [self.prefix, prompt, self.suffix].concat();
+        let ids = if self.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
+        Ok((text, ids))
+    }
+}
+
+/// The verifiers at work.
+pub struct Judges {
+    verifier: Arc<dyn Verifier>,
+    scores: Pool,
+    /// Where the reward is not the verifier's score.
+    rewards: Option<Pool>,
+}
+
+impl Judges {
+    /// `verifier` gives the score r that selects; `environment`, where there is one, the reward R.
+    pub fn new(verifier: Arc<dyn Verifier>, environment: Option<Arc<dyn Verifier>>) -> Self {
+        Self { scores: Pool::new(Arc::clone(&verifier)), rewards: environment.map(Pool::new), verifier }
+    }
+
+    /// The verifier's score r of a task's expert response.
+    pub fn score(&self, prompt: &str, task: &Task) -> Result<f64, Failure> {
+        let (response, answer) = (task.response(), task.answer.as_str());
+        self.verifier.score(&Request { prompt, response, answer, task: &task.fields })
+    }
+}
+
+/// M responses to one task, judged.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
+    /// What was sampled.
+    pub responses: Vec<Response>,
+    /// Its text.
+    pub texts: Vec<String>,
+    /// The answer that the verifier read in each, for votes and counts of distinct answers.
+    pub answers: Vec<Option<String>>,
+    /// r: what selects.
+    pub scores: Vec<f64>,
+    /// R: what counts.
+    pub rewards: Vec<f64>,
+    /// Responses that could not be judged, by kind. They get reward 0 and the lowest score of the group, at most 0.
+    pub failures: BTreeMap<String, u64>,
+}
+
+impl Group {
+    /// The group as evaluation sees it. A response counts as right if its reward is at least 0.5.
+    pub fn samples(&self) -> Vec<Sample> {
+        let judged = self.scores.iter().zip(&self.rewards).zip(&self.answers);
+        let sample = |((&score, &reward), answer): ((&f64, &f64), &Option<String>)| Sample {
+            score,
+            correct: reward >= 0.5,
+            answer: answer.clone(),
+        };
+        judged.map(sample).collect()
+    }
+}
+
+/// Why groups could not be made.
+#[derive(Debug, Error)]
+pub enum RolloutError {
+    /// Generation refused or failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// Text that is no tokens or the reverse.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The verifier does not work at all.
+    #[error("the verifier cannot be used")]
+    Verifier(#[from] Failure),
+    /// [`StopRule::interrupted_by`] said so.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Wall-clock seconds spent in [`Rollout::run`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RolloutSeconds {
+    /// Sampling, with verification beside it.
+    pub generate: f64,
+    /// Waiting for verdicts after the last stream ended.
+    pub verify: f64,
+}
+
+/// Everything that stays the same from one rollout to the next.
+pub struct Rollout<'a, B: Backend> {
+    /// The policy.
+    pub model: &'a Gemma<B>,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Prompts.
+    pub format: PromptFormat<'a>,
+    /// Ends of responses.
+    pub stop: &'a StopRule<'a>,
+}
+
+impl<B: Backend> Rollout<'_, B> {
+    /// Samples and judges `samples` responses to each of `tasks`, whose places in the list are their numbers in RNG
+    /// keys; `progress` hears of every finished stream. Groups come in the order of the tasks.
+    pub fn run(
+        &self,
+        tasks: &[&Task],
+        samples: usize,
+        sampling: &Sampling,
+        judges: &mut Judges,
+        mut progress: impl FnMut(),
+    ) -> Result<(Vec<Group>, RolloutSeconds), RolloutError> {
+        let config = &self.model.config;
+        let row = config.layers.len() * 2 * config.num_kv_heads * config.head_dim * size_of::<f32>();
+        let per_task = samples.saturating_mul(sampling.max_new_tokens).saturating_mul(row).max(1);
+        let mut groups = Vec::with_capacity(tasks.len());
+        let mut seconds = RolloutSeconds::default();
+        let per_batch = (TAIL_BYTES / per_task).max(1);
+        for (batch, tasks) in tasks.chunks(per_batch).enumerate() {
+            if self.stop.interrupted() {
+                return Err(RolloutError::Interrupted);
+            }
+            let started = std::time::Instant::now();
+            let prompts = tasks
+                .iter()
+                .map(|task| self.format.apply(self.tokenizer, &task.prompt))
+                .collect::<Result<Vec<_>, _>>()?;
+            let requests: Vec<Prompt> = (batch * per_batch..)
+                .zip(&prompts)
+                .map(|(number, (_, ids))| Prompt { ids, number: number as u32, streams: samples })
+                .collect();
+            let texts: Vec<(Arc<str>, Arc<str>)> = tasks
+                .iter()
+                .zip(&prompts)
+                .map(|(task, (text, _))| (text.as_str().into(), task.answer.as_str().into()))
+                .collect();
+            let mut undecodable = None;
+            let responses = generate(
+                self.model,
+                &requests,
+                sampling,
+                |tokens| self.stop.reached(tokens),
+                |prompt, stream, response| {
+                    progress();
+                    let response = match self.stop.text(&response.tokens) {
+                        Ok(text) => text,
+                        Err(e) => {
+                            undecodable = Some(e);
+                            return;
+                        }
+                    };
+                    let (text, answer) = &texts[prompt];
+                    let job = Job {
+                        id: prompt * samples + stream,
+                        prompt: Arc::clone(text),
+                        response,
+                        answer: Arc::clone(answer),
+                        task: Arc::clone(&tasks[prompt].fields),
+                    };
+                    if let Some(rewards) = &mut judges.rewards {
+                        rewards.submit(job.clone());
+                    }
+                    judges.scores.submit(job);
+                },
+            )?;
+            if let Some(e) = undecodable {
+                return Err(e.into());
+            }
+            if self.stop.interrupted() {
+                return Err(RolloutError::Interrupted);
+            }
+            seconds.generate += started.elapsed().as_secs_f64();
+            let started = std::time::Instant::now();
+            let mut scores = judges.scores.collect()?.scores.into_iter().map(|(_, s)| s);
+            let mut rewards = match &mut judges.rewards {
+                Some(pool) => Some(pool.collect()?.scores.into_iter().map(|(_, s)| s)),
+                None => None,
+            };
+            for ((_, prompt), responses) in prompts.into_iter().zip(responses) {
+                let scores: Vec<_> = scores.by_ref().take(samples).collect();
+                let rewards: Option<Vec<_>> = rewards.as_mut().map(|r| r.by_ref().take(samples).collect());
+                let texts =
+                    responses.iter().map(|r| self.stop.text(&r.tokens)).collect::<Result<Vec<_>, _>>()?;
+                groups.push(judged(prompt, responses, texts, scores, rewards, &*judges.verifier));
+            }
+            seconds.verify += started.elapsed().as_secs_f64();
+        }
+        Ok((groups, seconds))
+    }
+}
+
+fn judged(
+    prompt: Vec<u32>,
+    responses: Vec<Response>,
+    texts: Vec<String>,
+    scores: Vec<Result<f64, Failure>>,
+    rewards: Option<Vec<Result<f64, Failure>>>,
+    verifier: &dyn Verifier,
+) -> Group {
+    let mut failures = BTreeMap::new();
+    for failure in scores.iter().chain(rewards.iter().flatten()).filter_map(|s| s.as_ref().err()) {
+        *failures.entry(failure.kind().to_owned()).or_default() += 1;
+    }
+    let lowest = scores.iter().flatten().copied().fold(0.0, f64::min);
+    let rewards = rewards.as_ref().unwrap_or(&scores).iter().map(|r| *r.as_ref().unwrap_or(&0.0)).collect();
+    let scores = scores.iter().map(|s| *s.as_ref().unwrap_or(&lowest)).collect();
+    let answers = texts.iter().map(|t| verifier.extract(t)).collect();
+    Group { prompt, responses, texts, answers, scores, rewards, failures }
+}

@@ -1,0 +1,170 @@
+//! Why a run cannot begin or go on.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::config::ConfigError;
+use super::metrics::MetricsError;
+use super::optimizer::NotFinite;
+use super::snapshot::SnapshotError;
+use crate::checkpoint::FileError;
+use crate::eval::EvalError;
+use crate::model_dir::OpenError;
+use crate::objective::ObjectiveError;
+use crate::rollout::RolloutError;
+use crate::tasks::TaskError;
+use crate::tokenizer::TokenizerError;
+use crate::verifier::BuildError;
+
+/// Why a run cannot begin or go on.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model directory.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A task file.
+    #[error(transparent)]
+    Tasks(#[from] TaskError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The metrics files.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// Another file of the run.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The verifier cannot be built.
+    #[error("{section}: the verifier cannot be built")]
+    Build {
+        /// `[verifier]` or `[environment]`.
+        section: &'static str,
+        /// Why.
+        source: BuildError,
+    },
+    /// Sampling or scoring in training.
+    #[error("step {step}")]
+    Rollout {
+        /// The step.
+        step: u64,
+        /// Why.
+        source: RolloutError,
+    },
+    /// Sampling or scoring in evaluation.
+    #[error("evaluation")]
+    Evaluation(#[source] RolloutError),
+    /// The objective refuses a group.
+    #[error("step {step}, {path}:{line}")]
+    Objective {
+        /// The step.
+        step: u64,
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Why.
+        source: ObjectiveError,
+    },
+    /// Evaluation refuses its pools.
+    #[error("the evaluation cannot be reported")]
+    Eval(#[from] EvalError),
+    /// Text that is no tokens.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A prompt that leaves no room for a response.
+    #[error(
+        "{path}:{line}: the prompt has {tokens} tokens and generate.max_new_tokens is {new}, but the model's context \
+         has {context}; shorten the prompt or lower generate.max_new_tokens"
+    )]
+    PromptTooLong {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// `generate.max_new_tokens`.
+        new: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// An expert response that does not fit behind its prompt.
+    #[error(
+        "{path}:{line}: prompt and expert response have {tokens} tokens, but the model's context has {context}; \
+         shorten them"
+    )]
+    ExpertTooLong {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Tokens of both.
+        tokens: usize,
+        /// The model's context.
+        context: usize,
+    },
+    /// NaN or Inf in the forward pass.
+    #[error(
+        "step {step}: the log-prob of a sampled token is {value}; the newest checkpoint is untouched: resume from it \
+         with a lower optimizer.lr or a smaller optimizer.clip_norm"
+    )]
+    LogProb {
+        /// The step.
+        step: u64,
+        /// The value.
+        value: f32,
+    },
+    /// NaN or Inf in the gradient.
+    #[error(
+        "step {step}; the newest checkpoint is untouched: resume from it with a lower optimizer.lr, a smaller \
+         optimizer.clip_norm, or model.dtype = \"f32\""
+    )]
+    Gradient {
+        /// The step.
+        step: u64,
+        /// Which tensor.
+        source: NotFinite,
+    },
+    /// The run directory holds a run, and nobody asked to resume it.
+    #[error("{path} already holds a run; go on with --resume, or choose another train.output")]
+    Exists {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// `--resume` without anything to resume.
+    #[error("{path} holds no checkpoint to resume; start without --resume")]
+    NothingToResume {
+        /// The directory of checkpoints.
+        path: PathBuf,
+    },
+    /// All checkpoints are damaged.
+    #[error(
+        "every checkpoint in {path} is damaged, the newest one thus: {reason}; move the directory away to start anew"
+    )]
+    AllDamaged {
+        /// The directory of checkpoints.
+        path: PathBuf,
+        /// What is wrong with the newest.
+        reason: String,
+    },
+    /// The run was begun with something else.
+    #[error("{path} was begun with other settings, so it cannot go on to the same bits:{}", .differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
+    Differs {
+        /// The run directory.
+        path: PathBuf,
+        /// What differs.
+        differences: Vec<String>,
+    },
+    /// A saved report that is none.
+    #[error("{path}: not a report of an evaluation; remove it to evaluate anew")]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}

@@ -1,0 +1,21 @@
+//! Training: what a run is told ([`config`]), what it draws on ([`schedule`], [`policy`], [`optimizer`]), what it leaves behind
+//! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`stop`]). [`run`] is the loop.
+//!
+//! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`,
+//! `tensorboard/` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
+//! configuration: the random numbers are a function of (seed, step, prompt, stream, position), and the place in
+//! the data is one integer.
+
+pub mod config;
+pub mod error;
+pub mod evaluation;
+pub mod metrics;
+pub mod optimizer;
+pub mod policy;
+pub mod run;
+pub mod schedule;
+pub mod setup;
+pub mod snapshot;
+mod step;
+pub mod stop;
+pub mod tensorboard;

@@ -1,0 +1,124 @@
+//! AdamW over all parameters: gradients, moments and, for bf16 parameters, f32 master weights.
+
+use std::path::Path;
+
+use thiserror::Error;
+
+use super::config::OptimizerSection;
+use super::snapshot::{Array, Arrays, SnapshotError, write_arrays};
+use crate::backend::{AdamW, Backend, DType};
+use crate::gemma::params::{ParamKind, ParamSpec, plan};
+use crate::gemma::{Gemma, Params};
+
+/// A gradient that must not be applied.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("the gradient of {tensor} holds NaN or Inf")]
+pub struct NotFinite {
+    /// The first such tensor.
+    pub tensor: String,
+}
+
+/// The optimizer's state, and the gradients that it consumes.
+pub struct Optimizer<B: Backend> {
+    specs: Vec<ParamSpec>,
+    /// What [`Gemma::backward`] adds to.
+    pub grads: Params<B::Tensor>,
+    m: Params<B::Tensor>,
+    v: Params<B::Tensor>,
+    /// One entry per parameter, in order; `None` where the parameter is f32 and its own master.
+    masters: Vec<Option<B::Tensor>>,
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// Zero moments; masters from the parameters.
+    pub fn new(model: &Gemma<B>) -> Self {
+        let (b, params) = (&model.backend, &model.params);
+        let master = |p: &B::Tensor| {
+            let (rows, cols) = b.shape(p);
+            (b.dtype(p) == DType::Bf16)
+                .then(|| b.upload(DType::F32, rows, cols, bytemuck::cast_slice(&b.to_f32(p))))
+        };
+        Self {
+            specs: plan(&model.config).tensors().into_iter().cloned().collect(),
+            grads: params.zeros_like(b),
+            m: params.zeros_like(b),
+            v: params.zeros_like(b),
+            masters: params.tensors().into_iter().map(master).collect(),
+        }
+    }
+
+    /// Applies and clears the gradients. `step` counts from 1. Returns the global L2 norm before clipping. Weight
+    /// decay is for matrices, not for norms.
+    pub fn step(
+        &mut self,
+        model: &mut Gemma<B>,
+        config: &OptimizerSection,
+        lr: f64,
+        step: u64,
+    ) -> Result<f64, NotFinite> {
+        let b = &model.backend;
+        let mut squares = 0.0;
+        for (spec, grad) in self.specs.iter().zip(self.grads.tensors()) {
+            let sum = b.sum_squares(grad);
+            if !sum.is_finite() {
+                return Err(NotFinite { tensor: spec.name.clone() });
+            }
+            squares += sum;
+        }
+        let norm = squares.sqrt();
+        let clip = config.clip_norm;
+        // As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
+        let grad_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
+        let states = self.grads.tensors_mut().into_iter().zip(self.m.tensors_mut()).zip(self.v.tensors_mut());
+        let params = model.params.tensors_mut().into_iter().zip(&mut self.masters);
+        for ((spec, ((grad, m), v)), (param, master)) in self.specs.iter().zip(states).zip(params) {
+            let decay = if spec.kind == ParamKind::Matrix { config.weight_decay } else { 0.0 };
+            let hyper = AdamW {
+                lr: lr as f32,
+                beta1: config.beta1 as f32,
+                beta2: config.beta2 as f32,
+                eps: config.eps as f32,
+                weight_decay: decay as f32,
+                step,
+                grad_scale,
+            };
+            match master {
+                Some(master) => b.adamw(&hyper, grad, master, m, v, Some(param)),
+                None => b.adamw(&hyper, grad, param, m, v, None),
+            }
+            b.clear(grad);
+        }
+        Ok(norm)
+    }
+
+    /// Writes moments and masters.
+    pub fn save(&self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
+        let (m, v) = (self.m.tensors(), self.v.tensors());
+        let mut arrays = Vec::new();
+        for (i, spec) in self.specs.iter().enumerate() {
+            let master = self.masters[i].as_ref();
+            for (kind, tensor) in [("m", Some(m[i])), ("v", Some(v[i])), ("master", master)] {
+                if let Some(tensor) = tensor {
+                    let array = Array::new(spec.rows, spec.cols, || backend.download(tensor));
+                    arrays.push((format!("{kind}.{}", spec.name), array));
+                }
+            }
+        }
+        write_arrays(path, arrays)
+    }
+
+    /// Reads what [`Optimizer::save`] wrote, in place of the present state.
+    pub fn load(&mut self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
+        let arrays = Arrays::open(path)?;
+        let (m, v) = (self.m.tensors_mut(), self.v.tensors_mut());
+        for (((spec, m), v), master) in self.specs.iter().zip(m).zip(v).zip(&mut self.masters) {
+            for (kind, tensor) in [("m", Some(m)), ("v", Some(v)), ("master", master.as_mut())] {
+                if let Some(tensor) = tensor {
+                    let bytes = arrays.bytes(&format!("{kind}.{}", spec.name), spec.rows, spec.cols)?;
+                    *tensor = backend.upload(DType::F32, spec.rows, spec.cols, bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+}

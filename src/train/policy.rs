@@ -1,0 +1,93 @@
+//! Log-probs of given responses under a model and the gradient of a weighted sum of them: the one backward pass that
+//! every objective needs, L = - sum_j sum_t w_jt log pi(y_jt | x, y_j<t).
+
+use crate::backend::{Backend, HeadSpec, Target};
+use crate::gemma::{Batch, Gemma, Params, Trace};
+use crate::segments::{Layout, QueryRun};
+
+/// A prompt and some continuations of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Continued<'a> {
+    /// Prompt tokens; not empty.
+    pub prompt: &'a [u32],
+    /// Response tokens, each not empty.
+    pub responses: &'a [&'a [u32]],
+}
+
+/// A forward pass over prompts and responses: shared beginnings once, each prompt once, each response its own tokens.
+pub struct Forward<B: Backend> {
+    layout: Layout,
+    positions: Vec<u32>,
+    runs: Vec<QueryRun>,
+    trace: Trace<B>,
+    hidden_rows: usize,
+    /// Rows of the hidden states that predict something, ascending, and those states.
+    rows: Vec<u32>,
+    head_in: B::Tensor,
+    head: HeadSpec,
+    targets: Vec<Target>,
+    lse: Vec<f32>,
+    /// log pi of every response token: groups, responses and tokens in order, flat.
+    pub logprobs: Vec<f32>,
+}
+
+impl<B: Backend> Forward<B> {
+    /// Runs the model. The temperature is part of pi.
+    pub fn new(model: &Gemma<B>, groups: &[Continued], temperature: f32) -> Self {
+        let prompts: Vec<&[u32]> = groups.iter().map(|g| g.prompt).collect();
+        let (mut layout, prompt_segments) = Layout::of_prompts(&prompts);
+        // (row that predicts, token): the prompt's last token predicts the first token of every response.
+        let mut predictions = Vec::new();
+        for (group, &prompt) in groups.iter().zip(&prompt_segments) {
+            let last = layout.last_row(prompt);
+            for response in group.responses {
+                let first = layout.ids().len() as u32;
+                // Nothing is predicted from a response's last token.
+                layout.push(Some(prompt), &response[..response.len() - 1]);
+                predictions.push((last, response[0]));
+                predictions.extend(response[1..].iter().zip(first..).map(|(&token, row)| (row, token)));
+            }
+        }
+        let mut rows: Vec<u32> = predictions.iter().map(|p| p.0).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let compact = |row: u32| rows.binary_search(&row).expect("every predicting row is listed") as u32;
+        let targets: Vec<Target> =
+            predictions.iter().map(|&(row, token)| Target { row: compact(row), token }).collect();
+
+        let positions = layout.segments().positions();
+        let runs = layout.segments().all_queries();
+        let batch =
+            Batch { ids: layout.ids(), positions: &positions, segments: layout.segments(), runs: &runs };
+        let (hidden, trace) = model.forward(&batch);
+        let head_in = model.backend.gather_rows(&hidden, &rows);
+        let head = HeadSpec { softcap: model.config.final_softcap, temperature };
+        let (logprobs, lse) =
+            model.backend.lm_head_logprob_forward(&head_in, &model.params.embed, &head, &targets);
+        let hidden_rows = layout.ids().len();
+        Self { layout, positions, runs, trace, hidden_rows, rows, head_in, head, targets, lse, logprobs }
+    }
+
+    /// Adds to `grads` the gradient of L = - sum_i weights\[i\] logprobs\[i\].
+    pub fn backward(self, model: &Gemma<B>, weights: &[f32], grads: &mut Params<B::Tensor>) {
+        let b = &model.backend;
+        let d_head_in = b.lm_head_logprob_backward(
+            &self.head_in,
+            &model.params.embed,
+            &self.head,
+            &self.lse,
+            &self.targets,
+            weights,
+            &mut grads.embed,
+        );
+        let mut d_hidden = b.zeros(self.hidden_rows, model.config.hidden_size);
+        b.scatter_add_rows(&d_head_in, &self.rows, &mut d_hidden);
+        let batch = Batch {
+            ids: self.layout.ids(),
+            positions: &self.positions,
+            segments: self.layout.segments(),
+            runs: &self.runs,
+        };
+        model.backward(&batch, self.trace, &d_hidden, grads);
+    }
+}

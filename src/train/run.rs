@@ -1,0 +1,421 @@
+//! A run from start or checkpoint to its end: steps, evaluations, saves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::config::{ConfigError, Problem, TrainConfig};
+use super::error::TrainError;
+use super::evaluation::{comparable, eval_sampling, evaluation};
+use super::metrics::{EvalMetrics, Metrics, StepMetrics};
+use super::optimizer::Optimizer;
+use super::setup::{check_experts, check_prompts, check_sizes, judges, rollout, stop_rule};
+use super::snapshot::{Newest, Snapshot, SnapshotError, Snapshots, TrainState};
+use super::step::Stepper;
+use super::stop::Stop;
+use crate::backend::{Backend, DType};
+use crate::checkpoint::{Action, FileError, atomic};
+use crate::eval::{Comparison, Report};
+use crate::gemma::params;
+use crate::model_dir::ModelDir;
+use crate::rollout::RolloutError;
+use crate::tasks::{Order, Tasks};
+
+/// What a run tells while it runs.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It goes on from a checkpoint after so many steps.
+    Resumed {
+        /// Steps completed.
+        step: u64,
+    },
+    /// A newer checkpoint is damaged and was passed over.
+    PassedOver {
+        /// Where it lies.
+        path: &'a Path,
+        /// What is wrong with it.
+        error: &'a SnapshotError,
+    },
+    /// An evaluation begins.
+    EvalStarted {
+        /// Steps taken before it.
+        step: u64,
+        /// Responses to sample.
+        responses: u64,
+    },
+    /// A response of the evaluation is complete.
+    EvalResponse,
+    /// An evaluation is done.
+    Eval {
+        /// Steps taken before it.
+        step: u64,
+        /// What it found.
+        report: &'a Report,
+        /// Responses that could not be judged, by kind of failure.
+        failures: &'a BTreeMap<String, u64>,
+    },
+    /// The evaluation before training is missing, or of other tasks or another number of samples than now: there
+    /// will be no comparison at the end.
+    NoComparison,
+    /// A step is done.
+    Step {
+        /// Its figures.
+        metrics: &'a StepMetrics,
+        /// Estimated seconds until the run ends.
+        eta: f64,
+    },
+    /// A checkpoint is in place.
+    Saved {
+        /// Where it lies.
+        path: &'a Path,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Steps completed.
+    pub step: u64,
+    /// How many of them this process took: 0 where a finished run was resumed.
+    pub taken: u64,
+    /// Whether all steps of the configuration (or this process's minutes) and the last evaluation are done; otherwise
+    /// `--resume` goes on.
+    pub finished: bool,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+    /// The evaluations before and after, compared, where there are evaluation tasks and the run is finished.
+    pub comparison: Option<Comparison>,
+}
+
+const CONFIG: &str = "config.toml";
+const CHECKPOINTS: &str = "checkpoints";
+/// Reports of evaluations.
+const EVAL_DIR: &str = "eval";
+/// Their lines, which [`Metrics`] writes.
+const EVAL_LOG: &str = "eval.jsonl";
+
+/// Runs a training configuration on `backend` until it is done or `stop` is raised. `resume` goes on from the newest
+/// valid checkpoint in `train.output`; a run that was killed before its first checkpoint begins again. A new run
+/// writes nothing before the model, the tasks and the verifier have been found to be usable.
+///
+/// `stop` lets a step end, but no evaluation: the resumed run repeats that. `train.max_minutes` counts from the start
+/// of this process, its evaluation before training included; a run that it ends is finished, and evaluated as such.
+pub fn run<B: Backend + Clone>(
+    backend: B,
+    config: &TrainConfig,
+    resume: bool,
+    stop: &Stop,
+    mut report: impl FnMut(Event),
+) -> Result<Outcome, TrainError> {
+    config.validate()?;
+    check_sizes(config)?;
+    let out = &config.train.output;
+    let (config_path, dir) = (out.join(CONFIG), out.join(CHECKPOINTS));
+    match (resume, config_path.exists()) {
+        (false, true) => return Err(TrainError::Exists { path: out.clone() }),
+        (true, false) if !dir.exists() => return Err(TrainError::NothingToResume { path: dir }),
+        _ => {}
+    }
+    let tasks = Tasks::read(&config.data.tasks)?;
+    let eval_tasks = config.data.eval_tasks.as_deref().map(Tasks::read).transpose()?;
+    let judges = judges(config)?;
+    if eval_tasks.is_some() && judges.is_none() {
+        let message = "missing; the evaluation on data.eval_tasks needs one".into();
+        return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
+    }
+    let open = |path: &Path, dtype: Option<DType>| -> Result<ModelDir<B>, TrainError> {
+        let model_dir = ModelDir::open(backend.clone(), path, dtype)?;
+        if config.objective.kind.needs_samples() {
+            check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
+        }
+        if config.objective.kind.needs_expert() {
+            check_experts(config, &model_dir, &tasks)?;
+        }
+        if let (Some(path), Some(tasks)) = (&config.data.eval_tasks, &eval_tasks) {
+            check_prompts(config, &model_dir, path, tasks)?;
+        }
+        Ok(model_dir)
+    };
+    // Before anything is written.
+    let fresh = if resume { None } else { Some(Start::new(open(&config.model.path, config.model.dtype)?)) };
+    let snapshots = Snapshots::open(&dir, config.train.keep_checkpoints)?;
+    let newest = snapshots.newest_valid()?;
+    for (path, error) in &newest.passed_over {
+        report(Event::PassedOver { path, error });
+    }
+    let start = match fresh {
+        Some(_) if newest.snapshot.is_some() || !newest.passed_over.is_empty() => {
+            return Err(TrainError::Exists { path: out.clone() });
+        }
+        Some(fresh) => fresh,
+        None => {
+            let start = go_on(&backend, config, &tasks, newest, open)?;
+            report(Event::Resumed { step: start.step });
+            start
+        }
+    };
+    let text = config.to_toml()?;
+    atomic::write_file(&config_path, |f| f.write_all(text.as_bytes()))?;
+    let reference = match config.train.kl_coefficient > 0.0 {
+        true => Some(ModelDir::open(backend.clone(), &config.model.path, config.model.dtype)?.model),
+        false => None,
+    };
+    let metrics = Metrics::open(out, start.step)?;
+    let (first, resumed) = (start.step, resume);
+    let order = Order::new(tasks.list.len(), config.train.seed);
+    let stepper = Stepper { config, tasks: &tasks, order, judges, reference };
+    let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
+    trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
+}
+
+/// Where a process begins.
+struct Start<B: Backend> {
+    dir: ModelDir<B>,
+    optimizer: Optimizer<B>,
+    /// Steps completed.
+    step: u64,
+    /// Their checkpoint, where there is one.
+    checkpoint: Option<PathBuf>,
+}
+
+impl<B: Backend> Start<B> {
+    fn new(dir: ModelDir<B>) -> Self {
+        Self { optimizer: Optimizer::new(&dir.model), dir, step: 0, checkpoint: None }
+    }
+}
+
+/// Where the run in `config.train.output` goes on, if it was begun with these settings and tasks.
+fn go_on<B: Backend>(
+    backend: &B,
+    config: &TrainConfig,
+    tasks: &Tasks,
+    newest: Newest,
+    open: impl Fn(&Path, Option<DType>) -> Result<ModelDir<B>, TrainError>,
+) -> Result<Start<B>, TrainError> {
+    let out = &config.train.output;
+    let differ = |differences: Vec<String>| match differences.is_empty() {
+        true => Ok(()),
+        false => Err(TrainError::Differs { path: out.clone(), differences }),
+    };
+    let config_path = out.join(CONFIG);
+    let saved = match config_path.exists() {
+        true => Some(TrainConfig::load(&config_path, &[])?),
+        false => None,
+    };
+    if let Some(saved) = &saved {
+        differ(config.resume_differences(saved)?)?;
+    }
+    match (newest.snapshot, newest.passed_over.first(), saved) {
+        (Some(snapshot), _, _) => {
+            let state = snapshot.state;
+            let changes = [
+                (state.data_hash != tasks.fingerprint, &config.data.tasks, "its tasks have changed"),
+                (
+                    state.config_hash != config.resume_hash()?,
+                    &config_path,
+                    "not the settings of the checkpoints",
+                ),
+            ];
+            let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
+            differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
+            let mut start = Start::new(open(&snapshot.model_dir(), None)?);
+            start.optimizer.load(backend, &snapshot.optimizer_path())?;
+            Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
+        }
+        (None, Some((_, error)), _) => {
+            Err(TrainError::AllDamaged { path: out.join(CHECKPOINTS), reason: error.to_string() })
+        }
+        // Killed before its first checkpoint.
+        (None, None, Some(saved)) => {
+            if saved.model.path != config.model.path {
+                let (old, new) = (saved.model.path.display(), config.model.path.display());
+                differ(vec![format!("model.path: {old} -> {new}")])?;
+            }
+            Ok(Start::new(open(&config.model.path, config.model.dtype)?))
+        }
+        (None, None, None) => Err(TrainError::NothingToResume { path: out.join(CHECKPOINTS) }),
+    }
+}
+
+struct Trainer<'a, B: Backend> {
+    stepper: Stepper<'a, B>,
+    metrics: Metrics,
+    snapshots: Snapshots,
+    /// Steps completed before this process.
+    first: u64,
+    /// Whether there was another process before.
+    resumed: bool,
+}
+
+impl<B: Backend> Trainer<'_, B> {
+    /// Trains from `start` to the end of the run or of this process.
+    fn run(
+        mut self,
+        start: Start<B>,
+        eval_tasks: Option<&Tasks>,
+        stop: &Stop,
+        report: &mut impl FnMut(Event),
+    ) -> Result<Outcome, TrainError> {
+        let Start { mut dir, mut optimizer, mut step, checkpoint } = start;
+        let dir = &mut dir;
+        let train = &self.stepper.config.train;
+        let started = Instant::now();
+        let out_of_time =
+            || train.max_minutes.is_some_and(|limit| started.elapsed().as_secs_f64() >= limit * 60.0);
+        let mut before = None;
+        if let Some(tasks) = eval_tasks {
+            before = match self.first {
+                0 => self.eval(dir, tasks, 0, stop, report)?,
+                _ => self.filed(tasks, 0)?,
+            };
+            if before.is_none() && !stop.requested() {
+                report(Event::NoComparison);
+            }
+        }
+        let training = Instant::now();
+        let mut saved = checkpoint.map(|path| (step, path));
+        loop {
+            // Here rather than after the step, so that a resumed run makes up for an evaluation that a kill cut short.
+            let due = train.eval_every > 0 && step > 0 && step.is_multiple_of(train.eval_every);
+            if let (true, Some(tasks)) = (due && step < train.steps, eval_tasks) {
+                self.eval(dir, tasks, step, stop, report)?;
+            }
+            if step >= train.steps || stop.requested() || out_of_time() {
+                break;
+            }
+            step += 1;
+            let metrics = self.stepper.step(dir, &mut optimizer, step)?;
+            self.metrics.step(&metrics)?;
+            let per_step = training.elapsed().as_secs_f64() / (step - self.first) as f64;
+            let mut eta = per_step * (train.steps - step) as f64;
+            if let Some(minutes) = train.max_minutes {
+                eta = eta.min(minutes * 60.0 - started.elapsed().as_secs_f64()).max(0.0);
+            }
+            report(Event::Step { metrics: &metrics, eta });
+            if train.save_every > 0 && step.is_multiple_of(train.save_every) {
+                saved = Some((step, self.save(dir, &optimizer, step, report)?));
+            }
+        }
+        let checkpoint = match saved {
+            Some((at, path)) if at == step => path,
+            _ => self.save(dir, &optimizer, step, report)?,
+        };
+        let mut comparison = None;
+        if let (false, Some(tasks)) = (stop.requested(), eval_tasks) {
+            let after = self.eval(dir, tasks, step, stop, report)?;
+            if let (Some(before), Some(after)) = (before, after) {
+                let compared = before.compare(&after)?;
+                let text = compared.to_table();
+                atomic::write_file(&train.output.join("comparison.txt"), |f| f.write_all(text.as_bytes()))?;
+                comparison = Some(compared);
+            }
+        }
+        Ok(Outcome { step, taken: step - self.first, finished: !stop.requested(), checkpoint, comparison })
+    }
+
+    /// Evaluates and files the report, unless the process before has. `None` if `stop` came in between.
+    fn eval(
+        &mut self,
+        dir: &ModelDir<B>,
+        tasks: &Tasks,
+        step: u64,
+        stop: &Stop,
+        report: &mut impl FnMut(Event),
+    ) -> Result<Option<Report>, TrainError> {
+        if self.resumed
+            && step == self.first
+            && let Some(filed) = self.filed(tasks, step)?
+        {
+            return Ok(Some(filed));
+        }
+        let config = self.stepper.config;
+        let Some(judges) = &mut self.stepper.judges else { unreachable!("evaluation needs a verifier") };
+        let started = Instant::now();
+        let samples = config.train.eval_samples;
+        report(Event::EvalStarted { step, responses: (samples * tasks.list.len()) as u64 });
+        let interrupt = || stop.requested();
+        let stop_rule = stop_rule(config, dir).interrupted_by(&interrupt);
+        let evaluated = evaluation(
+            &rollout(config, dir, &stop_rule),
+            tasks,
+            samples,
+            &eval_sampling(config),
+            judges,
+            || report(Event::EvalResponse),
+        );
+        let (found, failures) = match evaluated {
+            Err(TrainError::Evaluation(RolloutError::Interrupted)) => return Ok(None),
+            evaluated => evaluated?,
+        };
+        let path = self.report_path(step);
+        let parent = config.train.output.join(EVAL_DIR);
+        fs::create_dir_all(&parent).map_err(FileError::io(Action::Write, &parent))?;
+        let text = serde_json::to_string_pretty(&found).expect("a report is plain data");
+        atomic::write_file(&path, |f| f.write_all(text.as_bytes()))?;
+
+        let at = |n: usize| found.ns.iter().position(|&x| x >= n).unwrap_or(found.ns.len() - 1);
+        let n = found.ns[at(config.objective.n.unwrap_or(1))];
+        let figures = &found.figures;
+        // After the report: `filed` takes this line for the sign that both are there.
+        self.metrics.eval(&EvalMetrics {
+            step,
+            tasks: tasks.list.len() as u64,
+            samples: samples as u64,
+            n: n as u64,
+            pass_at_1: figures.pass_at_n[0].mean,
+            pass_at_n: figures.pass_at_n[at(n)].mean,
+            best_of_n_reward: figures.best_of_n[at(n)].mean,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
+        report(Event::Eval { step, report: &found, failures: &failures });
+        Ok(Some(found))
+    }
+
+    /// The report that an earlier process filed after `step`, if it is of the present tasks and samples.
+    fn filed(&self, tasks: &Tasks, step: u64) -> Result<Option<Report>, TrainError> {
+        let log = fs::read_to_string(self.stepper.config.train.output.join(EVAL_LOG)).unwrap_or_default();
+        let mut recorded = log.lines().filter_map(|line| serde_json::from_str::<EvalMetrics>(line).ok());
+        let path = self.report_path(step);
+        if !recorded.any(|line| line.step == step) || !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read(&path).map_err(FileError::io(Action::Read, &path))?;
+        let filed: Report =
+            serde_json::from_slice(&text).map_err(|source| TrainError::Report { path, source })?;
+        Ok(Some(filed).filter(|filed| comparable(filed, tasks, self.stepper.config.train.eval_samples)))
+    }
+
+    fn report_path(&self, step: u64) -> PathBuf {
+        self.stepper.config.train.output.join(EVAL_DIR).join(format!("step-{step:06}.json"))
+    }
+
+    /// Saves a checkpoint, with what else belongs to a model from `dir.path`, which then becomes the checkpoint's own
+    /// directory: that of an older one will be removed in time.
+    fn save(
+        &self,
+        dir: &mut ModelDir<B>,
+        optimizer: &Optimizer<B>,
+        step: u64,
+        report: &mut impl FnMut(Event),
+    ) -> Result<PathBuf, TrainError> {
+        self.metrics.sync()?;
+        let state = TrainState {
+            step,
+            position: step * self.stepper.config.generate.prompts_per_step as u64,
+            seed: self.stepper.config.train.seed,
+            config_hash: self.stepper.config.resume_hash()?,
+            data_hash: self.stepper.tasks.fingerprint,
+        };
+        let (b, model) = (&dir.model.backend, &dir.model);
+        let path = self.snapshots.save(
+            &state,
+            |out| Ok(params::save(b, &dir.config, &model.params, &dir.path, out)?),
+            |out| Ok(optimizer.save(b, out)?),
+        )?;
+        report(Event::Saved { path: &path });
+        dir.path = Snapshot { path: path.clone(), state }.model_dir();
+        Ok(path)
+    }
+}

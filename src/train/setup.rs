@@ -1,0 +1,143 @@
+//! From a configuration to what a run works with: prompts, ends of responses, verifiers; and the checks that need
+//! the model or the tasks.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::{ConfigError, Problem, Template, TrainConfig};
+use super::error::TrainError;
+use crate::backend::Backend;
+use crate::generate::Sampling;
+use crate::model_dir::ModelDir;
+use crate::rollout::{Judges, PromptFormat, Rollout, StopRule};
+use crate::tasks::{Task, Tasks};
+use crate::tokenizer::TokenizerError;
+use crate::verifier::{VerifierConfig, build};
+
+/// Most responses to one prompt; the paper's N goes up to 2^10.
+pub const MAX_SAMPLES: usize = 1 << 16;
+/// Most tokens of one prompt's responses together: the smallest Gemma's cache of them takes terabytes.
+pub const MAX_GROUP_TOKENS: usize = 1 << 28;
+/// Most prompts per step.
+const MAX_PROMPTS: usize = 1 << 20;
+
+/// Refuses sizes that could only end in a failed allocation.
+pub fn check_sizes(config: &TrainConfig) -> Result<(), ConfigError> {
+    let (generate, train) = (&config.generate, &config.train);
+    let most = MAX_GROUP_TOKENS / generate.samples.max(train.eval_samples).clamp(1, MAX_SAMPLES);
+    let sizes = [
+        ("generate.samples", generate.samples, MAX_SAMPLES),
+        ("train.eval_samples", train.eval_samples, MAX_SAMPLES),
+        ("generate.prompts_per_step", generate.prompts_per_step, MAX_PROMPTS),
+        ("generate.max_new_tokens", generate.max_new_tokens, most),
+    ];
+    let too_large = sizes.into_iter().filter(|(_, value, most)| value > most);
+    let problems: Vec<Problem> = too_large
+        .map(|(key, value, most)| Problem { key, message: format!("is {value}; it must be at most {most}") })
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
+}
+
+/// Checks that behind every prompt of a task file there is room for the longest response that may be sampled.
+pub fn check_prompts<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    path: &Path,
+    tasks: &Tasks,
+) -> Result<(), TrainError> {
+    let (context, new) = (dir.model.config.max_positions, config.generate.max_new_tokens);
+    for (i, task) in tasks.list.iter().enumerate() {
+        let tokens = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?.1.len();
+        if tokens.saturating_add(new) > context {
+            let (path, line) = (path.into(), line(path, i));
+            return Err(TrainError::PromptTooLong { path, line, tokens, new, context });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that every expert response fits behind its prompt.
+pub(super) fn check_experts<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    tasks: &Tasks,
+) -> Result<(), TrainError> {
+    let (context, path) = (dir.model.config.max_positions, &config.data.tasks);
+    let stop_rule = stop_rule(config, dir);
+    for (i, task) in tasks.list.iter().enumerate() {
+        let (_, prompt) = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?;
+        let tokens = prompt.len() + expert(config, dir, &stop_rule, task)?.len();
+        if tokens > context {
+            let (path, line) = (path.clone(), line(path, i));
+            return Err(TrainError::ExpertTooLong { path, line, tokens, context });
+        }
+    }
+    Ok(())
+}
+
+/// The line of a task file's task `index`. Blank lines hold none.
+pub(super) fn line(path: &Path, index: usize) -> usize {
+    let bytes = fs::read(path).unwrap_or_default();
+    let filled = bytes.split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
+    filled.map(|(i, _)| i).nth(index).unwrap_or(index) + 1
+}
+
+/// A task's expert response as tokens.
+pub(super) fn expert<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    stop_rule: &StopRule,
+    task: &Task,
+) -> Result<Vec<u32>, TokenizerError> {
+    let end = match config.data.template {
+        Template::Turn => dir.tokenizer.end_of_turn(),
+        Template::None => dir.tokenizer.eos(),
+    };
+    stop_rule.complete(task.response(), end)
+}
+
+/// Builds the verifiers of a configuration. Objectives that draw no samples may have none.
+pub fn judges(config: &TrainConfig) -> Result<Option<Judges>, TrainError> {
+    let build = |section: &'static str, verifier: &VerifierConfig| {
+        build(verifier).map(Arc::from).map_err(|source| TrainError::Build { section, source })
+    };
+    let Some(verifier) = &config.verifier else { return Ok(None) };
+    let environment = config.environment.as_ref().map(|e| build("[environment]", e)).transpose()?;
+    Ok(Some(Judges::new(build("[verifier]", verifier)?, environment)))
+}
+
+/// The prompts of a configuration.
+pub(super) fn prompt_format(config: &TrainConfig) -> PromptFormat<'_> {
+    PromptFormat {
+        prefix: &config.data.prefix,
+        suffix: &config.data.suffix,
+        turn: config.data.template == Template::Turn,
+    }
+}
+
+/// Where a configuration ends responses.
+pub fn stop_rule<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> StopRule<'a> {
+    StopRule::new(&dir.model.config, &dir.tokenizer, &config.generate.stop)
+}
+
+/// Prompts as a configuration describes them, to a model.
+pub fn rollout<'a, B: Backend>(
+    config: &'a TrainConfig,
+    dir: &'a ModelDir<B>,
+    stop: &'a StopRule<'a>,
+) -> Rollout<'a, B> {
+    Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format: prompt_format(config), stop }
+}
+
+/// How a configuration samples at an RNG step. Validation has seen to it that training truncates nothing unasked.
+pub(super) fn sampling(config: &TrainConfig, step: u64) -> Sampling {
+    let generate = &config.generate;
+    Sampling {
+        temperature: generate.temperature as f32,
+        truncation: generate.truncation(),
+        max_new_tokens: generate.max_new_tokens,
+        seed: config.train.seed,
+        step,
+    }
+}

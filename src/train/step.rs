@@ -1,0 +1,322 @@
+//! One step: sample, score, weigh, backward, step.
+
+use std::time::Instant;
+
+use super::config::{LengthNormalizer, TrainConfig};
+use super::error::TrainError;
+use super::metrics::{PhaseSeconds, StepMetrics};
+use super::optimizer::Optimizer;
+use super::policy::{Continued, Forward};
+use super::schedule::learning_rate;
+use super::setup::{expert, line, prompt_format, rollout, sampling, stop_rule};
+use crate::backend::Backend;
+use crate::eval::estimators::{answer_counts, entropy};
+use crate::gemma::Gemma;
+use crate::generate::Finish;
+use crate::model_dir::ModelDir;
+use crate::objective::{Coefficients, GroupMetrics, ScoredGroup, coefficients};
+use crate::rollout::{Group, Judges, RolloutError};
+use crate::tasks::{Order, Task, Tasks};
+
+/// What steps are taken with.
+pub(super) struct Stepper<'a, B: Backend> {
+    pub(super) config: &'a TrainConfig,
+    pub(super) tasks: &'a Tasks,
+    /// The order of the tasks.
+    pub(super) order: Order,
+    /// `None` where the objective needs no samples and nothing is evaluated.
+    pub(super) judges: Option<Judges>,
+    /// The frozen start, where there is a KL term.
+    pub(super) reference: Option<Gemma<B>>,
+}
+
+/// One task's part of a step.
+struct Weighed {
+    prompt: Vec<u32>,
+    responses: Vec<Vec<u32>>,
+    /// c_j of every response, the expert's last where there is one.
+    coefficients: Vec<f64>,
+    /// Sampled responses are the first `sampled`; these are their log-probs when they were drawn.
+    sampled: usize,
+    old_logprobs: Vec<Vec<f32>>,
+}
+
+impl<B: Backend> Stepper<'_, B> {
+    /// Step `step` (1, 2, 3...): `prompts_per_step` tasks from their places in the order.
+    pub(super) fn step(
+        &mut self,
+        dir: &mut ModelDir<B>,
+        optimizer: &mut Optimizer<B>,
+        step: u64,
+    ) -> Result<StepMetrics, TrainError> {
+        let config = self.config;
+        let started = Instant::now();
+        let prompts = config.generate.prompts_per_step as u64;
+        let picked: Vec<usize> = ((step - 1) * prompts..step * prompts).map(|p| self.order.task(p)).collect();
+        let tasks: Vec<&Task> = picked.iter().map(|&t| &self.tasks.list[t]).collect();
+
+        let mut metrics = StepMetrics { step, ..StepMetrics::default() };
+        let mut seconds = PhaseSeconds::default();
+        let weighed = if config.objective.kind.needs_samples() {
+            let Some(judges) = &mut self.judges else { unreachable!("validated: there is a verifier") };
+            let (stop_rule, sampling) = (stop_rule(config, dir), sampling(config, step));
+            let rollout = rollout(config, dir, &stop_rule);
+            let rolled = rollout.run(&tasks, config.generate.samples, &sampling, judges, || {});
+            let (groups, spent) = rolled.map_err(|source| TrainError::Rollout { step, source })?;
+            (seconds.generate, seconds.verify) = (spent.generate, spent.verify);
+            count(&mut metrics, &groups);
+            self.weigh(dir, step, &picked, groups, &mut metrics)?
+        } else {
+            let stop_rule = stop_rule(config, dir);
+            picked
+                .iter()
+                .map(|&index| {
+                    let task = &self.tasks.list[index];
+                    let (_, prompt) = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?;
+                    let unit = self.coefficients(step, index, &ScoredGroup::default())?;
+                    Ok(Weighed {
+                        prompt,
+                        responses: vec![expert(config, dir, &stop_rule, task)?],
+                        coefficients: unit.expert.into_iter().collect(),
+                        sampled: 0,
+                        old_logprobs: vec![],
+                    })
+                })
+                .collect::<Result<_, TrainError>>()?
+        };
+
+        let lr = learning_rate(&config.optimizer, config.train.steps, step);
+        let updates = config.train.updates_per_batch as u64;
+        for update in 0..updates {
+            let phase = Instant::now();
+            let micro = weighed.len().div_ceil(config.train.gradient_accumulation);
+            let mut total = Totals::default();
+            for groups in weighed.chunks(micro) {
+                self.backward(&dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
+            }
+            seconds.forward_backward += phase.elapsed().as_secs_f64();
+            let phase = Instant::now();
+            let t = (step - 1) * updates + update + 1;
+            metrics.grad_norm = optimizer
+                .step(&mut dir.model, &config.optimizer, lr, t)
+                .map_err(|source| TrainError::Gradient { step, source })?;
+            seconds.optimizer += phase.elapsed().as_secs_f64();
+            if update == 0 {
+                // Later updates have moved away from the sampler; the first must agree with it.
+                metrics.logprob_gap_max = total.gap_max;
+                metrics.logprob_gap_mean = total.gap_sum / total.sampled.max(1) as f64;
+                metrics.kl = self.reference.as_ref().map(|_| total.kl / total.sampled.max(1) as f64);
+            }
+            metrics.loss = total.loss;
+        }
+        metrics.lr = lr;
+        metrics.seconds = seconds;
+        metrics.tokens_per_second = metrics.tokens as f64 / started.elapsed().as_secs_f64();
+        Ok(metrics)
+    }
+
+    /// The objective's coefficients for the group of task `index`.
+    fn coefficients(&self, step: u64, index: usize, group: &ScoredGroup) -> Result<Coefficients, TrainError> {
+        let path = &self.config.data.tasks;
+        coefficients(&self.config.objective, group).map_err(|source| TrainError::Objective {
+            step,
+            path: path.clone(),
+            line: line(path, index),
+            source,
+        })
+    }
+
+    /// What sampled groups of the tasks `picked` teach.
+    fn weigh(
+        &self,
+        dir: &ModelDir<B>,
+        step: u64,
+        picked: &[usize],
+        groups: Vec<Group>,
+        metrics: &mut StepMetrics,
+    ) -> Result<Vec<Weighed>, TrainError> {
+        let stop_rule = stop_rule(self.config, dir);
+        let mut all: Vec<GroupMetrics> = Vec::new();
+        let mut weighed = Vec::new();
+        for (group, &index) in groups.into_iter().zip(picked) {
+            let mut experts = None;
+            let mut scored = ScoredGroup { scores: group.scores, rewards: group.rewards, expert_score: None };
+            if let (true, Some(judges)) = (self.config.objective.kind.needs_expert(), &self.judges) {
+                let task = &self.tasks.list[index];
+                let (prompt, _) = prompt_format(self.config).apply(&dir.tokenizer, &task.prompt)?;
+                let score = judges.score(&prompt, task);
+                scored.expert_score =
+                    Some(score.map_err(|e| TrainError::Rollout { step, source: RolloutError::Verifier(e) })?);
+                experts = Some(expert(self.config, dir, &stop_rule, task)?);
+            }
+            let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;
+            all.extend(found);
+            let sampled = group.responses.len();
+            let (mut responses, old_logprobs): (Vec<_>, Vec<_>) =
+                group.responses.into_iter().map(|r| (r.tokens, r.logprobs)).unzip();
+            responses.extend(experts);
+            let coefficients = samples.into_iter().chain(expert).collect();
+            weighed.push(Weighed { prompt: group.prompt, responses, coefficients, sampled, old_logprobs });
+        }
+        let mean = |f: fn(&GroupMetrics) -> f64| all.iter().map(f).sum::<f64>() / all.len().max(1) as f64;
+        metrics.reward_mean = mean(|m| m.mean_reward);
+        metrics.pass_at_1 = mean(|m| 1.0 - m.p_fail);
+        metrics.pass_at_n = mean(|m| m.oracle_best_of_n);
+        metrics.best_of_n_reward = mean(|m| m.best_of_n);
+        metrics.all_pass_groups = all.iter().filter(|m| m.all_pass).count() as u64;
+        metrics.all_fail_groups = all.iter().filter(|m| m.all_fail).count() as u64;
+        metrics.clipped_groups = all.iter().filter(|m| m.clipped > 0).count() as u64;
+        Ok(weighed)
+    }
+
+    /// Adds the gradient of one micro-batch. `step_groups` are all groups of the step: normalisers are the step's.
+    #[allow(clippy::too_many_arguments)]
+    fn backward(
+        &self,
+        model: &Gemma<B>,
+        optimizer: &mut Optimizer<B>,
+        groups: &[Weighed],
+        step_groups: &[Weighed],
+        update: u64,
+        step: u64,
+        total: &mut Totals,
+    ) -> Result<(), TrainError> {
+        let config = self.config;
+        let temperature = config.generate.temperature as f32;
+        // A response whose coefficient is zero moves nothing, unless the KL term holds it: positive-only objectives
+        // on hard tasks spare most of the work.
+        let counts = |c: f64| self.reference.is_some() || c != 0.0;
+        let groups: Vec<(&Weighed, Vec<usize>)> = groups
+            .iter()
+            .map(|g| (g, (0..g.responses.len()).filter(|&j| counts(g.coefficients[j])).collect()))
+            .filter(|(_, picked): &(_, Vec<usize>)| !picked.is_empty())
+            .collect();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let responses: Vec<Vec<&[u32]>> = groups
+            .iter()
+            .map(|(g, picked)| picked.iter().map(|&j| g.responses[j].as_slice()).collect())
+            .collect();
+        let continued: Vec<Continued> = groups
+            .iter()
+            .zip(&responses)
+            .map(|((g, _), responses)| Continued { prompt: &g.prompt, responses })
+            .collect();
+        let forward = Forward::new(model, &continued, temperature);
+        let reference = self.reference.as_ref().map(|m| Forward::new(m, &continued, temperature).logprobs);
+
+        let count: usize = step_groups.iter().map(|g| g.responses.len()).sum();
+        let tokens: usize = step_groups.iter().flat_map(|g| &g.responses).map(Vec::len).sum();
+        let mean_length = tokens as f64 / count as f64;
+        let mut weights = Vec::with_capacity(forward.logprobs.len());
+        for (group, picked) in &groups {
+            for &j in picked {
+                let response = &group.responses[j];
+                let length = match config.train.length_normalizer {
+                    LengthNormalizer::PerToken => mean_length,
+                    LengthNormalizer::PerSequence => response.len() as f64,
+                    LengthNormalizer::Constant => config.generate.max_new_tokens as f64,
+                };
+                let scale = 1.0 / (step_groups.len() as f64 * length);
+                let c = group.coefficients[j];
+                for t in 0..response.len() {
+                    let logprob = forward.logprobs[weights.len()];
+                    if !logprob.is_finite() {
+                        return Err(TrainError::LogProb { step, value: logprob });
+                    }
+                    let mut w = c;
+                    if j < group.sampled {
+                        let gap = f64::from(logprob) - f64::from(group.old_logprobs[j][t]);
+                        total.gap_max = total.gap_max.max(gap.abs());
+                        total.gap_sum += gap.abs();
+                        total.sampled += 1;
+                        if update > 0 {
+                            w = clipped_weight(c, gap, config.train.clip_epsilon);
+                        }
+                        if let Some(reference) = &reference {
+                            let d = f64::from(reference[weights.len()]) - f64::from(logprob);
+                            let (kl, slope) = k3(d);
+                            total.kl += kl;
+                            w -= config.train.kl_coefficient * slope / group.sampled as f64;
+                        }
+                    }
+                    total.loss -= w * scale * f64::from(logprob);
+                    weights.push((w * scale) as f32);
+                }
+            }
+        }
+        forward.backward(model, &weights, &mut optimizer.grads);
+        Ok(())
+    }
+}
+
+/// d/d log pi of PPO's min(ratio c, clip(ratio, 1 - epsilon, 1 + epsilon) c) (Schulman et al. 2017, eq. 7), where
+/// ratio = e^gap and gap = log pi - log pi_old: ratio c, and 0 where the clip holds.
+fn clipped_weight(c: f64, gap: f64, epsilon: f64) -> f64 {
+    let ratio = gap.exp();
+    let held = if c > 0.0 { ratio > 1.0 + epsilon } else { ratio < 1.0 - epsilon };
+    if held { 0.0 } else { ratio * c }
+}
+
+/// Schulman's k3 estimator of KL(pi || ref) at one token, e^d - d - 1 with d = log ref - log pi, and its derivative
+/// by log pi.
+fn k3(d: f64) -> (f64, f64) {
+    (d.exp() - d - 1.0, 1.0 - d.exp())
+}
+
+/// Sums over a step's micro-batches.
+#[derive(Default)]
+struct Totals {
+    loss: f64,
+    gap_max: f64,
+    gap_sum: f64,
+    kl: f64,
+    sampled: u64,
+}
+
+/// The figures that can be read off the groups themselves.
+fn count(metrics: &mut StepMetrics, groups: &[Group]) {
+    for group in groups {
+        metrics.tokens += group.responses.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
+        metrics.truncated_responses +=
+            group.responses.iter().filter(|r| r.finish == Finish::Length).count() as u64;
+        for (kind, n) in &group.failures {
+            *metrics.verifier_failures.entry(kind.clone()).or_default() += n;
+        }
+        let (answers, _) = answer_counts(&group.samples());
+        let share = 1.0 / groups.len() as f64;
+        metrics.distinct_answers += answers.len() as f64 * share;
+        metrics.answer_entropy += entropy(&answers) * share;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Central difference of `f` at `x`.
+    fn slope(f: impl Fn(f64) -> f64, x: f64) -> f64 {
+        let h = 1e-6;
+        (f(x + h) - f(x - h)) / (2.0 * h)
+    }
+
+    #[test]
+    fn weights_are_the_derivatives_of_what_they_stand_for() {
+        let epsilon = 0.2;
+        let surrogate = |c: f64| {
+            move |gap: f64| {
+                let ratio = gap.exp();
+                (ratio * c).min(ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * c)
+            }
+        };
+        for gap in [-0.9, -0.3, -0.1, 0.0, 0.1, 0.3, 0.9] {
+            for c in [-1.5, 0.7] {
+                let expected = slope(surrogate(c), gap);
+                assert!((clipped_weight(c, gap, epsilon) - expected).abs() < 1e-8, "{c} {gap}");
+            }
+            // By log pi, d falls as log pi rises.
+            assert!((k3(gap).1 + slope(|d| k3(d).0, gap)).abs() < 1e-8, "{gap}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Ctrl-C and SIGTERM: the first asks the run to finish its step and save, the second ends it at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// A request to stop, raised by a signal or by [`Stop::request`]. Clones share the request.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    requested: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Listens for Ctrl-C (SIGINT) and SIGTERM for the rest of the process. A signal that finds the request already
+    /// made ends the process at once with the shell's code for it: 130 after Ctrl-C, 143 after SIGTERM.
+    pub fn on_signals() -> io::Result<Self> {
+        let stop = Self::default();
+        for (signal, exit_code) in [(SIGINT, 130), (SIGTERM, 143)] {
+            // Handlers run in the order of registration: the exit must look at the flag before this signal sets it.
+            flag::register_conditional_shutdown(signal, exit_code, stop.requested.clone())?;
+            flag::register(signal, stop.requested.clone())?;
+        }
+        Ok(stop)
+    }
+
+    /// Asks for the stop.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the run should finish its step, save and end.
+    pub fn requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+}

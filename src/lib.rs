@@ -62,6 +62,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod eval;
 pub mod gemma;

@@ -2,10 +2,16 @@
 
 #[path = "suite/checkpoint.rs"]
 mod checkpoint;
+#[path = "suite/cli.rs"]
+mod cli;
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/errors.rs"]
+mod errors;
 #[path = "suite/eval.rs"]
 mod eval;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/goldens.rs"]
 mod goldens;
 #[path = "suite/gradcheck.rs"]
@@ -14,6 +20,8 @@ mod gradcheck;
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/resume.rs"]
+mod resume;
 #[path = "suite/sampler.rs"]
 mod sampler;
 #[path = "suite/sharing.rs"]
@@ -30,3 +38,5 @@ mod train_infra;
 mod training;
 #[path = "suite/verifier.rs"]
 mod verifier;
+#[path = "suite/weigh.rs"]
+mod weigh;

@@ -1,0 +1,160 @@
+//! `bon-engine eval`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::progress::{Screen, note};
+use super::train::unjudged;
+use super::{parse_dtype, positive};
+use crate::backend::DType;
+use crate::backend::cpu::Cpu;
+use crate::checkpoint::atomic;
+use crate::eval::Report;
+use crate::model_dir::ModelDir;
+use crate::tasks::Tasks;
+use crate::train::config::{ConfigError, TrainConfig};
+use crate::train::evaluation::{comparable, eval_sampling, evaluation};
+use crate::train::setup::{MAX_SAMPLES, check_prompts, check_sizes, judges, rollout, stop_rule};
+
+/// Arguments of `eval`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Example, without a configuration file:
+
+  bon-engine eval --model gemma-3-270m --tasks test.jsonl --samples 32 --set verifier.kind=numeric")]
+pub struct Args {
+    /// Configuration as for `train`; [model], [data], [generate], [verifier] and [environment] count
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+    /// Set or override a setting, as in --set generate.temperature=0.8; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Model directory [default: model.path]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Storage of the weights: f32 or bf16 [default: model.dtype, else as in the checkpoint]
+    #[arg(long, value_parser = parse_dtype)]
+    dtype: Option<DType>,
+    /// Tasks [default: data.eval_tasks, else data.tasks]
+    #[arg(long, value_name = "FILE")]
+    tasks: Option<PathBuf>,
+    /// Responses per task [default: train.eval_samples, else 16]
+    #[arg(long, value_name = "M", value_parser = positive(MAX_SAMPLES))]
+    samples: Option<u64>,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Compare with an earlier report on the same tasks and as many samples
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = config(&args)?;
+    let tasks = Tasks::read(&config.data.tasks)?;
+    let samples = config.train.eval_samples;
+    let before = args.compare.as_deref().map(|path| earlier(path, &tasks, samples)).transpose()?;
+    if let Some(path) = &args.output {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        if path.is_dir() || parent.is_some_and(|p| !p.is_dir()) {
+            bail!("--output {}: give a file in a directory that exists", path.display());
+        }
+    }
+    let Some(mut judges) = judges(&config)? else {
+        bail!(
+            "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
+        )
+    };
+    let dir = ModelDir::open(Cpu, &config.model.path, config.model.dtype)?;
+    check_prompts(&config, &dir, &config.data.tasks, &tasks)?;
+    let stop = stop_rule(&config, &dir);
+    let progress = Screen::default().responses((tasks.list.len() * samples) as u64);
+    let evaluated = evaluation(
+        &rollout(&config, &dir, &stop),
+        &tasks,
+        samples,
+        &eval_sampling(&config),
+        &mut judges,
+        || {
+            progress.inc(1);
+        },
+    );
+    progress.finish_and_clear();
+    let (report, failures) = evaluated?;
+    for (kind, count) in failures {
+        note(&unjudged(&kind, count));
+    }
+    if let Some(path) = &args.output {
+        let text = serde_json::to_string_pretty(&report)?;
+        atomic::write_file(path, |f| f.write_all(text.as_bytes()))?;
+    }
+    let mut out = std::io::stdout().lock();
+    match before {
+        None => writeln!(out, "{}", report.to_table())?,
+        Some(before) => writeln!(out, "{}", before.compare(&report)?.to_table())?,
+    }
+    Ok(())
+}
+
+/// The settings of the file, `--set` and the other arguments, as far as they concern evaluation.
+fn config(args: &Args) -> anyhow::Result<TrainConfig> {
+    // An objective is mandatory in a configuration, and of no concern here.
+    let set: Vec<String> = std::iter::once("objective.kind=sft".to_owned()).chain(args.set.clone()).collect();
+    // Without a file --set says everything, on top of an empty one.
+    let mut config = TrainConfig::load(args.config.as_deref().unwrap_or(Path::new("/dev/null")), &set)?;
+    if let Some(path) = &args.model {
+        config.model.path = path.clone();
+    }
+    if let Some(path) = args.tasks.clone().or(config.data.eval_tasks.take()) {
+        config.data.tasks = path;
+    }
+    config.model.dtype = args.dtype.or(config.model.dtype);
+    config.train.eval_samples = args.samples.map_or(config.train.eval_samples, |samples| samples as usize);
+    for (path, argument, key) in [
+        (&config.model.path, "--model DIR", "model.path"),
+        (&config.data.tasks, "--tasks FILE", "data.tasks"),
+    ] {
+        if path.as_os_str().is_empty() {
+            bail!("give {argument}, or {key} in CONFIG");
+        }
+    }
+    if let Err(e) = config.validate() {
+        let ConfigError::Invalid { mut problems } = e else { return Err(e.into()) };
+        problems.retain(|problem| match problem.key {
+            // Greedy decoding is for evaluation alone.
+            "generate.temperature" => config.generate.temperature != 0.0,
+            "model.path" | "data.tasks" | "environment" | "train.seed" => true,
+            "generate.max_new_tokens" | "generate.stop" | "generate.top_p" | "generate.min_p" => true,
+            _ => false,
+        });
+        if !problems.is_empty() {
+            return Err(ConfigError::Invalid { problems }.into());
+        }
+    }
+    if config.train.eval_samples == 0 {
+        bail!("train.eval_samples: must be at least 1");
+    }
+    check_sizes(&config)?;
+    Ok(config)
+}
+
+/// The report to compare with, checked before any time is spent.
+fn earlier(path: &Path, tasks: &Tasks, samples: usize) -> anyhow::Result<Report> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let report: Report = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a report of `eval --output`", path.display()))?;
+    if !comparable(&report, tasks, samples) {
+        let each = report.problems.first().map_or(0, |p| p.samples);
+        bail!(
+            "{} is a report of {} tasks with {each} samples each; compare it with an evaluation of the same tasks and \
+             as many samples",
+            path.display(),
+            report.problems.len()
+        );
+    }
+    Ok(report)
+}

@@ -1,0 +1,137 @@
+//! `bon-engine inspect`: what a model directory holds.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigFile, GemmaConfig, LayerSpec, NormPlacement};
+use crate::gemma::params::{check, plan};
+use crate::model_dir::OpenError;
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
+
+/// Arguments of `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Model directory in Hugging Face's layout
+    pub dir: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+}
+
+/// Prints to stdout, all or, on an error, nothing.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    report(&args, &mut text)?;
+    Ok(std::io::stdout().write_all(&text)?)
+}
+
+/// Prints to `out`.
+pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    if !args.dir.is_dir() {
+        return Err(OpenError::NoDirectory { path: args.dir.clone() }.into());
+    }
+    let config = ConfigFile::open(&args.dir)?.gemma;
+    write_config(&config, out)?;
+
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let plan = plan(&config);
+    check(&plan, &checkpoint)?;
+    let specs = plan.tensors();
+    let count: usize = specs.iter().map(|s| s.rows * s.cols).sum();
+    let embedding = plan.embed.rows * plan.embed.cols;
+    let mut dtypes = BTreeMap::new();
+    for view in specs.iter().filter_map(|s| checkpoint.tensor(&s.name)) {
+        *dtypes.entry(format!("{:?}", view.dtype)).or_insert(0) += view.bytes.len();
+    }
+    writeln!(out, "parameters   {count} ({embedding} embedding, {} other)", count - embedding)?;
+    for (dtype, bytes) in dtypes {
+        writeln!(out, "stored as    {dtype}, {}", megabytes(bytes as u64))?;
+    }
+    for (path, bytes) in checkpoint.files() {
+        writeln!(
+            out,
+            "file         {}, {}",
+            path.file_name().unwrap_or_default().display(),
+            megabytes(bytes)
+        )?;
+    }
+
+    if args.dir.join(TOKENIZER_FILE).exists() {
+        let t = Tokenizer::open(&args.dir, &config)?;
+        write!(
+            out,
+            "special      <bos> {}, <eos> {}, <start_of_turn> {}, ",
+            t.bos(),
+            t.eos(),
+            t.start_of_turn()
+        )?;
+        writeln!(out, "<end_of_turn> {}", t.end_of_turn())?;
+    } else {
+        writeln!(out, "special      no {TOKENIZER_FILE}: the model can take token ids, but no text")?;
+    }
+    writeln!(out, "responses    end at token {:?}", config.eos_tokens)?;
+
+    if args.tensors {
+        for name in checkpoint.names() {
+            let view = checkpoint.tensor(name).expect("it names its tensors");
+            writeln!(out, "tensor       {name} {:?} {:?}", view.dtype, view.shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
+    writeln!(out, "family       {}", c.model_type)?;
+    writeln!(
+        out,
+        "shape        L {}, D {}, H {}, K {}, Dh {}, F {}, V {}, context {}",
+        c.layers.len(),
+        c.hidden_size,
+        c.num_heads,
+        c.num_kv_heads,
+        c.head_dim,
+        c.intermediate_size,
+        c.vocab_size,
+        c.max_positions
+    )?;
+    for (layer, numbers) in layer_kinds(&c.layers) {
+        let window = layer.window.map_or("everything before".to_owned(), |w| format!("a window of {w}"));
+        write!(out, "layers       {numbers}: see {window}, RoPE base {}", layer.rope_theta)?;
+        if layer.rope_factor != 1.0 {
+            write!(out, ", positions / {}", layer.rope_factor)?;
+        }
+        writeln!(out)?;
+    }
+    let norms = match c.norms {
+        NormPlacement::Pre => "before attention and MLP",
+        NormPlacement::Sandwich => "before and after attention and MLP",
+    };
+    let qk = if c.qk_norm { ", of q and k heads" } else { "" };
+    writeln!(out, "norms        {norms}{qk}; eps {:e}", c.rms_norm_eps)?;
+    let cap = |c: Option<f32>| c.map_or("none".to_owned(), |c| c.to_string());
+    let (attention, logits) = (cap(c.attention_softcap), cap(c.final_softcap));
+    writeln!(out, "attention    scale {}, soft cap {attention}; logits' soft cap {logits}", c.attention_scale)
+}
+
+/// Layers of the same kind together: their spec and their numbers as "0-4, 6-10".
+fn layer_kinds(layers: &[LayerSpec]) -> Vec<(LayerSpec, String)> {
+    let mut kinds: Vec<(LayerSpec, Vec<(usize, usize)>)> = Vec::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let at = kinds.iter().position(|(kind, _)| kind == layer).unwrap_or_else(|| {
+            kinds.push((*layer, Vec::new()));
+            kinds.len() - 1
+        });
+        match kinds[at].1.last_mut() {
+            Some((_, last)) if *last + 1 == i => *last = i,
+            _ => kinds[at].1.push((i, i)),
+        }
+    }
+    let range = |(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    kinds.into_iter().map(|(l, runs)| (l, runs.iter().map(range).collect::<Vec<_>>().join(", "))).collect()
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}

@@ -1,0 +1,105 @@
+//! `bon-engine logprobs`: what a model thinks of given texts.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{number, parse_dtype};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, DType, HeadSpec, Target};
+use crate::checkpoint::atomic;
+use crate::gemma::Batch;
+use crate::model_dir::ModelDir;
+use crate::segments::Segments;
+
+/// Arguments of `logprobs`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Writes a line {\"ids\": [...], \"logprobs\": [...]} for each line read: logprobs[t] is that of ids[t+1] after the ids \
+before it.")]
+pub struct Args {
+    /// Model directory (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// JSON lines with a "prompt" each, or "ids" (token ids, BOS included)
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where to write [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
+    #[arg(long, value_parser = parse_dtype)]
+    dtype: Option<DType>,
+    /// Softmax temperature
+    #[arg(
+        long, value_name = "T", default_value = "1", allow_negative_numbers = true,
+        value_parser = number(|x| x > 0.0, "above 0")
+    )]
+    temperature: f32,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    prompt: Option<String>,
+    ids: Option<Vec<u32>>,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    ids: Vec<u32>,
+    logprobs: Vec<f32>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let input = File::open(&args.input).with_context(|| format!("cannot open {}", args.input.display()))?;
+    let loaded = ModelDir::open(Cpu, &args.model, args.dtype)?;
+    let mut written = Vec::new();
+    for (n, line) in BufReader::new(input).lines().enumerate() {
+        let at = || format!("{}:{}", args.input.display(), n + 1);
+        let line = line.with_context(at)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let scored = score(&loaded, &line, args.temperature).with_context(at)?;
+        let mut text = serde_json::to_vec(&scored)?;
+        text.push(b'\n');
+        match args.output {
+            Some(_) => written.extend(text),
+            None => std::io::stdout().write_all(&text)?,
+        }
+    }
+    if let Some(path) = &args.output {
+        atomic::write_file(path, |f| f.write_all(&written))?;
+    }
+    Ok(())
+}
+
+/// The log-probs of one line of input.
+fn score(loaded: &ModelDir<Cpu>, line: &str, temperature: f32) -> anyhow::Result<Scored> {
+    let (model, config) = (&loaded.model, &loaded.model.config);
+    let line: Line = serde_json::from_str(line)?;
+    let ids = match (line.ids, line.prompt) {
+        (Some(ids), _) => ids,
+        (None, Some(text)) => loaded.tokenizer.encode_prompt(&text)?,
+        (None, None) => bail!("neither \"prompt\" nor \"ids\""),
+    };
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        bail!("token {id} is not in the vocabulary of {} tokens", config.vocab_size);
+    }
+    if ids.is_empty() || ids.len() > config.max_positions {
+        bail!("{} tokens; the model's context is 1 to {} tokens", ids.len(), config.max_positions);
+    }
+    let segments = Segments::separate(&[ids.len()]);
+    let positions = segments.positions();
+    let runs = segments.all_queries();
+    let (hidden, _) =
+        model.forward(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs });
+    let head = HeadSpec { softcap: config.final_softcap, temperature };
+    let targets: Vec<Target> = ids[1..].iter().zip(0..).map(|(&token, row)| Target { row, token }).collect();
+    let (logprobs, _) = model.backend.lm_head_logprob_forward(&hidden, &model.params.embed, &head, &targets);
+    Ok(Scored { ids, logprobs })
+}

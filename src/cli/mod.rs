@@ -1,0 +1,79 @@
+//! The commands: one file each. The only place that knows anyhow, the terminal and the environment.
+
+pub mod devices;
+pub mod eval;
+pub mod inspect;
+pub mod logprobs;
+mod progress;
+pub mod sample;
+pub mod train;
+pub mod weigh;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand};
+
+use crate::backend::DType;
+
+/// Fine-tunes Gemma so that it is best when you sample it N times and keep the best answer.
+#[derive(Debug, Parser)]
+#[command(name = "bon-engine", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fine-tune a model for Best-of-N
+    Train(train::Args),
+    /// Measure pass@N, Best-of-N and majority votes on tasks
+    Eval(eval::Args),
+    /// Sample responses to a prompt
+    Sample(sample::Args),
+    /// Log-probs of given texts, token by token
+    Logprobs(logprobs::Args),
+    /// Show what a model directory holds, and check that its files fit together
+    Inspect(inspect::Args),
+    /// Turn scored groups into the objective's coefficients, for use with other trainers
+    Weigh(weigh::Args),
+    /// Show what this program can compute on
+    Devices(devices::Args),
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Weigh(args) => weigh::run(args),
+        Command::Sample(args) => sample::run(args),
+        Command::Logprobs(args) => logprobs::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Devices(args) => devices::run(args),
+    }
+}
+
+/// A count from 1 to `most`.
+fn positive(most: usize) -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=most as u64)
+}
+
+/// A finite number that is `ok`; `range` says in words which are.
+fn number(
+    ok: fn(f32) -> bool,
+    range: &'static str,
+) -> impl Fn(&str) -> Result<f32, String> + Clone + Send + Sync + 'static {
+    move |text| match text.parse() {
+        Ok(x) if f32::is_finite(x) && ok(x) => Ok(x),
+        _ => Err(format!("must be {range}")),
+    }
+}
+
+/// `--dtype`.
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        _ => Err("must be f32 or bf16".into()),
+    }
+}

@@ -1,0 +1,230 @@
+//! `bon-engine sample`: N responses to a prompt.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::progress::note;
+use super::{number, parse_dtype, positive};
+use crate::backend::cpu::Cpu;
+use crate::backend::{DType, Truncation};
+use crate::generate::{Finish, Prompt, Response, Sampling, generate};
+use crate::model_dir::ModelDir;
+use crate::rollout::StopRule;
+use crate::train::setup::{MAX_GROUP_TOKENS, MAX_SAMPLES};
+
+/// Arguments of `sample`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+A single response is printed while it is sampled; of several, each as soon as it is complete, under a line with its \
+number. With --json there is one line per response, in order: {\"text\", \"tokens\", \"logprobs\", \"finish\"}, where \
+finish is \"stop\" or, if --max-new-tokens cut it, \"length\", and logprobs are those of the tokens at the \
+temperature, before --top-k, --top-p and --min-p.")]
+pub struct Args {
+    /// Model directory (Hugging Face layout)
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The prompt
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the prompt, all of it: a line break at its end is part of the prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Wrap the prompt as a user's turn, for instruction-tuned models
+    #[arg(long)]
+    turn: bool,
+    /// Responses to sample
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = positive(MAX_SAMPLES))]
+    n: u64,
+    /// Softmax temperature; 0 is greedy
+    #[arg(
+        long, value_name = "T", default_value = "1", allow_negative_numbers = true,
+        value_parser = number(|x| x >= 0.0, "0 (greedy) or more")
+    )]
+    temperature: f32,
+    /// Sample among the K most probable tokens; 0 is off
+    #[arg(long, value_name = "K", default_value = "0")]
+    top_k: usize,
+    /// Sample among the most probable tokens that together reach probability P; 1 is off
+    #[arg(
+        long, value_name = "P", default_value = "1", allow_negative_numbers = true,
+        value_parser = number(|x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+    )]
+    top_p: f32,
+    /// Sample among tokens at least P times as probable as the most probable; 0 is off
+    #[arg(
+        long, value_name = "P", default_value = "0", allow_negative_numbers = true,
+        value_parser = number(|x| (0.0..1.0).contains(&x), "at least 0 and below 1")
+    )]
+    min_p: f32,
+    /// Longest response in tokens
+    #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = positive(MAX_GROUP_TOKENS))]
+    max_new_tokens: u64,
+    /// End a response at this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
+    /// Seed; the same seed gives the same responses
+    #[arg(long, default_value = "0")]
+    seed: u64,
+    /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
+    #[arg(long, value_parser = parse_dtype)]
+    dtype: Option<DType>,
+    /// Write JSON lines with tokens and log-probs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    text: &'a str,
+    tokens: &'a [u32],
+    logprobs: &'a [f32],
+    finish: &'static str,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (streams, max_new_tokens) = (args.n as usize, args.max_new_tokens as usize);
+    if streams * max_new_tokens > MAX_GROUP_TOKENS {
+        bail!(
+            "-n {streams} times --max-new-tokens {max_new_tokens} is more than {MAX_GROUP_TOKENS}; lower one"
+        );
+    }
+    let text = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        (None, None) => bail!("give --prompt or --prompt-file"),
+    };
+    let loaded = ModelDir::open(Cpu, &args.model, args.dtype)?;
+    let tokenizer = &loaded.tokenizer;
+    let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
+    let stop = StopRule::new(&loaded.model.config, tokenizer, &args.stop);
+    let sampling = Sampling {
+        temperature: args.temperature,
+        truncation: Truncation { top_k: args.top_k, top_p: args.top_p, min_p: args.min_p },
+        max_new_tokens,
+        seed: args.seed,
+        step: 0,
+    };
+    let prompts = [Prompt { ids: &ids, number: 0, streams }];
+    let started = Instant::now();
+    let printer = Printer { stop: &stop, strings: &args.stop, shown: Cell::new(0) };
+    let live = !args.json && streams == 1;
+    let failed: RefCell<Option<anyhow::Error>> = RefCell::default();
+    let note_failure = |printed: anyhow::Result<()>| {
+        if let Err(e) = printed {
+            failed.replace(Some(e));
+        }
+    };
+    let groups = generate(
+        &loaded.model,
+        &prompts,
+        &sampling,
+        |tokens| {
+            if live {
+                note_failure(printer.beginning(tokens, false));
+            }
+            // When nobody reads on, nothing more need be sampled.
+            failed.borrow().is_some() || stop.reached(tokens)
+        },
+        |_, stream, response| {
+            if !args.json && !live {
+                note_failure(printer.numbered(stream, streams, response));
+            }
+        },
+    )?;
+    if let Some(e) = failed.into_inner() {
+        return Err(e);
+    }
+    let mut out = io::stdout().lock();
+    for response in &groups[0] {
+        let Response { tokens, logprobs, finish } = response;
+        if args.json {
+            let finish = match finish {
+                Finish::Stop => "stop",
+                Finish::Length => "length",
+            };
+            let text = &stop.text(tokens)?;
+            writeln!(out, "{}", serde_json::to_string(&Line { text, tokens, logprobs, finish })?)?;
+        } else if live {
+            printer.beginning(tokens, true)?;
+            writeln!(out)?;
+            let speed = tokens.len() as f64 / started.elapsed().as_secs_f64();
+            note(&format!("--- {}, {speed:.1} tokens/s", summary(response)));
+        }
+    }
+    Ok(())
+}
+
+/// Prints responses as they come.
+struct Printer<'a> {
+    stop: &'a StopRule<'a>,
+    strings: &'a [String],
+    /// Bytes of a live response that have been printed.
+    shown: Cell<usize>,
+}
+
+impl Printer<'_> {
+    /// What is new in a live response: until it is complete, as far as no further token can change it.
+    fn beginning(&self, tokens: &[u32], complete: bool) -> anyhow::Result<()> {
+        let text = self.stop.text(tokens)?;
+        let settled = if complete { text.len() } else { settled(&text, self.strings) };
+        if let Some(new) = text.get(self.shown.get()..settled) {
+            let mut out = io::stdout().lock();
+            out.write_all(new.as_bytes())?;
+            out.flush()?;
+            self.shown.set(settled);
+        }
+        Ok(())
+    }
+
+    /// One complete response of several.
+    fn numbered(&self, stream: usize, streams: usize, response: &Response) -> anyhow::Result<()> {
+        let text = self.stop.text(&response.tokens)?;
+        writeln!(io::stdout(), "--- {} of {streams}: {}\n{text}", stream + 1, summary(response))?;
+        Ok(())
+    }
+}
+
+/// The length of `text` without what further tokens may change: a character whose bytes are not complete, and the
+/// beginning of a stop string.
+fn settled(text: &str, strings: &[String]) -> usize {
+    let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+    let beginnings = strings.iter().flat_map(|s| s.char_indices().map(|(end, _)| &s[..end]));
+    text.len() - beginnings.filter(|b| text.ends_with(b)).map(str::len).max().unwrap_or(0)
+}
+
+fn summary(response: &Response) -> String {
+    let logprob: f32 = response.logprobs.iter().sum();
+    let cut = if response.finish == Finish::Length { ", cut at --max-new-tokens" } else { "" };
+    format!("{} tokens, log-prob {logprob:.2}{cut}", response.tokens.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_still_change_is_held_back() {
+        let stop = ["\n\n".to_owned(), "END".to_owned()];
+        for (text, shown) in [
+            ("", ""),
+            ("ab", "ab"),
+            ("ab\n", "ab"),
+            ("ab\nc", "ab\nc"),
+            ("an E", "an "),
+            ("an EN", "an "),
+            ("an ENOUGH", "an ENOUGH"),
+            ("caf\u{fffd}", "caf"),
+            ("x\n\u{fffd}", "x"),
+        ] {
+            assert_eq!(&text[..settled(text, &stop)], shown, "{text:?}");
+        }
+    }
+}

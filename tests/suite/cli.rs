@@ -1,0 +1,167 @@
+//! The command line as users see it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::fixture::Fixture;
+
+#[test]
+fn every_command_explains_itself() {
+    let f = Fixture::new();
+    let commands = f.succeed(&["--help"]).stdout;
+    for command in ["train", "eval", "sample", "logprobs", "inspect", "weigh", "devices"] {
+        assert!(commands.contains(&format!("\n  {command} ")), "{commands}");
+        let help = f.succeed(&[command, "--help"]).stdout;
+        assert!(help.contains(&format!("Usage: bon-engine {command}")), "{help}");
+        // Every argument has a sentence: its own line is longer than its name and default, or the next one explains.
+        let lines: Vec<&str> = help.lines().collect();
+        for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.trim_start().starts_with("--")) {
+            let explained =
+                line.trim().contains("  ") || lines.get(i + 1).is_some_and(|l| l.starts_with("     "));
+            assert!(explained, "{command}: {line}");
+        }
+    }
+    assert_eq!(f.succeed(&["--version"]).stdout, concat!("bon-engine ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn sample_prints_one_response_alone_and_several_with_their_numbers() {
+    let f = Fixture::new();
+    let args = ["sample", "--model", "model", "--prompt", "1+1=", "--max-new-tokens", "12", "--seed", "3"];
+    let json = f.succeed(&[&args[..], &["-n", "3", "--json"]].concat()).stdout;
+    let lines: Vec<Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let text = |i: usize| lines[i]["text"].as_str().unwrap();
+    assert_eq!(lines.len(), 3);
+    for line in &lines {
+        let count = |key: &str| line[key].as_array().unwrap().len();
+        assert_eq!(count("tokens"), count("logprobs"));
+        assert!((line["finish"] == "length") == (count("tokens") == 12) || line["finish"] == "stop");
+    }
+    assert_ne!(text(0), text(1));
+
+    // Stream 0 draws the same tokens whether it is alone or not.
+    let one = f.succeed(&args);
+    assert_eq!(one.stdout, format!("{}\n", text(0)));
+    assert!(one.stderr.starts_with("--- ") && one.stderr.contains("tokens/s"), "{}", one.stderr);
+
+    let several = f.succeed(&[&args[..], &["-n", "3"]].concat()).stdout;
+    for (i, line) in lines.iter().enumerate() {
+        let tokens = line["tokens"].as_array().unwrap().len();
+        let header = format!("--- {} of 3: {tokens} tokens, log-prob ", i + 1);
+        let at = several.find(&header).unwrap_or_else(|| panic!("no {header:?} in {several}"));
+        let (_, rest) = several[at..].split_once('\n').unwrap();
+        assert!(rest.starts_with(&format!("{}\n", text(i))), "{rest}");
+    }
+
+    // The text ends before the stop string.
+    let stop = &text(0).chars().last().unwrap().to_string();
+    let stopped = f.succeed(&[&args[..], &["--stop", stop]].concat()).stdout;
+    assert_eq!(stopped, format!("{}\n", text(0).split(stop.as_str()).next().unwrap()));
+}
+
+#[test]
+fn eval_needs_no_configuration_file() {
+    let f = Fixture::new();
+    let with_file = ["eval", "run.toml", "--samples", "3", "--tasks", "eval.jsonl"];
+    let by_file = f.succeed(&with_file).stdout;
+    let set = [
+        "--set",
+        "verifier.kind=numeric",
+        "--set",
+        "verifier.pick=first",
+        "--set",
+        "generate.max_new_tokens=4",
+    ];
+    let alone = ["eval", "--model", "model", "--tasks", "eval.jsonl", "--samples", "3"];
+    let by_arguments = f.succeed(&[&alone[..], &set].concat()).stdout;
+    assert_eq!(by_file, by_arguments);
+    assert!(by_file.contains("problems: 4, samples each: 3") && by_file.contains("pass@N"), "{by_file}");
+    // The sections that evaluation reads are enough for a file, too.
+    f.write("eval.toml", "[model]\npath='model'\n[data]\ntasks='eval.jsonl'\n[generate]\nmax_new_tokens=4\n[verifier]\nkind='numeric'\npick='first'\n");
+    assert_eq!(f.succeed(&["eval", "eval.toml", "--samples", "3"]).stdout, by_file);
+    f.succeed(&["eval", "eval.toml", "--samples", "1", "--set", "generate.temperature=0"]);
+}
+
+#[test]
+fn inspect_and_devices_tell_what_is_there() {
+    let f = Fixture::new();
+    let model = f.succeed(&["inspect", "model", "--tensors"]).stdout;
+    for words in [
+        "family       gemma3_text\n",
+        "L 2, D 16, H 2, K 1, Dh 8, F 32, V 50, context 64\n",
+        "layers       0: see a window of 8",
+        "layers       1: see everything before",
+        "<bos> 2, <eos> 1, <start_of_turn> 4, <end_of_turn> 5\n",
+        "tensor       model.norm.weight F32 [16]\n",
+    ] {
+        assert!(model.contains(words), "no {words:?} in {model}");
+    }
+    let devices = f.succeed(&["devices"]).stdout;
+    assert!(devices.starts_with("cpu   "), "{devices}");
+}
+
+#[test]
+fn a_run_tells_its_progress_on_stderr_and_its_result_on_stdout() {
+    let f = Fixture::new();
+    let args = ["train", "run.toml", "--set", "data.eval_tasks=eval.jsonl", "--set", "train.eval_samples=2"];
+    let ran = f.succeed(&args);
+    for step in 1..=4 {
+        let line = ran.stderr.lines().find(|l| l.starts_with(&format!("step {step}/4  reward "))).unwrap();
+        for words in ["  pass@1 ", "  pass@2 ", "  loss ", "  grad ", " tokens/s  ", " left"] {
+            assert!(line.contains(words), "no {words:?} in {line}");
+        }
+    }
+    assert!(ran.stderr.contains("evaluating after step 0: 8 responses\n"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("evaluating after step 4: 8 responses\n"), "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("before and after 4 steps, on eval.jsonl:\n"), "{}", ran.stdout);
+    let end = "done after 4 steps\nthe model: out/checkpoints/step-000004/model\n";
+    assert!(ran.stdout.ends_with(end), "{}", ran.stdout);
+    f.succeed(&["inspect", "out/checkpoints/step-000004/model"]);
+}
+
+#[test]
+fn verifier_failures_are_told_once() {
+    let f = Fixture::new();
+    f.write("tasks.jsonl", "{\"prompt\": \"1+1=\", \"answer\": \"two\"}\n");
+    let ran = f.succeed(&["train", "run.toml"]);
+    let warning = "warning: 16 responses could not be judged (answer); they count as wrong\n";
+    assert_eq!(ran.stderr.matches(warning).count(), 1, "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("(nothing to learn: ").count(), 4, "{}", ran.stderr);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let f = Fixture::new();
+    let many = "{\"scores\": [1, 0, 0, 1]}\n".repeat(50_000);
+    f.write("many.jsonl", many);
+    for args in [
+        &["weigh", "--objective", "rl", "many.jsonl"][..],
+        &["sample", "--model", "model", "--prompt", "1", "-n", "400", "--max-new-tokens", "60"],
+        &["sample", "--model", "model", "--prompt", "1", "-n", "400", "--max-new-tokens", "60", "--json"],
+    ] {
+        let mut child = f.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = String::new();
+        BufReader::with_capacity(64, child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+        assert!(!first.is_empty());
+        let mut error = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        assert_eq!((child.wait().unwrap().code(), error.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn training_goes_on_when_nobody_reads_its_progress() {
+    let f = Fixture::new();
+    let mut child =
+        f.command(&["train", "run.toml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    f.succeed(&["inspect", "out/checkpoints/step-000004/model"]);
+    // And an error with no stderr to print it on is still an error.
+    let mut child = f.command(&["train", "nowhere"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}

@@ -26,6 +26,8 @@ mod resume;
 mod sampler;
 #[path = "suite/sharing.rs"]
 mod sharing;
+#[path = "suite/tidy.rs"]
+mod tidy;
 #[path = "suite/tiny.rs"]
 mod tiny;
 #[path = "suite/tokenizer.rs"]

@@ -1,0 +1,55 @@
+# What the README runs. Every target sets itself up; each needs Rust and a C compiler, some need Python 3 with pip.
+
+BON    := cargo run --locked --release --quiet --
+PARITY := .cache/parity
+DEMO   := runs/demo
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test gemma parity bench goldens rust
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: rust gemma ## Train Gemma 3 270M for Best-of-N on this machine; goes on where an earlier call was stopped
+	cargo build --locked --release
+	@if [ -e $(DEMO)/comparison.txt ]; then \
+		cat $(DEMO)/comparison.txt; \
+		echo "$(DEMO) holds this finished run; to start anew: rm -r $(DEMO) && make demo"; \
+	elif [ -e $(DEMO)/config.toml ]; then \
+		$(BON) train examples/demo/config.toml --resume; \
+	else \
+		$(BON) train examples/demo/config.toml; \
+	fi
+
+test: rust ## Check formatting, lints, tests and documentation; what CI runs
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
+		|| rustup component add rustfmt clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+gemma: ## Fetch Gemma 3 270M into .cache/gemma-3-270m (260 MB to download, once)
+	python3 tools/fetch_gemma.py
+
+parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transformers' on real prompts, in f32 and bf16
+	cargo build --locked --release
+	$(BON) logprobs --model .cache/gemma-3-270m --dtype f32 \
+		--input $(PARITY)/reference.jsonl --output $(PARITY)/engine.jsonl
+	python3 tools/reference/parity.py --compare $(PARITY)/engine.jsonl
+	$(BON) logprobs --model .cache/gemma-3-270m --dtype bf16 \
+		--input $(PARITY)/reference.jsonl --output $(PARITY)/engine_bf16.jsonl
+	python3 tools/reference/parity.py --compare $(PARITY)/engine_bf16.jsonl --bf16
+
+# Made once: it needs PyTorch and Transformers (up to 3 GB to download).
+$(PARITY)/reference.jsonl: | gemma
+	python3 tools/reference/parity.py
+
+bench: rust ## Time the CPU ops at the shapes of Gemma 3 270M
+	cargo bench --locked
+
+goldens: ## Rewrite tests/goldens with Transformers (up to 3 GB to download, once)
+	python3 tools/reference/goldens.py
+
+rust:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer, see rustup.rs" >&2; exit 1; }

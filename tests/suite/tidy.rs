@@ -1,0 +1,481 @@
+//! The rules of the house that no compiler checks: who may know whom, and that documents tell the truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bon_engine::train::config::TrainConfig;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Files below a directory, or the file itself, by their path from the root; binary goldens and caches left out.
+fn files(top: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::from(top)];
+    while let Some(path) = open.pop() {
+        let full = root().join(&path);
+        if full.is_dir() {
+            open.extend(fs::read_dir(&full).unwrap().map(|entry| path.join(entry.unwrap().file_name())));
+        } else if !path.extension().is_some_and(|e| e == "safetensors" || e == "pyc") {
+            found.push(path.to_str().unwrap().to_owned());
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "nothing at {top}");
+    found
+}
+
+/// The library's and the program's code without comments and unit tests: path, and numbered lines.
+fn sources() -> Vec<(String, Vec<(usize, String)>)> {
+    let code = |path: &String| {
+        let text = read(path);
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").enumerate();
+        // No string of ours holds `//` after a space.
+        lines.map(|(i, line)| (i + 1, format!(" {line}").split(" //").next().unwrap().to_owned())).collect()
+    };
+    files("src").iter().map(|path| (path.clone(), code(path))).collect()
+}
+
+fn assert_none(what: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
+}
+
+// ------------------------------------------------------------------------------------------------- who knows whom
+
+/// The modules of src/lib.rs from the bottom up, as its code map lists them: each names only modules before it.
+const LAYERS: [&str; 16] = [
+    "rng",
+    "segments",
+    "checkpoint",
+    "backend",
+    "config",
+    "tokenizer",
+    "tasks",
+    "objective",
+    "verifier",
+    "eval",
+    "gemma",
+    "generate",
+    "model_dir",
+    "rollout",
+    "train",
+    "cli",
+];
+/// Modules that name no other at all: text or numbers in, numbers out.
+const ALONE: [&str; 5] = ["rng", "segments", "checkpoint", "objective", "verifier"];
+
+/// All `crate::` paths of a line, such as `train::tasks::Task`.
+fn crate_paths(line: &str) -> impl Iterator<Item = &str> {
+    line.split("crate::").skip(1).map(|rest| {
+        rest.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
+            .next()
+            .unwrap()
+            .trim_end_matches(':')
+    })
+}
+
+#[test]
+fn modules_name_only_those_below_them() {
+    let level = |module: &str| LAYERS.iter().position(|l| *l == module);
+    let mut wrong = Vec::new();
+    let mut arrows = 0;
+    for (path, lines) in sources() {
+        let module = path.strip_prefix("src/").unwrap().split(['/', '.']).next().unwrap();
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let own = level(module).unwrap_or_else(|| panic!("{path}: `{module}` has no place in LAYERS"));
+        let is_root = path == format!("src/{module}.rs") || path == format!("src/{module}/mod.rs");
+        for (n, line) in &lines {
+            if line.contains("super::super") {
+                wrong.push(format!("{path}:{n}: hides where it leads; write it from `crate::`"));
+            }
+            // A top-level module's parent is the crate.
+            let line = if is_root { line.replace("super::", "crate::") } else { line.clone() };
+            for named in crate_paths(&line) {
+                let target = named.split("::").next().unwrap();
+                let Some(other) = level(target) else {
+                    wrong.push(format!("{path}:{n}: names `crate::{named}`; name a module"));
+                    continue;
+                };
+                if other == own {
+                    continue;
+                }
+                arrows += 1;
+                if other > own || ALONE.contains(&module) {
+                    wrong.push(format!("{path}:{n}: {module} must not name {named}"));
+                }
+            }
+        }
+    }
+    assert!(arrows > 50, "only {arrows} arrows were seen");
+    assert_none("arrows that point up", wrong);
+}
+
+#[test]
+fn the_code_map_lists_the_modules_from_the_bottom_up() {
+    let text = read("src/lib.rs");
+    let map = text.split("# Code map").nth(1).and_then(|t| t.split("# Invariants").next()).unwrap();
+    let listed: Vec<&str> = map
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! - [`"))
+        .map(|line| line.split('`').next().unwrap())
+        .collect();
+    assert_eq!(listed, LAYERS);
+    let declared: BTreeSet<&str> =
+        text.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    assert_eq!(declared, BTreeSet::from(LAYERS));
+}
+
+/// What only some files may use: (text, where).
+const PRIVILEGES: [(&str, &[&str]); 14] = [
+    ("anyhow", &["src/cli/", "src/main.rs"]),
+    ("clap", &["src/cli/", "src/main.rs"]),
+    ("println!", &[]),
+    ("io::stdout", &["src/cli/"]),
+    ("io::stdin", &["src/cli/"]),
+    ("env::", &[]),
+    ("indicatif", &["src/cli/"]),
+    ("process::exit", &[]),
+    ("rayon::", &["src/backend/cpu/", "src/cli/devices.rs"]),
+    ("std::arch", &["src/backend/cpu/simd.rs"]),
+    ("tokenizers::", &["src/tokenizer.rs"]),
+    ("std::process", &["src/verifier/command.rs", "src/main.rs", "src/checkpoint/atomic.rs"]),
+    ("signal_hook", &["src/train/stop.rs"]),
+    ("backend::cpu", &["src/cli/", "src/backend/cpu/"]),
+];
+/// Pure functions: no files, clocks, threads.
+const PURE: [&str; 4] = ["src/objective/", "src/eval/", "src/rng.rs", "src/segments.rs"];
+
+#[test]
+fn what_few_may_use_the_others_do_not() {
+    let (mut wrong, mut used) = (Vec::new(), BTreeSet::new());
+    for (path, lines) in sources() {
+        for (n, line) in &lines {
+            for (text, places) in PRIVILEGES.iter().filter(|(text, _)| line.contains(text)) {
+                match places.iter().find(|place| path.starts_with(**place)) {
+                    Some(place) => drop(used.insert((*text, *place))),
+                    None => wrong.push(format!("{path}:{n}: {text}")),
+                }
+            }
+            let impure = ["std::fs", "std::io", "std::net", "std::thread", "std::time"];
+            if PURE.iter().any(|place| path.starts_with(place)) && impure.iter().any(|m| line.contains(m)) {
+                wrong.push(format!("{path}:{n}: this file is pure: {}", line.trim()));
+            }
+        }
+    }
+    assert_none("not allowed here", wrong);
+    let granted =
+        PRIVILEGES.iter().flat_map(|(text, places)| places.iter().map(move |place| (*text, *place)));
+    let idle: Vec<String> = granted.filter(|p| !used.contains(p)).map(|p| format!("{p:?}")).collect();
+    assert_none("privileges that nobody uses", idle);
+}
+
+#[test]
+fn one_stem_per_op() {
+    let stems = |dir: &str, other: &[&str]| -> BTreeSet<String> {
+        let stem = |path: &String| Path::new(path).file_stem().unwrap().to_str().unwrap().to_owned();
+        files(dir).iter().map(stem).filter(|stem| !other.contains(&stem.as_str())).collect()
+    };
+    assert_eq!(stems("src/backend/cpu", &["mod", "simd"]), stems("tests/suite/ops", &["mod"]));
+}
+
+// ------------------------------------------------------------------------------------------ documents and the truth
+
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/reference/README.md", "examples/reference.toml"];
+/// The top of a path that stands in the repository; `.cache`, `runs` and `target` are made by commands.
+const TOPS: [&str; 7] = ["src/", "tests/", "tools/", "benches/", "examples/", "kernels/", ".ci/"];
+
+#[test]
+fn paths_and_targets_in_documents_exist() {
+    let makefile = read("Makefile");
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for document in DOCUMENTS.into_iter().chain(["src/lib.rs", "Makefile", ".ci/run"]) {
+        let text = read(document);
+        for (i, line) in text.lines().enumerate() {
+            for word in line.split(|c: char| c.is_whitespace() || "`()[]\"',;".contains(c)) {
+                // `src/<name>.rs` speaks of any file in src.
+                let path = word.split('<').next().unwrap().trim_end_matches(['.', ':']);
+                if TOPS.iter().any(|top| path.starts_with(top)) {
+                    seen += 1;
+                    if !root().join(path).exists() {
+                        wrong.push(format!("{document}:{}: no {path}", i + 1));
+                    }
+                }
+            }
+            for target in line.split("`make ").skip(1).filter_map(|rest| rest.split(['`', ' ']).next()) {
+                seen += 1;
+                if !makefile.contains(&format!("\n{target}:")) {
+                    wrong.push(format!("{document}:{}: the Makefile has no target {target}", i + 1));
+                }
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            let base = root().join(document).parent().unwrap().join(file);
+            if !link.contains("://") && document.ends_with(".md") && !base.exists() {
+                wrong.push(format!("{document}: the link {link} leads nowhere"));
+            }
+        }
+    }
+    assert!(seen > 30, "only {seen} paths were seen");
+    assert_none("documents name what does not exist", wrong);
+}
+
+/// Fenced blocks of a Markdown text, each with the line before it.
+fn blocks(text: &str) -> Vec<(String, String)> {
+    let (mut found, mut before) = (Vec::new(), "");
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.starts_with("```") {
+            let block = lines.by_ref().take_while(|line| !line.starts_with("```"));
+            found.push((before.to_owned(), block.map(|line| format!("{line}\n")).collect()));
+        }
+        before = if line.is_empty() { before } else { line };
+    }
+    found
+}
+
+#[test]
+fn the_readme_shows_files_as_they_are() {
+    let mut shown = BTreeSet::new();
+    for (before, block) in blocks(&read("README.md")) {
+        if let Some(path) = before.strip_prefix('`').and_then(|b| b.strip_suffix("`:")) {
+            assert_eq!(block, read(path), "README.md shows another {path} than there is");
+            shown.insert(path.to_owned());
+        }
+    }
+    assert_eq!(Vec::from_iter(shown), ["examples/minimal.toml", "examples/verify.py"]);
+}
+
+#[test]
+fn the_readme_shows_what_weigh_prints() {
+    let readme = read("README.md");
+    let mut lines = readme.lines();
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        let Some((input, arguments)) =
+            line.strip_prefix("$ echo '").and_then(|rest| rest.split_once("' | bon-engine "))
+        else {
+            continue;
+        };
+        let run = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("bon-engine"))
+            .args(arguments.split(' '))
+            .write_stdin(format!("{input}\n"))
+            .assert()
+            .success();
+        let output = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+        assert_eq!(Some(output.trim_end()), lines.next(), "{line}");
+        count += 1;
+    }
+    assert!(count > 0, "the README has no example of weigh");
+}
+
+#[test]
+fn the_changelog_speaks_of_this_version() {
+    let heading = format!("\n## {}", env!("CARGO_PKG_VERSION"));
+    assert!(read("CHANGELOG.md").contains(&heading), "CHANGELOG.md has no section{heading}");
+}
+
+// -------------------------------------------------------------------------------------- the configuration reference
+
+const REFERENCE: &str = "examples/reference.toml";
+/// What a run must be told; all else in the reference stands at its default.
+const REQUIRED: [&str; 7] = [
+    "model.path",
+    "data.tasks",
+    "objective.kind",
+    "objective.n",
+    "verifier.kind",
+    "train.steps",
+    "train.output",
+];
+
+/// One `[section]` of the reference with its `key = value` lines. `#key = value` is a setting that is unset.
+#[derive(Debug, Default)]
+struct Section {
+    name: String,
+    live: bool,
+    /// Text of the line without its `#`, and whether it had none.
+    settings: Vec<(String, bool)>,
+}
+
+impl Section {
+    fn toml(&self, keep: impl Fn(&str, bool) -> bool) -> String {
+        let lines = self.settings.iter().filter(|(line, live)| keep(line, *live));
+        format!("[{}]\n", self.name) + &lines.map(|(line, _)| format!("{line}\n")).collect::<String>()
+    }
+
+    fn keys(&self) -> BTreeSet<String> {
+        self.settings.iter().map(|(line, _)| key(line).to_owned()).collect()
+    }
+}
+
+fn key(line: &str) -> &str {
+    line.split(" = ").next().unwrap()
+}
+
+fn reference() -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    for line in read(REFERENCE).lines() {
+        let (code, live) = line.strip_prefix('#').map_or((line, true), |code| (code, false));
+        if code.starts_with(' ') || code.is_empty() {
+            continue;
+        }
+        match code.strip_prefix('[').and_then(|c| c.strip_suffix(']')) {
+            Some(name) => sections.push(Section { name: name.to_owned(), live, settings: vec![] }),
+            None => sections.last_mut().unwrap().settings.push((code.to_owned(), live)),
+        }
+    }
+    sections
+}
+
+fn parse(text: &str) -> TrainConfig {
+    TrainConfig::parse(REFERENCE, text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// The names that may stand at a place, from the complaint about one that never does.
+fn known(text: &str) -> BTreeSet<String> {
+    let message = TrainConfig::parse(REFERENCE, text, &[]).unwrap_err().to_string();
+    if message.contains("none is known here") {
+        return BTreeSet::new();
+    }
+    let (_, names) = message.split_once("known: ").unwrap_or_else(|| panic!("{text}: {message}"));
+    names.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_reference_names_every_key_and_no_other() {
+    let sections = reference();
+    let names: BTreeSet<String> = sections.iter().map(|s| s.name.clone()).collect();
+    assert_eq!(names, known("[zzzz]"));
+    for name in &names {
+        if !["verifier", "environment"].contains(&name.as_str()) {
+            let keys: BTreeSet<String> =
+                sections.iter().filter(|s| s.name == *name).flat_map(Section::keys).collect();
+            assert_eq!(keys, known(&format!("[{name}]\nzzzz = 1")), "[{name}]");
+        }
+    }
+    let mut kinds = BTreeMap::new();
+    for section in sections.iter().filter(|s| ["verifier", "environment"].contains(&s.name.as_str())) {
+        let kind = section.settings.iter().find_map(|(line, _)| line.strip_prefix("kind = ")).unwrap();
+        let mut keys = section.keys();
+        keys.remove("kind");
+        let top = format!("[{}]\nkind = {kind}\n", section.name);
+        assert_eq!(keys, known(&format!("{top}zzzz = 1")), "{top}");
+        kinds.insert(kind.trim_matches('"').to_owned(), keys);
+    }
+    assert_eq!(kinds.into_keys().collect::<BTreeSet<_>>(), known("[verifier]\nkind = \"zzzz\""));
+}
+
+#[test]
+fn the_reference_stands_at_the_defaults_and_what_it_leaves_unset_can_be_set() {
+    let sections = reference();
+    let live = || sections.iter().filter(|s| s.live);
+    let whole = parse(&live().map(|s| s.toml(|_, live| live)).collect::<String>());
+    let required = |section: &Section, line: &str| {
+        let path = format!("{}.{}", section.name, key(line));
+        REQUIRED.contains(&path.as_str())
+    };
+    let least = parse(&live().map(|s| s.toml(|line, live| live && required(s, line))).collect::<String>());
+    assert_eq!(whole.to_toml().unwrap(), least.to_toml().unwrap());
+
+    for section in &sections {
+        let others: String =
+            live().filter(|s| s.name != section.name).map(|s| s.toml(|_, live| live)).collect();
+        if !section.live {
+            // Another kind of verifier, with all its settings.
+            assert_ne!(parse(&(others + &section.toml(|_, _| true))), whole, "{section:?}");
+            continue;
+        }
+        for (unset, _) in section.settings.iter().filter(|(_, live)| !live) {
+            let text = section.toml(|line, live| live || line == unset);
+            assert_ne!(parse(&(others.clone() + &text)), whole, "{unset}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_names_every_value_that_is_a_word() {
+    let text = read(REFERENCE);
+    let mut missing = Vec::new();
+    for place in [
+        "[model]\ndtype",
+        "[data]\ntemplate",
+        "[objective]\nkind",
+        "[objective]\nestimator",
+        "[objective]\nnegative_sign",
+        "[objective]\nselector",
+        "[objective]\nreward",
+        "[verifier]\nkind = \"numeric\"\npick",
+        "[optimizer]\nschedule",
+        "[train]\nlength_normalizer",
+    ] {
+        let words = known(&format!("{place} = \"zzzz\""));
+        assert!(words.len() > 1, "{place}");
+        missing.extend(words.into_iter().filter(|w| !text.contains(&format!("\"{w}\""))));
+    }
+    assert_none("values that the reference does not name", missing);
+}
+
+// --------------------------------------------------------------------------------------------- manners and packages
+
+#[test]
+fn nothing_is_left_to_do_and_no_package_host_is_named() {
+    // In pieces, so that this file may be searched like the others.
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X"),
+        concat!("index", "-url"),
+        concat!("find", "-links"),
+        concat!("pypi", ".org"),
+        concat!("pythonhosted", ".org"),
+        concat!("static.crates", ".io"),
+        concat!("huggingface", ".co/"),
+    ];
+    let mut wrong = Vec::new();
+    let tops = ["src", "tests", "tools", "benches", "examples", ".ci", "Makefile", "Cargo.toml"];
+    let listed = tops.into_iter().flat_map(files).chain(DOCUMENTS.map(str::to_owned));
+    for path in listed.filter(|path| !path.ends_with("tokenizer.json")) {
+        for (i, line) in read(&path).lines().enumerate() {
+            wrong.extend(
+                words.iter().filter(|w| line.contains(**w)).map(|w| format!("{path}:{}: {w}", i + 1)),
+            );
+        }
+    }
+    assert_none("not in a finished project", wrong);
+}
+
+#[test]
+fn dependencies_say_what_they_are_for_and_come_from_one_place() {
+    let manifest = read("Cargo.toml");
+    let mut silent = Vec::new();
+    let mut section = "";
+    for line in manifest.lines() {
+        match line {
+            _ if line.starts_with('[') => section = line,
+            _ if !line.contains(" = ") || !section.ends_with("dependencies]") => {}
+            _ if line.contains(" # ") => {}
+            _ => silent.push(line.to_owned()),
+        }
+    }
+    assert_none("dependencies without a word on what they are for", silent);
+
+    let locked = read("Cargo.lock");
+    let foreign: Vec<String> = locked
+        .lines()
+        .filter(|line| line.starts_with("source = "))
+        .filter(|line| !line.starts_with("source = \"registry+"))
+        .map(str::to_owned)
+        .collect();
+    assert_none("packages from elsewhere", foreign);
+}

@@ -127,12 +127,18 @@ pub fn generate<B: Backend>(
     mut on_finish: impl FnMut(usize, usize, &Response),
 ) -> Result<Vec<Vec<Response>>, GenerateError> {
     check(model, prompts, sampling)?;
-    let mut done: Vec<Vec<Option<Response>>> = prompts.iter().map(|p| vec![None; p.streams]).collect();
-    if prompts.is_empty() || sampling.max_new_tokens == 0 {
+    if prompts.is_empty() {
+        return Ok(vec![]);
+    }
+    if sampling.max_new_tokens == 0 {
         let empty = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
-        return Ok(done.iter().map(|streams| vec![empty.clone(); streams.len()]).collect());
+        for (prompt, p) in prompts.iter().enumerate() {
+            (0..p.streams).for_each(|stream| on_finish(prompt, stream, &empty));
+        }
+        return Ok(prompts.iter().map(|p| vec![empty.clone(); p.streams]).collect());
     }
 
+    let mut done: Vec<Vec<Option<Response>>> = prompts.iter().map(|p| vec![None; p.streams]).collect();
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
     let (mut layout, segment_of) = Layout::of_prompts(&ids);
     let prefill = layout.segments().all_queries();

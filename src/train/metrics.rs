@@ -40,7 +40,8 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// Tokens sampled per second of the whole step.
     pub tokens_per_second: f64,
-    /// Largest |log pi(sampler) - log pi(trainer)| over sampled tokens; 0 when both compute the same bits.
+    /// Largest |log pi(sampler) - log pi(trainer)| over the sampled tokens that the step trains on (those of
+    /// responses with a coefficient other than 0, or all under a KL term); 0 when both compute the same bits.
     pub logprob_gap_max: f64,
     /// Mean of the same.
     pub logprob_gap_mean: f64,

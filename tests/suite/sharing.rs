@@ -228,6 +228,11 @@ fn every_response_is_reported_once_and_as_it_is_returned() {
         assert_eq!(stop(&[*last]), response.finish == Finish::Stop);
         assert!(response.finish == Finish::Stop || response.tokens.len() == SAMPLING.max_new_tokens);
     }
+
+    // Responses of no token are responses, too.
+    let (none, mut heard) = (Sampling { max_new_tokens: 0, ..SAMPLING }, 0);
+    let groups = generate(&model, &requests, &none, stop, |_, _, _| heard += 1).unwrap();
+    assert_eq!((heard, groups.iter().flatten().filter(|r| r.tokens.is_empty()).count()), (20, 20));
 }
 
 /// Equal prompts draw alike under one number and differently under two; likewise streams, seeds, steps.

@@ -199,7 +199,7 @@ pub trait Backend: Send + Sync {
 
     /// Segment attention. q `[Tq, H Dh]` with rows as `runs` say; k, v `[rows, K Dh]` with rows as `segments` say.
     /// Returns o `[Tq, H Dh]` and lse `[Tq, H]` (natural log of the sum of exp of the visible scores); rows of q
-    /// that belong to no run come out as zero.
+    /// that belong to no run come out as zero with an lse of -inf.
     fn attention_forward(
         &self,
         q: &Self::Tensor,

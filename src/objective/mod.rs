@@ -225,8 +225,6 @@ pub struct Coefficients {
 /// What to log of one group, whatever the objective is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct GroupMetrics {
-    /// Mean of r.
-    pub mean_score: f64,
     /// Mean of R.
     pub mean_reward: f64,
     /// Share of samples with R = 0.
@@ -248,7 +246,6 @@ impl GroupMetrics {
         let ScoredGroup { scores, rewards, .. } = group;
         let fails = rewards.iter().filter(|&&x| x == 0.0).count();
         Self {
-            mean_score: shared::mean(scores.iter().copied()),
             mean_reward: shared::mean(rewards.iter().copied()),
             p_fail: fails as f64 / rewards.len() as f64,
             all_pass: rewards.iter().all(|&x| x == 1.0),

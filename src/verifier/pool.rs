@@ -1,7 +1,6 @@
 //! Verification beside generation: responses are judged while others are still being sampled.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -32,19 +31,6 @@ pub struct Job {
 pub struct Verdicts {
     /// Job id and score, by ascending id, whatever the order in which the verdicts came.
     pub scores: Vec<(usize, Result<f64, Failure>)>,
-}
-
-impl Verdicts {
-    /// How many jobs failed, by [`Failure::kind`].
-    pub fn failures(&self) -> BTreeMap<&'static str, usize> {
-        let mut counts = BTreeMap::new();
-        for (_, score) in &self.scores {
-            if let Err(failure) = score {
-                *counts.entry(failure.kind()).or_default() += 1;
-            }
-        }
-        counts
-    }
 }
 
 /// A job's id and outcome, or what the verifier panicked with.

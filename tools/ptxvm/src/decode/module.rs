@@ -1,0 +1,409 @@
+//! A whole module: variables get their places, functions are decoded and linked.
+
+use super::function::{self, At, Layout, SHARED_LIMIT, SharedVariable, Signature};
+use super::program::{Constant, Function, PlaceLine, Program};
+use super::symbols::{Symbol, Symbols};
+use super::{Refusal, invalid, unsupported};
+use crate::error::{Error, Finding, Kind, Place};
+use crate::machine::inst::{Control, Exec};
+use crate::ops::lane::Isa;
+use crate::ptx::ast::{self, InitialValue, Linkage, Variable};
+use crate::types::Space;
+
+/// Most bytes of all constant variables of a module, as on hardware.
+const CONST_LIMIT: u64 = 64 << 10;
+/// Most bytes of global variables that a module may declare.
+const GLOBAL_LIMIT: u64 = 1 << 32;
+
+/// A global variable of a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalVariable {
+    /// Its name.
+    pub name: String,
+    /// How many bytes.
+    pub bytes: u64,
+    /// What it holds at first: bytes at offsets; the rest is 0.
+    pub init: Vec<(u64, Vec<u8>)>,
+    /// Addresses that it holds: offset and value.
+    pub pointers: Vec<(u64, Constant)>,
+}
+
+/// A decoded module, on no device yet.
+#[derive(Debug, Default)]
+pub struct Module {
+    /// As the caller named it.
+    pub name: String,
+    /// The text, for reports.
+    pub text: String,
+    /// Source files by their index in the text.
+    pub files: Vec<(u32, String)>,
+    /// The code.
+    pub program: Program,
+    /// Global variables, by the index in [`Constant::Global`].
+    pub globals: Vec<GlobalVariable>,
+    /// The constant bank.
+    pub constants: Vec<u8>,
+    /// Addresses that the constant bank holds.
+    pub constant_pointers: Vec<(u64, Constant)>,
+    /// Names of constant variables: offset and bytes.
+    pub constant_names: Vec<(String, u32, u32)>,
+}
+
+impl Module {
+    /// Parses and decodes PTX; `name` stands for it in reports.
+    ///
+    /// # Errors
+    /// `Fault` for text that is wrong, `Unsupported` for what the machine does not run, with all places.
+    pub fn load(name: &str, text: &str) -> Result<Self, Error> {
+        Self::load_for(name, text, Isa::detect())
+    }
+
+    pub(crate) fn load_for(name: &str, text: &str, isa: Isa) -> Result<Self, Error> {
+        let tree = crate::ptx::parse(name, text)?;
+        let mut module = Self {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            files: tree.files.clone(),
+            ..Self::default()
+        };
+        let refused = match module.build(&tree, isa) {
+            Ok(()) => return Ok(module),
+            Err(refused) => refused,
+        };
+        let finding = |(line, r): &At| Finding::load(r.kind, module.place_of_line(*line), r.message.clone());
+        let (wrong, missing): (Vec<_>, Vec<_>) =
+            refused.iter().partition(|(_, r)| r.kind != Kind::Unsupported);
+        Err(if wrong.is_empty() {
+            Error::Unsupported(missing.into_iter().map(finding).collect())
+        } else {
+            // What is missing is told as well, so that one look shows all that stands between the text and a launch.
+            Error::Fault(wrong.into_iter().chain(missing).map(finding).collect())
+        })
+    }
+
+    fn place_of_line(&self, line: u32) -> Place {
+        let text = (line as usize).checked_sub(1).and_then(|i| self.text.lines().nth(i)).unwrap_or("");
+        Place { file: self.name.clone(), line, text: shorten(text), source: None }
+    }
+
+    /// Where the instruction at `pc` stands.
+    pub fn place(&self, pc: u32) -> Place {
+        let inst = self.program.code.get(pc as usize);
+        let line = inst.and_then(|i| self.program.places.get(i.place as usize)).copied().unwrap_or_default();
+        Place { source: self.source(line), ..self.place_of_line(line.line) }
+    }
+
+    /// `file:line` of the source that a line of the PTX came from, where the PTX tells.
+    pub fn source(&self, line: PlaceLine) -> Option<String> {
+        let (file, number) = line.source;
+        let name = || self.files.iter().find(|(i, _)| *i == file).map_or("?", |(_, name)| name);
+        (number > 0).then(|| format!("{}:{number}", name()))
+    }
+
+    fn build(&mut self, tree: &ast::Module<'_>, isa: Isa) -> Result<(), Vec<At>> {
+        if tree.address_size != 64 {
+            return Err(vec![(0, unsupported(format!("`.address_size {}`: only 64", tree.address_size)))]);
+        }
+        let mut symbols = Symbols::default();
+        let mut refused = Vec::new();
+        let mut signatures: Vec<Signature> = Vec::new();
+        let mut bodies: Vec<Option<&ast::Function<'_>>> = Vec::new();
+        for f in &tree.functions {
+            let signature = match function::signature(f) {
+                Ok(signature) => signature,
+                Err(e) => {
+                    refused.push(e);
+                    continue;
+                }
+            };
+            let blocks =
+                f.cluster.required.map_or(1, |r| r.iter().fold(1u64, |n, d| n.saturating_mul(u64::from(*d))));
+            if blocks != 1 || f.cluster.explicit || f.cluster.blocks_are_clusters {
+                refused
+                    .push((f.line, unsupported(format!("`{}` runs in clusters of several blocks", f.name))));
+            }
+            // A declaration may come before its definition: they are one function.
+            let known = match symbols.get(f.name) {
+                Some(Symbol::Function(i)) => Some(*i as usize),
+                _ => None,
+            };
+            let i = known.unwrap_or(signatures.len());
+            if i == signatures.len() {
+                symbols.insert(f.name, Symbol::Function(i as u32));
+                signatures.push(signature);
+                bodies.push(f.body.is_some().then_some(f));
+            } else if f.body.is_some() {
+                if bodies[i].is_some() {
+                    refused.push((f.line, invalid(format!("`{}` is defined twice", f.name))));
+                }
+                signatures[i] = signature;
+                bodies[i] = Some(f);
+            }
+        }
+        for alias in &tree.aliases {
+            match symbols.get(alias.function) {
+                Some(Symbol::Function(i)) => symbols.insert(alias.name, Symbol::Function(*i)),
+                _ => {
+                    refused.push((alias.line, invalid(format!("there is no function `{}`", alias.function))))
+                }
+            }
+        }
+        let mut shared: Vec<SharedVariable> = Vec::new();
+        let mut constant = Layout::default();
+        let mut global_bytes = Layout::default();
+        for v in &tree.variables {
+            if let Err(r) = self.variable(v, &mut symbols, &mut shared, [&mut constant, &mut global_bytes]) {
+                refused.push((v.line, r));
+            }
+        }
+        self.constants.resize(constant.bytes as usize, 0);
+        for v in &tree.variables {
+            if let Err(r) = self.initialise(v, &symbols) {
+                refused.push((v.line, r));
+            }
+        }
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        let mut decoded = Vec::new();
+        let mut missing = Vec::new();
+        for (i, f) in bodies.into_iter().enumerate() {
+            let Some(f) = f else { continue };
+            match function::decode(&symbols, &signatures, f, i as u32, shared.len() as u32, isa) {
+                Ok(d) => {
+                    shared.extend(&d.shared);
+                    decoded.push((i, d));
+                }
+                // What one function lacks keeps nobody from running the others.
+                Err(e) if e.iter().all(|(_, r)| r.kind == Kind::Unsupported) => missing.push((i, e)),
+                Err(e) => refused.extend(e),
+            }
+        }
+        if !refused.is_empty() {
+            refused.sort_by_key(|(line, _)| *line);
+            return Err(refused);
+        }
+        self.link(signatures, decoded, missing);
+        // Dynamic shared memory is one piece, however often it is declared.
+        let dynamic = tree.variables.iter().filter(|v| v.space == Space::Shared && v.bytes.is_none());
+        let align = dynamic.map(|v| v.align).max().unwrap_or(1);
+        self.program.functions.iter_mut().for_each(|f| f.dynamic_align = f.dynamic_align.max(align));
+        if self.kernels().next().is_some() && self.kernels().all(|f| !f.missing.is_empty()) {
+            let told = |(line, message): &(u32, String)| (*line, unsupported(message.clone()));
+            let mut refused: Vec<At> = self.kernels().flat_map(|f| &f.missing).map(told).collect();
+            refused.sort_by_key(|(line, _)| *line);
+            refused.dedup();
+            return Err(refused);
+        }
+        self.lay_out_shared(&shared, tree).map_err(|e| vec![e])
+    }
+
+    fn variable<'a>(
+        &mut self,
+        v: &Variable<'a>,
+        symbols: &mut Symbols<'a>,
+        shared: &mut Vec<SharedVariable>,
+        [constant, global]: [&mut Layout; 2],
+    ) -> Result<(), Refusal> {
+        let too_much =
+            |limit: u64| invalid(format!("`{}`: {} variables take more than {limit} bytes", v.name, v.space));
+        let address = match (v.space, v.bytes) {
+            (Space::Shared, None) => Constant::DynamicShared(0, 0),
+            (_, None) => return Err(unsupported(format!("`{}` is defined elsewhere: link first", v.name))),
+            (_, Some(_)) if v.linkage == Linkage::Extern => {
+                return Err(unsupported(format!("`{}` is defined elsewhere: link first", v.name)));
+            }
+            (Space::Shared, Some(bytes)) => {
+                if bytes > SHARED_LIMIT {
+                    return Err(too_much(SHARED_LIMIT));
+                }
+                shared.push(SharedVariable { align: v.align, bytes });
+                Constant::Shared(shared.len() as u32 - 1, 0)
+            }
+            (Space::Const, Some(bytes)) => {
+                let at = constant.place(v.align, bytes, CONST_LIMIT).ok_or_else(|| too_much(CONST_LIMIT))?;
+                self.constant_names.push((v.name.to_owned(), at, bytes as u32));
+                Constant::Bits(u64::from(at))
+            }
+            (Space::Global, Some(bytes)) => {
+                global.place(1, bytes, GLOBAL_LIMIT).ok_or_else(|| too_much(GLOBAL_LIMIT))?;
+                self.globals.push(GlobalVariable {
+                    name: v.name.to_owned(),
+                    bytes,
+                    init: Vec::new(),
+                    pointers: Vec::new(),
+                });
+                Constant::Global(self.globals.len() as u32 - 1, 0)
+            }
+            (space, _) => {
+                return Err(unsupported(format!("a {space} variable of module scope, `{}`", v.name)));
+            }
+        };
+        symbols.insert(v.name, Symbol::Variable { space: v.space, address });
+        Ok(())
+    }
+
+    fn initialise(&mut self, v: &Variable<'_>, symbols: &Symbols<'_>) -> Result<(), Refusal> {
+        let Some(Symbol::Variable { address, .. }) = symbols.get(v.name) else { return Ok(()) };
+        for piece in &v.init {
+            match &piece.value {
+                InitialValue::Bytes(bytes) => match (*address, v.space) {
+                    (Constant::Global(i, _), _) => {
+                        self.globals[i as usize].init.push((piece.offset, bytes.clone()));
+                    }
+                    (Constant::Bits(at), Space::Const) => {
+                        let from = (at + piece.offset) as usize;
+                        let place = self.constants.get_mut(from..from + bytes.len());
+                        place.ok_or_else(|| invalid("the initialiser is too long"))?.copy_from_slice(bytes);
+                    }
+                    _ => return Err(invalid(format!("{} memory has no initial values", v.space))),
+                },
+                InitialValue::Symbol { name, addend, generic, bytes, shift } => {
+                    if *bytes != 8 || *shift != 0 {
+                        return Err(unsupported(format!(
+                            "a part of the address of `{name}` as initial value"
+                        )));
+                    }
+                    let value = match symbols.get(name) {
+                        None => return Err(invalid(format!("`{name}` is not declared"))),
+                        Some(Symbol::Function(i)) => Constant::Function(*i),
+                        Some(Symbol::Variable { space, address }) if *generic => {
+                            address.plus(*addend).generic(*space)
+                        }
+                        Some(Symbol::Variable { address, .. }) => address.plus(*addend),
+                    };
+                    match (*address, v.space) {
+                        (Constant::Global(i, _), _) => {
+                            self.globals[i as usize].pointers.push((piece.offset, value))
+                        }
+                        (Constant::Bits(at), Space::Const) => {
+                            self.constant_pointers.push((at + piece.offset, value))
+                        }
+                        _ => return Err(invalid(format!("{} memory has no initial values", v.space))),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the functions' code one after another, and lets each kernel know what its callees need.
+    fn link(
+        &mut self,
+        signatures: Vec<Signature>,
+        decoded: Vec<(usize, function::Decoded)>,
+        missing: Vec<(usize, Vec<At>)>,
+    ) {
+        let n = signatures.len();
+        let mut calls: Vec<Vec<u32>> = vec![Vec::new(); n];
+        let mut any = vec![false; n];
+        self.program.functions.resize_with(n, Default::default);
+        for (i, s) in signatures.into_iter().enumerate() {
+            let f = &mut self.program.functions[i];
+            (f.name, f.is_entry, f.defined) = (s.name, s.is_entry, s.defined);
+        }
+        for (i, refused) in missing {
+            self.program.functions[i].missing =
+                refused.into_iter().map(|(line, r)| (line, r.message)).collect();
+        }
+        for (i, mut d) in decoded {
+            let start = self.program.code.len() as u32;
+            let first_place = self.program.places.len() as u32;
+            for inst in &mut d.code {
+                inst.place += first_place;
+                if let Exec::Control(control) = &mut inst.exec {
+                    match control {
+                        Control::Branch { target, join } => {
+                            *target += start;
+                            join.iter_mut().for_each(|j| *j += start);
+                        }
+                        Control::BranchTable { targets, join } => {
+                            targets.iter_mut().for_each(|t| *t += start);
+                            join.iter_mut().for_each(|j| *j += start);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            self.program.code.append(&mut d.code);
+            self.program.places.append(&mut d.places.into_iter().collect::<Vec<PlaceLine>>());
+            calls[i] = d.calls;
+            any[i] = d.calls_any;
+            d.function.start = start;
+            self.program.functions[i] = d.function;
+        }
+        let reach: Vec<Vec<u32>> = (0..n).map(|i| reachable(i as u32, &calls, &any)).collect();
+        for (i, reached) in reach.iter().enumerate() {
+            let mut f = std::mem::take(&mut self.program.functions[i]);
+            for j in reached.iter().filter(|j| **j as usize != i) {
+                let callee = &self.program.functions[*j as usize];
+                if !callee.is_entry {
+                    f.shared.extend(&callee.shared);
+                    f.dynamic_align = f.dynamic_align.max(callee.dynamic_align);
+                    f.ordered |= callee.ordered;
+                    f.shared_grain = f.shared_grain.min(callee.shared_grain);
+                    f.missing.extend(callee.missing.iter().cloned());
+                }
+            }
+            self.program.functions[i] = f;
+        }
+    }
+
+    /// Gives the shared variables of each kernel their places.
+    fn lay_out_shared(&mut self, shared: &[SharedVariable], tree: &ast::Module<'_>) -> Result<(), At> {
+        for f in self.program.functions.iter_mut().filter(|f| f.is_entry) {
+            f.shared.sort_unstable();
+            f.shared.dedup();
+            let mut layout = Layout::default();
+            for (i, offset) in &mut f.shared {
+                let v = shared[*i as usize];
+                let Some(at) = layout.place(v.align, v.bytes, SHARED_LIMIT) else {
+                    let line = tree.functions.iter().find(|g| g.name == f.name).map_or(0, |g| g.line);
+                    let limit =
+                        format!("`{}`: its shared variables take more than {SHARED_LIMIT} bytes", f.name);
+                    return Err((line, invalid(limit)));
+                };
+                *offset = at;
+            }
+            f.shared_bytes = layout.bytes as u32;
+        }
+        Ok(())
+    }
+
+    /// What of a function the machine does not run, as findings.
+    pub fn missing(&self, f: &Function) -> Vec<Finding> {
+        let finding = |(line, message): &(u32, String)| {
+            let mut finding = Finding::load(Kind::Unsupported, self.place_of_line(*line), message.clone());
+            finding.kernel.clone_from(&f.name);
+            finding
+        };
+        f.missing.iter().map(finding).collect()
+    }
+
+    /// The kernels of the module.
+    pub fn kernels(&self) -> impl Iterator<Item = &Function> {
+        self.program.functions.iter().filter(|f| f.is_entry)
+    }
+}
+
+/// Functions that a function may call, itself included; one that calls through a register may call all.
+fn reachable(from: u32, calls: &[Vec<u32>], any: &[bool]) -> Vec<u32> {
+    let mut seen = vec![false; calls.len()];
+    let mut open = vec![from];
+    while let Some(f) = open.pop() {
+        if std::mem::replace(&mut seen[f as usize], true) {
+            continue;
+        }
+        if any[f as usize] {
+            return (0..calls.len() as u32).collect();
+        }
+        open.extend(&calls[f as usize]);
+    }
+    (0..calls.len() as u32).filter(|f| seen[*f as usize]).collect()
+}
+
+/// A line of text without its margin, at most 120 characters long.
+fn shorten(line: &str) -> String {
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= 120 { line } else { line.chars().take(117).chain("...".chars()).collect() }
+}

@@ -1,0 +1,67 @@
+//! What an instruction sees while it runs.
+
+use super::block::Block;
+use super::launch::{LaunchState, Worker};
+use super::registers::Registers;
+use super::warp::Warp;
+use crate::error::{Finding, Kind, Threads};
+
+/// The end of a launch by a fault. The finding is boxed: the way without one is the fast one.
+#[derive(Debug)]
+pub struct Stop(pub Box<Finding>);
+
+/// The running warp and all around it.
+pub struct Context<'a> {
+    /// The warp.
+    pub warp: &'a mut Warp,
+    /// Its block: shared memory, barriers, clocks of the race check.
+    pub block: &'a mut Block,
+    /// What all blocks of the launch share: global memory, parameters, options.
+    pub launch: &'a LaunchState<'a>,
+    /// What the host thread collects: counters, findings, printed text.
+    pub worker: &'a mut Worker,
+    /// The running instruction's index in the code.
+    pub pc: u32,
+    /// Bytes of local memory below the running frame.
+    pub local_base: u32,
+    /// Instructions that the block's warps have executed so far: what its clocks show.
+    pub ticks: u64,
+}
+
+impl Context<'_> {
+    /// The warp's registers.
+    #[inline(always)]
+    pub fn regs(&mut self) -> &mut Registers {
+        &mut self.warp.regs
+    }
+
+    fn make(&self, pc: u32, kind: Kind, lanes: u32, message: String) -> Finding {
+        Finding {
+            kind,
+            kernel: self.launch.kernel_name().to_owned(),
+            at: self.launch.place(pc),
+            other: None,
+            threads: Some(Threads { block: self.block.index, warp: self.warp.id, lanes }),
+            message,
+            count: 1,
+        }
+    }
+
+    /// A fault at the running instruction: `return Err(ctx.fault(...))`.
+    #[cold]
+    pub fn fault(&self, kind: Kind, lanes: u32, message: String) -> Stop {
+        Stop(Box::new(self.make(self.pc, kind, lanes, message)))
+    }
+
+    /// Records a finding that the kernel survives; `other` is the pc of a race's other party. Findings of the same
+    /// kind at the same instruction are counted, not repeated: `message` is called for the first alone.
+    #[cold]
+    pub fn finding(&mut self, kind: Kind, lanes: u32, other: Option<u32>, message: impl FnOnce() -> String) {
+        if self.worker.seen(kind, self.pc) {
+            return;
+        }
+        let mut finding = self.make(self.pc, kind, lanes, message());
+        finding.other = other.map(|pc| self.launch.place(pc));
+        self.worker.record(self.pc, self.block.number, finding);
+    }
+}

@@ -1,0 +1,715 @@
+//! What every access to memory goes through: where it lies, whether it may be there, and what it costs.
+
+use super::blocks::{LINE, Record};
+use super::global::Allocation;
+use super::race::{Conflict, Releases};
+use super::traffic::{SECTOR, wavefronts};
+use super::{lanes, pick};
+use crate::error::{Finding, Kind, Threads};
+use crate::machine::context::{Context, Stop};
+use crate::machine::counters::MemoryCount;
+use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, region};
+use crate::machine::registers::{LANES, Reg, Registers, Width};
+use crate::types::Space;
+
+/// How an access is ordered with others (PTX ISA, "Memory Consistency Model").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// volatile, relaxed, acquire, release, or an atomic: it does not race with its like.
+    pub(crate) strong: bool,
+    /// What the releasing side did before is visible behind it.
+    pub(crate) acquire: bool,
+    /// What the warp did before is visible to whoever acquires it.
+    pub(crate) release: bool,
+    /// Whether the scope reaches other blocks (`.gpu`, `.sys`).
+    pub(crate) gpu: bool,
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// It reads.
+    Read,
+    /// It writes.
+    Write,
+    /// Both at once, indivisibly.
+    Atomic,
+    /// The same as a compare-and-swap.
+    Swap,
+}
+
+/// An access of a warp's lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Bytes of each lane, all elements of a vector together.
+    pub(crate) size: u64,
+    /// What it does.
+    pub(crate) act: Act,
+    /// How it is ordered.
+    pub(crate) order: Order,
+}
+
+impl Access {
+    /// A plain read.
+    pub(crate) fn read(bytes: u32) -> Self {
+        Self { size: u64::from(bytes), act: Act::Read, order: Order::default() }
+    }
+
+    /// A plain write.
+    pub(crate) fn write(bytes: u32) -> Self {
+        Self { size: u64::from(bytes), act: Act::Write, order: Order::default() }
+    }
+
+    /// Whether it writes.
+    pub(crate) fn writes(&self) -> bool {
+        self.act != Act::Read
+    }
+}
+
+/// The addresses of a warp's access, summed up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// The lowest.
+    pub(crate) first: u64,
+    /// The highest.
+    pub(crate) last: u64,
+    /// Whether the lanes touch consecutive places in the order of their numbers.
+    pub(crate) run: bool,
+}
+
+impl Span {
+    /// Of the lanes of `mask`, `size` bytes each.
+    #[inline(always)]
+    pub(crate) fn of(mask: u32, at: &[u64; LANES], size: u64) -> Self {
+        if mask == u32::MAX {
+            let start = at[0];
+            let mut differ = 0;
+            for i in 1..LANES {
+                differ |= at[i].wrapping_sub(at[i - 1]) ^ size;
+            }
+            if differ == 0 && start < start.wrapping_add(31 * size) {
+                return Self { first: start, last: start + 31 * size, run: true };
+            }
+            let (mut first, mut last) = (u64::MAX, 0);
+            for a in at {
+                first = first.min(*a);
+                last = last.max(*a);
+            }
+            return Self { first, last, run: false };
+        }
+        if mask == 0 {
+            return Self { first: 0, last: 0, run: false };
+        }
+        let (mut first, mut last, mut run) = (u64::MAX, 0u64, true);
+        let low = mask.trailing_zeros() as usize;
+        let start = at[low];
+        for lane in lanes(mask) {
+            first = first.min(at[lane]);
+            last = last.max(at[lane]);
+            run &= at[lane].wrapping_sub(start) == (lane - low) as u64 * size;
+        }
+        let dense = (mask >> low) & (mask >> low).wrapping_add(1) == 0;
+        Self { first, last, run: run && dense }
+    }
+
+    /// Bytes from the first to behind the last access.
+    #[inline(always)]
+    fn bytes(&self, size: u64) -> u64 {
+        (self.last - self.first).saturating_add(size)
+    }
+}
+
+/// The lanes of an access that lie in one allocation.
+pub(crate) struct Part<'m> {
+    /// Where.
+    pub(crate) allocation: &'m Allocation,
+    /// Which.
+    pub(crate) lanes: u32,
+    /// Offset and length of the bytes they touch, where those are consecutive.
+    run: Option<(u64, u64)>,
+}
+
+impl Part<'_> {
+    /// Where lane 0 begins, if all lanes follow each other without a gap.
+    #[inline(always)]
+    pub(crate) fn dense(&self) -> Option<usize> {
+        self.run.filter(|_| self.lanes == u32::MAX).map(|(from, _)| from as usize)
+    }
+
+    /// Where a lane's address lies in the allocation.
+    #[inline(always)]
+    pub(crate) fn offset(&self, at: u64) -> u64 {
+        at - self.allocation.start
+    }
+
+    /// The addresses of the lanes that are left when this part is done.
+    pub(crate) fn rest(&self, rest: u32, at: &[u64; LANES], size: u64) -> Span {
+        Span { run: false, ..Span::of(rest & !self.lanes, at, size) }
+    }
+
+    /// The lanes whose `bytes` bytes from `skip` on somebody wrote.
+    #[inline(always)]
+    pub(crate) fn written(&self, at: &[u64; LANES], skip: u64, bytes: u64) -> u32 {
+        let a = self.allocation;
+        if a.all_written() || self.run.is_some_and(|(from, n)| a.is_written(from, n)) {
+            return self.lanes;
+        }
+        pick(self.lanes, |lane| a.is_written(self.offset(at[lane]) + skip, bytes))
+    }
+
+    /// Notes that the lanes wrote `bytes` bytes each.
+    #[inline(always)]
+    pub(crate) fn set_written(&self, at: &[u64; LANES], bytes: u64) {
+        if self.allocation.all_written() {
+            return;
+        }
+        if let Some((from, n)) = self.run {
+            return self.allocation.set_written(from, n);
+        }
+        for lane in lanes(self.lanes) {
+            self.allocation.set_written(self.offset(at[lane]), bytes);
+        }
+    }
+}
+
+/// The lanes whose generic addresses lie in each space; a lane of no window is global.
+pub(crate) fn by_space(mask: u32, at: &[u64; LANES]) -> [(Space, u32); 5] {
+    let mut parts =
+        [Space::Global, Space::Shared, Space::Local, Space::Const, Space::Param].map(|space| (space, 0));
+    for lane in lanes(mask) {
+        let window = match at[lane] & !(WINDOW_BYTES - 1) {
+            SHARED_WINDOW => 1,
+            LOCAL_WINDOW => 2,
+            CONST_WINDOW => 3,
+            PARAM_WINDOW => 4,
+            _ => 0,
+        };
+        parts[window].1 |= 1 << lane;
+    }
+    parts
+}
+
+/// Addresses within the window of their space.
+pub(crate) fn in_window(at: &[u64; LANES]) -> [u64; LANES] {
+    at.map(|a| a & (WINDOW_BYTES - 1))
+}
+
+impl<'a> Context<'a> {
+    /// Where the memory traffic of the running instruction is counted.
+    #[inline(always)]
+    fn count(&mut self) -> Option<&mut MemoryCount> {
+        self.worker.counters.memory.get_mut(self.pc as usize)
+    }
+
+    /// The addresses of an access: a base register, of 32 or 64 bits or none, plus an offset. Reports bases that
+    /// nobody wrote.
+    #[inline(always)]
+    pub(crate) fn addresses(&mut self, mask: u32, base: Reg, offset: i64) -> [u64; LANES] {
+        let regs = &self.warp.regs;
+        let mut at = [offset as u64; LANES];
+        match base.width {
+            Width::B64 => {
+                let base = regs.get::<u64>(base);
+                for i in 0..LANES {
+                    at[i] = at[i].wrapping_add(base[i]);
+                }
+            }
+            Width::None => {}
+            _ => {
+                // Addresses of 32 bits wrap: compilers fold negative parts of a sum into the base.
+                let base = regs.get::<u32>(base);
+                for i in 0..LANES {
+                    at[i] = u64::from(base[i].wrapping_add(offset as u32));
+                }
+            }
+        }
+        self.need_defined(mask, base, "the address");
+        at
+    }
+
+    /// Reports the lanes in which nobody wrote a register whose value now matters.
+    #[inline(always)]
+    pub(crate) fn need_defined(&mut self, mask: u32, reg: Reg, what: &str) {
+        let undefined = mask & !self.warp.regs.defined(reg);
+        if undefined != 0 && self.launch.checks.init {
+            self.report_undefined(undefined, what);
+        }
+    }
+
+    /// Reports lanes whose `what` nobody wrote.
+    #[cold]
+    pub(crate) fn report_undefined(&mut self, lanes: u32, what: &str) {
+        self.finding(Kind::Uninitialized, lanes, None, || format!("{what} was never written"));
+    }
+
+    /// Refuses addresses that are no multiple of their size.
+    #[inline(always)]
+    pub(crate) fn aligned(&self, mask: u32, at: &[u64; LANES], size: u64) -> Result<(), Stop> {
+        let odd = at.iter().fold(0, |all, a| all | a) & (size - 1);
+        if odd == 0 { Ok(()) } else { self.misaligned(mask, at, size) }
+    }
+
+    #[cold]
+    fn misaligned(&self, mask: u32, at: &[u64; LANES], size: u64) -> Result<(), Stop> {
+        let odd = pick(mask, |lane| at[lane] & (size - 1) != 0);
+        if odd == 0 {
+            return Ok(());
+        }
+        let first = at[odd.trailing_zeros() as usize];
+        Err(self.fault(Kind::Misaligned, odd, format!("an access of {size} bytes at {first:#x}")))
+    }
+
+    // ------------------------------------------------------------------------------------------------- global
+
+    /// Begins an access to global memory: alignment and counters.
+    #[inline(always)]
+    pub(crate) fn begin_global(
+        &mut self,
+        mask: u32,
+        at: &[u64; LANES],
+        access: &Access,
+    ) -> Result<Span, Stop> {
+        let span = Span::of(mask, at, access.size);
+        if span.run {
+            if span.first & (access.size - 1) != 0 {
+                self.misaligned(mask, at, access.size)?;
+            }
+        } else {
+            self.aligned(mask, at, access.size)?;
+        }
+        if self.launch.counters {
+            self.count_global(mask, at, &span, access.size);
+        }
+        if access.order.strong && self.launch.checks.race {
+            self.synchronise(mask, at, access, access.order.gpu);
+        }
+        Ok(span)
+    }
+
+    pub(crate) fn count_global(&mut self, mask: u32, at: &[u64; LANES], span: &Span, size: u64) {
+        let lanes_in = u64::from(mask.count_ones());
+        let (sectors, distinct) = if span.run {
+            let sectors = span.last.saturating_add(size - 1) / SECTOR - span.first / SECTOR + 1;
+            (sectors, lanes_in * size)
+        } else {
+            let mut sorted = [0; LANES];
+            let mut n = 0;
+            for lane in lanes(mask) {
+                sorted[n] = at[lane];
+                n += 1;
+            }
+            let sorted = &mut sorted[..n];
+            if !sorted.is_sorted() {
+                sorted.sort_unstable();
+            }
+            // Addresses are multiples of the size, so that two are the same or do not overlap.
+            let (mut sectors, mut distinct) = (0, 0);
+            let mut last = None;
+            for a in sorted {
+                if last == Some(*a) {
+                    continue;
+                }
+                distinct += size;
+                let known = last.is_some_and(|last| last / SECTOR == *a / SECTOR);
+                sectors += size.div_ceil(SECTOR) - u64::from(known);
+                last = Some(*a);
+            }
+            (sectors, distinct)
+        };
+        if let Some(count) = self.count() {
+            count.requests += 1;
+            count.sectors += sectors;
+            count.ideal_sectors += distinct.div_ceil(SECTOR);
+            count.bytes += lanes_in * size;
+        }
+    }
+
+    /// The lanes of `rest` that lie in the allocation of the first of them: checks bounds and races, and notes the
+    /// sectors. To be called until no lane is left.
+    #[inline(always)]
+    pub(crate) fn global_part(
+        &mut self,
+        rest: u32,
+        at: &[u64; LANES],
+        span: &Span,
+        access: &Access,
+    ) -> Result<Part<'a>, Stop> {
+        let memory = self.launch.memory;
+        let size = access.size;
+        let part = match memory.find(span.first, span.bytes(size)) {
+            Some(allocation) => Part {
+                allocation,
+                lanes: rest,
+                run: span.run.then(|| (span.first - allocation.start, span.bytes(size))),
+            },
+            None => self.scattered_part(rest, at, size)?,
+        };
+        self.part_checks(&part, at, access);
+        Ok(part)
+    }
+
+    /// Notes the sectors of a part of an access and looks for races between blocks.
+    #[inline(always)]
+    fn part_checks(&mut self, part: &Part<'a>, at: &[u64; LANES], access: &Access) {
+        let size = access.size;
+        if let Some(sectors) = &part.allocation.sectors
+            && self.launch.counters
+        {
+            let mut new = 0;
+            let mut touch = |from: u64, bytes: u64| {
+                let (from, to) = (from / SECTOR, (from + bytes - 1) / SECTOR);
+                new += sectors.touch(access.writes(), self.launch.serial, from, to);
+            };
+            if let Some((from, bytes)) = part.run {
+                touch(from, bytes);
+            } else {
+                lanes(part.lanes).for_each(|lane| touch(part.offset(at[lane]), size));
+            }
+            let unique = &mut self.worker.counters.unique_sectors;
+            *if access.writes() { &mut unique.written } else { &mut unique.read } += new;
+        }
+        if self.launch.checks.race && self.launch.grid != [1, 1, 1] {
+            self.race_global(part, at, access);
+        }
+    }
+
+    /// Compares a part of an access with what other blocks did.
+    #[inline(never)]
+    fn race_global(&mut self, part: &Part<'a>, at: &[u64; LANES], access: &Access) {
+        let Some(shadow) = &part.allocation.lines else { return };
+        let launch = self.launch;
+        // A launch with more strong accesses than this knows them all to be ordered.
+        let time = |t: u64| t.min(u64::from(u32::MAX)) as u32;
+        let block = &mut self.block.clocks.block;
+        block.used = true;
+        let acquired = block.acquired;
+        let strong = access.order.strong && access.order.gpu;
+        let mut mine = Record {
+            bytes: 0,
+            block: self.block.number as u32,
+            epoch: if strong { time(block.strong) } else { block.epoch },
+            pc: self.pc,
+            warp: self.warp.id as u8,
+            lane: part.lanes.trailing_zeros() as u8,
+            write: access.writes(),
+            strong,
+            swap: access.act == Act::Swap,
+        };
+        let ordered = |r: &Record| match r.strong {
+            true => r.epoch <= time(acquired),
+            false => launch.memory.releases.known(launch.serial, r.block, r.epoch, acquired),
+        };
+        let mut found: Option<(u64, Record)> = None;
+        // Bytes of one line are gathered as long as lanes follow each other in it.
+        let mut line = u64::MAX;
+        let mut flush = |line: u64, mine: &Record| {
+            if mine.bytes != 0
+                && let Some(other) = shadow.touch(line as usize, launch.serial, mine, ordered)
+            {
+                let first = (mine.bytes & other.bytes).trailing_zeros();
+                found.get_or_insert((line * LINE + u64::from(first), other));
+            }
+        };
+        let mut range = |from: u64, bytes: u64, mine: &mut Record| {
+            let mut from = from;
+            let end = from + bytes;
+            while from < end {
+                if from / LINE != line {
+                    flush(line, mine);
+                    line = from / LINE;
+                    mine.bytes = 0;
+                }
+                let n = (end - from).min(LINE - from % LINE);
+                mine.bytes |= (u64::MAX >> (64 - n)) << (from % LINE);
+                from += n;
+            }
+        };
+        match part.run {
+            Some((from, bytes)) => range(from, bytes, &mut mine),
+            None => lanes(part.lanes).for_each(|lane| range(part.offset(at[lane]), access.size, &mut mine)),
+        }
+        flush(line, &mine);
+        if let Some((offset, other)) = found {
+            let address = part.allocation.start + offset;
+            mine.lane = lanes(part.lanes)
+                .find(|lane| (at[*lane]..at[*lane] + access.size).contains(&address))
+                .map_or(mine.lane, |lane| lane as u8);
+            self.report_blocks(address, &mine, &other);
+        }
+    }
+
+    /// Reports a race between blocks. The higher block counts as the one that comes second, whichever it was, so that
+    /// the report depends less on the order in which host threads ran them.
+    #[cold]
+    fn report_blocks(&mut self, address: u64, mine: &Record, other: &Record) {
+        let (second, first) = if mine.block > other.block { (mine, other) } else { (other, mine) };
+        if self.worker.seen(Kind::GlobalRace, second.pc) {
+            return;
+        }
+        let verb = |r: &Record| match (r.strong, r.write) {
+            (true, true) => "updates",
+            (false, true) => "writes",
+            (_, false) => "reads",
+        };
+        let message = format!(
+            "block {} {} {} ({address:#x}), block {} {} it, and nothing orders the two",
+            first.block,
+            verb(first),
+            self.launch.memory.describe(address),
+            second.block,
+            verb(second),
+        );
+        let [x, y, _] = self.launch.grid.map(u64::from);
+        let number = u64::from(second.block);
+        let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
+        let finding = Finding {
+            kind: Kind::GlobalRace,
+            kernel: self.launch.kernel_name().to_owned(),
+            at: self.launch.place(second.pc),
+            other: Some(self.launch.place(first.pc)),
+            threads: Some(Threads { block: index, warp: u32::from(second.warp), lanes: 1 << second.lane }),
+            message,
+            count: 1,
+        };
+        self.worker.record(second.pc, number, finding);
+    }
+
+    /// A strong access hands on, and takes over, knowledge of what was done before.
+    fn synchronise(&mut self, mask: u32, at: &[u64; LANES], access: &Access, blocks: bool) {
+        let warp = self.warp.id;
+        let clocks = &mut self.block.clocks;
+        if access.order.release {
+            clocks.fence(warp);
+        }
+        let mut last = None;
+        for lane in lanes(mask) {
+            if last == Some(at[lane]) {
+                continue;
+            }
+            last = Some(at[lane]);
+            if access.act != Act::Write {
+                clocks.strong_read(warp, at[lane], access.order.acquire);
+            }
+            if access.act != Act::Read {
+                clocks.strong_write(warp, at[lane]);
+            }
+        }
+        if blocks {
+            let releases = &self.launch.memory.releases;
+            if access.order.release {
+                Releases::fence(&mut clocks.block);
+            }
+            if access.act != Act::Read {
+                releases.strong_write(self.launch.serial, self.block.number as u32, &mut clocks.block);
+            }
+            if access.act != Act::Write {
+                releases.strong_read(&mut clocks.block);
+            }
+        }
+    }
+
+    /// One lane's read of `bytes` bytes (any number) of global memory: checks bounds and races.
+    pub(crate) fn global_bytes(&mut self, lane: usize, address: u64, bytes: u64) -> Result<(), Stop> {
+        let memory = self.launch.memory;
+        let Some(allocation) = memory.find(address, bytes) else {
+            let (kind, message) = memory.explain(address, bytes);
+            return Err(self.fault(kind, 1 << lane, message));
+        };
+        let part = Part { allocation, lanes: 1 << lane, run: Some((address - allocation.start, bytes)) };
+        self.part_checks(&part, &[address; LANES], &Access { size: bytes, ..Access::read(1) });
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn scattered_part(&mut self, rest: u32, at: &[u64; LANES], size: u64) -> Result<Part<'a>, Stop> {
+        let memory = self.launch.memory;
+        let first = rest.trailing_zeros() as usize;
+        let Some(allocation) = memory.find(at[first], size) else {
+            let bad = pick(rest, |lane| memory.find(at[lane], size).is_none());
+            let (kind, message) = memory.explain(at[first], size);
+            return Err(self.fault(kind, bad, message));
+        };
+        let same = |lane: usize| memory.find(at[lane], size).is_some_and(|a| a.start == allocation.start);
+        Ok(Part { allocation, lanes: pick(rest, same), run: None })
+    }
+
+    // ------------------------------------------------------------------------------------------------- shared
+
+    /// Checks an access to shared memory in every respect and counts its passes. `same` tells whether two lanes write
+    /// the same value.
+    #[inline(always)]
+    pub(crate) fn check_shared(
+        &mut self,
+        mask: u32,
+        at: &[u64; LANES],
+        access: &Access,
+        same: impl Fn(&Registers, usize, usize) -> bool,
+    ) -> Result<Span, Stop> {
+        let span = self.bound_shared(mask, at, access.size)?;
+        if self.launch.checks.race {
+            self.race_shared(mask, at, access, true, same);
+        }
+        Ok(span)
+    }
+
+    /// Checks bounds and alignment of an access to shared memory, and counts its passes.
+    #[inline(always)]
+    pub(crate) fn bound_shared(&mut self, mask: u32, at: &[u64; LANES], size: u64) -> Result<Span, Stop> {
+        let span = Span::of(mask, at, size);
+        self.aligned(mask, at, size)?;
+        let have = self.block.shared.len();
+        if span.last.saturating_add(size) > have {
+            return Err(self.beyond(mask, at, size, have, "shared memory of the block"));
+        }
+        if self.launch.counters {
+            // Consecutive lanes never meet in a bank.
+            let (passes, ideal) = if span.run && size <= 4 && span.first.is_multiple_of(4) {
+                (1, 1)
+            } else {
+                wavefronts(mask, at, size as u32)
+            };
+            if let Some(count) = self.count() {
+                count.wavefronts += passes;
+                count.ideal_wavefronts += ideal;
+            }
+        }
+        Ok(span)
+    }
+
+    /// Compares an access to shared memory with what others did; `note` as in `Shadow::touch`.
+    #[inline(always)]
+    pub(crate) fn race_shared(
+        &mut self,
+        mask: u32,
+        at: &[u64; LANES],
+        access: &Access,
+        note: bool,
+        same: impl Fn(&Registers, usize, usize) -> bool,
+    ) {
+        if access.order.strong {
+            self.synchronise(mask, at, access, false);
+        }
+        let block = &mut *self.block;
+        let copying = block.shared.copying(mask, at, access.size);
+        let (warp, pc) = (self.warp.id, self.pc);
+        let found = block
+            .shared
+            .shadow
+            .touch(&block.clocks, warp, pc, mask, at, access, note, |a, b| same(&self.warp.regs, a, b));
+        if let Some((lanes, by, pc)) = copying {
+            let first = at[lanes.trailing_zeros() as usize];
+            self.finding(Kind::AsyncRace, lanes, Some(pc), || {
+                let by = by.describe();
+                format!("shared memory at {first:#x}: a cp.async of {by} has not been waited for")
+            });
+        }
+        if let Some(conflict) = found {
+            self.report_shared(&conflict, at, access);
+        }
+    }
+
+    #[cold]
+    fn report_shared(&mut self, c: &Conflict, at: &[u64; LANES], access: &Access) {
+        let (lane, warp) = (c.lane, self.warp.id);
+        let verb = if access.writes() { "writes" } else { "reads" };
+        let message = || {
+            let place = format!("shared memory at {:#x}", at[lane]);
+            let other = c.who.describe();
+            if c.same {
+                return format!(
+                    "{place}: lane {lane} of warp {warp} and {other} write different values at once"
+                );
+            }
+            let did = if c.wrote { "wrote" } else { "read" };
+            format!("{place}: lane {lane} of warp {warp} {verb} what {other} {did} without a barrier between")
+        };
+        self.finding(Kind::SharedRace, c.lanes, Some(c.pc), message);
+    }
+
+    /// The lanes whose `bytes` bytes from `skip` on somebody wrote.
+    #[inline(always)]
+    pub(crate) fn written_shared(&self, mask: u32, at: &[u64; LANES], skip: u64, bytes: u64) -> u32 {
+        if !self.launch.checks.init {
+            return mask;
+        }
+        pick(mask, |lane| self.block.shared.is_written(at[lane] + skip, bytes))
+    }
+
+    /// Notes what lanes wrote; `defined` are those whose value somebody had written.
+    #[inline(always)]
+    pub(crate) fn set_written_shared(
+        &mut self,
+        mask: u32,
+        at: &[u64; LANES],
+        skip: u64,
+        bytes: u64,
+        defined: u32,
+    ) {
+        if self.launch.checks.init {
+            for lane in lanes(mask) {
+                self.block.shared.set_written(at[lane] + skip, bytes, defined >> lane & 1 != 0);
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- others
+
+    #[cold]
+    fn beyond(&self, mask: u32, at: &[u64; LANES], size: u64, have: u64, what: &str) -> Stop {
+        let bad = pick(mask, |lane| at[lane].saturating_add(size) > have);
+        let first = at[bad.trailing_zeros() as usize % LANES];
+        if let Some(other) = region(first) {
+            let message =
+                format!("{size} bytes at {first:#x}, the generic address of {other}: not in the {what}");
+            return self.fault(Kind::WrongSpace, bad, message);
+        }
+        self.fault(Kind::OutOfBounds, bad, format!("{size} bytes at {first:#x}: the {what} has {have} bytes"))
+    }
+
+    /// Checks an access to the threads' local memory and counts it.
+    pub(crate) fn check_local(&mut self, mask: u32, at: &[u64; LANES], size: u64) -> Result<(), Stop> {
+        self.aligned(mask, at, size)?;
+        let have = self.warp.local.bytes();
+        if lanes(mask).any(|lane| at[lane].saturating_add(size) > have) {
+            return Err(self.beyond(mask, at, size, have, "local memory of a thread"));
+        }
+        if self.launch.counters {
+            // A sector holds the same word of 8 neighbouring lanes.
+            let uniform = lanes(mask).all(|lane| at[lane] / 4 == at[mask.trailing_zeros() as usize] / 4);
+            let groups = (0..4).filter(|g| mask >> (g * 8) & 0xff != 0).count() as u64;
+            let lanes_in = u64::from(mask.count_ones());
+            let words = size.div_ceil(4);
+            if let Some(count) = self.count() {
+                count.requests += 1;
+                count.bytes += lanes_in * size;
+                count.sectors += if uniform { groups * words } else { lanes_in * words };
+                count.ideal_sectors += (lanes_in * size).div_ceil(SECTOR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks an access to a bank of constants or parameters.
+    pub(crate) fn check_bank(
+        &self,
+        mask: u32,
+        at: &[u64; LANES],
+        access: &Access,
+        space: Space,
+    ) -> Result<&'a [u8], Stop> {
+        let (bank, what) = match space {
+            Space::Const => (self.launch.constants, "constant bank of the module"),
+            _ => (self.launch.params, "parameters of the kernel"),
+        };
+        if access.writes() {
+            let first = at[mask.trailing_zeros() as usize];
+            return Err(self.fault(Kind::WrongSpace, mask, format!("a write at {first:#x} of the {what}")));
+        }
+        self.aligned(mask, at, access.size)?;
+        let have = bank.len() as u64;
+        if lanes(mask).any(|lane| at[lane].saturating_add(access.size) > have) {
+            return Err(self.beyond(mask, at, access.size, have, what));
+        }
+        Ok(bank)
+    }
+}

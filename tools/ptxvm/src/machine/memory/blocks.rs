@@ -1,0 +1,205 @@
+//! The race check of global memory between blocks: who touched which bytes in this launch.
+//!
+//! Memory is cut into lines of 64 bytes. Each has up to four records of a block, an epoch of its ([`BlockClock`]), what
+//! it did, and the bytes it did it to. Whole lines of one block, the usual case, cost one record for a warp's access.
+//! Where more than four are needed the oldest read is forgotten: that may hide a race, never make one up.
+//!
+//! Accesses of warps of the same block are not compared with each other.
+//!
+//! [`BlockClock`]: super::race::BlockClock
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::buffer::Buffer;
+
+/// Bytes of a line.
+pub(crate) const LINE: u64 = 64;
+
+/// One block's accesses to bytes of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The bytes, one bit each.
+    pub(crate) bytes: u64,
+    /// The block.
+    pub(crate) block: u32,
+    /// Its epoch; for strong accesses the time of it.
+    pub(crate) epoch: u32,
+    /// The last instruction.
+    pub(crate) pc: u32,
+    /// Its warp in the block.
+    pub(crate) warp: u8,
+    /// A lane of it.
+    pub(crate) lane: u8,
+    /// Whether it wrote.
+    pub(crate) write: bool,
+    /// Whether it was strong, with a scope that reaches other blocks.
+    pub(crate) strong: bool,
+    /// Whether it was a compare-and-swap.
+    pub(crate) swap: bool,
+}
+
+impl Record {
+    fn pack(&self) -> [u64; 3] {
+        let flags = u64::from(self.warp) << 16
+            | u64::from(self.lane) << 8
+            | u64::from(self.write)
+            | u64::from(self.strong) << 1
+            | u64::from(self.swap) << 2;
+        [self.bytes, u64::from(self.block) << 32 | u64::from(self.epoch), u64::from(self.pc) << 32 | flags]
+    }
+
+    fn unpack([bytes, who, what]: [u64; 3]) -> Self {
+        Self {
+            bytes,
+            block: (who >> 32) as u32,
+            epoch: who as u32,
+            pc: (what >> 32) as u32,
+            warp: (what >> 16) as u8,
+            lane: (what >> 8) as u8,
+            write: what & 1 != 0,
+            strong: what & 2 != 0,
+            swap: what & 4 != 0,
+        }
+    }
+
+    fn conflicts(&self, other: &Self) -> bool {
+        self.block != other.block
+            && self.bytes & other.bytes != 0
+            && (self.write || other.write)
+            && !(self.strong && other.strong)
+            // A loop around a compare-and-swap begins with a plain read; see the race check of shared memory.
+            && (self.write || !other.swap) && (other.write || !self.swap)
+    }
+}
+
+/// Records of an allocation. Words of 8 for each line: a head (launch, number of records, lock) and two records in
+/// `near`, two more in `far`, whose pages exist only where blocks share lines.
+pub(crate) struct Lines {
+    near: Buffer,
+    far: Buffer,
+}
+
+const WORDS: usize = 8;
+const RECORDS: usize = 4;
+const LOCK: u64 = 1;
+
+impl Lines {
+    /// For `bytes` bytes.
+    pub(crate) fn new(bytes: u64) -> Option<Self> {
+        let words = usize::try_from(bytes.div_ceil(LINE)).ok()?.checked_mul(WORDS)?;
+        Some(Self { near: Buffer::zeroed(words)?, far: Buffer::zeroed(words)? })
+    }
+
+    fn slot(&self, line: usize, i: usize) -> &[AtomicU64] {
+        let buffer = if i < 2 { &self.near } else { &self.far };
+        &buffer.u64s()[line * WORDS + 1 + i % 2 * 3..][..3]
+    }
+
+    fn get(&self, line: usize, i: usize) -> Record {
+        let slot = self.slot(line, i);
+        Record::unpack([slot[0].load(Relaxed), slot[1].load(Relaxed), slot[2].load(Relaxed)])
+    }
+
+    fn set(&self, line: usize, i: usize, record: &Record) {
+        for (word, value) in self.slot(line, i).iter().zip(record.pack()) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// Notes an access and gives another block's that it races with. `ordered` tells whether a record is known to
+    /// the running block.
+    #[inline(always)]
+    pub(crate) fn touch(
+        &self,
+        line: usize,
+        serial: u32,
+        mine: &Record,
+        ordered: impl Fn(&Record) -> bool,
+    ) -> Option<Record> {
+        let head = &self.near.u64s()[line * WORDS];
+        let mut old = head.load(Relaxed) & !LOCK;
+        while let Err(now) = head.compare_exchange_weak(old, old | LOCK, Acquire, Relaxed) {
+            old = now & !LOCK;
+            std::hint::spin_loop();
+        }
+        let mut n = if (old >> 32) as u32 == serial { (old as u32 >> 1) as usize } else { 0 };
+        let mut conflict = None;
+        let mut merged = false;
+        for i in 0..n {
+            let record = self.get(line, i);
+            if record.conflicts(mine) && conflict.is_none() && !ordered(&record) {
+                conflict = Some(record);
+            }
+            let like = record.block == mine.block
+                && record.write == mine.write
+                && record.strong == mine.strong
+                && record.swap == mine.swap;
+            // An older epoch's bytes keep it, unless all of them are touched anew.
+            if like && !merged && (record.epoch == mine.epoch || record.bytes & !mine.bytes == 0) {
+                self.set(line, i, &Record { bytes: record.bytes | mine.bytes, ..*mine });
+                merged = true;
+            }
+        }
+        if !merged {
+            if n == RECORDS {
+                let gone = (0..n).find(|i| !self.get(line, *i).write).unwrap_or(0);
+                for i in gone..RECORDS - 1 {
+                    self.set(line, i, &self.get(line, i + 1));
+                }
+                n -= 1;
+            }
+            self.set(line, n, mine);
+            n += 1;
+        }
+        head.store(u64::from(serial) << 32 | (n as u64) << 1, Release);
+        conflict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(block: u32, bytes: u64, write: bool) -> Record {
+        Record { bytes, block, epoch: 0, pc: 7, warp: 1, lane: 2, write, strong: false, swap: false }
+    }
+
+    #[test]
+    fn blocks_that_share_bytes_conflict() {
+        let lines = Lines::new(256).unwrap();
+        let touch = |serial, r: Record| lines.touch(1, serial, &r, |_| false);
+        assert_eq!(touch(1, record(0, 0xff, true)), None);
+        assert_eq!(touch(1, record(1, 0xff00, true)), None, "other bytes of the line");
+        assert_eq!(touch(1, record(0, 0xff, false)), None, "its own");
+        assert_eq!(touch(1, record(2, 0x10, false)), Some(record(0, 0xff, true)));
+        assert_eq!(touch(2, record(3, 0xff, false)), None, "another launch");
+        assert_eq!(touch(2, record(4, 0xff, false)), None, "readers alone");
+        assert!(touch(2, record(4, 0xff, true)).is_some());
+        let atomic = |block| Record { strong: true, ..record(block, 15, true) };
+        assert_eq!(touch(3, atomic(0)), None);
+        assert_eq!(touch(3, atomic(1)), None);
+        assert!(touch(3, record(2, 1, false)).is_some());
+    }
+
+    #[test]
+    fn many_readers_leave_the_writer_known() {
+        let lines = Lines::new(64).unwrap();
+        let touch = |r: Record| lines.touch(0, 1, &r, |_| false);
+        assert_eq!(touch(record(0, 1, true)), None);
+        for block in 1..50 {
+            assert_eq!(touch(record(block, 2, false)), None);
+        }
+        assert_eq!(touch(record(99, 1, false)), Some(record(0, 1, true)));
+        assert!(touch(record(100, 2, true)).is_some());
+    }
+
+    #[test]
+    fn what_is_ordered_is_no_race() {
+        let lines = Lines::new(64).unwrap();
+        assert_eq!(lines.touch(0, 1, &record(0, 1, true), |_| false), None);
+        assert_eq!(lines.touch(0, 1, &record(1, 1, true), |r| r.block == 0), None);
+        // The ordered record is still there for those who do not know it.
+        assert_eq!(lines.touch(0, 1, &record(2, 1, false), |r| r.block == 1), Some(record(0, 1, true)));
+    }
+}

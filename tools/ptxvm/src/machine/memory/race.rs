@@ -1,0 +1,548 @@
+//! Happens-before within a block, and of a block with others.
+//!
+//! Warps have vector clocks. What a warp does at its clock c is ordered before what another does when that one knows
+//! c: through a barrier, or through memory (release and acquire, or fences around strong accesses). Lanes of one warp
+//! are ordered by `bar.warp.sync` and block barriers. Where precision would cost much the check knows too much rather
+//! than too little, so that it may miss a race but raises no false alarm: `bar.warp.sync` counts for all lanes whatever
+//! its mask, and what one lane releases or acquires counts for its whole warp.
+//!
+//! Between blocks the knowledge is coarser still: see `Releases`.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+
+use super::access::{Access, Act};
+
+/// Addresses with a sync clock of their own; those beyond share one.
+const MOST_SYNC_CLOCKS: usize = 1 << 16;
+
+/// Makes every set of clocks different from all others, whatever block it belonged to.
+static ERAS: AtomicU64 = AtomicU64::new(1);
+
+/// The vector clocks of a block's warps.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    /// Shadow memory of another era says nothing about these clocks.
+    pub(crate) era: u64,
+    warps: usize,
+    /// Each warp's own.
+    clock: Vec<u32>,
+    /// What warp w knows of warp v, at `w * warps + v`.
+    knows: Vec<u32>,
+    /// The least that each warp knows of any.
+    floor: Vec<u32>,
+    /// What each warp knew at its last fence.
+    fenced: Vec<u32>,
+    /// What each warp read with strong accesses and will know at its next fence or barrier.
+    pending: Vec<u32>,
+    /// What strong writes left at their addresses.
+    sync: HashMap<u64, Vec<u32>>,
+    /// The same for all addresses that found no place there.
+    sync_rest: Vec<u32>,
+    /// The block's side of [`Releases`].
+    pub(crate) block: BlockClock,
+}
+
+fn join(to: &mut [u32], from: &[u32]) {
+    for (a, b) in to.iter_mut().zip(from) {
+        *a = (*a).max(*b);
+    }
+}
+
+impl Clocks {
+    /// Prepares for a block of `warps` warps; everything before is ordered before it.
+    pub fn start(&mut self, warps: u32) {
+        let n = warps as usize;
+        let mut top = self.clock.iter().copied().max().unwrap_or(0);
+        if self.era == 0 || top > 1 << 31 {
+            self.era = ERAS.fetch_add(1, Relaxed);
+            top = 0;
+        }
+        self.warps = n;
+        let refill = |v: &mut Vec<u32>, n: usize, value: u32| {
+            v.clear();
+            v.resize(n, value);
+        };
+        refill(&mut self.clock, n, top + 1);
+        refill(&mut self.knows, n * n, top);
+        refill(&mut self.floor, n, top);
+        refill(&mut self.fenced, n * n, 0);
+        refill(&mut self.pending, n * n, 0);
+        refill(&mut self.sync_rest, n, 0);
+        self.sync.clear();
+        self.block = BlockClock::default();
+    }
+
+    /// A barrier opens: what the warps of `arrived` did before is ordered before what those of `waiting` do next.
+    pub fn barrier(&mut self, arrived: &[u32], waiting: &[u32]) {
+        let n = self.warps;
+        let mut all = vec![0; n];
+        let mut top = 0;
+        for &w in arrived {
+            let w = w as usize;
+            self.take_pending(w);
+            join(&mut all, &self.knows[w * n..][..n]);
+            top = top.max(self.clock[w]);
+        }
+        for &w in arrived {
+            // All clocks leap to the same value: later, one comparison with the least shows that all is ordered.
+            all[w as usize] = top;
+            self.clock[w as usize] = top.saturating_add(1);
+        }
+        for &w in waiting {
+            join(&mut self.knows[w as usize * n..][..n], &all);
+            self.lower(w as usize);
+        }
+    }
+
+    /// `bar.warp.sync` of lanes `mask` of a warp.
+    pub fn warp_barrier(&mut self, warp: u32, mask: u32) {
+        let _ = mask;
+        let w = warp as usize;
+        self.take_pending(w);
+        self.knows[w * self.warps + w] = self.clock[w];
+        self.clock[w] = self.clock[w].saturating_add(1);
+        self.lower(w);
+    }
+
+    /// Works out the least that a warp knows.
+    fn lower(&mut self, w: usize) {
+        self.floor[w] = self.knows[w * self.warps..][..self.warps].iter().copied().min().unwrap_or(0);
+    }
+
+    fn take_pending(&mut self, w: usize) {
+        let own = w * self.warps..(w + 1) * self.warps;
+        join(&mut self.knows[own.clone()], &self.pending[own]);
+        self.lower(w);
+    }
+
+    /// A fence of a warp, of whatever scope.
+    pub(crate) fn fence(&mut self, warp: u32) {
+        let (w, n) = (warp as usize, self.warps);
+        self.take_pending(w);
+        let own = w * n..(w + 1) * n;
+        self.fenced[own.clone()].copy_from_slice(&self.knows[own]);
+        self.fenced[w * n + w] = self.clock[w];
+        self.clock[w] = self.clock[w].saturating_add(1);
+    }
+
+    /// A strong write or atomic of a warp: leaves at the address what the warp knew at its last fence, which for a
+    /// releasing one is now.
+    pub(crate) fn strong_write(&mut self, warp: u32, address: u64) {
+        let (w, n) = (warp as usize, self.warps);
+        let known = &self.fenced[w * n..][..n];
+        if known[w] == 0 {
+            return;
+        }
+        let full = self.sync.len() >= MOST_SYNC_CLOCKS;
+        match self.sync.get_mut(&(address / 8)) {
+            Some(clock) => join(clock, known),
+            None if full => join(&mut self.sync_rest, known),
+            None => {
+                self.sync.insert(address / 8, known.to_vec());
+            }
+        }
+    }
+
+    /// A strong read or atomic of a warp: an acquiring one knows at once what was left at the address.
+    pub(crate) fn strong_read(&mut self, warp: u32, address: u64, acquire: bool) {
+        if self.sync.is_empty() {
+            return;
+        }
+        let (w, n) = (warp as usize, self.warps);
+        if let Some(clock) = self.sync.get(&(address / 8)) {
+            join(&mut self.pending[w * n..][..n], clock);
+        }
+        join(&mut self.pending[w * n..][..n], &self.sync_rest);
+        if acquire {
+            self.take_pending(w);
+        }
+    }
+
+    /// The view of one warp.
+    #[inline(always)]
+    pub(crate) fn view(&self, warp: u32) -> View<'_> {
+        let w = warp as usize;
+        let knows = &self.knows[w * self.warps..][..self.warps];
+        View { warp: w, clock: self.clock[w], floor: self.floor[w], knows }
+    }
+}
+
+/// What one warp knows.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'c> {
+    /// The warp.
+    pub(crate) warp: usize,
+    /// Its clock.
+    pub(crate) clock: u32,
+    /// All that any warp did until then is ordered before.
+    pub(crate) floor: u32,
+    /// Warp by warp.
+    knows: &'c [u32],
+}
+
+impl View<'_> {
+    /// Whether what a lane of warp `by` did at `clock` is ordered before what `lane` of this warp does now.
+    #[inline(always)]
+    fn ordered(&self, clock: u32, by: Who, lane: usize) -> bool {
+        clock <= self.floor
+            || self.knows.get(by.warp()).is_none_or(|known| clock <= *known)
+            || by == Who::new(self.warp, lane)
+    }
+}
+
+/// A lane of a warp, or several of its lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Who(u16);
+
+/// Stands for more than one lane of a warp.
+const LANES_MIXED: usize = 32;
+
+impl Who {
+    /// More than one warp: the table of readers says which.
+    const MANY: Self = Self(u16::MAX);
+
+    /// Lane `lane` of a warp.
+    #[inline(always)]
+    pub(crate) fn new(warp: usize, lane: usize) -> Self {
+        Self((warp << 6 | lane) as u16)
+    }
+
+    #[inline(always)]
+    fn warp(self) -> usize {
+        (self.0 >> 6) as usize
+    }
+
+    #[inline(always)]
+    fn lane(self) -> usize {
+        (self.0 & 63) as usize
+    }
+
+    /// In words.
+    pub(crate) fn describe(self) -> String {
+        match self.lane() {
+            LANES_MIXED => format!("lanes of warp {}", self.warp()),
+            lane => format!("lane {lane} of warp {}", self.warp()),
+        }
+    }
+}
+
+/// Who touched a grain of shared memory last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Grain {
+    write_clock: u32,
+    write_pc: u32,
+    /// The latest of all plain reads that count.
+    read_clock: u32,
+    read_pc: u32,
+    writer: Who,
+    /// The one reader that counts: all others are ordered before it. Or `MANY`.
+    reader: Who,
+    strong_write: bool,
+    /// The last write was a compare-and-swap.
+    swap: bool,
+}
+
+/// The other party of a race.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Conflict {
+    /// Who.
+    pub(crate) who: Who,
+    /// Where.
+    pub(crate) pc: u32,
+    /// Whether it wrote.
+    pub(crate) wrote: bool,
+    /// The lane of the running warp.
+    pub(crate) lane: usize,
+    /// All its lanes that meet the same fate.
+    pub(crate) lanes: u32,
+    /// Whether the two belong to the same instruction.
+    pub(crate) same: bool,
+}
+
+/// Last accesses to shared memory, grain by grain.
+///
+/// Clocks grow from block to block, so that nothing is cleared between blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Shadow {
+    era: u64,
+    shift: u32,
+    warps: usize,
+    grains: Vec<Grain>,
+    /// Last plain read of each warp, at `grain * warps + warp`: clock, lane, pc. Used where a grain has many readers.
+    readers: Vec<u64>,
+}
+
+const PC_BITS: u32 = 26;
+
+fn pack_read(clock: u32, lane: usize, pc: u32) -> u64 {
+    u64::from(clock) << 32 | (lane as u64) << PC_BITS | u64::from(pc.min((1 << PC_BITS) - 1))
+}
+
+impl Shadow {
+    /// Prepares for a block.
+    pub(crate) fn start(&mut self, bytes: u32, grain: u32, warps: u32) {
+        let shift = grain.clamp(1, 16).ilog2();
+        let grains = (bytes as usize).div_ceil(1 << shift);
+        if self.shift != shift || self.warps != warps as usize || self.grains.len() < grains {
+            self.shift = shift;
+            self.warps = warps as usize;
+            self.clear(grains);
+        }
+    }
+
+    fn clear(&mut self, grains: usize) {
+        self.grains = vec![Grain::default(); grains];
+        self.readers = Vec::new();
+    }
+
+    /// Notes an access of the lanes of `mask` and finds what it races with. `same` tells whether two lanes write the
+    /// same value. Without `note` nothing is noted (a copy that will write later).
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn touch(
+        &mut self,
+        clocks: &Clocks,
+        warp: u32,
+        pc: u32,
+        mask: u32,
+        at: &[u64; 32],
+        access: &Access,
+        note: bool,
+        same: impl Fn(usize, usize) -> bool,
+    ) -> Option<Conflict> {
+        let bytes = access.size;
+        if bytes < 1 << self.shift {
+            // The grain is the smallest access of the kernel; a smaller one can only be a host's own mistake.
+            return None;
+        }
+        if self.era != clocks.era {
+            self.era = clocks.era;
+            self.clear(self.grains.len());
+        }
+        let view = clocks.view(warp);
+        let strong = access.order.strong;
+        let n = (bytes >> self.shift) as usize;
+        let mut conflict: Option<Conflict> = None;
+        for lane in super::lanes(mask) {
+            let first = (at[lane] >> self.shift) as usize;
+            for g in first..first + n {
+                let found = if access.writes() {
+                    self.write(g, &view, lane, pc, access, note, |other| {
+                        // A lane of the same instruction: they meet only at equal addresses.
+                        other < lane && mask >> other & 1 != 0 && at[other] == at[lane]
+                    })
+                } else {
+                    self.read(g, &view, lane, pc, strong)
+                };
+                if let Some(mut found) = found {
+                    if found.same {
+                        let differs = |other| at[other] == at[lane] && !same(other, lane);
+                        let Some(other) = super::lanes(mask & ((1 << lane) - 1)).find(|o| differs(*o)) else {
+                            continue;
+                        };
+                        found.who = Who::new(view.warp, other);
+                    }
+                    let lanes = conflict.map_or(0, |c| c.lanes) | 1 << lane;
+                    conflict = Some(Conflict { lanes, ..conflict.unwrap_or(found) });
+                }
+            }
+        }
+        conflict
+    }
+
+    #[inline(always)]
+    fn read(&mut self, g: usize, view: &View<'_>, lane: usize, pc: u32, strong: bool) -> Option<Conflict> {
+        let me = Who::new(view.warp, lane);
+        let grain = &mut self.grains[g];
+        let mut conflict = None;
+        // A loop around a compare-and-swap begins with a plain read, as in CUDA's own examples: a stale value costs a
+        // round, no more.
+        let harmless = grain.strong_write && (strong || grain.swap);
+        if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) {
+            let (who, pc) = (grain.writer, grain.write_pc);
+            conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });
+        }
+        if strong {
+            // Strong reads are not kept: a later plain write without ordering is not found out. That is the price of
+            // flags that spin without being flagged.
+            return conflict;
+        }
+        if grain.reader == me || grain.read_clock <= view.floor {
+            grain.reader = me;
+            grain.read_clock = view.clock;
+            grain.read_pc = pc;
+        } else if grain.reader != Who::MANY && grain.reader.warp() == view.warp {
+            let known = view.knows[view.warp];
+            let mixed = if grain.read_clock <= known { lane } else { LANES_MIXED };
+            grain.reader = Who::new(view.warp, mixed);
+            grain.read_clock = view.clock;
+            grain.read_pc = pc;
+        } else {
+            self.add_reader(g, view, lane, pc);
+        }
+        conflict
+    }
+
+    #[inline(never)]
+    fn add_reader(&mut self, g: usize, view: &View<'_>, lane: usize, pc: u32) {
+        if self.readers.is_empty() {
+            self.readers = vec![0; self.grains.len() * self.warps];
+        }
+        let row = &mut self.readers[g * self.warps..][..self.warps];
+        let grain = &mut self.grains[g];
+        if grain.reader != Who::MANY {
+            row[grain.reader.warp()] = pack_read(grain.read_clock, grain.reader.lane(), grain.read_pc);
+            grain.reader = Who::MANY;
+        }
+        let own = &mut row[view.warp];
+        let known = (*own >> 32) as u32 <= view.knows[view.warp];
+        let same = (*own >> PC_BITS & 63) as usize == lane;
+        *own = pack_read(view.clock, if known || same { lane } else { LANES_MIXED }, pc);
+        grain.read_clock = grain.read_clock.max(view.clock);
+    }
+
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn write(
+        &mut self,
+        g: usize,
+        view: &View<'_>,
+        lane: usize,
+        pc: u32,
+        access: &Access,
+        note: bool,
+        in_instruction: impl Fn(usize) -> bool,
+    ) -> Option<Conflict> {
+        let (strong, swap) = (access.order.strong, access.act == Act::Swap);
+        let grain = &mut self.grains[g];
+        let mut conflict = None;
+        let mut writer = Who::new(view.warp, lane);
+        if !(view.ordered(grain.write_clock, grain.writer, lane) || (strong && grain.strong_write)) {
+            let by = grain.writer;
+            let same = by.warp() == view.warp
+                && grain.write_pc == pc
+                && grain.write_clock == view.clock
+                && match by.lane() {
+                    LANES_MIXED => (0..lane).any(&in_instruction),
+                    other => in_instruction(other),
+                };
+            if same {
+                writer = Who::new(view.warp, LANES_MIXED);
+            }
+            conflict = Some(Conflict { who: by, pc: grain.write_pc, wrote: true, lane, lanes: 0, same });
+        }
+        if grain.read_clock > view.floor && !swap && conflict.is_none_or(|c| c.same) {
+            let found = if grain.reader != Who::MANY {
+                let ordered = view.ordered(grain.read_clock, grain.reader, lane);
+                (!ordered).then_some((grain.reader, grain.read_pc))
+            } else {
+                let row = &self.readers[g * self.warps..][..self.warps];
+                // Counted first, so that the comparison vectorises; looked for only where there is one.
+                let late = |(read, known): (&u64, &u32)| (*read >> 32) as u32 > *known;
+                let n = row.iter().zip(view.knows).map(|pair| u32::from(late(pair))).sum::<u32>();
+                let hit = |v: &usize| {
+                    let who = Who::new(*v, (row[*v] >> PC_BITS & 63) as usize);
+                    !view.ordered((row[*v] >> 32) as u32, who, lane)
+                };
+                let v = if n == 0 { None } else { (0..self.warps).find(hit) };
+                v.map(|v| {
+                    let who = Who::new(v, (row[v] >> PC_BITS & 63) as usize);
+                    (who, (row[v] & ((1 << PC_BITS) - 1)) as u32)
+                })
+            };
+            if let Some((who, pc)) = found {
+                conflict = Some(Conflict { who, pc, wrote: false, lane, lanes: 0, same: false });
+            }
+        }
+        // An atomic behind the warp's own plain write, with nothing between that others could have waited for, leaves the
+        // record of the plain one: who did not wait for that races with it.
+        let own = grain.writer.warp() == view.warp && grain.write_clock == view.clock;
+        if note && !(strong && !grain.strong_write && own) {
+            grain.write_clock = view.clock;
+            grain.write_pc = pc;
+            grain.writer = writer;
+            grain.strong_write = strong;
+            grain.swap = swap;
+        }
+        conflict
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- blocks
+
+/// How far a block's accesses to global memory have been published.
+///
+/// A block's life is cut into epochs at its fences; an access belongs to one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BlockClock {
+    /// The running epoch.
+    pub(crate) epoch: u32,
+    /// Whether an access belongs to it.
+    pub(crate) used: bool,
+    /// Epochs that a fence has ended.
+    fenced: u32,
+    /// Of these, the ones that a strong write has published.
+    released: u32,
+    /// When the block last read something strong: it knows all that was published until then.
+    pub(crate) acquired: u64,
+    /// When it last did something strong itself.
+    pub(crate) strong: u64,
+}
+
+/// Which epochs of which blocks were published when, in the running launch.
+///
+/// A block that fences and then writes strongly (an atomic, a volatile, relaxed or releasing store of `.gpu` scope)
+/// publishes what it did before the fence. A block that reads strongly knows everything published until that moment,
+/// whatever address it reads, and whether or not a fence or barrier follows: coarse, but without false alarms, and it
+/// needs no clock for each pair of blocks. It also knows all strong accesses until then, which other blocks' atomics
+/// and flags may be. A missing fence on the writing side is found.
+#[derive(Debug, Default)]
+pub(crate) struct Releases {
+    now: AtomicU64,
+    blocks: Mutex<(u32, HashMap<u32, Vec<u64>>)>,
+}
+
+impl Releases {
+    fn of(&self, serial: u32) -> impl std::ops::DerefMut<Target = (u32, HashMap<u32, Vec<u64>>)> + '_ {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if blocks.0 != serial {
+            *blocks = (serial, HashMap::new());
+        }
+        blocks
+    }
+
+    /// Whether what block `by` did in `epoch` was published to one that acquired at `acquired`.
+    pub(crate) fn known(&self, serial: u32, by: u32, epoch: u32, acquired: u64) -> bool {
+        let blocks = self.of(serial);
+        blocks.1.get(&by).and_then(|times| times.get(epoch as usize)).is_some_and(|time| *time <= acquired)
+    }
+
+    /// A fence of a block that reaches other blocks.
+    pub(crate) fn fence(block: &mut BlockClock) {
+        if block.used {
+            block.epoch = block.epoch.saturating_add(1);
+            block.used = false;
+        }
+        block.fenced = block.epoch;
+    }
+
+    /// A strong write of a block.
+    pub(crate) fn strong_write(&self, serial: u32, number: u32, block: &mut BlockClock) {
+        let time = self.now.fetch_add(1, Relaxed) + 1;
+        block.strong = time;
+        if block.fenced > block.released {
+            block.released = block.fenced;
+            let mut blocks = self.of(serial);
+            blocks.1.entry(number).or_default().resize(block.fenced as usize, time);
+        }
+    }
+
+    /// A strong read of a block.
+    pub(crate) fn strong_read(&self, block: &mut BlockClock) {
+        block.acquired = self.now.load(Relaxed);
+        block.strong = block.acquired;
+    }
+}

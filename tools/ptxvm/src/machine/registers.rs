@@ -1,0 +1,264 @@
+//! The registers of a warp: every register is one value for each of 32 lanes.
+//!
+//! A 32-bit register (also a 16- or 8-bit one, zero-extended) is one [`Row`]; a 64-bit one two, a 128-bit one four.
+//! A predicate is one `u32`, a bit a lane. Beside each register stands which lanes hold a value that somebody wrote:
+//! the initialisation check.
+
+use std::collections::HashMap;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Lanes of a warp.
+pub const LANES: usize = 32;
+
+/// One 32-bit value for each lane.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Row(pub [u32; LANES]);
+
+/// Width of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Width {
+    /// No register: the sink `_`, or an operand that is not there. Reads as 0, swallows what is written.
+    None,
+    /// A predicate.
+    Pred,
+    /// 8 or 16 bits, zero-extended to 32 in its row.
+    B16,
+    /// 32 bits.
+    B32,
+    /// 64 bits: two rows, read as `[u64; 32]`.
+    B64,
+    /// 128 bits: four rows, read as `[u128; 32]`.
+    B128,
+}
+
+impl Width {
+    /// Rows of the register file that one such register takes.
+    pub const fn rows(self) -> u32 {
+        match self {
+            Self::None | Self::Pred => 0,
+            Self::B16 | Self::B32 => 1,
+            Self::B64 => 2,
+            Self::B128 => 4,
+        }
+    }
+}
+
+/// A register of an instruction. While a function is decoded `slot` is a virtual register's number; afterwards it is a
+/// row, or for predicates a mask, counted from the frame's base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reg {
+    /// Width, `None` for the sink.
+    pub width: Width,
+    /// Which.
+    pub slot: u32,
+}
+
+impl Reg {
+    /// The sink.
+    pub const NONE: Self = Self { width: Width::None, slot: 0 };
+
+    /// Whether there is a register at all.
+    pub const fn is_some(self) -> bool {
+        !matches!(self.width, Width::None)
+    }
+}
+
+/// A type that lanes compute in, and how it lies in a row.
+pub trait Value: Copy + Default {
+    /// What a register row holds for it: `u32`, `u64` or `u128`.
+    type Raw: Pod + Default;
+    /// Rows of a register of this type.
+    const ROWS: usize;
+    /// Reads the stored bits.
+    fn from_raw(raw: Self::Raw) -> Self;
+    /// The bits to store; narrow values zero-extend.
+    fn into_raw(self) -> Self::Raw;
+}
+
+macro_rules! values {
+    ($($t:ty, $raw:ty, $rows:literal, |$r:ident| $from:expr, |$v:ident| $into:expr;)*) => {$(
+        impl Value for $t {
+            type Raw = $raw;
+            const ROWS: usize = $rows;
+            #[inline(always)]
+            fn from_raw($r: $raw) -> Self { $from }
+            #[inline(always)]
+            fn into_raw(self) -> $raw { let $v = self; $into }
+        }
+    )*};
+}
+values! {
+    u8, u32, 1, |r| r as u8, |v| u32::from(v);
+    i8, u32, 1, |r| r as i8, |v| u32::from(v as u8);
+    u16, u32, 1, |r| r as u16, |v| u32::from(v);
+    i16, u32, 1, |r| r as i16, |v| u32::from(v as u16);
+    u32, u32, 1, |r| r, |v| v;
+    i32, u32, 1, |r| r as i32, |v| v as u32;
+    f32, u32, 1, |r| f32::from_bits(r), |v| v.to_bits();
+    u64, u64, 2, |r| r, |v| v;
+    i64, u64, 2, |r| r as i64, |v| v as u64;
+    f64, u64, 2, |r| f64::from_bits(r), |v| v.to_bits();
+    u128, u128, 4, |r| r, |v| v;
+}
+
+/// The register file of one warp. Frames of called functions lie above their caller's; `base` and `pred_base` mark the
+/// running one.
+#[derive(Clone, Debug, Default)]
+pub struct Registers {
+    rows: Vec<Row>,
+    defined: Vec<u32>,
+    preds: Vec<u32>,
+    preds_defined: Vec<u32>,
+    /// For registers with lanes of which only some bytes are written: a bit a byte. Rare, so kept apart; empty mostly.
+    partly: HashMap<usize, [u16; LANES]>,
+    /// First row of the running frame.
+    pub base: usize,
+    /// First predicate of the running frame.
+    pub pred_base: usize,
+}
+
+fn clear(bytes: &mut [u16; LANES], mask: u32) {
+    for (i, b) in bytes.iter_mut().enumerate() {
+        if mask >> i & 1 != 0 {
+            *b = 0;
+        }
+    }
+}
+
+static ZEROS: [Row; 4] = [Row([0; LANES]); 4];
+
+impl Registers {
+    /// Makes room for a frame of `rows` and `preds` above the current base. New registers count as never written.
+    pub fn reserve(&mut self, rows: usize, preds: usize) {
+        let rows = self.base + rows;
+        if self.rows.len() < rows {
+            self.rows.resize(rows, Row([0; LANES]));
+            self.defined.resize(rows, 0);
+        }
+        let preds = self.pred_base + preds;
+        if self.preds.len() < preds {
+            self.preds.resize(preds, 0);
+            self.preds_defined.resize(preds, 0);
+        }
+    }
+
+    /// Declares the registers of a frame never written, in the lanes of `mask`.
+    pub fn forget(&mut self, rows: usize, preds: usize, mask: u32) {
+        self.defined[self.base..self.base + rows].iter_mut().for_each(|d| *d &= !mask);
+        self.preds_defined[self.pred_base..self.pred_base + preds].iter_mut().for_each(|d| *d &= !mask);
+        if !self.partly.is_empty() {
+            let frame = self.base..self.base + rows;
+            let here = self.partly.iter_mut().filter(|(row, _)| frame.contains(*row));
+            here.for_each(|(_, bytes)| clear(bytes, mask));
+        }
+    }
+
+    /// The 32 values of a register.
+    #[inline(always)]
+    pub fn get<V: Value>(&self, reg: Reg) -> &[V::Raw; LANES] {
+        let rows = if reg.is_some() {
+            let at = self.base + reg.slot as usize;
+            &self.rows[at..at + V::ROWS]
+        } else {
+            &ZEROS[..V::ROWS]
+        };
+        let values: &[V::Raw] = bytemuck::cast_slice(rows);
+        values.try_into().expect("a row holds 32 lanes")
+    }
+
+    /// The value of a register in one lane.
+    #[inline(always)]
+    pub fn lane<V: Value>(&self, reg: Reg, lane: usize) -> V {
+        V::from_raw(self.get::<V>(reg)[lane])
+    }
+
+    /// Writes the lanes of `mask`.
+    #[inline(always)]
+    pub fn set<V: Value>(&mut self, reg: Reg, mask: u32, values: &[V::Raw; LANES]) {
+        if !reg.is_some() {
+            return;
+        }
+        let at = self.base + reg.slot as usize;
+        let rows: &mut [V::Raw] = bytemuck::cast_slice_mut(&mut self.rows[at..at + V::ROWS]);
+        let row: &mut [V::Raw; LANES] = rows.try_into().expect("a row holds 32 lanes");
+        if mask == u32::MAX {
+            *row = *values;
+        } else {
+            for i in 0..LANES {
+                row[i] = if mask >> i & 1 != 0 { values[i] } else { row[i] };
+            }
+        }
+    }
+
+    /// The lanes where a predicate is true; none for the sink.
+    #[inline(always)]
+    pub fn pred(&self, reg: Reg) -> u32 {
+        if reg.is_some() { self.preds[self.pred_base + reg.slot as usize] } else { 0 }
+    }
+
+    /// Writes a predicate in the lanes of `mask`.
+    #[inline(always)]
+    pub fn set_pred(&mut self, reg: Reg, mask: u32, bits: u32) {
+        if reg.is_some() {
+            let p = &mut self.preds[self.pred_base + reg.slot as usize];
+            *p = (*p & !mask) | (bits & mask);
+        }
+    }
+
+    /// The lanes in which somebody wrote the register; all for the sink.
+    #[inline(always)]
+    pub fn defined(&self, reg: Reg) -> u32 {
+        match reg.width {
+            Width::None => u32::MAX,
+            Width::Pred => self.preds_defined[self.pred_base + reg.slot as usize],
+            _ => self.defined[self.base + reg.slot as usize],
+        }
+    }
+
+    /// Notes for the lanes of `mask` whether the register now holds a written value.
+    #[inline(always)]
+    pub fn set_defined(&mut self, reg: Reg, mask: u32, defined: u32) {
+        let d = match reg.width {
+            Width::None => return,
+            Width::Pred => &mut self.preds_defined[self.pred_base + reg.slot as usize],
+            _ => {
+                let row = self.base + reg.slot as usize;
+                if !self.partly.is_empty()
+                    && let Some(bytes) = self.partly.get_mut(&row)
+                {
+                    clear(bytes, mask);
+                }
+                &mut self.defined[row]
+            }
+        };
+        *d = (*d & !mask) | (defined & mask);
+    }
+
+    /// Whether any register has lanes that are written in part.
+    #[inline(always)]
+    pub fn any_partly(&self) -> bool {
+        !self.partly.is_empty()
+    }
+
+    /// Which bytes of a register somebody wrote in one lane, a bit each from the lowest.
+    pub fn written_bytes(&self, reg: Reg, lane: usize) -> u16 {
+        if self.defined(reg) >> lane & 1 != 0 {
+            return u16::MAX;
+        }
+        match reg.width {
+            Width::None | Width::Pred => 0,
+            _ => self.partly.get(&(self.base + reg.slot as usize)).map_or(0, |bytes| bytes[lane]),
+        }
+    }
+
+    /// Notes that only these bytes of a register are written in one lane: after `set_defined`, which said undefined.
+    pub fn set_written_bytes(&mut self, reg: Reg, lane: usize, bytes: u16) {
+        if bytes != 0 && !matches!(reg.width, Width::None | Width::Pred) {
+            let row = self.base + reg.slot as usize;
+            self.partly.entry(row).or_insert([0; LANES])[lane] = bytes;
+        }
+    }
+}

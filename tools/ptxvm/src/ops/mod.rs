@@ -1,0 +1,78 @@
+//! What each instruction does, a file for each family: how its modifiers and operands are read (`decode`), and its
+//! meaning for a lane or a warp.
+
+pub mod approx;
+pub mod async_copy;
+pub mod atomic;
+pub mod convert;
+pub mod float;
+pub mod forms;
+pub mod half;
+pub mod integer;
+pub mod lane;
+pub mod logic;
+pub mod matrix;
+pub mod memory;
+pub mod moves;
+pub mod rounding;
+pub mod shuffle;
+pub mod video;
+
+use crate::decode::decoder::Decoder;
+use crate::decode::{Refusal, unsupported};
+use crate::machine::inst::Defs;
+use crate::ptx::ast::{Instruction, Operand};
+use crate::types::{Kind, Type};
+
+/// A family's decoder: appends what the instruction becomes to the decoder's code.
+pub type Decode = fn(&mut Decoder<'_, '_>, &Instruction<'_>) -> Result<(), Refusal>;
+
+/// Decodes one instruction that is not control flow.
+///
+/// # Errors
+/// The instruction is wrong, or not built.
+pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
+    // `add` and its like are different instructions for integers, for f32 and f64, and for the 16-bit formats.
+    let ty = inst.modifiers.iter().rev().find_map(|m| Type::from_name(m));
+    let arithmetic = match ty {
+        Some(Type::F16 | Type::F16X2 | Type::BF16 | Type::BF16X2) => half::decode,
+        Some(ty) if ty.kind() == Kind::Float => float::decode,
+        _ => integer::decode,
+    };
+    let family: Decode = match inst.opcode {
+        "add" | "sub" | "mul" | "mad" | "fma" | "div" | "abs" | "neg" | "min" | "max" => arithmetic,
+        "addc" | "subc" | "madc" | "mul24" | "mad24" | "sad" | "rem" | "popc" | "clz" | "bfind" | "fns"
+        | "brev" | "bfe" | "bfi" | "bmsk" | "szext" | "dp4a" | "dp2a" => integer::decode,
+        "and" | "or" | "xor" | "not" | "cnot" | "lop3" | "shl" | "shr" | "shf" | "prmt" => logic::decode,
+        "setp" | "set" | "selp" | "slct" | "mov" => moves::decode,
+        "copysign" | "testp" | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" => {
+            approx::decode
+        }
+        "cvt" => convert::decode,
+        "ld" | "ldu" | "st" | "cvta" | "isspacep" | "prefetch" | "prefetchu" | "membar" | "fence"
+        | "createpolicy" | "applypriority" | "discard" => memory::decode,
+        "atom" | "red" => atomic::decode,
+        "cp" => async_copy::decode,
+        "mma" | "wmma" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
+        "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
+        opcode if opcode.starts_with('v') => video::decode,
+        opcode => return Err(unsupported(format!("the instruction `{opcode}`"))),
+    };
+    family(d, inst)?;
+    let constant = |i: usize| matches!(inst.operands.get(i), Some(Operand::Integer(_)));
+    let rule = match inst.opcode {
+        "and" if constant(1) => Defs::Some(0b01),
+        "and" if constant(2) => Defs::Some(0b10),
+        "bfi" => Defs::Some(0b1101),
+        "and" | "or" | "xor" | "not" | "mov" => Defs::Bytes,
+        _ => Defs::All,
+    };
+    let strong = ["volatile", "relaxed", "acquire"].iter().any(|m| inst.modifiers.contains(m));
+    if let Some(last) = d.code.last_mut() {
+        last.may_wait = inst.opcode == "atom" || inst.opcode == "ld" && strong;
+    }
+    if let Some(last) = d.code.last_mut().filter(|last| last.defs == Defs::All && last.dsts == 1) {
+        last.defs = rule;
+    }
+    Ok(())
+}

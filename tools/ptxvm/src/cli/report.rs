@@ -1,0 +1,163 @@
+//! `ptxvm report`: the counters of a launch.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use ptxvm::Report;
+use ptxvm::machine::counters::MemoryCount;
+use ptxvm::report::LineCount;
+
+use super::json::Json;
+use super::{Failure, Heat, ReportArgs, launch, usage};
+
+pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
+    if args.json && launch::prints(&args.launch) {
+        return usage("--json and `-` in --arg both want standard output; save the buffer to a file");
+    }
+    let done = launch::launch(&args.launch)?;
+    let mut out = std::io::stdout().lock();
+    let lines: Vec<&str> = done.text.lines().collect();
+    let text = |n: u32| lines.get((n as usize).wrapping_sub(1)).map_or("", |line| line.trim());
+    if args.json {
+        writeln!(out, "{}", json(&done.report, &text))?;
+    } else {
+        out.write_all(done.report.printed.as_bytes())?;
+        writeln!(out, "{}", done.report)?;
+        let rows = done.report.lines.iter().map(|line| (line, told(line, text(line.line)))).collect();
+        table(&mut out, "lines of the PTX", rows, args)?;
+        let sources = sources(&done.report.lines);
+        if !sources.is_empty() {
+            let rows = sources.iter().map(|line| (line, line.source.clone().unwrap_or_default())).collect();
+            table(&mut out, "lines of the source", rows, args)?;
+        }
+    }
+    done.save(&mut out)?;
+    out.flush()?;
+    Ok(())
+}
+
+fn told(line: &LineCount, text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match &line.source {
+        Some(source) => format!("{}: {text} ({source})", line.line),
+        None => format!("{}: {text}", line.line),
+    }
+}
+
+/// The counts of each line of the source: sums over the lines of the PTX that come from it.
+fn sources(lines: &[LineCount]) -> Vec<LineCount> {
+    let mut sums: BTreeMap<&str, LineCount> = BTreeMap::new();
+    for line in lines {
+        let Some(source) = &line.source else { continue };
+        match sums.get_mut(source.as_str()) {
+            None => {
+                sums.insert(source, line.clone());
+            }
+            Some(sum) => {
+                sum.warps += line.warps;
+                sum.lanes += line.lanes;
+                sum.divergent += line.divergent;
+                let (m, add) = (&mut sum.memory, &line.memory);
+                m.requests += add.requests;
+                m.sectors += add.sectors;
+                m.ideal_sectors += add.ideal_sectors;
+                m.bytes += add.bytes;
+                m.wavefronts += add.wavefronts;
+                m.ideal_wavefronts += add.ideal_wavefronts;
+            }
+        }
+    }
+    sums.into_values().collect()
+}
+
+/// The hottest of these lines, the first of equals first.
+fn table(
+    out: &mut dyn Write,
+    title: &str,
+    mut rows: Vec<(&LineCount, String)>,
+    args: &ReportArgs,
+) -> Result<(), Failure> {
+    let heat = |line: &LineCount| match args.by {
+        Heat::Instructions => line.warps,
+        Heat::Sectors => line.memory.sectors,
+        Heat::Wavefronts => line.memory.wavefronts,
+        Heat::Divergent => line.divergent,
+    };
+    rows.retain(|(line, _)| heat(line) > 0);
+    rows.sort_by_key(|(line, _)| std::cmp::Reverse(heat(line)));
+    let shown = rows.len().min(args.top);
+    writeln!(out, "\nhottest {title}, {shown} of {}", rows.len())?;
+    if shown == 0 {
+        return Ok(());
+    }
+    let pair = |n: u64, ideal: u64| if n == 0 { String::new() } else { format!("{n}/{ideal}") };
+    writeln!(
+        out,
+        "{:>12} {:>6} {:>10} {:>21} {:>21}",
+        "warps", "lanes", "divergent", "sectors/ideal", "wavefronts/ideal"
+    )?;
+    for (line, text) in &rows[..shown] {
+        let m = &line.memory;
+        // Of 32, on average.
+        let lanes = line.lanes as f64 / line.warps as f64;
+        writeln!(
+            out,
+            "{:>12} {lanes:>6.1} {:>10} {:>21} {:>21}  {text}",
+            line.warps,
+            line.divergent,
+            pair(m.sectors, m.ideal_sectors),
+            pair(m.wavefronts, m.ideal_wavefronts)
+        )?;
+    }
+    Ok(())
+}
+
+fn memory(m: &MemoryCount) -> [(&'static str, u64); 6] {
+    [
+        ("requests", m.requests),
+        ("bytes", m.bytes),
+        ("sectors", m.sectors),
+        ("ideal_sectors", m.ideal_sectors),
+        ("wavefronts", m.wavefronts),
+        ("ideal_wavefronts", m.ideal_wavefronts),
+    ]
+}
+
+fn json<'a>(report: &Report, text: &dyn Fn(u32) -> &'a str) -> Json {
+    let triple = |t: [u32; 3]| Json::List(t.map(|n| Json::Number(n.into())).into());
+    let all = report.instructions();
+    let line = |line: &LineCount| {
+        let source = line.source.clone().map_or(Json::Null, Json::Text);
+        Json::map([
+            ("line", Json::Number(line.line.into())),
+            ("text", Json::Text(text(line.line).to_owned())),
+            ("source", source),
+            ("warps", Json::Number(line.warps)),
+            ("lanes", Json::Number(line.lanes)),
+            ("divergent", Json::Number(line.divergent)),
+            ("memory", Json::numbers(&memory(&line.memory))),
+        ])
+    };
+    let classes = report.classes.iter().map(|(class, count)| {
+        (format!("{class:?}"), Json::numbers(&[("warps", count.warps), ("lanes", count.lanes)]))
+    });
+    let (read, written) = report.unique_sectors;
+    Json::map([
+        ("kernel", Json::Text(report.kernel.clone())),
+        ("grid", triple(report.grid)),
+        ("block", triple(report.block)),
+        ("shared_bytes", Json::Number(report.shared_bytes.into())),
+        ("instructions", Json::numbers(&[("warps", all.warps), ("lanes", all.lanes)])),
+        ("classes", Json::Map(classes.collect())),
+        ("flops", Json::Number(report.flops)),
+        ("mma_flops", Json::Number(report.mma_flops)),
+        ("global", Json::numbers(&memory(&report.global))),
+        ("shared", Json::numbers(&memory(&report.shared))),
+        ("local", Json::numbers(&memory(&report.local))),
+        ("unique_sectors", Json::numbers(&[("read", read), ("written", written)])),
+        ("barriers", Json::Number(report.barriers)),
+        ("divergent", Json::Number(report.divergent)),
+        ("printed", Json::Text(report.printed.clone())),
+        ("lines", Json::List(report.lines.iter().map(line).collect())),
+    ])
+}

@@ -1,0 +1,212 @@
+//! The race checks: each planted race is found, and correct programs are silent.
+
+use ptxvm::error::Kind;
+use ptxvm::{Checks, Options};
+
+use crate::support::ptx::Kernel;
+
+/// Addresses of the thread's own word and of that of thread `(tid + 32) % 64`, in shared memory.
+const SHARED: &str = "mov.u32 %r3, s;\nmad.lo.u32 %r4, %r1, 4, %r3;\nadd.u32 %r5, %r1, 32;\nand.b32 %r5, %r5, 63;\n\
+    mad.lo.u32 %r5, %r5, 4, %r3;\nxor.b32 %r6, %r1, 1;\nmad.lo.u32 %r6, %r6, 4, %r3;\n";
+
+fn shared(body: &str) -> Kernel {
+    Kernel::new(&format!("{SHARED}{body}"))
+}
+
+#[test]
+fn shared_memory_between_warps() {
+    for body in [
+        "st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r5];",
+        "st.shared.u32 [%r4], %r1;\nbar.warp.sync 0xffffffff;\nld.shared.u32 %r7, [%r5];",
+        "st.shared.u32 [%r4], %r1;\nst.shared.u32 [%r5], %r1;",
+        "st.shared.u32 [%r4], %r1;\nbar.sync 0;\nld.shared.u32 %r7, [%r5];\nst.shared.u32 [%r4], %r1;",
+        "st.shared.u32 [%r3], %r1;",
+        "st.shared.u8 [%r4+1], %r1;\nld.shared.u32 %r7, [%r5];",
+        "st.shared.u32 [%r4], %r1;\nld.shared.v4.u32 {%r7, %r8, %r9, %r10}, [%r3];",
+        // The own atomic behind the plain store does not hide it.
+        "setp.lt.u32 %p1, %r1, 1;\n@%p1 st.shared.u32 [%r3], 0;\n@%p1 red.shared.add.u32 [%r3], 1;\nsetp.eq.u32 %p1, %r1, 32;\n@%p1 red.shared.add.u32 [%r3], 1;",
+    ] {
+        let found = shared(body).wrong(1, 64, &[], Kind::SharedRace);
+        assert!(found.other.is_some() && found.message.contains("shared memory at 0x"), "{found}");
+    }
+    for body in [
+        "st.shared.u32 [%r4], %r1;\nbar.sync 0;\nld.shared.u32 %r7, [%r5];\nbar.sync 0;\nst.shared.u32 [%r4], %r1;",
+        "st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r4];\nst.shared.u32 [%r4], %r7;",
+        "st.shared.u32 [%r4], %r1;\nbar.sync 3, 64;\nld.shared.u32 %r7, [%r5];",
+        "add.u32 %r7, %r3, %r1;\nst.shared.u8 [%r7], %r1;",
+        "ld.shared.u32 %r7, [%r3];\nld.shared.u32 %r7, [%r4];",
+        "setp.lt.u32 %p1, %r1, 1;\n@%p1 st.shared.u32 [%r3], 0;\nbar.sync 0;\nred.shared.add.u32 [%r3], 1;",
+    ] {
+        shared(body).ok(3, 64, &[]);
+    }
+    // The two parties are named.
+    let found =
+        shared("st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r5];").wrong(1, 64, &[], Kind::SharedRace);
+    let texts = [&found.at.text, &found.other.as_ref().unwrap().text];
+    for start in ["ld.shared", "st.shared"] {
+        assert!(texts.iter().any(|text| text.starts_with(start)), "{found}");
+    }
+    assert!(found.message.contains("of warp 0") && found.message.contains("of warp 1"), "{found}");
+}
+
+#[test]
+fn shared_memory_within_a_warp() {
+    for body in [
+        "st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r6];",
+        "ld.shared.u32 %r7, [%r6];\nst.shared.u32 [%r4], %r1;",
+        "st.shared.u32 [%r3], %r1;",
+        "ld.shared.u32 %r7, [%r3];\nst.shared.u32 [%r3], 1;",
+    ] {
+        shared(body).wrong(1, 32, &[], Kind::SharedRace);
+    }
+    for body in [
+        "st.shared.u32 [%r4], %r1;\nbar.warp.sync 0xffffffff;\nld.shared.u32 %r7, [%r6];",
+        "st.shared.u32 [%r4], %r1;\nbar.sync 0;\nld.shared.u32 %r7, [%r6];",
+        "st.shared.u32 [%r3], 7;",
+        "st.volatile.shared.u32 [%r4], %r1;\nld.volatile.shared.u32 %r7, [%r6];",
+    ] {
+        shared(body).ok(2, 32, &[]);
+    }
+}
+
+#[test]
+fn atomics_in_shared_memory() {
+    let init = "mov.u32 %r7, 0;\nst.shared.u32 [%r4], %r7;\nbar.sync 0;\n";
+    let ok = ["red.shared.add.u32 [%r3], 1;\nbar.sync 0;\nld.shared.u32 %r8, [%r3];"];
+    let wrong = [
+        "red.shared.add.u32 [%r3], 1;\nld.shared.u32 %r8, [%r3];",
+        "red.shared.add.u32 [%r3], 1;\nst.shared.u32 [%r4], %r1;",
+    ];
+    for body in ok {
+        shared(&format!("{init}{body}")).ok(2, 64, &[]);
+    }
+    for body in wrong {
+        shared(&format!("{init}{body}")).wrong(1, 64, &[], Kind::SharedRace);
+    }
+    // A loop around a compare-and-swap begins with a plain read.
+    let cas = "LOOP:\nld.shared.u32 %r8, [%r3];\nadd.u32 %r9, %r8, 1;\natom.shared.cas.b32 %r10, [%r3], %r8, %r9;\n\
+        setp.ne.u32 %p1, %r10, %r8;\n@%p1 bra LOOP;";
+    shared(&format!("{init}{cas}")).ok(1, 64, &[]);
+}
+
+/// Warp 0 writes data and a flag, warp 1 waits for the flag and reads the data.
+fn flag(publish: &str, wait: &str) -> Kernel {
+    shared(&format!(
+        "setp.eq.u32 %p4, %r1, 0;\n@%p4 st.shared.u32 [%r3+1024], 0;\nbar.sync 0;\nsetp.ge.u32 %p1, %r1, 32;\n@%p1 bra WAIT;\n\
+         st.shared.u32 [%r4], %r1;\nbar.warp.sync 0xffffffff;\nsetp.ne.u32 %p2, %r1, 0;\n@%p2 bra END;\n{publish}\nbra END;\n\
+         WAIT:\n{wait}\nsetp.eq.u32 %p3, %r8, 0;\n@%p3 bra WAIT;\nbar.warp.sync 0xffffffff;\nld.shared.u32 %r7, [%r5];\nEND:"
+    ))
+}
+
+#[test]
+fn flags_in_shared_memory_order_what_they_guard() {
+    let acquire = "ld.acquire.cta.shared.u32 %r8, [%r3+1024];";
+    let relaxed = "ld.relaxed.cta.shared.u32 %r8, [%r3+1024];";
+    let fenced = "ld.volatile.shared.u32 %r8, [%r3+1024];\nmembar.cta;";
+    flag("st.release.cta.shared.u32 [%r3+1024], 1;", acquire).ok(1, 64, &[]);
+    flag("membar.cta;\nst.volatile.shared.u32 [%r3+1024], 1;", fenced).ok(1, 64, &[]);
+    flag("atom.shared.release.cta.exch.b32 %r9, [%r3+1024], 1;", acquire).ok(1, 64, &[]);
+    flag("st.relaxed.cta.shared.u32 [%r3+1024], 1;", acquire).wrong(1, 64, &[], Kind::SharedRace);
+    flag("st.volatile.shared.u32 [%r3+1024], 1;", relaxed).wrong(1, 64, &[], Kind::SharedRace);
+    flag("st.release.cta.shared.u32 [%r3+1024], 1;", "ld.shared.u32 %r8, [%r3+1024];").wrong(
+        1,
+        64,
+        &[],
+        Kind::SharedRace,
+    );
+}
+
+/// Races between blocks are found whatever the order and the number of host threads.
+fn blocks(body: &str, threads: usize) -> Kernel {
+    Kernel::with(body, Options { threads, ..Options::default() })
+}
+
+#[test]
+fn global_memory_between_blocks() {
+    let own = "mad.wide.u32 %rd4, %r2, 4, %rd1;\n";
+    for threads in [1, 3] {
+        for body in [
+            "st.global.u32 [%rd1], %r2;".to_owned(),
+            format!("{own}st.global.u32 [%rd4], 1;\nld.global.u32 %r4, [%rd1];"),
+            format!("{own}st.global.u32 [%rd4], 1;\nld.global.v4.u32 {{%r4, %r5, %r6, %r7}}, [%rd1];"),
+            "red.global.add.u32 [%rd1], 1;\nld.global.u32 %r4, [%rd1];".to_owned(),
+            "red.global.cta.add.u32 [%rd1], 1;".to_owned(),
+            "cvt.u64.u32 %rd4, %r2;\nadd.u64 %rd4, %rd4, %rd1;\nst.global.u8 [%rd4], 1;\nld.global.u8 %r4, [%rd4+1];".to_owned(),
+        ] {
+            let mut k = blocks(&body, threads);
+            let a = k.words("a", &[0; 64]);
+            let found = k.wrong(8, 1, &[a.0], Kind::GlobalRace);
+            assert!(found.message.contains("`a` + ") && found.message.contains("block "), "{found}");
+        }
+        for body in [
+            format!("{own}st.global.u32 [%rd4], %r2;\nld.global.u32 %r4, [%rd4];"),
+            "cvt.u64.u32 %rd4, %r2;\nadd.u64 %rd4, %rd4, %rd1;\nst.global.u8 [%rd4], 1;\nld.global.u8 %r4, [%rd4];".to_owned(),
+            "mad.wide.u32 %rd4, %r2, 2, %rd1;\nst.global.u16 [%rd4], 1;".to_owned(),
+            "ld.global.u32 %r4, [%rd1];\nld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%rd1];".to_owned(),
+            "red.global.add.u32 [%rd1], 1;\nred.global.max.u32 [%rd1], %r2;".to_owned(),
+            "atom.global.add.u32 %r4, [%rd1], 1;\nld.volatile.global.u32 %r5, [%rd1];".to_owned(),
+        ] {
+            let mut k = blocks(&body, threads);
+            let a = k.words("a", &[0; 64]);
+            k.ok(8, 1, &[a.0]);
+            k.ok(8, 1, &[a.0]);
+        }
+    }
+    // One block never races with itself across launches, and without the check nobody does.
+    let mut k = Kernel::new("st.global.u32 [%rd1], 1;");
+    let a = k.words("a", &[0]);
+    k.ok(1, 1, &[a.0]);
+    k.ok(1, 1, &[a.0]);
+    let checks = Checks { race: false, ..Checks::ALL };
+    let mut k = Kernel::with("st.global.u32 [%rd1], 1;", Options { checks, ..Options::default() });
+    let a = k.words("a", &[0]);
+    k.ok(8, 1, &[a.0]);
+}
+
+/// Each block writes a word, then counts itself; the last one adds all words up.
+fn last_block(fence: &str) -> Kernel {
+    Kernel::new(&format!(
+        "mad.wide.u32 %rd4, %r2, 4, %rd2;\nst.global.u32 [%rd4], %r2;\n{fence}\nmov.u32 %r9, %nctaid.x;\n\
+         sub.u32 %r8, %r9, 1;\natom.global.inc.u32 %r4, [%rd1], %r8;\nsetp.ne.u32 %p1, %r4, %r8;\n@%p1 bra DONE;\n\
+         mov.u32 %r5, 0;\nmov.u32 %r6, 0;\nSUM:\nmad.wide.u32 %rd4, %r5, 4, %rd2;\nld.global.u32 %r7, [%rd4];\n\
+         add.u32 %r6, %r6, %r7;\nadd.u32 %r5, %r5, 1;\nsetp.lt.u32 %p2, %r5, %r9;\n@%p2 bra SUM;\n\
+         st.global.u32 [%rd3], %r6;\nDONE:"
+    ))
+}
+
+#[test]
+fn the_last_block_needs_a_fence() {
+    let mut k = last_block("membar.gl;");
+    let (a, b, c) = (k.words("count", &[0]), k.words("parts", &[0; 50]), k.words("sum", &[0]));
+    for _ in 0..2 {
+        k.ok(50, 1, &[a.0, b.0, c.0]);
+        assert_eq!(k.read_words(c, 1), [49 * 50 / 2]);
+    }
+    for fence in ["", "membar.cta;"] {
+        let mut k = last_block(fence);
+        let (a, b, c) = (k.words("count", &[0]), k.words("parts", &[0; 50]), k.words("sum", &[0]));
+        let found = k.wrong(50, 1, &[a.0, b.0, c.0], Kind::GlobalRace);
+        assert!(found.message.contains("`parts`"), "{found}");
+    }
+}
+
+#[test]
+fn blocks_that_wait_for_each_other() {
+    // Decoupled look-back: block i waits for the flag of block i - 1, adds, and raises its own.
+    for (release, fires) in [("st.release.gpu.global.u32", false), ("st.relaxed.gpu.global.u32", true)] {
+        let mut k = Kernel::new(&format!(
+            "mad.wide.u32 %rd4, %r2, 4, %rd1;\nmad.wide.u32 %rd5, %r2, 4, %rd2;\nmov.u32 %r6, 0;\n\
+             setp.eq.u32 %p1, %r2, 0;\n@%p1 bra FIRST;\nWAIT:\nld.acquire.gpu.global.u32 %r5, [%rd4+-4];\n\
+             setp.eq.u32 %p2, %r5, 0;\n@%p2 bra WAIT;\nld.global.u32 %r6, [%rd5+-4];\nFIRST:\nadd.u32 %r6, %r6, %r2;\n\
+             st.global.u32 [%rd5], %r6;\n{release} [%rd4], 1;"
+        ));
+        let (a, b) = (k.words("flags", &[0; 20]), k.words("sums", &[0; 20]));
+        if fires {
+            k.wrong(20, 1, &[a.0, b.0], Kind::GlobalRace);
+        } else {
+            k.ok(20, 1, &[a.0, b.0]);
+            let want: Vec<u32> = (0..20).map(|i| i * (i + 1) / 2).collect();
+            assert_eq!(k.read_words(b, 20), want);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The integration tests: one binary, one module per topic.
+
+mod support {
+    pub(crate) mod exact;
+    pub(crate) mod op;
+    pub(crate) mod ptx;
+    pub(crate) mod soup;
+    pub(crate) mod warp;
+}
+
+#[path = "suite/async_copy.rs"]
+mod async_copy;
+#[path = "suite/atomic.rs"]
+mod atomic;
+#[path = "suite/barriers.rs"]
+mod barriers;
+#[path = "suite/calls.rs"]
+mod calls;
+#[cfg(feature = "cli")]
+#[path = "suite/cli.rs"]
+mod cli;
+#[path = "suite/conformance_approx.rs"]
+mod conformance_approx;
+#[path = "suite/conformance_convert.rs"]
+mod conformance_convert;
+#[path = "suite/conformance_float.rs"]
+mod conformance_float;
+#[path = "suite/conformance_half.rs"]
+mod conformance_half;
+#[path = "suite/conformance_integer.rs"]
+mod conformance_integer;
+#[path = "suite/conformance_logic.rs"]
+mod conformance_logic;
+#[path = "suite/conformance_moves.rs"]
+mod conformance_moves;
+#[path = "suite/conformance_video.rs"]
+mod conformance_video;
+#[path = "suite/determinism.rs"]
+mod determinism;
+#[path = "suite/flow.rs"]
+mod flow;
+#[path = "suite/fuzz.rs"]
+mod fuzz;
+#[path = "suite/kernels.rs"]
+mod kernels;
+#[path = "suite/kernels_collective.rs"]
+mod kernels_collective;
+#[path = "suite/kernels_elementwise.rs"]
+mod kernels_elementwise;
+#[path = "suite/kernels_matrix.rs"]
+mod kernels_matrix;
+#[path = "suite/kernels_numbers.rs"]
+mod kernels_numbers;
+#[path = "suite/kernels_others.rs"]
+mod kernels_others;
+#[path = "suite/kernels_programs.rs"]
+mod kernels_programs;
+#[path = "suite/kernels_sync.rs"]
+mod kernels_sync;
+#[path = "suite/matrix.rs"]
+mod matrix;
+#[path = "suite/memory.rs"]
+mod memory;
+#[path = "suite/parse.rs"]
+mod parse;
+#[path = "suite/planted.rs"]
+mod planted;
+#[path = "suite/race.rs"]
+mod race;
+#[path = "suite/shuffle.rs"]
+mod shuffle;
+#[path = "suite/toolchain.rs"]
+mod toolchain;

@@ -5,7 +5,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity bench goldens rust
+.PHONY: help demo test gemma parity bench nvcc goldens rust
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +21,13 @@ demo: rust gemma ## Train Gemma 3 270M for Best-of-N on this machine; goes on wh
 		$(BON) train examples/demo/config.toml; \
 	fi
 
-test: rust ## Check formatting, lints, tests and documentation; what CI runs
+test: rust nvcc ## Check formatting, lints, tests and documentation; what CI runs
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	cargo test --locked
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked --workspace
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 gemma: ## Fetch Gemma 3 270M into .cache/gemma-3-270m (260 MB to download, once)
 	python3 tools/fetch_gemma.py
@@ -45,8 +45,11 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
 
-bench: rust ## Time the CPU ops at the shapes of Gemma 3 270M
-	cargo bench --locked
+bench: rust ## Time the CPU ops at the shapes of Gemma 3 270M, and the virtual GPU
+	cargo bench --locked --workspace
+
+nvcc: ## Find nvcc, or fetch NVIDIA's compiler into .cache (120 MB to download, once)
+	@tools/install-nvcc.sh >/dev/null
 
 goldens: ## Rewrite tests/goldens with Transformers (up to 3 GB to download, once)
 	python3 tools/reference/goldens.py

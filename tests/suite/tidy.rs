@@ -23,7 +23,7 @@ fn files(top: &str) -> Vec<String> {
         let full = root().join(&path);
         if full.is_dir() {
             open.extend(fs::read_dir(&full).unwrap().map(|entry| path.join(entry.unwrap().file_name())));
-        } else if !path.extension().is_some_and(|e| e == "safetensors" || e == "pyc") {
+        } else if !path.extension().is_some_and(|e| e == "safetensors" || e == "npy" || e == "pyc") {
             found.push(path.to_str().unwrap().to_owned());
         }
     }

@@ -176,7 +176,7 @@ struct Load {
 fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     let written = mods.written();
-    let order = load_order(&mut mods)?;
+    let order = order(&mut mods, "acquire")?;
     let space = space(&mut mods);
     mods.take("nc");
     cache_hints(&mut mods, &[("ca", ()), ("cg", ()), ("cs", ()), ("lu", ()), ("cv", ())]);
@@ -209,20 +209,19 @@ fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn load_order(mods: &mut Mods<'_, '_>) -> Result<Order, Refusal> {
+/// How a load or store is ordered; `stronger` is what it may be beyond relaxed: `acquire` or `release`.
+fn order(mods: &mut Mods<'_, '_>, stronger: &str) -> Result<Order, Refusal> {
     let weak = Order::default();
     if mods.take("volatile") {
         return Ok(Order { strong: true, gpu: true, ..weak });
     }
-    let acquire = match mods.one_of(&[("relaxed", false), ("acquire", true)]) {
-        None => {
-            mods.take("weak");
-            return Ok(weak);
-        }
-        Some(acquire) => acquire,
+    let Some(strongest) = mods.one_of(&[("relaxed", false), (stronger, true)]) else {
+        mods.take("weak");
+        return Ok(weak);
     };
     let gpu = scope(mods).ok_or_else(|| invalid(format!("`{}` without a scope", mods.written())))?;
-    Ok(Order { strong: true, acquire, release: false, gpu })
+    let [acquire, release] = ["acquire", "release"].map(|name| strongest && name == stronger);
+    Ok(Order { strong: true, acquire, release, gpu })
 }
 
 /// Puts loaded values into a register.
@@ -458,7 +457,7 @@ struct Store {
 fn store(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     let written = mods.written();
-    let order = store_order(&mut mods)?;
+    let order = order(&mut mods, "release")?;
     let space = space(&mut mods);
     if space == Space::Const {
         return Err(invalid(format!("`{written}`: constants cannot be written")));
@@ -485,22 +484,6 @@ fn store(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal>
     let access = Access { size: u64::from(bytes * n), act: Act::Write, order };
     d.warp(Store { space, bytes, access, offset: address.offset }, class(space), &[], &srcs);
     Ok(())
-}
-
-fn store_order(mods: &mut Mods<'_, '_>) -> Result<Order, Refusal> {
-    let weak = Order::default();
-    if mods.take("volatile") {
-        return Ok(Order { strong: true, gpu: true, ..weak });
-    }
-    let release = match mods.one_of(&[("relaxed", false), ("release", true)]) {
-        None => {
-            mods.take("weak");
-            return Ok(weak);
-        }
-        Some(release) => release,
-    };
-    let gpu = scope(mods).ok_or_else(|| invalid(format!("`{}` without a scope", mods.written())))?;
-    Ok(Order { strong: true, acquire: false, release, gpu })
 }
 
 /// The lanes of a register as values of memory.

@@ -329,3 +329,23 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
         assert!(matches!(found, Err(Error::Unsupported(_))), "{body}: {found:?}");
     }
 }
+
+/// Constants written by the host, as `cudaMemcpyToSymbol` does.
+#[test]
+fn the_host_writes_constants() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.const .align 4 .b8 k[8] = {1, 0, 0, 0, 2};\n\
+        .visible .entry e(.param .u64 to) {\n.reg .b64 %p;\n.reg .b32 %a, %b;\nld.param.u64 %p, [to];\n\
+        ld.const.v2.u32 {%a, %b}, [k];\nst.global.v2.u32 [%p], {%a, %b};\nret;\n}\n";
+    let mut gpu = ptxvm::Gpu::new(ptxvm::Options::default());
+    let module = ptxvm::Module::load("k.ptx", text).unwrap();
+    let mut loaded = gpu.load(&module).unwrap();
+    gpu.write_constant(&mut loaded, "k", &7u32.to_le_bytes()).unwrap();
+    let to = gpu.alloc(8).unwrap();
+    gpu.launch(&loaded, "e", &ptxvm::Launch::linear(1, 1), &[ptxvm::Arg::Ptr(to)]).unwrap();
+    let mut got = [0; 8];
+    gpu.read(to, &mut got).unwrap();
+    assert_eq!(got, [7, 0, 0, 0, 2, 0, 0, 0]);
+    for (name, bytes) in [("nothing", 4), ("k", 9)] {
+        assert!(gpu.write_constant(&mut loaded, name, &vec![0; bytes]).is_err(), "{name}");
+    }
+}

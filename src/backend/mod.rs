@@ -1,15 +1,18 @@
-//! The ops that Gemma needs, as one trait. [`cpu`] implements it natively.
+//! The ops that Gemma needs, as one trait. [`cpu`] implements it natively, [`cuda`] with the kernels in `kernels/`.
 //!
-//! Conventions. Tensors are row-major matrices `[rows, cols]`; a vector is `[1, n]`. Activations, statistics,
-//! gradients, AdamW's moments and master weights are f32 on the CPU; parameters are f32 or bf16. Linear weights
-//! are `[out, in]` as in Transformers. Names as in Gemma's literature: T tokens (flat), D model width, H query
+//! Conventions. Tensors are row-major matrices `[rows, cols]`; a vector is `[1, n]`. Activations and their gradients
+//! are f32 on the CPU and bf16 under CUDA, where each is rounded once, as an op stores it; sums and statistics are
+//! f32. Parameters are f32 or bf16 (CUDA: bf16); their gradients, AdamW's moments and master weights are f32. Linear
+//! weights are `[out, in]` as in Transformers. Names as in Gemma's literature: T tokens (flat), D model width, H query
 //! heads, K key/value heads, Dh head width, F MLP width, V vocabulary.
 //!
 //! Every reduction has a fixed order that depends on the row's own data alone: the same row gives the same bits in
 //! any batch, on any number of threads. So a log-prob recorded in sampling is the log-prob that training computes.
 
 pub mod cpu;
+pub mod cuda;
 
+use crate::device::DeviceError;
 use crate::rng::DrawKey;
 use crate::segments::{QueryRun, Segments};
 
@@ -33,13 +36,64 @@ impl DType {
     }
 }
 
-/// Which way RoPE turns: backward is the inverse rotation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// By +angle.
-    Forward,
-    /// By -angle: the transpose, which carries gradients back.
-    Backward,
+/// Tokens to run: flat, with who attends to whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Token ids `[T]`.
+    pub ids: &'a [u32],
+    /// Absolute positions `[T]`.
+    pub positions: &'a [u32],
+    /// The segment table of the key/value rows.
+    pub segments: &'a Segments,
+    /// Which tokens the rows of this batch are.
+    pub runs: &'a [QueryRun],
+}
+
+impl Batch<'_> {
+    /// The key/value row of every query row.
+    pub fn kv_rows(&self) -> Vec<u32> {
+        let mut rows = vec![0; self.ids.len()];
+        for run in self.runs {
+            let start = self.segments.list()[run.segment].start + run.first;
+            for t in 0..run.len {
+                rows[run.row + t] = (start + t) as u32;
+            }
+        }
+        rows
+    }
+}
+
+/// One layer's rotary embedding: pairs (i, i + Dh/2) of every head turn by position / factor * theta^(-2i/Dh).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeSpec {
+    /// Dh.
+    pub head_dim: usize,
+    /// Base of the angles.
+    pub theta: f64,
+    /// Positions are divided by this (linear scaling).
+    pub factor: f64,
+}
+
+impl RopeSpec {
+    /// The angle per position of every pair, `[Dh / 2]`, rounded where Transformers rounds: theta^(2i/Dh), its
+    /// reciprocal and the division by the scaling factor are f32.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        (0..self.head_dim / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / self.head_dim as f32;
+                1.0 / self.theta.powf(f64::from(exponent)) as f32 / self.factor as f32
+            })
+            .collect()
+    }
+}
+
+/// The norm of every head before RoPE (Gemma 3): y = x rsqrt(mean(x^2) + eps) (1 + w) with w `[1, Dh]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadNorm<W> {
+    /// The weight (and, in the backward pass, its gradient).
+    pub weight: W,
+    /// Added to the mean square.
+    pub eps: f32,
 }
 
 /// What one layer's attention needs to know beside its tensors.
@@ -57,6 +111,33 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// Sliding window.
     pub window: Option<usize>,
+}
+
+/// The figures of a model that kernels are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelShape {
+    /// D.
+    pub hidden: usize,
+    /// H.
+    pub heads: usize,
+    /// K.
+    pub kv_heads: usize,
+    /// Dh.
+    pub head_dim: usize,
+    /// F.
+    pub intermediate: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// A model that a backend has no kernels for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{device} cannot run a model of this shape; --device cpu can:{}", .problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
+pub struct Unsupported {
+    /// [`Backend::device_name`].
+    pub device: String,
+    /// All that is in the way; never empty.
+    pub problems: Vec<String>,
 }
 
 /// What turns hidden states into probabilities: pi(v) = softmax(cap(x . E_v) / temperature).
@@ -131,21 +212,60 @@ pub struct AdamW {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay.
-    pub weight_decay: f32,
     /// 1, 2, 3...: for bias correction.
     pub step: u64,
     /// Factor on the gradient: the global-norm clip (and the accumulation's mean).
     pub grad_scale: f32,
 }
 
+/// One parameter on its way through AdamW. All `[rows, cols]` of one shape.
+pub struct Update<'a, T> {
+    /// f32 gradient; zeros afterwards.
+    pub grad: &'a mut T,
+    /// f32 master weights.
+    pub master: &'a mut T,
+    /// First moment, f32.
+    pub m: &'a mut T,
+    /// Second moment, f32.
+    pub v: &'a mut T,
+    /// The bf16 parameter, where `master` is not the parameter itself: becomes `master` rounded to nearest even.
+    pub copy: Option<&'a mut T>,
+    /// Decoupled weight decay of this parameter.
+    pub weight_decay: f32,
+}
+
+/// gate and up of the gated MLP, where they are kept.
+pub type GateUp<T> = Option<(T, T)>;
+
 /// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors.
+///
+/// An op that the device fails (no memory left, a broken launch) records the first such error, and later ops do
+/// nothing; whoever reads results back asks [`Backend::check`] before trusting them. So errors surface where results
+/// do, as they do on an asynchronous device anyway.
 pub trait Backend: Send + Sync {
     /// A matrix on the backend's device.
     type Tensor: Send + Sync;
+    /// A [`Batch`] where the ops can read it.
+    type Tables: Send + Sync;
 
-    /// An f32 matrix of zeros.
-    fn zeros(&self, rows: usize, cols: usize) -> Self::Tensor;
+    /// What computes, as a user would recognise it: `cpu`, or the name of a GPU.
+    fn device_name(&self) -> String;
+    /// Whether the ops can run models of this shape: asked before a model is loaded.
+    fn supports(&self, _shape: &ModelShape) -> Result<(), Unsupported> {
+        Ok(())
+    }
+    /// Storage type of activations and their gradients; bf16 activations want bf16 parameters.
+    fn activation_dtype(&self) -> DType;
+    /// The first error of the device, if any. Waits for what was asked of it.
+    fn check(&self) -> Result<(), DeviceError>;
+    /// From here to [`Backend::end_sequence`] the ops are those of one step of many alike: a device that can record
+    /// and replay them may. Changes no result.
+    fn begin_sequence(&self) {}
+    /// See [`Backend::begin_sequence`].
+    fn end_sequence(&self) {}
+
+    /// A matrix of zeros.
+    fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Self::Tensor;
     /// Uploads row-major bytes of `dtype`. Panics unless `bytes` is exactly the matrix.
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Self::Tensor;
     /// Downloads row-major bytes in the tensor's own dtype.
@@ -156,57 +276,86 @@ pub trait Backend: Send + Sync {
     fn shape(&self, x: &Self::Tensor) -> (usize, usize);
     /// Storage type.
     fn dtype(&self, x: &Self::Tensor) -> DType;
-    /// A copy.
-    fn copy(&self, x: &Self::Tensor) -> Self::Tensor;
-    /// Sets every element to zero.
-    fn clear(&self, x: &mut Self::Tensor);
 
-    /// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]` f32.
-    fn embed_forward(&self, table: &Self::Tensor, ids: &[u32], scale: f32) -> Self::Tensor;
+    /// Prepares a batch: once per forward pass. `attention` holds every [`AttentionSpec`] that it will meet.
+    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables;
+
+    /// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]`.
+    fn embed_forward(&self, table: &Self::Tensor, tables: &Self::Tables, scale: f32) -> Self::Tensor;
     /// dtable\[ids\[t\]\] += scale * dx\[t\], tokens in order.
-    fn embed_backward(&self, dx: &Self::Tensor, ids: &[u32], scale: f32, dtable: &mut Self::Tensor);
+    fn embed_backward(&self, dx: &Self::Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Self::Tensor);
 
-    /// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over each group of `w.cols` columns of x: whole rows for a layer
-    /// norm, heads for qk-norm.
+    /// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over the columns of x; w `[1, D]`.
     fn rms_norm_forward(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Self::Tensor;
-    /// Gradient of [`Backend::rms_norm_forward`]: returns dx, and dw += over all rows in order.
-    fn rms_norm_backward(
+    /// The end of a branch and the beginning of the next: sum = x + norm(branch; post) (x + branch without `post`),
+    /// normed = norm(sum; pre). Returns (sum, normed); normed is computed from sum as stored.
+    fn add_norm_forward(
         &self,
-        dy: &Self::Tensor,
         x: &Self::Tensor,
-        w: &Self::Tensor,
+        branch: &Self::Tensor,
+        post: Option<&Self::Tensor>,
+        pre: &Self::Tensor,
         eps: f32,
-        dw: &mut Self::Tensor,
-    ) -> Self::Tensor;
+    ) -> (Self::Tensor, Self::Tensor);
+    /// Gradient of [`Backend::add_norm_forward`], given those of sum (`None`: zero) and normed. `pre` is (w, dw),
+    /// `post` (branch, w, dw); weights' gradients += over all rows in a fixed order. Returns (dx, dbranch); without
+    /// `post` there is no dbranch: it equals dx.
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Self::Tensor>,
+        d_normed: &Self::Tensor,
+        sum: &Self::Tensor,
+        pre: (&Self::Tensor, &mut Self::Tensor),
+        post: Option<(&Self::Tensor, &Self::Tensor, &mut Self::Tensor)>,
+        eps: f32,
+    ) -> (Self::Tensor, Option<Self::Tensor>);
 
-    /// Y = X W^T: X `[T, in]`, W `[out, in]` (f32 or bf16), Y `[T, out]`.
-    fn matmul_forward(&self, x: &Self::Tensor, w: &Self::Tensor) -> Self::Tensor;
-    /// dX += dY W.
-    fn matmul_backward_input(&self, dy: &Self::Tensor, w: &Self::Tensor, dx: &mut Self::Tensor);
+    /// Y_i = X W_i^T: X `[T, in]`, W_i `[out_i, in]`, Y_i `[T, out_i]`.
+    fn matmul_forward<const N: usize>(&self, x: &Self::Tensor, w: [&Self::Tensor; N]) -> [Self::Tensor; N];
+    /// dX = sum over i of dY_i W_i, summed before it is rounded.
+    fn matmul_backward_input(&self, pairs: &[(&Self::Tensor, &Self::Tensor)]) -> Self::Tensor;
     /// dW += dY^T X.
     fn matmul_backward_weight(&self, dy: &Self::Tensor, x: &Self::Tensor, dw: &mut Self::Tensor);
 
-    /// Rotates pairs (i, i + Dh/2) of every head of every row in place by positions\[t\] / factor * theta^(-2i/Dh).
-    fn rope(
+    /// q or k as attention reads it: the heads of x `[T, heads Dh]` normed, where there is a `norm`, and turned.
+    fn rope_forward(
         &self,
-        x: &mut Self::Tensor,
-        positions: &[u32],
-        head_dim: usize,
-        theta: f64,
-        factor: f64,
-        direction: Direction,
+        x: &Self::Tensor,
+        norm: Option<HeadNorm<&Self::Tensor>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+    ) -> Self::Tensor;
+    /// [`Backend::rope_forward`] of k into the batch's rows of a cache, and v as it is: the cache's append.
+    #[allow(clippy::too_many_arguments)]
+    fn rope_append(
+        &self,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        norm: Option<HeadNorm<&Self::Tensor>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Self::Tensor,
+        cached_v: &mut Self::Tensor,
     );
+    /// Gradient of [`Backend::rope_forward`] by x; that of the norm's weight +=.
+    fn rope_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        norm: Option<HeadNorm<(&Self::Tensor, &mut Self::Tensor)>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+    ) -> Self::Tensor;
 
-    /// Segment attention. q `[Tq, H Dh]` with rows as `runs` say; k, v `[rows, K Dh]` with rows as `segments` say.
-    /// Returns o `[Tq, H Dh]` and lse `[Tq, H]` (natural log of the sum of exp of the visible scores); rows of q
-    /// that belong to no run come out as zero with an lse of -inf.
+    /// Segment attention. q `[Tq, H Dh]` with rows as the batch's runs say; k, v `[rows, K Dh]` with rows as its
+    /// segments say. Returns o `[Tq, H Dh]` and lse `[Tq, H]` (f32: natural log of the sum of exp of the visible
+    /// scores); rows of q that belong to no run come out as zero with an lse of -inf.
     fn attention_forward(
         &self,
         q: &Self::Tensor,
         k: &Self::Tensor,
         v: &Self::Tensor,
-        segments: &Segments,
-        runs: &[QueryRun],
+        tables: &Self::Tables,
         spec: &AttentionSpec,
     ) -> (Self::Tensor, Self::Tensor);
     /// Gradient of [`Backend::attention_forward`] where queries are all tokens (query row = key row): returns
@@ -220,13 +369,20 @@ pub trait Backend: Send + Sync {
         v: &Self::Tensor,
         o: &Self::Tensor,
         lse: &Self::Tensor,
-        segments: &Segments,
+        tables: &Self::Tables,
         spec: &AttentionSpec,
     ) -> (Self::Tensor, Self::Tensor, Self::Tensor);
 
-    /// h = gelu_tanh(gate) * up.
-    fn geglu_forward(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Self::Tensor;
-    /// (dgate, dup) of [`Backend::geglu_forward`].
+    /// h = gelu_tanh(X Wg^T) * (X Wu^T): X `[T, D]`, weights `[F, D]`. With `keep` also the two products, (gate, up),
+    /// which the backward pass needs.
+    fn geglu_forward(
+        &self,
+        x: &Self::Tensor,
+        w_gate: &Self::Tensor,
+        w_up: &Self::Tensor,
+        keep: bool,
+    ) -> (Self::Tensor, GateUp<Self::Tensor>);
+    /// (dgate, dup) of h = gelu_tanh(gate) * up.
     fn geglu_backward(
         &self,
         dh: &Self::Tensor,
@@ -234,14 +390,11 @@ pub trait Backend: Send + Sync {
         up: &Self::Tensor,
     ) -> (Self::Tensor, Self::Tensor);
 
-    /// x += y.
-    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// out\[i\] = x\[rows\[i\]\].
     fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Self::Tensor;
-    /// dx\[rows\[i\]\] += dy\[i\]; `rows` must not repeat.
-    fn scatter_add_rows(&self, dy: &Self::Tensor, rows: &[u32], dx: &mut Self::Tensor);
-    /// dst\[rows\[i\]\] = src\[i\]: the KV cache's append.
-    fn write_rows(&self, src: &Self::Tensor, rows: &[u32], dst: &mut Self::Tensor);
+    /// The transpose of [`Backend::gather_rows`] out of `total` rows: dx\[rows\[i\]\] = dy\[i\], zero elsewhere; `rows`
+    /// ascend without repeating.
+    fn scatter_rows(&self, dy: &Self::Tensor, rows: &[u32], total: usize) -> Self::Tensor;
 
     /// Chooses one token per row of x `[R, D]`: logits exist only for a tile of rows x vocabulary.
     fn lm_head_sample(
@@ -252,14 +405,14 @@ pub trait Backend: Send + Sync {
         truncation: &Truncation,
         choices: &[Choice],
     ) -> Vec<Sampled>;
-    /// log pi(token | row) of every target, and each row's log-sum-exp `[R]` for the backward pass.
+    /// log pi(token | row) of every target, and each row's log-sum-exp `[1, R]` (f32) for the backward pass.
     fn lm_head_logprob_forward(
         &self,
         x: &Self::Tensor,
         table: &Self::Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Vec<f32>);
+    ) -> (Vec<f32>, Self::Tensor);
     /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and dtable +=. Logit tiles
     /// are computed again.
     #[allow(clippy::too_many_arguments)]
@@ -268,23 +421,36 @@ pub trait Backend: Send + Sync {
         x: &Self::Tensor,
         table: &Self::Tensor,
         head: &HeadSpec,
-        lse: &[f32],
+        lse: &Self::Tensor,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Self::Tensor,
     ) -> Self::Tensor;
 
-    /// Sum of squares in f64, fixed order. NaN or Inf in x makes it non-finite.
-    fn sum_squares(&self, x: &Self::Tensor) -> f64;
-    /// One AdamW update of f32 `master` from `grad`, with the moments m and v; then `copy` (the bf16 parameter),
-    /// where given, is `master` rounded to nearest even.
-    fn adamw(
-        &self,
-        hyper: &AdamW,
-        grad: &Self::Tensor,
-        master: &mut Self::Tensor,
-        m: &mut Self::Tensor,
-        v: &mut Self::Tensor,
-        copy: Option<&mut Self::Tensor>,
-    );
+    /// Sum of squares of every (f32) tensor in f64, fixed order. NaN or Inf in one makes its sum non-finite.
+    fn sum_squares(&self, x: &[&Self::Tensor]) -> Vec<f64>;
+    /// One AdamW update of every parameter; gradients are zero afterwards.
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Self::Tensor>]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RopeSpec;
+
+    /// Bit patterns that Transformers computes (`ROPE_INIT_FUNCTIONS`, PyTorch float32).
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let tables = [
+            (256, 1e6, 8.0, [(0, 0x3e000000), (1, 0x3de5ced3), (17, 0x3ca3770f), (127, 0x341583da)]),
+            (256, 1e4, 1.0, [(0, 0x3f800000), (2, 0x3f5dafd7), (40, 0x3d6655c2), (127, 0x38e15c91)]),
+            (128, 1e4, 1.0, [(1, 0x3f5dafd7), (17, 0x3db15978), (40, 0x3b4f3e38), (63, 0x38f22ce2)]),
+        ];
+        for (head_dim, theta, factor, want) in tables {
+            let frequencies = RopeSpec { head_dim, theta, factor }.inverse_frequencies();
+            assert_eq!(frequencies.len(), head_dim / 2);
+            for (i, bits) in want {
+                assert_eq!(frequencies[i].to_bits(), bits, "pair {i} of {head_dim}, theta {theta}");
+            }
+        }
+    }
 }

@@ -1,127 +1,121 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
-use super::forward::{Batch, Trace, attention_spec};
+use super::forward::{Attention, Mlp, Trace, attention_spec, rope_spec};
 use super::params::LayerParams;
 use super::{Gemma, Params};
-use crate::backend::{Backend, Direction};
+use crate::backend::{Backend, HeadNorm};
 
 impl<B: Backend> Gemma<B> {
     /// Adds to `grads` the gradient of everything below the LM head, given d_hidden `[T, D]`, the gradient of
-    /// [`Gemma::forward`]'s hidden states. One layer's activations exist at a time.
-    pub fn backward(
-        &self,
-        batch: &Batch,
-        trace: Trace<B>,
-        d_hidden: &B::Tensor,
-        grads: &mut Params<B::Tensor>,
-    ) {
+    /// [`Gemma::forward`]'s hidden states. One layer's activations exist at a time: they are computed again from the
+    /// residual stream before it.
+    pub fn backward(&self, trace: Trace<B>, d_hidden: B::Tensor, grads: &mut Params<B::Tensor>) {
         let b = &self.backend;
-        let mut inputs = trace.inputs;
-        let last = inputs.pop().expect("a trace holds the final norm's input");
-        let final_norm = &self.params.final_norm;
-        let mut dx =
-            b.rms_norm_backward(d_hidden, &last, final_norm, self.config.rms_norm_eps, &mut grads.final_norm);
+        let eps = self.config.rms_norm_eps;
+        let Trace { tables, mut stream } = trace;
+        let mut pop =
+            || stream.pop().expect("a trace holds the residual stream before and after every layer");
+        let mut after = pop();
+        // Gradients of the residual stream after a layer, and of its norm.
+        let (mut d_after, mut d_normed) = (None, d_hidden);
         for l in (0..self.config.layers.len()).rev() {
-            let x = inputs.pop().expect("a trace holds every layer's input");
-            dx = self.layer_backward(l, &x, batch, dx, &mut grads.layers[l]);
+            let x = pop();
+            let p = &self.params.layers[l];
+            let attn_in = b.rms_norm_forward(&x, &p.attn_pre_norm, eps);
+            let attention = self.attention(l, &attn_in, &tables);
+            let (mid, mlp_in) = self.after_attention(l, &x, &attention.out);
+            let mlp = self.mlp(l, &mlp_in, true);
+
+            let (below, above) = grads.layers.split_at_mut(l + 1);
+            let g = &mut below[l];
+            let d_next = above.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
+            let (d_mid, d_out) = b.add_norm_backward(
+                d_after.as_ref(),
+                &d_normed,
+                &after,
+                (self.norm_before(l + 1), d_next),
+                with_norm(&mlp.out, &p.mlp_post_norm, &mut g.mlp_post_norm),
+                eps,
+            );
+            let d_mlp_in = self.mlp_backward(l, d_out.as_ref().unwrap_or(&d_mid), &mlp, &mlp_in, g);
+            let (dx, d_out) = b.add_norm_backward(
+                Some(&d_mid),
+                &d_mlp_in,
+                &mid,
+                (&p.mlp_pre_norm, &mut g.mlp_pre_norm),
+                with_norm(&attention.out, &p.attn_post_norm, &mut g.attn_post_norm),
+                eps,
+            );
+            d_normed =
+                self.attention_backward(l, d_out.as_ref().unwrap_or(&dx), &attention, &attn_in, &tables, g);
+            d_after = Some(dx);
+            after = x;
         }
+        let d_first = grads.layers.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
+        let pre = (self.norm_before(0), d_first);
+        let (dx, _) = b.add_norm_backward(d_after.as_ref(), &d_normed, &after, pre, None, eps);
         let scale = self.config.embed_scale(b.dtype(&self.params.embed));
-        b.embed_backward(&dx, batch.ids, scale, &mut grads.embed);
+        b.embed_backward(&dx, &tables, scale, &mut grads.embed);
     }
 
-    /// dy `[T, D]`, the gradient of a layer's output, to that of its input x; parameter gradients +=.
-    fn layer_backward(
+    /// The gradient of an MLP's normed input x `[T, D]`, given that of its output; parameter gradients +=.
+    fn mlp_backward(
         &self,
         l: usize,
+        d_out: &B::Tensor,
+        a: &Mlp<B>,
         x: &B::Tensor,
-        batch: &Batch,
-        dy: B::Tensor,
+        g: &mut LayerParams<B::Tensor>,
+    ) -> B::Tensor {
+        let (b, p) = (&self.backend, &self.params.layers[l]);
+        let (gate, up) = a.gate_up.as_ref().expect("the backward pass keeps gate and up");
+        b.matmul_backward_weight(d_out, &a.inner, &mut g.down);
+        let d_inner = b.matmul_backward_input(&[(d_out, &p.down)]);
+        let (d_gate, d_up) = b.geglu_backward(&d_inner, gate, up);
+        b.matmul_backward_weight(&d_gate, x, &mut g.gate);
+        b.matmul_backward_weight(&d_up, x, &mut g.up);
+        b.matmul_backward_input(&[(&d_gate, &p.gate), (&d_up, &p.up)])
+    }
+
+    /// The gradient of an attention block's normed input x `[T, D]`, given that of its output; parameter gradients +=.
+    fn attention_backward(
+        &self,
+        l: usize,
+        d_out: &B::Tensor,
+        a: &Attention<B>,
+        x: &B::Tensor,
+        tables: &B::Tables,
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
         let (b, c, p) = (&self.backend, &self.config, &self.params.layers[l]);
-        let spec = &c.layers[l];
-        let a = self.layer(l, x, batch, None).1;
-
-        // y = mid + norm(mlp_out)
-        let d_mlp_out = self.residual_backward(&dy, &a.mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm);
-        let d_inner = self.linear_backward(&d_mlp_out, &a.inner, &p.down, &mut g.down);
-        let (d_gate, d_up) = b.geglu_backward(&d_inner, &a.gate, &a.up);
-        let mut d_mlp_in = self.linear_backward(&d_gate, &a.mlp_in, &p.gate, &mut g.gate);
-        b.matmul_backward_input(&d_up, &p.up, &mut d_mlp_in);
-        b.matmul_backward_weight(&d_up, &a.mlp_in, &mut g.up);
-        let mut d_mid = dy;
-        let d_norm =
-            b.rms_norm_backward(&d_mlp_in, &a.mid, &p.mlp_pre_norm, c.rms_norm_eps, &mut g.mlp_pre_norm);
-        b.add(&mut d_mid, &d_norm);
-
-        // mid = x + norm(attn_out)
-        let d_attn_out =
-            self.residual_backward(&d_mid, &a.attn_out, &p.attn_post_norm, &mut g.attn_post_norm);
-        let d_o = self.linear_backward(&d_attn_out, &a.o, &p.o, &mut g.o);
-        let (mut dq, mut dk, dv) = b.attention_backward(
-            &d_o,
-            &a.q,
-            &a.k,
-            &a.v,
-            &a.o,
-            &a.lse,
-            batch.segments,
-            &attention_spec(c, spec),
-        );
-        self.rotate(&mut dq, spec, batch.positions, Direction::Backward);
-        self.rotate(&mut dk, spec, batch.positions, Direction::Backward);
-        let dq = self.head_norm_backward(dq, a.q_raw.as_ref(), p.q_norm.as_ref(), g.q_norm.as_mut());
-        let dk = self.head_norm_backward(dk, a.k_raw.as_ref(), p.k_norm.as_ref(), g.k_norm.as_mut());
-        let mut d_attn_in = self.linear_backward(&dq, &a.attn_in, &p.q, &mut g.q);
-        for (d, w, dw) in [(&dk, &p.k, &mut g.k), (&dv, &p.v, &mut g.v)] {
-            b.matmul_backward_input(d, w, &mut d_attn_in);
-            b.matmul_backward_weight(d, &a.attn_in, dw);
-        }
-        let d_norm =
-            b.rms_norm_backward(&d_attn_in, x, &p.attn_pre_norm, c.rms_norm_eps, &mut g.attn_pre_norm);
-        let mut dx = d_mid;
-        b.add(&mut dx, &d_norm);
-        dx
+        let (spec, rope) = (attention_spec(c, &c.layers[l]), rope_spec(c, &c.layers[l]));
+        b.matmul_backward_weight(d_out, &a.o, &mut g.o);
+        let d_o = b.matmul_backward_input(&[(d_out, &p.o)]);
+        let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, &a.k, &a.v, &a.o, &a.lse, tables, &spec);
+        let norm = |w, dw| head_norm(w, dw, c.rms_norm_eps);
+        let dq = b.rope_backward(&dq, &a.q_raw, norm(&p.q_norm, &mut g.q_norm), tables, &rope);
+        let dk = b.rope_backward(&dk, &a.k_raw, norm(&p.k_norm, &mut g.k_norm), tables, &rope);
+        b.matmul_backward_weight(&dq, x, &mut g.q);
+        b.matmul_backward_weight(&dk, x, &mut g.k);
+        b.matmul_backward_weight(&dv, x, &mut g.v);
+        b.matmul_backward_input(&[(&dq, &p.q), (&dk, &p.k), (&dv, &p.v)])
     }
+}
 
-    /// Gradient of Y = X W^T: returns dX, dW +=.
-    fn linear_backward(&self, dy: &B::Tensor, x: &B::Tensor, w: &B::Tensor, dw: &mut B::Tensor) -> B::Tensor {
-        let (rows, cols) = self.backend.shape(x);
-        let mut dx = self.backend.zeros(rows, cols);
-        self.backend.matmul_backward_input(dy, w, &mut dx);
-        self.backend.matmul_backward_weight(dy, x, dw);
-        dx
-    }
+/// A branch with its norm, where the model has one.
+fn with_norm<'a, T>(
+    branch: &'a T,
+    w: &'a Option<T>,
+    dw: &'a mut Option<T>,
+) -> Option<(&'a T, &'a T, &'a mut T)> {
+    w.as_ref().zip(dw.as_mut()).map(|(w, dw)| (branch, w, dw))
+}
 
-    /// Gradient of a branch that is added to the residual stream, through its norm where it has one.
-    fn residual_backward(
-        &self,
-        dy: &B::Tensor,
-        branch: &B::Tensor,
-        norm: &Option<B::Tensor>,
-        d_norm: &mut Option<B::Tensor>,
-    ) -> B::Tensor {
-        match (norm, d_norm) {
-            (Some(w), Some(dw)) => {
-                self.backend.rms_norm_backward(dy, branch, w, self.config.rms_norm_eps, dw)
-            }
-            _ => self.backend.copy(dy),
-        }
-    }
-
-    /// Gradient of the qk-norm, where the model has one.
-    fn head_norm_backward(
-        &self,
-        dy: B::Tensor,
-        raw: Option<&B::Tensor>,
-        norm: Option<&B::Tensor>,
-        d_norm: Option<&mut B::Tensor>,
-    ) -> B::Tensor {
-        match (raw, norm, d_norm) {
-            (Some(x), Some(w), Some(dw)) => {
-                self.backend.rms_norm_backward(&dy, x, w, self.config.rms_norm_eps, dw)
-            }
-            _ => dy,
-        }
-    }
+/// A qk-norm with its gradient, where the model has one.
+fn head_norm<'a, T>(
+    w: &'a Option<T>,
+    dw: &'a mut Option<T>,
+    eps: f32,
+) -> Option<HeadNorm<(&'a T, &'a mut T)>> {
+    w.as_ref().zip(dw.as_mut()).map(|weight| HeadNorm { weight, eps })
 }

@@ -8,7 +8,7 @@ mod backward;
 mod forward;
 pub mod params;
 
-pub use forward::{Batch, KvCache, Trace};
+pub use forward::{KvCache, Trace};
 pub use params::Params;
 
 use crate::backend::Backend;

@@ -93,7 +93,7 @@ impl<T: Send + Sync> Params<T> {
     pub fn zeros_like<B: Backend<Tensor = T>>(&self, backend: &B) -> Params<T> {
         self.map(|t| {
             let (rows, cols) = backend.shape(t);
-            backend.zeros(rows, cols)
+            backend.zeros(DType::F32, rows, cols)
         })
     }
 }

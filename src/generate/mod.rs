@@ -6,8 +6,9 @@
 
 use thiserror::Error;
 
-use crate::backend::{Backend, Choice, HeadSpec, Sampled, Truncation};
-use crate::gemma::{Batch, Gemma, KvCache};
+use crate::backend::{Backend, Batch, Choice, HeadSpec, Sampled, Truncation};
+use crate::device::DeviceError;
+use crate::gemma::{Gemma, KvCache};
 use crate::rng::{Domain, DrawKey, derive_key};
 use crate::segments::{Layout, QueryRun};
 
@@ -106,6 +107,9 @@ pub enum GenerateError {
         /// The log-prob.
         value: f32,
     },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// A live stream.
@@ -182,6 +186,7 @@ pub fn generate<B: Backend>(
             .collect();
         let sampled =
             model.backend.lm_head_sample(&hidden, &model.params.embed, &head, &sampling.truncation, &choices);
+        model.backend.check()?;
         let mut still = Vec::with_capacity(live.len());
         for (mut s, Sampled { token, logprob }) in live.into_iter().zip(sampled) {
             if !logprob.is_finite() {

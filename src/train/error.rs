@@ -9,6 +9,7 @@ use super::metrics::MetricsError;
 use super::optimizer::NotFinite;
 use super::snapshot::SnapshotError;
 use crate::checkpoint::FileError;
+use crate::device::DeviceError;
 use crate::eval::EvalError;
 use crate::model_dir::OpenError;
 use crate::objective::ObjectiveError;
@@ -106,6 +107,14 @@ pub enum TrainError {
         tokens: usize,
         /// The model's context.
         context: usize,
+    },
+    /// The device failed.
+    #[error("step {step}; the newest checkpoint is untouched, and --resume goes on from it")]
+    Device {
+        /// The step.
+        step: u64,
+        /// What happened.
+        source: DeviceError,
     },
     /// NaN or Inf in the forward pass.
     #[error(

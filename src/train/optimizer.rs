@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::config::OptimizerSection;
 use super::snapshot::{Array, Arrays, SnapshotError, write_arrays};
-use crate::backend::{AdamW, Backend, DType};
+use crate::backend::{AdamW, Backend, DType, Update};
 use crate::gemma::params::{ParamKind, ParamSpec, plan};
 use crate::gemma::{Gemma, Params};
 
@@ -58,8 +58,7 @@ impl<B: Backend> Optimizer<B> {
     ) -> Result<f64, NotFinite> {
         let b = &model.backend;
         let mut squares = 0.0;
-        for (spec, grad) in self.specs.iter().zip(self.grads.tensors()) {
-            let sum = b.sum_squares(grad);
+        for (spec, sum) in self.specs.iter().zip(b.sum_squares(&self.grads.tensors())) {
             if !sum.is_finite() {
                 return Err(NotFinite { tensor: spec.name.clone() });
             }
@@ -69,25 +68,28 @@ impl<B: Backend> Optimizer<B> {
         let clip = config.clip_norm;
         // As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
         let grad_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
+        let hyper = AdamW {
+            lr: lr as f32,
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            eps: config.eps as f32,
+            step,
+            grad_scale,
+        };
         let states = self.grads.tensors_mut().into_iter().zip(self.m.tensors_mut()).zip(self.v.tensors_mut());
         let params = model.params.tensors_mut().into_iter().zip(&mut self.masters);
-        for ((spec, ((grad, m), v)), (param, master)) in self.specs.iter().zip(states).zip(params) {
-            let decay = if spec.kind == ParamKind::Matrix { config.weight_decay } else { 0.0 };
-            let hyper = AdamW {
-                lr: lr as f32,
-                beta1: config.beta1 as f32,
-                beta2: config.beta2 as f32,
-                eps: config.eps as f32,
-                weight_decay: decay as f32,
-                step,
-                grad_scale,
-            };
-            match master {
-                Some(master) => b.adamw(&hyper, grad, master, m, v, Some(param)),
-                None => b.adamw(&hyper, grad, param, m, v, None),
-            }
-            b.clear(grad);
-        }
+        let all = self.specs.iter().zip(states).zip(params);
+        let mut updates: Vec<Update<B::Tensor>> = all
+            .map(|((spec, ((grad, m), v)), (param, master))| {
+                let decay = if spec.kind == ParamKind::Matrix { config.weight_decay } else { 0.0 };
+                let (master, copy) = match master {
+                    Some(master) => (master, Some(param)),
+                    None => (param, None),
+                };
+                Update { grad, master, m, v, copy, weight_decay: decay as f32 }
+            })
+            .collect();
+        b.adamw(&hyper, &mut updates);
         Ok(norm)
     }
 

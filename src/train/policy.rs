@@ -1,9 +1,9 @@
 //! Log-probs of given responses under a model and the gradient of a weighted sum of them: the one backward pass that
 //! every objective needs, L = - sum_j sum_t w_jt log pi(y_jt | x, y_j<t).
 
-use crate::backend::{Backend, HeadSpec, Target};
-use crate::gemma::{Batch, Gemma, Params, Trace};
-use crate::segments::{Layout, QueryRun};
+use crate::backend::{Backend, Batch, HeadSpec, Target};
+use crate::gemma::{Gemma, Params, Trace};
+use crate::segments::Layout;
 
 /// A prompt and some continuations of it.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +16,6 @@ pub struct Continued<'a> {
 
 /// A forward pass over prompts and responses: shared beginnings once, each prompt once, each response its own tokens.
 pub struct Forward<B: Backend> {
-    layout: Layout,
-    positions: Vec<u32>,
-    runs: Vec<QueryRun>,
     trace: Trace<B>,
     hidden_rows: usize,
     /// Rows of the hidden states that predict something, ascending, and those states.
@@ -26,7 +23,7 @@ pub struct Forward<B: Backend> {
     head_in: B::Tensor,
     head: HeadSpec,
     targets: Vec<Target>,
-    lse: Vec<f32>,
+    lse: B::Tensor,
     /// log pi of every response token: groups, responses and tokens in order, flat.
     pub logprobs: Vec<f32>,
 }
@@ -65,7 +62,7 @@ impl<B: Backend> Forward<B> {
         let (logprobs, lse) =
             model.backend.lm_head_logprob_forward(&head_in, &model.params.embed, &head, &targets);
         let hidden_rows = layout.ids().len();
-        Self { layout, positions, runs, trace, hidden_rows, rows, head_in, head, targets, lse, logprobs }
+        Self { trace, hidden_rows, rows, head_in, head, targets, lse, logprobs }
     }
 
     /// Adds to `grads` the gradient of L = - sum_i weights\[i\] logprobs\[i\].
@@ -80,14 +77,7 @@ impl<B: Backend> Forward<B> {
             weights,
             &mut grads.embed,
         );
-        let mut d_hidden = b.zeros(self.hidden_rows, model.config.hidden_size);
-        b.scatter_add_rows(&d_head_in, &self.rows, &mut d_hidden);
-        let batch = Batch {
-            ids: self.layout.ids(),
-            positions: &self.positions,
-            segments: self.layout.segments(),
-            runs: &self.runs,
-        };
-        model.backward(&batch, self.trace, &d_hidden, grads);
+        let d_hidden = b.scatter_rows(&d_head_in, &self.rows, self.hidden_rows);
+        model.backward(self.trace, d_hidden, grads);
     }
 }

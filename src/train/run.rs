@@ -11,7 +11,7 @@ use super::error::TrainError;
 use super::evaluation::{comparable, eval_sampling, evaluation};
 use super::metrics::{EvalMetrics, Metrics, StepMetrics};
 use super::optimizer::Optimizer;
-use super::setup::{check_experts, check_prompts, check_sizes, judges, rollout, stop_rule};
+use super::setup::{arithmetic, check_experts, check_prompts, check_sizes, judges, rollout, stop_rule};
 use super::snapshot::{Newest, Snapshot, SnapshotError, Snapshots, TrainState};
 use super::step::Stepper;
 use super::stop::Stop;
@@ -19,7 +19,7 @@ use crate::backend::{Backend, DType};
 use crate::checkpoint::{Action, FileError, atomic};
 use crate::eval::{Comparison, Report};
 use crate::gemma::params;
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, OpenError};
 use crate::rollout::RolloutError;
 use crate::tasks::{Order, Tasks};
 
@@ -30,6 +30,11 @@ pub enum Event<'a> {
     Resumed {
         /// Steps completed.
         step: u64,
+    },
+    /// The starting model's weights were rounded, because the device wants bf16.
+    Rounded {
+        /// The model's directory.
+        path: &'a Path,
     },
     /// A newer checkpoint is damaged and was passed over.
     PassedOver {
@@ -139,7 +144,16 @@ pub fn run<B: Backend + Clone>(
         Ok(model_dir)
     };
     // Before anything is written.
-    let fresh = if resume { None } else { Some(Start::new(open(&config.model.path, config.model.dtype)?)) };
+    let fresh = match resume {
+        true => None,
+        false => {
+            let dir = open(&config.model.path, config.model.dtype)?;
+            if dir.rounded {
+                report(Event::Rounded { path: &config.model.path });
+            }
+            Some(Start::new(dir)?)
+        }
+    };
     let snapshots = Snapshots::open(&dir, config.train.keep_checkpoints)?;
     let newest = snapshots.newest_valid()?;
     for (path, error) in &newest.passed_over {
@@ -181,8 +195,10 @@ struct Start<B: Backend> {
 }
 
 impl<B: Backend> Start<B> {
-    fn new(dir: ModelDir<B>) -> Self {
-        Self { optimizer: Optimizer::new(&dir.model), dir, step: 0, checkpoint: None }
+    fn new(dir: ModelDir<B>) -> Result<Self, TrainError> {
+        let optimizer = Optimizer::new(&dir.model);
+        dir.model.backend.check().map_err(OpenError::Device)?;
+        Ok(Self { optimizer, dir, step: 0, checkpoint: None })
     }
 }
 
@@ -209,7 +225,11 @@ fn go_on<B: Backend>(
     }
     match (newest.snapshot, newest.passed_over.first(), saved) {
         (Some(snapshot), _, _) => {
-            let state = snapshot.state;
+            let state = snapshot.state.clone();
+            let device = arithmetic(backend);
+            if state.device != device {
+                differ(vec![format!("--device: the run is on {}, this is {device}", state.device)])?;
+            }
             let changes = [
                 (state.data_hash != tasks.fingerprint, &config.data.tasks, "its tasks have changed"),
                 (
@@ -220,8 +240,9 @@ fn go_on<B: Backend>(
             ];
             let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
             differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
-            let mut start = Start::new(open(&snapshot.model_dir(), None)?);
+            let mut start = Start::new(open(&snapshot.model_dir(), None)?)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
+            backend.check().map_err(OpenError::Device)?;
             Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
         }
         (None, Some((_, error)), _) => {
@@ -233,7 +254,7 @@ fn go_on<B: Backend>(
                 let (old, new) = (saved.model.path.display(), config.model.path.display());
                 differ(vec![format!("model.path: {old} -> {new}")])?;
             }
-            Ok(Start::new(open(&config.model.path, config.model.dtype)?))
+            Start::new(open(&config.model.path, config.model.dtype)?)
         }
         (None, None, None) => Err(TrainError::NothingToResume { path: out.join(CHECKPOINTS) }),
     }
@@ -407,12 +428,19 @@ impl<B: Backend> Trainer<'_, B> {
             seed: self.stepper.config.train.seed,
             config_hash: self.stepper.config.resume_hash()?,
             data_hash: self.stepper.tasks.fingerprint,
+            device: arithmetic(&dir.model.backend),
         };
         let (b, model) = (&dir.model.backend, &dir.model);
         let path = self.snapshots.save(
             &state,
-            |out| Ok(params::save(b, &dir.config, &model.params, &dir.path, out)?),
-            |out| Ok(optimizer.save(b, out)?),
+            |out| {
+                params::save(b, &dir.config, &model.params, &dir.path, out)?;
+                Ok(b.check()?)
+            },
+            |out| {
+                optimizer.save(b, out)?;
+                Ok(b.check()?)
+            },
         )?;
         report(Event::Saved { path: &path });
         dir.path = Snapshot { path: path.clone(), state }.model_dir();

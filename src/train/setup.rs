@@ -107,6 +107,16 @@ pub fn judges(config: &TrainConfig) -> Result<Option<Judges>, TrainError> {
     Ok(Some(Judges::new(build("[verifier]", verifier)?, environment)))
 }
 
+/// What computes, as far as bits may depend on it: `cpu`, on which they are the same everywhere, or the GPU's model.
+pub fn arithmetic<B: Backend>(backend: &B) -> String {
+    let name = backend.device_name();
+    // Which of several like GPUs makes no difference.
+    match name.strip_prefix("cuda:").map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit())) {
+        Some(rest) => format!("cuda{rest}"),
+        None => name,
+    }
+}
+
 /// The prompts of a configuration.
 pub(super) fn prompt_format(config: &TrainConfig) -> PromptFormat<'_> {
     PromptFormat {

@@ -28,7 +28,7 @@ const TRASH: &str = ".trash-";
 const FORMAT: u32 = 1;
 
 /// Everything of a run but its arrays and its configuration. Random numbers are counter-based and have no state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
     /// Steps completed.
@@ -41,6 +41,14 @@ pub struct TrainState {
     pub config_hash: u32,
     /// [`crate::tasks::Tasks::fingerprint`].
     pub data_hash: u32,
+    /// What computed: see [`super::setup::arithmetic`].
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+/// The device of checkpoints from before there was a choice.
+fn cpu() -> String {
+    "cpu".into()
 }
 
 /// A checkpoint whose files have all been found as they were written.
@@ -551,7 +559,7 @@ mod tests {
     }
 
     fn state(step: u64) -> TrainState {
-        TrainState { step, position: step * 8, seed: 1, config_hash: 2, data_hash: 3 }
+        TrainState { step, position: step * 8, seed: 1, config_hash: 2, data_hash: 3, device: "cpu".into() }
     }
 
     /// A save with contents that tell its step and `tag`, in pieces with a boundary before each.

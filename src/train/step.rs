@@ -97,9 +97,10 @@ impl<B: Backend> Stepper<'_, B> {
             seconds.forward_backward += phase.elapsed().as_secs_f64();
             let phase = Instant::now();
             let t = (step - 1) * updates + update + 1;
-            metrics.grad_norm = optimizer
-                .step(&mut dir.model, &config.optimizer, lr, t)
-                .map_err(|source| TrainError::Gradient { step, source })?;
+            let stepped = optimizer.step(&mut dir.model, &config.optimizer, lr, t);
+            // Figures that a failed device returns mean nothing.
+            dir.model.backend.check().map_err(|source| TrainError::Device { step, source })?;
+            metrics.grad_norm = stepped.map_err(|source| TrainError::Gradient { step, source })?;
             seconds.optimizer += phase.elapsed().as_secs_f64();
             if update == 0 {
                 // Later updates have moved away from the sampler; the first must agree with it.
@@ -205,6 +206,7 @@ impl<B: Backend> Stepper<'_, B> {
             .collect();
         let forward = Forward::new(model, &continued, temperature);
         let reference = self.reference.as_ref().map(|m| Forward::new(m, &continued, temperature).logprobs);
+        model.backend.check().map_err(|source| TrainError::Device { step, source })?;
 
         let count: usize = step_groups.iter().map(|g| g.responses.len()).sum();
         let tokens: usize = step_groups.iter().flat_map(|g| &g.responses).map(Vec::len).sum();

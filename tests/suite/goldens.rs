@@ -2,8 +2,8 @@
 //! hold.
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Backend, DType, HeadSpec, Target};
-use bon_engine::gemma::{Batch, Gemma};
+use bon_engine::backend::{Backend, Batch, DType, HeadSpec, Target};
+use bon_engine::gemma::Gemma;
 use bon_engine::segments::Segments;
 use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::optimizer::Optimizer;
@@ -110,6 +110,7 @@ fn logits_and_log_probs() {
                 .collect();
             let (x, head) = (hidden(&model, ids), HeadSpec { softcap, temperature: 1.0 });
             let (logprobs, lse) = Cpu.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets);
+            let lse = lse.as_f32();
             let logits: Vec<f32> =
                 logprobs.iter().zip(&targets).map(|(l, t)| l + lse[t.row as usize]).collect();
             let rounding = |i: usize| EPS * f64::from(lse[i / vocab].abs() + logprobs[i].abs());

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::{Backend, Choice, DType, HeadSpec, Truncation};
-use bon_engine::gemma::{Batch, Gemma};
+use bon_engine::backend::{Backend, Batch, Choice, DType, HeadSpec, Truncation};
+use bon_engine::gemma::Gemma;
 use bon_engine::generate::{Finish, GenerateError, Prompt, Response, Sampling, generate};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
 use bon_engine::segments::Segments;

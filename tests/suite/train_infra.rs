@@ -580,7 +580,8 @@ fn a_loss_that_is_not_a_number_stays_one_line_of_json() {
 // ---- checkpoints
 
 fn save(snapshots: &Snapshots, step: u64) {
-    let state = TrainState { step, position: 8 * step, seed: 1, config_hash: 2, data_hash: 3 };
+    let state =
+        TrainState { step, position: 8 * step, seed: 1, config_hash: 2, data_hash: 3, device: "cpu".into() };
     let m: Vec<f32> = (0..6).map(|i| (i * step) as f32).collect();
     let v = [step as f32; 4];
     snapshots
@@ -614,7 +615,10 @@ fn a_checkpoint_gives_back_what_was_saved() {
     save(&snapshots, 7);
     let snapshot = snapshots.newest_valid().unwrap().snapshot.unwrap();
     assert!(snapshot.path.ends_with("run/checkpoints/step-000007"));
-    assert_eq!(snapshot.state, TrainState { step: 7, position: 56, seed: 1, config_hash: 2, data_hash: 3 });
+    assert_eq!(
+        snapshot.state,
+        TrainState { step: 7, position: 56, seed: 1, config_hash: 2, data_hash: 3, device: "cpu".into() }
+    );
     assert_eq!(fs::read(snapshot.model_dir().join("model.safetensors")).unwrap(), vec![7; 3000]);
     let arrays = Arrays::open(&snapshot.optimizer_path()).unwrap();
     let m: &[f32] = bytemuck::cast_slice(arrays.bytes("m.w", 2, 3).unwrap());

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bon_engine::backend::Truncation;
 use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::{Backend, Truncation};
 use bon_engine::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
@@ -30,10 +30,24 @@ use crate::tiny::{self, Groups};
 use crate::tokenizer::{tokenizer_json, vocabulary};
 
 /// A directory with a model (the shape of the golden `gemma3`, three layers of it) and tasks.
-struct Workplace(TempDir);
+pub(crate) struct Workplace(TempDir);
 
 impl Workplace {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The same in widths that the kernels take.
+    pub(crate) fn for_kernels() -> Self {
+        Self::with(|json| {
+            json["head_dim"] = 64.into();
+            json["hidden_size"] = 72.into();
+            json["intermediate_size"] = 136.into();
+        })
+    }
+
+    /// `change` has the last word on config.json.
+    fn with(change: impl FnOnce(&mut Value)) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         let source = place.path("source");
         fs::create_dir(&source).unwrap();
@@ -42,6 +56,7 @@ impl Workplace {
         json["vocab_size"] = vocabulary().len().into();
         json["num_hidden_layers"] = 3.into();
         json["layer_types"] = serde_json::json!(["sliding_attention", "full_attention", "sliding_attention"]);
+        change(&mut json);
         fs::write(source.join(CONFIG_FILE), json.to_string()).unwrap();
         fs::write(source.join(TOKENIZER_FILE), tokenizer_json().to_string()).unwrap();
         let config = ConfigFile::open(&source).unwrap();
@@ -63,12 +78,12 @@ impl Workplace {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A run that rewards responses whose first letter is an e.
-    fn config(&self, output: &str, overrides: &[&str]) -> TrainConfig {
+    pub(crate) fn config(&self, output: &str, overrides: &[&str]) -> TrainConfig {
         let text = format!(
             r#"
             model.path = "{model}"
@@ -91,8 +106,18 @@ impl Workplace {
 
 /// Runs to the end, or until `last` steps are done.
 fn train(config: &TrainConfig, resume: bool, last: u64) -> Vec<StepMetrics> {
+    train_on(Cpu, config, resume, last)
+}
+
+/// [`train`] on any backend.
+pub(crate) fn train_on<B: Backend + Clone>(
+    backend: B,
+    config: &TrainConfig,
+    resume: bool,
+    last: u64,
+) -> Vec<StepMetrics> {
     let (stop, mut steps) = (Stop::default(), Vec::new());
-    let outcome = run(Cpu, config, resume, &stop, |event| {
+    let outcome = run(backend, config, resume, &stop, |event| {
         if let Event::Step { metrics, .. } = event {
             steps.push(metrics.clone());
             if metrics.step == last {
@@ -106,14 +131,14 @@ fn train(config: &TrainConfig, resume: bool, last: u64) -> Vec<StepMetrics> {
 }
 
 /// The bytes of the newest checkpoint: weights, optimizer.
-fn checkpoint(config: &TrainConfig) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn checkpoint(config: &TrainConfig) -> (Vec<u8>, Vec<u8>) {
     let snapshot = newest_valid(&config.train.output.join("checkpoints")).unwrap().snapshot.unwrap();
     let weights = fs::read(snapshot.model_dir().join("model.safetensors")).unwrap();
     (weights, fs::read(snapshot.optimizer_path()).unwrap())
 }
 
 /// metrics.jsonl without what a clock says.
-fn metrics(output: &Path) -> Vec<Value> {
+pub(crate) fn metrics(output: &Path) -> Vec<Value> {
     let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut json: Value = serde_json::from_str(line).unwrap();

@@ -24,13 +24,13 @@ struct Step {
 }
 
 impl Step {
-    fn new(h: &AdamW) -> Self {
+    fn new(h: &AdamW, weight_decay: f32) -> Self {
         assert!(h.step > 0, "AdamW counts steps from 1");
         let (beta1, beta2, lr) = (f64::from(h.beta1), f64::from(h.beta2), f64::from(h.lr));
         let correction = |beta: f64| 1.0 - beta.powf(h.step as f64);
         Self {
             grad_scale: h.grad_scale,
-            keep: (1.0 - lr * f64::from(h.weight_decay)) as f32,
+            keep: (1.0 - lr * f64::from(weight_decay)) as f32,
             new1: (1.0 - beta1) as f32,
             beta2: h.beta2,
             new2: (1.0 - beta2) as f32,
@@ -67,6 +67,7 @@ multiversion! {
 /// p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
 pub fn step(
     hyper: &AdamW,
+    weight_decay: f32,
     grad: &Tensor,
     master: &mut Tensor,
     m: &mut Tensor,
@@ -75,7 +76,7 @@ pub fn step(
 ) {
     let shape = (master.rows, master.cols);
     assert!([grad, m, v].iter().all(|x| (x.rows, x.cols) == shape));
-    let step = Step::new(hyper);
+    let step = Step::new(hyper, weight_decay);
     let chunks = grad
         .as_f32()
         .par_chunks(CHUNK)

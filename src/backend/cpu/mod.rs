@@ -14,7 +14,11 @@ pub mod simd;
 
 use half::bf16;
 
-use super::{AdamW, AttentionSpec, Backend, Choice, DType, Direction, HeadSpec, Sampled, Target, Truncation};
+use super::{
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
+    Truncation, Update,
+};
+use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
 
 /// A row-major matrix in memory.
@@ -69,15 +73,42 @@ impl Tensor {
     }
 }
 
+/// A [`Batch`] with its parts owned.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    segments: Segments,
+    runs: Vec<QueryRun>,
+    kv_rows: Vec<u32>,
+}
+
 /// The CPU as a device: no state, the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
 impl Backend for Cpu {
     type Tensor = Tensor;
+    type Tables = Tables;
 
-    fn zeros(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::f32(rows, cols, vec![0.0; rows * cols])
+    fn device_name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn activation_dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        let data = match dtype {
+            DType::F32 => Data::F32(vec![0.0; rows * cols]),
+            DType::Bf16 => Data::Bf16(vec![bf16::ZERO; rows * cols]),
+        };
+        Tensor { rows, cols, data }
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
@@ -111,55 +142,116 @@ impl Backend for Cpu {
         x.dtype()
     }
 
-    fn copy(&self, x: &Tensor) -> Tensor {
-        x.clone()
-    }
-
-    fn clear(&self, x: &mut Tensor) {
-        match &mut x.data {
-            Data::F32(d) => d.fill(0.0),
-            Data::Bf16(d) => d.fill(bf16::ZERO),
+    fn tables(&self, batch: &Batch, _: &[AttentionSpec]) -> Tables {
+        Tables {
+            ids: batch.ids.to_vec(),
+            positions: batch.positions.to_vec(),
+            segments: batch.segments.clone(),
+            runs: batch.runs.to_vec(),
+            kv_rows: batch.kv_rows(),
         }
     }
 
-    fn embed_forward(&self, table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
-        embed::forward(table, ids, scale)
+    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+        embed::forward(table, &tables.ids, scale)
     }
 
-    fn embed_backward(&self, dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
-        embed::backward(dx, ids, scale, dtable);
+    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
+        embed::backward(dx, &tables.ids, scale, dtable);
     }
 
     fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
         rms_norm::forward(x, w, eps)
     }
 
-    fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor {
-        rms_norm::backward(dy, x, w, eps, dw)
+    fn add_norm_forward(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        post: Option<&Tensor>,
+        pre: &Tensor,
+        eps: f32,
+    ) -> (Tensor, Tensor) {
+        let mut sum = post.map_or_else(|| branch.clone(), |w| rms_norm::forward(branch, w, eps));
+        rows::add(&mut sum, x);
+        let normed = rms_norm::forward(&sum, pre, eps);
+        (sum, normed)
     }
 
-    fn matmul_forward(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        matmul::forward(x, w)
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Tensor>,
+        d_normed: &Tensor,
+        sum: &Tensor,
+        (pre, d_pre): (&Tensor, &mut Tensor),
+        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+        eps: f32,
+    ) -> (Tensor, Option<Tensor>) {
+        let mut dx = rms_norm::backward(d_normed, sum, pre, eps, d_pre);
+        if let Some(d_sum) = d_sum {
+            rows::add(&mut dx, d_sum);
+        }
+        let d_branch = post.map(|(branch, w, dw)| rms_norm::backward(&dx, branch, w, eps, dw));
+        (dx, d_branch)
     }
 
-    fn matmul_backward_input(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor) {
-        matmul::backward_input(dy, w, dx);
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        w.map(|w| matmul::forward(x, w))
+    }
+
+    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
+        let (dy, w) = pairs[0];
+        let mut dx = self.zeros(DType::F32, dy.rows, w.cols);
+        for (dy, w) in pairs {
+            matmul::backward_input(dy, w, &mut dx);
+        }
+        dx
     }
 
     fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
         matmul::backward_weight(dy, x, dw);
     }
 
-    fn rope(
+    fn rope_forward(
         &self,
-        x: &mut Tensor,
-        positions: &[u32],
-        head_dim: usize,
-        theta: f64,
-        factor: f64,
-        direction: Direction,
+        x: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let mut y = norm.map_or_else(|| x.clone(), |norm| rms_norm::forward(x, norm.weight, norm.eps));
+        rope::rotate(&mut y, &tables.positions, rope, rope::Direction::Forward);
+        y
+    }
+
+    fn rope_append(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Tensor,
+        cached_v: &mut Tensor,
     ) {
-        rope::rotate(x, positions, head_dim, theta, factor, direction);
+        rows::write(&self.rope_forward(k, norm, tables, rope), &tables.kv_rows, cached_k);
+        rows::write(v, &tables.kv_rows, cached_v);
+    }
+
+    fn rope_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let mut dx = dy.clone();
+        rope::rotate(&mut dx, &tables.positions, rope, rope::Direction::Backward);
+        match norm {
+            Some(HeadNorm { weight: (w, dw), eps }) => rms_norm::backward(&dx, x, w, eps, dw),
+            None => dx,
+        }
     }
 
     fn attention_forward(
@@ -167,11 +259,10 @@ impl Backend for Cpu {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        segments: &Segments,
-        runs: &[QueryRun],
+        tables: &Tables,
         spec: &AttentionSpec,
     ) -> (Tensor, Tensor) {
-        attention::forward(q, k, v, segments, runs, spec)
+        attention::forward(q, k, v, &tables.segments, &tables.runs, spec)
     }
 
     fn attention_backward(
@@ -182,34 +273,36 @@ impl Backend for Cpu {
         v: &Tensor,
         o: &Tensor,
         lse: &Tensor,
-        segments: &Segments,
+        tables: &Tables,
         spec: &AttentionSpec,
     ) -> (Tensor, Tensor, Tensor) {
-        attention::backward(d_o, q, k, v, o, lse, segments, spec)
+        attention::backward(d_o, q, k, v, o, lse, &tables.segments, spec)
     }
 
-    fn geglu_forward(&self, gate: &Tensor, up: &Tensor) -> Tensor {
-        geglu::forward(gate, up)
+    fn geglu_forward(
+        &self,
+        x: &Tensor,
+        w_gate: &Tensor,
+        w_up: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<(Tensor, Tensor)>) {
+        let (gate, up) = (matmul::forward(x, w_gate), matmul::forward(x, w_up));
+        let h = geglu::forward(&gate, &up);
+        (h, keep.then_some((gate, up)))
     }
 
     fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
         geglu::backward(dh, gate, up)
     }
 
-    fn add(&self, x: &mut Tensor, y: &Tensor) {
-        rows::add(x, y);
-    }
-
     fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
         rows::gather(x, indices)
     }
 
-    fn scatter_add_rows(&self, dy: &Tensor, indices: &[u32], dx: &mut Tensor) {
-        rows::scatter_add(dy, indices, dx);
-    }
-
-    fn write_rows(&self, src: &Tensor, indices: &[u32], dst: &mut Tensor) {
-        rows::write(src, indices, dst);
+    fn scatter_rows(&self, dy: &Tensor, indices: &[u32], total: usize) -> Tensor {
+        let mut dx = self.zeros(DType::F32, total, dy.cols);
+        rows::write(dy, indices, &mut dx);
+        dx
     }
 
     fn lm_head_sample(
@@ -229,8 +322,9 @@ impl Backend for Cpu {
         table: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Vec<f32>) {
-        lm_head::logprob_forward(x, table, head, targets)
+    ) -> (Vec<f32>, Tensor) {
+        let (logprobs, lse) = lm_head::logprob_forward(x, table, head, targets);
+        (logprobs, Tensor::f32(1, lse.len(), lse))
     }
 
     fn lm_head_logprob_backward(
@@ -238,27 +332,22 @@ impl Backend for Cpu {
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
-        lse: &[f32],
+        lse: &Tensor,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, lse, targets, weights, dtable)
+        lm_head::logprob_backward(x, table, head, lse.as_f32(), targets, weights, dtable)
     }
 
-    fn sum_squares(&self, x: &Tensor) -> f64 {
-        reduce::sum_squares(x)
+    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
+        x.iter().map(|x| reduce::sum_squares(x)).collect()
     }
 
-    fn adamw(
-        &self,
-        hyper: &AdamW,
-        grad: &Tensor,
-        master: &mut Tensor,
-        m: &mut Tensor,
-        v: &mut Tensor,
-        copy: Option<&mut Tensor>,
-    ) {
-        adamw::step(hyper, grad, master, m, v, copy);
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
+        for u in updates {
+            adamw::step(hyper, u.weight_decay, u.grad, u.master, u.m, u.v, u.copy.as_deref_mut());
+            u.grad.as_f32_mut().fill(0.0);
+        }
     }
 }

@@ -47,16 +47,6 @@ pub fn gather(x: &Tensor, rows: &[u32]) -> Tensor {
     Tensor::f32(rows.len(), x.cols, out)
 }
 
-/// dx\[rows\[i\]\] += dy\[i\]; `rows` must not repeat.
-pub fn scatter_add(dy: &Tensor, rows: &[u32], dx: &mut Tensor) {
-    assert_eq!((dy.rows, dy.cols), (rows.len(), dx.cols));
-    let cols = dx.cols;
-    let target = dx.as_f32_mut();
-    for (&r, dy) in rows.iter().zip(dy.as_f32().chunks_exact(cols)) {
-        add_slices(&mut target[r as usize * cols..][..cols], dy);
-    }
-}
-
 /// dst\[rows\[i\]\] = src\[i\].
 pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
     assert_eq!((src.rows, src.cols), (rows.len(), dst.cols));

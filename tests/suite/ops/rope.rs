@@ -1,5 +1,5 @@
-use bon_engine::backend::Direction;
-use bon_engine::backend::cpu::rope::rotate;
+use bon_engine::backend::RopeSpec;
+use bon_engine::backend::cpu::rope::{Direction, rotate};
 
 use super::{random, same_everywhere, wide};
 use crate::tolerance::{EPS, assert_within};
@@ -14,7 +14,7 @@ fn rotation_agrees_at_every_width_forward_and_backward() {
                 let positions: Vec<u32> = (0..rows as u32).map(|t| t * 251 + t * t % 17).collect();
                 let y = &same_everywhere(|| {
                     let mut y = x.clone();
-                    rotate(&mut y, &positions, dim, theta, factor, direction);
+                    rotate(&mut y, &positions, &RopeSpec { head_dim: dim, theta, factor }, direction);
                     vec![y]
                 })[0];
 

@@ -32,7 +32,8 @@
 //! - [`segments`]: runs of tokens and the prefixes that they see. A few-shot header is a segment, each prompt is one
 //!   that continues it, each of its N responses one that continues the prompt; what is shared exists once.
 //! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
-//! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] has one file per op.
+//! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU.
+//! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
 //! - [`config`]: config.json to [`config::GemmaConfig`]. What differs between Gemma 1, 2 and 3 is data here.
 //! - [`tokenizer`]: text to ids and back, and the turn template.
 //! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.
@@ -64,6 +65,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod eval;
 pub mod gemma;
 pub mod generate;

@@ -14,6 +14,16 @@ fail() {
     exit 1
 }
 
+# Cargo does not see that a compiler has come: the build must look again, but only if it is another than last time.
+found() {
+    mkdir -p "$ROOT/.cache"
+    if [[ $(cat "$ROOT/.cache/nvcc.path" 2>/dev/null || true) != "$1" ]]; then
+        echo "$1" >"$ROOT/.cache/nvcc.path"
+        touch "$ROOT/build.rs"
+    fi
+    echo "$1"
+}
+
 # Both compilers must run: a toolkit without ptxas, or one of another architecture, is none.
 works() {
     [[ -x $1 ]] && "$1" --version >/dev/null 2>&1 && "$(dirname "$1")/ptxas" --version >/dev/null 2>&1
@@ -34,7 +44,7 @@ for candidate in "$on_path" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "${CUDA_PATH:+$C
     # What stands in the cache was tried when it was put there.
     if [[ -n $candidate ]] && { [[ $candidate == "$NVCC" && -x $NVCC ]] || works "$candidate"; }; then
         need_host_compiler
-        echo "$candidate"
+        found "$candidate"
         exit 0
     fi
 done
@@ -93,4 +103,4 @@ works "$part/new/nvidia/cu13/bin/nvcc" || fail "the CUDA compiler was fetched bu
 # Complete or absent. If another run was faster, its copy is as good: never move into an existing directory.
 mv -T "$part/new" "$PLACE" 2>/dev/null || works "$NVCC" || fail "$PLACE is in the way and holds no working nvcc:" \
     "remove it and run again."
-echo "$NVCC"
+found "$NVCC"

@@ -48,6 +48,11 @@ impl Module {
         let f = self.0.kernels().find(|f| f.name == kernel)?;
         Some(f.params.iter().map(|p| (p.bytes, p.align)).collect())
     }
+
+    /// A kernel's static shared memory in bytes.
+    pub fn shared_bytes(&self, kernel: &str) -> Option<u32> {
+        self.0.kernels().find(|f| f.name == kernel).map(|f| f.shared_bytes)
+    }
 }
 
 /// A module on a device: its global variables have addresses.

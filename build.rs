@@ -1,0 +1,241 @@
+//! Compiles every `kernels/*.cu` to PTX and writes an index of their entry points, so that a launcher that names a
+//! kernel which does not exist does not compile. Without nvcc the index is the same and the PTX is missing: the program
+//! then computes on the CPU alone and says so.
+//!
+//! A kernel is compiled again only when something that its PTX depends on has other bytes than last time: itself, a
+//! header that it includes, nvcc, the flags.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs};
+
+/// -arch: runs on Ampere, Ada, Hopper and Blackwell, through the driver's compiler.
+/// -lineinfo: the virtual GPU's findings name lines of the .cu.
+const FLAGS: [&str; 7] =
+    ["-ptx", "-arch=compute_80", "-O3", "-std=c++17", "-lineinfo", "-Werror", "all-warnings"];
+
+/// A driver refuses PTX that says it is of a newer version than the driver's own, and nvcc always says its own. The
+/// kernels use nothing newer than this, which drivers of CUDA 11.4 (R470) and later take. If one should, ptxas says so
+/// in the tests: "Feature .. requires PTX ISA .version .. or later".
+const PTX_VERSION: (u32, u32) = (7, 4);
+
+/// Settings that decide which compilers run.
+const VARIABLES: [&str; 5] = ["NVCC", "PATH", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"];
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=kernels");
+    for variable in VARIABLES {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
+        .expect("kernels/ is part of the project")
+        .map(|entry| entry.expect("kernels/ can be read").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    sources.sort();
+    let nvcc = find_nvcc();
+    match &nvcc {
+        Some(nvcc) => {
+            println!("cargo:rerun-if-changed={}", nvcc.display());
+            compile(nvcc, &sources, &out);
+        }
+        None => println!(
+            "cargo:warning=no nvcc was found: this build computes on the CPU alone, without --device cuda and vm; \
+             `make nvcc` fetches one, then build again"
+        ),
+    }
+    fs::write(out.join("kernels.rs"), index(&sources, nvcc.as_deref())).expect("OUT_DIR can be written");
+}
+
+/// $NVCC, an installed toolkit, or what `make nvcc` fetched.
+fn find_nvcc() -> Option<PathBuf> {
+    let named = env::var_os("NVCC").map(PathBuf::from);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|dir| dir.join("nvcc"));
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let installed = homes.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
+    let mut fetched: Vec<PathBuf> = fs::read_dir(".cache")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("nvidia/cu13/bin/nvcc")))
+        .filter(|path| path.to_string_lossy().contains("nvcc-") && !path.to_string_lossy().contains(".part."))
+        .collect();
+    fetched.sort();
+    let here = env::current_dir().expect("a build has a directory");
+    named
+        .into_iter()
+        .chain(on_path)
+        .chain(installed.map(|home| home.join("bin/nvcc")))
+        .chain(fetched)
+        .find(|nvcc| nvcc.is_file())
+        .map(|nvcc| here.join(nvcc))
+}
+
+/// The assembler beside an nvcc, or beside what nvcc is a link to.
+fn find_ptxas(nvcc: &Path) -> Option<PathBuf> {
+    let places = [nvcc.to_owned(), fs::canonicalize(nvcc).ok()?];
+    places.into_iter().map(|nvcc| nvcc.with_file_name("ptxas")).find(|ptxas| ptxas.is_file())
+}
+
+/// As many compilers at once as cargo allows; the first failure ends the build with nvcc's words.
+fn compile(nvcc: &Path, sources: &[PathBuf], out: &Path) {
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1).min(sources.len());
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let compiler = compiler(nvcc);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(message) = compile_one(nvcc, compiler, source, out) {
+                        failures.lock().expect("no thread panics").push(message);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no thread panics");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A number that another nvcc, other flags or settings, or another version of this file change.
+fn compiler(nvcc: &Path) -> u64 {
+    let mut hash = DefaultHasher::new();
+    let file = fs::metadata(nvcc).ok();
+    (nvcc, file.as_ref().map(|f| (f.len(), f.modified().ok()))).hash(&mut hash);
+    (FLAGS, env::var_os("NVCC_CCBIN")).hash(&mut hash);
+    // What is done to the PTX afterwards.
+    include_str!("build.rs").hash(&mut hash);
+    hash.finish()
+}
+
+/// A number that other contents of a kernel, or of a header that it includes, change.
+fn contents(source: &Path) -> u64 {
+    let mut hash = DefaultHasher::new();
+    let (mut open, mut seen) = (vec![source.to_owned()], BTreeSet::new());
+    while let Some(path) = open.pop() {
+        // What is not beside the kernels belongs to the toolkit.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        (&path, &text).hash(&mut hash);
+        let included = text.lines().filter_map(|line| {
+            line.trim_start()
+                .strip_prefix('#')?
+                .trim_start()
+                .strip_prefix("include")?
+                .trim()
+                .strip_prefix('"')?
+                .split('"')
+                .next()
+        });
+        open.extend(included.map(|name| path.with_file_name(name)));
+    }
+    hash.finish()
+}
+
+fn compile_one(nvcc: &Path, compiler: u64, source: &Path, out: &Path) -> Result<(), String> {
+    let ptx = out.join(stem(source)).with_extension("ptx");
+    let stamp = ptx.with_extension("stamp");
+    let made_of = format!("{compiler:016x} {:016x}\n", contents(source));
+    if ptx.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
+        return Ok(());
+    }
+    // An interrupted build must not leave a stamp beside another PTX.
+    let _ = fs::remove_file(&stamp);
+    let failed = |what: &str| format!("{}: {what}", source.display());
+    let run = Command::new(nvcc)
+        .args(FLAGS)
+        .arg("-o")
+        .arg(&ptx)
+        .arg(source)
+        .output()
+        .map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    if !run.status.success() {
+        let said = [run.stdout, run.stderr].concat();
+        return Err(failed(&format!("nvcc failed:\n{}", String::from_utf8_lossy(&said))));
+    }
+    let text = fs::read_to_string(&ptx).map_err(|e| failed(&e.to_string()))?;
+    let text = lower_version(&text).ok_or_else(|| failed("nvcc wrote PTX without a .version"))?;
+    fs::write(&ptx, text).and_then(|()| fs::write(&stamp, made_of)).map_err(|e| failed(&e.to_string()))
+}
+
+/// PTX that says it is of [`PTX_VERSION`], or of its own version where that is older. nvcc's hint which bytes of a
+/// vector load are used, a pragma of newer versions, is left out: it changes no result.
+fn lower_version(ptx: &str) -> Option<String> {
+    let (head, rest) = ptx.split_once("\n.version ")?;
+    let (version, rest) = rest.split_once('\n')?;
+    let (major, minor) = version.trim().split_once('.')?;
+    let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
+    let (major, minor) = PTX_VERSION.min((major, minor));
+    let newer = |line: &&str| line.trim_start().starts_with(".pragma \"used_bytes_mask");
+    let rest: String = rest.lines().filter(|line| !newer(line)).map(|line| format!("{line}\n")).collect();
+    Some(format!("{head}\n.version {major}.{minor}\n{rest}"))
+}
+
+fn stem(source: &Path) -> &str {
+    source.file_stem().and_then(|s| s.to_str()).expect("kernels have plain names")
+}
+
+/// Names of the entry points: `extern "C" __global__ void [__launch_bounds__(..)] name(`.
+fn entries(source: &Path) -> Vec<String> {
+    let text = fs::read_to_string(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
+    text.split("extern \"C\" __global__")
+        .skip(1)
+        .map(|rest| {
+            let rest = rest.trim_start().strip_prefix("void").expect("a kernel returns void").trim_start();
+            let rest = match rest.strip_prefix("__launch_bounds__(") {
+                Some(rest) => rest.split_once(')').expect("__launch_bounds__ closes").1.trim_start(),
+                None => rest,
+            };
+            rest.split_once('(').expect("a kernel has parameters").0.trim().to_owned()
+        })
+        .collect()
+}
+
+/// rms_norm_forward -> RmsNormForward.
+fn camel(name: &str) -> String {
+    let word = |w: &str| w[..1].to_uppercase() + &w[1..];
+    name.split('_').filter(|w| !w.is_empty()).map(word).collect()
+}
+
+fn index(sources: &[PathBuf], nvcc: Option<&Path>) -> String {
+    let (mut variants, mut names, mut modules) = (String::new(), String::new(), String::new());
+    for source in sources {
+        let stem = stem(source);
+        let entries = entries(source);
+        for name in &entries {
+            let variant = camel(name);
+            writeln!(variants, "    /// `{name}` of kernels/{stem}.cu.\n    {variant},").expect("a string");
+            writeln!(names, "            Entry::{variant} => {name:?},").expect("a string");
+        }
+        let list: String = entries.iter().map(|name| format!("Entry::{}, ", camel(name))).collect();
+        let ptx = match nvcc {
+            Some(_) => format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))"),
+            None => "None".to_owned(),
+        };
+        writeln!(modules, "    Module {{ name: {stem:?}, ptx: {ptx}, entries: &[{list}] }},")
+            .expect("a string");
+    }
+    let ptxas = nvcc.and_then(find_ptxas);
+    let (nvcc, ptxas) = (nvcc.map(|p| p.to_string_lossy()), ptxas.as_deref().map(|p| p.to_string_lossy()));
+    format!(
+        "/// An entry point.\n#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\npub enum Entry {{\n{variants}}}\n\n\
+         impl Entry {{\n    /// Its name in the PTX.\n    pub fn name(self) -> &'static str {{\n        match self {{\n\
+         {names}        }}\n    }}\n}}\n\n/// Every kernel file, in order; entry points are numbered through.\n\
+         pub static MODULES: &[Module] = &[\n{modules}];\n\n\
+         /// The nvcc that compiled the kernels; `None` where there was none.\n\
+         pub const NVCC: Option<&str> = {nvcc:?};\n\n\
+         /// Its ptxas.\n\
+         pub const PTXAS: Option<&str> = {ptxas:?};\n\n\
+         /// The version that the kernels' PTX says it is of, at most: drivers before it cannot take it.\n\
+         pub const PTX_VERSION: (u32, u32) = {PTX_VERSION:?};\n"
+    )
+}

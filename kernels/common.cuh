@@ -1,0 +1,69 @@
+// What all kernels share: types, and reductions of a fixed order.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <stdint.h>
+
+using bf16 = __nv_bfloat16;
+using bf162 = __nv_bfloat162;
+
+constexpr unsigned WARP = 32;
+constexpr unsigned ALL = 0xffffffffu;
+
+// Eight bf16 as one 16-byte access, widened and rounded (to nearest even) in registers.
+struct alignas(16) bf16x8 {
+    bf162 pair[4];
+};
+
+__device__ __forceinline__ void widen(const bf16x8 &v, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 p = __bfloat1622float2(v.pair[i]);
+        x[2 * i] = p.x;
+        x[2 * i + 1] = p.y;
+    }
+}
+
+__device__ __forceinline__ bf16x8 narrow(const float (&x)[8]) {
+    bf16x8 v;
+#pragma unroll
+    for (int i = 0; i < 4; i++) v.pair[i] = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    return v;
+}
+
+// Sum over the lanes of a warp by butterfly: all lanes get the same bits.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, offset));
+    return x;
+}
+
+// Piece `i` of 8 bf16 of x as one access of 16 bytes: a plain copy of a bf16x8 becomes four of 4.
+__device__ __forceinline__ bf16x8 load8(const bf16 *x, size_t i) {
+    const uint4 words = reinterpret_cast<const uint4 *>(x)[i];
+    return reinterpret_cast<const bf16x8 &>(words);
+}
+
+__device__ __forceinline__ void store8(bf16 *x, size_t i, const bf16x8 &v) {
+    reinterpret_cast<uint4 *>(x)[i] = reinterpret_cast<const uint4 &>(v);
+}
+
+// Does nothing, but the compiler takes the value for a new one: it then keeps eight packed numbers in four registers and
+// widens them once more (four shifts, four masks), where it would rather keep them, widened, in eight.
+__device__ __forceinline__ void keep_packed(bf16x8 &value) {
+    unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(value);
+    asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// What the compiler cannot know of an address that it finds in memory: it is one of global memory.
+template <typename T>
+__device__ __forceinline__ T *in_global(T *p) {
+    __builtin_assume(__isGlobal(p));
+    return p;
+}

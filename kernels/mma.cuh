@@ -1,0 +1,63 @@
+// The three instructions that tensor-core kernels are made of, and how their operands lie in shared memory.
+//
+// Tiles in shared memory have rows of 64 bf16: 128 bytes, eight pieces of 16. Piece c of row r lies at place c ^ (r % 8)
+// of its row (`swizzled`), so that the eight rows that ldmatrix reads at once, at one column, lie in eight different
+// groups of banks, and so do the eight pieces of a row that cp.async writes.
+#pragma once
+
+#include "common.cuh"
+
+// Elements of a row of a tile, and of a piece.
+constexpr int TILE_K = 64;
+constexpr int PIECE = 8;
+
+// Offset in elements of piece `piece` (0..8) of row `row` in a swizzled tile.
+__device__ __forceinline__ int swizzled(int row, int piece) { return row * TILE_K + ((piece ^ (row % 8)) * PIECE); }
+
+__device__ __forceinline__ unsigned shared_address(const void *p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// Starts copying 16 bytes from global to shared memory past L1; with `inside` false nothing is read and zeros are
+// written. Both addresses are multiples of 16; `from` must be a valid address only if `inside`.
+__device__ __forceinline__ void copy_async(void *to, const void *from, bool inside = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+// Waits until at most `pending` groups of this thread are under way. Other threads' copies need a barrier besides.
+template <int pending>
+__device__ __forceinline__ void copy_wait() {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// Four 8 x 8 matrices of bf16: lane l gives the address of row l % 8 of matrix l / 8; register i gets, of matrix i, the
+// two neighbours (row lane / 4, columns 2 (lane % 4) and the next).
+__device__ __forceinline__ void load_matrix(unsigned (&r)[4], const bf16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same of the transposed matrices.
+__device__ __forceinline__ void load_matrix_transposed(unsigned (&r)[4], const bf16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// c += a b: a 16 x 16 (rows x k), b 16 x 8 (k x columns), both bf16, c f32. With g = lane / 4 and t = lane % 4:
+// a = {(g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..)}, b = {(k 2t.., column g), (k 2t + 8.., column g)},
+// c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}.
+__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

@@ -1,0 +1,964 @@
+//! A real GPU, through the CUDA driver. The driver's library is looked for when the first [`Gpu`] is opened: the
+//! program starts on machines without one, and says what is missing when it is asked for a GPU.
+//!
+//! - One stream: work runs in the order in which it was asked for.
+//! - PTX becomes machine code when a module is loaded. The driver keeps that in its cache (`~/.nv/ComputeCache`), so
+//!   that only the first start on a machine takes long.
+//! - Memory comes from an [`Arena`], so that loops do not call the driver's allocator. What is freed may still be in
+//!   use by work under way; what takes its place runs later, in the same stream.
+//! - Host memory reaches the device through page-locked buffers: the caller may reuse its bytes at once, and a
+//!   checkpoint's pages are read while earlier ones are on their way.
+//! - A sequence ([`Device::begin_sequence`]) that comes again is recorded as a CUDA graph and replayed. While one is
+//!   collected, work is held back, so a table for a later launch may be written ahead of earlier ones; to keep that
+//!   harmless, small memory that is freed meanwhile is used again only after the sequence.
+//!
+//! Everything here runs in the tests, on a virtual GPU behind the driver's functions (`tools/vcuda`). No real GPU has
+//! run it yet, so its speed, and what graphs gain, is not known.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::arena::{Arena, SMALL};
+use super::sequence::{Recordings, Step, Verdict};
+use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+
+/// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Shared memory, static and dynamic, that a block may have without asking.
+const SHARED_UNASKED: u32 = 48 << 10;
+/// Page-locked memory: parts that are filled in turn.
+const STAGING_PARTS: usize = 4;
+const STAGING_PART: usize = 8 << 20;
+/// Room for what the driver's compiler says.
+const LOG_BYTES: usize = 8 << 10;
+/// CU_STREAM_NON_BLOCKING: no hidden order with the legacy stream.
+const NON_BLOCKING: u32 = 1;
+/// CU_EVENT_DISABLE_TIMING: cheaper to record.
+const NO_TIMING: u32 = 2;
+
+/// All functions of the driver that this file calls: looked up before the first is, since cudarc panics on the call of
+/// one that is missing.
+const FUNCTIONS: [&str; 40] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuModuleLoadDataEx",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime",
+    "cuLaunchKernel",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+];
+
+/// A GPU that the driver knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Its number: `cuda:<ordinal>`.
+    pub ordinal: usize,
+    /// As NVIDIA calls it.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Compute capability, as in (8, 0).
+    pub capability: (i32, i32),
+    /// Whether the kernels run on it.
+    pub usable: bool,
+    /// The newest CUDA that the driver knows, as in (12, 4).
+    pub driver: (i32, i32),
+}
+
+/// All GPUs, or why there is none.
+pub fn gpus() -> Result<Vec<Description>, DeviceError> {
+    init()?;
+    let driver = version()?;
+    let mut count = 0;
+    // SAFETY: the driver is there and initialised; the pointer is to a local.
+    check("cuda", "count GPUs", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+    (0..usize::try_from(count).unwrap_or(0)).map(|ordinal| describe(ordinal, driver)).collect()
+}
+
+/// A GPU as a [`Device`].
+#[derive(Debug)]
+pub struct Gpu {
+    name: String,
+    state: Mutex<State>,
+}
+
+/// What the driver did, for tests and benchmarks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels and fills that were launched one by one.
+    pub single: u64,
+    /// Sequences that were recorded as graphs.
+    pub recorded: u64,
+    /// Sequences that ran as graphs.
+    pub replayed: u64,
+    /// Calls of the driver's allocator.
+    pub allocations: u64,
+    /// Sequences that the driver could not record; they ran one by one, and no more recording was tried.
+    pub refused: u64,
+}
+
+/// Memory of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes that tensors and tables take up.
+    pub used: u64,
+    /// The most there ever were.
+    pub peak: u64,
+    /// Bytes that are held of the driver.
+    pub held: u64,
+    /// Bytes that the driver has left, for us and others.
+    pub free: u64,
+    /// Bytes of the device.
+    pub total: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    name: String,
+    description: Description,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Most shared memory of a block, static and dynamic.
+    shared: u32,
+    arena: Arena,
+    staging: Staging,
+    modules: Vec<sys::CUmodule>,
+    kernels: Vec<Function>,
+    sequence: Option<Sequence>,
+    recordings: Recordings<sys::CUgraphExec>,
+    counts: Counts,
+}
+
+// SAFETY: the handles are used under the mutex alone, with the context made current on the thread that does.
+unsafe impl Send for State {}
+
+#[derive(Debug)]
+struct Function {
+    handle: sys::CUfunction,
+    name: String,
+    /// Static shared memory of a block, and dynamic that it may have.
+    fixed: u32,
+    dynamic: u32,
+}
+
+/// Work between begin and end.
+#[derive(Debug, Default)]
+struct Sequence {
+    /// Held back.
+    steps: Vec<Step>,
+    /// Small allocations of this sequence: how many steps there were when it was made.
+    fresh: HashMap<u64, usize>,
+    /// Small memory freed meanwhile: steps that are held back may use it.
+    freed: Vec<u64>,
+}
+
+/// Page-locked memory in parts. A part is filled by several small writes or a piece of a large one, and filled again
+/// when its copies are done.
+#[derive(Debug)]
+struct Staging {
+    memory: *mut u8,
+    /// Recorded behind the last copy from each part.
+    events: [sys::CUevent; STAGING_PARTS],
+    part: usize,
+    filled: usize,
+}
+
+fn device_error(device: &str, message: impl Into<String>) -> DeviceError {
+    DeviceError { device: device.to_owned(), message: message.into() }
+}
+
+/// The driver's name and sentence for a result.
+fn told(result: CUresult) -> String {
+    let text = |f: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = ptr::null();
+        // SAFETY: `f` writes a pointer to a text that lives as long as the driver, or null.
+        unsafe {
+            let known = f(result, &mut text) == CUresult::CUDA_SUCCESS && !text.is_null();
+            if known { CStr::from_ptr(text).to_string_lossy().into_owned() } else { format!("{result:?}") }
+        }
+    };
+    format!("{} ({})", text(sys::cuGetErrorString), text(sys::cuGetErrorName))
+}
+
+/// What to do about a result, where there is something.
+fn advice(result: CUresult) -> &'static str {
+    match result {
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            "; the driver sees no GPU: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, start a container with its \
+             GPUs, or use --device cpu"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
+        | CUresult::CUDA_ERROR_SYSTEM_NOT_READY
+        | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
+        | CUresult::CUDA_ERROR_STUB_LIBRARY
+        | CUresult::CUDA_ERROR_UNKNOWN => {
+            "; the driver's library does not fit the kernel module or is a stub: see whether `nvidia-smi` works and \
+             which libcuda.so is found first, or use --device cpu"
+        }
+        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            "; another process has the GPU for itself: see `nvidia-smi`, or use another with --device cuda:<number>"
+        }
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => "; the GPU's memory is defective: use another GPU",
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUresult::CUDA_ERROR_INVALID_PC
+        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUresult::CUDA_ERROR_ASSERT
+        | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
+            "; a kernel failed, which is a defect of this program: with CUDA_LAUNCH_BLOCKING=1 in the environment \
+             the message names it, and --device vm, on a small case, names its line; please report both"
+        }
+        _ => "",
+    }
+}
+
+fn check(device: &str, doing: &str, result: CUresult) -> Result<(), DeviceError> {
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        _ => Err(device_error(device, format!("cannot {doing}: {}{}", told(result), advice(result)))),
+    }
+}
+
+/// Finds and initialises the driver, once.
+fn init() -> Result<(), DeviceError> {
+    static DONE: OnceLock<Result<(), DeviceError>> = OnceLock::new();
+    let start = || {
+        // SAFETY: loading NVIDIA's library runs its initialisers, as every CUDA program does.
+        if !unsafe { sys::is_culib_present() } {
+            let message = "no CUDA driver: libcuda.so.1 is not on this machine; install NVIDIA's driver, start a \
+                           container with its GPUs (`docker run --gpus all`), or use --device cpu";
+            return Err(device_error("cuda", message));
+        }
+        // SAFETY: the library is there.
+        let library = unsafe { sys::culib() };
+        let lacks = |name: &&&str| {
+            // SAFETY: the symbol is only looked up.
+            unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err()
+        };
+        if let Some(name) = FUNCTIONS.iter().find(lacks) {
+            let message = format!(
+                "the CUDA driver is too old: it has no {name}; install one of CUDA 11.4 (R470) or newer, or use \
+                 --device cpu"
+            );
+            return Err(device_error("cuda", message));
+        }
+        // SAFETY: the function is there.
+        check("cuda", "start the CUDA driver", unsafe { sys::cuInit(0) })
+    };
+    DONE.get_or_init(start).clone()
+}
+
+fn version() -> Result<(i32, i32), DeviceError> {
+    let mut version = 0;
+    // SAFETY: the pointer is to a local.
+    check("cuda", "ask for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<i32, DeviceError> {
+    let mut value = 0;
+    // SAFETY: the pointer is to a local.
+    check("cuda", "ask what a GPU can do", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+    Ok(value)
+}
+
+fn handle_of(ordinal: usize) -> Result<sys::CUdevice, DeviceError> {
+    let mut device = 0;
+    let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+    // SAFETY: the pointer is to a local.
+    check("cuda", "find the GPU", unsafe { sys::cuDeviceGet(&mut device, ordinal) })?;
+    Ok(device)
+}
+
+fn describe(ordinal: usize, driver: (i32, i32)) -> Result<Description, DeviceError> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let device = handle_of(ordinal)?;
+    let (mut name, mut memory) = ([0 as c_char; 256], 0);
+    // SAFETY: the pointers are to locals, the name's with its length; the driver ends it with a zero.
+    let name = unsafe {
+        check("cuda", "ask for a GPU's name", sys::cuDeviceGetName(name.as_mut_ptr(), 256, device))?;
+        check("cuda", "ask for a GPU's memory", sys::cuDeviceTotalMem_v2(&mut memory, device))?;
+        CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+    };
+    let capability = (attribute(device, MAJOR)?, attribute(device, MINOR)?);
+    let usable = capability >= LEAST_CAPABILITY;
+    Ok(Description { ordinal, name, memory: memory as u64, capability, usable, driver })
+}
+
+/// A size for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+impl Gpu {
+    /// Opens `cuda:<ordinal>`.
+    pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
+        let known = gpus()?;
+        let Some(description) = known.get(ordinal) else {
+            let message = match known.len() {
+                0 => "the driver sees no GPU: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device cpu".into(),
+                1 => "there is one GPU, cuda:0".into(),
+                n => format!("there are {n} GPUs, cuda:0 to cuda:{}", n - 1),
+            };
+            return Err(device_error(&format!("cuda:{ordinal}"), message));
+        };
+        let name = format!("cuda:{ordinal} ({})", description.name);
+        if !description.usable {
+            let (major, minor) = description.capability;
+            let message = format!(
+                "this GPU has compute capability {major}.{minor}, and the kernels need 8.0 (Ampere) or newer; use \
+                 another GPU or --device cpu"
+            );
+            return Err(device_error(&name, message));
+        }
+        let state = State::open(name.clone(), description.clone())?;
+        Ok(Self { name, state: Mutex::new(state) })
+    }
+
+    /// What it is.
+    pub fn description(&self) -> Description {
+        self.state().description.clone()
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    /// How full it is.
+    pub fn memory(&self) -> Result<MemoryUse, DeviceError> {
+        let state = self.current()?;
+        let (free, total) = state.free_and_total()?;
+        let arena = &state.arena;
+        Ok(MemoryUse { used: arena.used(), peak: arena.peak(), held: arena.held(), free, total })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, with the context current on this thread.
+    fn current(&self) -> Result<MutexGuard<'_, State>, DeviceError> {
+        let state = self.state();
+        state.make_current()?;
+        Ok(state)
+    }
+}
+
+impl State {
+    fn open(name: String, description: Description) -> Result<Self, DeviceError> {
+        let device = handle_of(description.ordinal)?;
+        let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = u32::try_from(attribute(device, optin)?).unwrap_or(0);
+        let mut context = ptr::null_mut();
+        // SAFETY: the pointer is to a local. Released when the state is dropped.
+        check(&name, "open the GPU", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
+        // From here on, dropping gives back whatever is there.
+        let mut state = Self {
+            name,
+            description,
+            device,
+            context,
+            stream: ptr::null_mut(),
+            shared,
+            arena: Arena::default(),
+            staging: Staging {
+                memory: ptr::null_mut(),
+                events: [ptr::null_mut(); STAGING_PARTS],
+                part: 0,
+                filled: 0,
+            },
+            modules: Vec::new(),
+            kernels: Vec::new(),
+            sequence: None,
+            recordings: Recordings::default(),
+            counts: Counts::default(),
+        };
+        state.make_current()?;
+        let mut stream = ptr::null_mut();
+        // SAFETY: the context is current and the pointer to a local.
+        state.check("make a stream", unsafe { sys::cuStreamCreate(&mut stream, NON_BLOCKING) })?;
+        state.stream = stream;
+        Ok(state)
+    }
+
+    fn check(&self, doing: &str, result: CUresult) -> Result<(), DeviceError> {
+        check(&self.name, doing, result)
+    }
+
+    fn make_current(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        self.check("use the GPU from this thread", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    fn free_and_total(&self) -> Result<(u64, u64), DeviceError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to locals.
+        self.check("ask for free memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    // --------------------------------------------------------------------------------------------------- modules
+
+    fn load(&mut self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        let text =
+            CString::new(ptx).map_err(|_| device_error(&self.name, format!("{name} holds a zero byte")))?;
+        let mut log = vec![0u8; LOG_BYTES];
+        let mut options = [
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // Numbers are passed in the pointers themselves.
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
+        let mut module = ptr::null_mut();
+        // SAFETY: text, options, values and log outlive the call; there are as many values as options.
+        let result = unsafe {
+            let image = text.as_ptr().cast();
+            sys::cuModuleLoadDataEx(&mut module, image, 2, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        if result != CUresult::CUDA_SUCCESS {
+            let said = log.split(|byte| *byte == 0).next().map(String::from_utf8_lossy).unwrap_or_default();
+            return Err(self.refused_module(name, ptx, result, said.trim()));
+        }
+        self.modules.push(module);
+        let first = self.kernels.len();
+        for entry in entries {
+            let wanted = CString::new(*entry)
+                .map_err(|_| device_error(&self.name, format!("the name {entry:?} holds a zero byte")))?;
+            let mut handle = ptr::null_mut();
+            // SAFETY: the module was just loaded, the name ends with a zero.
+            let result = unsafe { sys::cuModuleGetFunction(&mut handle, module, wanted.as_ptr()) };
+            self.check(&format!("find the kernel {entry} in {name}"), result)?;
+            let mut fixed = 0;
+            let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded, the pointer is to a local.
+            let result = unsafe { sys::cuFuncGetAttribute(&mut fixed, which, handle) };
+            self.check(&format!("ask what {entry} needs"), result)?;
+            let fixed = u32::try_from(fixed).unwrap_or(0);
+            let dynamic = SHARED_UNASKED.saturating_sub(fixed);
+            self.kernels.push(Function { handle, name: (*entry).to_owned(), fixed, dynamic });
+        }
+        Ok((first..self.kernels.len()).map(Kernel).collect())
+    }
+
+    fn refused_module(&self, name: &str, ptx: &str, result: CUresult, said: &str) -> DeviceError {
+        let (major, minor) = self.description.driver;
+        let said =
+            if said.is_empty() { String::new() } else { format!("; the driver's compiler says: {said}") };
+        let message = match result {
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                let version =
+                    ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or("?").trim();
+                // PTX 7.x came with CUDA 11.x; later the minor versions part, within half a year of each other.
+                let needs = match version.split_once('.') {
+                    Some(("7", minor)) => format!("CUDA 11.{minor}"),
+                    Some(("8", _)) => "CUDA 12".into(),
+                    _ => "a newer CUDA".into(),
+                };
+                format!(
+                    "{name} is PTX {version}, and this driver knows CUDA {major}.{minor}; install a driver of {needs} \
+                     or newer, or use --device cpu{said}"
+                )
+            }
+            CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => format!(
+                "the driver's PTX compiler is missing: install libnvidia-ptxjitcompiler.so.1, a part of the driver of \
+                 CUDA {major}.{minor}, or use --device cpu"
+            ),
+            CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => {
+                "compiling PTX is switched off: unset CUDA_DISABLE_PTX_JIT".into()
+            }
+            _ => format!("cannot load {name}: {}{}{said}", told(result), advice(result)),
+        };
+        device_error(&self.name, message)
+    }
+
+    // ---------------------------------------------------------------------------------------------------- memory
+
+    fn alloc(&mut self, bytes: usize) -> Result<Ptr, DeviceError> {
+        let bytes = bytes as u64;
+        let address = match self.arena.alloc(bytes) {
+            Some(address) => address,
+            None => {
+                self.grow(bytes)?;
+                self.arena.alloc(bytes).expect("a piece that is large enough was just added")
+            }
+        };
+        if let Some(sequence) = self.sequence.as_mut().filter(|_| bytes <= SMALL) {
+            sequence.fresh.insert(address, sequence.steps.len());
+        }
+        Ok(Ptr(address))
+    }
+
+    /// Gets a piece of memory from the driver that `bytes` fit into.
+    fn grow(&mut self, bytes: u64) -> Result<(), DeviceError> {
+        let sizes = self.arena.piece_for(bytes);
+        let Some(sizes) = sizes else { return Err(self.out_of_memory(bytes)) };
+        for size in sizes {
+            if self.take_piece(bytes, size)? {
+                return Ok(());
+            }
+        }
+        // Pieces that nothing lies in any more may be too small each, but not together.
+        self.synchronize()?;
+        for base in self.arena.drain_unused() {
+            // SAFETY: the arena forgot the piece, and no work is under way.
+            self.check("give memory back", unsafe { sys::cuMemFree_v2(base) })?;
+        }
+        match self.take_piece(bytes, sizes[1])? {
+            true => Ok(()),
+            false => Err(self.out_of_memory(bytes)),
+        }
+    }
+
+    fn take_piece(&mut self, bytes: u64, size: u64) -> Result<bool, DeviceError> {
+        self.counts.allocations += 1;
+        let mut base = 0;
+        // SAFETY: the pointer is to a local.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut base, size as usize) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Ok(false);
+        }
+        self.check("allocate memory", result)?;
+        self.arena.add(bytes, base, size);
+        Ok(true)
+    }
+
+    fn out_of_memory(&self, bytes: u64) -> DeviceError {
+        let (free, total) = self.free_and_total().unwrap_or((0, self.description.memory));
+        let message = format!(
+            "out of memory: {} are asked for; of {} this process uses {} and keeps {} for reuse in pieces that are \
+             too small, {} are free. Lower generate.prompts_per_step, generate.samples or generate.max_new_tokens, or \
+             raise train.gradient_accumulation (on the command line: -n, --max-new-tokens); look at `nvidia-smi` for \
+             other processes",
+            gib(bytes),
+            gib(total),
+            gib(self.arena.used()),
+            gib(self.arena.held() - self.arena.used()),
+            gib(free),
+        );
+        device_error(&self.name, message)
+    }
+
+    fn free(&mut self, address: u64) {
+        match &mut self.sequence {
+            Some(sequence) if !sequence.steps.is_empty() && self.arena.is_small(address) => {
+                sequence.fresh.remove(&address);
+                sequence.freed.push(address);
+            }
+            _ => {
+                self.arena.free(address);
+            }
+        }
+    }
+
+    fn write(&mut self, dst: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        // Only memory that no step held back can know of may be written ahead of them.
+        let ahead = self.sequence.as_ref().is_none_or(|s| s.fresh.get(&dst) == Some(&s.steps.len()));
+        if !ahead {
+            self.submit()?;
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let (room, at) = self.staging_room()?;
+            let n = room.min(bytes.len() - done);
+            // SAFETY: `at` has room for `n` bytes that no copy under way reads; the copy that is asked for here reads
+            // them before this part's event, which is waited for before they are written again.
+            let result = unsafe {
+                ptr::copy_nonoverlapping(bytes[done..].as_ptr(), at, n);
+                sys::cuMemcpyHtoDAsync_v2(dst + done as u64, at.cast(), n, self.stream)
+            };
+            self.check("copy to the GPU", result)?;
+            self.staging.filled += n.next_multiple_of(64);
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Where the next bytes for the device go, and how many there is room for: at least one.
+    fn staging_room(&mut self) -> Result<(usize, *mut u8), DeviceError> {
+        if self.staging.memory.is_null() {
+            let mut memory = ptr::null_mut();
+            // SAFETY: the pointers are to locals; what is made is given back when the state is dropped.
+            unsafe {
+                let bytes = STAGING_PARTS * STAGING_PART;
+                self.check("get page-locked memory", sys::cuMemHostAlloc(&mut memory, bytes, 0))?;
+                self.staging.memory = memory.cast();
+                for part in 0..STAGING_PARTS {
+                    let result = sys::cuEventCreate(&mut self.staging.events[part], NO_TIMING);
+                    self.check("make an event", result)?;
+                }
+            }
+        }
+        if self.staging.filled >= STAGING_PART {
+            // SAFETY: events and stream exist. The event of a part that was never left counts as done.
+            unsafe {
+                let left = self.staging.events[self.staging.part];
+                self.check("mark the end of copies", sys::cuEventRecord(left, self.stream))?;
+                self.staging.part = (self.staging.part + 1) % STAGING_PARTS;
+                self.staging.filled = 0;
+                let entered = self.staging.events[self.staging.part];
+                self.check("wait for copies", sys::cuEventSynchronize(entered))?;
+            }
+        }
+        let Staging { memory, part, filled, .. } = self.staging;
+        // SAFETY: within the page-locked memory.
+        Ok((STAGING_PART - filled, unsafe { memory.add(part * STAGING_PART + filled) }))
+    }
+
+    fn read(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.submit()?;
+        // SAFETY: the slice is not touched before the stream has been waited for.
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), src, bytes.len(), self.stream) };
+        let copied = self.check("copy from the GPU", result);
+        // Also after an error: the copy must not outlive the slice.
+        self.wait().and(copied)
+    }
+
+    // ------------------------------------------------------------------------------------------------------ work
+
+    /// A launch or a fill: held back in a sequence, else handed over.
+    fn ask(&mut self, step: Step) -> Result<(), DeviceError> {
+        match &mut self.sequence {
+            Some(sequence) => {
+                sequence.steps.push(step);
+                Ok(())
+            }
+            None => self.run(&step),
+        }
+    }
+
+    fn run(&mut self, step: &Step) -> Result<(), DeviceError> {
+        self.counts.single += 1;
+        self.enqueue(step)
+    }
+
+    /// Puts a step into the stream, or into the graph that the stream is recorded into.
+    fn enqueue(&mut self, step: &Step) -> Result<(), DeviceError> {
+        match step {
+            Step::Fill(Ptr(to), value, bytes) => {
+                // SAFETY: the driver checks the addresses.
+                let result = unsafe { sys::cuMemsetD8Async(*to, *value, *bytes, self.stream) };
+                self.check("set memory", result)
+            }
+            Step::Launch(kernel, launch, args) => self.launch(*kernel, launch, args),
+        }
+    }
+
+    fn launch(&mut self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        let Launch { grid, block, shared_bytes } = *launch;
+        let Some(function) = self.kernels.get_mut(kernel.0) else {
+            return Err(device_error(&self.name, format!("no kernel has the number {}", kernel.0)));
+        };
+        if shared_bytes > function.dynamic {
+            let whole = u64::from(function.fixed) + u64::from(shared_bytes);
+            if whole > u64::from(self.shared) {
+                let message = format!(
+                    "{} needs {whole} bytes of shared memory for a block, and this GPU has {}",
+                    function.name, self.shared
+                );
+                return Err(device_error(&self.name, message));
+            }
+            let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, which, shared_bytes as c_int) };
+            check(
+                &self.name,
+                &format!("give {} {shared_bytes} bytes of shared memory", function.name),
+                result,
+            )?;
+            function.dynamic = shared_bytes;
+        }
+        let mut params: Vec<*mut c_void> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Ptr(Ptr(x)) | Arg::U64(x) => ptr::from_ref(x).cast_mut().cast(),
+                Arg::U32(x) => ptr::from_ref(x).cast_mut().cast(),
+                Arg::F32(x) => ptr::from_ref(x).cast_mut().cast(),
+                Arg::Bytes(x) => x.as_ptr().cast_mut().cast(),
+            })
+            .collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
+        // SAFETY: the function is loaded; the parameters point to values that outlive the call, which copies them. That
+        // they are as many and as large as the kernel's is the launchers' part, and checked on the virtual GPU.
+        let result = unsafe {
+            let (handle, params) = (function.handle, params.as_mut_ptr());
+            sys::cuLaunchKernel(
+                handle,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                shared_bytes,
+                self.stream,
+                params,
+                ptr::null_mut(),
+            )
+        };
+        if result == CUresult::CUDA_SUCCESS {
+            return Ok(());
+        }
+        let doing = format!("launch {} with grid {grid:?}, block {block:?}", function.name);
+        self.check(&doing, result)
+    }
+
+    /// Hands over what a sequence has held back, as a graph if it came before.
+    fn submit(&mut self) -> Result<(), DeviceError> {
+        let Some(sequence) = &mut self.sequence else { return Ok(()) };
+        let steps = std::mem::take(&mut sequence.steps);
+        sequence.fresh.clear();
+        for address in std::mem::take(&mut sequence.freed) {
+            self.arena.free(address);
+        }
+        let verdict = if self.counts.refused > 0 { Verdict::Run } else { self.recordings.look(&steps) };
+        let replayed = match verdict {
+            Verdict::Run => None,
+            Verdict::Replay(graph) => Some(*graph),
+            Verdict::Record => self.record(&steps)?,
+        };
+        match replayed {
+            Some(graph) => {
+                self.counts.replayed += 1;
+                // SAFETY: the graph was instantiated in this context and is destroyed only when it leaves the records.
+                self.check("replay a graph", unsafe { sys::cuGraphLaunch(graph, self.stream) })
+            }
+            None => steps.iter().try_for_each(|step| self.run(step)),
+        }
+    }
+
+    /// Records steps as a graph and keeps it; `None` where the driver cannot.
+    fn record(&mut self, steps: &[Step]) -> Result<Option<sys::CUgraphExec>, DeviceError> {
+        let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream exists; nothing but the steps goes into it until the end of the recording, which comes in
+        // any case.
+        let (asked, ended) = unsafe {
+            let began = sys::cuStreamBeginCapture_v2(self.stream, mode);
+            if began != CUresult::CUDA_SUCCESS {
+                self.counts.refused += 1;
+                return Ok(None);
+            }
+            let asked = steps.iter().try_for_each(|step| self.enqueue(step));
+            (asked, sys::cuStreamEndCapture(self.stream, &mut graph))
+        };
+        // SAFETY: the graph, where there is one, is ours; an executable one does not need it any more.
+        let made = unsafe {
+            let whole = asked.is_ok() && ended == CUresult::CUDA_SUCCESS;
+            let made = match whole {
+                true => sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0),
+                false => CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            };
+            if !graph.is_null() {
+                sys::cuGraphDestroy(graph);
+            }
+            made
+        };
+        if made != CUresult::CUDA_SUCCESS {
+            self.counts.refused += 1;
+            return Ok(None);
+        }
+        self.counts.recorded += 1;
+        if let Some(left) = self.recordings.keep(steps, executable) {
+            // The driver may still be replaying it.
+            self.wait()?;
+            // SAFETY: it has left the records, and no work is under way.
+            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(left) })?;
+        }
+        Ok(Some(executable))
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream exists.
+        self.check("finish the work", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    fn synchronize(&mut self) -> Result<(), DeviceError> {
+        self.submit()?;
+        self.wait()
+    }
+
+    fn begin_sequence(&mut self) -> Result<(), DeviceError> {
+        if self.sequence.is_some() {
+            return Err(device_error(&self.name, "a sequence begins within another"));
+        }
+        self.sequence = Some(Sequence::default());
+        Ok(())
+    }
+
+    fn end_sequence(&mut self) -> Result<(), DeviceError> {
+        let submitted = self.submit();
+        match self.sequence.take() {
+            Some(_) => submitted,
+            None => Err(device_error(&self.name, "a sequence ends that did not begin")),
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Errors have been told before, or concern nobody any more.
+        // SAFETY: all handles are ours, each is given back once, and none is used by work under way.
+        unsafe {
+            if sys::cuCtxSetCurrent(self.context) == CUresult::CUDA_SUCCESS {
+                if !self.stream.is_null() {
+                    sys::cuStreamSynchronize(self.stream);
+                }
+                for graph in self.recordings.drain() {
+                    sys::cuGraphExecDestroy(graph);
+                }
+                for event in self.staging.events.iter().filter(|event| !event.is_null()) {
+                    sys::cuEventDestroy_v2(*event);
+                }
+                if !self.staging.memory.is_null() {
+                    sys::cuMemFreeHost(self.staging.memory.cast());
+                }
+                for base in self.arena.drain() {
+                    sys::cuMemFree_v2(base);
+                }
+                for module in self.modules.drain(..) {
+                    sys::cuModuleUnload(module);
+                }
+                if !self.stream.is_null() {
+                    sys::cuStreamDestroy_v2(self.stream);
+                }
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// Two events, given back when dropped.
+struct Stopwatch([sys::CUevent; 2]);
+
+impl Drop for Stopwatch {
+    fn drop(&mut self) {
+        for event in self.0.iter().filter(|event| !event.is_null()) {
+            // SAFETY: the event is ours.
+            unsafe { sys::cuEventDestroy_v2(*event) };
+        }
+    }
+}
+
+impl Device for Gpu {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        self.current()?.load(name, ptx, entries)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        self.current()?.alloc(bytes)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        self.state().free(ptr.0);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.current()?.write(dst.0, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.current()?.read(src.0, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.current()?.ask(Step::Fill(dst, value, bytes))
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        let mut state = self.current()?;
+        match state.sequence {
+            Some(_) => state.ask(Step::Launch(kernel, *launch, args.to_vec())),
+            None => {
+                state.counts.single += 1;
+                state.launch(kernel, launch, args)
+            }
+        }
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.current()?.synchronize()
+    }
+
+    fn begin_sequence(&self) -> Result<(), DeviceError> {
+        self.current()?.begin_sequence()
+    }
+
+    fn end_sequence(&self) -> Result<(), DeviceError> {
+        self.current()?.end_sequence()
+    }
+
+    fn timed(&self, f: &mut dyn FnMut()) -> Result<f64, DeviceError> {
+        let mut watch = Stopwatch([ptr::null_mut(); 2]);
+        let mark = |state: &mut State, event| {
+            state.submit()?;
+            // SAFETY: event and stream exist.
+            state.check("mark a time", unsafe { sys::cuEventRecord(event, state.stream) })
+        };
+        let mut state = self.current()?;
+        for event in &mut watch.0 {
+            // SAFETY: the pointer is to a local.
+            state.check("make an event", unsafe { sys::cuEventCreate(event, 0) })?;
+        }
+        mark(&mut state, watch.0[0])?;
+        // `f` asks this device for work.
+        drop(state);
+        f();
+        let mut state = self.current()?;
+        mark(&mut state, watch.0[1])?;
+        state.wait()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both events were recorded and have passed; the pointer is to a local.
+        let result = unsafe { sys::cuEventElapsedTime(&mut milliseconds, watch.0[0], watch.0[1]) };
+        state.check("read the time", result)?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}

@@ -1,0 +1,202 @@
+//! "Something that runs PTX": one trait at the level of the CUDA driver, so that the same launchers, argument packing
+//! and PTX run on a GPU ([`driver`]) and on the virtual GPU ([`vm`]).
+//!
+//! Work is ordered: what is asked first happens first. Only [`Device::read`] and [`Device::synchronize`] wait.
+//!
+//! [`arena`] keeps the books of a GPU's memory, [`sequence`] those of its CUDA graphs; both know no driver.
+
+pub mod arena;
+pub mod driver;
+pub mod sequence;
+pub mod vm;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use thiserror::Error;
+
+/// What went wrong on a device.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{device}: {message}")]
+pub struct DeviceError {
+    /// Which device.
+    pub device: String,
+    /// What happened, and what to do about it.
+    pub message: String,
+}
+
+/// An address in the device's memory; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ptr(pub u64);
+
+/// An entry point that has been loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel(pub usize);
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Launch {
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+impl Launch {
+    /// `blocks` blocks of `threads` threads, without dynamic shared memory.
+    pub fn linear(blocks: usize, threads: u32) -> Self {
+        let blocks = u32::try_from(blocks).expect("a grid of fewer than 2^32 blocks");
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+    }
+
+    /// The same with dynamic shared memory.
+    pub fn shared(self, bytes: usize) -> Self {
+        Self { shared_bytes: u32::try_from(bytes).expect("a block's shared memory is small"), ..self }
+    }
+}
+
+/// A kernel's argument.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Arg {
+    /// A pointer.
+    Ptr(Ptr),
+    /// `unsigned`.
+    U32(u32),
+    /// `unsigned long long`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+    /// A struct by value, as the kernel lays it out.
+    Bytes(Vec<u8>),
+}
+
+impl From<Ptr> for Arg {
+    fn from(x: Ptr) -> Self {
+        Arg::Ptr(x)
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(x: u32) -> Self {
+        Arg::U32(x)
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(x: u64) -> Self {
+        Arg::U64(x)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(x: f32) -> Self {
+        Arg::F32(x)
+    }
+}
+
+impl From<usize> for Arg {
+    /// Kernels count in 32 bits; offsets they compute in 64.
+    fn from(x: usize) -> Self {
+        Arg::U32(u32::try_from(x).expect("counts of a launch fit 32 bits"))
+    }
+}
+
+/// What the launchers ask of a device.
+pub trait Device: Send + Sync {
+    /// How a user would recognise it.
+    fn name(&self) -> String;
+    /// Loads a module of PTX and returns its entry points in the order of `entries`. `name` is for messages.
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError>;
+    /// Memory, aligned to 256 bytes, its contents undefined; `bytes` > 0. Cheap: no driver call once warm.
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError>;
+    /// Gives memory back; work that was asked before may still use it.
+    fn free(&self, ptr: Ptr);
+    /// Host to device.
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// Device to host; waits for all work.
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    /// Sets bytes.
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError>;
+    /// Runs a kernel.
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError>;
+    /// Waits for all work.
+    fn synchronize(&self) -> Result<(), DeviceError>;
+
+    /// Says that what is asked until [`Device::end_sequence`] may well come again, with the same arguments: a GPU then
+    /// replays it as one CUDA graph. Results are the same with and without. Sequences do not nest, and only one thread
+    /// works with a device while there is one.
+    ///
+    /// It pays where kernels are shorter than the time to launch one (some microseconds) and where the whole sequence
+    /// repeats: same kernels, shapes, addresses and numbers. Put what changes from step to step into tables that
+    /// kernels read. A table that is allocated and written before the next launch does not break a sequence up;
+    /// [`Device::read`] and other writes do, into parts that may repeat each for itself.
+    fn begin_sequence(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Ends what [`Device::begin_sequence`] began; all of it has been handed to the device.
+    fn end_sequence(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Seconds that the work takes which `f` asks for: by a GPU's own clock; elsewhere by the host's.
+    fn timed(&self, f: &mut dyn FnMut()) -> Result<f64, DeviceError> {
+        self.synchronize()?;
+        let start = Instant::now();
+        f();
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+impl<D: Device + ?Sized> Device for Arc<D> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        (**self).load(name, ptx, entries)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        (**self).alloc(bytes)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        (**self).free(ptr);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        (**self).write(dst, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        (**self).read(src, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        (**self).fill(dst, value, bytes)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        (**self).launch(kernel, launch, args)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        (**self).synchronize()
+    }
+
+    fn begin_sequence(&self) -> Result<(), DeviceError> {
+        (**self).begin_sequence()
+    }
+
+    fn end_sequence(&self) -> Result<(), DeviceError> {
+        (**self).end_sequence()
+    }
+
+    fn timed(&self, f: &mut dyn FnMut()) -> Result<f64, DeviceError> {
+        (**self).timed(f)
+    }
+}

@@ -1,0 +1,134 @@
+//! The virtual GPU: the same PTX and launches as on a real one, run on the CPU with a sanitizer's checks.
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+pub use ptxvm::{Checks, Options, Report};
+use ptxvm::{DevicePtr, Gpu, LoadedModule, Module};
+
+use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+
+/// A virtual GPU as a [`Device`].
+pub struct Vm {
+    state: Mutex<State>,
+}
+
+struct State {
+    gpu: Gpu,
+    modules: Vec<LoadedModule>,
+    /// (index into `modules`, name), by [`Kernel`].
+    kernels: Vec<(usize, String)>,
+    /// Reports of launches since [`Vm::take_reports`], where they are kept.
+    reports: Option<Vec<Report>>,
+}
+
+/// Parsed modules, by their text: every device of a process shares them.
+static PARSED: LazyLock<Mutex<HashMap<String, Module>>> = LazyLock::new(Mutex::default);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn error(e: ptxvm::Error) -> DeviceError {
+    DeviceError { device: "vm".into(), message: e.to_string() }
+}
+
+impl Vm {
+    /// A device without any allocation.
+    pub fn new(options: Options) -> Self {
+        let state = State { gpu: Gpu::new(options), modules: Vec::new(), kernels: Vec::new(), reports: None };
+        Self { state: Mutex::new(state) }
+    }
+
+    /// Keeps a report of every launch from here on.
+    pub fn keep_reports(&self) {
+        self.state().reports = Some(Vec::new());
+    }
+
+    /// The reports of the launches since the last call, in order.
+    pub fn take_reports(&self) -> Vec<Report> {
+        self.state().reports.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Device for Vm {
+    fn name(&self) -> String {
+        "vm (a virtual GPU on the CPU)".into()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        let mut parsed = lock(&PARSED);
+        let module = match parsed.get(ptx) {
+            Some(module) => module.clone(),
+            None => {
+                let module = Module::load(name, ptx).map_err(error)?;
+                parsed.insert(ptx.to_owned(), module.clone());
+                module
+            }
+        };
+        drop(parsed);
+        let mut state = self.state();
+        let loaded = state.gpu.load(&module).map_err(error)?;
+        let index = state.modules.len();
+        state.modules.push(loaded);
+        let first = state.kernels.len();
+        state.kernels.extend(entries.iter().map(|name| (index, (*name).to_owned())));
+        Ok((first..state.kernels.len()).map(Kernel).collect())
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        self.state().gpu.alloc(bytes).map(|ptr| Ptr(ptr.0)).map_err(error)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        // Only what `alloc` gave comes here, once.
+        let _ = self.state().gpu.free(DevicePtr(ptr.0));
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.state().gpu.write(DevicePtr(dst.0), bytes).map_err(error)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.state().gpu.read(DevicePtr(src.0), bytes).map_err(error)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.state().gpu.fill(DevicePtr(dst.0), value, bytes).map_err(error)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        let State { gpu, modules, kernels, reports } = &mut *state;
+        let (module, name) = &kernels[kernel.0];
+        let shape = ptxvm::Launch {
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared_bytes,
+            cooperative: false,
+        };
+        let args: Vec<ptxvm::Arg> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Ptr(Ptr(x)) => ptxvm::Arg::Ptr(DevicePtr(*x)),
+                Arg::U32(x) => ptxvm::Arg::U32(*x),
+                Arg::U64(x) => ptxvm::Arg::U64(*x),
+                Arg::F32(x) => ptxvm::Arg::F32(*x),
+                Arg::Bytes(x) => ptxvm::Arg::Bytes(x.clone()),
+            })
+            .collect();
+        let report = gpu.launch(&modules[*module], name, &shape, &args).map_err(error)?;
+        if let Some(reports) = reports {
+            reports.push(report);
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}

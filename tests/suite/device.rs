@@ -1,0 +1,924 @@
+//! The devices, below any op: the arena's and the sequences' books, and the CUDA driver's calls, on a GPU where there is
+//! one, and on the virtual driver (`tools/vcuda`) in any case.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bon_engine::device::arena::{ALIGN, Arena, SMALL};
+use bon_engine::device::driver::Gpu;
+use bon_engine::device::sequence::{Recordings, Step, Verdict};
+use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+
+/// cuda:0 as tests use it. Without one, counts what is left out and tells at the end of the program.
+pub(crate) fn gpu() -> Option<Gpu> {
+    match Gpu::open(0) {
+        Ok(gpu) => Some(gpu),
+        Err(e) => {
+            skipped(&e);
+            None
+        }
+    }
+}
+
+fn skipped(why: &DeviceError) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    static REASON: OnceLock<String> = OnceLock::new();
+    unsafe extern "C" {
+        fn atexit(f: extern "C" fn()) -> c_int;
+    }
+    #[allow(clippy::print_stderr)] // whoever runs the tests must hear of it
+    extern "C" fn tell() {
+        let (n, why) = (COUNT.load(Ordering::Relaxed), REASON.get().map_or("", String::as_str));
+        eprintln!("skipped: {n} checks that need a GPU ({why})");
+    }
+    REASON.get_or_init(|| {
+        // SAFETY: a function of C's that every program has; `tell` does not panic.
+        unsafe { atexit(tell) };
+        why.to_string()
+    });
+    COUNT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Numbers that look random, the same every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        // Knuth's generator; its low bits are poor.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.next() as u8).collect()
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- the arena
+
+/// An arena over pieces at invented addresses, checked against a plain list of what is in use.
+struct Checked {
+    arena: Arena,
+    /// Where the next piece will be, and all pieces.
+    next: u64,
+    pieces: Vec<(u64, u64)>,
+    used: BTreeMap<u64, u64>,
+}
+
+impl Checked {
+    fn new(base: u64) -> Self {
+        Self { arena: Arena::default(), next: base, pieces: vec![], used: BTreeMap::new() }
+    }
+
+    fn alloc(&mut self, bytes: u64) -> u64 {
+        let address = self.arena.alloc(bytes).unwrap_or_else(|| {
+            let [liked, least] = self.arena.piece_for(bytes).unwrap();
+            assert!(liked >= least && least >= bytes);
+            self.arena.add(bytes, self.next, liked);
+            self.pieces.push((self.next, liked));
+            // Pieces touch each other: an allocation must not reach from one into the next.
+            self.next += liked;
+            self.arena.alloc(bytes).unwrap()
+        });
+        assert!(address.is_multiple_of(ALIGN));
+        let inside = |(base, size): &(u64, u64)| *base <= address && address + bytes <= base + size;
+        assert_eq!(
+            self.pieces.iter().filter(|piece| inside(piece)).count(),
+            1,
+            "{bytes} bytes at {address:#x}"
+        );
+        let before = self.used.range(..=address).next_back();
+        assert!(before.is_none_or(|(start, size)| start + size <= address), "overlaps what lies before");
+        let after = self.used.range(address..).next();
+        assert!(after.is_none_or(|(start, _)| address + bytes <= *start), "overlaps what lies behind");
+        assert_eq!(self.arena.is_small(address), bytes <= SMALL);
+        self.used.insert(address, bytes);
+        address
+    }
+
+    fn free(&mut self, address: u64) {
+        assert!(self.used.remove(&address).is_some());
+        assert!(self.arena.free(address));
+        assert!(!self.arena.free(address), "freed twice");
+    }
+}
+
+/// Allocations of all sizes, freed in any order; returns addresses relative to the first piece.
+fn churn(base: u64, seed: u64) -> Vec<u64> {
+    let (mut arena, mut random) = (Checked::new(base), Random(seed));
+    let mut addresses = Vec::new();
+    for _ in 0..3000 {
+        if arena.used.len() < 40 || random.below(2) == 0 {
+            let bytes = 1 + random.next() % (1 << (1 + random.below(27)));
+            addresses.push(arena.alloc(bytes) - base);
+        } else {
+            let which = random.below(arena.used.len() as u64) as usize;
+            let address = *arena.used.keys().nth(which).unwrap();
+            arena.free(address);
+        }
+        let asked: u64 = arena.used.values().sum();
+        assert!((asked..asked + 256 * arena.used.len() as u64).contains(&arena.arena.used()));
+    }
+    let peak = arena.arena.peak();
+    assert!(arena.arena.held() < 2 * peak, "{} held for a peak of {peak}", arena.arena.held());
+    while let Some((&address, _)) = arena.used.iter().next() {
+        arena.free(address);
+    }
+    // All is one again: every piece can be given back.
+    assert_eq!(arena.arena.used(), 0);
+    assert_eq!(arena.arena.drain_unused().len(), arena.pieces.len());
+    assert_eq!(arena.arena.held(), 0);
+    addresses
+}
+
+#[test]
+fn the_arena_gives_no_byte_twice_and_decides_by_the_calls_alone() {
+    for seed in 0..4 {
+        assert_eq!(
+            churn(1 << 33, seed),
+            churn(7 << 40, seed),
+            "seed {seed}: other addresses with other pieces"
+        );
+    }
+}
+
+#[test]
+fn a_loop_that_gives_back_what_it_took_gets_the_same_addresses() {
+    let mut arena = Checked::new(1 << 33);
+    let kept: Vec<u64> = (1..20).map(|i| arena.alloc(i * 300_000)).collect();
+    arena.free(kept[7]);
+    arena.free(kept[3]);
+    let mut round = || {
+        let mut live = Vec::new();
+        let mut addresses = Vec::new();
+        for i in 0..200u64 {
+            let address = arena.alloc(1 + i * 7919 % 3_000_000);
+            addresses.push(address);
+            live.push(address);
+            if i % 3 == 0 {
+                arena.free(live.remove((i as usize * 31) % live.len()));
+            }
+        }
+        live.into_iter().for_each(|address| arena.free(address));
+        addresses
+    };
+    // The first round may have had to get pieces.
+    let second = (round(), round()).1;
+    assert_eq!(second, round());
+}
+
+#[test]
+fn the_arena_fills_the_tightest_hole_and_forgets_pieces_that_are_empty() {
+    let mut arena = Checked::new(1 << 33);
+    let mib = 1 << 20;
+    let a: Vec<u64> = [4, 2, 8, 2, 3, 2].into_iter().map(|n| arena.alloc(n * mib)).collect();
+    for hole in [0, 2, 4] {
+        arena.free(a[hole]);
+    }
+    assert_eq!(arena.alloc(3 * mib), a[4], "the hole of 3 MiB, not of 4 or 8");
+    assert_eq!(arena.alloc(3 * mib + 1), a[0]);
+    assert!(arena.arena.drain_unused().is_empty());
+    arena.free(a[1]);
+    let merged = a[0] + 3 * mib + 256;
+    assert_eq!(arena.alloc(10 * mib), merged, "what was left of 4 MiB, 2 and 8 are one hole");
+    assert_eq!(arena.arena.alloc(u64::MAX), None);
+    assert_eq!(arena.arena.piece_for(u64::MAX), None);
+    assert!(!arena.arena.free(12345));
+}
+
+// --------------------------------------------------------------------------------------------------- the sequences
+
+fn steps(seed: u32) -> Vec<Step> {
+    let launch = |i: u32| {
+        let args =
+            vec![Arg::Ptr(Ptr(u64::from(i))), Arg::F32(i as f32), Arg::U32(seed), Arg::Bytes(vec![1, 2])];
+        Step::Launch(Kernel(i as usize), Launch::linear(1 + i as usize, 32), args)
+    };
+    (0..6).map(launch).chain([Step::Fill(Ptr(256), 0, 16)]).collect()
+}
+
+#[test]
+fn a_sequence_is_recorded_at_second_sight_and_replayed_from_then_on() {
+    let mut recordings: Recordings<u32> = Recordings::default();
+    assert_eq!(recordings.look(&steps(1)), Verdict::Run);
+    assert_eq!(recordings.look(&steps(2)), Verdict::Run);
+    assert_eq!(recordings.look(&steps(1)), Verdict::Record);
+    assert_eq!(recordings.keep(&steps(1), 11), None);
+    for _ in 0..3 {
+        assert_eq!(recordings.look(&steps(1)), Verdict::Replay(&11));
+    }
+    assert_eq!(recordings.look(&steps(2)), Verdict::Record);
+    // What is too short is never worth it.
+    for _ in 0..3 {
+        assert_eq!(recordings.look(&steps(1)[..2]), Verdict::Run);
+    }
+    assert_eq!(recordings.drain(), [11]);
+}
+
+#[test]
+fn sequences_that_differ_in_anything_are_others() {
+    let base = steps(1);
+    let mut others: Vec<Vec<Step>> = vec![base[1..].to_vec(), base[..6].to_vec()];
+    let mut alter = |f: &dyn Fn(&mut Kernel, &mut Launch, &mut Vec<Arg>)| {
+        let mut other = base.clone();
+        let Step::Launch(kernel, launch, args) = &mut other[3] else { unreachable!() };
+        f(kernel, launch, args);
+        assert_ne!(other, base);
+        others.push(other);
+    };
+    alter(&|kernel, _, _| kernel.0 += 1);
+    alter(&|_, launch, _| launch.grid[1] += 1);
+    alter(&|_, launch, _| launch.block[2] += 1);
+    alter(&|_, launch, _| launch.shared_bytes += 1);
+    alter(&|_, _, args| args[0] = Arg::Ptr(Ptr(99)));
+    alter(&|_, _, args| args[0] = Arg::U64(3));
+    alter(&|_, _, args| args[1] = Arg::F32(-3.0));
+    alter(&|_, _, args| args[1] = Arg::U32(3.0f32.to_bits()));
+    alter(&|_, _, args| args[3] = Arg::Bytes(vec![2, 1]));
+    alter(&|_, _, args| args[3] = Arg::Bytes(vec![1, 2, 0]));
+    alter(&|_, _, args| drop(args.pop()));
+    for fill in [Step::Fill(Ptr(512), 0, 16), Step::Fill(Ptr(256), 1, 16), Step::Fill(Ptr(256), 0, 32)] {
+        others.push(base[..6].iter().cloned().chain([fill]).collect());
+    }
+    let mut recordings: Recordings<u32> = Recordings::default();
+    assert_eq!(recordings.look(&base), Verdict::Run);
+    assert_eq!(recordings.look(&base), Verdict::Record);
+    assert_eq!(recordings.keep(&base, 0), None);
+    for other in &others {
+        assert_eq!(recordings.look(other), Verdict::Run, "{other:?}");
+    }
+    assert_eq!(recordings.look(&base), Verdict::Replay(&0));
+}
+
+#[test]
+fn only_so_many_recordings_are_kept() {
+    let mut recordings = Recordings::default();
+    let mut left = Vec::new();
+    for seed in 0..100 {
+        let _ = recordings.look(&steps(seed));
+        assert_eq!(recordings.look(&steps(seed)), Verdict::Record);
+        left.extend(recordings.keep(&steps(seed), seed));
+        // The first is used all the time.
+        assert_eq!(recordings.look(&steps(0)), Verdict::Replay(&0));
+    }
+    assert_eq!(left, Vec::from_iter(1..=36), "the longest unused leave first");
+    assert_eq!(recordings.look(&steps(36)), Verdict::Run);
+    assert_eq!(recordings.look(&steps(37)), Verdict::Replay(&37));
+    assert_eq!(recordings.drain().len(), 64);
+}
+
+// --------------------------------------------------------------------------------------------------- on any driver
+
+/// Kernels small enough to be written by hand.
+const PTX: &str = "
+.version 7.4
+.target sm_80
+.address_size 64
+.extern .shared .align 16 .b8 room[];
+
+// y[i] = a x[i] + table[i], one thread each.
+.visible .entry combine(.param .u64 x, .param .u64 table, .param .u64 y, .param .u32 n, .param .f32 a) {
+    .reg .pred %p;
+    .reg .b32 %r<6>;
+    .reg .b64 %d<8>;
+    .reg .f32 %f<5>;
+    mov.u32 %r0, %ctaid.x;
+    mov.u32 %r1, %ntid.x;
+    mov.u32 %r2, %tid.x;
+    mad.lo.u32 %r3, %r0, %r1, %r2;
+    ld.param.u32 %r4, [n];
+    setp.ge.u32 %p, %r3, %r4;
+    @%p bra done;
+    ld.param.u64 %d0, [x];
+    ld.param.u64 %d1, [table];
+    ld.param.u64 %d2, [y];
+    mul.wide.u32 %d3, %r3, 4;
+    add.u64 %d4, %d0, %d3;
+    add.u64 %d5, %d1, %d3;
+    add.u64 %d6, %d2, %d3;
+    ld.global.f32 %f0, [%d4];
+    ld.global.f32 %f1, [%d5];
+    ld.param.f32 %f2, [a];
+    fma.rn.f32 %f3, %f2, %f0, %f1;
+    st.global.f32 [%d6], %f3;
+done:
+    ret;
+}
+
+// y reversed, through the end of dynamic shared memory of `bytes` bytes; one block.
+.visible .entry reverse(.param .u64 y, .param .u32 bytes) {
+    .reg .b32 %r<9>;
+    .reg .b64 %d<4>;
+    mov.u32 %r0, %tid.x;
+    mov.u32 %r1, %ntid.x;
+    ld.param.u64 %d0, [y];
+    mul.wide.u32 %d1, %r0, 4;
+    add.u64 %d2, %d0, %d1;
+    ld.global.u32 %r2, [%d2];
+    ld.param.u32 %r3, [bytes];
+    mov.u32 %r4, room;
+    add.u32 %r4, %r4, %r3;
+    shl.b32 %r5, %r1, 2;
+    sub.u32 %r4, %r4, %r5;
+    shl.b32 %r6, %r0, 2;
+    add.u32 %r6, %r4, %r6;
+    st.shared.u32 [%r6], %r2;
+    bar.sync 0;
+    add.u32 %r4, %r4, %r5;
+    sub.u32 %r4, %r4, 4;
+    shl.b32 %r6, %r0, 2;
+    sub.u32 %r6, %r4, %r6;
+    ld.shared.u32 %r7, [%r6];
+    st.global.u32 [%d2], %r7;
+    ret;
+}
+
+// Writes where nobody may.
+.visible .entry wild() {
+    .reg .b64 %d0;
+    mov.u64 %d0, 64;
+    st.global.u32 [%d0], 1;
+    ret;
+}
+";
+
+fn kernels(gpu: &Gpu) -> [Kernel; 3] {
+    gpu.load("hand.ptx", PTX, &["combine", "reverse", "wild"]).unwrap().try_into().unwrap()
+}
+
+fn upload(gpu: &Gpu, x: &[f32]) -> Ptr {
+    let ptr = gpu.alloc(4 * x.len()).unwrap();
+    gpu.write(ptr, bytemuck::cast_slice(x)).unwrap();
+    ptr
+}
+
+fn download(gpu: &Gpu, ptr: Ptr, n: usize) -> Vec<f32> {
+    let mut x = vec![0.0; n];
+    gpu.read(ptr, bytemuck::cast_slice_mut(&mut x)).unwrap();
+    x
+}
+
+/// y = a x + table on n numbers.
+fn combine(gpu: &Gpu, kernel: Kernel, [x, table, y]: [Ptr; 3], n: usize, a: f32) {
+    let args = [x.into(), table.into(), y.into(), n.into(), a.into()];
+    gpu.launch(kernel, &Launch::linear(n.div_ceil(64), 64), &args).unwrap();
+}
+
+/// What runs on a GPU, real or virtual.
+mod on_gpu {
+    use super::*;
+
+    #[test]
+    fn bytes_arrive_as_they_were() {
+        let Some(gpu) = gpu() else { return };
+        let mut random = Random(1);
+        // One part of the page-locked memory is 8 MiB, all are 32.
+        let sizes = [1, 255, 256, 257, 100_000, (8 << 20) - 1, 8 << 20, (8 << 20) + 1, (40 << 20) + 3];
+        let copies: Vec<(Ptr, Vec<u8>)> = sizes
+            .into_iter()
+            .map(|n| {
+                let mut bytes = random.bytes(n);
+                let ptr = gpu.alloc(n).unwrap();
+                gpu.write(ptr, &bytes).unwrap();
+                let kept = bytes.clone();
+                // The caller's memory is the caller's again.
+                bytes.fill(0);
+                (ptr, kept)
+            })
+            .collect();
+        for (ptr, want) in &copies {
+            let mut got = vec![0; want.len()];
+            gpu.read(*ptr, &mut got).unwrap();
+            assert!(got == *want, "{} bytes", want.len());
+        }
+        let (ptr, want) = &copies[4];
+        gpu.fill(Ptr(ptr.0 + 100), 0xab, 50).unwrap();
+        let mut got = vec![0; want.len()];
+        gpu.read(*ptr, &mut got).unwrap();
+        assert!(
+            got[100..150].iter().all(|b| *b == 0xab)
+                && got[..100] == want[..100]
+                && got[150..] == want[150..]
+        );
+        copies.iter().for_each(|(ptr, _)| gpu.free(*ptr));
+    }
+
+    #[test]
+    fn memory_that_is_given_back_serves_again_without_the_driver() {
+        let Some(gpu) = gpu() else { return };
+        let round = || {
+            let taken: Vec<Ptr> = (1..60).map(|i| gpu.alloc(i * 50_000).unwrap()).collect();
+            taken.iter().for_each(|ptr| gpu.free(*ptr));
+            taken
+        };
+        let first = round();
+        let allocations = gpu.counts().allocations;
+        assert_eq!(round(), first);
+        assert_eq!(gpu.counts().allocations, allocations);
+        let memory = gpu.memory().unwrap();
+        assert!(memory.used == 0 && memory.held >= memory.peak && memory.peak > 0, "{memory:?}");
+    }
+
+    #[test]
+    fn work_runs_in_the_order_in_which_it_was_asked_for() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let n = 1000;
+        let y = upload(&gpu, &vec![0.0; n]);
+        // y = -y + i, with a table in the same place every time: none may arrive early or late.
+        for i in 0..300 {
+            let table = upload(&gpu, &vec![i as f32; n]);
+            combine(&gpu, kernel, [y, table, y], n, -1.0);
+            gpu.free(table);
+        }
+        // 299 - 298 + 297 - ... - 0
+        assert!(download(&gpu, y, n).iter().all(|y| *y == 150.0));
+    }
+
+    #[test]
+    fn a_block_gets_the_shared_memory_it_asks_for_or_a_clear_no() {
+        let Some(gpu) = gpu() else { return };
+        let [_, reverse, _] = kernels(&gpu);
+        let x: Vec<f32> = (0..128).map(|i| i as f32).collect();
+        let y = upload(&gpu, &x);
+        let launch = |bytes: usize| {
+            gpu.launch(reverse, &Launch::linear(1, 128).shared(bytes), &[y.into(), bytes.into()])
+        };
+        for bytes in [512, 48 << 10, 96 << 10, 49 << 10] {
+            launch(bytes).unwrap();
+        }
+        assert_eq!(download(&gpu, y, 128), x, "reversed four times");
+        launch(99 << 10).unwrap();
+        assert_eq!(download(&gpu, y, 128), x.iter().rev().copied().collect::<Vec<_>>());
+        let message = launch(1 << 20).unwrap_err().message;
+        assert!(
+            message.starts_with("reverse needs 1048576 bytes of shared memory for a block, and"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_explained() {
+        let Some(gpu) = gpu() else { return };
+        let message =
+            gpu.load("mine.ptx", &PTX.replace("fma.rn", "fma.qq"), &["combine"]).unwrap_err().message;
+        assert!(
+            message.starts_with("cannot load mine.ptx: ") && message.contains("compiler says: "),
+            "{message}"
+        );
+        assert!(message.contains("CUDA_ERROR_INVALID_PTX"), "{message}");
+        let message = gpu.load("mine.ptx", PTX, &["combine", "absent"]).unwrap_err().message;
+        assert!(message.starts_with("cannot find the kernel absent in mine.ptx: "), "{message}");
+        let newer = PTX.replace(".version 7.4", ".version 42.0");
+        let message = gpu.load("mine.ptx", &newer, &["combine"]).unwrap_err().message;
+        assert!(message.contains("is PTX 42.0, and this driver knows CUDA "), "{message}");
+    }
+
+    #[test]
+    fn a_launch_that_cannot_be_is_refused_by_name() {
+        let Some(gpu) = gpu() else { return };
+        let [combine, ..] = kernels(&gpu);
+        let args = [Ptr(0), Ptr(0), Ptr(0)].map(Arg::Ptr).into_iter().chain([0u32.into(), 0f32.into()]);
+        let args: Vec<Arg> = args.collect();
+        let launch = Launch { grid: [1, 70_000, 1], block: [64, 1, 1], shared_bytes: 0 };
+        let message = gpu.launch(combine, &launch, &args).unwrap_err().message;
+        assert!(message.starts_with("cannot launch combine with grid [1, 70000, 1]"), "{message}");
+        // Nothing is broken by it.
+        gpu.launch(combine, &Launch::linear(1, 64), &args).unwrap();
+        gpu.synchronize().unwrap();
+    }
+
+    #[test]
+    fn there_is_no_gpu_of_a_high_number() {
+        if gpu().is_some() {
+            let error = Gpu::open(1000).unwrap_err();
+            assert!(error.to_string().starts_with("cuda:1000: there "), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_and_threads_do_not_disturb_each_other() {
+        let Some(one) = gpu() else { return };
+        let two = gpu().unwrap();
+        std::thread::scope(|scope| {
+            for (gpu, a) in [(&one, 1.0), (&two, 2.0), (&one, 3.0)] {
+                scope.spawn(move || {
+                    let [kernel, ..] = kernels(gpu);
+                    for i in 0..20 {
+                        let n = 100 + i;
+                        let (x, table) = (upload(gpu, &vec![i as f32; n]), upload(gpu, &vec![0.5; n]));
+                        let y = gpu.alloc(4 * n).unwrap();
+                        combine(gpu, kernel, [x, table, y], n, a);
+                        assert!(download(gpu, y, n).iter().all(|y| *y == a * i as f32 + 0.5));
+                        [x, table, y].into_iter().for_each(|ptr| gpu.free(ptr));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn time_passes() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let n = 5000;
+        let y = upload(&gpu, &vec![1.0; n]);
+        let time = |times: usize| {
+            let work = &mut || (0..times).for_each(|_| combine(&gpu, kernel, [y, y, y], n, 0.0));
+            gpu.timed(work).unwrap()
+        };
+        let (none, some) = (time(0), time(200));
+        assert!(none >= 0.0 && some > 0.0 && some.is_finite(), "{none} and {some} s");
+    }
+
+    // A step of a decode loop: tables that are written between launches, temporaries of both pools, a fill.
+    fn step(gpu: &Gpu, kernel: Kernel, state: Ptr, n: usize, i: usize) {
+        let big = gpu.alloc(3 << 20).unwrap();
+        gpu.fill(big, 0, 4 * n).unwrap();
+        for j in 0..6 {
+            let table = upload(gpu, &vec![(i * 7 + j) as f32; n]);
+            let y = gpu.alloc(4 * n).unwrap();
+            // y = state + table; state = y / 2 + big
+            combine(gpu, kernel, [state, table, y], n, 1.0);
+            gpu.free(table);
+            combine(gpu, kernel, [y, big, state], n, 0.5);
+            gpu.free(y);
+        }
+        gpu.free(big);
+    }
+
+    /// What a number becomes by that.
+    fn stepped(mut state: f32, i: usize) -> f32 {
+        for j in 0..6 {
+            state = (state + (i * 7 + j) as f32) * 0.5;
+        }
+        state
+    }
+
+    #[test]
+    fn a_sequence_that_comes_again_is_replayed_with_the_same_result() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let n = 777;
+        let state = upload(&gpu, &vec![1.0; n]);
+        let mut want = 1.0;
+        let rounds = 8;
+        for i in 0..rounds {
+            gpu.begin_sequence().unwrap();
+            step(&gpu, kernel, state, n, i);
+            gpu.end_sequence().unwrap();
+            want = stepped(want, i);
+        }
+        assert!(
+            download(&gpu, state, n).iter().all(|x| *x == want),
+            "{} for {want}",
+            download(&gpu, state, 1)[0]
+        );
+        // The first runs step by step, and in the first round memory was new.
+        let counts = gpu.counts();
+        assert_eq!(counts.recorded, 1, "{counts:?}");
+        assert!(counts.replayed >= rounds as u64 - 2, "{counts:?}");
+        assert_eq!(counts.single, 13 * (rounds as u64 - counts.replayed), "{counts:?}");
+        assert_eq!(counts.refused, 0);
+    }
+
+    #[test]
+    fn numbers_that_change_are_not_replayed() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let state = upload(&gpu, &[0.0; 64]);
+        for i in 0..5 {
+            gpu.begin_sequence().unwrap();
+            (0..8).for_each(|_| combine(&gpu, kernel, [state, state, state], 64, i as f32));
+            gpu.end_sequence().unwrap();
+        }
+        assert_eq!((gpu.counts().recorded, gpu.counts().single), (0, 40));
+    }
+
+    #[test]
+    fn reads_and_writes_within_a_sequence_keep_their_place() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let n = 500;
+        let (old, y) = (upload(&gpu, &vec![1.0; n]), upload(&gpu, &vec![0.0; n]));
+        for round in 0..6 {
+            gpu.begin_sequence().unwrap();
+            gpu.write(old, bytemuck::cast_slice(&vec![1.0f32; n])).unwrap();
+            let ask = || (0..4).for_each(|_| combine(&gpu, kernel, [y, old, y], n, 0.5));
+            ask();
+            // Older than the sequence, and used by what is held back.
+            gpu.write(old, bytemuck::cast_slice(&vec![2.0f32; n])).unwrap();
+            ask();
+            let middle = download(&gpu, y, n);
+            // New, but used by what is held back before it is written.
+            let new = gpu.alloc(4 * n).unwrap();
+            combine(&gpu, kernel, [y, old, new], n, 1.0);
+            combine(&gpu, kernel, [new, old, y], n, 1.0);
+            gpu.write(new, bytemuck::cast_slice(&vec![-1.0f32; n])).unwrap();
+            combine(&gpu, kernel, [y, new, y], n, 1.0);
+            gpu.end_sequence().unwrap();
+            let end = download(&gpu, y, n);
+            gpu.free(new);
+            assert!(
+                middle.iter().zip(&end).all(|(middle, end)| *end == middle + 2.0 + 2.0 - 1.0),
+                "round {round}"
+            );
+            gpu.fill(y, 0, 4 * n).unwrap();
+            let want = (0..4).fold((0..4).fold(0.0, |y, _| y * 0.5 + 1.0), |y, _| y * 0.5 + 2.0);
+            assert!(middle.iter().all(|y| *y == want), "round {round}: {} for {want}", middle[0]);
+        }
+        assert!(gpu.counts().replayed > 0, "{:?}", gpu.counts());
+    }
+
+    #[test]
+    fn many_different_sequences_leave_a_bounded_number_of_graphs() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let y = upload(&gpu, &[0.0; 64]);
+        for i in 0..80 {
+            for _ in 0..3 {
+                gpu.begin_sequence().unwrap();
+                (0..4).for_each(|j| combine(&gpu, kernel, [y, y, y], 64 - j, i as f32 / 256.0));
+                gpu.end_sequence().unwrap();
+            }
+        }
+        gpu.synchronize().unwrap();
+        let counts = gpu.counts();
+        assert_eq!((counts.recorded, counts.replayed, counts.refused), (80, 160, 0));
+    }
+
+    #[test]
+    fn sequences_do_not_nest() {
+        let Some(gpu) = gpu() else { return };
+        assert!(gpu.end_sequence().is_err());
+        gpu.begin_sequence().unwrap();
+        assert!(gpu.begin_sequence().is_err());
+        gpu.end_sequence().unwrap();
+        assert!(gpu.end_sequence().is_err());
+    }
+}
+
+// ----------------------------------------------------------------------------------------------- the virtual driver
+
+/// Tests that need the environment which [`under`] gives them, a process each.
+mod with_settings {
+    use super::*;
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn an_old_gpu() {
+        let message = Gpu::open(0).unwrap_err().message;
+        assert!(
+            message.contains("compute capability 7.5, and the kernels need 8.0 (Ampere) or newer"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn an_old_driver() {
+        let gpu = Gpu::open(0).unwrap();
+        let message = gpu.load("hand.ptx", PTX, &["combine"]).unwrap_err().message;
+        let told =
+            "hand.ptx is PTX 7.4, and this driver knows CUDA 11.2; install a driver of CUDA 11.4 or newer";
+        assert!(message.starts_with(told), "{message}");
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn no_gpu() {
+        let message = Gpu::open(0).unwrap_err().message;
+        assert!(message.contains("CUDA_VISIBLE_DEVICES") && message.contains("--device cpu"), "{message}");
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn little_memory() {
+        let gpu = Gpu::open(0).unwrap();
+        let mib = 1 << 20;
+        // Two pieces of 64 MiB in 200: the third does not fit unless they are given back.
+        let two = [gpu.alloc(60 * mib).unwrap(), gpu.alloc(60 * mib).unwrap()];
+        let message = gpu.alloc(100 * mib).unwrap_err().message;
+        let told = "out of memory: 0.10 GiB are asked for; of 0.20 GiB this process uses 0.12 GiB and keeps 0.01 GiB";
+        assert!(message.starts_with(told), "{message}");
+        assert!(message.contains("0.07 GiB are free. Lower generate.prompts_per_step"), "{message}");
+        two.into_iter().for_each(|ptr| gpu.free(ptr));
+        // The pieces go back, and the memory is good.
+        let big = gpu.alloc(150 * mib).unwrap();
+        gpu.fill(big, 7, 150 * mib).unwrap();
+        let mut end = [0; 16];
+        gpu.read(Ptr(big.0 + (150 * mib - 16) as u64), &mut end).unwrap();
+        assert_eq!(end, [7; 16]);
+        assert!(gpu.alloc(usize::MAX).unwrap_err().message.starts_with("out of memory: "));
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn a_kernel_that_fails() {
+        let gpu = Gpu::open(0).unwrap();
+        let [.., wild] = kernels(&gpu);
+        gpu.launch(wild, &Launch::linear(1, 1), &[]).unwrap();
+        for _ in 0..2 {
+            let message = gpu.synchronize().unwrap_err().message;
+            assert!(message.contains("(CUDA_ERROR_ILLEGAL_ADDRESS); a kernel failed"), "{message}");
+            assert!(
+                message.contains("CUDA_LAUNCH_BLOCKING=1") && message.contains("--device vm"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn no_graphs() {
+        let gpu = Gpu::open(0).unwrap();
+        let [kernel, ..] = kernels(&gpu);
+        let y = upload(&gpu, &[1.0; 64]);
+        for _ in 0..4 {
+            gpu.begin_sequence().unwrap();
+            (0..5).for_each(|_| combine(&gpu, kernel, [y, y, y], 64, 1.0));
+            gpu.end_sequence().unwrap();
+        }
+        assert!(download(&gpu, y, 64).iter().all(|y| *y == 2f32.powi(20)));
+        let counts = gpu.counts();
+        assert_eq!((counts.replayed, counts.refused, counts.single), (0, 1, 20));
+    }
+}
+
+/// A directory where a program finds the virtual driver as the CUDA driver.
+fn virtual_driver() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    // Cargo builds a dev-dependency's libraries beside the tests.
+    let library = std::env::current_exe().unwrap().with_file_name("libvcuda.so");
+    assert!(library.is_file(), "no {}", library.display());
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::os::unix::fs::symlink(&library, dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+/// A program that finds its libraries in `dir` first.
+fn with_libraries(program: &Path, dir: &Path) -> Command {
+    let mut path = vec![dir.to_owned()];
+    path.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", std::env::join_paths(path).unwrap());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("VCUDA_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs tests of this program on the virtual driver with `settings`; returns how many, and standard error.
+#[track_caller]
+fn under(settings: &[(&str, &str)], arguments: &[&str]) -> (usize, String) {
+    let dir = virtual_driver();
+    let mut command = with_libraries(&std::env::current_exe().unwrap(), dir.path());
+    let run = command.args(arguments).envs(settings.iter().copied()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{arguments:?} with {settings:?}:\n{out}{err}");
+    assert!(!err.contains("skipped"), "{err}");
+    let passed = out.split("test result: ok. ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    (passed.parse().unwrap(), err.into_owned())
+}
+
+/// The path of this module's tests.
+fn here() -> &'static str {
+    module_path!().split_once("::").unwrap().1
+}
+
+#[test]
+fn the_driver_is_used_as_it_may_be() {
+    let (passed, said) = under(&[], &[&format!("{}::on_gpu::", here())]);
+    let source = std::fs::read_to_string(root().join("tests/suite/device.rs")).unwrap();
+    let there = source.split("mod on_gpu {").nth(1).unwrap().split("\n}\n").next().unwrap();
+    assert_eq!(passed, there.matches("#[test]").count());
+    // What the tests do on purpose, and nothing about leaks.
+    let unexpected: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("vcuda: ") && !line.contains("70000")).collect();
+    assert!(unexpected.is_empty(), "{unexpected:?}");
+}
+
+#[test]
+fn what_may_be_wrong_with_a_machine_is_told() {
+    let scenes: [(&str, &[(&str, &str)]); 6] = [
+        ("an_old_gpu", &[("VCUDA_CAPABILITY", "7.5")]),
+        ("an_old_driver", &[("VCUDA_VERSION", "11.2")]),
+        ("no_gpu", &[("VCUDA_DEVICES", "0")]),
+        ("little_memory", &[("VCUDA_MEMORY", "209715200")]),
+        ("a_kernel_that_fails", &[]),
+        ("no_graphs", &[("VCUDA_GRAPHS", "0")]),
+    ];
+    for (scene, settings) in scenes {
+        let test = format!("{}::with_settings::{scene}", here());
+        assert_eq!(under(settings, &["--exact", "--ignored", &test]).0, 1, "{scene}");
+    }
+}
+
+#[test]
+fn the_kernels_run_through_the_driver() {
+    if !crate::kernels::compiled() {
+        return;
+    }
+    let tests = [
+        "kernels::rows::rows_move_where_they_belong",
+        "engine::a_step_on_a_gpu_is_the_cpus_within_bf16",
+        "engine::decode_steps_are_replayed_on_a_gpu",
+    ];
+    assert_eq!(under(&[], &[&["--exact"], &tests[..]].concat()).0, tests.len());
+}
+
+#[test]
+fn devices_tells_what_there_is() {
+    let program = Path::new(env!("CARGO_BIN_EXE_bon-engine"));
+    let tell = |dir: &Path, settings: &[(&str, &str)]| {
+        let run =
+            with_libraries(program, dir).arg("devices").envs(settings.iter().copied()).output().unwrap();
+        assert!(run.status.success());
+        String::from_utf8(run.stdout).unwrap()
+    };
+    if !crate::kernels::compiled() {
+        let empty = tempfile::tempdir().unwrap();
+        assert!(tell(empty.path(), &[]).contains("\ncuda    none: this program was built without nvcc"));
+        return;
+    }
+    let dir = virtual_driver();
+    let told = tell(dir.path(), &[("VCUDA_DEVICES", "2"), ("VCUDA_CAPABILITY", "9.0")]);
+    let gpu = "vcuda (a virtual GPU on the CPU), 16.0 GiB, compute capability 9.0, driver of CUDA 12.4\n";
+    assert!(told.contains(&format!("\ncuda:0  {gpu}cuda:1  {gpu}vm      ")), "{told}");
+    assert!(
+        tell(dir.path(), &[("VCUDA_CAPABILITY", "7.5")]).contains("CUDA 12.4; too old: the kernels need")
+    );
+    assert!(
+        tell(dir.path(), &[("VCUDA_DEVICES", "0")]).contains("\ncuda    none: cannot start the CUDA driver")
+    );
+}
+
+#[test]
+fn without_a_driver_the_next_step_is_told() {
+    match Gpu::open(0) {
+        Ok(gpu) => assert!(gpu.name().starts_with("cuda:0 ("), "{}", gpu.name()),
+        Err(e) => assert!(e.message.contains("--device cpu"), "{e}"),
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- what is built in
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn all_functions_of_the_driver_are_looked_up_before_they_are_called() {
+    let source = std::fs::read_to_string(root().join("src/device/driver.rs")).unwrap();
+    let name =
+        |rest: &str| -> String { rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+    let mut called: Vec<String> = source
+        .split("sys::cu")
+        .skip(1)
+        .map(|rest| format!("cu{}", name(rest)))
+        .filter(|name| name != "culib")
+        .collect();
+    called.sort();
+    called.dedup();
+    let table = source.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
+    let mut listed: Vec<String> = table.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    listed.sort();
+    assert_eq!(listed, called);
+}
+
+#[test]
+fn older_drivers_take_the_kernels() {
+    use bon_engine::backend::cuda::entries::{MODULES, PTX_VERSION, PTXAS};
+    if !crate::kernels::compiled() {
+        return;
+    }
+    let mut refused = String::new();
+    let dir = tempfile::tempdir().unwrap();
+    for module in MODULES {
+        let ptx = module.ptx.unwrap();
+        let version = ptx.lines().find_map(|line| line.strip_prefix(".version ")).unwrap();
+        let (major, minor) = version.split_once('.').unwrap();
+        let version = (major.parse::<u32>().unwrap(), minor.parse::<u32>().unwrap());
+        assert!(version <= PTX_VERSION, "{}.ptx is of version {version:?}", module.name);
+        // No optimisation: only whether it may be of this version is asked.
+        let Some(ptxas) = PTXAS else { continue };
+        let path = dir.path().join(format!("{}.ptx", module.name));
+        std::fs::write(&path, ptx).unwrap();
+        let out = dir.path().join("out");
+        let run = Command::new(ptxas).args(["-O0", "-arch=sm_80", "-o"]).arg(out).arg(path).output().unwrap();
+        if !run.status.success() {
+            write!(refused, "{}: {}", module.name, String::from_utf8_lossy(&run.stderr)).unwrap();
+        }
+    }
+    assert!(refused.is_empty(), "{refused}");
+}

@@ -1,0 +1,358 @@
+//! The exported functions. Each turns the caller's pointers into values, calls [`crate::driver`], and writes back.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ptxvm::Launch;
+
+use crate::code::Code;
+use crate::driver::{self, say, with, with_context};
+
+/// A handle or an address of the caller's.
+type Handle = *mut c_void;
+
+/// What a C caller gets for a result: no panic leaves this library.
+fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(Code(code))) => code,
+        Err(_) => Code::UNKNOWN.0,
+    }
+}
+
+/// Writes a value to where the caller wants it.
+///
+/// # Safety
+/// `to` is null or can be written.
+unsafe fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
+    if to.is_null() {
+        return Err(Code::INVALID_VALUE);
+    }
+    // SAFETY: the caller's word.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// The same of a handle.
+///
+/// # Safety
+/// As for [`give`].
+unsafe fn give_handle(to: *mut Handle, handle: u64) -> Result<(), Code> {
+    // SAFETY: the caller's word.
+    unsafe { give(to, std::ptr::without_provenance_mut(handle as usize)) }
+}
+
+fn known(handle: Handle) -> u64 {
+    handle.addr() as u64
+}
+
+/// A text of the caller's.
+///
+/// # Safety
+/// `text` is null or ends with a zero, and lives as long as the result is used.
+unsafe fn text<'a>(text: *const c_char) -> Result<&'a str, Code> {
+    if text.is_null() {
+        return Err(Code::INVALID_VALUE);
+    }
+    // SAFETY: the caller's word.
+    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| Code::INVALID_VALUE)
+}
+
+/// Exports functions. Their callers keep to the driver's documentation: pointers are null or good, texts end.
+macro_rules! export {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Safety
+            /// As the driver's documentation says of its pointers.
+            #[unsafe(no_mangle)]
+            #[allow(non_snake_case, unused_unsafe, clippy::too_many_arguments)]
+            pub unsafe extern "C" fn $name($($arg: $type),*) -> c_uint {
+                // SAFETY: what the body does with pointers is what the documentation allows.
+                answer(|| unsafe { $body })
+            }
+        )*
+    };
+}
+
+export! {
+    /// Starts the driver.
+    fn cuInit(flags: c_uint) {
+        if flags != 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        driver::init()
+    }
+
+    /// 1000 major + 10 minor.
+    fn cuDriverGetVersion(version: *mut c_int) {
+        let (major, minor) = crate::settings::Settings::read().map_err(|_| Code::INVALID_VALUE)?.version;
+        give(version, major * 1000 + minor * 10)
+    }
+
+    /// Name of a result.
+    fn cuGetErrorName(result: c_uint, name: *mut *const c_char) {
+        give(name, Code::told(result).ok_or(Code::INVALID_VALUE)?.0.as_ptr())
+    }
+
+    /// Sentence for a result.
+    fn cuGetErrorString(result: c_uint, told: *mut *const c_char) {
+        give(told, Code::told(result).ok_or(Code::INVALID_VALUE)?.1.as_ptr())
+    }
+
+    /// Number of devices.
+    fn cuDeviceGetCount(count: *mut c_int) {
+        give(count, with(|driver| Ok(driver.settings.devices))?)
+    }
+
+    /// A device by its number.
+    fn cuDeviceGet(device: *mut c_int, ordinal: c_int) {
+        give(device, with(|driver| driver.device(ordinal))?)
+    }
+
+    /// A device's name.
+    fn cuDeviceGetName(name: *mut c_char, room: c_int, device: c_int) {
+        with(|driver| driver.device(device))?;
+        let told = c"vcuda (a virtual GPU on the CPU)".to_bytes_with_nul();
+        if name.is_null() || (room as i64) < told.len() as i64 {
+            return Err(Code::INVALID_VALUE);
+        }
+        std::ptr::copy_nonoverlapping(told.as_ptr().cast(), name, told.len());
+        Ok(())
+    }
+
+    /// A device's memory.
+    fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) {
+        let total = with(|driver| driver.device(device).map(|_| driver.settings.memory))?;
+        give(bytes, total as usize)
+    }
+
+    /// What a device can do.
+    fn cuDeviceGetAttribute(value: *mut c_int, which: c_uint, device: c_int) {
+        give(value, with(|driver| driver.device(device).and_then(|_| driver.attribute(which)))?)
+    }
+
+    /// A device's primary context.
+    fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) {
+        give_handle(context, with(|driver| driver.retain(device))?)
+    }
+
+    /// Gives it back.
+    fn cuDevicePrimaryCtxRelease_v2(device: c_int) {
+        with(|driver| driver.release(device))
+    }
+
+    /// Makes a context this thread's.
+    fn cuCtxSetCurrent(context: Handle) {
+        driver::set_current(known(context))
+    }
+
+    /// Loads PTX. Of the options, the error log is honoured and others are refused.
+    fn cuModuleLoadDataEx(
+        module: *mut Handle,
+        image: *const c_void,
+        count: c_uint,
+        options: *const c_uint,
+        values: *const Handle,
+    ) {
+        let (mut log, mut room): (*mut u8, usize) = (std::ptr::null_mut(), 0);
+        for i in 0..count as usize {
+            match (options.add(i).read(), values.add(i).read()) {
+                (5, value) => log = value.cast(),
+                (6, value) => room = value.addr(),
+                _ => return Err(Code::NOT_SUPPORTED),
+            }
+        }
+        let text = text(image.cast())?;
+        match with_context(|context| Ok(context.load(text)))? {
+            Ok(handle) => give_handle(module, handle),
+            Err((code, message)) => {
+                if !log.is_null() && room > 0 {
+                    let n = message.len().min(room - 1);
+                    std::ptr::copy_nonoverlapping(message.as_ptr(), log, n);
+                    log.add(n).write(0);
+                }
+                Err(code)
+            }
+        }
+    }
+
+    /// Unloads a module.
+    fn cuModuleUnload(module: Handle) {
+        with_context(|context| context.unload(known(module)))
+    }
+
+    /// A kernel of a module.
+    fn cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char) {
+        let name = text(name)?;
+        give_handle(function, with_context(|context| context.function(known(module), name))?)
+    }
+
+    /// What a kernel needs, or may have.
+    fn cuFuncGetAttribute(value: *mut c_int, which: c_uint, function: Handle) {
+        give(value, with_context(|context| context.function_attribute(known(function), which))?)
+    }
+
+    /// Allows a kernel something.
+    fn cuFuncSetAttribute(function: Handle, which: c_uint, value: c_int) {
+        with_context(|context| context.set_function_attribute(known(function), which, value))
+    }
+
+    /// Device memory.
+    fn cuMemAlloc_v2(address: *mut u64, bytes: usize) {
+        give(address, with_context(|context| context.alloc(bytes))?)
+    }
+
+    /// Gives device memory back.
+    fn cuMemFree_v2(address: u64) {
+        with_context(|context| context.free(address))
+    }
+
+    /// Free and total bytes of the device.
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
+        let (left, all) = with_context(|context| Ok(context.memory()))?;
+        give(free, left as usize)?;
+        give(total, all as usize)
+    }
+
+    /// Page-locked host memory.
+    fn cuMemHostAlloc(address: *mut Handle, bytes: usize, flags: c_uint) {
+        let locked = with_context(|context| context.lock(bytes, flags))?;
+        give(address, std::ptr::with_exposed_provenance_mut(locked))
+    }
+
+    /// Gives page-locked memory back.
+    fn cuMemFreeHost(address: Handle) {
+        with_context(|context| context.unlock(address.addr()))
+    }
+
+    /// Host to device.
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) {
+        if from.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        with_context(|context| context.copy_in(to, from.expose_provenance(), bytes, known(stream)))
+    }
+
+    /// Device to host.
+    fn cuMemcpyDtoHAsync_v2(to: Handle, from: u64, bytes: usize, stream: Handle) {
+        if to.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        with_context(|context| context.copy_out(to.expose_provenance(), from, bytes, known(stream)))
+    }
+
+    /// Sets bytes.
+    fn cuMemsetD8Async(to: u64, value: u8, bytes: usize, stream: Handle) {
+        with_context(|context| context.fill(to, value, bytes, known(stream)))
+    }
+
+    /// A stream.
+    fn cuStreamCreate(stream: *mut Handle, flags: c_uint) {
+        give_handle(stream, with_context(|context| context.stream(flags))?)
+    }
+
+    /// Ends a stream.
+    fn cuStreamDestroy_v2(stream: Handle) {
+        with_context(|context| context.destroy_stream(known(stream)))
+    }
+
+    /// Waits for a stream.
+    fn cuStreamSynchronize(stream: Handle) {
+        with_context(|context| context.wait(known(stream)))
+    }
+
+    /// Records what comes instead of running it.
+    fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) {
+        with_context(|context| context.begin_capture(known(stream), mode))
+    }
+
+    /// Ends that.
+    fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) {
+        let ended = with_context(|context| context.end_capture(known(stream)));
+        give_handle(graph, ended.unwrap_or(0))?;
+        ended.map(drop)
+    }
+
+    /// An event.
+    fn cuEventCreate(event: *mut Handle, flags: c_uint) {
+        give_handle(event, with_context(|context| context.event(flags))?)
+    }
+
+    /// Ends an event.
+    fn cuEventDestroy_v2(event: Handle) {
+        with_context(|context| context.destroy_event(known(event)))
+    }
+
+    /// Records an event behind a stream's work.
+    fn cuEventRecord(event: Handle, stream: Handle) {
+        with_context(|context| context.record(known(event), known(stream)))
+    }
+
+    /// Waits for an event.
+    fn cuEventSynchronize(event: Handle) {
+        with_context(|context| context.wait_event(known(event)))
+    }
+
+    /// Milliseconds between two events.
+    fn cuEventElapsedTime(milliseconds: *mut f32, from: Handle, to: Handle) {
+        give(milliseconds, with_context(|context| context.elapsed(known(from), known(to)))?)
+    }
+
+    /// Runs a kernel.
+    fn cuLaunchKernel(
+        function: Handle,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared_bytes: c_uint,
+        stream: Handle,
+        params: *mut Handle,
+        extra: *mut Handle,
+    ) {
+        if !extra.is_null() {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        let sizes = with_context(|context| context.params(known(function)))?;
+        let mut args = Vec::with_capacity(sizes.len());
+        for (i, bytes) in sizes.iter().enumerate() {
+            let at = if params.is_null() { std::ptr::null_mut() } else { params.add(i).read() };
+            if at.is_null() {
+                say(&format!("argument {i} of {} is missing", sizes.len()));
+                return Err(Code::INVALID_VALUE);
+            }
+            args.push(std::slice::from_raw_parts(at.cast::<u8>(), *bytes as usize).to_vec());
+        }
+        let shape = Launch {
+            grid: [grid_x, grid_y, grid_z],
+            block: [block_x, block_y, block_z],
+            shared_bytes,
+            cooperative: false,
+        };
+        with_context(|context| context.launch(known(function), shape, args, known(stream)))
+    }
+
+    /// Makes a graph executable.
+    fn cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64) {
+        give_handle(executable, with_context(|context| context.instantiate(known(graph), flags))?)
+    }
+
+    /// Runs an executable graph.
+    fn cuGraphLaunch(executable: Handle, stream: Handle) {
+        with_context(|context| context.launch_graph(known(executable), known(stream)))
+    }
+
+    /// Ends a graph.
+    fn cuGraphDestroy(graph: Handle) {
+        with_context(|context| context.destroy_graph(known(graph)))
+    }
+
+    /// Ends an executable graph.
+    fn cuGraphExecDestroy(executable: Handle) {
+        with_context(|context| context.destroy_executable(known(executable)))
+    }
+}

@@ -1,0 +1,53 @@
+//! Results: numbers and names are the driver's, sentences our own.
+
+use std::ffi::CStr;
+
+/// A result other than success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub u32);
+
+macro_rules! table {
+    ($($constant:ident = $number:literal $name:literal $text:literal)*) => {
+        impl Code {
+            $(
+                #[doc = stringify!($name $text)]
+                pub const $constant: Self = Self($number);
+            )*
+
+            /// Name and sentence of a number; `None` for one that does not exist here.
+            pub fn told(number: u32) -> Option<(&'static CStr, &'static CStr)> {
+                match number {
+                    0 => Some((c"CUDA_SUCCESS", c"no error")),
+                    $($number => Some(($name, $text)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+table! {
+    INVALID_VALUE = 1 c"CUDA_ERROR_INVALID_VALUE" c"an argument is not allowed"
+    OUT_OF_MEMORY = 2 c"CUDA_ERROR_OUT_OF_MEMORY" c"the device has not as much memory"
+    NOT_INITIALIZED = 3 c"CUDA_ERROR_NOT_INITIALIZED" c"cuInit was not called, or failed"
+    NO_DEVICE = 100 c"CUDA_ERROR_NO_DEVICE" c"there is no device"
+    INVALID_DEVICE = 101 c"CUDA_ERROR_INVALID_DEVICE" c"there is no such device"
+    INVALID_CONTEXT = 201 c"CUDA_ERROR_INVALID_CONTEXT" c"no context is current, or not the one that is meant"
+    NO_BINARY_FOR_GPU = 209 c"CUDA_ERROR_NO_BINARY_FOR_GPU" c"the module is for newer devices"
+    INVALID_PTX = 218 c"CUDA_ERROR_INVALID_PTX" c"the text is no PTX"
+    UNSUPPORTED_PTX_VERSION = 222 c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION" c"the PTX is newer than the driver"
+    INVALID_HANDLE = 400 c"CUDA_ERROR_INVALID_HANDLE" c"a handle does not exist, or not any more"
+    ILLEGAL_STATE = 401 c"CUDA_ERROR_ILLEGAL_STATE" c"something is still in use"
+    NOT_FOUND = 500 c"CUDA_ERROR_NOT_FOUND" c"the module has nothing of this name"
+    NOT_READY = 600 c"CUDA_ERROR_NOT_READY" c"the work is not done yet"
+    ILLEGAL_ADDRESS = 700 c"CUDA_ERROR_ILLEGAL_ADDRESS" c"a kernel used an address that is not its own"
+    ASSERT = 710 c"CUDA_ERROR_ASSERT" c"a kernel trapped"
+    MISALIGNED_ADDRESS = 716 c"CUDA_ERROR_MISALIGNED_ADDRESS" c"a kernel used a misaligned address"
+    LAUNCH_FAILED = 719 c"CUDA_ERROR_LAUNCH_FAILED" c"a kernel failed"
+    NOT_SUPPORTED = 801 c"CUDA_ERROR_NOT_SUPPORTED" c"this virtual driver cannot do that"
+    CAPTURE_UNSUPPORTED = 900 c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" c"not allowed while a stream is captured"
+    CAPTURE_INVALIDATED = 901 c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" c"the capture was broken by an earlier call"
+    CAPTURE_UNMATCHED = 903 c"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED" c"the stream is not captured"
+    CAPTURE_WRONG_THREAD = 908 c"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD" c"another thread began the capture"
+    UNKNOWN = 999 c"CUDA_ERROR_UNKNOWN" c"a defect of this virtual driver"
+}

@@ -1,0 +1,73 @@
+//! The machine that the environment asks for.
+
+use std::env;
+
+/// What the virtual machine is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// GPUs (`VCUDA_DEVICES`).
+    pub devices: i32,
+    /// Compute capability (`VCUDA_CAPABILITY`, as in `8.6`).
+    pub capability: (i32, i32),
+    /// Bytes of each GPU's memory (`VCUDA_MEMORY`).
+    pub memory: u64,
+    /// Most bytes of shared memory of a block (`VCUDA_SHARED`).
+    pub shared: u32,
+    /// CUDA version of the driver (`VCUDA_VERSION`, as in `12.4`).
+    pub version: (i32, i32),
+    /// Whether streams can be captured (`VCUDA_GRAPHS`, 0 or 1).
+    pub graphs: bool,
+    /// Whether races and uninitialised values are looked for (`VCUDA_CHECKS`, 0 or 1).
+    pub checks: bool,
+}
+
+fn variable<T>(name: &str, default: T, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {
+    match env::var(name) {
+        Err(env::VarError::NotPresent) => Ok(default),
+        Ok(text) => parse(&text).ok_or_else(|| format!("{name}={text} is not understood")),
+        Err(e) => Err(format!("{name}: {e}")),
+    }
+}
+
+fn pair(text: &str) -> Option<(i32, i32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn switch(text: &str) -> Option<bool> {
+    ["0", "1"].iter().position(|word| *word == text).map(|i| i == 1)
+}
+
+impl Settings {
+    /// Reads the environment.
+    pub fn read() -> Result<Self, String> {
+        let capability = variable("VCUDA_CAPABILITY", (8, 0), pair)?;
+        // As NVIDIA's tables have it: A100, RTX 30 and 40, H100 and later.
+        let shared = match capability {
+            (..8, _) => 65_536,
+            (8, 0 | 7) => 166_912,
+            (8, _) | (12.., _) => 101_376,
+            _ => 232_448,
+        };
+        Ok(Self {
+            devices: variable("VCUDA_DEVICES", 1, |text| text.parse().ok().filter(|n| (0..=64).contains(n)))?,
+            capability,
+            memory: variable("VCUDA_MEMORY", 16 << 30, |text| text.parse().ok())?,
+            shared: variable("VCUDA_SHARED", shared, |text| text.parse().ok())?,
+            version: variable("VCUDA_VERSION", (12, 4), pair)?,
+            graphs: variable("VCUDA_GRAPHS", true, switch)?,
+            checks: variable("VCUDA_CHECKS", true, switch)?,
+        })
+    }
+
+    /// The newest PTX that a driver of [`Settings::version`] takes.
+    pub fn ptx(&self) -> (i32, i32) {
+        match self.version {
+            (..11, _) => (6, 5),
+            (11, minor) => (7, minor),
+            // 12.6 brought no new PTX; from there on it lags by one.
+            (12, minor) => (8, if minor <= 5 { minor } else { minor - 1 }),
+            (major, minor) => (major - 4, minor),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+// Products with a weight W [out, in] (row-major bf16) and activations X [T, in]:
+//
+//     matmul_forward          Y [T, out]  = X W^T, of one to three weights that share X
+//     geglu_forward           H [T, F]    = gelu_tanh(X Wg^T) * (X Wu^T), and the two products where they are kept
+//     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i; .._add: dX += dY W, f32
+//     matmul_backward_weight  dW [out, in] += dY^T X, f32
+//
+// All are the tile of tile.cuh with other layouts and epilogues. in and out are multiples of 8, T is anything. What
+// leaves as bf16 is rounded once, from f32.
+//
+// | kernel | C[m, n] | A | B | k |
+// |---|---|---|---|---|
+// | forward | token, feature | X, ROWS | W, ROWS (geglu: PAIRS of Wg and Wu) | in |
+// | backward_input | token, in | dY, ROWS | W, COLUMNS | out, one weight after the other |
+// | backward_weight | out, in | dY, COLUMNS | X, COLUMNS | T |
+//
+// Tokens are the m side so that the two neighbours of a row that a thread holds are neighbours in memory: four lanes
+// trade them for 16 bytes of a row, and no tile needs shared memory to be turned.
+//
+// **The same bits for any T.** An element is one chain over k (tile.cuh), so the variants below differ in speed alone.
+// The price is paid in decoding: the chain cannot be cut into pieces for several warps. A product that waits for the
+// one before it takes about 33 clocks on an A100 (published measurements): 34 thousand clocks, or 24 us, for the
+// longest contraction of Gemma 2B (F = 16384), whose weights take 33 us to arrive.
+//
+// **Movement.** A tile reads (M + N) k 2 bytes for 2 M N k FLOPs: at 128 x 128, 64 FLOPs a byte out of L2. Large T:
+// the tensor cores are the limit. Few tokens (decoding): W's bytes are, and each is requested once, since one tile
+// has all tokens; X is requested by every tile, out of L2, T / N of W's traffic. Variants, tokens x features:
+//
+// | tile | for | stages | shared memory |
+// |---|---|---|---|
+// | 32 x 32 | T <= 32, few features: more blocks | 5 of 128 | 80 KiB |
+// | 32 x 64 | T <= 32 | 4 of 64 | 48 KiB |
+// | 64 x 32 | T <= 64, few features | 4 of 128 | 96 KiB |
+// | 64 x 64 | T <= 64; products too small to fill a GPU with larger tiles | 3 of 64 | 48 KiB |
+// | 128 x 128 | all else: 4 warps with 64 x 64 each, two blocks per multiprocessor | 2 of 64 | 64 KiB |
+
+#include "tile.cuh"
+
+// The variants. `LA`, `LB` as in tile.cuh.
+template <Layout LA, Layout LB>
+using Tile32x32 = Tile<32, 32, 2, 2, 128, 5, LA, LB>;
+template <Layout LA, Layout LB>
+using Tile32x64 = Tile<32, 64, 2, 2, 64, 4, LA, LB>;
+template <Layout LA, Layout LB>
+using Tile64x32 = Tile<64, 32, 2, 2, 128, 4, LA, LB>;
+template <Layout LA, Layout LB>
+using Tile64x64 = Tile<64, 64, 2, 2, 64, 3, LA, LB>;
+template <Layout LA, Layout LB>
+using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;
+
+// ------------------------------------------------------------------------------------------------------------ forward
+
+// One to three weights. Tiles of features are numbered through: those of weight i begin at first[i], ~0u where there is
+// no such weight.
+struct Weights {
+    const bf16 *w[3];
+    bf16 *y[3];
+    unsigned out[3];
+    unsigned first[3];
+};
+
+// Grid: (tiles of tokens, tiles of features). Neighbouring blocks share a tile of features: W comes from memory once, X
+// stays in L2.
+template <typename P>
+__device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, unsigned tokens, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const bf16 *w = weights.w[0];
+    bf16 *y = weights.y[0];
+    unsigned out = weights.out[0], first = 0;
+#pragma unroll
+    for (int i = 1; i < 3; i++) {
+        if (blockIdx.y >= weights.first[i]) {
+            w = weights.w[i];
+            y = weights.y[i];
+            out = weights.out[i];
+            first = weights.first[i];
+        }
+    }
+    const unsigned m = blockIdx.x * P::M, n = (blockIdx.y - first) * P::N;
+    P p;
+    p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {w + size_t(n) * in, in, int(out - n)}, in, memory);
+    p.store(y + size_t(m) * out + n, out, tokens - m, out - n);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x32(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile32x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x64(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x32(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile64x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x64(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+// gelu(x) in the tanh form: (1 + tanh u) / 2 is the logistic function of 2 u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+__device__ __forceinline__ float gelu(float x) {
+    const float v = 1.595769122f * fmaf(0.044715f * x * x, x, x);
+    return __fdividef(x, 1.0f + __expf(-v));
+}
+
+// The tile's columns are gate and up in turn, by eight: so a thread has both of a feature. Grid as in `forward`, with
+// N / 2 features per tile. gate and up are null where they are not kept.
+template <typename P>
+__device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const bf16 *w_up, bf16 *h, bf16 *gate,
+                                      bf16 *up, unsigned tokens, unsigned features, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * (P::N / 2);
+    P p;
+    p.multiply({x + size_t(m) * in, in, int(tokens - m)},
+               {w_gate + size_t(n) * in, in, int(features - n), w_up + size_t(n) * in}, in, memory);
+    const unsigned row = m + P::warp_row(), col = n + P::warp_column() / 2;
+#pragma unroll
+    for (int i = 0; i < P::MT; i++) {
+        float a[P::NT / 2][4], b[P::NT / 2][4], product[P::NT / 2][4];
+#pragma unroll
+        for (int j = 0; j < P::NT / 2; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                a[j][e] = p.sum[i][2 * j][e];
+                b[j][e] = p.sum[i][2 * j + 1][e];
+                product[j][e] = gelu(a[j][e]) * b[j][e];
+            }
+        const size_t at = size_t(row + i * 16) * features + col;
+        const int rows = int(tokens - row) - i * 16, cols = int(features - col);
+        store_strip(product, h + at, features, rows, cols);
+        if (gate != nullptr) {
+            store_strip(a, gate + at, features, rows, cols);
+            store_strip(b, up + at, features, rows, cols);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) geglu_forward_32x64(
+    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
+    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
+    geglu<Tile32x64<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) geglu_forward_64x64(
+    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
+    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
+    geglu<Tile64x64<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
+    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
+    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
+    geglu<Tile128x128<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+}
+
+// ----------------------------------------------------------------------------------------------------------- backward
+
+// Up to three pairs dY_i [T, out_i], W_i [out_i, in]; out_i is 0 where there is none.
+struct Pairs {
+    const bf16 *dy[3];
+    const bf16 *w[3];
+    unsigned out[3];
+};
+
+// One contraction over the rows of all weights. Grid: (tiles of tokens, tiles of in).
+template <typename P>
+__device__ __forceinline__ void backward_input(const Pairs &pairs, bf16 *dx, unsigned tokens, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
+    P p;
+    // One copy of the code for all pairs; selections instead of an index, which would move `pairs` to local memory.
+#pragma unroll 1
+    for (int i = 0; i < 3; i++) {
+        const bf16 *dy = i == 0 ? pairs.dy[0] : i == 1 ? pairs.dy[1] : pairs.dy[2];
+        const bf16 *w = i == 0 ? pairs.w[0] : i == 1 ? pairs.w[1] : pairs.w[2];
+        const unsigned out = i == 0 ? pairs.out[0] : i == 1 ? pairs.out[1] : pairs.out[2];
+        if (out == 0) break;
+        p.multiply({dy + size_t(m) * out, out, int(tokens - m)}, {w + n, in, int(in - n)}, out, memory);
+    }
+    p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_64x64(
+    const Pairs pairs, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
+    backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(pairs, dx, tokens, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_128x128(
+    const Pairs pairs, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
+    backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(pairs, dx, tokens, in);
+}
+
+// dX += dY W in f32, for contractions that arrive in parts (the LM head's, over chunks of the vocabulary). dY's rows
+// are ld apart. Grid as above.
+template <typename P>
+__device__ __forceinline__ void backward_input_add(const bf16 *dy, const bf16 *w, float *dx, unsigned tokens,
+                                                   unsigned out, unsigned ld, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
+    P p;
+    p.multiply({dy + size_t(m) * ld, ld, int(tokens - m)}, {w + n, in, int(in - n)}, out, memory);
+    p.add(dx + size_t(m) * in + n, in, tokens - m, in - n);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_add_64x64(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, float *__restrict__ dx, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_input_add<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, tokens, out, ld, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_add_128x128(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, float *__restrict__ dx, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_input_add<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, tokens, out, ld, in);
+}
+
+// dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens.
+// dY's rows are ld apart. Grid: (tiles of in, tiles of out).
+template <typename P>
+__device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, float *dw, unsigned tokens, unsigned out,
+                                                unsigned ld, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.y * P::M, n = blockIdx.x * P::N;
+    P p;
+    p.multiply({dy + m, ld, int(out - m)}, {x + n, in, int(in - n)}, tokens, memory);
+    p.add(dw + size_t(m) * in + n, in, out - m, in - n);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_64x64(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_128x128(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
+}

@@ -1,0 +1,399 @@
+// A block's share of a matrix product: C[m, n] += sum over k of A[m, k] B[n, k], an M x N tile of C in the registers of
+// the block's threads, bf16 operands, f32 sums. Matmul and the LM head are this tile with different epilogues.
+//
+// **One chain.** Every element of C is one chain of m16n8k16 products in ascending k, whatever the shape of the tile,
+// its place in the matrix, and what else is in the batch: its bits are a function of its row of A, its row of B and
+// what it held before. (k is filled up with zeros to whole stages: that changes no bit of a sum.) So kernels may choose
+// tiles by the size of the problem, and sampling (few tokens, small tiles) agrees with training (many, large ones).
+//
+// **Movement.** A stage of shared memory holds DEPTH columns of k of both operands. While a stage is multiplied,
+// cp.async fills those after it; one barrier per stage. Per 16 of k, a warp reads (WM + WN) x 32 bytes of shared memory
+// for WM WN / 128 products: at 64 x 64, 4 KiB for 32 products, which on an A100 is half of what shared memory can
+// deliver in the time of the products (128 bytes a clock against 2 clocks a product).
+//
+// Use:
+//     using P = Tile<128, 128, 2, 2, 64, 2, Layout::ROWS, Layout::ROWS>;     // __launch_bounds__(P::THREADS)
+//     extern __shared__ __align__(128) unsigned char memory[];                // P::SHARED bytes
+//     P p;                                                                    // sums of zero
+//     p.multiply({x + row * ld, ld, rows - row}, {w + col * ld, ld, cols - col}, k, memory);   // again for more of k
+//     p.each([&](int m, int n, float c0, float c1) { ... });                  // C[m, n] and C[m, n + 1] of the tile
+// or read p.sum[i][j] with p.row(i), p.column(j); or p.store(..), p.add(..), which write whole rows of a matrix.
+#pragma once
+
+#include <utility>
+
+#include "mma.cuh"
+
+// How an operand lies in memory.
+enum class Layout {
+    ROWS,     // element (i, k) at at[i ld + k]: k contiguous
+    COLUMNS,  // element (i, k) at at[k ld + i]: k strided, read through ldmatrix.trans
+    PAIRS,    // ROWS of two matrices in turn: rows 16 i .. 16 i + 7 of the tile are rows 8 i .. of `at`, the next 8 are
+              // those of `other`; so the threads that hold column 16 i + c of C hold 16 i + 8 + c as well
+};
+
+// One operand, seen from the tile. Memory is read in pieces of 8 elements: `at` is aligned to 16 bytes and ld a
+// multiple of 8. Where k (ROWS, PAIRS) or `rows` (COLUMNS) is not, the last piece is read whole: up to 7 elements
+// beyond, inside ld; with ROWS and PAIRS they must be finite and meet zeros in the other operand (COLUMNS has none
+// beyond k).
+struct Operand {
+    const bf16 *at;               // row 0 of the tile, k = 0
+    size_t ld;                    // elements from row to row, or from k to k
+    int rows;                     // rows that exist from `at` on (PAIRS: of each matrix); others read as zero
+    const bf16 *other = nullptr;  // PAIRS: row 0 of the second matrix
+};
+
+// f(Int<0>), f(Int<1>), ...: loops whose index is a constant, as immediate operands need it.
+template <int i>
+struct Int {
+    static constexpr int value = i;
+};
+
+template <typename F, int... i>
+__device__ __forceinline__ void unroll(F &&f, std::integer_sequence<int, i...>) {
+    (f(Int<i>{}), ...);
+}
+
+template <int n, typename F>
+__device__ __forceinline__ void unroll(F &&f) {
+    unroll(f, std::make_integer_sequence<int, n>{});
+}
+
+// load_matrix of mma.cuh at an address in shared memory plus a constant.
+template <bool transposed, int offset>
+__device__ __forceinline__ void load_matrix_at(unsigned (&r)[4], unsigned address) {
+    if constexpr (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address), "n"(offset)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address), "n"(offset)
+                     : "memory");
+}
+
+// copy_async of mma.cuh likewise; `bytes` is 16, or 0 to write zeros and read nothing.
+template <int offset>
+__device__ __forceinline__ void copy_async_at(unsigned to, const void *from, unsigned bytes) {
+    asm volatile("cp.async.cg.shared.global [%0+%1], [%2], 16, %3;\n" ::"r"(to), "n"(offset), "l"(from), "r"(bytes)
+                 : "memory");
+}
+
+// What one thread copies of an operand: COUNT pieces of every stage, on lines `LINES` apart. A line is a row of the
+// operand (ROWS, PAIRS) or one k (COLUMNS). In shared memory lines are cut into swizzled tiles of 64 elements
+// (mma.cuh), one tile after the other: [line length / 64][lines][64].
+template <int ROWS, int DEPTH, int THREADS, Layout layout>
+struct Feed {
+    static constexpr bool STRIDED = layout == Layout::COLUMNS;
+    static constexpr int LENGTH = STRIDED ? ROWS : DEPTH;          // elements of a line
+    static constexpr int ALL_LINES = STRIDED ? DEPTH : ROWS;
+    static constexpr int LINES = THREADS / (LENGTH / PIECE);       // lines that the block copies at once
+    static constexpr int COUNT = ALL_LINES / LINES;
+    static constexpr int BYTES = ROWS * DEPTH * int(sizeof(bf16));  // of a stage
+    // Lines of a matrix from one of a thread's pieces to the next.
+    static constexpr int SOURCE_LINES = layout == Layout::PAIRS ? LINES / 2 : LINES;
+    // A thread's pieces have one place in their swizzled lines, and PAIRS one matrix.
+    static_assert(LENGTH % TILE_K == 0 && ALL_LINES % LINES == 0 && LINES % 8 == 0);
+    static_assert(layout != Layout::PAIRS || LINES % 16 == 0);
+
+    const bf16 *from;  // the next piece
+    size_t step;       // elements from piece to piece
+    size_t turn;       // from behind the last piece of a stage to the first of the next (COLUMNS: they are neighbours)
+    int to;            // offset in bytes of the first piece in a stage
+    int limit;         // lines that exist from the first piece on; with COLUMNS that is counted from `left`
+    int place;         // ROWS, PAIRS: first k of the piece. COLUMNS: its line
+
+    __device__ __forceinline__ explicit Feed(const Operand &o) {
+        const int piece = int(threadIdx.x) % (LENGTH / PIECE), line = int(threadIdx.x) / (LENGTH / PIECE);
+        const bool second = layout == Layout::PAIRS && line / 8 % 2 == 1;
+        const int source = layout == Layout::PAIRS ? line / 16 * 8 + line % 8 : line;
+        from = (second ? o.other : o.at) + size_t(source) * o.ld + piece * PIECE;
+        step = SOURCE_LINES * o.ld;
+        turn = DEPTH - COUNT * step;
+        to = (piece / 8 * ALL_LINES * TILE_K + swizzled(line, piece % 8)) * int(sizeof(bf16));
+        limit = STRIDED ? (piece * PIECE < o.rows ? 0x7fffffff : 0) : o.rows - source;
+        place = STRIDED ? line : piece * PIECE;
+        // Computed here, and not, to save registers, anew for every stage.
+        asm volatile("" : "+l"(step), "+l"(turn), "+r"(to), "+r"(limit), "+r"(place));
+    }
+
+    // How many lines exist below this thread's first, in a stage with `left` of k.
+    __device__ __forceinline__ int lines(int left) const {
+        if constexpr (STRIDED) return min(left - place, limit);
+        return place < left ? limit : 0;
+    }
+
+    // Piece i of the stage: all in turn, then `next`.
+    template <int i>
+    __device__ __forceinline__ void copy(unsigned stage, int lines) {
+        copy_async_at<i * LINES * TILE_K * int(sizeof(bf16))>(stage + to, from, i * SOURCE_LINES < lines ? 16 : 0);
+        from += step;
+        asm volatile("" : "+l"(from));  // one addition, not a multiple of step computed anew
+    }
+
+    __device__ __forceinline__ void next() {
+        if constexpr (!STRIDED) from += turn;
+    }
+};
+
+// Where one lane reads an operand's fragments: ldmatrix of 16 rows x 16 k. For A, in the order of the registers of
+// `mma`'s a. For B the second and third matrix change places: b0 and b1 of the first 8 rows are registers 0 and 1, of
+// the other 8, 2 and 3; the hardware wants b in neighbouring registers, and the compiler would move them there.
+template <int ROWS, int DEPTH, Layout layout, bool IS_B>
+struct Fragments {
+    static constexpr bool STRIDED = layout == Layout::COLUMNS;
+
+    int offset;  // in bytes, of the first 16 rows and the first 16 of k
+
+    // `first`: the warp's first row, a multiple of 16.
+    __device__ __forceinline__ explicit Fragments(int first) {
+        const int lane = threadIdx.x % WARP;
+        const int second = lane / 8 % 2, third = lane / 16;  // whether this lane's matrix is the second or fourth, ..
+        const int row = (IS_B ? third : second) * 8, k = (IS_B ? second : third) * 8;
+        if constexpr (STRIDED) {
+            const int piece = (first + row) / PIECE;
+            offset = piece / 8 * DEPTH * TILE_K + swizzled(k + lane % 8, piece % 8);
+        } else {
+            offset = swizzled(first + row + lane % 8, k / PIECE);
+        }
+        offset *= int(sizeof(bf16));
+    }
+
+    // The four addresses in a stage from which all of the warp's fragments are constants away: two pieces along the
+    // swizzled direction are bits 5 and 6 of the address, exclusive-or.
+    __device__ __forceinline__ void addresses(unsigned (&address)[4], unsigned stage) const {
+        const unsigned first = stage + offset;
+#pragma unroll
+        for (int i = 0; i < 4; i++) address[i] = first ^ (i * 32);
+    }
+
+    // Rows 16 i.. of the warp, k 16 step.. of the stage.
+    template <int i, int step>
+    static __device__ __forceinline__ void load(unsigned (&r)[4], const unsigned (&address)[4]) {
+        constexpr int TILES = 16 * TILE_K * int(sizeof(bf16));  // 16 lines
+        if constexpr (STRIDED)
+            load_matrix_at<true, i / 4 * DEPTH / 16 * TILES + step * TILES>(r, address[i % 4]);
+        else
+            load_matrix_at<false, step / 4 * ROWS / 16 * TILES + i * TILES>(r, address[step % 4]);
+    }
+};
+
+// Four lanes of a quad hold quarter (lane % 4) of each of four things; afterwards each holds all of thing lane % 4.
+__device__ __forceinline__ uint4 transpose_quad(unsigned r0, unsigned r1, unsigned r2, unsigned r3) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    const unsigned x = __shfl_xor_sync(ALL, odd ? r0 : r1, 1), y = __shfl_xor_sync(ALL, odd ? r2 : r3, 1);
+    const unsigned p0 = odd ? x : r0, p1 = odd ? r1 : x, q0 = odd ? y : r2, q1 = odd ? r3 : y;
+    const unsigned s = __shfl_xor_sync(ALL, high ? p0 : q0, 2), t = __shfl_xor_sync(ALL, high ? p1 : q1, 2);
+    return high ? make_uint4(s, t, q0, q1) : make_uint4(p0, p1, s, t);
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    const bf162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned *>(&pair);
+}
+
+// Stores 16 rows x 8 TILES columns, in the layout of mma's c, as bf16 rows in pieces of 16 bytes. `y` is the element
+// (0, 0), `rows` and `cols` (a multiple of 8) what exists of the matrix from there on.
+template <int TILES>
+__device__ __forceinline__ void store_strip(const float (&c)[TILES][4], bf16 *y, size_t ld, int rows, int cols) {
+    static_assert(TILES == 2 || TILES % 4 == 0);
+    const int row = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    if constexpr (TILES == 2) {
+        // A quad has two rows of two tiles.
+        const uint4 v = transpose_quad(pack(c[0][0], c[0][1]), pack(c[1][0], c[1][1]), pack(c[0][2], c[0][3]),
+                                       pack(c[1][2], c[1][3]));
+        const int r = row + t / 2 * 8, col = t % 2 * 8;
+        if (r < rows && col < cols) *reinterpret_cast<uint4 *>(y + r * ld + col) = v;
+    } else {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int j = 0; j < TILES; j += 4) {
+                const uint4 v = transpose_quad(pack(c[j][2 * half], c[j][2 * half + 1]),
+                                               pack(c[j + 1][2 * half], c[j + 1][2 * half + 1]),
+                                               pack(c[j + 2][2 * half], c[j + 2][2 * half + 1]),
+                                               pack(c[j + 3][2 * half], c[j + 3][2 * half + 1]));
+                const int r = row + half * 8, col = (j + t) * 8;
+                if (r < rows && col < cols) *reinterpret_cast<uint4 *>(y + r * ld + col) = v;
+            }
+        }
+    }
+}
+
+// M_, N_: the tile. WARPS_M x WARPS_N warps share it; a warp's part is a multiple of 16 x 16. DEPTH: k per stage, 64 or
+// 128. LA, LB: how the operands lie.
+template <int M_, int N_, int WARPS_M, int WARPS_N, int DEPTH, int STAGES, Layout LA, Layout LB>
+struct Tile {
+    static constexpr int M = M_, N = N_;
+    static constexpr int THREADS = WARPS_M * WARPS_N * int(WARP);
+    // A warp's part, and that in products.
+    static constexpr int WM = M / WARPS_M, WN = N / WARPS_N;
+    static constexpr int MT = WM / 16, NT = WN / 8;
+    static constexpr int STEPS = DEPTH / 16;
+
+    using FeedA = Feed<M, DEPTH, THREADS, LA>;
+    using FeedB = Feed<N, DEPTH, THREADS, LB>;
+    using FragmentsA = Fragments<M, DEPTH, LA, false>;
+    using FragmentsB = Fragments<N, DEPTH, LB, true>;
+
+    static constexpr int STAGE = FeedA::BYTES + FeedB::BYTES;
+    // Bytes of shared memory, aligned to 128.
+    static constexpr int SHARED = STAGES * STAGE;
+
+    static_assert(WM % 16 == 0 && WN % 16 == 0 && DEPTH % TILE_K == 0 && STAGES >= 2);
+    // A warp's rows of a strided operand stay in the tiles of 64 that they begin in, or begin one.
+    static_assert(LA != Layout::COLUMNS || TILE_K % WM == 0 || WM % TILE_K == 0);
+    static_assert(LB != Layout::COLUMNS || TILE_K % WN == 0 || WN % TILE_K == 0);
+
+    // sum[i][j] in the layout of mma's c: {(r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1)}, r = row(i), c = column(j).
+    float sum[MT][NT][4];
+
+    __device__ __forceinline__ Tile() {
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) sum[i][j][e] = 0;
+    }
+
+    // First row and column of this thread's warp.
+    static __device__ __forceinline__ int warp_row() { return int(threadIdx.x / WARP) % WARPS_M * WM; }
+    static __device__ __forceinline__ int warp_column() { return int(threadIdx.x / WARP) / WARPS_M * WN; }
+    // In the tile, of sum[i][..][0] and sum[..][j][0] of this thread.
+    static __device__ __forceinline__ int row(int i) { return warp_row() + i * 16 + int(threadIdx.x % WARP) / 4; }
+    static __device__ __forceinline__ int column(int j) { return warp_column() + j * 8 + int(threadIdx.x) % 4 * 2; }
+
+    // sum += A B^T over k. All threads call it; afterwards `memory` is free for any use.
+    __device__ __forceinline__ void multiply(const Operand &a, const Operand &b, int k, void *memory) {
+        const unsigned shared = shared_address(memory), end = shared + SHARED;
+        FeedA feed_a(a);
+        FeedB feed_b(b);
+        const FragmentsA fragments_a(warp_row());
+        const FragmentsB fragments_b(warp_column());
+
+        int left = k;  // k from the next stage to copy on; stages beyond k are zeros that nobody reads
+        unsigned write = shared;
+#pragma unroll
+        for (int s = 0; s < STAGES - 1; s++) {
+            const int lines_a = feed_a.lines(left), lines_b = feed_b.lines(left);
+            unroll<FeedA::COUNT>([&](auto i) { feed_a.template copy<i.value>(write, lines_a); });
+            unroll<FeedB::COUNT>([&](auto i) { feed_b.template copy<i.value>(write + FeedA::BYTES, lines_b); });
+            copy_commit();
+            next(feed_a, feed_b, left);
+            write += STAGE;
+        }
+        unsigned read = shared;
+#pragma unroll 1  // it is long enough
+        for (int at = 0; at < k; at += DEPTH) {
+            copy_wait<STAGES - 2>();
+            // All threads' copies of this stage have arrived; and all warps have read the stage before it, which the
+            // copies below overwrite.
+            __syncthreads();
+            unsigned address_a[4], address_b[4];
+            fragments_a.addresses(address_a, read);
+            fragments_b.addresses(address_b, read + FeedA::BYTES);
+            unsigned x[2][MT][4], y[2][NT / 2][4];
+            load<0>(x[0], y[0], address_a, address_b);
+            const int lines_a = feed_a.lines(left), lines_b = feed_b.lines(left);
+            unroll<STEPS>([&](auto step) {
+                constexpr int s = decltype(step)::value;
+                // The fragments of the next step come while this one's are multiplied.
+                if constexpr (s + 1 < STEPS) load<s + 1>(x[(s + 1) % 2], y[(s + 1) % 2], address_a, address_b);
+                // Copies are spread over the steps of the first half: they do not hold up the products, and have the
+                // second half to arrive in where STAGES is 2.
+                unroll<share(FeedA::COUNT, s)>([&](auto i) {
+                    feed_a.template copy<begin(FeedA::COUNT, s) + i.value>(write, lines_a);
+                });
+                unroll<share(FeedB::COUNT, s)>([&](auto i) {
+                    feed_b.template copy<begin(FeedB::COUNT, s) + i.value>(write + FeedA::BYTES, lines_b);
+                });
+#pragma unroll
+                for (int i = 0; i < MT; i++)
+#pragma unroll
+                    for (int j = 0; j < NT; j++)
+                        mma(sum[i][j], x[s % 2][i], y[s % 2][j / 2][j % 2 * 2], y[s % 2][j / 2][j % 2 * 2 + 1]);
+            });
+            copy_commit();
+            next(feed_a, feed_b, left);
+            read = read + STAGE == end ? shared : read + STAGE;
+            write = write + STAGE == end ? shared : write + STAGE;
+        }
+        copy_wait<0>();
+        // Nobody reads or copies any more: the memory is free.
+        __syncthreads();
+    }
+
+    // f(m, n, c0, c1) for all pairs of neighbours C[m, n], C[m, n + 1] of this thread; m and n in the tile.
+    template <typename F>
+    __device__ __forceinline__ void each(F &&f) const {
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                f(row(i), column(j), sum[i][j][0], sum[i][j][1]);
+                f(row(i) + 8, column(j), sum[i][j][2], sum[i][j][3]);
+            }
+    }
+
+    // y[m, n] = C[m, n], rounded to bf16. `y` is the tile's element (0, 0), `rows` and `cols` (a multiple of 8) what
+    // exists of the matrix from there on.
+    __device__ __forceinline__ void store(bf16 *y, size_t ld, int rows, int cols) const {
+        const int m = warp_row(), n = warp_column();
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+            store_strip<NT>(sum[i], y + (m + i * 16) * ld + n, ld, rows - m - i * 16, cols - n);
+    }
+
+    // y[m, n] += C[m, n] in f32; cols a multiple of 4.
+    __device__ __forceinline__ void add(float *y, size_t ld, int rows, int cols) const {
+        const bool odd = threadIdx.x & 1;
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            // Two lanes hold 4 columns of two rows; each takes a row.
+            const int m = row(i) + (odd ? 8 : 0), n = column(0) - (odd ? 2 : 0);
+            float *at = y + m * ld + n;
+            // All loads before the first store: one wait for memory per 16 rows, not one per piece. The barrier
+            // orders nothing between lanes: past it the compiler may not put the loads off.
+            float4 held[NT];
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+                if (m < rows && n + j * 8 < cols) held[j] = *reinterpret_cast<const float4 *>(at + j * 8);
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                const float(&c)[4] = sum[i][j];
+                const float p = __shfl_xor_sync(ALL, odd ? c[0] : c[2], 1);
+                const float q = __shfl_xor_sync(ALL, odd ? c[1] : c[3], 1);
+                float4 v = held[j];
+                v.x += odd ? p : c[0];
+                v.y += odd ? q : c[1];
+                v.z += odd ? c[2] : p;
+                v.w += odd ? c[3] : q;
+                if (m < rows && n + j * 8 < cols) *reinterpret_cast<float4 *>(at + j * 8) = v;
+            }
+        }
+    }
+
+private:
+    // Of `count` copies, the first of step s.
+    static __host__ __device__ constexpr int begin(int count, int s) {
+        return s < STEPS / 2 ? count * s / (STEPS / 2) : count;
+    }
+    static __host__ __device__ constexpr int share(int count, int s) { return begin(count, s + 1) - begin(count, s); }
+
+    static __device__ __forceinline__ void next(FeedA &a, FeedB &b, int &left) {
+        a.next();
+        b.next();
+        left -= DEPTH;
+    }
+
+    template <int step>
+    static __device__ __forceinline__ void load(unsigned (&x)[MT][4], unsigned (&y)[NT / 2][4],
+                                                const unsigned (&address_a)[4], const unsigned (&address_b)[4]) {
+        unroll<MT>([&](auto i) { FragmentsA::template load<i.value, step>(x[i.value], address_a); });
+        unroll<NT / 2>([&](auto j) { FragmentsB::template load<j.value, step>(y[j.value], address_b); });
+    }
+};

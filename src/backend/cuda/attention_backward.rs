@@ -1,0 +1,566 @@
+//! Launchers of kernels/attention_backward.cu, and the lists of what its blocks do.
+//!
+//! Head widths 64, 128 and 256; any number of query heads per key/value head.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::NoUninit;
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Memory, Tables, Tensor};
+use crate::backend::{AttentionSpec, Backend, Batch, DType};
+use crate::device::{Arg, Launch};
+use crate::segments::{QueryRun, Segment, Segments};
+
+const THREADS: usize = 256;
+/// Elements of dO of a block of the first pass.
+const STATS: usize = 8192;
+/// Keys of a block that makes dK and dV, pairs of a block that makes dQ. A *pair* is (query token, head of a group).
+const STAY: usize = 64;
+/// Rows of the tiles that stream through shared memory, two stages of them.
+const STREAM: usize = 32;
+/// Pairs of a piece are at least this many: a piece of a tile that is cut costs a read of its keys and f32 sums in memory
+/// (128 KiB at Dh = 256), about a tenth of what its products take.
+const MIN_PIECE: usize = 1024;
+/// Blocks that the work on keys is cut into, about, where it is large: two for each multiprocessor of a large GPU.
+const BLOCKS: usize = 256;
+/// [`KeyItem::slot`] of a tile that is not cut.
+const DIRECT: u32 = u32::MAX;
+
+/// `KeyItem` of the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
+struct KeyItem {
+    row: u32,
+    position: u32,
+    keys: u32,
+    first: u32,
+    offset: u32,
+    pairs: u32,
+    slot: u32,
+    unused: u32,
+}
+
+/// `QueryItem` of the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
+struct QueryItem {
+    row: u32,
+    position: u32,
+    offset: u32,
+    pairs: u32,
+    first: u32,
+    keys: u32,
+    chain: u32,
+    unused: u32,
+}
+
+/// `ChainItem` of the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
+struct ChainItem {
+    begin: u32,
+    shift: u32,
+}
+
+/// `SumItem` of the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
+struct SumItem {
+    row: u32,
+    keys: u32,
+    slot: u32,
+    pieces: u32,
+}
+
+/// `Scores` of the kernel.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, NoUninit)]
+struct Scores {
+    scale: f32,
+    inner: f32,
+    cap: f32,
+    window: u32,
+}
+
+impl Scores {
+    fn new(spec: &AttentionSpec) -> Self {
+        let log2_e = std::f32::consts::LOG2_E;
+        let (inner, cap) = match spec.softcap {
+            None => (spec.scale * log2_e, 0.0),
+            Some(c) => (2.0 * log2_e * spec.scale / c, c * log2_e),
+        };
+        let window = spec.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX).min(1 << 31);
+        Self { scale: spec.scale, inner, cap, window }
+    }
+}
+
+/// Counts of rows and pairs fit 32 bits: they are far below what fits a GPU.
+fn narrow(x: usize) -> u32 {
+    u32::try_from(x).expect("rows fit 32 bits")
+}
+
+/// What the blocks do, in the order in which they begin: the longest first, so that none is left alone at the end.
+#[derive(Debug, Default)]
+struct Lists {
+    key_items: Vec<KeyItem>,
+    /// Rows of the tokens that see a tile of keys; tiles share where they can.
+    tokens: Vec<u32>,
+    sums: Vec<SumItem>,
+    slots: usize,
+    query_items: Vec<QueryItem>,
+    chains: Vec<ChainItem>,
+}
+
+/// Rows of the segment's tokens at positions `from..to`.
+fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + use<> {
+    let from = from.max(s.position);
+    let to = to.min(s.position + s.len);
+    let first = s.start + from - s.position;
+    (first..first + to.saturating_sub(from)).map(narrow)
+}
+
+impl Lists {
+    fn new(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Self {
+        let mut lists = Self::default();
+        lists.add_keys(segments, group, kv_heads, window);
+        lists.add_queries(segments, group, window);
+        lists
+    }
+
+    fn add_keys(&mut self, segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) {
+        let list = segments.list();
+        // The segments whose queries see each segment, itself first, in table order.
+        let mut seen_by = vec![Vec::new(); list.len()];
+        for i in 0..list.len() {
+            for prefix in segments.chain(i) {
+                seen_by[prefix].push(i);
+            }
+        }
+        // (first key's index in its segment, segment, tokens that see the tile as a range of `tokens`)
+        let mut tiles = Vec::new();
+        for (i, s) in list.iter().enumerate() {
+            let last = seen_by[i].iter().map(|&j| list[j].position + list[j].len).max().unwrap_or(0);
+            // Unless a window ends among them, the tokens that see a tile are those of the tile before less its own: the
+            // list of the first such tile, which begins with its own, serves all after it.
+            let mut shared: Option<(usize, Range<usize>)> = None;
+            for first in (0..s.len).step_by(STAY) {
+                let (position, keys) = (s.position + first, STAY.min(s.len - first));
+                let end = window.map_or(usize::MAX, |w| (position + keys - 1).saturating_add(w));
+                let range = match &shared {
+                    Some((of, range)) => range.start + first - of..range.end,
+                    None => {
+                        let start = self.tokens.len();
+                        for &j in &seen_by[i] {
+                            self.tokens.extend(rows_at(&list[j], position, end));
+                        }
+                        start..self.tokens.len()
+                    }
+                };
+                if end >= last && shared.is_none() {
+                    shared = Some((first, range.clone()));
+                }
+                tiles.push((first, s, range));
+            }
+        }
+
+        let total: usize = tiles.iter().map(|(.., tokens)| tokens.len() * group).sum();
+        let piece = (total * kv_heads / BLOCKS).next_multiple_of(STREAM).max(MIN_PIECE);
+        for (first, s, tokens) in tiles {
+            let (row, keys) = (narrow(s.start + first), narrow(STAY.min(s.len - first)));
+            let pairs = tokens.len() * group;
+            let pieces = pairs.div_ceil(piece);
+            let slot = self.slots;
+            if pieces > 1 {
+                self.slots += pieces;
+                self.sums.push(SumItem { row, keys, slot: narrow(slot), pieces: narrow(pieces) });
+            }
+            self.key_items.extend((0..pieces).map(|i| KeyItem {
+                row,
+                position: narrow(s.position + first),
+                keys,
+                first: narrow(tokens.start + i * piece / group),
+                offset: narrow(i * piece % group),
+                pairs: narrow(piece.min(pairs - i * piece)),
+                slot: if pieces > 1 { narrow(slot + i) } else { DIRECT },
+                unused: 0,
+            }));
+        }
+        self.key_items.sort_by_key(|item| Reverse(item.pairs));
+    }
+
+    fn add_queries(&mut self, segments: &Segments, group: usize, window: Option<usize>) {
+        for (i, s) in segments.list().iter().enumerate() {
+            let chain = narrow(self.chains.len());
+            for j in segments.chain(i) {
+                let Segment { start, position, .. } = segments.list()[j];
+                self.chains.push(ChainItem {
+                    begin: narrow(position),
+                    shift: narrow(start).wrapping_sub(narrow(position)),
+                });
+            }
+            self.chains.push(ChainItem { begin: u32::MAX, shift: 0 });
+            for pair in (0..s.len * group).step_by(STAY) {
+                let pairs = STAY.min(s.len * group - pair);
+                let (token, last) = (pair / group, (pair + pairs - 1) / group);
+                let first = window.map_or(0, |w| (s.position + token + 1).saturating_sub(w));
+                self.query_items.push(QueryItem {
+                    row: narrow(s.start + token),
+                    position: narrow(s.position + token),
+                    offset: narrow(pair % group),
+                    pairs: narrow(pairs),
+                    first: narrow(first),
+                    keys: narrow(s.position + last + 1 - first),
+                    chain,
+                    unused: 0,
+                });
+            }
+        }
+        self.query_items.sort_by_key(|item| Reverse(item.keys));
+    }
+}
+
+/// [`Lists`] on the device.
+struct Plan {
+    /// Query heads per key/value head, key/value heads and window that it is for.
+    key: (usize, usize, Option<usize>),
+    key_items: (Memory, usize),
+    tokens: Memory,
+    sums: (Memory, usize),
+    slots: usize,
+    query_items: (Memory, usize),
+    chains: Memory,
+    /// Every row belongs to a segment.
+    dense: bool,
+}
+
+impl Plan {
+    fn new(cuda: &Cuda, segments: &Segments, rows: usize, key: (usize, usize, Option<usize>)) -> Self {
+        let (group, kv_heads, window) = key;
+        let lists = Lists::new(segments, group, kv_heads, window);
+        Self {
+            key,
+            key_items: (cuda.table(&lists.key_items), lists.key_items.len()),
+            tokens: cuda.table(&lists.tokens),
+            sums: (cuda.table(&lists.sums), lists.sums.len()),
+            slots: lists.slots,
+            query_items: (cuda.table(&lists.query_items), lists.query_items.len()),
+            chains: cuda.table(&lists.chains),
+            dense: segments.list().iter().map(|s| s.len).sum::<usize>() == rows,
+        }
+    }
+}
+
+/// The plans of a batch, made when a layer first asks for them.
+#[derive(Default)]
+pub(crate) struct Plans(Mutex<Vec<Arc<Plan>>>);
+
+impl Plans {
+    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, spec: &AttentionSpec) -> Arc<Plan> {
+        let key = (spec.heads / spec.kv_heads, spec.kv_heads, spec.window);
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.iter().find(|plan| plan.key == key) {
+            return Arc::clone(plan);
+        }
+        let plan = Arc::new(Plan::new(cuda, segments, rows, key));
+        plans.push(Arc::clone(&plan));
+        plan
+    }
+}
+
+/// The entry points of a head width.
+struct Entries {
+    stats: Entry,
+    keys: Entry,
+    sum: Entry,
+    queries: Entry,
+}
+
+fn entries(head_dim: usize) -> Entries {
+    match head_dim {
+        64 => Entries {
+            stats: Entry::AttentionBackwardStats64,
+            keys: Entry::AttentionBackwardKeys64,
+            sum: Entry::AttentionBackwardSum64,
+            queries: Entry::AttentionBackwardQueries64,
+        },
+        128 => Entries {
+            stats: Entry::AttentionBackwardStats128,
+            keys: Entry::AttentionBackwardKeys128,
+            sum: Entry::AttentionBackwardSum128,
+            queries: Entry::AttentionBackwardQueries128,
+        },
+        256 => Entries {
+            stats: Entry::AttentionBackwardStats256,
+            keys: Entry::AttentionBackwardKeys256,
+            sum: Entry::AttentionBackwardSum256,
+            queries: Entry::AttentionBackwardQueries256,
+        },
+        other => panic!("attention's heads are 64, 128 or 256 wide, not {other}"),
+    }
+}
+
+/// See [`crate::backend::Backend::attention_backward`]. The batch's queries are all tokens of its segments, and its
+/// positions the segments'. Heads are 64, 128 or 256 wide.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward(
+    cuda: &Cuda,
+    d_o: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    o: &Tensor,
+    lse: &Tensor,
+    tables: &Tables,
+    spec: &AttentionSpec,
+) -> (Tensor, Tensor, Tensor) {
+    let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
+    let rows = q.rows;
+    assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0));
+    for x in [d_o, q, o] {
+        assert!(x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, heads * head_dim), "[T, H Dh] in bf16");
+    }
+    for x in [k, v] {
+        assert!(
+            x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, kv_heads * head_dim),
+            "[T, K Dh] in bf16"
+        );
+    }
+    assert!(lse.dtype == DType::F32 && (lse.rows, lse.cols) == (rows, heads), "lse [T, H] in f32");
+    assert!(rows == tables.ids.len() && tables.segments.rows() <= rows, "a row for every token");
+    let own_row = |run: &QueryRun| run.row == tables.segments.list()[run.segment].start + run.first;
+    assert!(tables.runs.iter().all(own_row), "query row = key row");
+    let entries = entries(head_dim);
+    let plan = tables.attention_backward.get(cuda, &tables.segments, rows, spec);
+
+    let stats = cuda.empty(DType::F32, rows, heads * 2);
+    let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
+    cuda.launch(entries.stats, launch, &[d_o.arg(), o.arg(), lse.arg(), stats.arg(), (rows * heads).into()]);
+
+    // Rows that belong to no segment have a gradient of zero.
+    let output = |cols| match plan.dense {
+        true => cuda.empty(DType::Bf16, rows, cols),
+        false => cuda.zeros(DType::Bf16, rows, cols),
+    };
+    let (dq, dk, dv) = (output(q.cols), output(k.cols), output(v.cols));
+    let grid = |items: usize, z: usize| Launch {
+        grid: [narrow(items), narrow(kv_heads), narrow(z)],
+        block: [THREADS as u32, 1, 1],
+        shared_bytes: 0,
+    };
+    let stages = 2 * 2 * STREAM * head_dim * DType::Bf16.bytes();
+    let scores = Arg::Bytes(bytemuck::bytes_of(&Scores::new(spec)).to_vec());
+
+    let partial = cuda.memory(plan.slots * kv_heads * 2 * STAY * head_dim * size_of::<f32>());
+    // Beside the stages: P of four pairs of warps, 16 keys x 32 pairs each; (lse, D) and position of two stages' rows.
+    let shared = stages + 4 * 16 * STREAM * size_of::<f32>() + 2 * STREAM * (8 + 4);
+    let (items, count) = &plan.key_items;
+    cuda.launch(
+        entries.keys,
+        grid(*count, 1).shared(shared),
+        &[
+            q.arg(),
+            k.arg(),
+            v.arg(),
+            d_o.arg(),
+            stats.arg(),
+            tables.positions.arg(),
+            items.arg(),
+            plan.tokens.arg(),
+            dk.arg(),
+            dv.arg(),
+            partial.arg(),
+            heads.into(),
+            kv_heads.into(),
+            scores.clone(),
+        ],
+    );
+    let (items, count) = &plan.sums;
+    cuda.launch(
+        entries.sum,
+        grid(count * STAY * head_dim / 4 / THREADS, 2),
+        &[partial.arg(), items.arg(), dk.arg(), dv.arg(), kv_heads.into()],
+    );
+
+    // Beside the stages: dS of four pairs of warps, 16 pairs x 32 keys each.
+    let shared = stages + 4 * 16 * STREAM * DType::Bf16.bytes();
+    let (items, count) = &plan.query_items;
+    cuda.launch(
+        entries.queries,
+        grid(*count, 1).shared(shared),
+        &[
+            q.arg(),
+            k.arg(),
+            v.arg(),
+            d_o.arg(),
+            stats.arg(),
+            items.arg(),
+            plan.chains.arg(),
+            dq.arg(),
+            heads.into(),
+            kv_heads.into(),
+            scores,
+        ],
+    );
+    (dq, dk, dv)
+}
+
+/// A prompt with its responses, as in training, with and without a window.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const PROMPT: usize = 512;
+    const RESPONSES: usize = 4;
+    const LEN: usize = 256;
+    let &Shape { heads, kv_heads, head_dim, .. } = shape;
+    let workload = |window: Option<usize>| {
+        let mut list = vec![Segment { start: 0, len: PROMPT, position: 0, prefix: None }];
+        list.extend((0..RESPONSES).map(|i| {
+            let start = PROMPT + i * LEN;
+            Segment { start, len: LEN, position: PROMPT, prefix: Some(0) }
+        }));
+        let segments = Segments::new(list).expect("a valid table");
+        let rows = segments.rows();
+        let positions = segments.positions();
+        let seen = |&p: &u32| (p as usize + 1).min(window.unwrap_or(usize::MAX));
+        let pairs = heads * positions.iter().map(seen).sum::<usize>();
+        // q, o, do, dq; k, v, dk, dv; lse.
+        let bytes = rows * (4 * heads * head_dim * 2 + 4 * kv_heads * head_dim * 2 + heads * 4);
+        let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.0625, softcap: None, window };
+        let window = window.map_or(String::new(), |w| format!(", window {w}"));
+        Workload {
+            name: format!("attention_backward {PROMPT} + {RESPONSES} x {LEN} tokens{window}"),
+            bytes: bytes as u64,
+            // QK^T, dO V^T, P^T dO, dS^T Q, dS K. The kernels make the first two twice.
+            flops: (5 * 2 * head_dim * pairs) as u64,
+            prepare: Box::new(move |cuda| {
+                let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+                let [q, o, d_o] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, rows, wide));
+                let [k, v] = [4, 5].map(|seed| random(cuda, seed, DType::Bf16, rows, narrow));
+                // About what random scores give; the work does not depend on it.
+                let lse: Vec<f32> = positions
+                    .iter()
+                    .flat_map(|&p| std::iter::repeat_n((p as f32 + 1.0).ln() + 0.3, heads))
+                    .collect();
+                let lse = cuda.upload(DType::F32, rows, heads, bytemuck::cast_slice(&lse));
+                let (ids, runs) = (vec![0; rows], segments.all_queries());
+                let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+                let tables = cuda.tables(&batch, &[spec]);
+                Box::new(move |cuda| drop(backward(cuda, &d_o, &q, &k, &v, &o, &lse, &tables, &spec)))
+            }),
+        }
+    };
+    vec![workload(None), workload(Some(512))]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// One prompt, then one response after the other.
+    fn group(prompt: usize, responses: &[usize]) -> Segments {
+        let mut list = vec![Segment { start: 3, len: prompt, position: 0, prefix: None }];
+        for &len in responses {
+            let last = list[list.len() - 1];
+            let start = last.start + last.len;
+            list.push(Segment { start, len, position: prompt, prefix: Some(0) });
+        }
+        Segments::new(list).expect("a valid table")
+    }
+
+    /// Expands the lists into (row of the query, row of the key, head of the group), each counted once per time that it
+    /// is done, and holds them to [`Segments::visible`].
+    fn check(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Lists {
+        let lists = Lists::new(segments, group, kv_heads, window);
+        let positions = segments.positions();
+        let sees = |query: u32, position: u32| {
+            let distance = positions[query as usize].wrapping_sub(position);
+            (distance as usize) < window.unwrap_or(1 << 31)
+        };
+        let mut want = HashMap::new();
+        for (i, s) in segments.list().iter().enumerate() {
+            for t in 0..s.len {
+                for key in segments.visible(i, s.position + t, window).into_iter().flatten() {
+                    want.extend((0..group).map(|h| ((narrow(s.start + t), narrow(key), h), 1)));
+                }
+            }
+        }
+        let mut by_key = HashMap::new();
+        for item in &lists.key_items {
+            assert!(item.keys as usize <= STAY && item.pairs > 0 && (item.offset as usize) < group);
+            for pair in (item.offset..item.offset + item.pairs).map(|p| p as usize) {
+                let token = lists.tokens[item.first as usize + pair / group];
+                for key in (0..item.keys).filter(|key| sees(token, item.position + key)) {
+                    *by_key.entry((token, item.row + key, pair % group)).or_insert(0) += 1;
+                }
+            }
+        }
+        assert!(by_key == want, "keys: {group} heads, window {window:?}");
+        let mut by_query = HashMap::new();
+        for item in &lists.query_items {
+            assert!(item.pairs as usize <= STAY && (item.offset as usize) < group);
+            for pair in (item.offset..item.offset + item.pairs).map(|p| p as usize) {
+                let token = item.row + narrow(pair / group);
+                assert_eq!(positions[token as usize], item.position + narrow(pair / group));
+                for at in (item.first..item.first + item.keys).filter(|&at| sees(token, at)) {
+                    let chain = &lists.chains[item.chain as usize..];
+                    let next = chain.iter().position(|c| at < c.begin).expect("the chain ends");
+                    *by_query
+                        .entry((token, at.wrapping_add(chain[next - 1].shift), pair % group))
+                        .or_insert(0) += 1;
+                }
+            }
+        }
+        assert!(by_query == want, "queries: {group} heads, window {window:?}");
+        // Pieces of a tile lie at consecutive slots in the order of their tokens, each slot used once.
+        let mut slots = vec![0; lists.slots];
+        for sum in &lists.sums {
+            let mut pieces: Vec<&KeyItem> =
+                lists.key_items.iter().filter(|item| item.row == sum.row).collect();
+            pieces.sort_by_key(|item| (item.first, item.offset));
+            assert!(pieces.iter().map(|item| item.slot).eq(sum.slot..sum.slot + sum.pieces));
+            assert!(pieces.iter().all(|item| item.keys == sum.keys));
+            (sum.slot..sum.slot + sum.pieces).for_each(|slot| slots[slot as usize] += 1);
+        }
+        assert!(slots.iter().all(|&n| n == 1));
+        let direct = lists.key_items.iter().filter(|item| item.slot == DIRECT).count();
+        assert_eq!(direct + lists.slots, lists.key_items.len());
+        lists
+    }
+
+    #[test]
+    fn lists_hold_what_is_seen_and_hold_it_once() {
+        let s = |start, len, position, prefix| Segment { start, len, position, prefix };
+        let tree = Segments::new(vec![
+            s(300, 90, 0, None),
+            s(2, 70, 90, Some(0)),
+            s(90, 0, 160, Some(1)),
+            s(100, 64, 160, Some(2)),
+            s(180, 7, 160, Some(1)),
+            s(200, 65, 90, Some(0)),
+            s(400, 1, 0, None),
+        ])
+        .expect("a valid table");
+        for window in [None, Some(1), Some(20), Some(63), Some(64), Some(100), Some(180), Some(1000)] {
+            for (heads, kv_heads) in [(1, 1), (3, 1), (8, 2)] {
+                check(&tree, heads, kv_heads, window);
+            }
+        }
+        check(&group(1, &[1]), 1, 1, None);
+    }
+
+    #[test]
+    fn long_lists_are_cut_and_shared() {
+        let lists = check(&group(130, &[90; 6]), 8, 1, None);
+        assert!(lists.sums.len() == 3 && lists.sums[0].pieces == 6, "{:?}", lists.sums);
+        // The prompt's three tiles share a list; so do the two of every response.
+        assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
+        // Much work: longer pieces, not more.
+        let lists = Lists::new(&Segments::separate(&[8192]), 8, 1, None);
+        assert!((BLOCKS..2 * BLOCKS).contains(&lists.key_items.len()), "{}", lists.key_items.len());
+        assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
+    }
+}

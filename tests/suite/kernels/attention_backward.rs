@@ -1,0 +1,218 @@
+use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::cuda::workload::{GEMMA_270M, workloads};
+use bon_engine::backend::{AttentionSpec, Backend, Batch};
+use bon_engine::segments::{Segment, Segments};
+
+use super::{Case, activation, activation_of, check, coalescing, compiled, counted, outputs, single_of, vm};
+use crate::tolerance::{EPS, Rule};
+
+/// The gradient for random q, k, v and do, with o and lse as the CPU computes them.
+struct Gradient {
+    segments: Segments,
+    spec: AttentionSpec,
+}
+
+impl Case for Gradient {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let Self { segments, spec } = self;
+        // Two rows more than the segments need: such rows belong to nobody.
+        let rows = segments.rows() + 2;
+        let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let (ids, runs) = (vec![0; rows], segments.all_queries());
+        let mut positions = segments.positions();
+        positions.resize(rows, 0);
+        let batch = Batch { ids: &ids, positions: &positions, segments, runs: &runs };
+        let (o, lse) = {
+            let [q, k, v] = [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(&Cpu, s, rows, c));
+            Cpu.attention_forward(&q, &k, &v, &Cpu.tables(&batch, &[*spec]), spec)
+        };
+        let [q, k, v] = [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(b, s, rows, c));
+        let d_o = activation(b, 4, rows, wide);
+        let (o, lse) =
+            (activation_of(b, rows, wide, o.as_f32()), single_of(b, rows, spec.heads, lse.as_f32()));
+        let tables = b.tables(&batch, &[*spec]);
+        let (dq, dk, dv) = b.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, spec);
+        vec![dq, dk, dv]
+    }
+}
+
+/// (query heads, key/value heads, head width)
+type Heads = (usize, usize, usize);
+
+#[track_caller]
+fn gradient(segments: Segments, heads: Heads, scale: f32, softcap: Option<f32>, window: Option<usize>) {
+    let (heads, kv_heads, head_dim) = heads;
+    let spec = AttentionSpec { heads, kv_heads, head_dim, scale, softcap, window };
+    check(&["dq", "dk", "dv"], Rule::Backward, &Gradient { segments, spec });
+}
+
+/// A few-shot root, two prompts after it, responses after these, one separate sequence: laid out of order and with
+/// rows between them that belong to nobody.
+fn tree() -> Segments {
+    let s = |start, len, position, prefix| Segment { start, len, position, prefix };
+    Segments::new(vec![
+        s(30, 5, 0, None),
+        s(2, 6, 5, Some(0)),
+        s(10, 4, 11, Some(1)),
+        s(14, 7, 11, Some(1)),
+        s(21, 3, 5, Some(0)),
+        s(36, 9, 8, Some(4)),
+        s(24, 4, 0, None),
+    ])
+    .expect("a valid table")
+}
+
+/// One prompt of `prompt` tokens, with responses.
+fn group(prompt: usize, responses: &[usize]) -> Segments {
+    let mut list = vec![Segment { start: 0, len: prompt, position: 0, prefix: None }];
+    for &len in responses {
+        let last = list[list.len() - 1];
+        list.push(Segment { start: last.start + last.len, len, position: prompt, prefix: Some(0) });
+    }
+    Segments::new(list).expect("a valid table")
+}
+
+#[test]
+fn gradients_are_right_for_all_heads_widths_caps_and_windows() {
+    let variants = [
+        (0.7, None, None),
+        (0.1, Some(1.5), Some(2)),
+        (0.0625, None, Some(3)),
+        (0.7, Some(50.0), Some(8)),
+        (0.2, Some(5.0), Some(100)),
+    ];
+    for (scale, softcap, window) in variants {
+        for heads in [(1, 1, 64), (3, 1, 64), (8, 1, 64), (6, 2, 64), (2, 2, 128), (3, 1, 256)] {
+            gradient(tree(), heads, scale, softcap, window);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_right_at_the_edges_of_tiles() {
+    // One head: a tile is 64 keys x 32 queries, then 64 queries x 32 keys.
+    gradient(Segments::separate(&[1, 2, 31, 32, 33, 63, 64, 65, 96, 97]), (1, 1, 64), 0.2, None, None);
+    // 24 and 40 pairs at the end of a tile; a token's heads on both sides of an edge.
+    gradient(Segments::separate(&[8, 13, 22, 43]), (3, 1, 64), 0.2, None, None);
+    gradient(Segments::separate(&[33, 70]), (2, 1, 128), 0.2, None, None);
+    gradient(Segments::separate(&[33, 70]), (1, 1, 256), 0.2, None, None);
+    // 18, 34, 50, 72: a warp's products of 16 keys where one query sees one key.
+    for window in [18, 31, 32, 33, 34, 50, 63, 64, 65, 72, 95] {
+        gradient(group(70, &[61, 3]), (1, 1, 64), 0.2, None, Some(window));
+    }
+    gradient(group(70, &[61]), (4, 1, 256), 0.0625, Some(50.0), Some(64));
+}
+
+#[test]
+fn a_prompt_collects_the_gradients_of_its_responses() {
+    for responses in [vec![5], vec![1, 40, 7], (1..33).map(|i| 1 + i % 4).collect()] {
+        gradient(group(1, &responses), (4, 1, 64), 0.3, None, None);
+        gradient(group(37, &responses), (1, 1, 64), 0.3, None, Some(20));
+    }
+}
+
+/// 8 heads of 299 and of 329 tokens: two tiles of the prompt's keys that are seen by three pieces of pairs each, or with
+/// five heads by two, the second of which begins amid a token's heads.
+#[test]
+fn pieces_of_a_long_list_add_up() {
+    let segments = || group(70, &(0..32).map(|i| 5 + i % 7).collect::<Vec<_>>());
+    gradient(segments(), (8, 1, 64), 0.2, None, None);
+    gradient(segments(), (10, 2, 64), 0.2, None, Some(64));
+    gradient(segments(), (5, 1, 128), 0.2, Some(3.0), None);
+    gradient(group(66, &[100, 80]), (5, 1, 256), 0.1, None, None);
+}
+
+/// Layers with different windows share a batch's tables.
+#[test]
+fn plans_are_kept_per_window() {
+    if !compiled() {
+        return;
+    }
+    struct Two;
+    impl Case for Two {
+        fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+            let segments = Segments::separate(&[40]);
+            let (ids, positions, runs) = ([0; 40], segments.positions(), segments.all_queries());
+            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let spec = AttentionSpec {
+                heads: 2,
+                kv_heads: 2,
+                head_dim: 64,
+                scale: 0.2,
+                softcap: None,
+                window: None,
+            };
+            let tables = b.tables(&batch, &[spec, AttentionSpec { window: Some(9), ..spec }]);
+            let run = |window| {
+                let spec = AttentionSpec { window, ..spec };
+                let [q, k, v, o, d_o] = [1, 2, 3, 4, 5].map(|seed| activation(b, seed, 40, 128));
+                let lse = single_of(b, 40, 2, &[4.0; 80]);
+                b.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, &spec).0
+            };
+            vec![run(None), run(Some(9)), run(None), run(Some(9))]
+        }
+    }
+    let vm = outputs(&vm(None), &Two);
+    assert_eq!(vm[0].as_f32(), vm[2].as_f32());
+    assert_eq!(vm[1].as_f32(), vm[3].as_f32());
+    assert_ne!(vm[0].as_f32(), vm[1].as_f32());
+}
+
+/// Where a token sees itself alone, P = 1 whatever the score is: dq and dk are zero but for what rounds, and dv is do.
+#[test]
+fn a_token_alone_has_no_gradient_by_its_score() {
+    if !compiled() {
+        return;
+    }
+    struct Values(Gradient);
+    impl Case for Values {
+        fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+            self.0.run(b).pop().into_iter().collect()
+        }
+    }
+    const SCALE: f32 = 0.1;
+    let spec = AttentionSpec {
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 64,
+        scale: SCALE,
+        softcap: Some(1.5),
+        window: Some(1),
+    };
+    let case = || Gradient { segments: tree(), spec };
+    check(&["dv"], Rule::Backward, &Values(case()));
+    let got = outputs(&vm(None), &case());
+    // dP and D are sums of 64 products of numbers below 1, rounded 64 times each; 3 heads come together in dk.
+    let bound = f64::from(SCALE) * 3.0 * 64.0 * 64.0 * EPS;
+    for (what, x) in ["dq", "dk"].iter().zip(&got) {
+        let largest = x.as_f32().iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
+        assert!(largest <= bound, "{what}: {largest:e}, allowed {bound:e}");
+    }
+}
+
+/// At the shape of Gemma 3 270M; that of Gemma 2B differs in the number of heads and takes twice as long.
+#[test]
+fn products_are_made_of_what_is_seen() {
+    if !compiled() {
+        return;
+    }
+    let all = workloads(&GEMMA_270M).into_iter();
+    for workload in all.filter(|w| w.name.starts_with("attention_backward")) {
+        let reports = counted(&workload);
+        assert!(coalescing(&reports) <= 1.05, "{}", workload.name);
+        // Two of the five products are made twice.
+        let useful = workload.flops as f64 * 7.0 / 5.0;
+        let executed = reports.iter().map(|r| r.mma_flops).sum::<u64>() as f64;
+        assert!(executed <= 1.10 * useful, "{}: {executed} FLOPs, useful {useful}", workload.name);
+        for r in &reports {
+            let what = format!("{}, {}", workload.name, r.kernel);
+            assert_eq!(r.shared.wavefronts, r.shared.ideal_wavefronts, "{what}: bank conflicts");
+            assert_eq!(r.local.requests, 0, "{what}: local memory");
+            // The two that memory limits touch every sector once.
+            if r.kernel.contains("_stats_") || r.kernel.contains("_sum_") {
+                let (touched, unique) = (r.global.sectors, r.unique_sectors.0 + r.unique_sectors.1);
+                assert!(touched as f64 <= 1.05 * unique as f64, "{what}: {touched} sectors of {unique}");
+            }
+        }
+    }
+}

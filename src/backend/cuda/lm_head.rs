@@ -1,0 +1,448 @@
+//! Launchers of kernels/lm_head.cu. D is a multiple of 8 and below 2^31, the vocabulary at most 2^22 tokens; any number
+//! of rows.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Memory, Tensor, matmul};
+use crate::backend::{Backend, Choice, DType, HeadSpec, Sampled, Target, Truncation};
+use crate::device::{Arg, Launch, Ptr};
+use crate::rng::DrawKey;
+
+/// Rows are read in pieces of 8 bf16: 16 bytes.
+const PIECE: usize = 8;
+/// Tokens of a tile, and of a block's chunk.
+const TILE: usize = 128;
+const CHUNK: usize = 512;
+/// k per stage of shared memory.
+const DEPTH: usize = 64;
+/// Rows of a block of the merging kernels.
+const MERGE_ROWS: usize = 8;
+/// Rows whose logits truncation holds in memory at a time.
+const TRUNCATED_ROWS: usize = 16;
+/// Radix selection has two digits of 11 bits for a token.
+const MOST_TOKENS: usize = 1 << 22;
+/// What the gradient of the logits may take, as long as a chunk of it does.
+const WORKSPACE_BYTES: usize = 64 << 20;
+
+/// A kernel's tiling: rows of a tile, threads and stages, as kernels/lm_head.cu has them.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    rows: usize,
+    threads: u32,
+    stages: usize,
+}
+
+const ROWS_16: Walk = Walk { rows: 16, threads: 64, stages: 4 };
+const ROWS_32: Walk = Walk { rows: 32, threads: 128, stages: 4 };
+const ROWS_64: Walk = Walk { rows: 64, threads: 256, stages: 3 };
+const ROWS_128: Walk = Walk { rows: 128, threads: 128, stages: 2 };
+
+impl Walk {
+    /// A grid of all tiles of `rows` times `chunks`.
+    fn launch(self, rows: usize, chunks: usize) -> Launch {
+        // CUDA's limit.
+        assert!(chunks < 1 << 16, "{chunks} chunks along y");
+        let mut launch = Launch::linear(rows.div_ceil(self.rows), self.threads);
+        launch.grid[1] = chunks as u32;
+        launch.shared((TILE + self.rows) * DEPTH * DType::Bf16.bytes() * self.stages)
+    }
+
+    /// `rows` in whole tiles.
+    fn padded(self, rows: usize) -> usize {
+        rows.next_multiple_of(self.rows)
+    }
+}
+
+/// `Operands` of kernels/lm_head.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Operands {
+    table: u64,
+    x: u64,
+    vocab: u32,
+    rows: u32,
+    width: u32,
+    unused: u32,
+}
+
+/// `Head` of kernels/lm_head.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Head {
+    softcap: f32,
+    inverse_softcap: f32,
+    inverse_temperature: f32,
+}
+
+/// `Draw` of kernels/random.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
+struct Draw {
+    key: [u32; 2],
+    position: u32,
+    stream: u32,
+    prompt: u32,
+    noisy: u32,
+    unused: [u32; 2],
+}
+
+/// `Target` of kernels/lm_head.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Entered {
+    row: u32,
+    token: u32,
+    index: u32,
+    weight: f32,
+}
+
+/// What all kernels of one call share.
+struct Call<'a> {
+    cuda: &'a Cuda,
+    x: &'a Tensor,
+    table: &'a Tensor,
+    head: Head,
+}
+
+impl<'a> Call<'a> {
+    fn new(cuda: &'a Cuda, x: &'a Tensor, table: &'a Tensor, head: &HeadSpec) -> Self {
+        assert!(x.dtype == DType::Bf16 && table.dtype == DType::Bf16, "rows and table are bf16");
+        let fits = x.cols == table.cols && x.cols > 0 && x.cols.is_multiple_of(PIECE);
+        assert!(fits, "a table [V, {}] for rows [R, {}]: D is a multiple of {PIECE}", table.cols, x.cols);
+        assert!((1..=MOST_TOKENS).contains(&table.rows), "a vocabulary of {} tokens", table.rows);
+        assert!(head.temperature > 0.0, "the temperature is positive");
+        let softcap = head.softcap.unwrap_or(0.0);
+        let inverse_softcap = if softcap > 0.0 { 1.0 / softcap } else { 0.0 };
+        let head = Head { softcap, inverse_softcap, inverse_temperature: 1.0 / head.temperature };
+        Self { cuda, x, table, head }
+    }
+
+    fn chunks(&self) -> usize {
+        self.table.rows.div_ceil(CHUNK)
+    }
+
+    /// The operands, with some of the rows, and the head.
+    fn args(&self, rows: &Range<usize>) -> [Arg; 2] {
+        let operands = Operands {
+            table: self.table.memory.ptr().0,
+            x: self.x.memory.ptr().0 + (rows.start * self.x.cols * DType::Bf16.bytes()) as u64,
+            vocab: self.table.rows as u32,
+            rows: u32::try_from(rows.len()).expect("rows fit 32 bits"),
+            width: u32::try_from(self.x.cols).expect("a width fits 32 bits"),
+            unused: 0,
+        };
+        [bytes(&operands), bytes(&self.head)]
+    }
+
+    /// Room for the log-sum-exp of every chunk x row: (max, sum).
+    fn sums(&self, rows: usize) -> Memory {
+        self.cuda.memory(self.chunks() * rows * 2 * DType::F32.bytes())
+    }
+
+    /// Merges chunks into each row's log-sum-exp.
+    fn merge(&self, sums: &Memory, stride: usize, rows: usize) -> Tensor {
+        let lse = self.cuda.empty(DType::F32, 1, rows);
+        let launch = Launch::linear(rows.div_ceil(MERGE_ROWS), 256);
+        let args = [sums.arg(), self.chunks().into(), stride.into(), rows.into(), lse.arg()];
+        self.cuda.launch(Entry::LmHeadLogprobForwardMerge, launch, &args);
+        lse
+    }
+}
+
+fn bytes<T: bytemuck::NoUninit>(x: &T) -> Arg {
+    Arg::Bytes(bytemuck::bytes_of(x).to_vec())
+}
+
+fn draw(choice: &Choice) -> Draw {
+    match *choice {
+        Choice::Greedy => Draw::default(),
+        Choice::Draw(DrawKey { key, prompt, stream, position }) => {
+            Draw { key, position, stream, prompt, noisy: 1, unused: [0; 2] }
+        }
+    }
+}
+
+/// See [`crate::backend::Backend::lm_head_sample`].
+pub(super) fn sample(
+    cuda: &Cuda,
+    x: &Tensor,
+    table: &Tensor,
+    head: &HeadSpec,
+    truncation: &Truncation,
+    choices: &[Choice],
+) -> Vec<Sampled> {
+    assert_eq!(x.rows, choices.len(), "one choice per row");
+    let call = Call::new(cuda, x, table, head);
+    let draws = cuda.table(&choices.iter().map(draw).collect::<Vec<_>>());
+    let out = cuda.memory(size_of::<[u32; 2]>() * x.rows);
+    if truncation.is_none() {
+        sample_all(&call, &draws, &out);
+    } else {
+        sample_truncated(&call, truncation, &draws, &out);
+    }
+    let sampled = cuda.read::<[u32; 2]>(&out, x.rows);
+    sampled.iter().map(|&[token, logprob]| Sampled { token, logprob: f32::from_bits(logprob) }).collect()
+}
+
+/// Draws from the whole distribution: (token, log-prob) of every row to `out`.
+fn sample_all(call: &Call, draws: &Memory, out: &Memory) {
+    let (cuda, rows) = (call.cuda, call.x.rows);
+    let (walk, entry) = match rows {
+        0..=16 => (ROWS_16, Entry::LmHeadSample16),
+        17..=32 => (ROWS_32, Entry::LmHeadSample32),
+        _ => (ROWS_64, Entry::LmHeadSample64),
+    };
+    let stride = walk.padded(rows);
+    let sums = call.sums(stride);
+    let best = cuda.memory(call.chunks() * stride * size_of::<[u32; 4]>());
+    let [operands, head] = call.args(&(0..rows));
+    let launch = walk.launch(rows, call.chunks());
+    cuda.launch(entry, launch, &[operands, head, draws.arg(), sums.arg(), best.arg()]);
+    let launch = Launch::linear(rows.div_ceil(MERGE_ROWS), 256);
+    let [chunks, stride, rows]: [Arg; 3] = [call.chunks().into(), stride.into(), rows.into()];
+    let args = [sums.arg(), best.arg(), chunks, stride, rows, out.arg()];
+    cuda.launch(Entry::LmHeadSampleMerge, launch, &args);
+}
+
+/// Draws from what truncation leaves, some rows at a time.
+fn sample_truncated(call: &Call, truncation: &Truncation, draws: &Memory, out: &Memory) {
+    let (cuda, rows, vocab) = (call.cuda, call.x.rows, call.table.rows);
+    let length = vocab.next_multiple_of(PIECE);
+    let most = rows.min(TRUNCATED_ROWS);
+    let sums = call.sums(ROWS_16.rows);
+    let logits = cuda.memory(most * length * DType::F32.bytes());
+    // Any larger number of tokens keeps them all, too.
+    let top_k = truncation.top_k.min(MOST_TOKENS);
+    let log_min_p = if truncation.min_p > 0.0 { truncation.min_p.ln() } else { f32::NEG_INFINITY };
+    for first in (0..rows).step_by(TRUNCATED_ROWS) {
+        let part = first..rows.min(first + TRUNCATED_ROWS);
+        let [operands, head] = call.args(&part);
+        let launch = ROWS_16.launch(part.len(), call.chunks());
+        let args = [operands, head, sums.arg(), logits.arg(), length.into()];
+        cuda.launch(Entry::LmHeadSampleLogits, launch, &args);
+        let lse = call.merge(&sums, ROWS_16.rows, part.len());
+        let draws = Ptr(draws.ptr().0 + (first * size_of::<Draw>()) as u64);
+        let out = Ptr(out.ptr().0 + (first * size_of::<[u32; 2]>()) as u64);
+        let cuts: [Arg; 3] = [top_k.into(), truncation.top_p.into(), log_min_p.into()];
+        let [top_k, top_p, log_min_p] = cuts;
+        let args = [logits.arg(), lse.arg(), draws.into(), vocab.into(), length.into()];
+        let args = [&args[..], &[top_k, top_p, log_min_p, out.into()]].concat();
+        cuda.launch(Entry::LmHeadSampleTruncated, Launch::linear(part.len(), 1024), &args);
+    }
+}
+
+/// Targets by the block that meets them: sorted by (chunk, row tile), and where each block's begin. Those of one
+/// (row, token) stand together, in the order of `entered`.
+fn by_block(call: &Call, mut entered: Vec<Entered>) -> (Vec<u32>, Vec<Entered>) {
+    let tiles = call.x.rows.div_ceil(ROWS_128.rows);
+    let block = |t: &Entered| t.token as usize / CHUNK * tiles + t.row as usize / ROWS_128.rows;
+    entered.sort_by_key(|t| (block(t), t.row, t.token));
+    let mut offsets = vec![0; call.chunks() * tiles + 1];
+    for t in &entered {
+        offsets[block(t) + 1] += 1;
+    }
+    for i in 1..offsets.len() {
+        offsets[i] += offsets[i - 1];
+    }
+    (offsets, entered)
+}
+
+/// `Targets` of kernels/lm_head.cu, on the device. The memory must outlive the launch.
+struct Lists(Memory, Memory);
+
+impl Lists {
+    fn new(cuda: &Cuda, (offsets, mut entered): (Vec<u32>, Vec<Entered>)) -> Self {
+        // The device has no empty tables; this entry is in no list.
+        entered.push(Entered { row: u32::MAX, token: u32::MAX, index: 0, weight: 0.0 });
+        Self(cuda.table(&offsets), cuda.table(&entered))
+    }
+
+    fn arg(&self) -> Arg {
+        bytes(&[self.0.ptr().0, self.1.ptr().0])
+    }
+}
+
+fn assert_inside(x: &Tensor, table: &Tensor, targets: &[Target]) {
+    let inside = |t: &Target| (t.row as usize) < x.rows && (t.token as usize) < table.rows;
+    assert!(targets.iter().all(inside), "targets of rows and tokens that exist");
+}
+
+/// See [`crate::backend::Backend::lm_head_logprob_forward`].
+pub(super) fn logprob_forward(
+    cuda: &Cuda,
+    x: &Tensor,
+    table: &Tensor,
+    head: &HeadSpec,
+    targets: &[Target],
+) -> (Vec<f32>, Tensor) {
+    assert_inside(x, table, targets);
+    let call = Call::new(cuda, x, table, head);
+    let entered = targets.iter().zip(0..);
+    let entered = entered.map(|(t, index)| Entered { row: t.row, token: t.token, index, weight: 0.0 });
+    let lists = Lists::new(cuda, by_block(&call, entered.collect()));
+    let found = cuda.memory(targets.len() * DType::F32.bytes());
+    let stride = ROWS_128.padded(x.rows);
+    let sums = call.sums(stride);
+    let [operands, spec] = call.args(&(0..x.rows));
+    let launch = ROWS_128.launch(x.rows, call.chunks());
+    cuda.launch(Entry::LmHeadLogprobForward, launch, &[operands, spec, lists.arg(), sums.arg(), found.arg()]);
+    let lse = call.merge(&sums, stride, x.rows);
+    // One subtraction, as the sampling kernels do it.
+    let (found, of_row) = (cuda.read::<f32>(&found, targets.len()), cuda.to_f32(&lse));
+    let logprobs = targets.iter().zip(found).map(|(t, logit)| logit - of_row[t.row as usize]);
+    (logprobs.collect(), lse)
+}
+
+/// See [`crate::backend::Backend::lm_head_logprob_backward`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn logprob_backward(
+    cuda: &Cuda,
+    x: &Tensor,
+    table: &Tensor,
+    head: &HeadSpec,
+    lse: &Tensor,
+    targets: &[Target],
+    weights: &[f32],
+    dtable: &mut Tensor,
+) -> Tensor {
+    logprob_backward_within(WORKSPACE_BYTES, cuda, x, table, head, lse, targets, weights, dtable)
+}
+
+/// [`crate::backend::Backend::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
+/// logits, if a chunk's is no larger.
+#[allow(clippy::too_many_arguments)]
+pub fn logprob_backward_within(
+    workspace: usize,
+    cuda: &Cuda,
+    x: &Tensor,
+    table: &Tensor,
+    head: &HeadSpec,
+    lse: &Tensor,
+    targets: &[Target],
+    weights: &[f32],
+    dtable: &mut Tensor,
+) -> Tensor {
+    assert_inside(x, table, targets);
+    assert_eq!(targets.len(), weights.len(), "one weight per target");
+    assert_eq!((lse.dtype, lse.rows, lse.cols), (DType::F32, 1, x.rows), "lse [1, R] in f32");
+    let same = (dtable.rows, dtable.cols) == (table.rows, table.cols);
+    assert!(dtable.dtype == DType::F32 && same, "dtable [V, D] in f32");
+    let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
+    if x.rows == 0 {
+        return dx;
+    }
+    let call = Call::new(cuda, x, table, head);
+    let mut total = vec![0.0; x.rows];
+    for (t, w) in targets.iter().zip(weights) {
+        total[t.row as usize] += w;
+    }
+    let total = cuda.table::<f32>(&total);
+    let entered = targets.iter().zip(weights);
+    let entered = entered.map(|(t, &weight)| Entered { row: t.row, token: t.token, index: 0, weight });
+    let lists = Lists::new(cuda, unique(&call, entered.collect()));
+
+    let chunks = (workspace / (x.rows * CHUNK * DType::Bf16.bytes())).clamp(1, call.chunks());
+    let dlogits = cuda.empty(DType::Bf16, x.rows, chunks * CHUNK);
+    let mut dx_sum = cuda.zeros(DType::F32, x.rows, x.cols);
+    for first in (0..call.chunks()).step_by(chunks) {
+        let here = chunks.min(call.chunks() - first);
+        let [operands, spec] = call.args(&(0..x.rows));
+        let args = [operands, spec, lists.arg(), lse.arg(), total.arg(), first.into(), dlogits.arg()];
+        let args = [&args[..], &[dlogits.cols.into()]].concat();
+        cuda.launch(Entry::LmHeadLogprobBackward, ROWS_128.launch(x.rows, here), &args);
+        let tokens = (here * CHUNK).min(table.rows - first * CHUNK);
+        matmul::add_backward_input(cuda, &dlogits, tokens, table, first * CHUNK, &mut dx_sum);
+        matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, dtable);
+    }
+    let n = x.rows * x.cols;
+    let launch = Launch::linear(n.div_ceil(256 * PIECE), 256);
+    cuda.launch(Entry::LmHeadLogprobBackwardRound, launch, &[dx_sum.arg(), dx.arg(), (n as u64).into()]);
+    dx
+}
+
+/// [`by_block`] with one entry for each (row, token): its weights' sum, in order.
+fn unique(call: &Call, entered: Vec<Entered>) -> (Vec<u32>, Vec<Entered>) {
+    let mut sums: Vec<Entered> = Vec::with_capacity(entered.len());
+    for t in by_block(call, entered).1 {
+        match sums.last_mut() {
+            Some(last) if (last.row, last.token) == (t.row, t.token) => last.weight += t.weight,
+            _ => sums.push(t),
+        }
+    }
+    by_block(call, sums)
+}
+
+/// A slice of the vocabulary: every chunk of it is the same work.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const SLICE: usize = 2048;
+    const SAMPLED: usize = 32;
+    const TRAINED: usize = 256;
+    const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+    let (d, vocab) = (shape.hidden, shape.vocab);
+    let bf16 = |rows: usize| (rows * d * DType::Bf16.bytes()) as u64;
+    let flops = |rows: usize| 2 * (rows * SLICE * d) as u64;
+    // As many as the slice has of one per row.
+    let target = |row: u32| Target { row, token: row * 31 % SLICE as u32 };
+    let targets: Vec<Target> = (0..TRAINED as u32).step_by(vocab / SLICE).map(target).collect();
+    let targets_again = targets.clone();
+    vec![
+        Workload {
+            name: format!("lm_head_sample {SAMPLED} rows, {SLICE} of {vocab} tokens"),
+            bytes: bf16(SLICE) + bf16(SAMPLED) + (SAMPLED * size_of::<[u32; 2]>()) as u64,
+            flops: flops(SAMPLED),
+            prepare: Box::new(move |cuda| {
+                let (x, table) =
+                    (random(cuda, 1, DType::Bf16, SAMPLED, d), random(cuda, 2, DType::Bf16, SLICE, d));
+                let key = |stream| DrawKey { key: [1, 2], prompt: 3, stream, position: 4 };
+                let choices: Vec<Choice> = (0..SAMPLED as u32).map(|s| Choice::Draw(key(s))).collect();
+                Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &Truncation::default(), &choices)))
+            }),
+        },
+        Workload {
+            name: format!("lm_head_truncated {TRUNCATED_ROWS} rows, {SLICE} of {vocab} tokens"),
+            bytes: bf16(SLICE)
+                + bf16(TRUNCATED_ROWS)
+                + (2 * TRUNCATED_ROWS * SLICE * DType::F32.bytes()) as u64,
+            flops: flops(TRUNCATED_ROWS),
+            prepare: Box::new(move |cuda| {
+                let x = random(cuda, 1, DType::Bf16, TRUNCATED_ROWS, d);
+                let table = random(cuda, 2, DType::Bf16, SLICE, d);
+                let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
+                let key = |stream| DrawKey { key: [1, 2], prompt: 3, stream, position: 4 };
+                let choices: Vec<Choice> = (0..TRUNCATED_ROWS as u32).map(|s| Choice::Draw(key(s))).collect();
+                Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &truncation, &choices)))
+            }),
+        },
+        Workload {
+            name: format!("lm_head_logprob_forward {TRAINED} rows, {SLICE} of {vocab} tokens"),
+            bytes: bf16(SLICE) + bf16(TRAINED) + (2 * TRAINED * DType::F32.bytes()) as u64,
+            flops: flops(TRAINED),
+            prepare: Box::new(move |cuda| {
+                let (x, table) =
+                    (random(cuda, 1, DType::Bf16, TRAINED, d), random(cuda, 2, DType::Bf16, SLICE, d));
+                let targets = targets.clone();
+                Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets)))
+            }),
+        },
+        Workload {
+            name: format!("lm_head_logprob_backward {TRAINED} rows, {SLICE} of {vocab} tokens"),
+            bytes: bf16(SLICE) + 2 * bf16(TRAINED) + 2 * (SLICE * d * DType::F32.bytes()) as u64,
+            flops: 3 * flops(TRAINED),
+            prepare: Box::new(move |cuda| {
+                let (x, table) =
+                    (random(cuda, 1, DType::Bf16, TRAINED, d), random(cuda, 2, DType::Bf16, SLICE, d));
+                let targets = targets_again.clone();
+                let weights = vec![0.5; targets.len()];
+                let lse = random(cuda, 3, DType::F32, 1, TRAINED);
+                let dtable = Mutex::new(random(cuda, 4, DType::F32, SLICE, d));
+                Box::new(move |cuda| {
+                    let mut dtable = dtable.lock().unwrap_or_else(PoisonError::into_inner);
+                    drop(logprob_backward(cuda, &x, &table, &HEAD, &lse, &targets, &weights, &mut dtable));
+                })
+            }),
+        },
+    ]
+}

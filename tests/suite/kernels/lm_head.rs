@@ -1,0 +1,607 @@
+use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
+use bon_engine::backend::cuda::lm_head::logprob_backward_within;
+use bon_engine::backend::{Backend, Choice, HeadSpec, Sampled, Target, Truncation};
+use bon_engine::device::vm::Report;
+use bon_engine::rng::{DrawKey, philox4x32};
+
+use super::{
+    activation_of, check, coalescing, compiled, counted, outputs, poisoned, rounded, single, single_of,
+    traffic, vm, weight, weight_of, workloads_of,
+};
+use crate::ops::{bits, randoms};
+use crate::rounded::Rounded;
+use crate::tolerance::{EPS, Rule, assert_rule, assert_within};
+
+const PLAIN: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+const CAPPED: HeadSpec = HeadSpec { softcap: Some(1.5), temperature: 0.7 };
+
+/// R rows, V tokens, D columns, with targets: some rows have none, some several, some the same one twice.
+#[derive(Clone)]
+struct Case {
+    head: HeadSpec,
+    rows: usize,
+    vocab: usize,
+    width: usize,
+    /// [R, D].
+    x: Vec<f32>,
+    targets: Vec<Target>,
+    weights: Vec<f32>,
+}
+
+impl Case {
+    fn new(rows: usize, vocab: usize, width: usize, head: HeadSpec) -> Self {
+        // Logits of size 4 or so: the caps bite and probabilities differ.
+        let scale = 7.0 / (width as f32).sqrt();
+        let x = rounded(&randoms(1, rows * width).iter().map(|x| scale * x).collect::<Vec<_>>());
+        let target = |i: usize| Target {
+            row: (i * 7 % rows) as u32,
+            token: ((i * 31 + 1) * (vocab / 3 + 1) % vocab) as u32,
+        };
+        let mut targets: Vec<Target> = (0..rows + 2).filter(|i| i % 5 != 3).map(target).collect();
+        targets.push(targets[0]);
+        targets.push(Target { row: 0, token: vocab as u32 - 1 });
+        let weights = randoms(3, targets.len());
+        Self { head, rows, vocab, width, x, targets, weights }
+    }
+
+    /// One of its rows with that row's targets, and where these stand among all.
+    fn alone(&self, row: usize) -> (Self, Vec<usize>) {
+        let mine: Vec<usize> =
+            (0..self.targets.len()).filter(|&i| self.targets[i].row as usize == row).collect();
+        let x = self.x[row * self.width..(row + 1) * self.width].to_vec();
+        let targets = mine.iter().map(|&i| Target { row: 0, ..self.targets[i] }).collect();
+        let weights = mine.iter().map(|&i| self.weights[i]).collect();
+        (Self { rows: 1, x, targets, weights, ..self.clone() }, mine)
+    }
+
+    fn x<B: Backend>(&self, b: &B) -> B::Tensor {
+        activation_of(b, self.rows, self.width, &self.x)
+    }
+
+    fn table<B: Backend>(&self, b: &B) -> B::Tensor {
+        weight(b, 2, self.vocab, self.width)
+    }
+
+    fn forward<B: Backend>(&self, b: &B) -> (Vec<f32>, B::Tensor) {
+        b.lm_head_logprob_forward(&self.x(b), &self.table(b), &self.head, &self.targets)
+    }
+
+    fn sample<B: Backend>(&self, b: &B, truncation: &Truncation, choices: &[Choice]) -> Vec<Sampled> {
+        let out = b.lm_head_sample(&self.x(b), &self.table(b), &self.head, truncation, choices);
+        if let Err(e) = b.check() {
+            panic!("{e}");
+        }
+        out
+    }
+}
+
+struct Forward<'a>(&'a Case);
+
+impl super::Case for Forward<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let (logprobs, lse) = self.0.forward(b);
+        vec![single_of(b, 1, logprobs.len(), &logprobs), lse]
+    }
+}
+
+struct Backward<'a>(&'a Case);
+
+impl super::Case for Backward<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let case = self.0;
+        let mut dtable = single(b, 4, case.vocab, case.width);
+        let (x, table, (_, lse)) = (case.x(b), case.table(b), case.forward(b));
+        let dx = b.lm_head_logprob_backward(
+            &x,
+            &table,
+            &case.head,
+            &lse,
+            &case.targets,
+            &case.weights,
+            &mut dtable,
+        );
+        vec![dx, dtable]
+    }
+}
+
+/// The rule's bound is that of bf16. Nothing of the forward pass is bf16 but its inputs, so it is held to f32 as well.
+#[track_caller]
+fn check_case(case: &Case) {
+    check(&["log-probs", "lse"], Rule::Forward, &Forward(case));
+    if compiled() {
+        let (got, exact) = (outputs(&vm(None), &Forward(case)), Exact::new(case));
+        let want: Vec<f64> = case.targets.iter().map(|t| exact.logprob(t.row, t.token)).collect();
+        let bound = |i: usize| {
+            let t = case.targets[i];
+            exact.lse_error[t.row as usize] + exact.error(t.row, t.token) + EPS * want[i].abs()
+        };
+        assert_within("log-probs in f32", got[0].as_f32(), &want, bound);
+        assert_within("lse in f32", got[1].as_f32(), &exact.lse, |row| exact.lse_error[row]);
+    }
+    // With one token the gradient is zero but for rounding.
+    if case.vocab > 1 {
+        check(&["dX", "dtable"], Rule::Backward, &Backward(case));
+    }
+}
+
+/// Finished logits and log-sum-exps in f64, and how far f32 may be from them.
+struct Exact {
+    vocab: usize,
+    logits: Vec<f64>,
+    errors: Vec<f64>,
+    lse: Vec<f64>,
+    lse_error: Vec<f64>,
+}
+
+impl Exact {
+    fn new(case: &Case) -> Self {
+        let (v, d) = (case.vocab, case.width);
+        let e = rounded(&randoms(2, v * d));
+        let (t, cap) = (f64::from(case.head.temperature), case.head.softcap.map(f64::from));
+        let (mut logits, mut errors) = (Vec::new(), Vec::new());
+        for (x, e) in case.x.chunks(d).flat_map(|x| e.chunks(d).map(move |e| (x, e))) {
+            let products = x.iter().zip(e).map(|(x, e)| f64::from(*x) * f64::from(*e));
+            let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+            let logit = cap.map_or(sum, |c| c * (sum / c).tanh()) / t;
+            // Products are exact, d sums may be truncated, as tensor cores do; the slope of the cap is at most 1. Then
+            // a product with 1 / cap, tanh within 2 ulp, products with cap and 1 / T, each of whose reciprocals is
+            // rounded as well.
+            errors.push(EPS * (d as f64 * size / t + 4.0 * logit.abs()));
+            logits.push(logit);
+        }
+        let (mut lse, mut lse_error) = (Vec::new(), Vec::new());
+        for (l, errors) in logits.chunks(v).zip(errors.chunks(v)) {
+            let max = l.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let value = max + l.iter().map(|l| (l - max).exp()).sum::<f64>().ln();
+            let (worst, range) = (errors.iter().copied().fold(0.0, f64::max), 2.0 * max.abs().max(1.0));
+            // Differences from the maximum, 2^x within 2 ulp, sums in trees: 3 levels of a thread's tokens, 4 tiles, 3
+            // levels of lanes, 2 halves, chunks by 32 in 32 slots; every merge rounds three times. Then ln, and a sum.
+            let merges = 3.0 + 4.0 + 3.0 * (3.0 + 1.0 + (v / 16384) as f64 + 2.0 + 7.0);
+            lse_error.push(worst + EPS * (range + 3.0 + merges / 2.0 + value.abs()));
+            lse.push(value);
+        }
+        Self { vocab: v, logits, errors, lse, lse_error }
+    }
+
+    fn at(&self, row: u32, token: u32) -> usize {
+        row as usize * self.vocab + token as usize
+    }
+
+    fn logprob(&self, row: u32, token: u32) -> f64 {
+        self.logits[self.at(row, token)] - self.lse[row as usize]
+    }
+
+    fn error(&self, row: u32, token: u32) -> f64 {
+        self.errors[self.at(row, token)]
+    }
+}
+
+/// Gumbel noise of one token, and how far f32 may be from it.
+fn noise(choice: &Choice, token: u32) -> (f64, f64) {
+    let Choice::Draw(key) = choice else { return (0.0, 0.0) };
+    let bits = philox4x32([token / 4, key.position, key.stream, key.prompt], key.key)[token as usize % 4];
+    let u = (f64::from(bits) + 0.5) / 4_294_967_296.0;
+    let e = -(-u).ln_1p();
+    // u and 1 - u are rounded to 24 bits, E within 8 ulp of that, then a logarithm within 2 ulp.
+    let moved = EPS * (u / (1.0 - u).max(EPS) / e + 1.0);
+    (-e.ln(), moved + EPS * (8.0 + 2.0 * e.ln().abs()))
+}
+
+#[test]
+fn agrees_at_every_edge_of_the_vocabulary() {
+    for vocab in [1, 2, 7, 8, 9, 63, 65, 127, 128, 129, 511, 513, 1100] {
+        check_case(&Case::new(3, vocab, 24, CAPPED));
+    }
+}
+
+#[test]
+fn agrees_at_every_edge_of_rows() {
+    for rows in [1, 2, 63, 64, 65, 127, 128, 129, 270] {
+        check_case(&Case::new(rows, 131, 16, PLAIN));
+    }
+}
+
+#[test]
+fn agrees_at_every_edge_of_the_width() {
+    for width in [8, 16, 56, 64, 72, 128, 136, 320] {
+        check_case(&Case::new(3, 150, width, CAPPED));
+    }
+}
+
+/// Many targets of one token, and of one row.
+#[test]
+fn targets_may_crowd() {
+    let mut case = Case::new(140, 600, 16, CAPPED);
+    case.targets = (0..140).map(|row| Target { row, token: 7 }).collect();
+    case.targets.extend((0..300).rev().map(|i| Target { row: 131, token: 2 * i }));
+    case.weights = randoms(3, case.targets.len());
+    check_case(&case);
+}
+
+#[test]
+fn nothing_asked_is_nothing_done() {
+    if !compiled() {
+        return;
+    }
+    let vm = vm(None);
+    let mut case = Case::new(2, 131, 8, PLAIN);
+    case.targets.clear();
+    case.weights.clear();
+    let (logprobs, lse) = case.forward(&vm);
+    let want = outputs(&Cpu, &Forward(&case)).remove(1);
+    assert!(logprobs.is_empty());
+    let bound = Exact::new(&case).lse_error;
+    let want: Vec<f64> = want.as_f32().iter().map(|x| f64::from(*x)).collect();
+    assert_within("lse", &vm.to_f32(&lse), &want, |row| 2.0 * bound[row]);
+    // Without a weight there is no gradient.
+    let out = outputs(&vm, &Backward(&case));
+    assert!(out[0].as_f32().iter().all(|x| *x == 0.0));
+    assert_eq!(out[1].as_f32(), randoms(4, 131 * 8));
+    let none = Case { rows: 0, x: Vec::new(), ..case };
+    assert!(none.sample(&vm, &NONE, &[]).is_empty());
+    assert!(none.sample(&vm, &TRUNCATIONS[0], &[]).is_empty());
+    let out = outputs(&vm, &Backward(&none));
+    assert_eq!((out[0].rows, out[0].cols, out[1].as_f32()), (0, 8, &randoms(4, 131 * 8)[..]));
+}
+
+/// The gradient of the logits comes in ranges of chunks where the workspace is small: dtable's bits do not tell, and dX
+/// is summed in another order.
+#[test]
+fn a_small_workspace_gives_the_same_gradient() {
+    struct Within(Case, usize);
+    impl Within {
+        fn run(&self) -> [CpuTensor; 2] {
+            let (case, vm) = (&self.0, poisoned());
+            let mut dtable = single(&vm, 4, case.vocab, case.width);
+            let (x, table, (_, lse)) = (case.x(&vm), case.table(&vm), case.forward(&vm));
+            let (targets, weights) = (&case.targets, &case.weights);
+            let dx = logprob_backward_within(
+                self.1,
+                &vm,
+                &x,
+                &table,
+                &case.head,
+                &lse,
+                targets,
+                weights,
+                &mut dtable,
+            );
+            vm.check().expect("the device is content");
+            [(case.rows, dx), (case.vocab, dtable)]
+                .map(|(rows, x)| CpuTensor::f32(rows, case.width, vm.to_f32(&x)))
+        }
+    }
+    if !compiled() {
+        return;
+    }
+    let case = Case::new(131, 2 * 512 + 77, 8, CAPPED);
+    let (exact, naive) = (outputs(&Cpu, &Backward(&case)), outputs(&Rounded, &Backward(&case)));
+    let [_, dtable] = Within(case.clone(), 64 << 20).run();
+    for chunks in [0, 1, 2] {
+        let got = Within(case.clone(), chunks * 131 * 512 * 2).run();
+        assert_rule("dX", Rule::Backward, got[0].as_f32(), exact[0].as_f32(), naive[0].as_f32());
+        assert_eq!(bits(&got[1]), bits(&dtable), "{chunks} chunks at once");
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- sampling
+
+/// More chunks than the merging kernels take in one pass.
+const MANY_CHUNKS: usize = 33 * 512 + 5;
+const NONE: Truncation = Truncation { top_k: 0, top_p: 1.0, min_p: 0.0 };
+const TRUNCATIONS: [Truncation; 6] = [
+    Truncation { top_k: 50, top_p: 0.9, min_p: 1e-3 },
+    Truncation { top_k: 1, ..NONE },
+    Truncation { top_k: 37, ..NONE },
+    Truncation { top_p: 0.813, ..NONE },
+    Truncation { top_k: 400, top_p: 0.01, min_p: 0.0 },
+    Truncation { min_p: 0.1, ..NONE },
+];
+
+/// All keys different; every fifth row is greedy.
+fn choices(rows: usize) -> Vec<Choice> {
+    let key = |i: u32| DrawKey { key: [7, 8 + i % 2], prompt: i / 32, stream: i % 32, position: 3 * i };
+    (0..rows as u32).map(|i| if i % 5 == 4 { Choice::Greedy } else { Choice::Draw(key(i)) }).collect()
+}
+
+#[track_caller]
+fn assert_same(what: &str, got: &[Sampled], want: &[Sampled]) {
+    let of = |s: &[Sampled]| s.iter().map(|s| (s.token, s.logprob.to_bits())).collect::<Vec<_>>();
+    assert_eq!(of(got), of(want), "{what}");
+}
+
+#[test]
+fn draws_are_exact_but_for_rounding() {
+    if !compiled() {
+        return;
+    }
+    let shapes = [(1, 1), (1, 9), (2, 127), (15, 513), (16, 130), (17, 1100), (32, 129), (33, 255), (64, 65)];
+    let shapes = [&shapes[..], &[(70, 300), (3, MANY_CHUNKS)]].concat();
+    let (mut decided, mut all) = (0, 0);
+    for (i, (rows, vocab)) in shapes.into_iter().enumerate() {
+        let width = [8, 72, 136][i % 3];
+        let case = Case::new(rows, vocab, width, [PLAIN, CAPPED][i % 2]);
+        let choices = choices(rows);
+        let got = case.sample(&vm(None), &NONE, &choices);
+        let (cpu, exact) = (case.sample(&Cpu, &NONE, &choices), Exact::new(&case));
+        for (row, choice) in choices.iter().enumerate() {
+            let r = row as u32;
+            let score = |v: u32| {
+                let (noise, error) = noise(choice, v);
+                let score = exact.logits[exact.at(r, v)] + noise;
+                (score, error + exact.error(r, v) + EPS * score.abs())
+            };
+            let best = (0..vocab as u32).max_by(|a, b| score(*a).0.total_cmp(&score(*b).0)).expect("a token");
+            let ((most, error), (own, own_error)) = (score(best), score(got[row].token));
+            assert!(own + own_error + error >= most, "row {row} of {rows} x {vocab}: {own} < {most}");
+            // Where no other token is near, the CPU draws this one, too.
+            let near = |v: u32| v != best && score(v).0 + score(v).1 + error >= most;
+            all += 1;
+            if !(0..vocab as u32).any(near) {
+                decided += 1;
+                assert_eq!((got[row].token, cpu[row].token), (best, best), "row {row} of {rows} x {vocab}");
+            }
+        }
+        let want: Vec<f64> = (0..).zip(&got).map(|(row, s)| exact.logprob(row, s.token)).collect();
+        let logprobs: Vec<f32> = got.iter().map(|s| s.logprob).collect();
+        assert_within("log-probs", &logprobs, &want, |row| {
+            exact.lse_error[row] + exact.error(row as u32, got[row].token) + EPS * want[row].abs()
+        });
+    }
+    assert!(decided * 20 >= all * 19, "{decided} of {all} draws are decided beyond rounding");
+}
+
+/// The heart of on-policy training: what sampling records is what training computes, to the bit, in any company.
+#[test]
+fn sampling_gives_the_log_prob_of_training() {
+    if !compiled() {
+        return;
+    }
+    let (vm, whole) = (vm(None), Case::new(131, 1100, 72, CAPPED));
+    let choices = choices(whole.rows);
+    let rows = |range: std::ops::Range<usize>| Case {
+        rows: range.len(),
+        x: whole.x[range.start * whole.width..range.end * whole.width].to_vec(),
+        targets: Vec::new(),
+        ..whole.clone()
+    };
+    for truncation in [&NONE, &TRUNCATIONS[0]] {
+        let sampled = whole.sample(&vm, truncation, &choices);
+        let targets = (0..).zip(&sampled).map(|(row, s)| Target { row, token: s.token }).collect();
+        let (logprobs, _) = Case { targets, ..whole.clone() }.forward(&vm);
+        let recorded = |s: &[Sampled]| s.iter().map(|s| s.logprob.to_bits()).collect::<Vec<_>>();
+        assert_eq!(recorded(&sampled), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
+        // In every tiling, and at other places in it.
+        for part in [0..1, 5..19, 40..72, 90..131] {
+            let again = rows(part.clone()).sample(&vm, truncation, &choices[part.clone()]);
+            assert_same("a part", &again, &sampled[part]);
+        }
+    }
+    let (logprobs, lse) = whole.forward(&vm);
+    let lse = vm.to_f32(&lse);
+    for row in [0, 5, 128] {
+        let (alone, mine) = whole.alone(row);
+        let (logprobs_alone, lse_alone) = alone.forward(&vm);
+        assert_eq!(vm.to_f32(&lse_alone)[0].to_bits(), lse[row].to_bits(), "row {row}");
+        let want: Vec<u32> = mine.iter().map(|&i| logprobs[i].to_bits()).collect();
+        assert_eq!(logprobs_alone.iter().map(|l| l.to_bits()).collect::<Vec<_>>(), want, "row {row}");
+    }
+}
+
+#[test]
+fn truncated_draws_are_those_of_the_cpu() {
+    if !compiled() {
+        return;
+    }
+    for (rows, vocab, head) in [(19, 1100, PLAIN), (3, 1, PLAIN), (3, 37, CAPPED), (3, 129, CAPPED)] {
+        let (case, choices) = (Case::new(rows, vocab, 24, head), choices(rows));
+        for truncation in &TRUNCATIONS {
+            let tokens = |s: Vec<Sampled>| s.iter().map(|s| s.token).collect::<Vec<_>>();
+            let (got, want) =
+                (case.sample(&vm(None), truncation, &choices), case.sample(&Cpu, truncation, &choices));
+            assert_eq!(tokens(got), tokens(want), "{truncation:?} of {vocab}");
+        }
+    }
+}
+
+/// Few tokens and many draws, so that a token too many or too few is noticed.
+#[test]
+fn truncation_cuts_where_the_cpu_cuts() {
+    if !compiled() {
+        return;
+    }
+    let (vocab, rows, vm) = (13, 48, vm(None));
+    // Logits 0, 1/8, 1/8, 2/8, ..., in some order.
+    let e: Vec<f32> =
+        (0..vocab * 8).map(|i| if i % 8 == 0 { (i / 8 * 5 % vocab / 2) as f32 / 8.0 } else { 0.0 }).collect();
+    let x: Vec<f32> = (0..rows * 8).map(|i| if i % 8 == 0 { 1.0 } else { 0.0 }).collect();
+    let choices = choices(rows);
+    let mut truncations: Vec<Truncation> = [2, 3, 8].map(|top_k| Truncation { top_k, ..NONE }).into();
+    truncations.extend([0.0, 0.15, 0.5, 0.9].map(|top_p| Truncation { top_p, ..NONE }));
+    truncations.extend([0.6, 0.8].map(|min_p| Truncation { min_p, ..NONE }));
+    truncations.push(Truncation { top_k: 9, top_p: 0.7, min_p: 0.0 });
+    let mut sizes = Vec::new();
+    for truncation in &truncations {
+        let tokens = |s: &[Sampled]| s.iter().map(|s| s.token).collect::<Vec<_>>();
+        let (xs, es) = (activation_of(&vm, rows, 8, &x), weight_of(&vm, vocab, 8, &e));
+        let got = tokens(&vm.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
+        let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
+        let want = tokens(&Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
+        assert_eq!(got, want, "{truncation:?}");
+        sizes.push(got.iter().collect::<std::collections::BTreeSet<_>>().len());
+    }
+    assert_eq!(sizes[..4], [2, 3, 8, 1], "all tokens that are left are drawn: {sizes:?}");
+}
+
+/// Logits that are small integers, so the same in any arithmetic: many are equal, across tiles, chunks and the digits of
+/// radix selection, and the lowest id comes first.
+#[test]
+fn ties_go_to_the_lowest_token() {
+    if !compiled() {
+        return;
+    }
+    let (vocab, rows) = (4200, 6);
+    let integers = |seed: u32, n: usize, most: f32| -> Vec<f32> {
+        randoms(seed, n).into_iter().map(|x| (x * most).round()).collect()
+    };
+    let (x, e) = (integers(5, rows * 8, 1.4), integers(6, vocab * 8, 2.4));
+    let sample = |b: &dyn Fn(&Truncation, &[Choice]) -> Vec<Sampled>| -> Vec<Vec<u32>> {
+        let mut all = Vec::new();
+        for truncation in [&[NONE, Truncation { top_k: 2900, ..NONE }][..], &TRUNCATIONS].concat() {
+            for choices in [vec![Choice::Greedy; rows], choices(rows)] {
+                all.push(b(&truncation, &choices).iter().map(|s| s.token).collect());
+            }
+        }
+        all
+    };
+    let vm = vm(None);
+    let (xs, es) = (activation_of(&vm, rows, 8, &x), weight_of(&vm, vocab, 8, &e));
+    let got = sample(&|truncation, choices| vm.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
+    vm.check().expect("the device is content");
+    let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
+    let want = sample(&|truncation, choices| Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
+    assert_eq!(got, want);
+    let logit = |row: usize, v: usize| (0..8).map(|j| x[row * 8 + j] * e[v * 8 + j]).sum::<f32>();
+    for (row, token) in got[0].iter().enumerate() {
+        let best = (0..vocab).rev().max_by(|&a, &b| logit(row, a).total_cmp(&logit(row, b)));
+        assert_eq!(Some(*token as usize), best, "row {row}");
+    }
+}
+
+#[test]
+fn draws_depend_on_no_schedule() {
+    if !compiled() {
+        return;
+    }
+    for (rows, vocab) in [(3, 700), (20, 300), (40, 140)] {
+        let (case, choices) = (Case::new(rows, vocab, 40, CAPPED), choices(rows));
+        for truncation in [&NONE, &TRUNCATIONS[0]] {
+            let want = case.sample(&vm(None), truncation, &choices);
+            for again in [vm(Some(1)), vm(Some(2)), poisoned()] {
+                assert_same("another schedule", &case.sample(&again, truncation, &choices), &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_broken_row_says_so_and_breaks_no_other() {
+    if !compiled() {
+        return;
+    }
+    let vm = vm(None);
+    for (broken, head) in [(f32::NAN, CAPPED), (f32::NAN, PLAIN), (f32::INFINITY, PLAIN)] {
+        let mut case = Case::new(20, 131, 16, head);
+        let choices = choices(20);
+        let run = |case: &Case| {
+            let (logprobs, lse) = case.forward(&vm);
+            let draws = [&NONE, &TRUNCATIONS[0], &TRUNCATIONS[5]].map(|t| case.sample(&vm, t, &choices));
+            (logprobs, vm.to_f32(&lse), draws)
+        };
+        let (logprobs, lse, sound) = run(&case);
+        case.x[7 * 16 + 3] = broken;
+        let (logprobs_now, lse_now, now) = run(&case);
+        let agree = |row: usize, now: f32, before: f32| match row {
+            7 => !now.is_finite(),
+            _ => now.to_bits() == before.to_bits(),
+        };
+        assert!((0..20).all(|row| agree(row, lse_now[row], lse[row])));
+        let row = |i: usize| case.targets[i].row as usize;
+        assert!((0..logprobs.len()).all(|i| agree(row(i), logprobs_now[i], logprobs[i])));
+        for (now, sound) in now.iter().zip(&sound) {
+            assert!((0..20).all(|row| agree(row, now[row].logprob, sound[row].logprob)));
+            assert!((0..20).all(|row| row == 7 || now[row].token == sound[row].token));
+            assert!(now[7].token < 131);
+        }
+    }
+}
+
+/// One likely token and thousands of others that together weigh 7e-4, but each too little to change 1 in f32.
+#[test]
+fn a_long_tail_is_not_lost() {
+    if !compiled() {
+        return;
+    }
+    let (vocab, vm) = (MANY_CHUNKS, vm(None));
+    let x = activation_of(&vm, 1, 8, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    for peak in [0, 5000, vocab - 1] {
+        let mut e = vec![0.0; vocab * 8];
+        e.iter_mut().step_by(8).for_each(|e| *e = -17.0);
+        e[peak * 8] = 0.0;
+        let target = Target { row: 0, token: peak as u32 };
+        let table = weight_of(&vm, vocab, 8, &e);
+        let (logprobs, lse) = vm.lm_head_logprob_forward(&x, &table, &PLAIN, &[target]);
+        let want = ((vocab - 1) as f64 * f64::exp(-17.0)).ln_1p();
+        // Of a thread's 32 tokens a tile's 7 beside the peak are lost at worst, 4e-8 each; then some 14 sums near 1.
+        let bound = 7.0 * f64::exp(-17.0) + 14.0 * EPS / 2.0;
+        assert!(bound < want / 100.0);
+        assert_within("lse", &vm.to_f32(&lse), &[want], |_| bound);
+        assert_within("log-prob", &logprobs, &[-want], |_| bound);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ ceilings
+
+/// Global memory and tensor cores are used as the head of kernels/lm_head.cu says, at a slice of the real vocabulary.
+#[test]
+fn sampling_reads_the_table_once() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("lm_head_sample") {
+        let reports = counted(&workload);
+        let main = &reports[0];
+        let [tiles, rows] = [main.grid[1] as u64 * 4, 32];
+        let name = format!("{}: {main}", workload.name);
+        assert!(coalescing(&reports) <= 1.05, "{name}");
+        assert!(traffic(&workload, &reports) <= 1.05, "{name}");
+        // The table once, and the rows again for every tile, out of L2; and by every thread its four draws, out of L1.
+        let width = workload.flops / (2 * rows * tiles * 128);
+        let asked = tiles * ((128 + rows) * width * 2 + u64::from(main.block[0]) * 4 * 40);
+        assert!(main.global.bytes as f64 <= 1.01 * asked as f64, "{name}");
+        assert_lean(main, workload.flops, &name);
+    }
+}
+
+#[test]
+fn truncation_reads_whole_sectors() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("lm_head_truncated") {
+        let reports = counted(&workload);
+        assert!(coalescing(&reports) <= 1.05, "{}", workload.name);
+        assert!(traffic(&workload, &reports) <= 1.05, "{}", workload.name);
+        assert!(reports.iter().all(|r| r.local.requests == 0), "{}", workload.name);
+        assert_lean(&reports[0], workload.flops, &workload.name);
+    }
+}
+
+fn assert_lean(main: &Report, flops: u64, name: &str) {
+    assert!(main.mma_flops as f64 <= 1.10 * flops as f64, "{name}");
+    assert!(main.shared.wavefronts as f64 <= 1.01 * main.shared.ideal_wavefronts as f64, "{name}");
+    assert_eq!(main.local.requests, 0, "{name}");
+}
+
+#[test]
+fn logits_are_computed_by_tensor_cores_alone() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("lm_head_logprob") {
+        let reports = counted(&workload);
+        let main = &reports[0];
+        let name = format!("{}: {main}", workload.name);
+        assert!(coalescing(&reports) <= 1.05, "{name}");
+        // The backward workload counts three products, one of which is the first kernel's.
+        let products = if main.kernel == "lm_head_logprob_backward" { 3 } else { 1 };
+        assert_lean(main, workload.flops / products, &name);
+        let mma = main.classes.iter().find(|(c, _)| format!("{c:?}") == "Mma").map_or(0, |(_, n)| n.warps);
+        // The main loop's, and those of a lane's logits.
+        let logits = u64::from(main.grid[0] * 128 * main.grid[1] * 512) / 32;
+        let other = main.instructions().warps - mma;
+        assert!(other as f64 <= 1.15 * mma as f64 + 20.0 * logits as f64, "{name}");
+        let total: u64 = reports.iter().map(|r| r.mma_flops).sum();
+        assert!(total as f64 <= 1.10 * workload.flops as f64, "{name}: {total} FLOPs");
+    }
+}

@@ -1,0 +1,70 @@
+// Sums of squares of many f32 tensors, in f64, for the norm of all gradients.
+//
+//   sums[i] = sum over k of x_i[k]^2
+//
+// Algorithm. Every tensor is cut into chunks of a fixed size; a block sums a chunk, and a second launch, a block per
+// tensor, sums its chunks' sums. Within a block thread t takes elements 4 t.. and every 4 * THREADS further ones,
+// four sums of its own, then the threads are added by a butterfly in each warp and the warps in order. All of it
+// depends on the tensor's length alone. NaN and Inf stay non-finite through squares and sums.
+//
+// f64: a square of f32 is exact in it and no sum overflows. Bytes: 4 per element; one conversion and one FMA in f64 per
+// element, of which even a GPU with one f64 unit for 64 f32 ones does about as many as memory brings elements.
+
+#include "common.cuh"
+
+constexpr unsigned THREADS = 256;
+
+// As src/backend/cuda/reduce.rs packs it.
+struct Chunk {
+    const float *x;
+    size_t len;
+};
+
+// The sum over the threads of a block, in thread 0.
+__device__ __forceinline__ double block_sum(double x) {
+    __shared__ double sums[THREADS / WARP];
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    // Thread 0 reads what every warp has written.
+    __syncthreads();
+    double total = 0.0;
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (unsigned w = 0; w < THREADS / WARP; w++) total += sums[w];
+    }
+    return total;
+}
+
+// partials[b] = sum of squares of chunk b. Grid: a block per chunk. Chunks begin at multiples of 16 bytes.
+extern "C" __global__ void __launch_bounds__(256) reduce_squares(
+    const Chunk *__restrict__ chunks, double *__restrict__ partials) {
+    const Chunk chunk = chunks[blockIdx.x];
+    const float *elements = in_global(chunk.x);
+    const float4 *x = reinterpret_cast<const float4 *>(elements);
+    const unsigned quads = chunk.len / 4;
+    double sums[4] = {};
+#pragma unroll 4
+    for (unsigned i = threadIdx.x; i < quads; i += THREADS) {
+        const float4 v = x[i];
+        sums[0] = fma(double(v.x), double(v.x), sums[0]);
+        sums[1] = fma(double(v.y), double(v.y), sums[1]);
+        sums[2] = fma(double(v.z), double(v.z), sums[2]);
+        sums[3] = fma(double(v.w), double(v.w), sums[3]);
+    }
+    // The last elements of a tensor whose length is no multiple of 4.
+    const unsigned rest = 4 * quads + threadIdx.x;
+    if (rest < chunk.len) sums[0] = fma(double(elements[rest]), double(elements[rest]), sums[0]);
+    const double total = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    if (threadIdx.x == 0) partials[blockIdx.x] = total;
+}
+
+// sums[i] = sum of partials[first[i]..first[i + 1]]. Grid: a block per tensor.
+extern "C" __global__ void __launch_bounds__(256) reduce_partials(
+    const double *__restrict__ partials, const unsigned *__restrict__ first, double *__restrict__ sums) {
+    double sum = 0.0;
+#pragma unroll 4
+    for (unsigned i = first[blockIdx.x] + threadIdx.x; i < first[blockIdx.x + 1]; i += THREADS) sum += partials[i];
+    const double total = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}

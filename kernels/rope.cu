@@ -1,0 +1,347 @@
+// Rotary position embedding in Transformers' "rotate half" layout, with the norm of every head before it where the
+// model has one (Gemma 3), and the append to the KV cache.
+//
+//   y_a = x_a cos - x_b sin,  y_b = x_b cos + x_a sin       a = i, b = i + Dh/2 of each head, i < Dh/2
+//   angle = position * frequency[i];  with a norm, x stands for norm(x; w) = x r (1 + w), r = 1/sqrt(mean(x^2) + eps)
+//
+// Backward: the inverse rotation (sin negated) of dy gives d; with a norm and g = d (1 + w), over one head:
+//   dx = r (g - x r^2 mean(g x)),  dw += d x r over all rows and heads
+//
+// x [T, heads Dh] bf16, y, dx alike; w [Dh] bf16, its gradient f32; arithmetic and angles f32, one rounding at the
+// store. Dh is a multiple of 16 up to 512.
+//
+// Algorithm. A thread holds 8 columns of a head's first half and the 8 that they turn with: two accesses of 16 bytes.
+// Dh/16 threads hold a head; where that is no power of two, the group of lanes is the next one and the rest idle, so
+// that sums over a head are butterflies within a group. A block takes a few rows with all their heads: the angles of
+// a row are the same for all heads, so they are computed once, by all threads, into shared memory, while the data
+// that the threads have asked for arrive. Frequencies are the kernel's arguments (at most 1 KiB): no table to upload
+// for a launch.
+//
+// Bytes per element: 4 (read, write); backward with a norm 6. FLOPs: some 3 per element, 20 with a norm, and 30 for
+// each angle, which is 4 per element with 8 query heads and 15 with one key head. The limit is memory.
+
+#include "partials.cuh"
+
+constexpr unsigned BLOCK = 256;
+// One 16-byte access of each half.
+constexpr unsigned PER_THREAD = 16;
+
+// frequency[i] of all pairs, passed by value.
+struct Frequencies {
+    float of[256];
+};
+
+// sin x and cos x within 2^-23 for |x| <= 2^18; CUDA's own reduce large arguments through local memory.
+//
+// x = n pi/2 + r with |r| <= pi/4 and pi/2 in three parts (x less n times the first is exact), minimax polynomials of
+// r, and the quadrant from n. Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the mantissa.
+__device__ __forceinline__ void sin_cos(float x, float &s, float &c) {
+    const float round = 12582912.0f;
+    const float shifted = fmaf(x, 0.636619747f, round);
+    const unsigned quadrant = __float_as_uint(shifted);
+    const float n = __fsub_rn(shifted, round);
+    float r = fmaf(n, -1.57079637f, x);
+    r = fmaf(n, 1.71512451e-15f, fmaf(n, 4.37113883e-8f, r));
+    const float z = __fmul_rn(r, r);
+    const float p = fmaf(fmaf(-0.000195172353f, z, 0.00833217800f), z, -0.166666552f);
+    const float sine = fmaf(p, __fmul_rn(z, r), r);
+    const float q = fmaf(fmaf(0.0000244383800f, z, -0.00138873665f), z, 0.0416666456f);
+    const float cosine = fmaf(q, __fmul_rn(z, z), fmaf(-0.5f, z, 1.0f));
+    // Odd quadrants swap the two; the sine is negative in 2 and 3, the cosine in 1 and 2.
+    s = __uint_as_float(__float_as_uint(quadrant & 1 ? cosine : sine) ^ (quadrant & 2) << 30);
+    c = __uint_as_float(__float_as_uint(quadrant & 1 ? sine : cosine) ^ ((quadrant + 1) & 2) << 30);
+}
+
+// How a block's threads divide heads among them.
+struct Heads {
+    unsigned heads, dim;
+    // Threads that hold a head, and lanes set aside for it: 1 << shift.
+    unsigned threads, shift, lanes;
+    // Heads under way at once; which of them is this thread's, and which of its lanes the thread is.
+    unsigned groups, group, lane;
+
+    __device__ __forceinline__ Heads(unsigned heads, unsigned dim) : heads(heads), dim(dim) {
+        threads = dim / PER_THREAD;
+        shift = 32 - __clz(threads - 1);
+        lanes = 1 << shift;
+        groups = BLOCK >> shift;
+        group = threadIdx.x >> shift;
+        lane = threadIdx.x & (lanes - 1);
+    }
+
+    // Floats of shared memory for the angles of a row.
+    __device__ __forceinline__ unsigned angles() const { return PER_THREAD * lanes; }
+
+    // Whether this thread has a part of the block's head number `item`, of those of `rows` rows.
+    __device__ __forceinline__ bool has(unsigned item, unsigned rows) const {
+        return lane < threads && item < rows * heads;
+    }
+
+    // The same sum for all lanes of a head, in an order that depends on Dh alone. Lanes beyond the head add zeros.
+    __device__ __forceinline__ float sum(float x) const {
+        for (unsigned offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
+        return x;
+    }
+};
+
+// A thread's part of a head: 8 columns of either half.
+struct Part {
+    bf16x8 a, b;
+
+    __device__ __forceinline__ void load(const bf16 *head, const Heads &h) {
+        a = load8(head, h.lane);
+        b = load8(head + h.dim / 2, h.lane);
+    }
+
+    __device__ __forceinline__ void store(bf16 *head, const Heads &h) const {
+        store8(head, h.lane, a);
+        store8(head + h.dim / 2, h.lane, b);
+    }
+};
+
+// The angles of `rows` rows from `first`: of each row cos and sin [2][2][lanes][4], which is to say that pair
+// 8 l + 4 k + e, of lane l, lies at [k][l][e]. So lanes write consecutive words, and later read consecutive 16 bytes.
+// Lanes beyond the head have angles that nobody reads.
+__device__ __forceinline__ void compute_angles(float *angles, const unsigned *positions,
+                                               const Frequencies &frequencies, const Heads &h, unsigned first,
+                                               unsigned rows, float sign) {
+    const unsigned pairs = h.angles() / 2;
+    for (unsigned i = threadIdx.x; i < rows * pairs; i += BLOCK) {
+        const unsigned row = i >> (h.shift + 3), at = i & (pairs - 1);
+        const unsigned e = at & 3, l = at >> 2 & (h.lanes - 1), k = at >> (h.shift + 2);
+        float s, c;
+        sin_cos(float(positions[first + row]) * frequencies.of[8 * l + 4 * k + e], s, c);
+        float *to = angles + row * h.angles() + at;
+        to[0] = c;
+        to[pairs] = sign * s;
+    }
+}
+
+// Turns a thread's pairs by the angles of a row.
+__device__ __forceinline__ void rotate(float (&a)[8], float (&b)[8], const float *angles, const Heads &h) {
+    const float4 *cosines = reinterpret_cast<const float4 *>(angles), *sines = cosines + 2 * h.lanes;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const float4 c4 = cosines[k * h.lanes + h.lane], s4 = sines[k * h.lanes + h.lane];
+        const float c[4] = {c4.x, c4.y, c4.z, c4.w}, s[4] = {s4.x, s4.y, s4.z, s4.w};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float x = a[4 * k + e], y = b[4 * k + e];
+            a[4 * k + e] = fmaf(x, c[e], -(y * s[e]));
+            b[4 * k + e] = fmaf(y, c[e], x * s[e]);
+        }
+    }
+}
+
+__device__ __forceinline__ float sum_squares(const float (&a)[8], const float (&b)[8]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum = fmaf(b[i], b[i], fmaf(a[i], a[i], sum));
+    return sum;
+}
+
+__device__ __forceinline__ void scale(float (&x)[8], float r, const bf16x8 &w) {
+    float weight[8];
+    widen(w, weight);
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = x[i] * r * (1.0f + weight[i]);
+}
+
+// Rows blockIdx.x * per_block and the following of y = rotation (of the norm) of x; row t goes to row to[t] of y, or t
+// without `to`. `angles` holds those of per_block rows.
+template <bool NORM>
+__device__ __forceinline__ void turn(const bf16 *x, const bf16 *w, bf16 *y, const unsigned *to,
+                                     const unsigned *positions, const Frequencies &frequencies, const Heads &h,
+                                     unsigned rows, unsigned per_block, float eps, float sign, float *angles) {
+    const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first);
+    const bf16 *from = x + size_t(first) * h.heads * h.dim;
+    Part next = {}, weight = {};
+    if (h.has(h.group, here)) next.load(from + size_t(h.group) * h.dim, h);
+    if (NORM && h.has(h.group, here)) weight.load(w, h);
+    compute_angles(angles, positions, frequencies, h, first, here, sign);
+    const float per_column = 1.0f / h.dim;
+    // Every thread reads angles that others computed.
+    __syncthreads();
+    // All threads go round equally often: the lanes of a warp take part in each other's sums.
+    for (unsigned base = 0; base < here * h.heads; base += h.groups) {
+        const unsigned item = base + h.group;
+        float a[8], b[8];
+        widen(next.a, a);
+        widen(next.b, b);
+        if (h.has(item + h.groups, here)) next.load(from + size_t(item + h.groups) * h.dim, h);
+        if (NORM) {
+            const float r = rsqrtf(fmaf(h.sum(h.has(item, here) ? sum_squares(a, b) : 0.0f), per_column, eps));
+            keep_packed(weight.a);
+            keep_packed(weight.b);
+            scale(a, r, weight.a);
+            scale(b, r, weight.b);
+        }
+        if (h.has(item, here)) {
+            const unsigned row = item / h.heads, head = item % h.heads;
+            rotate(a, b, angles + row * h.angles(), h);
+            const size_t out = to ? to[first + row] : first + row;
+            const Part result = {narrow(a), narrow(b)};
+            result.store(y + (out * h.heads + head) * h.dim, h);
+        }
+    }
+}
+
+// y: grid rows / per_block, rounded up; shared memory: the angles of per_block rows. sign is 1, or -1 for the inverse
+// rotation, which is the gradient where there is no norm.
+extern "C" __global__ void __launch_bounds__(256) rope_forward(
+    const bf16 *__restrict__ x, bf16 *__restrict__ y, const unsigned *__restrict__ positions,
+    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
+    float sign) {
+    extern __shared__ float4 shared[];
+    turn<false>(x, nullptr, y, nullptr, positions, frequencies, Heads(heads, dim), rows, per_block, 0.0f, sign,
+                reinterpret_cast<float *>(shared));
+}
+
+extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
+    const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y,
+    const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
+    unsigned heads, unsigned dim, unsigned per_block, float eps) {
+    extern __shared__ float4 shared[];
+    turn<true>(x, w, y, nullptr, positions, frequencies, Heads(heads, dim), rows, per_block, eps, 1.0f,
+               reinterpret_cast<float *>(shared));
+}
+
+// The block's rows of v into the cache, as they are: by pieces of 16 bytes.
+__device__ __forceinline__ void copy_rows(const bf16 *v, bf16 *cached, const unsigned *to, unsigned rows,
+                                          unsigned per_block, unsigned cols) {
+    const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first), pieces = cols / 8;
+    const uint4 *from = reinterpret_cast<const uint4 *>(v) + size_t(first) * pieces;
+    for (unsigned i = threadIdx.x; i < here * pieces; i += BLOCK) {
+        const unsigned row = i / pieces;
+        reinterpret_cast<uint4 *>(cached)[size_t(to[first + row]) * pieces + i % pieces] = from[i];
+    }
+}
+
+// rope_forward of k, and v as it is, to rows `to` of the cache, which are all different.
+extern "C" __global__ void __launch_bounds__(256) rope_append(
+    const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v,
+    const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
+    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block) {
+    extern __shared__ float4 shared[];
+    copy_rows(v, cached_v, to, rows, per_block, heads * dim);
+    turn<false>(k, nullptr, cached_k, to, positions, frequencies, Heads(heads, dim), rows, per_block, 0.0f, 1.0f,
+                reinterpret_cast<float *>(shared));
+}
+
+extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
+    const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w, bf16 *__restrict__ cached_k,
+    bf16 *__restrict__ cached_v, const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
+    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
+    float eps) {
+    extern __shared__ float4 shared[];
+    copy_rows(v, cached_v, to, rows, per_block, heads * dim);
+    turn<true>(k, w, cached_k, to, positions, frequencies, Heads(heads, dim), rows, per_block, eps, 1.0f,
+               reinterpret_cast<float *>(shared));
+}
+
+// One half of dx of a thread's part, in place of the gradient d of the norm's result; its part of dw is added to pieces
+// i and i + 1 of the group's in shared memory.
+__device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8], const bf16x8 &w, float r,
+                                              float coefficient, float4 *dw, unsigned i) {
+    float weight[8];
+    widen(w, weight);
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        float4 &sum = dw[place(i + k)];
+        float4 more = sum;
+        more.x = fmaf(d[4 * k], x[4 * k] * r, more.x);
+        more.y = fmaf(d[4 * k + 1], x[4 * k + 1] * r, more.y);
+        more.z = fmaf(d[4 * k + 2], x[4 * k + 2] * r, more.z);
+        more.w = fmaf(d[4 * k + 3], x[4 * k + 3] * r, more.w);
+        sum = more;
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) d[j] = r * fmaf(-coefficient, x[j], d[j] * (1.0f + weight[j]));
+}
+
+// sum of d (1 + w) x over a half of a thread's part.
+__device__ __forceinline__ float sum_products(const float (&d)[8], const float (&x)[8], const bf16x8 &w) {
+    float weight[8], sum = 0.0f;
+    widen(w, weight);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum = fmaf(d[i] * (1.0f + weight[i]), x[i], sum);
+    return sum;
+}
+
+// dx, and dw of this block's rows as a row of `partials` [blocks, Dh]. A block takes `per_block` rows, `at_once` of
+// them at a time. A group's gradients of w are added up in shared memory, by the threads that own their columns, and
+// the groups' at the end, in order: registers for them would cost half of the threads that wait for memory. Shared
+// memory: groups * Dh floats and the angles of at_once rows.
+extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ dx,
+    float *__restrict__ partials, const unsigned *__restrict__ positions,
+    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
+    unsigned at_once, float eps) {
+    extern __shared__ float4 shared[];
+    const Heads h(heads, dim);
+    float *angles = reinterpret_cast<float *>(shared + h.groups * (dim / 4));
+    float4 *dw = shared + h.group * (dim / 4); // pieces of 4 columns
+    const unsigned end = min((blockIdx.x + 1) * per_block, rows), a = 2 * h.lane, b = a + dim / 8;
+    const float per_column = 1.0f / dim;
+    Part weight = {};
+    if (h.lane < h.threads) {
+        weight.load(w, h);
+        dw[place(a)] = dw[place(a + 1)] = dw[place(b)] = dw[place(b + 1)] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+    for (unsigned first = blockIdx.x * per_block; first < end; first += at_once) {
+        const unsigned here = min(at_once, end - first);
+        const size_t start = size_t(first) * heads * dim;
+        compute_angles(angles, positions, frequencies, h, first, here, -1.0f);
+        // Every thread reads angles that others computed.
+        __syncthreads();
+        // All threads go round equally often: the lanes of a warp take part in each other's sums.
+        for (unsigned base = 0; base < here * heads; base += h.groups) {
+            const unsigned item = base + h.group;
+            const bool inside = h.has(item, here);
+            Part part_d = {}, part_x = {};
+            if (inside) {
+                part_d.load(dy + start + size_t(item) * dim, h);
+                part_x.load(x + start + size_t(item) * dim, h);
+            }
+            float d_a[8], d_b[8], x_a[8], x_b[8];
+            widen(part_d.a, d_a);
+            widen(part_d.b, d_b);
+            widen(part_x.a, x_a);
+            widen(part_x.b, x_b);
+            float squares = 0.0f, products = 0.0f;
+            if (inside) {
+                rotate(d_a, d_b, angles + item / heads * h.angles(), h);
+                squares = sum_squares(x_a, x_b);
+                products = sum_products(d_a, x_a, weight.a) + sum_products(d_b, x_b, weight.b);
+            }
+            const float r = rsqrtf(fmaf(h.sum(squares), per_column, eps));
+            const float coefficient = h.sum(products) * r * r * per_column;
+            keep_packed(weight.a);
+            keep_packed(weight.b);
+            keep_packed(part_x.a);
+            keep_packed(part_x.b);
+            widen(part_x.a, x_a);
+            widen(part_x.b, x_b);
+            if (inside) {
+                norm_backward(d_a, x_a, weight.a, r, coefficient, dw, a);
+                norm_backward(d_b, x_b, weight.b, r, coefficient, dw, b);
+                const Part result = {narrow(d_a), narrow(d_b)};
+                result.store(dx + start + size_t(item) * dim, h);
+            }
+        }
+        // The next rows' angles overwrite these; and after the last ones all groups' gradients must be there.
+        __syncthreads();
+    }
+    const float *gradients = reinterpret_cast<const float *>(shared);
+    for (unsigned c = threadIdx.x; c < dim; c += BLOCK) {
+        float total = 0.0f;
+        for (unsigned g = 0; g < h.groups; g++) total += gradients[g * dim + 4 * place(c / 4) + c % 4];
+        partials[size_t(blockIdx.x) * dim + c] = total;
+    }
+}
+
+// The sums of all blocks.
+extern "C" __global__ void __launch_bounds__(1024) rope_backward_weight(
+    const float *__restrict__ partials, float *__restrict__ dw, unsigned count, unsigned cols) {
+    add_partials(partials, count, cols, dw);
+}

@@ -1,0 +1,33 @@
+// Moving rows.
+//
+//   gather:   out[i] = x[rows[i]]
+//   scatter:  dx[rows[i]] = dy[i], zero elsewhere: the transpose of gather for rows that do not repeat
+//
+// All bf16, `cols` a multiple of 8; nothing is computed, so nothing is rounded.
+//
+// A block moves a row, a thread 16 bytes at a time. Scattering is written from the rows that are written to, each
+// knowing its source: so the zeros are part of the same pass, and every row is written once whatever the order of
+// blocks.
+//
+// Bytes: gather 4 cols for each row; scatter 2 cols for each row of dx and 2 cols for each of dy; beside them 4 for
+// each index. The limit is memory.
+
+#include "common.cuh"
+
+// x [X, cols], out [n, cols]. Grid: n blocks.
+extern "C" __global__ void __launch_bounds__(256) gather_rows(
+    const bf16 *__restrict__ x, const unsigned *__restrict__ rows, bf16 *__restrict__ out, unsigned cols) {
+    const uint4 *from = reinterpret_cast<const uint4 *>(x + size_t(rows[blockIdx.x]) * cols);
+    uint4 *to = reinterpret_cast<uint4 *>(out + size_t(blockIdx.x) * cols);
+    for (unsigned i = threadIdx.x; i < cols / 8; i += blockDim.x) to[i] = from[i];
+}
+
+// dx [total, cols], dy [n, cols]; source[r] = i where rows[i] = r, ~0u where there is no such i. Grid: total blocks.
+extern "C" __global__ void __launch_bounds__(256) scatter_rows(
+    const bf16 *__restrict__ dy, const unsigned *__restrict__ source, bf16 *__restrict__ dx, unsigned cols) {
+    const unsigned i = source[blockIdx.x];
+    uint4 *to = reinterpret_cast<uint4 *>(dx + size_t(blockIdx.x) * cols);
+    const uint4 *from = reinterpret_cast<const uint4 *>(dy + size_t(i) * cols);
+    for (unsigned c = threadIdx.x; c < cols / 8; c += blockDim.x)
+        to[c] = i == ~0u ? make_uint4(0, 0, 0, 0) : from[c];
+}

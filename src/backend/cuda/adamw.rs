@@ -1,0 +1,121 @@
+//! Launcher of kernels/adamw.cu.
+
+use std::cell::RefCell;
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload};
+use super::{Cuda, Tensor};
+use crate::backend::{AdamW, Backend, DType, Update};
+use crate::device::{Arg, Launch};
+
+/// Elements of a block: a few MiB of traffic, so that the table is small beside it and blocks still divide evenly.
+const CHUNK: usize = 64 * 1024;
+
+/// `struct Chunk` of the kernel.
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Chunk {
+    grad: u64,
+    master: u64,
+    m: u64,
+    v: u64,
+    copy: u64,
+    len: u32,
+    keep: f32,
+}
+
+/// `struct Step` of the kernel: what src/backend/cpu/adamw.rs computes with, by the same formulas.
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Step {
+    grad_scale: f32,
+    new1: f32,
+    beta2: f32,
+    new2: f32,
+    size: f32,
+    root_correction: f32,
+    eps: f32,
+}
+
+impl Step {
+    fn new(h: &AdamW) -> Self {
+        assert!(h.step > 0, "AdamW counts steps from 1");
+        let (beta1, beta2, lr) = (f64::from(h.beta1), f64::from(h.beta2), f64::from(h.lr));
+        let correction = |beta: f64| 1.0 - beta.powf(h.step as f64);
+        Self {
+            grad_scale: h.grad_scale,
+            new1: (1.0 - beta1) as f32,
+            beta2: h.beta2,
+            new2: (1.0 - beta2) as f32,
+            size: (lr / correction(beta1)) as f32,
+            root_correction: correction(beta2).sqrt() as f32,
+            eps: h.eps,
+        }
+    }
+}
+
+/// See [`crate::backend::Backend::adamw`].
+pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
+    let mut chunks = Vec::new();
+    for u in updates {
+        let shape = (u.master.rows, u.master.cols);
+        for x in [&*u.grad, &*u.master, &*u.m, &*u.v] {
+            assert!(x.dtype == DType::F32 && (x.rows, x.cols) == shape, "f32 of one shape");
+        }
+        if let Some(copy) = &u.copy {
+            assert!(
+                copy.dtype == DType::Bf16 && (copy.rows, copy.cols) == shape,
+                "a bf16 copy of that shape"
+            );
+        }
+        let keep = (1.0 - f64::from(hyper.lr) * f64::from(u.weight_decay)) as f32;
+        let n = shape.0 * shape.1;
+        for first in (0..n).step_by(CHUNK) {
+            let at = |x: &Tensor| x.memory.ptr().0 + (first * x.dtype.bytes()) as u64;
+            chunks.push(Chunk {
+                grad: at(u.grad),
+                master: at(u.master),
+                m: at(u.m),
+                v: at(u.v),
+                copy: u.copy.as_deref().map_or(0, at),
+                len: CHUNK.min(n - first) as u32,
+                keep,
+            });
+        }
+    }
+    let step = Arg::Bytes(bytemuck::bytes_of(&Step::new(hyper)).to_vec());
+    let table = cuda.table(&chunks);
+    cuda.launch(Entry::Adamw, Launch::linear(chunks.len(), 256), &[table.arg(), step]);
+}
+
+/// A projection of one layer and a norm's weight.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    let shapes = [(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)];
+    let elements: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
+    vec![Workload {
+        name: format!("adamw {elements} parameters"),
+        bytes: (elements * 34) as u64,
+        flops: 0,
+        prepare: Box::new(move |cuda| {
+            let zeros = |dtype| shapes.map(|(rows, cols)| cuda.zeros(dtype, rows, cols));
+            let [grads, masters, ms, vs] = [0; 4].map(|_| zeros(DType::F32));
+            let held = RefCell::new((grads, masters, ms, vs, zeros(DType::Bf16)));
+            Box::new(move |cuda| {
+                let (grads, masters, ms, vs, copies) = &mut *held.borrow_mut();
+                let tensors = grads.iter_mut().zip(masters).zip(ms).zip(vs).zip(copies);
+                let mut updates: Vec<Update<Tensor>> = tensors
+                    .map(|((((grad, master), m), v), copy)| Update {
+                        grad,
+                        master,
+                        m,
+                        v,
+                        copy: Some(copy),
+                        weight_decay: 0.1,
+                    })
+                    .collect();
+                let hyper = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, step: 3, grad_scale: 0.5 };
+                step(cuda, &hyper, &mut updates);
+            })
+        }),
+    }]
+}

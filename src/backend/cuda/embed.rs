@@ -1,0 +1,103 @@
+//! Launchers of kernels/embed.cu.
+
+use std::cell::RefCell;
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tables, Tensor};
+use crate::backend::{Backend, Batch, DType};
+use crate::device::{Arg, Launch, Ptr};
+use crate::segments::Segments;
+
+/// Rows move in pieces of 8 bf16: 16 bytes.
+const PIECE: usize = 8;
+
+/// Threads for rows of so many pieces.
+fn threads(pieces: usize) -> u32 {
+    pieces.next_multiple_of(32).clamp(32, 256) as u32
+}
+
+/// See [`crate::backend::Backend::embed_forward`]; columns a multiple of 8.
+pub(super) fn forward(cuda: &Cuda, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+    assert!(
+        table.dtype == DType::Bf16 && table.cols.is_multiple_of(PIECE),
+        "bf16 rows of a multiple of {PIECE} columns"
+    );
+    assert!(tables.ids.iter().all(|&id| (id as usize) < table.rows), "ids of the vocabulary");
+    let x = cuda.empty(DType::Bf16, tables.ids.len(), table.cols);
+    let launch = Launch::linear(x.rows, threads(x.cols / PIECE));
+    let args = [table.arg(), tables.device_ids.arg(), x.arg(), x.cols.into(), scale.into()];
+    cuda.launch(Entry::EmbedForward, launch, &args);
+    x
+}
+
+/// What the blocks do: {id, begin, end} for every different id, then the tokens ordered by id, those of one id in
+/// order; `begin..end` are an id's. Also the number of ids.
+fn runs(ids: &[u32]) -> (Vec<u32>, usize) {
+    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+    order.sort_by_key(|&t| ids[t as usize]); // stable: an id's tokens stay in order
+    let mut work = Vec::new();
+    let mut begin = 0;
+    for tokens in order.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]) {
+        let end = begin + tokens.len();
+        work.extend([ids[tokens[0] as usize], begin as u32, end as u32]);
+        begin = end;
+    }
+    let count = work.len() / 3;
+    work.extend(order);
+    (work, count)
+}
+
+/// See [`crate::backend::Backend::embed_backward`]; columns a multiple of 8.
+pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
+    assert!(
+        dx.dtype == DType::Bf16 && dx.cols.is_multiple_of(PIECE) && dx.rows == tables.ids.len(),
+        "bf16 rows of a multiple of {PIECE} columns, one for every token"
+    );
+    assert!(dtable.dtype == DType::F32 && dtable.cols == dx.cols, "an f32 gradient of rows like dx");
+    assert!(tables.ids.iter().all(|&id| (id as usize) < dtable.rows), "ids of the vocabulary");
+    let (work, count) = runs(&tables.ids);
+    let work = cuda.table(&work);
+    let order = Arg::Ptr(Ptr(work.ptr().0 + 12 * count as u64));
+    let launch = Launch::linear(count, threads(dx.cols / 4));
+    let args = [dx.arg(), work.arg(), order, dtable.arg(), dx.cols.into(), scale.into()];
+    cuda.launch(Entry::EmbedBackward, launch, &args);
+}
+
+/// A training batch; most of a vocabulary does not occur in it, so a small table serves.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const T: usize = 2048;
+    const VOCAB: u32 = 4096;
+    const SCALE: f32 = 25.25;
+    let d = shape.hidden;
+    // A few hundred ids, the frequent ones some ten times.
+    let ids: Vec<u32> = (0..T as u32).map(|t| (t * t % 1021 * 31 + t % 7) % VOCAB).collect();
+    let distinct = runs(&ids).1;
+    let tables = move |cuda: &Cuda| {
+        let segments = Segments::separate(&[T]);
+        let (positions, runs) = (segments.positions(), segments.all_queries());
+        Tables::new(cuda, &Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+    };
+    let tables_backward = tables.clone();
+    vec![
+        Workload {
+            name: format!("embed_forward T = {T}"),
+            bytes: ((distinct + T) * d * 2 + T * 4) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (tables, table) = (tables(cuda), random(cuda, 1, DType::Bf16, VOCAB as usize, d));
+                Box::new(move |cuda| drop(forward(cuda, &table, &tables, SCALE)))
+            }),
+        },
+        Workload {
+            name: format!("embed_backward T = {T}"),
+            bytes: (distinct * (d * 8 + 12) + T * (d * 2 + 4)) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (tables, dx) = (tables_backward(cuda), random(cuda, 1, DType::Bf16, T, d));
+                let dtable = RefCell::new(cuda.zeros(DType::F32, VOCAB as usize, d));
+                Box::new(move |cuda| backward(cuda, &dx, &tables, SCALE, &mut dtable.borrow_mut()))
+            }),
+        },
+    ]
+}

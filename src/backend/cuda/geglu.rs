@@ -1,0 +1,41 @@
+//! Launcher of kernels/geglu.cu; the forward pass is an epilogue of kernels/matmul.cu.
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tensor};
+use crate::backend::DType;
+use crate::device::Launch;
+
+/// A thread takes 8 elements: 16 bytes of each tensor.
+const PIECE: usize = 8;
+/// Threads of a block.
+const BLOCK: usize = 256;
+
+/// See [`crate::backend::Backend::geglu_backward`]; columns a multiple of 8.
+pub(super) fn backward(cuda: &Cuda, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
+    for x in [dh, gate, up] {
+        assert!(x.dtype == DType::Bf16 && (x.rows, x.cols) == (dh.rows, dh.cols), "bf16 of one shape");
+    }
+    assert!(dh.cols.is_multiple_of(PIECE), "rows of a multiple of {PIECE} columns");
+    let [d_gate, d_up] = [0, 1].map(|_| cuda.empty(DType::Bf16, dh.rows, dh.cols));
+    let pieces = dh.rows * dh.cols / PIECE;
+    let launch = Launch::linear(pieces.div_ceil(BLOCK), BLOCK as u32);
+    let args = [dh.arg(), gate.arg(), up.arg(), d_gate.arg(), d_up.arg(), (pieces as u64).into()];
+    cuda.launch(Entry::GegluBackward, launch, &args);
+    (d_gate, d_up)
+}
+
+/// A training batch.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const T: usize = 256;
+    let f = shape.intermediate;
+    vec![Workload {
+        name: format!("geglu_backward T = {T}"),
+        bytes: (5 * T * f * 2) as u64,
+        flops: 0,
+        prepare: Box::new(move |cuda| {
+            let [dh, gate, up] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, T, f));
+            Box::new(move |cuda| drop(backward(cuda, &dh, &gate, &up)))
+        }),
+    }]
+}

@@ -1,0 +1,59 @@
+//! Launcher of kernels/reduce.cu.
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tensor};
+use crate::backend::DType;
+use crate::device::Launch;
+
+/// Elements of a block; a part of the sum's order.
+const CHUNK: usize = 64 * 1024;
+/// Threads of a block.
+const BLOCK: u32 = 256;
+
+/// `struct Chunk` of the kernel.
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Chunk {
+    x: u64,
+    len: u64,
+}
+
+/// See [`crate::backend::Backend::sum_squares`].
+pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
+    let mut chunks = Vec::new();
+    let mut firsts = vec![0u32];
+    for x in x {
+        assert_eq!(x.dtype, DType::F32);
+        let n = x.rows * x.cols;
+        chunks.extend(
+            (0..n).step_by(CHUNK).map(|first| Chunk {
+                x: x.memory.ptr().0 + 4 * first as u64,
+                len: CHUNK.min(n - first) as u64,
+            }),
+        );
+        firsts.push(u32::try_from(chunks.len()).expect("fewer than 2^32 chunks"));
+    }
+    let (table, firsts) = (cuda.table(&chunks), cuda.table(&firsts));
+    let partials = cuda.memory(8 * chunks.len());
+    cuda.launch(Entry::ReduceSquares, Launch::linear(chunks.len(), BLOCK), &[table.arg(), partials.arg()]);
+    let sums = cuda.memory(8 * x.len());
+    let args = [partials.arg(), firsts.arg(), sums.arg()];
+    cuda.launch(Entry::ReducePartials, Launch::linear(x.len(), BLOCK), &args);
+    cuda.read(&sums, x.len())
+}
+
+/// The gradient of one layer's projection and of a norm.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    let shapes = [(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)];
+    let elements: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
+    vec![Workload {
+        name: format!("sum_squares {elements} elements"),
+        bytes: (elements * 4) as u64,
+        flops: 0,
+        prepare: Box::new(move |cuda| {
+            let x = shapes.map(|(rows, cols)| random(cuda, 1, DType::F32, rows, cols));
+            Box::new(move |cuda| drop(sum_squares(cuda, &[&x[0], &x[1]])))
+        }),
+    }]
+}

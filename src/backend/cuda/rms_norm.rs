@@ -1,0 +1,199 @@
+//! Launchers of kernels/rms_norm.cu.
+
+use std::cell::RefCell;
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tensor};
+use crate::backend::{Backend, DType};
+use crate::device::{Arg, Launch, Ptr};
+
+/// A thread holds 8 columns of a row: 16 bytes.
+const PIECE: usize = 8;
+/// Widest rows: all of a row's threads are in one block, of at most 1024 threads.
+pub(super) const MAX_COLS: usize = 1024 * PIECE;
+/// Rows that a block of a backward pass adds up at least, so that the partial sums are few beside the rows.
+const BACKWARD_ROWS: usize = 32;
+/// Most blocks of a backward pass, each with its row of partial sums.
+const BACKWARD_BLOCKS: usize = 512;
+/// Rows of different threads that a block of a backward pass has under way (`MAX_GROUPS` of the kernel).
+const MAX_GROUPS: usize = 8;
+
+/// Threads of a row of x.
+fn threads(x: &Tensor) -> u32 {
+    assert!(
+        x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE) && (1..=MAX_COLS).contains(&x.cols),
+        "bf16 rows of a multiple of {PIECE} columns, up to {MAX_COLS}"
+    );
+    (x.cols / PIECE).next_multiple_of(32) as u32
+}
+
+fn assert_weight(w: &Tensor, cols: usize) {
+    assert!(w.dtype == DType::Bf16 && (w.rows, w.cols) == (1, cols), "a bf16 weight of {cols} columns");
+}
+
+fn assert_gradient(dw: &Tensor, cols: usize) {
+    assert!(dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, cols), "an f32 gradient of {cols} columns");
+}
+
+fn assert_like(y: &Tensor, x: &Tensor) {
+    assert!(y.dtype == DType::Bf16 && (y.rows, y.cols) == (x.rows, x.cols), "bf16 of one shape");
+}
+
+/// Rows that a block of a forward pass takes: several, where enough blocks are left to fill a GPU.
+fn forward_rows(rows: usize) -> usize {
+    (rows / 512).clamp(1, 8)
+}
+
+/// See [`crate::backend::Backend::rms_norm_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
+pub(super) fn forward(cuda: &Cuda, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+    let threads = threads(x);
+    assert_weight(w, x.cols);
+    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let per_block = forward_rows(x.rows);
+    let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
+    let args = [x.arg(), w.arg(), y.arg(), x.rows.into(), x.cols.into(), per_block.into(), eps.into()];
+    cuda.launch(Entry::RmsNormForward, launch, &args);
+    y
+}
+
+/// See [`crate::backend::Backend::add_norm_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
+pub(super) fn add_forward(
+    cuda: &Cuda,
+    x: &Tensor,
+    branch: &Tensor,
+    post: Option<&Tensor>,
+    pre: &Tensor,
+    eps: f32,
+) -> (Tensor, Tensor) {
+    let threads = threads(x);
+    assert_like(branch, x);
+    assert_weight(pre, x.cols);
+    let sum = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let normed = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let per_block = forward_rows(x.rows);
+    let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
+    let figures = [x.rows.into(), x.cols.into(), per_block.into(), eps.into()];
+    let mut args = vec![x.arg(), branch.arg()];
+    args.extend(post.map(|post| {
+        assert_weight(post, x.cols);
+        post.arg()
+    }));
+    args.extend([pre.arg(), sum.arg(), normed.arg()]);
+    args.extend(figures);
+    let entry = if post.is_some() { Entry::AddNormForwardPost } else { Entry::AddNormForward };
+    cuda.launch(entry, launch, &args);
+    (sum, normed)
+}
+
+/// See [`crate::backend::Backend::add_norm_backward`]; columns a multiple of 8, at most [`MAX_COLS`].
+pub(super) fn add_backward(
+    cuda: &Cuda,
+    d_sum: Option<&Tensor>,
+    d_normed: &Tensor,
+    sum: &Tensor,
+    pre: (&Tensor, &mut Tensor),
+    post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+    eps: f32,
+) -> (Tensor, Option<Tensor>) {
+    let (pre, d_pre) = pre;
+    let row_threads = threads(sum);
+    let (rows, cols) = (sum.rows, sum.cols);
+    assert_like(d_normed, sum);
+    assert_weight(pre, cols);
+    assert_gradient(d_pre, cols);
+    let groups = (MAX_COLS / PIECE / row_threads as usize).min(MAX_GROUPS);
+    let per_block = rows.div_ceil(BACKWARD_BLOCKS).max(BACKWARD_ROWS);
+    let blocks = rows.div_ceil(per_block);
+    let launch = Launch::linear(blocks, row_threads * groups as u32).shared(groups * cols * 4);
+
+    let dx = cuda.empty(DType::Bf16, rows, cols);
+    let weights = 1 + usize::from(post.is_some());
+    let partials = cuda.empty(DType::F32, weights * blocks, cols);
+    let d_sum = d_sum.map_or(Arg::Ptr(Ptr(0)), |d_sum| {
+        assert_like(d_sum, sum);
+        d_sum.arg()
+    });
+    let mut args = vec![d_sum, d_normed.arg(), sum.arg(), pre.arg()];
+    let figures = [partials.arg(), rows.into(), cols.into(), per_block.into(), eps.into()];
+    let (d_branch, d_post) = match post {
+        None => {
+            args.push(dx.arg());
+            args.extend(figures);
+            cuda.launch(Entry::AddNormBackward, launch, &args);
+            (None, Arg::Ptr(Ptr(0)))
+        }
+        Some((branch, post, d_post)) => {
+            assert_like(branch, sum);
+            assert_weight(post, cols);
+            assert_gradient(d_post, cols);
+            let d_branch = cuda.empty(DType::Bf16, rows, cols);
+            args.extend([branch.arg(), post.arg(), dx.arg(), d_branch.arg()]);
+            args.extend(figures);
+            cuda.launch(Entry::AddNormBackwardPost, launch, &args);
+            (Some(d_branch), d_post.arg())
+        }
+    };
+    let launch = Launch { grid: [cols.div_ceil(32) as u32, weights as u32, 1], ..Launch::linear(1, 1024) };
+    if blocks > 0 {
+        let args = [partials.arg(), d_pre.arg(), d_post, blocks.into(), cols.into()];
+        cuda.launch(Entry::AddNormBackwardWeight, launch, &args);
+    }
+    (dx, d_branch)
+}
+
+/// A decode step's rows and a training batch's.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const EPS: f32 = 1e-6;
+    let d = shape.hidden;
+    let weight = 2 * d;
+    let mut all = Vec::new();
+    for t in [32, 2048] {
+        let matrix = 2 * t * d;
+        all.push(Workload {
+            name: format!("rms_norm_forward T = {t}"),
+            bytes: (2 * matrix + weight) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (x, w) = (random(cuda, 1, DType::Bf16, t, d), random(cuda, 2, DType::Bf16, 1, d));
+                Box::new(move |cuda| drop(forward(cuda, &x, &w, EPS)))
+            }),
+        });
+        for with_post in [false, true] {
+            all.push(Workload {
+                name: format!("add_norm_forward{} T = {t}", if with_post { " post" } else { "" }),
+                bytes: (4 * matrix + weight * (1 + usize::from(with_post))) as u64,
+                flops: 0,
+                prepare: Box::new(move |cuda| {
+                    let [x, branch] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, t, d));
+                    let [pre, post] = [3, 4].map(|seed| random(cuda, seed, DType::Bf16, 1, d));
+                    Box::new(move |cuda| {
+                        drop(add_forward(cuda, &x, &branch, with_post.then_some(&post), &pre, EPS));
+                    })
+                }),
+            });
+        }
+    }
+    for with_post in [false, true] {
+        const T: usize = 2048;
+        let matrices = if with_post { 6 } else { 4 };
+        all.push(Workload {
+            name: format!("add_norm_backward{} T = {T}", if with_post { " post" } else { "" }),
+            // A weight is read; its f32 gradient is read and written.
+            bytes: (matrices * 2 * T * d + (1 + usize::from(with_post)) * (weight + 8 * d)) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let [d_sum, d_normed, sum, branch] =
+                    [1, 2, 3, 4].map(|seed| random(cuda, seed, DType::Bf16, T, d));
+                let [pre, post] = [5, 6].map(|seed| random(cuda, seed, DType::Bf16, 1, d));
+                let gradients = RefCell::new([0, 1].map(|_| cuda.zeros(DType::F32, 1, d)));
+                Box::new(move |cuda| {
+                    let [d_pre, d_post] = &mut *gradients.borrow_mut();
+                    let post = with_post.then_some((&branch, &post, d_post));
+                    drop(add_backward(cuda, Some(&d_sum), &d_normed, &sum, (&pre, d_pre), post, EPS));
+                })
+            }),
+        });
+    }
+    all
+}

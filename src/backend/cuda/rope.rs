@@ -1,0 +1,261 @@
+//! Launchers of kernels/rope.cu.
+
+use std::cell::RefCell;
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tables, Tensor};
+use crate::backend::{Backend, Batch, DType, HeadNorm, RopeSpec};
+use crate::device::{Arg, Launch};
+use crate::segments::Segments;
+
+/// Threads of a block.
+const BLOCK: usize = 256;
+/// Columns of a head that a thread holds: 8 of either half.
+const PER_THREAD: usize = 16;
+/// Widest heads: a head's threads are in one warp, its frequencies in the kernel's arguments.
+pub(super) const MAX_HEAD_DIM: usize = 512;
+/// Heads that a block of the backward pass adds up at least, so that the partial sums are few beside them.
+const BACKWARD_HEADS: usize = 64;
+/// Most blocks of the backward pass, each with its row of partial sums; more only where rows alone ask for it.
+const BACKWARD_BLOCKS: usize = 1024;
+
+/// Most shared memory for angles, in bytes.
+const MAX_ANGLES: usize = 16 * 1024;
+
+/// How the heads of a tensor are divided among blocks.
+struct Geometry {
+    rows: usize,
+    heads: usize,
+    dim: usize,
+    /// Lanes set aside for a head.
+    lanes: usize,
+}
+
+impl Geometry {
+    fn new(x: &Tensor, rope: &RopeSpec, tables: &Tables) -> Self {
+        let dim = rope.head_dim;
+        assert!(
+            dim.is_multiple_of(PER_THREAD) && (1..=MAX_HEAD_DIM).contains(&dim),
+            "head widths are multiples of {PER_THREAD} up to {MAX_HEAD_DIM}"
+        );
+        assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(dim), "bf16 rows of whole heads");
+        assert_eq!(x.rows, tables.ids.len(), "a row for every token");
+        Self { rows: x.rows, heads: x.cols / dim, dim, lanes: (dim / PER_THREAD).next_power_of_two() }
+    }
+
+    /// Rows whose heads are under way at once: what a block has threads for.
+    fn at_once(&self) -> usize {
+        (BLOCK / self.lanes / self.heads.max(1)).max(1)
+    }
+
+    /// Rows of a block of the forward pass: several, where enough blocks are left to fill a GPU; a decode step has one.
+    fn forward_rows(&self) -> usize {
+        (self.rows / 512).clamp(1, MAX_ANGLES / self.angles(1))
+    }
+
+    /// Shared memory for the angles of so many rows.
+    fn angles(&self, rows: usize) -> usize {
+        rows * PER_THREAD * self.lanes * 4
+    }
+
+    /// A launch of which each block takes `per_block` rows at once.
+    fn forward_launch(&self, per_block: usize) -> Launch {
+        Launch::linear(self.rows.div_ceil(per_block), BLOCK as u32).shared(self.angles(per_block))
+    }
+
+    fn assert_like(&self, y: &Tensor) {
+        assert!(
+            y.dtype == DType::Bf16 && (y.rows, y.cols) == (self.rows, self.heads * self.dim),
+            "bf16 of one shape"
+        );
+    }
+
+    fn assert_weight(&self, w: &Tensor) {
+        assert!(
+            w.dtype == DType::Bf16 && (w.rows, w.cols) == (1, self.dim),
+            "a bf16 weight of a head's width"
+        );
+    }
+}
+
+/// `struct Frequencies` of the kernel.
+fn frequencies(rope: &RopeSpec) -> Arg {
+    let mut of = [0.0f32; MAX_HEAD_DIM / 2];
+    let frequencies = rope.inverse_frequencies();
+    of[..frequencies.len()].copy_from_slice(&frequencies);
+    Arg::Bytes(bytemuck::bytes_of(&of).to_vec())
+}
+
+/// y = x turned by `sign` times the angles.
+fn turn(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) -> Tensor {
+    let g = Geometry::new(x, rope, tables);
+    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let per_block = g.forward_rows();
+    let mut args = vec![x.arg(), y.arg(), tables.positions.arg(), frequencies(rope)];
+    args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into(), sign.into()]);
+    cuda.launch(Entry::RopeForward, g.forward_launch(per_block), &args);
+    y
+}
+
+/// See [`crate::backend::Backend::rope_forward`]; head widths are multiples of 16 up to [`MAX_HEAD_DIM`], positions at
+/// most 2^18.
+pub(super) fn forward(
+    cuda: &Cuda,
+    x: &Tensor,
+    norm: Option<HeadNorm<&Tensor>>,
+    tables: &Tables,
+    rope: &RopeSpec,
+) -> Tensor {
+    let Some(HeadNorm { weight, eps }) = norm else {
+        return turn(cuda, x, tables, rope, 1.0);
+    };
+    let g = Geometry::new(x, rope, tables);
+    g.assert_weight(weight);
+    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let per_block = g.forward_rows();
+    let mut args = vec![x.arg(), weight.arg(), y.arg(), tables.positions.arg(), frequencies(rope)];
+    args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into(), eps.into()]);
+    cuda.launch(Entry::RopeForwardNorm, g.forward_launch(per_block), &args);
+    y
+}
+
+/// See [`crate::backend::Backend::rope_append`]; as [`forward`]. Every row belongs to a run.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn append(
+    cuda: &Cuda,
+    k: &Tensor,
+    v: &Tensor,
+    norm: Option<HeadNorm<&Tensor>>,
+    tables: &Tables,
+    rope: &RopeSpec,
+    cached_k: &mut Tensor,
+    cached_v: &mut Tensor,
+) {
+    let g = Geometry::new(k, rope, tables);
+    g.assert_like(v);
+    let needed = tables.runs.iter().map(|r| tables.segments.list()[r.segment].start + r.first + r.len).max();
+    for cached in [&*cached_k, &*cached_v] {
+        assert!(cached.dtype == DType::Bf16 && cached.cols == k.cols, "a cache of rows like k and v");
+        assert!(needed.unwrap_or(0) <= cached.rows, "a cache with room for every row");
+    }
+    let per_block = g.forward_rows();
+    let mut args = vec![k.arg(), v.arg()];
+    args.extend(norm.map(|norm| {
+        g.assert_weight(norm.weight);
+        norm.weight.arg()
+    }));
+    args.extend([cached_k.arg(), cached_v.arg(), tables.kv_rows.arg(), tables.positions.arg()]);
+    args.extend([frequencies(rope), g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
+    args.extend(norm.map(|norm| norm.eps.into()));
+    let entry = if norm.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
+    cuda.launch(entry, g.forward_launch(per_block), &args);
+}
+
+/// See [`crate::backend::Backend::rope_backward`]; as [`forward`].
+pub(super) fn backward(
+    cuda: &Cuda,
+    dy: &Tensor,
+    x: &Tensor,
+    norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+    tables: &Tables,
+    rope: &RopeSpec,
+) -> Tensor {
+    let g = Geometry::new(x, rope, tables);
+    g.assert_like(dy);
+    let Some(HeadNorm { weight: (w, dw), eps }) = norm else {
+        return turn(cuda, dy, tables, rope, -1.0);
+    };
+    g.assert_weight(w);
+    assert!(dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim), "an f32 gradient of a head's width");
+    let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
+    if g.rows * g.heads == 0 {
+        return dx;
+    }
+    let at_once = g.at_once();
+    let least = BACKWARD_HEADS.div_ceil(at_once * g.heads);
+    let per_block = at_once * g.rows.div_ceil(at_once * BACKWARD_BLOCKS).max(least);
+    let blocks = g.rows.div_ceil(per_block);
+    let partials = cuda.empty(DType::F32, blocks, g.dim);
+    let gradients = BLOCK / g.lanes * g.dim * 4;
+    let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
+    let mut args = vec![dy.arg(), x.arg(), w.arg(), dx.arg(), partials.arg(), tables.positions.arg()];
+    args.extend([frequencies(rope), g.rows.into(), g.heads.into(), g.dim.into()]);
+    args.extend([per_block.into(), at_once.into(), eps.into()]);
+    cuda.launch(Entry::RopeBackwardNorm, launch, &args);
+    let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];
+    cuda.launch(Entry::RopeBackwardWeight, Launch::linear(g.dim.div_ceil(32), 1024), &args);
+    dx
+}
+
+/// One token for each of `rows` positions, and rows of the cache for them.
+fn one_segment(cuda: &Cuda, rows: usize) -> Tables {
+    let segments = Segments::separate(&[rows]);
+    let (ids, positions, runs) = (vec![0; rows], segments.positions(), segments.all_queries());
+    Tables::new(cuda, &Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+}
+
+/// q of a training batch and k of a decode step, without and with the norm of heads.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const T: usize = 2048;
+    const N: usize = 32;
+    const EPS: f32 = 1e-6;
+    let rope = RopeSpec { head_dim: shape.head_dim, theta: 10_000.0, factor: 1.0 };
+    let (dim, q_cols, k_cols) =
+        (shape.head_dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let weight = 2 * dim;
+    let mut all = Vec::new();
+    for with_norm in [false, true] {
+        let suffix = if with_norm { " norm" } else { "" };
+        let norms = usize::from(with_norm);
+        for rows in [T, N] {
+            all.push(Workload {
+                name: format!("rope_forward{suffix} q, T = {rows}"),
+                bytes: (2 * rows * q_cols * 2 + rows * 4 + norms * weight) as u64,
+                flops: 0,
+                prepare: Box::new(move |cuda| {
+                    let tables = one_segment(cuda, rows);
+                    let (x, w) =
+                        (random(cuda, 1, DType::Bf16, rows, q_cols), random(cuda, 2, DType::Bf16, 1, dim));
+                    Box::new(move |cuda| {
+                        let norm = with_norm.then_some(HeadNorm { weight: &w, eps: EPS });
+                        drop(forward(cuda, &x, norm, &tables, &rope));
+                    })
+                }),
+            });
+        }
+        all.push(Workload {
+            name: format!("rope_append{suffix} k v, T = {N}"),
+            bytes: (4 * N * k_cols * 2 + 2 * N * 4 + norms * weight) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let tables = one_segment(cuda, N);
+                let [k, v] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, N, k_cols));
+                let w = random(cuda, 3, DType::Bf16, 1, dim);
+                let cached = RefCell::new([0, 1].map(|_| cuda.empty(DType::Bf16, N, k_cols)));
+                Box::new(move |cuda| {
+                    let [cached_k, cached_v] = &mut *cached.borrow_mut();
+                    let norm = with_norm.then_some(HeadNorm { weight: &w, eps: EPS });
+                    append(cuda, &k, &v, norm, &tables, &rope, cached_k, cached_v);
+                })
+            }),
+        });
+        all.push(Workload {
+            name: format!("rope_backward{suffix} q, T = {T}"),
+            bytes: ((2 + norms) * T * q_cols * 2 + T * 4 + norms * (weight + 8 * dim)) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let tables = one_segment(cuda, T);
+                let [dy, x] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, T, q_cols));
+                let w = random(cuda, 3, DType::Bf16, 1, dim);
+                let dw = RefCell::new(cuda.zeros(DType::F32, 1, dim));
+                Box::new(move |cuda| {
+                    let dw = &mut *dw.borrow_mut();
+                    let norm = with_norm.then_some(HeadNorm { weight: (&w, dw), eps: EPS });
+                    drop(backward(cuda, &dy, &x, norm, &tables, &rope));
+                })
+            }),
+        });
+    }
+    all
+}

@@ -1,0 +1,69 @@
+//! Launchers of kernels/rows.cu.
+
+use super::entries::Entry;
+use super::workload::{Shape, Workload, random};
+use super::{Cuda, Tensor};
+use crate::backend::DType;
+use crate::device::Launch;
+
+/// Rows move in pieces of 8 bf16: 16 bytes.
+const PIECE: usize = 8;
+
+fn threads(cols: usize) -> u32 {
+    ((cols / PIECE).next_multiple_of(32).clamp(32, 256)) as u32
+}
+
+/// See [`crate::backend::Backend::gather_rows`].
+pub(super) fn gather(cuda: &Cuda, x: &Tensor, rows: &[u32]) -> Tensor {
+    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    assert!(rows.iter().all(|&r| (r as usize) < x.rows), "rows of x");
+    let out = cuda.empty(DType::Bf16, rows.len(), x.cols);
+    let table = cuda.table(rows);
+    let launch = Launch::linear(rows.len(), threads(x.cols));
+    cuda.launch(Entry::GatherRows, launch, &[x.arg(), table.arg(), out.arg(), x.cols.into()]);
+    out
+}
+
+/// See [`crate::backend::Backend::scatter_rows`].
+pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
+    assert!(dy.dtype == DType::Bf16 && dy.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    assert_eq!(dy.rows, rows.len());
+    let mut source = vec![u32::MAX; total];
+    for (i, &r) in rows.iter().enumerate() {
+        source[r as usize] = i as u32;
+    }
+    let dx = cuda.empty(DType::Bf16, total, dy.cols);
+    let source = cuda.table(&source);
+    let launch = Launch::linear(total, threads(dy.cols));
+    cuda.launch(Entry::ScatterRows, launch, &[dy.arg(), source.arg(), dx.arg(), dy.cols.into()]);
+    dx
+}
+
+/// The rows that predict a token, of a training batch.
+pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
+    const TOTAL: usize = 2048;
+    const PICKED: usize = 1536;
+    let d = shape.hidden;
+    let picked: Vec<u32> = (0..PICKED as u32).map(|i| i * 4 / 3).collect();
+    let scattered = picked.clone();
+    vec![
+        Workload {
+            name: format!("gather_rows {PICKED} of {TOTAL}"),
+            bytes: (2 * PICKED * d * 2 + PICKED * 4) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (x, rows) = (random(cuda, 1, DType::Bf16, TOTAL, d), picked.clone());
+                Box::new(move |cuda| drop(gather(cuda, &x, &rows)))
+            }),
+        },
+        Workload {
+            name: format!("scatter_rows {PICKED} into {TOTAL}"),
+            bytes: ((PICKED + TOTAL) * d * 2 + TOTAL * 4) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (dy, rows) = (random(cuda, 1, DType::Bf16, PICKED, d), scattered.clone());
+                Box::new(move |cuda| drop(scatter(cuda, &dy, &rows, TOTAL)))
+            }),
+        },
+    ]
+}

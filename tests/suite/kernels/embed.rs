@@ -1,0 +1,101 @@
+use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::{Backend, Batch};
+use bon_engine::segments::Segments;
+
+use super::{
+    Case, activation, check, coalescing, compiled, counted, outputs, rounded, single, traffic, vm, weight,
+    workloads_of,
+};
+use crate::tolerance::Rule;
+
+const SCALE: f32 = 25.3;
+const VOCAB: usize = 50;
+
+fn tables<B: Backend>(b: &B, ids: &[u32]) -> B::Tables {
+    let segments = Segments::separate(&[ids.len()]);
+    let (positions, runs) = (segments.positions(), segments.all_queries());
+    b.tables(&Batch { ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+}
+
+struct Forward<'a> {
+    ids: &'a [u32],
+    cols: usize,
+}
+
+impl Case for Forward<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        vec![b.embed_forward(&weight(b, 1, VOCAB, self.cols), &tables(b, self.ids), SCALE)]
+    }
+}
+
+struct Backward<'a> {
+    ids: &'a [u32],
+    cols: usize,
+}
+
+impl Case for Backward<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let dx = activation(b, 2, self.ids.len(), self.cols);
+        let mut dtable = single(b, 3, VOCAB, self.cols);
+        b.embed_backward(&dx, &tables(b, self.ids), SCALE, &mut dtable);
+        vec![dtable]
+    }
+}
+
+/// Both ends of the table, an id twice, others never.
+const IDS: [u32; 6] = [49, 0, 7, 31, 7, 1];
+
+/// One piece, a block's threads and one piece more, the widths of Gemma 3 270M, 2B and more than a block's threads.
+const WIDTHS: [usize; 8] = [8, 248, 256, 264, 640, 2048, 2056, 5376];
+
+#[test]
+fn rows_of_every_width() {
+    for cols in WIDTHS {
+        check(&["x"], Rule::Forward, &Forward { ids: &IDS, cols });
+        // The kernel adds in the CPU's order.
+        check(&["dtable"], Rule::Exact, &Backward { ids: &IDS, cols });
+    }
+}
+
+#[test]
+fn forward_has_the_bits_of_the_cpu() {
+    if !compiled() {
+        return;
+    }
+    let case = Forward { ids: &IDS, cols: 640 };
+    assert!(outputs(&vm(None), &case)[0].as_f32() == rounded(outputs(&Cpu, &case)[0].as_f32()));
+}
+
+/// Tokens are added eight at a time, then one by one.
+#[test]
+fn ids_of_every_frequency() {
+    for most in [1, 2, 7, 8, 9, 15, 16, 17, 100] {
+        // Id i occurs up to `most` times, spread over the batch.
+        let mut ids: Vec<u32> =
+            (0..4).flat_map(|i| vec![i * 13; most - (i as usize).min(most - 1)]).collect();
+        let n = ids.len();
+        for t in 0..n {
+            ids.swap(t, t * 7919 % n);
+        }
+        check(&["dtable"], Rule::Exact, &Backward { ids: &ids, cols: 24 });
+    }
+}
+
+#[test]
+fn no_tokens_are_no_work() {
+    check(&["x"], Rule::Exact, &Forward { ids: &[], cols: 16 });
+    check(&["dtable"], Rule::Exact, &Backward { ids: &[], cols: 16 });
+}
+
+#[test]
+fn every_byte_moves_once() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("embed") {
+        let reports = counted(&workload);
+        let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));
+        assert!(coalescing <= 1.05, "{}: {coalescing}", workload.name);
+        assert!(traffic <= 1.05, "{}: {traffic}", workload.name);
+    }
+}

@@ -1,0 +1,70 @@
+use bon_engine::backend::Backend;
+
+use super::{
+    Case, activation, activation_of, check, coalescing, compiled, counted, outputs, traffic, vm, workloads_of,
+};
+use crate::ops::{bits, randoms};
+use crate::tolerance::Rule;
+
+struct Backward {
+    rows: usize,
+    cols: usize,
+    /// Gates are in (-size, size).
+    size: f32,
+}
+
+impl Case for Backward {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let (rows, cols) = (self.rows, self.cols);
+        let gate: Vec<f32> = randoms(1, rows * cols).iter().map(|x| x * self.size).collect();
+        let [dh, up] = [2, 3].map(|seed| activation(b, seed, rows, cols));
+        let (d_gate, d_up) = b.geglu_backward(&dh, &activation_of(b, rows, cols, &gate), &up);
+        vec![d_gate, d_up]
+    }
+}
+
+#[test]
+fn any_number_of_elements() {
+    // One piece; a block's 256 and one more or less; the widths of Gemma.
+    for (rows, cols) in [(1, 8), (1, 2040), (1, 2048), (1, 2056), (3, 24), (0, 8), (2, 16_384), (3, 6912)] {
+        check(&["dgate", "dup"], Rule::Backward, &Backward { rows, cols, size: 4.0 });
+    }
+}
+
+/// From where the gate is nearly linear in x to where it is closed or open altogether.
+#[test]
+fn gates_of_any_size() {
+    for size in [1e-6, 0.1, 1.0, 10.0, 100.0, 1e10] {
+        check(&["dgate", "dup"], Rule::Backward, &Backward { rows: 4, cols: 512, size });
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    if !compiled() {
+        return;
+    }
+    let run = |rows| outputs(&vm(None), &Backward { rows, cols: 520, size: 4.0 });
+    for (few, many) in run(3).iter().zip(run(70)) {
+        // The same numbers stand in front of the longer tensors.
+        assert_eq!(bits(few)[..], bits(&many)[..3 * 520]);
+    }
+}
+
+#[test]
+fn every_byte_moves_once() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("geglu_backward") {
+        let reports = counted(&workload);
+        let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));
+        let elements = workload.bytes / 10;
+        let instructions: u64 = reports.iter().flat_map(|r| r.classes.values()).map(|c| c.lanes).sum();
+        let instructions = instructions as f64 / elements as f64;
+        assert!(coalescing <= 1.05, "{}: {coalescing}", workload.name);
+        assert!(traffic <= 1.05, "{}: {traffic}", workload.name);
+        // An A100 executes 49 while 10 bytes come from memory.
+        assert!(instructions <= 45.0, "{}: {instructions} instructions an element", workload.name);
+    }
+}

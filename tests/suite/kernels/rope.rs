@@ -1,0 +1,218 @@
+use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::{Backend, Batch, HeadNorm, RopeSpec};
+use bon_engine::segments::{QueryRun, Segment, Segments};
+
+use super::{
+    Case, activation, check, coalescing, compiled, counted, outputs, rounded, single, traffic, vm, weight,
+    workloads_of,
+};
+use crate::ops::randoms;
+use crate::tolerance::Rule;
+
+const EPS: f32 = 1e-6;
+/// The widths of Gemma; the narrowest and the widest; some that leave lanes of a group idle.
+const WIDTHS: [usize; 9] = [16, 32, 48, 64, 80, 128, 208, 256, 512];
+
+#[derive(Clone, Copy)]
+struct Rope {
+    rows: usize,
+    heads: usize,
+    dim: usize,
+    norm: bool,
+    theta: f64,
+    factor: f64,
+}
+
+impl Rope {
+    fn new(rows: usize, heads: usize, dim: usize, norm: bool) -> Self {
+        Self { rows, heads, dim, norm, theta: 10_000.0, factor: 1.0 }
+    }
+
+    fn spec(&self) -> RopeSpec {
+        RopeSpec { head_dim: self.dim, theta: self.theta, factor: self.factor }
+    }
+
+    /// Positions all over 0..2^18, the ends among them: parts of up to 5 rows, each after a prefix of its own. In the
+    /// cache the parts lie in the other order with a gap between any two; where the prefixes lie does not matter here.
+    fn tables<B: Backend>(&self, b: &B) -> B::Tables {
+        const PART: usize = 5;
+        let (n, parts) = (self.rows, self.rows.div_ceil(PART));
+        let (mut list, mut runs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let mut prefix_start = 1 << 20;
+        for i in 0..parts {
+            let row = i * PART;
+            let len = PART.min(n - row);
+            let position = if i + 1 == parts { (1 << 18) - len } else { i * 7919 * 31 % ((1 << 18) - len) };
+            list.push(Segment { start: prefix_start, len: position, position: 0, prefix: None });
+            prefix_start += position;
+            let start = (parts - 1 - i) * (PART + 1) + 1;
+            list.push(Segment { start, len, position, prefix: Some(2 * i) });
+            runs.push(QueryRun { segment: 2 * i + 1, first: 0, len, row });
+            positions.extend(position as u32..(position + len) as u32);
+        }
+        let segments = Segments::new(list).expect("disjoint rows");
+        let ids = vec![0; n];
+        b.tables(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+    }
+
+    /// Rows that the cache needs, and one that nothing goes to.
+    fn cached(&self) -> usize {
+        self.rows.div_ceil(5) * 6 + 1
+    }
+}
+
+struct Forward(Rope);
+
+impl Case for Forward {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let Rope { rows, heads, dim, norm, .. } = self.0;
+        let tables = self.0.tables(b);
+        let w = weight(b, 1, 1, dim);
+        let norm = norm.then_some(HeadNorm { weight: &w, eps: EPS });
+        let [x, v] = [2, 3].map(|seed| activation(b, seed, rows, heads * dim));
+        // What the cache holds elsewhere stays.
+        let [mut k, mut cached] = [4, 5].map(|seed| activation(b, seed, self.0.cached(), heads * dim));
+        let y = b.rope_forward(&x, norm, &tables, &self.0.spec());
+        b.rope_append(&x, &v, norm, &tables, &self.0.spec(), &mut k, &mut cached);
+        vec![y, k, cached]
+    }
+}
+
+struct Backward(Rope);
+
+impl Case for Backward {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let Rope { rows, heads, dim, norm, .. } = self.0;
+        let tables = self.0.tables(b);
+        let w = weight(b, 1, 1, dim);
+        let [dy, x] = [2, 3].map(|seed| activation(b, seed, rows, heads * dim));
+        let mut dw = single(b, 4, 1, dim);
+        let norm = norm.then_some(HeadNorm { weight: (&w, &mut dw), eps: EPS });
+        let dx = b.rope_backward(&dy, &x, norm, &tables, &self.0.spec());
+        vec![dx, dw]
+    }
+}
+
+fn check_both(rope: Rope) {
+    check(&["y", "cached k", "cached v"], Rule::Forward, &Forward(rope));
+    check(&["dx", "dw"], Rule::Backward, &Backward(rope));
+}
+
+#[test]
+fn heads_of_every_width() {
+    for (i, dim) in WIDTHS.into_iter().enumerate() {
+        for norm in [false, true] {
+            check_both(Rope::new(3, 1 + i % 3, dim, norm));
+        }
+    }
+}
+
+/// Fewer heads than a block has under way, as many, more, and a number that does not divide it.
+#[test]
+fn any_number_of_heads() {
+    for heads in [1, 3, 15, 16, 17, 40] {
+        check_both(Rope::new(2, heads, 256, true));
+    }
+}
+
+/// Blocks of one row below 1024 rows, of two from there; the last block may have less. Backward, several rounds of a
+/// block.
+#[test]
+fn any_number_of_rows() {
+    for rows in [1, 2, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025] {
+        check_both(Rope::new(rows, 1, 16, rows % 2 == 1));
+    }
+    check_both(Rope::new(129, 3, 64, true));
+}
+
+#[test]
+fn long_context_frequencies() {
+    for (theta, factor) in [(1_000_000.0, 8.0), (10_000.0, 1.0)] {
+        check_both(Rope { theta, factor, ..Rope::new(300, 1, 64, true) });
+    }
+}
+
+/// bf16 would hide an error of the angles that f32 shows. The kernel computes as the CPU does, so it has the CPU's bits,
+/// rounded; and the CPU's angles are compared with f64 where they are computed.
+#[test]
+fn a_rotation_has_the_bits_of_the_cpu() {
+    if !compiled() {
+        return;
+    }
+    let rope = Rope::new(1500, 2, 128, false);
+    for (got, want) in outputs(&vm(None), &Forward(rope)).iter().zip(outputs(&Cpu, &Forward(rope))) {
+        assert!(got.as_f32() == rounded(want.as_f32()));
+    }
+    let (got, want) = (outputs(&vm(None), &Backward(rope)), outputs(&Cpu, &Backward(rope)));
+    assert!(got[0].as_f32() == rounded(want[0].as_f32()));
+    assert_eq!(got[1].as_f32(), randoms(4, 128), "without a norm there is no gradient of its weight");
+}
+
+/// The first rows of a batch of any size have the same bits.
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    if !compiled() {
+        return;
+    }
+    for heads in [1, 4] {
+        let run = |rows: usize| {
+            let cuda = vm(None);
+            let (segments, ids) = (Segments::separate(&[rows]), vec![0; rows]);
+            let (runs, positions) = (segments.all_queries(), segments.positions());
+            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let tables = cuda.tables(&batch, &[]);
+            let (x, w) = (activation(&cuda, 1, rows, heads * 256), weight(&cuda, 2, 1, 256));
+            let norm = Some(HeadNorm { weight: &w, eps: EPS });
+            let spec = Rope::new(rows, heads, 256, true).spec();
+            let y = cuda.rope_forward(&x, norm, &tables, &spec);
+            let [mut k, mut v] = [3, 4].map(|seed| activation(&cuda, seed, rows, heads * 256));
+            cuda.rope_append(&x, &x, norm, &tables, &spec, &mut k, &mut v);
+            assert_eq!(cuda.download(&y), cuda.download(&k), "the cache gets what the forward pass gives");
+            assert_eq!(cuda.download(&x), cuda.download(&v));
+            cuda.download(&y)
+        };
+        let (few, many) = (run(5), run(1030));
+        assert!(few[..] == many[..few.len()], "{heads} heads");
+    }
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    if !compiled() {
+        return;
+    }
+    let cuda = vm(None);
+    let segments = Segments::separate(&[]);
+    let tables = cuda.tables(&Batch { ids: &[], positions: &[], segments: &segments, runs: &[] }, &[]);
+    let (x, w, mut dw) = (activation(&cuda, 1, 0, 64), weight(&cuda, 2, 1, 32), single(&cuda, 3, 1, 32));
+    let spec = Rope::new(0, 2, 32, true).spec();
+    let norm = Some(HeadNorm { weight: &w, eps: EPS });
+    assert_eq!(cuda.shape(&cuda.rope_forward(&x, norm, &tables, &spec)), (0, 64));
+    let norm = Some(HeadNorm { weight: (&w, &mut dw), eps: EPS });
+    assert_eq!(cuda.shape(&cuda.rope_backward(&x, &x, norm, &tables, &spec)), (0, 64));
+    assert_eq!(cuda.to_f32(&dw), randoms(3, 32));
+    cuda.check().expect("nothing went wrong");
+}
+
+#[test]
+fn every_byte_moves_once() {
+    if !compiled() {
+        return;
+    }
+    for workload in workloads_of("rope") {
+        let reports = counted(&workload);
+        let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));
+        let asked: u64 = reports.iter().map(|r| 32 * r.global.sectors).sum();
+        let asked = asked as f64 / workload.bytes as f64;
+        // What heads share, the norm's weight and positions, is asked for by each thread anew.
+        assert!(asked <= 1.35, "{}: {asked}", workload.name);
+        let conflicts = reports.iter().map(|r| r.shared.wavefronts).sum::<u64>() as f64
+            / reports.iter().map(|r| r.shared.ideal_wavefronts).sum::<u64>() as f64;
+        assert!(coalescing <= 1.05, "{}: {coalescing}", workload.name);
+        assert!(traffic <= 1.05, "{}: {traffic}", workload.name);
+        assert!(conflicts <= 1.1, "{}: {conflicts}", workload.name);
+        for report in &reports {
+            assert_eq!(report.local.sectors, 0, "{}: local memory", workload.name);
+        }
+    }
+}

@@ -5,10 +5,10 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity bench nvcc goldens rust
+.PHONY: help demo test gemma parity vm-gemma bench nvcc goldens rust
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: rust gemma ## Train Gemma 3 270M for Best-of-N on this machine; goes on where an earlier call was stopped
 	cargo build --locked --release
@@ -45,7 +45,10 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
 
-bench: rust ## Time the CPU ops at the shapes of Gemma 3 270M, and the virtual GPU
+vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M on the virtual GPU and compare with the CPU (minutes)
+	cargo test --locked --test vm_gemma -- --nocapture
+
+bench: rust nvcc ## Time the CPU ops, the virtual GPU, and the CUDA kernels (without a GPU their bounds from counts)
 	cargo bench --locked --workspace
 
 nvcc: ## Find nvcc, or fetch NVIDIA's compiler into .cache (120 MB to download, once)

@@ -6,6 +6,10 @@ mod checkpoint;
 mod cli;
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/device.rs"]
+mod device;
+#[path = "suite/engine.rs"]
+mod engine;
 #[path = "suite/errors.rs"]
 mod errors;
 #[path = "suite/eval.rs"]
@@ -16,12 +20,16 @@ mod fixture;
 mod goldens;
 #[path = "suite/gradcheck.rs"]
 mod gradcheck;
+#[path = "suite/kernels/mod.rs"]
+mod kernels;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
 #[path = "suite/resume.rs"]
 mod resume;
+#[path = "suite/rounded/mod.rs"]
+mod rounded;
 #[path = "suite/sampler.rs"]
 mod sampler;
 #[path = "suite/sharing.rs"]

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use super::device::{DeviceArg, Engine};
 use super::progress::{Screen, note};
 use super::train::unjudged;
-use super::{parse_dtype, positive};
-use crate::backend::DType;
-use crate::backend::cpu::Cpu;
+use super::{open_model, parse_dtype, positive};
+use crate::backend::{Backend, DType};
 use crate::checkpoint::atomic;
 use crate::eval::Report;
-use crate::model_dir::ModelDir;
 use crate::tasks::Tasks;
 use crate::train::config::{ConfigError, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation};
@@ -38,6 +37,8 @@ pub struct Args {
     /// Storage of the weights: f32 or bf16 [default: model.dtype, else as in the checkpoint]
     #[arg(long, value_parser = parse_dtype)]
     dtype: Option<DType>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Tasks [default: data.eval_tasks, else data.tasks]
     #[arg(long, value_name = "FILE")]
     tasks: Option<PathBuf>,
@@ -55,6 +56,13 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = config(&args)?;
+    match args.device.choice.open()? {
+        Engine::Cpu(backend) => run_on(backend, &args, &config),
+        Engine::Cuda(backend) => run_on(backend, &args, &config),
+    }
+}
+
+fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
     let tasks = Tasks::read(&config.data.tasks)?;
     let samples = config.train.eval_samples;
     let before = args.compare.as_deref().map(|path| earlier(path, &tasks, samples)).transpose()?;
@@ -64,20 +72,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bail!("--output {}: give a file in a directory that exists", path.display());
         }
     }
-    let Some(mut judges) = judges(&config)? else {
+    let Some(mut judges) = judges(config)? else {
         bail!(
             "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
         )
     };
-    let dir = ModelDir::open(Cpu, &config.model.path, config.model.dtype)?;
-    check_prompts(&config, &dir, &config.data.tasks, &tasks)?;
-    let stop = stop_rule(&config, &dir);
+    let dir = open_model(backend, &config.model.path, config.model.dtype)?;
+    check_prompts(config, &dir, &config.data.tasks, &tasks)?;
+    let stop = stop_rule(config, &dir);
     let progress = Screen::default().responses((tasks.list.len() * samples) as u64);
     let evaluated = evaluation(
-        &rollout(&config, &dir, &stop),
+        &rollout(config, &dir, &stop),
         &tasks,
         samples,
-        &eval_sampling(&config),
+        &eval_sampling(config),
         &mut judges,
         || {
             progress.inc(1);

@@ -7,11 +7,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{number, parse_dtype};
-use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, DType, HeadSpec, Target};
+use super::device::{DeviceArg, Engine};
+use super::{number, open_model, parse_dtype};
+use crate::backend::{Backend, Batch, DType, HeadSpec, Target};
 use crate::checkpoint::atomic;
-use crate::gemma::Batch;
 use crate::model_dir::ModelDir;
 use crate::segments::Segments;
 
@@ -33,6 +32,8 @@ pub struct Args {
     /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
     #[arg(long, value_parser = parse_dtype)]
     dtype: Option<DType>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Softmax temperature
     #[arg(
         long, value_name = "T", default_value = "1", allow_negative_numbers = true,
@@ -55,8 +56,15 @@ struct Scored {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.device.choice.open()? {
+        Engine::Cpu(backend) => run_on(backend, args),
+        Engine::Cuda(backend) => run_on(backend, args),
+    }
+}
+
+fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let input = File::open(&args.input).with_context(|| format!("cannot open {}", args.input.display()))?;
-    let loaded = ModelDir::open(Cpu, &args.model, args.dtype)?;
+    let loaded = open_model(backend, &args.model, args.dtype)?;
     let mut written = Vec::new();
     for (n, line) in BufReader::new(input).lines().enumerate() {
         let at = || format!("{}:{}", args.input.display(), n + 1);
@@ -79,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The log-probs of one line of input.
-fn score(loaded: &ModelDir<Cpu>, line: &str, temperature: f32) -> anyhow::Result<Scored> {
+fn score<B: Backend>(loaded: &ModelDir<B>, line: &str, temperature: f32) -> anyhow::Result<Scored> {
     let (model, config) = (&loaded.model, &loaded.model.config);
     let line: Line = serde_json::from_str(line)?;
     let ids = match (line.ids, line.prompt) {
@@ -101,5 +109,6 @@ fn score(loaded: &ModelDir<Cpu>, line: &str, temperature: f32) -> anyhow::Result
     let head = HeadSpec { softcap: config.final_softcap, temperature };
     let targets: Vec<Target> = ids[1..].iter().zip(0..).map(|(&token, row)| Target { row, token }).collect();
     let (logprobs, _) = model.backend.lm_head_logprob_forward(&hidden, &model.params.embed, &head, &targets);
+    model.backend.check()?;
     Ok(Scored { ids, logprobs })
 }

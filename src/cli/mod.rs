@@ -1,18 +1,23 @@
 //! The commands: one file each. The only place that knows anyhow, the terminal and the environment.
 
+pub mod device;
 pub mod devices;
 pub mod eval;
 pub mod inspect;
+pub mod kernels;
 pub mod logprobs;
 mod progress;
 pub mod sample;
 pub mod train;
 pub mod weigh;
 
+use std::path::Path;
+
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
-use crate::backend::DType;
+use crate::backend::{Backend, DType};
+use crate::model_dir::{ModelDir, OpenError};
 
 /// Fine-tunes Gemma so that it is best when you sample it N times and keep the best answer.
 #[derive(Debug, Parser)]
@@ -38,6 +43,8 @@ enum Command {
     Weigh(weigh::Args),
     /// Show what this program can compute on
     Devices(devices::Args),
+    /// Show what the CUDA kernels cost: registers, counted work, and the least time that GPUs need for it
+    Kernels(kernels::Args),
 }
 
 /// Runs the command.
@@ -50,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logprobs(args) => logprobs::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Kernels(args) => kernels::run(args),
     }
 }
 
@@ -67,6 +75,23 @@ fn number(
         Ok(x) if f32::is_finite(x) && ok(x) => Ok(x),
         _ => Err(format!("must be {range}")),
     }
+}
+
+/// Loads a model and says on standard error if that has rounded its weights.
+fn open_model<B: Backend>(backend: B, path: &Path, dtype: Option<DType>) -> Result<ModelDir<B>, OpenError> {
+    let opened = ModelDir::open(backend, path, dtype)?;
+    if opened.rounded {
+        progress::note(&rounded(path, &opened.model.backend.device_name()));
+    }
+    Ok(opened)
+}
+
+/// The news that a checkpoint was rounded to fit a device.
+fn rounded(path: &Path, device: &str) -> String {
+    format!(
+        "note: {device} computes with bf16 weights; those of {} are wider and were rounded",
+        path.display()
+    )
 }
 
 /// `--dtype`.

@@ -8,12 +8,11 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use super::device::{DeviceArg, Engine};
 use super::progress::note;
-use super::{number, parse_dtype, positive};
-use crate::backend::cpu::Cpu;
-use crate::backend::{DType, Truncation};
+use super::{number, open_model, parse_dtype, positive};
+use crate::backend::{Backend, DType, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
-use crate::model_dir::ModelDir;
 use crate::rollout::StopRule;
 use crate::train::setup::{MAX_GROUP_TOKENS, MAX_SAMPLES};
 
@@ -73,6 +72,8 @@ pub struct Args {
     /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
     #[arg(long, value_parser = parse_dtype)]
     dtype: Option<DType>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Write JSON lines with tokens and log-probs
     #[arg(long)]
     json: bool,
@@ -88,6 +89,13 @@ struct Line<'a> {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.device.choice.open()? {
+        Engine::Cpu(backend) => run_on(backend, args),
+        Engine::Cuda(backend) => run_on(backend, args),
+    }
+}
+
+fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let (streams, max_new_tokens) = (args.n as usize, args.max_new_tokens as usize);
     if streams * max_new_tokens > MAX_GROUP_TOKENS {
         bail!(
@@ -101,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         (None, None) => bail!("give --prompt or --prompt-file"),
     };
-    let loaded = ModelDir::open(Cpu, &args.model, args.dtype)?;
+    let loaded = open_model(backend, &args.model, args.dtype)?;
     let tokenizer = &loaded.tokenizer;
     let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
     let stop = StopRule::new(&loaded.model.config, tokenizer, &args.stop);

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 
+use super::device::{DeviceArg, DeviceChoice, Engine};
 use super::progress::{Screen, duration, note};
-use crate::backend::cpu::Cpu;
+use super::rounded;
+use crate::backend::Backend;
 use crate::train::config::TrainConfig;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::{Event, run as train};
@@ -38,11 +40,14 @@ pub struct Args {
     /// Override a setting, as in --set optimizer.lr=1e-5; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Go on from the newest checkpoint in train.output
     ///
     /// Settings that change what a step computes must be those of the run. What may change: train.output,
     /// train.save_every, train.keep_checkpoints, the evaluation's settings, train.max_minutes (which counts anew)
-    /// and, with a constant learning rate, train.steps.
+    /// and, with a constant learning rate, train.steps. The device must be of the kind that the run was
+    /// begun on: another rounds otherwise.
     #[arg(long)]
     resume: bool,
 }
@@ -50,9 +55,17 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = TrainConfig::load(&args.config, &args.set)?;
+    match args.device.choice.open()? {
+        Engine::Cpu(backend) => run_on(backend, &args, &config),
+        Engine::Cuda(backend) => run_on(backend, &args, &config),
+    }
+}
+
+fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
+    let device = backend.device_name();
     let stop = Stop::on_signals()?;
-    let mut progress = Progress::new(&config);
-    let outcome = train(Cpu, &config, args.resume, &stop, |event| progress.show(event));
+    let mut progress = Progress::new(config, device);
+    let outcome = train(backend, config, args.resume, &stop, |event| progress.show(event));
     progress.clear();
     let outcome = outcome?;
     let mut out = std::io::stdout().lock();
@@ -80,6 +93,9 @@ impl Args {
     fn to_resume(&self) -> String {
         let mut words = vec!["bon-engine train".to_owned(), quoted(&self.config.display().to_string())];
         words.extend(self.set.iter().map(|set| format!("--set {}", quoted(set))));
+        if self.device.choice != DeviceChoice::Auto {
+            words.push(format!("--device {}", self.device.choice));
+        }
         words.push("--resume".to_owned());
         words.join(" ")
     }
@@ -97,6 +113,8 @@ fn quoted(word: &str) -> String {
 /// One bar for the run on a terminal, a line per step elsewhere.
 struct Progress<'a> {
     config: &'a TrainConfig,
+    /// What computes.
+    device: String,
     screen: Screen,
     run: Option<ProgressBar>,
     eval: Option<ProgressBar>,
@@ -105,12 +123,13 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(config: &'a TrainConfig) -> Self {
-        Self { config, screen: Screen::default(), run: None, eval: None, told: BTreeSet::new() }
+    fn new(config: &'a TrainConfig, device: String) -> Self {
+        Self { config, device, screen: Screen::default(), run: None, eval: None, told: BTreeSet::new() }
     }
 
     fn show(&mut self, event: Event) {
         match event {
+            Event::Rounded { path } => note(&rounded(path, &self.device)),
             Event::Resumed { step: 0 } => note("no step completed yet: starting again"),
             Event::Resumed { step } => note(&format!("resuming after step {step}")),
             Event::PassedOver { path, error } => {

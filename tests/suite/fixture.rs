@@ -56,8 +56,12 @@ pub(crate) fn config_json() -> Value {
 
 /// Writes the model's directory: the same weights every time.
 pub(crate) fn write_model(dir: &Path) {
+    write_model_of(&config_json(), dir);
+}
+
+fn write_model_of(config: &Value, dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
-    std::fs::write(dir.join("config.json"), config_json().to_string()).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     std::fs::write(dir.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
     let plan = plan(&ConfigFile::open(dir).unwrap().gemma);
     let mut element = 0u32;
@@ -94,8 +98,19 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Writes all of it.
     pub(crate) fn new() -> Self {
+        Self::of(&config_json())
+    }
+
+    /// The same with a model in widths that the CUDA kernels take.
+    pub(crate) fn for_kernels() -> Self {
+        let mut json = config_json();
+        json["head_dim"] = 64.into();
+        Self::of(&json)
+    }
+
+    fn of(config: &Value) -> Self {
         let fixture = Self { dir: tempfile::tempdir().unwrap() };
-        write_model(&fixture.path("model"));
+        write_model_of(config, &fixture.path("model"));
         fixture.write("tasks.jsonl", tasks_jsonl());
         fixture.write("eval.jsonl", tasks_jsonl().lines().take(4).collect::<Vec<_>>().join("\n"));
         fixture.write("run.toml", RUN);

@@ -50,10 +50,11 @@ fn assert_none(what: &str, found: Vec<String>) {
 // ------------------------------------------------------------------------------------------------- who knows whom
 
 /// The modules of src/lib.rs from the bottom up, as its code map lists them: each names only modules before it.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "rng",
     "segments",
     "checkpoint",
+    "device",
     "backend",
     "config",
     "tokenizer",
@@ -69,7 +70,7 @@ const LAYERS: [&str; 16] = [
     "cli",
 ];
 /// Modules that name no other at all: text or numbers in, numbers out.
-const ALONE: [&str; 5] = ["rng", "segments", "checkpoint", "objective", "verifier"];
+const ALONE: [&str; 6] = ["rng", "segments", "checkpoint", "device", "objective", "verifier"];
 
 /// All `crate::` paths of a line, such as `train::tasks::Task`.
 fn crate_paths(line: &str) -> impl Iterator<Item = &str> {
@@ -135,7 +136,7 @@ fn the_code_map_lists_the_modules_from_the_bottom_up() {
 }
 
 /// What only some files may use: (text, where).
-const PRIVILEGES: [(&str, &[&str]); 14] = [
+const PRIVILEGES: [(&str, &[&str]); 17] = [
     ("anyhow", &["src/cli/", "src/main.rs"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("println!", &[]),
@@ -147,9 +148,20 @@ const PRIVILEGES: [(&str, &[&str]); 14] = [
     ("rayon::", &["src/backend/cpu/", "src/cli/devices.rs"]),
     ("std::arch", &["src/backend/cpu/simd.rs"]),
     ("tokenizers::", &["src/tokenizer.rs"]),
-    ("std::process", &["src/verifier/command.rs", "src/main.rs", "src/checkpoint/atomic.rs"]),
+    (
+        "std::process",
+        &[
+            "src/verifier/command.rs",
+            "src/main.rs",
+            "src/checkpoint/atomic.rs",
+            "src/backend/cuda/figures.rs",
+        ],
+    ),
     ("signal_hook", &["src/train/stop.rs"]),
     ("backend::cpu", &["src/cli/", "src/backend/cpu/"]),
+    ("backend::cuda", &["src/cli/"]),
+    ("ptxvm", &["src/device/vm.rs"]),
+    ("cudarc", &["src/device/driver.rs"]),
 ];
 /// Pure functions: no files, clocks, threads.
 const PURE: [&str; 4] = ["src/objective/", "src/eval/", "src/rng.rs", "src/segments.rs"];
@@ -178,19 +190,44 @@ fn what_few_may_use_the_others_do_not() {
     assert_none("privileges that nobody uses", idle);
 }
 
+/// Stems of the files with this extension in a directory, but for some.
+fn stems(dir: &str, extension: &str, other: &[&str]) -> BTreeSet<String> {
+    let paths = files(dir).into_iter().map(PathBuf::from);
+    let stem = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    paths
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
+        .map(stem)
+        .filter(|stem| !other.contains(&stem.as_str()))
+        .collect()
+}
+
 #[test]
 fn one_stem_per_op() {
-    let stems = |dir: &str, other: &[&str]| -> BTreeSet<String> {
-        let stem = |path: &String| Path::new(path).file_stem().unwrap().to_str().unwrap().to_owned();
-        files(dir).iter().map(stem).filter(|stem| !other.contains(&stem.as_str())).collect()
-    };
-    assert_eq!(stems("src/backend/cpu", &["mod", "simd"]), stems("tests/suite/ops", &["mod"]));
+    assert_eq!(stems("src/backend/cpu", "rs", &["mod", "simd"]), stems("tests/suite/ops", "rs", &["mod"]));
+}
+
+#[test]
+fn one_stem_per_kernel_file() {
+    let kernels = stems("kernels", "cu", &[]);
+    let launchers = ["mod", "entries", "figures", "tables", "workload"];
+    assert_eq!(kernels, stems("src/backend/cuda", "rs", &launchers));
+    assert_eq!(kernels, stems("tests/suite/kernels", "rs", &["mod", "resources"]));
+    // A kernel file is an op, or a part of one.
+    let ops = stems("src/backend/cpu", "rs", &["mod", "simd"]);
+    let part = |stem: &String| ops.iter().any(|op| stem == op || stem.starts_with(&format!("{op}_")));
+    assert!(kernels.iter().all(part), "{kernels:?} are not all parts of {ops:?}");
 }
 
 // ------------------------------------------------------------------------------------------ documents and the truth
 
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/reference/README.md", "examples/reference.toml"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "kernels/README.md",
+    "tools/reference/README.md",
+    "examples/reference.toml",
+];
 /// The top of a path that stands in the repository; `.cache`, `runs` and `target` are made by commands.
 const TOPS: [&str; 7] = ["src/", "tests/", "tools/", "benches/", "examples/", "kernels/", ".ci/"];
 
@@ -443,7 +480,18 @@ fn nothing_is_left_to_do_and_no_package_host_is_named() {
         concat!("huggingface", ".co/"),
     ];
     let mut wrong = Vec::new();
-    let tops = ["src", "tests", "tools", "benches", "examples", ".ci", "Makefile", "Cargo.toml"];
+    let tops = [
+        "src",
+        "kernels",
+        "tests",
+        "tools",
+        "benches",
+        "examples",
+        ".ci",
+        "build.rs",
+        "Makefile",
+        "Cargo.toml",
+    ];
     let listed = tops.into_iter().flat_map(files).chain(DOCUMENTS.map(str::to_owned));
     for path in listed.filter(|path| !path.ends_with("tokenizer.json")) {
         for (i, line) in read(&path).lines().enumerate() {

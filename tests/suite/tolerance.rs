@@ -48,3 +48,57 @@ pub(crate) fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     rms(got.iter().zip(want).map(|(&got, want)| f64::from(got) - want)) / rms(want.iter().copied())
 }
+
+/// How close a kernel must come to the exact result.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Rule {
+    /// The same numbers.
+    Exact,
+    /// A forward pass: at most twice as wrong as the naive bf16 implementation.
+    Forward,
+    /// A backward pass: at most three times.
+    Backward,
+}
+
+/// Half the distance from 1 to the next bf16.
+pub(crate) const BF16_ROUNDOFF: f64 = 1.0 / 256.0 / 2.0;
+
+/// Holds `got` to a rule, in the mean square and at the worst element. `naive` is what bf16 gives where every op stores
+/// its result. The floor is for outputs on which the naive implementation happens to be better than a rounding of
+/// bf16 allows one to ask for: half a unit in the last place of the root of the mean square, and of the largest.
+#[track_caller]
+pub(crate) fn assert_rule(what: &str, rule: Rule, got: &[f32], exact: &[f32], naive: &[f32]) {
+    assert_eq!(got.len(), exact.len(), "{what}: length");
+    let factor = match rule {
+        Rule::Exact => {
+            for (i, (got, want)) in got.iter().zip(exact).enumerate() {
+                assert!(got == want, "{what}[{i}]: got {got:e}, want {want:e}");
+            }
+            return;
+        }
+        Rule::Forward => 2.0,
+        Rule::Backward => 3.0,
+    };
+    for (i, (got, want)) in got.iter().zip(exact).enumerate() {
+        let same = got == want || (got.is_finite() && want.is_finite());
+        assert!(same, "{what}[{i}]: got {got:e}, want {want:e}");
+    }
+    let finite: Vec<usize> = (0..exact.len()).filter(|&i| exact[i].is_finite()).collect();
+    if finite.is_empty() {
+        return;
+    }
+    let off = |x: &[f32], i: usize| f64::from(x[i]) - f64::from(exact[i]);
+    let mean = |x: &[f32]| rms(finite.iter().map(|&i| off(x, i)));
+    let worst = |x: &[f32]| finite.iter().map(|&i| off(x, i).abs()).fold(0.0, f64::max);
+    let size = rms(finite.iter().map(|&i| f64::from(exact[i])));
+    let largest = finite.iter().map(|&i| f64::from(exact[i]).abs()).fold(0.0, f64::max);
+    for (which, got, naive, size) in
+        [("rms", mean(got), mean(naive), size), ("largest", worst(got), worst(naive), largest)]
+    {
+        let allowed = factor * naive + BF16_ROUNDOFF * size;
+        assert!(
+            got <= allowed,
+            "{what}: {which} error {got:e}, allowed {allowed:e} (naive bf16 {naive:e}, size {size:e})"
+        );
+    }
+}

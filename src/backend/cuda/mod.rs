@@ -1,0 +1,447 @@
+//! The CUDA backend: launchers of the kernels in `kernels/`, one file per op, over any [`Device`]: a GPU or the virtual
+//! one. Only this directory knows launch geometry.
+//!
+//! Activations and parameters are bf16, sums and statistics f32. Tensors are contiguous and aligned to 256 bytes.
+//! Shapes that a kernel cannot take are refused before a model is loaded ([`Cuda::supports`]), so launchers assert.
+
+pub mod adamw;
+pub mod attention;
+pub mod attention_backward;
+pub mod embed;
+pub mod entries;
+pub mod figures;
+pub mod geglu;
+pub mod lm_head;
+pub mod matmul;
+pub mod reduce;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+pub mod tables;
+pub mod workload;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::bf16;
+
+use super::{
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, ModelShape, RopeSpec, Sampled,
+    Target, Truncation, Unsupported, Update,
+};
+use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use entries::{Entry, MODULES};
+pub use tables::Tables;
+
+/// Head widths that the attention kernels are made for.
+const HEAD_DIMS: [usize; 3] = [64, 128, 256];
+/// Elements that kernels move at a time.
+const PIECE: usize = 8;
+/// Widest row that the norms hold in registers.
+const MAX_HIDDEN: usize = 8192;
+/// Most query heads that share a key/value head.
+const MAX_GROUP: usize = 64;
+
+/// A device with the kernels loaded. Clones share it.
+#[derive(Clone)]
+pub struct Cuda(Arc<Inner>);
+
+struct Inner {
+    device: Box<dyn Device>,
+    /// By [`Entry`].
+    kernels: Vec<Kernel>,
+    /// The first error.
+    failed: Mutex<Option<DeviceError>>,
+}
+
+/// Device memory, given back when dropped.
+pub(crate) struct Memory {
+    inner: Arc<Inner>,
+    ptr: Ptr,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.ptr.0 != 0 {
+            self.inner.device.free(self.ptr);
+        }
+    }
+}
+
+impl Memory {
+    /// Its address as a kernel's argument.
+    pub(super) fn arg(&self) -> Arg {
+        Arg::Ptr(self.ptr)
+    }
+
+    /// Its address.
+    pub(super) fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+}
+
+/// A row-major matrix on the device.
+pub struct Tensor {
+    memory: Memory,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// Its address as a kernel's argument.
+    fn arg(&self) -> Arg {
+        self.memory.arg()
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype.bytes()
+    }
+}
+
+impl Cuda {
+    /// Loads all kernels. Fails where the program was built without them.
+    pub fn new(device: Box<dyn Device>) -> Result<Self, DeviceError> {
+        let mut kernels = Vec::new();
+        for module in MODULES {
+            let Some(ptx) = module.ptx else {
+                let message =
+                    "this program was built without nvcc and has no kernels; run `make nvcc`, then \
+                               build again"
+                        .into();
+                return Err(DeviceError { device: device.name(), message });
+            };
+            let names: Vec<&str> = module.entries.iter().map(|e| e.name()).collect();
+            let file = format!("{}.ptx", module.name);
+            kernels.extend(device.load(&file, ptx, &names)?);
+        }
+        Ok(Self(Arc::new(Inner { device, kernels, failed: Mutex::default() })))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        &*self.0.device
+    }
+
+    /// Keeps the first error; afterwards nothing more is asked of the device.
+    fn attempt<T>(&self, f: impl FnOnce(&dyn Device) -> Result<T, DeviceError>) -> Option<T> {
+        let mut failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_some() {
+            return None;
+        }
+        match f(&*self.0.device) {
+            Ok(value) => Some(value),
+            Err(e) => {
+                *failed = Some(e);
+                None
+            }
+        }
+    }
+
+    /// Memory with undefined contents.
+    pub(super) fn memory(&self, bytes: usize) -> Memory {
+        let ptr = if bytes == 0 { None } else { self.attempt(|device| device.alloc(bytes)) };
+        Memory { inner: Arc::clone(&self.0), ptr: ptr.unwrap_or(Ptr(0)) }
+    }
+
+    /// A tensor with undefined contents.
+    pub(super) fn empty(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        Tensor { memory: self.memory(rows * cols * dtype.bytes()), rows, cols, dtype }
+    }
+
+    /// A small table for a kernel to read.
+    pub(super) fn table<T: bytemuck::NoUninit>(&self, data: &[T]) -> Memory {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let memory = self.memory(bytes.len());
+        self.write(&memory, bytes);
+        memory
+    }
+
+    fn write(&self, memory: &Memory, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.attempt(|device| device.write(memory.ptr, bytes));
+        }
+    }
+
+    /// Reads `n` values from the beginning of `memory`; zeros after an error.
+    pub(super) fn read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        memory: &Memory,
+        n: usize,
+    ) -> Vec<T> {
+        let mut out = vec![T::zeroed(); n];
+        if n > 0 {
+            self.attempt(|device| device.read(memory.ptr, bytemuck::cast_slice_mut(&mut out)));
+        }
+        out
+    }
+
+    /// Runs a kernel; a grid without blocks is nothing to do.
+    pub(super) fn launch(&self, entry: Entry, launch: Launch, args: &[Arg]) {
+        if launch.grid.contains(&0) {
+            return;
+        }
+        let kernel = self.0.kernels[entry as usize];
+        self.attempt(|device| device.launch(kernel, &launch, args));
+    }
+}
+
+impl Backend for Cuda {
+    type Tensor = Tensor;
+    type Tables = Tables;
+
+    fn device_name(&self) -> String {
+        self.0.device.name()
+    }
+
+    fn supports(&self, shape: &ModelShape) -> Result<(), Unsupported> {
+        let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, .. } = *shape;
+        let mut problems = Vec::new();
+        if !HEAD_DIMS.contains(&head_dim) {
+            problems.push(format!("head_dim {head_dim}: the attention kernels are made for 64, 128 and 256"));
+        }
+        for (field, value) in [("hidden_size", hidden), ("intermediate_size", intermediate)] {
+            if !value.is_multiple_of(PIECE) {
+                problems
+                    .push(format!("{field} {value}: rows must be whole pieces of {PIECE} bf16, 16 bytes"));
+            }
+        }
+        if hidden > MAX_HIDDEN {
+            problems.push(format!("hidden_size {hidden}: the norms hold rows of up to {MAX_HIDDEN}"));
+        }
+        if heads > MAX_GROUP * kv_heads {
+            problems.push(format!(
+                "num_attention_heads {heads}: at most {MAX_GROUP} of them can share one of the {kv_heads} key/value heads"
+            ));
+        }
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Unsupported { device: self.device_name(), problems }),
+        }
+    }
+
+    fn begin_sequence(&self) {
+        self.attempt(|device| device.begin_sequence());
+    }
+
+    fn end_sequence(&self) {
+        self.attempt(|device| device.end_sequence());
+    }
+
+    fn activation_dtype(&self) -> DType {
+        DType::Bf16
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        self.attempt(|device| device.synchronize());
+        let failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().map_or(Ok(()), |e| Err(e.clone()))
+    }
+
+    fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        let x = self.empty(dtype, rows, cols);
+        if x.bytes() > 0 {
+            self.attempt(|device| device.fill(x.memory.ptr, 0, x.bytes()));
+        }
+        x
+    }
+
+    fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
+        let x = self.empty(dtype, rows, cols);
+        assert_eq!(bytes.len(), x.bytes(), "the bytes of a [{rows}, {cols}] matrix");
+        self.write(&x.memory, bytes);
+        x
+    }
+
+    fn download(&self, x: &Tensor) -> Vec<u8> {
+        self.read(&x.memory, x.bytes())
+    }
+
+    fn to_f32(&self, x: &Tensor) -> Vec<f32> {
+        match x.dtype {
+            DType::F32 => self.read(&x.memory, x.rows * x.cols),
+            DType::Bf16 => self.read::<bf16>(&x.memory, x.rows * x.cols).iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
+    fn shape(&self, x: &Tensor) -> (usize, usize) {
+        (x.rows, x.cols)
+    }
+
+    fn dtype(&self, x: &Tensor) -> DType {
+        x.dtype
+    }
+
+    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables {
+        Tables::new(self, batch, attention)
+    }
+
+    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+        embed::forward(self, table, tables, scale)
+    }
+
+    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
+        embed::backward(self, dx, tables, scale, dtable);
+    }
+
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+        rms_norm::forward(self, x, w, eps)
+    }
+
+    fn add_norm_forward(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        post: Option<&Tensor>,
+        pre: &Tensor,
+        eps: f32,
+    ) -> (Tensor, Tensor) {
+        rms_norm::add_forward(self, x, branch, post, pre, eps)
+    }
+
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Tensor>,
+        d_normed: &Tensor,
+        sum: &Tensor,
+        pre: (&Tensor, &mut Tensor),
+        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+        eps: f32,
+    ) -> (Tensor, Option<Tensor>) {
+        rms_norm::add_backward(self, d_sum, d_normed, sum, pre, post, eps)
+    }
+
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        matmul::forward(self, x, w)
+    }
+
+    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
+        matmul::backward_input(self, pairs)
+    }
+
+    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+        matmul::backward_weight(self, dy, x, dw);
+    }
+
+    fn rope_forward(
+        &self,
+        x: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        rope::forward(self, x, norm, tables, rope)
+    }
+
+    fn rope_append(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Tensor,
+        cached_v: &mut Tensor,
+    ) {
+        rope::append(self, k, v, norm, tables, rope, cached_k, cached_v);
+    }
+
+    fn rope_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        rope::backward(self, dy, x, norm, tables, rope)
+    }
+
+    fn attention_forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor) {
+        attention::forward(self, q, k, v, tables, spec)
+    }
+
+    fn attention_backward(
+        &self,
+        d_o: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor, Tensor) {
+        attention_backward::backward(self, d_o, q, k, v, o, lse, tables, spec)
+    }
+
+    fn geglu_forward(
+        &self,
+        x: &Tensor,
+        w_gate: &Tensor,
+        w_up: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<(Tensor, Tensor)>) {
+        matmul::geglu_forward(self, x, w_gate, w_up, keep)
+    }
+
+    fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
+        geglu::backward(self, dh, gate, up)
+    }
+
+    fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
+        rows::gather(self, x, indices)
+    }
+
+    fn scatter_rows(&self, dy: &Tensor, indices: &[u32], total: usize) -> Tensor {
+        rows::scatter(self, dy, indices, total)
+    }
+
+    fn lm_head_sample(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        truncation: &Truncation,
+        choices: &[Choice],
+    ) -> Vec<Sampled> {
+        lm_head::sample(self, x, table, head, truncation, choices)
+    }
+
+    fn lm_head_logprob_forward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        targets: &[Target],
+    ) -> (Vec<f32>, Tensor) {
+        lm_head::logprob_forward(self, x, table, head, targets)
+    }
+
+    fn lm_head_logprob_backward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        lse: &Tensor,
+        targets: &[Target],
+        weights: &[f32],
+        dtable: &mut Tensor,
+    ) -> Tensor {
+        lm_head::logprob_backward(self, x, table, head, lse, targets, weights, dtable)
+    }
+
+    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
+        reduce::sum_squares(self, x)
+    }
+
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
+        adamw::step(self, hyper, updates);
+    }
+}

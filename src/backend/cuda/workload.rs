@@ -1,0 +1,96 @@
+//! Ops at the shapes of real models, for counting and timing: what `bon-engine kernels`, the tests with ceilings and
+//! the benchmarks run. Every op's file lists its own in `workloads`.
+
+use half::bf16;
+
+use super::{Cuda, Tensor};
+use crate::backend::{Backend, DType};
+use crate::rng::philox4x32;
+
+/// The figures of a model that shapes depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// For people.
+    pub name: &'static str,
+    /// D.
+    pub hidden: usize,
+    /// H.
+    pub heads: usize,
+    /// K.
+    pub kv_heads: usize,
+    /// Dh.
+    pub head_dim: usize,
+    /// F.
+    pub intermediate: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// Gemma 2B (version 1), the model of the paper.
+pub const GEMMA_2B: Shape = Shape {
+    name: "Gemma 2B",
+    hidden: 2048,
+    heads: 8,
+    kv_heads: 1,
+    head_dim: 256,
+    intermediate: 16_384,
+    vocab: 256_000,
+};
+
+/// Gemma 3 270M, the model of the demo.
+pub const GEMMA_270M: Shape = Shape {
+    name: "Gemma 3 270M",
+    hidden: 640,
+    heads: 4,
+    kv_heads: 1,
+    head_dim: 256,
+    intermediate: 2048,
+    vocab: 262_144,
+};
+
+/// An op with inputs on the device.
+pub type Prepared = Box<dyn Fn(&Cuda)>;
+
+/// One op at one shape.
+pub struct Workload {
+    /// The op and its shape, as in `matmul_forward q k v, T = 512`.
+    pub name: String,
+    /// Compulsory traffic: every input read once and every output written once, in bytes.
+    pub bytes: u64,
+    /// FLOPs of the op's matrix products; 0 where it has none.
+    pub flops: u64,
+    /// Uploads inputs; the result runs the op once and may run again.
+    pub prepare: Box<dyn Fn(&Cuda) -> Prepared>,
+}
+
+/// Random numbers in (-1, 1).
+pub(super) fn random(cuda: &Cuda, seed: u32, dtype: DType, rows: usize, cols: usize) -> Tensor {
+    let values = (0..(rows * cols).div_ceil(4) as u32)
+        .flat_map(|i| philox4x32([i, 0, 0, 0], [seed, 0]))
+        .map(|bits| (bits >> 7) as f32 / 16_777_216.0 - 1.0)
+        .take(rows * cols);
+    match dtype {
+        DType::F32 => cuda.upload(dtype, rows, cols, bytemuck::cast_slice(&values.collect::<Vec<f32>>())),
+        DType::Bf16 => {
+            let values: Vec<bf16> = values.map(bf16::from_f32).collect();
+            cuda.upload(dtype, rows, cols, bytemuck::cast_slice(&values))
+        }
+    }
+}
+
+/// All ops' workloads at a shape.
+pub fn workloads(shape: &Shape) -> Vec<Workload> {
+    let mut all = Vec::new();
+    all.extend(super::adamw::workloads(shape));
+    all.extend(super::attention::workloads(shape));
+    all.extend(super::attention_backward::workloads(shape));
+    all.extend(super::embed::workloads(shape));
+    all.extend(super::geglu::workloads(shape));
+    all.extend(super::lm_head::workloads(shape));
+    all.extend(super::matmul::workloads(shape));
+    all.extend(super::reduce::workloads(shape));
+    all.extend(super::rms_norm::workloads(shape));
+    all.extend(super::rope::workloads(shape));
+    all.extend(super::rows::workloads(shape));
+    all
+}

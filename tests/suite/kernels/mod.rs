@@ -1,0 +1,231 @@
+//! Every kernel on every device that can run it: against the CPU in f32 by the rule of [`crate::tolerance`], under all
+//! of the virtual GPU's checks, and bit-equal over schedules.
+//!
+//! A [`Case`] is written once, for any backend: the CPU's answer is the truth, [`Rounded`]'s says how wrong bf16 may
+//! be, the devices' are tested.
+
+mod adamw;
+mod attention;
+mod attention_backward;
+mod embed;
+mod geglu;
+mod lm_head;
+mod matmul;
+mod reduce;
+mod resources;
+mod rms_norm;
+mod rope;
+mod rows;
+
+use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
+use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::cuda::entries::MODULES;
+use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Workload, workloads};
+use bon_engine::backend::{Backend, DType};
+use bon_engine::device::vm::{Checks, Options, Report, Vm};
+use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use half::bf16;
+use std::sync::{Arc, OnceLock};
+
+use crate::ops::randoms;
+use crate::rounded::Rounded;
+use crate::tolerance::{Rule, assert_rule};
+
+/// One computation with fixed inputs.
+pub(crate) trait Case {
+    /// Runs it and returns the outputs. Inputs come from [`activation`], [`weight`] and [`single`].
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor>;
+}
+
+/// Whether the program has kernels; without them says what is left out. `make test` sees to it that it has.
+#[allow(clippy::print_stderr)] // whoever runs the tests must hear of it
+pub(crate) fn compiled() -> bool {
+    let compiled = MODULES.iter().all(|m| m.ptx.is_some());
+    if !compiled {
+        eprintln!("skipped: built without nvcc (`make nvcc` fetches one)");
+    }
+    compiled
+}
+
+/// A virtual GPU with the kernels on it, all checks on. With a seed, warps are scheduled at random.
+pub(crate) fn vm(seed: Option<u64>) -> Cuda {
+    Cuda::new(Box::new(Vm::new(Options { seed, ..Options::default() }))).expect("the kernels load")
+}
+
+/// cuda:0 with the kernels on it, one for all tests. Without a GPU the skip is counted, and told at the end.
+pub(crate) fn cuda() -> Option<Cuda> {
+    static CUDA: OnceLock<Cuda> = OnceLock::new();
+    if let Some(cuda) = CUDA.get() {
+        return Some(cuda.clone());
+    }
+    let gpu = crate::device::gpu()?;
+    Some(CUDA.get_or_init(|| Cuda::new(Box::new(gpu)).expect("the kernels load")).clone())
+}
+
+/// A virtual GPU whose memory is NaN where nothing was written. Its other checks cannot see that nothing was.
+pub(crate) fn poisoned() -> Cuda {
+    Cuda::new(Box::new(Poisoned(Vm::new(Options::default())))).expect("the kernels load")
+}
+
+struct Poisoned(Vm);
+
+impl Device for Poisoned {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        self.0.load(name, ptx, entries)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        let ptr = self.0.alloc(bytes)?;
+        self.0.fill(ptr, 0xff, bytes)?;
+        Ok(ptr)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        self.0.free(ptr);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.0.write(dst, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.0.read(src, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.0.fill(dst, value, bytes)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        self.0.launch(kernel, launch, args)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.0.synchronize()
+    }
+}
+
+/// Values as bf16 holds them.
+pub(crate) fn rounded(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
+}
+
+/// Random activations in (-1, 1), the same numbers on every backend.
+pub(crate) fn activation<B: Backend>(b: &B, seed: u32, rows: usize, cols: usize) -> B::Tensor {
+    activation_of(b, rows, cols, &randoms(seed, rows * cols))
+}
+
+/// These numbers, rounded to bf16, as activations.
+pub(crate) fn activation_of<B: Backend>(b: &B, rows: usize, cols: usize, x: &[f32]) -> B::Tensor {
+    match b.activation_dtype() {
+        DType::F32 => single_of(b, rows, cols, &rounded(x)),
+        DType::Bf16 => weight_of(b, rows, cols, x),
+    }
+}
+
+/// Random bf16 weights in (-1, 1).
+pub(crate) fn weight<B: Backend>(b: &B, seed: u32, rows: usize, cols: usize) -> B::Tensor {
+    weight_of(b, rows, cols, &randoms(seed, rows * cols))
+}
+
+/// These numbers as bf16 weights.
+pub(crate) fn weight_of<B: Backend>(b: &B, rows: usize, cols: usize, x: &[f32]) -> B::Tensor {
+    let data: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
+    b.upload(DType::Bf16, rows, cols, bytemuck::cast_slice(&data))
+}
+
+/// Random f32 numbers in (-1, 1): gradients of weights, masters, moments.
+pub(crate) fn single<B: Backend>(b: &B, seed: u32, rows: usize, cols: usize) -> B::Tensor {
+    single_of(b, rows, cols, &randoms(seed, rows * cols))
+}
+
+/// These numbers in f32.
+pub(crate) fn single_of<B: Backend>(b: &B, rows: usize, cols: usize, x: &[f32]) -> B::Tensor {
+    b.upload(DType::F32, rows, cols, bytemuck::cast_slice(x))
+}
+
+/// Runs a case and returns its outputs' shapes and values; asserts that the device is content.
+#[track_caller]
+pub(crate) fn outputs<B: Backend>(b: &B, case: &impl Case) -> Vec<CpuTensor> {
+    let out = case.run(b);
+    if let Err(e) = b.check() {
+        panic!("{e}");
+    }
+    out.iter()
+        .map(|x| {
+            let (rows, cols) = b.shape(x);
+            CpuTensor::f32(rows, cols, b.to_f32(x))
+        })
+        .collect()
+}
+
+/// Runs a case everywhere and holds it to `rule`; on the virtual GPU its bits must not depend on the schedule.
+/// `what` names the outputs.
+#[track_caller]
+pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
+    if !compiled() {
+        return;
+    }
+    let (exact, naive) = (outputs(&Cpu, case), outputs(&Rounded, case));
+    let hold = |got: &[CpuTensor], device: &str| {
+        assert_eq!(what.len(), got.len(), "a name for every output");
+        for (i, what) in what.iter().enumerate() {
+            assert_eq!(
+                (got[i].rows, got[i].cols),
+                (exact[i].rows, exact[i].cols),
+                "{what}: shape on {device}"
+            );
+            let what = format!("{what} on {device}");
+            assert_rule(&what, rule, got[i].as_f32(), exact[i].as_f32(), naive[i].as_f32());
+        }
+    };
+    let got = outputs(&vm(None), case);
+    hold(&got, "vm");
+    if let Some(cuda) = cuda() {
+        let got = outputs(&cuda, case);
+        hold(&got, "cuda");
+        for (got, again) in got.iter().zip(outputs(&cuda, case)) {
+            assert_eq!(crate::ops::bits(got), crate::ops::bits(&again), "other bits when run again on cuda");
+        }
+    }
+    for (again, how) in [(vm(Some(1)), "schedule 1"), (vm(Some(2)), "schedule 2"), (poisoned(), "poison")] {
+        for ((got, again), what) in got.iter().zip(outputs(&again, case)).zip(what) {
+            assert_eq!(crate::ops::bits(got), crate::ops::bits(&again), "{what}: other bits under {how}");
+        }
+    }
+}
+
+/// What the launches of one workload did, counted at its full size: one report per launch.
+pub(crate) fn counted(workload: &Workload) -> Vec<Report> {
+    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
+    let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
+    let run = (workload.prepare)(&cuda);
+    vm.keep_reports();
+    run(&cuda);
+    if let Err(e) = cuda.check() {
+        panic!("{}: {e}", workload.name);
+    }
+    vm.take_reports()
+}
+
+/// Sectors of global memory that accesses touched, over what they would touch if coalesced.
+pub(crate) fn coalescing(reports: &[Report]) -> f64 {
+    let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>() as f64;
+    sum(|r| r.global.sectors) / sum(|r| r.global.ideal_sectors)
+}
+
+/// Bytes of different sectors that a workload's launches read and wrote, over its compulsory traffic.
+pub(crate) fn traffic(workload: &Workload, reports: &[Report]) -> f64 {
+    let sectors: u64 = reports.iter().map(|r| r.unique_sectors.0 + r.unique_sectors.1).sum();
+    32.0 * sectors as f64 / workload.bytes as f64
+}
+
+/// Workloads whose names begin so, at the shapes of Gemma 2B and Gemma 3 270M.
+pub(crate) fn workloads_of(op: &str) -> Vec<Workload> {
+    let all = [GEMMA_2B, GEMMA_270M].iter().flat_map(workloads);
+    all.filter(|w| w.name.starts_with(op)).collect()
+}

@@ -1,0 +1,93 @@
+//! What ptxas makes of every kernel on every architecture that we name: no register goes to memory, and a
+//! multiprocessor has room for enough warps.
+
+use bon_engine::backend::cuda::entries::MODULES;
+use bon_engine::backend::cuda::figures::{CHIPS, Resources, all_resources};
+use bon_engine::backend::cuda::workload::{GEMMA_2B, Shape, workloads};
+use bon_engine::cli::kernels::ARCHS;
+
+use super::{compiled, counted, traffic};
+
+/// Kernels, by the beginnings of their names, that live on reuse of registers and shared memory rather than on many
+/// warps; and how many threads a multiprocessor must still hold of them, as far as registers go. Longest match first.
+const HEAVY: [(&str, u32); 4] =
+    [("matmul", 256), ("geglu_forward", 256), ("attention", 128), ("lm_head", 256)];
+/// All others wait for memory: so many threads hide that.
+const LIGHT: u32 = 512;
+
+/// `.maxntid` of every entry point: what `__launch_bounds__` says.
+fn threads(ptx: &str, kernel: &str) -> u32 {
+    let at = ptx.find(&format!(".entry {kernel}(")).unwrap_or_else(|| panic!("no {kernel}"));
+    let body = ptx[at..].find('{').map_or(&ptx[at..], |end| &ptx[at..at + end]);
+    let bound = body.split(".maxntid").nth(1).unwrap_or_else(|| panic!("{kernel} has no __launch_bounds__"));
+    let numbers = bound.lines().next().unwrap().split(',').map(|n| n.trim().parse::<u32>().unwrap());
+    numbers.product()
+}
+
+#[test]
+fn no_kernel_spills_and_each_leaves_room_for_enough_warps() {
+    if !compiled() {
+        return;
+    }
+    let resources = all_resources(&ARCHS, "").unwrap_or_else(|e| panic!("{}", anyhow::Error::from(e)));
+    let kernels: usize = MODULES.iter().map(|m| m.entries.len()).sum();
+    assert_eq!(resources.len(), kernels * ARCHS.len());
+    let mut wrong = Vec::new();
+    for r in &resources {
+        let Resources { kernel, arch, registers, shared, stack, spill_stores, spill_loads } = r;
+        if stack + spill_stores + spill_loads > 0 {
+            wrong.push(format!(
+                "{kernel} on {arch}: {stack} bytes of stack, {spill_stores} and {spill_loads} of spills"
+            ));
+        }
+        let module = MODULES.iter().find(|m| m.entries.iter().any(|e| e.name() == kernel)).unwrap();
+        let threads = threads(module.ptx.unwrap(), kernel);
+        let wanted =
+            HEAVY.iter().find(|(name, _)| kernel.starts_with(name)).map_or(LIGHT, |(_, least)| *least);
+        for chip in CHIPS {
+            let held = chip.occupancy(*registers, *shared, threads) * threads;
+            if held < wanted.min(chip.threads) {
+                wrong.push(format!(
+                    "{kernel} on {arch}: {registers} registers and {shared} bytes of shared memory leave room for \
+                     {held} threads on {}, want {wanted}",
+                    chip.name
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n  {}", wrong.join("\n  "));
+}
+
+/// A layer of Gemma 2B that decodes 32 streams moves its weights and its keys and values, and hardly anything else.
+#[test]
+fn a_decode_step_moves_little_but_weights_and_keys() {
+    if !compiled() {
+        return;
+    }
+    // Each with how often a layer does it.
+    let ops = [
+        ("matmul_forward q k v, T = 32", 1),
+        ("rope_forward q, T = 32", 1),
+        ("rope_append k v, T = 32", 1),
+        ("attention_forward decode", 1),
+        ("matmul_forward out, T = 32", 1),
+        ("geglu_forward, T = 32", 1),
+        ("matmul_forward down, T = 32", 1),
+        ("add_norm_forward T = 32", 2),
+    ];
+    let all = workloads(&GEMMA_2B);
+    let touched: f64 = ops
+        .iter()
+        .map(|(name, times)| {
+            let mut found = all.iter().filter(|w| w.name.starts_with(name));
+            let workload = found.next().unwrap_or_else(|| panic!("no workload {name}"));
+            assert!(found.next().is_none(), "{name} names several workloads");
+            f64::from(*times) * traffic(workload, &counted(workload)) * workload.bytes as f64
+        })
+        .sum();
+    let Shape { hidden: d, heads, kv_heads, head_dim, intermediate: f, .. } = GEMMA_2B;
+    let weights = 2 * d * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * f);
+    let keys = 2 * 2 * (512 + 32 * 128) * kv_heads * head_dim;
+    let ratio = touched / (weights + keys) as f64;
+    assert!(ratio <= 1.05, "{ratio}");
+}

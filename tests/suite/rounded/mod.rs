@@ -1,0 +1,314 @@
+//! The naive bf16 implementation that kernels are measured against: what a framework does that runs every op on its
+//! own. Sums are f32 and exact enough; every tensor that an op stores is rounded to bf16.
+
+mod attention;
+mod attention_backward;
+mod lm_head;
+
+use bon_engine::backend::cpu::{Cpu, Data, Tables, Tensor};
+use bon_engine::backend::{
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
+    Truncation, Update,
+};
+use bon_engine::device::DeviceError;
+use half::bf16;
+
+/// The backend. Its tensors are f32 whose values are bf16.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rounded;
+
+/// To the nearest bf16.
+fn round(mut x: Tensor) -> Tensor {
+    if let Data::F32(data) = &mut x.data {
+        for x in data {
+            *x = bf16::from_f32(*x).to_f32();
+        }
+    }
+    x
+}
+
+fn zip(x: &Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32) -> Tensor {
+    assert_eq!((x.rows, x.cols), (y.rows, y.cols));
+    let data = x.as_f32().iter().zip(y.as_f32()).map(|(x, y)| f(*x, *y)).collect();
+    round(Tensor::f32(x.rows, x.cols, data))
+}
+
+fn add(x: &Tensor, y: &Tensor) -> Tensor {
+    zip(x, y, |x, y| x + y)
+}
+
+/// A gradient of a parameter as such a framework makes it: rounded, then added to the f32 sum.
+fn add_rounded(dw: &mut Tensor, compute: impl FnOnce(&mut Tensor)) {
+    let mut new = Tensor::f32(dw.rows, dw.cols, vec![0.0; dw.rows * dw.cols]);
+    compute(&mut new);
+    for (dw, new) in dw.as_f32_mut().iter_mut().zip(round(new).as_f32()) {
+        *dw += new;
+    }
+}
+
+impl Backend for Rounded {
+    type Tensor = Tensor;
+    type Tables = (Tables, Owned);
+
+    fn device_name(&self) -> String {
+        "rounded".into()
+    }
+
+    fn activation_dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        Cpu.zeros(dtype, rows, cols)
+    }
+
+    fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
+        Cpu.upload(dtype, rows, cols, bytes)
+    }
+
+    fn download(&self, x: &Tensor) -> Vec<u8> {
+        Cpu.download(x)
+    }
+
+    fn to_f32(&self, x: &Tensor) -> Vec<f32> {
+        Cpu.to_f32(x)
+    }
+
+    fn shape(&self, x: &Tensor) -> (usize, usize) {
+        Cpu.shape(x)
+    }
+
+    fn dtype(&self, x: &Tensor) -> DType {
+        Cpu.dtype(x)
+    }
+
+    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables {
+        (Cpu.tables(batch, attention), Owned::new(batch))
+    }
+
+    fn embed_forward(&self, table: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
+        round(Cpu.embed_forward(table, &tables.0, scale))
+    }
+
+    fn embed_backward(&self, dx: &Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Tensor) {
+        add_rounded(dtable, |d| Cpu.embed_backward(dx, &tables.0, scale, d));
+    }
+
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+        round(Cpu.rms_norm_forward(x, w, eps))
+    }
+
+    fn add_norm_forward(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        post: Option<&Tensor>,
+        pre: &Tensor,
+        eps: f32,
+    ) -> (Tensor, Tensor) {
+        let branch = post.map_or_else(|| branch.clone(), |w| self.rms_norm_forward(branch, w, eps));
+        let sum = add(x, &branch);
+        let normed = self.rms_norm_forward(&sum, pre, eps);
+        (sum, normed)
+    }
+
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Tensor>,
+        d_normed: &Tensor,
+        sum: &Tensor,
+        (pre, d_pre): (&Tensor, &mut Tensor),
+        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+        eps: f32,
+    ) -> (Tensor, Option<Tensor>) {
+        let norm_backward = |dy: &Tensor, x: &Tensor, w: &Tensor, dw: &mut Tensor| {
+            let mut dx = None;
+            add_rounded(dw, |dw| {
+                dx = Some(round(bon_engine::backend::cpu::rms_norm::backward(dy, x, w, eps, dw)));
+            });
+            dx.expect("it was computed")
+        };
+        let mut dx = norm_backward(d_normed, sum, pre, d_pre);
+        if let Some(d_sum) = d_sum {
+            dx = add(&dx, d_sum);
+        }
+        let d_branch = post.map(|(branch, w, dw)| norm_backward(&dx, branch, w, dw));
+        (dx, d_branch)
+    }
+
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        Cpu.matmul_forward(x, w).map(round)
+    }
+
+    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
+        let parts = pairs.iter().map(|pair| round(Cpu.matmul_backward_input(&[*pair])));
+        parts.reduce(|sum, part| add(&sum, &part)).expect("at least one pair")
+    }
+
+    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+        add_rounded(dw, |dw| Cpu.matmul_backward_weight(dy, x, dw));
+    }
+
+    fn rope_forward(
+        &self,
+        x: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let x = norm.map_or_else(|| x.clone(), |norm| self.rms_norm_forward(x, norm.weight, norm.eps));
+        round(Cpu.rope_forward(&x, None, &tables.0, rope))
+    }
+
+    fn rope_append(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Tensor,
+        cached_v: &mut Tensor,
+    ) {
+        let k = self.rope_forward(k, norm, tables, rope);
+        bon_engine::backend::cpu::rows::write(&k, &tables.1.kv_rows, cached_k);
+        bon_engine::backend::cpu::rows::write(v, &tables.1.kv_rows, cached_v);
+    }
+
+    fn rope_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+        tables: &Self::Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let dx = round(Cpu.rope_backward(dy, x, None, &tables.0, rope));
+        match norm {
+            None => dx,
+            Some(HeadNorm { weight: (w, dw), eps }) => {
+                let mut out = None;
+                add_rounded(dw, |dw| {
+                    out = Some(round(bon_engine::backend::cpu::rms_norm::backward(&dx, x, w, eps, dw)));
+                });
+                out.expect("it was computed")
+            }
+        }
+    }
+
+    fn attention_forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        tables: &Self::Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor) {
+        attention::forward(q, k, v, tables, spec)
+    }
+
+    fn attention_backward(
+        &self,
+        d_o: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        tables: &Self::Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor, Tensor) {
+        attention_backward::backward(d_o, q, k, v, o, lse, tables, spec)
+    }
+
+    fn geglu_forward(
+        &self,
+        x: &Tensor,
+        w_gate: &Tensor,
+        w_up: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<(Tensor, Tensor)>) {
+        let [gate, up] = self.matmul_forward(x, [w_gate, w_up]);
+        let one = Tensor::f32(up.rows, up.cols, vec![1.0; up.rows * up.cols]);
+        let activated = round(bon_engine::backend::cpu::geglu::forward(&gate, &one));
+        let h = zip(&activated, &up, |a, u| a * u);
+        (h, keep.then_some((gate, up)))
+    }
+
+    fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
+        // dup = dh gelu(gate) and dgate = (dh up) gelu'(gate), each product stored.
+        let one = Tensor::f32(up.rows, up.cols, vec![1.0; up.rows * up.cols]);
+        let activated = round(bon_engine::backend::cpu::geglu::forward(gate, &one));
+        let d_activated = zip(dh, up, |d, u| d * u);
+        let d_gate = round(bon_engine::backend::cpu::geglu::backward(&d_activated, gate, &one).0);
+        (d_gate, zip(dh, &activated, |d, a| d * a))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+        Cpu.gather_rows(x, rows)
+    }
+
+    fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
+        Cpu.scatter_rows(dy, rows, total)
+    }
+
+    fn lm_head_sample(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        truncation: &Truncation,
+        choices: &[Choice],
+    ) -> Vec<Sampled> {
+        // What it draws is not asked of it.
+        Cpu.lm_head_sample(x, table, head, truncation, choices)
+    }
+
+    fn lm_head_logprob_forward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        targets: &[Target],
+    ) -> (Vec<f32>, Tensor) {
+        lm_head::logprob_forward(x, table, head, targets)
+    }
+
+    fn lm_head_logprob_backward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        lse: &Tensor,
+        targets: &[Target],
+        weights: &[f32],
+        dtable: &mut Tensor,
+    ) -> Tensor {
+        lm_head::logprob_backward(x, table, head, lse, targets, weights, dtable)
+    }
+
+    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
+        Cpu.sum_squares(x)
+    }
+
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
+        Cpu.adamw(hyper, updates);
+    }
+}
+
+/// A batch's parts, for what is computed here.
+pub(crate) struct Owned {
+    pub(crate) segments: bon_engine::segments::Segments,
+    pub(crate) runs: Vec<bon_engine::segments::QueryRun>,
+    kv_rows: Vec<u32>,
+}
+
+impl Owned {
+    fn new(batch: &Batch) -> Self {
+        Self { segments: batch.segments.clone(), runs: batch.runs.to_vec(), kv_rows: batch.kv_rows() }
+    }
+}

@@ -45,7 +45,7 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
 
-vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M on the virtual GPU and compare with the CPU (minutes)
+vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M and differentiate it on the virtual GPU, and compare with the CPU (minutes)
 	cargo test --locked --test vm_gemma -- --nocapture
 
 bench: rust nvcc ## Time the CPU ops, the virtual GPU, and the CUDA kernels (without a GPU their bounds from counts)

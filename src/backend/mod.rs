@@ -218,6 +218,49 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+impl AdamW {
+    /// What the formula needs for every element, computed once, in f64: backends that share it agree to the bit.
+    pub fn coefficients(&self) -> AdamWCoefficients {
+        assert!(self.step > 0, "AdamW counts steps from 1");
+        let (beta1, beta2, lr) = (f64::from(self.beta1), f64::from(self.beta2), f64::from(self.lr));
+        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        AdamWCoefficients {
+            grad_scale: self.grad_scale,
+            new1: (1.0 - beta1) as f32,
+            beta2: self.beta2,
+            new2: (1.0 - beta2) as f32,
+            size: (lr / correction(beta1)) as f32,
+            root_correction: correction(beta2).sqrt() as f32,
+            eps: self.eps,
+        }
+    }
+
+    /// The factor on a parameter with this decoupled weight decay: 1 - lr wd.
+    pub fn keep(&self, weight_decay: f32) -> f32 {
+        (1.0 - f64::from(self.lr) * f64::from(weight_decay)) as f32
+    }
+}
+
+/// See [`AdamW::coefficients`]; with t the step and b1, b2 the decays. Laid out as `struct Step` of kernels/adamw.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::NoUninit)]
+pub struct AdamWCoefficients {
+    /// Factor on the gradient.
+    pub grad_scale: f32,
+    /// 1 - b1.
+    pub new1: f32,
+    /// b2.
+    pub beta2: f32,
+    /// 1 - b2.
+    pub new2: f32,
+    /// lr / (1 - b1^t).
+    pub size: f32,
+    /// sqrt(1 - b2^t).
+    pub root_correction: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+}
+
 /// One parameter on its way through AdamW. All `[rows, cols]` of one shape.
 pub struct Update<'a, T> {
     /// f32 gradient; zeros afterwards.

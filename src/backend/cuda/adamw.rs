@@ -24,36 +24,6 @@ struct Chunk {
     keep: f32,
 }
 
-/// `struct Step` of the kernel: what src/backend/cpu/adamw.rs computes with, by the same formulas.
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-#[repr(C)]
-struct Step {
-    grad_scale: f32,
-    new1: f32,
-    beta2: f32,
-    new2: f32,
-    size: f32,
-    root_correction: f32,
-    eps: f32,
-}
-
-impl Step {
-    fn new(h: &AdamW) -> Self {
-        assert!(h.step > 0, "AdamW counts steps from 1");
-        let (beta1, beta2, lr) = (f64::from(h.beta1), f64::from(h.beta2), f64::from(h.lr));
-        let correction = |beta: f64| 1.0 - beta.powf(h.step as f64);
-        Self {
-            grad_scale: h.grad_scale,
-            new1: (1.0 - beta1) as f32,
-            beta2: h.beta2,
-            new2: (1.0 - beta2) as f32,
-            size: (lr / correction(beta1)) as f32,
-            root_correction: correction(beta2).sqrt() as f32,
-            eps: h.eps,
-        }
-    }
-}
-
 /// See [`crate::backend::Backend::adamw`].
 pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
     let mut chunks = Vec::new();
@@ -68,7 +38,7 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
                 "a bf16 copy of that shape"
             );
         }
-        let keep = (1.0 - f64::from(hyper.lr) * f64::from(u.weight_decay)) as f32;
+        let keep = hyper.keep(u.weight_decay);
         let n = shape.0 * shape.1;
         for first in (0..n).step_by(CHUNK) {
             let at = |x: &Tensor| x.memory.ptr().0 + (first * x.dtype.bytes()) as u64;
@@ -83,7 +53,7 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
             });
         }
     }
-    let step = Arg::Bytes(bytemuck::bytes_of(&Step::new(hyper)).to_vec());
+    let step = Arg::Bytes(bytemuck::bytes_of(&hyper.coefficients()).to_vec());
     let table = cuda.table(&chunks);
     cuda.launch(Entry::Adamw, Launch::linear(chunks.len(), 256), &[table.arg(), step]);
 }

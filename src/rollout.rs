@@ -15,10 +15,6 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::verifier::pool::{Job, Pool};
 use crate::verifier::{Failure, Request, Verifier};
 
-/// Key/value cache of the streams' tails per batch of generation, in bytes; more tasks are taken in turns. What a
-/// stream draws does not depend on it.
-const TAIL_BYTES: usize = 1 << 30;
-
 /// When a response is complete, and what its text is.
 pub struct StopRule<'a> {
     tokenizer: &'a Tokenizer,
@@ -200,22 +196,26 @@ impl<B: Backend> Rollout<'_, B> {
         judges: &mut Judges,
         mut progress: impl FnMut(),
     ) -> Result<(Vec<Group>, RolloutSeconds), RolloutError> {
-        let config = &self.model.config;
-        let row = config.layers.len() * 2 * config.num_kv_heads * config.head_dim * size_of::<f32>();
-        let per_task = samples.saturating_mul(sampling.max_new_tokens).saturating_mul(row).max(1);
         let mut groups = Vec::with_capacity(tasks.len());
         let mut seconds = RolloutSeconds::default();
-        let per_batch = (TAIL_BYTES / per_task).max(1);
-        for (batch, tasks) in tasks.chunks(per_batch).enumerate() {
+        let started = std::time::Instant::now();
+        let mut prompts = tasks
+            .iter()
+            .map(|task| self.format.apply(self.tokenizer, &task.prompt))
+            .collect::<Result<Vec<_>, _>>()?;
+        seconds.generate += started.elapsed().as_secs_f64();
+        let room = self.model.backend.generation_bytes();
+        let mut first = 0;
+        while first < tasks.len() {
             if self.stop.interrupted() {
                 return Err(RolloutError::Interrupted);
             }
             let started = std::time::Instant::now();
-            let prompts = tasks
-                .iter()
-                .map(|task| self.format.apply(self.tokenizer, &task.prompt))
-                .collect::<Result<Vec<_>, _>>()?;
-            let requests: Vec<Prompt> = (batch * per_batch..)
+            let costs =
+                prompts.iter().map(|(_, ids)| self.bytes(ids.len(), samples, sampling.max_new_tokens));
+            let rest = prompts.split_off(fitting(costs, room));
+            let (prompts, tasks) = (std::mem::replace(&mut prompts, rest), &tasks[first..]);
+            let requests: Vec<Prompt> = (first..)
                 .zip(&prompts)
                 .map(|(number, (_, ids))| Prompt { ids, number: number as u32, streams: samples })
                 .collect();
@@ -274,9 +274,35 @@ impl<B: Backend> Rollout<'_, B> {
                 groups.push(judged(prompt, responses, texts, scores, rewards, &*judges.verifier));
             }
             seconds.verify += started.elapsed().as_secs_f64();
+            first = groups.len();
         }
         Ok((groups, seconds))
     }
+
+    /// About what a task takes of the device: keys and values of its prompt and of `samples` tails, and the activations
+    /// of one layer for the prompt and for a token of each stream.
+    fn bytes(&self, prompt: usize, samples: usize, new: usize) -> usize {
+        let config = &self.model.config;
+        let cached = config.layers.len() * 2 * config.num_kv_heads * config.head_dim;
+        let active = config.intermediate_size + 6 * (config.hidden_size + config.num_heads * config.head_dim);
+        let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
+        let tokens = samples.saturating_mul(new).saturating_add(prompt);
+        elements(tokens, cached)
+            .saturating_add(elements(prompt.saturating_add(samples), active))
+            .saturating_mul(self.model.backend.activation_dtype().bytes())
+    }
+}
+
+/// How many of the first tasks are sampled together: as many as there is room for, and one at least. What a stream draws
+/// does not depend on it.
+fn fitting(costs: impl Iterator<Item = usize>, room: usize) -> usize {
+    let mut left = room;
+    let fits = |cost: &usize| {
+        let after = left.checked_sub(*cost);
+        left = after.unwrap_or(0);
+        after.is_some()
+    };
+    costs.take_while(fits).count().max(1)
 }
 
 fn judged(
@@ -296,4 +322,24 @@ fn judged(
     let scores = scores.iter().map(|s| *s.as_ref().unwrap_or(&lowest)).collect();
     let answers = texts.iter().map(|t| verifier.extract(t)).collect();
     Group { prompt, responses, texts, answers, scores, rewards, failures }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting;
+
+    #[test]
+    fn a_batch_is_what_fits_and_never_nothing() {
+        for (costs, room, want) in [
+            (&[4, 4, 4][..], 8, 2),
+            (&[4, 4, 4], 7, 1),
+            (&[9, 1, 1], 8, 1),
+            (&[1, 9, 1], 8, 1),
+            (&[usize::MAX, 1], usize::MAX, 1),
+            (&[0, 0, 0], 0, 3),
+            (&[1], 0, 1),
+        ] {
+            assert_eq!(fitting(costs.iter().copied(), room), want, "{costs:?} in {room}");
+        }
+    }
 }

@@ -233,7 +233,8 @@ impl Layout {
     pub fn reserve(&mut self, prefix: Option<usize>, len: usize) -> usize {
         let list = &mut self.segments.list;
         let position = prefix.map_or(0, |p| list[p].position + list[p].len);
-        let start = list.iter().map(|s| s.start + s.len).max().unwrap_or(0);
+        // Segments lie end to end.
+        let start = list.last().map_or(0, |s| s.start + s.len);
         list.push(Segment { start, len, position, prefix });
         list.len() - 1
     }

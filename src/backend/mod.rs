@@ -301,6 +301,11 @@ pub trait Backend: Send + Sync {
     fn activation_dtype(&self) -> DType;
     /// The first error of the device, if any. Waits for what was asked of it.
     fn check(&self) -> Result<(), DeviceError>;
+    /// Bytes that one batch of generation may take, above all its key/value cache; further prompts go in turns. A
+    /// decode step reads all weights, for however many streams: the more run together, the better.
+    fn generation_bytes(&self) -> usize {
+        1 << 30
+    }
     /// From here to [`Backend::end_sequence`] the ops are those of one step of many alike: a device that can record
     /// and replay them may. Changes no result.
     fn begin_sequence(&self) {}

@@ -928,6 +928,11 @@ impl Device for Gpu {
         self.current()?.synchronize()
     }
 
+    fn available(&self) -> Result<Option<u64>, DeviceError> {
+        let MemoryUse { used, held, free, .. } = self.memory()?;
+        Ok(Some(free + held - used))
+    }
+
     fn begin_sequence(&self) -> Result<(), DeviceError> {
         self.current()?.begin_sequence()
     }

@@ -123,6 +123,10 @@ pub trait Device: Send + Sync {
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError>;
     /// Waits for all work.
     fn synchronize(&self) -> Result<(), DeviceError>;
+    /// Bytes that allocations may still take, in pieces; `None` where the device has no memory of its own.
+    fn available(&self) -> Result<Option<u64>, DeviceError> {
+        Ok(None)
+    }
 
     /// Says that what is asked until [`Device::end_sequence`] may well come again, with the same arguments: a GPU then
     /// replays it as one CUDA graph. Results are the same with and without. Sequences do not nest, and only one thread
@@ -186,6 +190,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn synchronize(&self) -> Result<(), DeviceError> {
         (**self).synchronize()
+    }
+
+    fn available(&self) -> Result<Option<u64>, DeviceError> {
+        (**self).available()
     }
 
     fn begin_sequence(&self) -> Result<(), DeviceError> {

@@ -426,6 +426,7 @@ mod on_gpu {
         assert_eq!(gpu.counts().allocations, allocations);
         let memory = gpu.memory().unwrap();
         assert!(memory.used == 0 && memory.held >= memory.peak && memory.peak > 0, "{memory:?}");
+        assert_eq!(gpu.available(), Ok(Some(memory.free + memory.held)));
     }
 
     #[test]

@@ -38,6 +38,8 @@ const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 const PIECE: usize = 8;
 /// Widest row that the norms hold in registers.
 const MAX_HIDDEN: usize = 8192;
+/// [`Backend::generation_bytes`] on a device whose memory is the host's.
+const HOST_GENERATION_BYTES: usize = 1 << 30;
 /// Most query heads that share a key/value head.
 const MAX_GROUP: usize = 64;
 
@@ -235,6 +237,12 @@ impl Backend for Cuda {
         self.attempt(|device| device.synchronize());
         let failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.as_ref().map_or(Ok(()), |e| Err(e.clone()))
+    }
+
+    fn generation_bytes(&self) -> usize {
+        // What is free lies in pieces, and the caller's figures are estimates: half of it.
+        let available = self.attempt(|device| device.available()).flatten();
+        available.map_or(HOST_GENERATION_BYTES, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX))
     }
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {

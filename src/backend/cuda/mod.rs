@@ -51,6 +51,8 @@ struct Inner {
     device: Box<dyn Device>,
     /// By [`Entry`].
     kernels: Vec<Kernel>,
+    /// Made once: see [`rope`].
+    frequencies: rope::FrequencyCache,
     /// The first error.
     failed: Mutex<Option<DeviceError>>,
 }
@@ -116,7 +118,7 @@ impl Cuda {
             let file = format!("{}.ptx", module.name);
             kernels.extend(device.load(&file, ptx, &names)?);
         }
-        Ok(Self(Arc::new(Inner { device, kernels, failed: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { device, kernels, frequencies: Mutex::default(), failed: Mutex::default() })))
     }
 
     /// The device.

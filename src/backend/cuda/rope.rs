@@ -1,6 +1,7 @@
 //! Launchers of kernels/rope.cu.
 
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
@@ -14,7 +15,7 @@ const BLOCK: usize = 256;
 /// Columns of a head that a thread holds: 8 of either half.
 const PER_THREAD: usize = 16;
 /// Widest heads: a head's threads are in one warp, its frequencies in the kernel's arguments.
-pub(super) const MAX_HEAD_DIM: usize = 512;
+const MAX_HEAD_DIM: usize = 512;
 /// Heads that a block of the backward pass adds up at least, so that the partial sums are few beside them.
 const BACKWARD_HEADS: usize = 64;
 /// Most blocks of the backward pass, each with its row of partial sums; more only where rows alone ask for it.
@@ -79,12 +80,20 @@ impl Geometry {
     }
 }
 
-/// `struct Frequencies` of the kernel.
-fn frequencies(rope: &RopeSpec) -> Arg {
-    let mut of = [0.0f32; MAX_HEAD_DIM / 2];
-    let frequencies = rope.inverse_frequencies();
-    of[..frequencies.len()].copy_from_slice(&frequencies);
-    Arg::Bytes(bytemuck::bytes_of(&of).to_vec())
+/// `struct Frequencies` of the kernel, for each rotary embedding met so far: a model has one or two, and every layer of
+/// every decode step asks for one.
+pub(super) type FrequencyCache = Mutex<Vec<(RopeSpec, Vec<u8>)>>;
+
+fn frequencies(cuda: &Cuda, rope: &RopeSpec) -> Arg {
+    let mut known = cuda.0.frequencies.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, bytes)) = known.iter().find(|(spec, _)| spec == rope) {
+        return Arg::Bytes(bytes.clone());
+    }
+    let mut of = rope.inverse_frequencies();
+    of.resize(MAX_HEAD_DIM / 2, 0.0);
+    let bytes: Vec<u8> = bytemuck::cast_slice(&of).to_vec();
+    known.push((*rope, bytes.clone()));
+    Arg::Bytes(bytes)
 }
 
 /// y = x turned by `sign` times the angles.
@@ -92,7 +101,7 @@ fn turn(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) ->
     let g = Geometry::new(x, rope, tables);
     let y = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = g.forward_rows();
-    let mut args = vec![x.arg(), y.arg(), tables.positions.arg(), frequencies(rope)];
+    let mut args = vec![x.arg(), y.arg(), tables.positions.arg(), frequencies(cuda, rope)];
     args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into(), sign.into()]);
     cuda.launch(Entry::RopeForward, g.forward_launch(per_block), &args);
     y
@@ -114,7 +123,7 @@ pub(super) fn forward(
     g.assert_weight(weight);
     let y = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = g.forward_rows();
-    let mut args = vec![x.arg(), weight.arg(), y.arg(), tables.positions.arg(), frequencies(rope)];
+    let mut args = vec![x.arg(), weight.arg(), y.arg(), tables.positions.arg(), frequencies(cuda, rope)];
     args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into(), eps.into()]);
     cuda.launch(Entry::RopeForwardNorm, g.forward_launch(per_block), &args);
     y
@@ -146,7 +155,7 @@ pub(super) fn append(
         norm.weight.arg()
     }));
     args.extend([cached_k.arg(), cached_v.arg(), tables.kv_rows.arg(), tables.positions.arg()]);
-    args.extend([frequencies(rope), g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
+    args.extend([frequencies(cuda, rope), g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
     args.extend(norm.map(|norm| norm.eps.into()));
     let entry = if norm.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
     cuda.launch(entry, g.forward_launch(per_block), &args);
@@ -180,7 +189,7 @@ pub(super) fn backward(
     let gradients = BLOCK / g.lanes * g.dim * 4;
     let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
     let mut args = vec![dy.arg(), x.arg(), w.arg(), dx.arg(), partials.arg(), tables.positions.arg()];
-    args.extend([frequencies(rope), g.rows.into(), g.heads.into(), g.dim.into()]);
+    args.extend([frequencies(cuda, rope), g.rows.into(), g.heads.into(), g.dim.into()]);
     args.extend([per_block.into(), at_once.into(), eps.into()]);
     cuda.launch(Entry::RopeBackwardNorm, launch, &args);
     let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];

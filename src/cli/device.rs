@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::cuda::entries::MODULES;
+use crate::backend::cuda::entries::compiled;
 use crate::device::driver::{Gpu, gpus};
 use crate::device::vm::{Options, Vm};
 
@@ -86,7 +86,7 @@ impl DeviceChoice {
 
 /// The first GPU that this program can compute on.
 fn first_gpu() -> Option<usize> {
-    if MODULES.iter().any(|module| module.ptx.is_none()) {
+    if !compiled() {
         return None;
     }
     // Why there is none is for `bon-engine devices` to say.

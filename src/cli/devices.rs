@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::backend::cpu::simd::{Isa, isa};
-use crate::backend::cuda::entries::MODULES;
+use crate::backend::cuda::entries::{NO_KERNELS, compiled};
 use crate::device::driver::{self, Description};
 
 /// Arguments of `devices`.
@@ -20,11 +20,9 @@ pub fn run(_: Args) -> anyhow::Result<()> {
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "cpu     {vectors}, {threads} threads (RAYON_NUM_THREADS changes that)")?;
-    if MODULES.iter().any(|module| module.ptx.is_none()) {
-        let without =
-            "this program was built without nvcc and has no kernels; run `make nvcc`, then build again";
-        writeln!(out, "cuda    none: {without}")?;
-        writeln!(out, "vm      none: {without}")?;
+    if !compiled() {
+        writeln!(out, "cuda    none: {NO_KERNELS}")?;
+        writeln!(out, "vm      none: {NO_KERNELS}")?;
         return Ok(());
     }
     match driver::gpus() {

@@ -19,8 +19,9 @@ pub const ARCHS: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"];
 #[command(after_long_help = "\
 No figure is measured on a GPU. Registers and shared memory are what ptxas says. Instructions, bytes and wavefronts are \
 counted on the virtual GPU, which runs every op once at the shapes of a real model; that takes minutes for all of \
-them. The times are bounds: no chip of that name does it faster, by the limits of its data sheet. Of the op itself \
-(each input read once, each output written once, useful FLOPs alone), and of what the kernels did.")]
+them. The times are bounds by the limits of a chip's data sheet, with all inputs in memory and an instruction issued for \
+each of PTX: of the op itself (each input read once, each output written once, useful FLOPs alone), and of what the \
+kernels did.")]
 pub struct Args {
     /// Only ops and kernels whose names begin so, as in --op matmul
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Memory, Tables, Tensor};
+use super::{Cuda, Memory, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::{QueryRun, Segment, Segments};
@@ -174,10 +174,6 @@ impl Small {
     fn part(&self, split: usize) -> Range<usize> {
         (self.begin / KEYS).max(split * SPLIT)..self.own.min((split + 1) * SPLIT)
     }
-}
-
-fn narrow(x: usize) -> u32 {
-    u32::try_from(x).expect("figures of a batch fit 32 bits")
 }
 
 fn plan(

@@ -10,7 +10,7 @@ use bytemuck::NoUninit;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Memory, Tables, Tensor};
+use super::{Cuda, Memory, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, Batch, DType};
 use crate::device::{Arg, Launch};
 use crate::segments::{QueryRun, Segment, Segments};
@@ -96,11 +96,6 @@ impl Scores {
         let window = spec.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX).min(1 << 31);
         Self { scale: spec.scale, inner, cap, window }
     }
-}
-
-/// Counts of rows and pairs fit 32 bits: they are far below what fits a GPU.
-fn narrow(x: usize) -> u32 {
-    u32::try_from(x).expect("rows fit 32 bits")
 }
 
 /// What the blocks do, in the order in which they begin: the longest first, so that none is left alone at the end.

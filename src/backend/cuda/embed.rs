@@ -4,13 +4,10 @@ use std::cell::RefCell;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tables, Tensor};
+use super::{Cuda, PIECE, Tables, Tensor};
 use crate::backend::{Backend, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::Segments;
-
-/// Rows move in pieces of 8 bf16: 16 bytes.
-const PIECE: usize = 8;
 
 /// Threads for rows of so many pieces.
 fn threads(pieces: usize) -> u32 {

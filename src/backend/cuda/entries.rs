@@ -11,4 +11,13 @@ pub struct Module {
     pub entries: &'static [Entry],
 }
 
+/// What to do about a program without kernels.
+pub const NO_KERNELS: &str =
+    "this program was built without nvcc and has no kernels; run `make nvcc`, then build again";
+
+/// Whether the program has kernels.
+pub fn compiled() -> bool {
+    MODULES.iter().all(|module| module.ptx.is_some())
+}
+
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -4,7 +4,9 @@
 //! None of these times is measured. A *bound* is the time in which a chip at the limits of its data sheet could do the
 //! work: of the op itself (every input read once, every output written once, only useful FLOPs) and of what the
 //! kernels did (different bytes touched, tensor FLOPs, instructions issued, shared-memory wavefronts). The first says
-//! what is possible, the second what these kernels cannot beat; launches, latency and caches come on top of both.
+//! what is possible, the second what these kernels cannot beat; launches and latency come on top of both. Two premises
+//! can fail in a chip's favour: that inputs lie in memory and none in its L2 cache, and that it issues an instruction
+//! for each of PTX, of which ptxas folds some away.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,7 +18,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::Cuda;
-use super::entries::{MODULES, Module, PTXAS};
+use super::entries::{MODULES, Module, NO_KERNELS, PTXAS};
 use super::workload::Workload;
 use crate::backend::Backend;
 use crate::device::DeviceError;
@@ -144,7 +146,9 @@ impl Chip {
         ])
     }
 
-    /// What one launch did, all parts at once. A grid that is too small for the chip is not held against it.
+    /// What one launch did, all parts at once: with P multiprocessors at clock f, the largest of bytes / bandwidth, tensor
+    /// FLOPs / peak, instructions / (4 P f) and wavefronts / (P f). A grid that is too small for the chip is not held
+    /// against it.
     pub fn of_launch(&self, launch: &Counted) -> Bound {
         let clocks = f64::from(self.multiprocessors) * self.clock;
         Self::bound([
@@ -203,7 +207,7 @@ pub struct Resources {
 #[derive(Debug, Error)]
 pub enum FiguresError {
     /// The program has no kernels.
-    #[error("this program was built without nvcc and has no kernels; run `make nvcc`, then build again")]
+    #[error("{NO_KERNELS}")]
     NoKernels,
     /// No assembler.
     #[error("there is no ptxas beside the nvcc that this program was built with; `make nvcc` fetches both")]

@@ -2,12 +2,10 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tensor};
+use super::{Cuda, PIECE, Tensor};
 use crate::backend::DType;
 use crate::device::Launch;
 
-/// A thread takes 8 elements: 16 bytes of each tensor.
-const PIECE: usize = 8;
 /// Threads of a block.
 const BLOCK: usize = 256;
 

@@ -1,18 +1,15 @@
-//! Launchers of kernels/lm_head.cu. D is a multiple of 8 and below 2^31, the vocabulary at most 2^22 tokens; any number
-//! of rows.
+//! Launchers of kernels/lm_head.cu. D is a multiple of 8, the vocabulary at most 2^22 tokens; any number of rows.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Memory, Tensor, matmul};
+use super::{Cuda, Memory, PIECE, Tensor, matmul, narrow};
 use crate::backend::{Backend, Choice, DType, HeadSpec, Sampled, Target, Truncation};
 use crate::device::{Arg, Launch, Ptr};
 use crate::rng::DrawKey;
 
-/// Rows are read in pieces of 8 bf16: 16 bytes.
-const PIECE: usize = 8;
 /// Tokens of a tile, and of a block's chunk.
 const TILE: usize = 128;
 const CHUNK: usize = 512;
@@ -23,7 +20,7 @@ const MERGE_ROWS: usize = 8;
 /// Rows whose logits truncation holds in memory at a time.
 const TRUNCATED_ROWS: usize = 16;
 /// Radix selection has two digits of 11 bits for a token.
-const MOST_TOKENS: usize = 1 << 22;
+pub(super) const MOST_TOKENS: usize = 1 << 22;
 /// What the gradient of the logits may take, as long as a chunk of it does.
 const WORKSPACE_BYTES: usize = 64 << 20;
 
@@ -129,9 +126,9 @@ impl<'a> Call<'a> {
         let operands = Operands {
             table: self.table.memory.ptr().0,
             x: self.x.memory.ptr().0 + (rows.start * self.x.cols * DType::Bf16.bytes()) as u64,
-            vocab: self.table.rows as u32,
-            rows: u32::try_from(rows.len()).expect("rows fit 32 bits"),
-            width: u32::try_from(self.x.cols).expect("a width fits 32 bits"),
+            vocab: narrow(self.table.rows),
+            rows: narrow(rows.len()),
+            width: narrow(self.x.cols),
             unused: 0,
         };
         [bytes(&operands), bytes(&self.head)]

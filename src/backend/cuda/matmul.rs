@@ -2,12 +2,10 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tensor};
+use super::{Cuda, PIECE, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
 
-/// Rows are read in pieces of 8 bf16: 16 bytes.
-const PIECE: usize = 8;
 /// All tiles have four warps.
 const THREADS: u32 = 128;
 /// Large tiles from this many of them on: about what two blocks on each of half the multiprocessors of a GPU take.
@@ -23,6 +21,9 @@ struct Variant {
     stages: usize,
 }
 
+/// CUDA's limit on blocks along y, where tiles of features are: with the narrowest tile, of 32, so many features.
+pub(super) const MOST_FEATURES: usize = 65_535 * 32;
+
 const T32X32: Variant = Variant { m: 32, n: 32, depth: 128, stages: 5 };
 const T32X64: Variant = Variant { m: 32, n: 64, depth: 64, stages: 4 };
 const T64X32: Variant = Variant { m: 64, n: 32, depth: 128, stages: 4 };
@@ -32,10 +33,9 @@ const T128X128: Variant = Variant { m: 128, n: 128, depth: 64, stages: 2 };
 impl Variant {
     /// A grid of `x` by `y` tiles.
     fn launch(self, x: usize, y: usize) -> Launch {
-        // CUDA's limit.
-        assert!(y < 1 << 16, "{y} tiles along y");
+        assert!(y <= MOST_FEATURES / 32, "{y} tiles along y");
         let mut launch = Launch::linear(x, THREADS);
-        launch.grid[1] = y as u32;
+        launch.grid[1] = narrow(y);
         launch.shared((self.m + self.n) * self.depth * self.stages * DType::Bf16.bytes())
     }
 
@@ -81,10 +81,6 @@ struct Pairs {
     end: u32,
 }
 
-fn count(n: usize) -> u32 {
-    u32::try_from(n).expect("widths fit 32 bits")
-}
-
 fn assert_bf16(what: &str, x: &Tensor) {
     let fits = x.dtype == DType::Bf16 && x.cols > 0 && x.cols.is_multiple_of(PIECE);
     assert!(fits, "{what} is bf16 with a multiple of {PIECE} columns, not {:?} with {}", x.dtype, x.cols);
@@ -106,8 +102,8 @@ pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) 
     for i in 0..N {
         weights.w[i] = w[i].memory.ptr().0;
         weights.y[i] = y[i].memory.ptr().0;
-        weights.out[i] = count(w[i].rows);
-        weights.first[i] = count(tiles);
+        weights.out[i] = narrow(w[i].rows);
+        weights.first[i] = narrow(tiles);
         tiles += w[i].rows.div_ceil(variant.n);
     }
     let entry = match variant {
@@ -177,7 +173,7 @@ pub(super) fn backward_input(cuda: &Cuda, pairs: &[(&Tensor, &Tensor)]) -> Tenso
         );
         arg.dy[i] = dy.memory.ptr().0;
         arg.w[i] = w.memory.ptr().0;
-        arg.out[i] = count(w.rows);
+        arg.out[i] = narrow(w.rows);
     }
     let dx = cuda.empty(DType::Bf16, tokens, cols);
     let variant = Variant::large(tokens, cols);

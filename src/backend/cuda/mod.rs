@@ -2,7 +2,7 @@
 //! one. Only this directory knows launch geometry.
 //!
 //! Activations and parameters are bf16, sums and statistics f32. Tensors are contiguous and aligned to 256 bytes.
-//! Shapes that a kernel cannot take are refused before a model is loaded ([`Cuda::supports`]), so launchers assert.
+//! Shapes that a kernel cannot take are refused before a model is loaded ([`Backend::supports`]), so launchers assert.
 
 pub mod adamw;
 pub mod attention;
@@ -29,19 +29,22 @@ use super::{
     Target, Truncation, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
-use entries::{Entry, MODULES};
+use entries::{Entry, MODULES, NO_KERNELS};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
 const HEAD_DIMS: [usize; 3] = [64, 128, 256];
-/// Elements that kernels move at a time.
+/// bf16 that a thread moves at a time: 16 bytes.
 const PIECE: usize = 8;
-/// Widest row that the norms hold in registers.
-const MAX_HIDDEN: usize = 8192;
 /// [`Backend::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
 /// Most query heads that share a key/value head.
 const MAX_GROUP: usize = 64;
+
+/// Counts as kernels have them: what fits a GPU's memory has far fewer rows, items and tiles than 2^32.
+fn narrow(x: usize) -> u32 {
+    u32::try_from(x).expect("counts of a batch fit 32 bits")
+}
 
 /// A device with the kernels loaded. Clones share it.
 #[derive(Clone)]
@@ -108,11 +111,10 @@ impl Cuda {
         let mut kernels = Vec::new();
         for module in MODULES {
             let Some(ptx) = module.ptx else {
-                let message =
-                    "this program was built without nvcc and has no kernels; run `make nvcc`, then \
-                               build again"
-                        .into();
-                return Err(DeviceError { device: device.name(), message });
+                return Err(DeviceError {
+                    device: device.name(),
+                    message: format!("{NO_KERNELS}, or use --device cpu"),
+                });
             };
             let names: Vec<&str> = module.entries.iter().map(|e| e.name()).collect();
             let file = format!("{}.ptx", module.name);
@@ -198,7 +200,7 @@ impl Backend for Cuda {
     }
 
     fn supports(&self, shape: &ModelShape) -> Result<(), Unsupported> {
-        let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, .. } = *shape;
+        let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab } = *shape;
         let mut problems = Vec::new();
         if !HEAD_DIMS.contains(&head_dim) {
             problems.push(format!("head_dim {head_dim}: the attention kernels are made for 64, 128 and 256"));
@@ -209,8 +211,16 @@ impl Backend for Cuda {
                     .push(format!("{field} {value}: rows must be whole pieces of {PIECE} bf16, 16 bytes"));
             }
         }
-        if hidden > MAX_HIDDEN {
-            problems.push(format!("hidden_size {hidden}: the norms hold rows of up to {MAX_HIDDEN}"));
+        let qkv = (heads + 2 * kv_heads) * head_dim;
+        for (what, value, most, why) in [
+            ("hidden_size", hidden, rms_norm::MAX_COLS, "a block of threads holds a row in the norms"),
+            ("intermediate_size", intermediate, matmul::MOST_FEATURES, "a grid has no more tiles"),
+            ("rows of q, k and v", qkv, matmul::MOST_FEATURES, "a grid has no more tiles"),
+            ("vocab_size", vocab, lm_head::MOST_TOKENS, "so many fit the digits that top-k sorts by"),
+        ] {
+            if value > most {
+                problems.push(format!("{what} {value}: at most {most}, {why}"));
+            }
         }
         if heads > MAX_GROUP * kv_heads {
             problems.push(format!(
@@ -453,5 +463,44 @@ impl Backend for Cuda {
 
     fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
         adamw::step(self, hyper, updates);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::vm::{Options, Vm};
+
+    #[test]
+    #[allow(clippy::print_stderr)] // it says that it was skipped
+    fn shapes_beyond_the_kernels_are_refused_each_for_its_reason() {
+        if !entries::compiled() {
+            eprintln!("skipped: built without nvcc (`make nvcc` fetches one)");
+            return;
+        }
+        let cuda = Cuda::new(Box::new(Vm::new(Options::default()))).expect("the kernels load");
+        let fits = ModelShape {
+            hidden: 8192,
+            heads: 64,
+            kv_heads: 1,
+            head_dim: 256,
+            intermediate: matmul::MOST_FEATURES,
+            vocab: 1 << 22,
+        };
+        assert_eq!(cuda.supports(&fits), Ok(()));
+        for (shape, why) in [
+            (ModelShape { head_dim: 32, ..fits }, "head_dim 32"),
+            (ModelShape { hidden: 8188, ..fits }, "hidden_size 8188"),
+            (ModelShape { hidden: 8200, ..fits }, "hidden_size 8200"),
+            (ModelShape { intermediate: 100, ..fits }, "intermediate_size 100"),
+            (ModelShape { intermediate: matmul::MOST_FEATURES + 8, ..fits }, "intermediate_size 2097128"),
+            (ModelShape { heads: 65, ..fits }, "num_attention_heads 65"),
+            (ModelShape { heads: 8192, kv_heads: 8192, ..fits }, "rows of q, k and v 6291456"),
+            (ModelShape { vocab: (1 << 22) + 1, ..fits }, "vocab_size 4194305"),
+        ] {
+            let refused = cuda.supports(&shape).expect_err(why);
+            assert!(refused.problems.len() == 1 && refused.problems[0].starts_with(why), "{refused}");
+        }
+        assert_eq!(cuda.generation_bytes(), HOST_GENERATION_BYTES);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tensor};
+use super::{Cuda, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::Launch;
 
@@ -32,7 +32,7 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
                 len: CHUNK.min(n - first) as u64,
             }),
         );
-        firsts.push(u32::try_from(chunks.len()).expect("fewer than 2^32 chunks"));
+        firsts.push(narrow(chunks.len()));
     }
     let (table, firsts) = (cuda.table(&chunks), cuda.table(&firsts));
     let partials = cuda.memory(8 * chunks.len());

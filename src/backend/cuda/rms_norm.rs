@@ -4,13 +4,11 @@ use std::cell::RefCell;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tensor};
+use super::{Cuda, PIECE, Tensor};
 use crate::backend::{Backend, DType};
 use crate::device::{Arg, Launch, Ptr};
 
-/// A thread holds 8 columns of a row: 16 bytes.
-const PIECE: usize = 8;
-/// Widest rows: all of a row's threads are in one block, of at most 1024 threads.
+/// Widest rows: each piece has a thread, and all of a row's are in one block, of at most 1024.
 pub(super) const MAX_COLS: usize = 1024 * PIECE;
 /// Rows that a block of a backward pass adds up at least, so that the partial sums are few beside the rows.
 const BACKWARD_ROWS: usize = 32;

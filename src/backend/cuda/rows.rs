@@ -2,12 +2,9 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Tensor};
+use super::{Cuda, PIECE, Tensor};
 use crate::backend::DType;
 use crate::device::Launch;
-
-/// Rows move in pieces of 8 bf16: 16 bytes.
-const PIECE: usize = 8;
 
 fn threads(cols: usize) -> u32 {
     ((cols / PIECE).next_multiple_of(32).clamp(32, 256)) as u32

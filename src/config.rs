@@ -92,8 +92,9 @@ const MAX_JSON_BYTES: u64 = 1 << 20;
 const MAX_WIDTH: usize = 1 << 22;
 /// Bound on the number of layers, for the same reason.
 const MAX_LAYERS: usize = 1 << 12;
-/// f32, in which RoPE has its positions, counts to 2^24 without a gap.
-const MAX_POSITIONS: usize = 1 << 24;
+/// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. The largest
+/// Gemma context is 2^17.
+const MAX_POSITIONS: usize = 1 << 18;
 
 /// Why a directory's configuration cannot be used. Every message names the file and the field.
 #[derive(Debug, thiserror::Error)]

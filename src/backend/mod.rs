@@ -140,12 +140,16 @@ pub struct Unsupported {
     pub problems: Vec<String>,
 }
 
+/// Temperatures of [`HeadSpec`]. Below, f32 logits over the temperature may overflow, and what is left is greedy
+/// sampling; above, what is left is uniform.
+pub const TEMPERATURES: std::ops::RangeInclusive<f32> = 1e-6..=1e6;
+
 /// What turns hidden states into probabilities: pi(v) = softmax(cap(x . E_v) / temperature).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadSpec {
     /// `c tanh(l / c)` on the logits.
     pub softcap: Option<f32>,
-    /// Sampling temperature, > 0; it is part of pi.
+    /// Sampling temperature, one of [`TEMPERATURES`]; it is part of pi.
     pub temperature: f32,
 }
 

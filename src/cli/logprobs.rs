@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceArg, Engine};
 use super::{number, open_model, parse_dtype};
-use crate::backend::{Backend, Batch, DType, HeadSpec, Target};
+use crate::backend::{Backend, Batch, DType, HeadSpec, TEMPERATURES, Target};
 use crate::checkpoint::atomic;
 use crate::model_dir::ModelDir;
 use crate::segments::Segments;
@@ -37,7 +37,7 @@ pub struct Args {
     /// Softmax temperature
     #[arg(
         long, value_name = "T", default_value = "1", allow_negative_numbers = true,
-        value_parser = number(|x| x > 0.0, "above 0")
+        value_parser = number(|x| TEMPERATURES.contains(&x), "above 0, from 1e-6 to 1e6")
     )]
     temperature: f32,
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::device::{DeviceArg, Engine};
 use super::progress::note;
 use super::{number, open_model, parse_dtype, positive};
-use crate::backend::{Backend, DType, Truncation};
+use crate::backend::{Backend, DType, TEMPERATURES, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
 use crate::rollout::StopRule;
 use crate::train::setup::{MAX_GROUP_TOKENS, MAX_SAMPLES};
@@ -42,7 +42,9 @@ pub struct Args {
     /// Softmax temperature; 0 is greedy
     #[arg(
         long, value_name = "T", default_value = "1", allow_negative_numbers = true,
-        value_parser = number(|x| x >= 0.0, "0 (greedy) or more")
+        value_parser = number(
+            |x| x == 0.0 || TEMPERATURES.contains(&x), "0 (greedy) or more, from 1e-6 to 1e6"
+        )
     )]
     temperature: f32,
     /// Sample among the K most probable tokens; 0 is off

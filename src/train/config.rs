@@ -18,7 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::schedule::Schedule;
-use crate::backend::{DType, Truncation};
+use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::objective::{Kind, ObjectiveConfig};
 use crate::verifier::VerifierConfig;
 
@@ -106,7 +106,7 @@ pub struct GenerateSection {
     pub prompts_per_step: usize,
     /// Longest response, in tokens; a longer one is cut and counted as truncated. Default: 256.
     pub max_new_tokens: usize,
-    /// Sampling temperature, above 0; the loss is taken at the same temperature. Default: 1.
+    /// Sampling temperature, from 1e-6 to 1e6; the loss is taken at the same temperature. Default: 1.
     pub temperature: f64,
     /// Strings that end a response, beside the model's own end tokens. Default: none.
     pub stop: Vec<String>,
@@ -386,7 +386,12 @@ impl TrainConfig {
         }
         // The bounds read `value is in ...`, so that NaN is in none.
         for (key, value, bounds, ok) in [
-            ("generate.temperature", generate.temperature, "above 0", above_zero(generate.temperature)),
+            (
+                "generate.temperature",
+                generate.temperature,
+                "in [1e-6, 1e6]",
+                TEMPERATURES.contains(&(generate.temperature as f32)),
+            ),
             ("generate.top_p", generate.top_p, "in (0, 1]", generate.top_p > 0.0 && generate.top_p <= 1.0),
             ("generate.min_p", generate.min_p, "in [0, 1)", (0.0..1.0).contains(&generate.min_p)),
             ("optimizer.lr", optimizer.lr, "above 0", above_zero(optimizer.lr)),

@@ -263,7 +263,7 @@ fn nonsense_names_file_and_field() {
         ("gemma3_text", "num_key_value_heads", json!(3)),
         ("gemma3_text", "head_dim", json!(255)),
         ("gemma3_text", "head_dim", json!(1 << 21)),
-        ("gemma3_text", "max_position_embeddings", json!(1 << 25)),
+        ("gemma3_text", "max_position_embeddings", json!((1 << 18) + 1)),
         ("gemma3_text", "rms_norm_eps", json!(0.0)),
         ("gemma3_text", "rms_norm_eps", json!(1e-60)),
         ("gemma3_text", "query_pre_attn_scalar", json!(-1)),

@@ -223,6 +223,7 @@ fn arguments_of_sample() {
         (&["--prompt", "1", "--temperature", "-1"], "must be 0 (greedy) or more"),
         (&["--prompt", "1", "--temperature", "nan"], "must be 0 (greedy) or more"),
         (&["--prompt", "1", "--temperature", "inf"], "must be 0 (greedy) or more"),
+        (&["--prompt", "1", "--temperature", "1e-40"], "must be 0 (greedy) or more, from 1e-6 to 1e6"),
         (&["--prompt", "1", "--top-p", "0"], "must be above 0 and at most 1"),
         (&["--prompt", "1", "--min-p", "1"], "must be at least 0 and below 1"),
         (&["--prompt", "1", "--max-new-tokens", "0"], "0 is not in 1..="),
@@ -307,7 +308,14 @@ fn arguments_of_logprobs_and_inspect() {
         refuse(&f, &[&args[..], &["--output", "out.jsonl"]].concat(), 1, &[words]);
         assert!(!f.path("out.jsonl").exists());
     }
-    refuse(&f, &[&args[..], &["--temperature", "0"]].concat(), 2, &["must be above 0"]);
+    for temperature in ["0", "1e-40", "1e7"] {
+        refuse(
+            &f,
+            &[&args[..], &["--temperature", temperature]].concat(),
+            2,
+            &["must be above 0, from 1e-6 to 1e6"],
+        );
+    }
     refuse(
         &f,
         &["logprobs", "--model", "model", "--input", "nowhere"],

@@ -221,6 +221,7 @@ fn each_bad_value_is_named_and_nothing_else() {
         ("generate.max_new_tokens=0", "generate.max_new_tokens"),
         ("generate.temperature=0", "generate.temperature"),
         ("generate.temperature=inf", "generate.temperature"),
+        ("generate.temperature=1e-50", "generate.temperature"),
         ("generate.stop=[\"\"]", "generate.stop"),
         ("generate.top_k=5", "generate.allow_truncated_sampling"),
         ("generate.top_p=0.9", "generate.allow_truncated_sampling"),

@@ -325,6 +325,13 @@ pub fn load<B: Backend>(
     }))
 }
 
+/// A parameter's elements in f32, where the checkpoint has them in more than bf16.
+pub fn wider_than_bf16<'a>(checkpoint: &'a Checkpoint, spec: &ParamSpec) -> Option<Cow<'a, [u8]>> {
+    let stored = checkpoint.tensor(&spec.name)?;
+    let wider = stored.shape == spec.shape() && matches!(stored.dtype, Dtype::F32 | Dtype::F16);
+    wider.then(|| convert(stored, Some(DType::F32)).1)
+}
+
 /// A tensor's elements in `dtype` (or as stored), rounded to nearest even where that is narrower.
 fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]>) {
     let bytes = stored.bytes;

@@ -7,7 +7,8 @@ use thiserror::Error;
 use super::config::OptimizerSection;
 use super::snapshot::{Array, Arrays, SnapshotError, write_arrays};
 use crate::backend::{AdamW, Backend, DType, Update};
-use crate::gemma::params::{ParamKind, ParamSpec, plan};
+use crate::checkpoint::Checkpoint;
+use crate::gemma::params::{ParamKind, ParamSpec, plan, wider_than_bf16};
 use crate::gemma::{Gemma, Params};
 
 /// A gradient that must not be applied.
@@ -30,7 +31,7 @@ pub struct Optimizer<B: Backend> {
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Zero moments; masters from the parameters.
+    /// Zero moments; masters from the parameters ([`Optimizer::start_from`] knows better).
     pub fn new(model: &Gemma<B>) -> Self {
         let (b, params) = (&model.backend, &model.params);
         let master = |p: &B::Tensor| {
@@ -44,6 +45,16 @@ impl<B: Backend> Optimizer<B> {
             m: params.zeros_like(b),
             v: params.zeros_like(b),
             masters: params.tensors().into_iter().map(master).collect(),
+        }
+    }
+
+    /// Takes the masters as a checkpoint of the model holds them where that is more than bf16: what the parameters had
+    /// to be rounded for is not lost, and a small update counts from the start.
+    pub fn start_from(&mut self, backend: &B, checkpoint: &Checkpoint) {
+        for (spec, master) in self.specs.iter().zip(&mut self.masters) {
+            if let (Some(master), Some(bytes)) = (master, wider_than_bf16(checkpoint, spec)) {
+                *master = backend.upload(DType::F32, spec.rows, spec.cols, &bytes);
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use super::snapshot::{Newest, Snapshot, SnapshotError, Snapshots, TrainState};
 use super::step::Stepper;
 use super::stop::Stop;
 use crate::backend::{Backend, DType};
-use crate::checkpoint::{Action, FileError, atomic};
+use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Report};
 use crate::gemma::params;
 use crate::model_dir::{ModelDir, OpenError};
@@ -196,7 +196,9 @@ struct Start<B: Backend> {
 
 impl<B: Backend> Start<B> {
     fn new(dir: ModelDir<B>) -> Result<Self, TrainError> {
-        let optimizer = Optimizer::new(&dir.model);
+        let mut optimizer = Optimizer::new(&dir.model);
+        let checkpoint = Checkpoint::open(&dir.path).map_err(OpenError::from)?;
+        optimizer.start_from(&dir.model.backend, &checkpoint);
         dir.model.backend.check().map_err(OpenError::Device)?;
         Ok(Self { optimizer, dir, step: 0, checkpoint: None })
     }

@@ -20,7 +20,7 @@ use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::Forward;
 use bon_engine::train::run::{Event, run};
 use bon_engine::train::setup::judges;
-use bon_engine::train::snapshot::newest_valid;
+use bon_engine::train::snapshot::{Arrays, newest_valid};
 use bon_engine::train::stop::Stop;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -164,6 +164,33 @@ fn bon_rl_learns() {
     assert!(best[0] < 0.1 && best[1] > 0.9, "Best-of-2 reward {best:?}");
     // What the sampler and the trainer compute are the same bits.
     assert!(steps.iter().all(|m| m.logprob_gap_max == 0.0));
+}
+
+/// With a learning rate that moves no weight, a run of a bf16 model ends with the masters that it began with: those of its
+/// checkpoint, in f32 or in bf16.
+#[test]
+fn masters_start_from_what_the_checkpoint_holds() {
+    let place = Workplace::new();
+    let start = |dir: &Path| ModelDir::open(Cpu, dir, None).unwrap().model;
+    let check = |output: &str, dir: &Path| {
+        let path = format!("model.path={}", dir.display());
+        let settings = ["model.dtype=bf16", "train.steps=1", "optimizer.lr=1e-30", &path];
+        let config = place.config(output, &settings);
+        train(&config, false, 1);
+        let snapshot = newest_valid(&config.train.output.join("checkpoints")).unwrap().snapshot.unwrap();
+        let saved = Arrays::open(&snapshot.optimizer_path()).unwrap();
+        let model = start(dir);
+        for (spec, tensor) in params::plan(&model.config).tensors().iter().zip(model.params.tensors()) {
+            let masters = saved.bytes(&format!("master.{}", spec.name), spec.rows, spec.cols).unwrap();
+            let want: Vec<u8> = Cpu.to_f32(tensor).iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert!(masters == want, "{output}: {}", spec.name);
+        }
+        snapshot.model_dir()
+    };
+    let rounded = check("from-f32", &place.path("model"));
+    let embedding = |dir: &Path| Cpu.to_f32(&start(dir).params.embed);
+    assert_ne!(embedding(&rounded), embedding(&place.path("model")), "rounding has lost nothing");
+    check("from-bf16", &rounded);
 }
 
 #[test]

@@ -64,9 +64,16 @@ pub enum OpenError {
         /// Why.
         source: Unsupported,
     },
-    /// The device failed while the weights went there.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
+    /// The device failed at the start; above all, it may be too small.
+    #[error("{path}: {doing}")]
+    Device {
+        /// The directory.
+        path: PathBuf,
+        /// What for.
+        doing: &'static str,
+        /// How.
+        source: DeviceError,
+    },
 }
 
 impl<B: Backend> ModelDir<B> {
@@ -90,7 +97,8 @@ impl<B: Backend> ModelDir<B> {
         let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
         let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
         let params = load(&backend, &config.gemma, &checkpoint, dtype)?;
-        backend.check()?;
+        let doing = "loading its weights, 2 bytes a parameter";
+        backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
         let model = Gemma { backend, config: config.gemma.clone(), params };
         Ok(Self { path: path.into(), config, tokenizer, model, rounded })
     }

@@ -145,7 +145,7 @@ pub fn generate<B: Backend>(
     let mut done: Vec<Vec<Option<Response>>> = prompts.iter().map(|p| vec![None; p.streams]).collect();
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
     let (mut layout, segment_of) = Layout::of_prompts(&ids);
-    let prefill = layout.segments().all_queries();
+    let (prefill, positions) = (layout.segments().all_queries(), layout.segments().positions());
     let mut live = Vec::new();
     for (prompt, p) in prompts.iter().enumerate() {
         for stream in 0..p.streams {
@@ -157,9 +157,7 @@ pub fn generate<B: Backend>(
     }
     let segments = layout.segments();
     let mut cache = KvCache::new(&model.backend, &model.config, segments.rows());
-    let positions = segments.positions();
-    let batch =
-        Batch { ids: layout.ids(), positions: &positions[..layout.ids().len()], segments, runs: &prefill };
+    let batch = Batch { ids: layout.ids(), positions: &positions, segments, runs: &prefill };
     let hidden = model.forward_cached(&batch, &mut cache);
     let rows: Vec<u32> = live.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
     let mut hidden = model.backend.gather_rows(&hidden, &rows);

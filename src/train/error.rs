@@ -11,12 +11,20 @@ use super::snapshot::SnapshotError;
 use crate::checkpoint::FileError;
 use crate::device::DeviceError;
 use crate::eval::EvalError;
+use crate::generate::GenerateError;
 use crate::model_dir::OpenError;
 use crate::objective::ObjectiveError;
 use crate::rollout::RolloutError;
 use crate::tasks::TaskError;
 use crate::tokenizer::TokenizerError;
 use crate::verifier::BuildError;
+
+const UNTOUCHED: &str = "; the newest checkpoint is untouched, and --resume goes on from it";
+
+/// The device's failures are nothing that the settings would bring about again.
+fn untouched(source: &RolloutError) -> &'static str {
+    if matches!(source, RolloutError::Generate(GenerateError::Device(_))) { UNTOUCHED } else { "" }
+}
 
 /// Why a run cannot begin or go on.
 #[derive(Debug, Error)]
@@ -48,7 +56,7 @@ pub enum TrainError {
         source: BuildError,
     },
     /// Sampling or scoring in training.
-    #[error("step {step}")]
+    #[error("step {step}{}", untouched(source))]
     Rollout {
         /// The step.
         step: u64,
@@ -109,7 +117,7 @@ pub enum TrainError {
         context: usize,
     },
     /// The device failed.
-    #[error("step {step}; the newest checkpoint is untouched, and --resume goes on from it")]
+    #[error("step {step}{UNTOUCHED}")]
     Device {
         /// The step.
         step: u64,
@@ -118,8 +126,8 @@ pub enum TrainError {
     },
     /// NaN or Inf in the forward pass.
     #[error(
-        "step {step}: the log-prob of a sampled token is {value}; the newest checkpoint is untouched: resume from it \
-         with a lower optimizer.lr or a smaller optimizer.clip_norm"
+        "step {step}: the log-prob of a sampled token is {value}; begin a new run, from model.path or the model of a \
+         checkpoint, with a lower optimizer.lr or a smaller optimizer.clip_norm"
     )]
     LogProb {
         /// The step.
@@ -129,8 +137,8 @@ pub enum TrainError {
     },
     /// NaN or Inf in the gradient.
     #[error(
-        "step {step}; the newest checkpoint is untouched: resume from it with a lower optimizer.lr, a smaller \
-         optimizer.clip_norm, or model.dtype = \"f32\""
+        "step {step}; begin a new run, from model.path or the model of a checkpoint, with a lower optimizer.lr, a \
+         smaller optimizer.clip_norm or, on the CPU, model.dtype = \"f32\""
     )]
     Gradient {
         /// The step.

@@ -199,8 +199,16 @@ impl<B: Backend> Start<B> {
         let mut optimizer = Optimizer::new(&dir.model);
         let checkpoint = Checkpoint::open(&dir.path).map_err(OpenError::from)?;
         optimizer.start_from(&dir.model.backend, &checkpoint);
-        dir.model.backend.check().map_err(OpenError::Device)?;
-        Ok(Self { optimizer, dir, step: 0, checkpoint: None })
+        let start = Self { optimizer, dir, step: 0, checkpoint: None };
+        start.check()?;
+        Ok(start)
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        let path = self.dir.path.clone();
+        let doing = "making room to train it, 16 bytes a parameter beside the weights";
+        let checked = self.dir.model.backend.check();
+        Ok(checked.map_err(|source| OpenError::Device { path, doing, source })?)
     }
 }
 
@@ -230,7 +238,11 @@ fn go_on<B: Backend>(
             let state = snapshot.state.clone();
             let device = arithmetic(backend);
             if state.device != device {
-                differ(vec![format!("--device: the run is on {}, this is {device}", state.device)])?;
+                differ(vec![format!(
+                    "--device: the run is on {}, this is {device}; go on there, or begin a new run from the model in {}",
+                    state.device,
+                    snapshot.model_dir().display()
+                )])?;
             }
             let changes = [
                 (state.data_hash != tasks.fingerprint, &config.data.tasks, "its tasks have changed"),
@@ -244,7 +256,7 @@ fn go_on<B: Backend>(
             differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
             let mut start = Start::new(open(&snapshot.model_dir(), None)?)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
-            backend.check().map_err(OpenError::Device)?;
+            start.check()?;
             Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
         }
         (None, Some((_, error)), _) => {

@@ -504,6 +504,10 @@ fn a_device_that_fails_leaves_nothing_wrong_behind() {
         };
         met[kind] += 1;
         let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(
+            ![1, 2].contains(&kind) || text.contains("--resume goes on"),
+            "after {after} of {all}: {text}"
+        );
         assert!(text.ends_with("failing: it was made to fail"), "after {after} of {all}: {text}");
         let checkpoints = place.path(&output).join("checkpoints");
         if checkpoints.exists() {
@@ -513,6 +517,21 @@ fn a_device_that_fails_leaves_nothing_wrong_behind() {
     }
     let [open, sample, train, save, other] = met;
     assert!(open > 0 && sample > 0 && train > 0 && save > 0 && other == 0, "not all was tried: {met:?}");
+}
+
+/// 65,536 streams of 65,536 tokens are more rows than kernels can count, and far more than any device has room for: the
+/// device says so, and the host makes nothing of that size.
+#[test]
+fn streams_that_no_device_has_room_for_are_an_error() {
+    if !compiled() {
+        return;
+    }
+    let config = GemmaConfig { max_positions: 1 << 17, ..config("gemma") };
+    let model = model(vm(None), &config);
+    let prompts = [Prompt { ids: &[2, 3], number: 0, streams: 1 << 16 }];
+    let sampling = Sampling { max_new_tokens: 1 << 16, ..SAMPLING };
+    let refused = generate(&model, &prompts, &sampling, |_| true, |_, _, _| {}).unwrap_err();
+    assert!(matches!(&refused, GenerateError::Device(e) if e.message.contains("out of memory")), "{refused}");
 }
 
 // --------------------------------------------------------------------------------------------------- command line

@@ -236,7 +236,7 @@ fn go_on<B: Backend>(
     match (newest.snapshot, newest.passed_over.first(), saved) {
         (Some(snapshot), _, _) => {
             let state = snapshot.state.clone();
-            let device = arithmetic(backend);
+            let device = arithmetic(&backend.device_name());
             if state.device != device {
                 differ(vec![format!(
                     "--device: the run is on {}, this is {device}; go on there, or begin a new run from the model in {}",
@@ -442,7 +442,7 @@ impl<B: Backend> Trainer<'_, B> {
             seed: self.stepper.config.train.seed,
             config_hash: self.stepper.config.resume_hash()?,
             data_hash: self.stepper.tasks.fingerprint,
-            device: arithmetic(&dir.model.backend),
+            device: arithmetic(&dir.model.backend.device_name()),
         };
         let (b, model) = (&dir.model.backend, &dir.model);
         let path = self.snapshots.save(

@@ -29,7 +29,7 @@ pub struct Args {
     /// Shapes of this model: 2b (Gemma 2B) or 270m (Gemma 3 270M) [default: both]
     #[arg(long, value_name = "MODEL", value_parser = parse_shape)]
     shape: Option<Shape>,
-    /// Times on this chip alone: a100, rtx4090 or h100 [default: all]
+    /// Times on this chip alone: a100 (SXM, 80 GB), rtx4090 or h100 (SXM) [default: all]
     #[arg(long, value_name = "CHIP", value_parser = parse_chip)]
     chip: Option<Chip>,
     /// Registers and shared memory alone: nothing is run

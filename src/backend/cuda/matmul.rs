@@ -1,5 +1,7 @@
 //! Launchers of kernels/matmul.cu. Widths (in, out, F) are multiples of 8; any number of tokens.
 
+use std::cell::RefCell;
+
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, PIECE, Tensor, narrow};
@@ -308,11 +310,8 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
         flops: flops(t, q, d),
         prepare: Box::new(move |cuda| {
             let (dy, x) = (random(cuda, 1, DType::Bf16, t, q), random(cuda, 2, DType::Bf16, t, d));
-            let dw = std::sync::Mutex::new(random(cuda, 3, DType::F32, q, d));
-            Box::new(move |cuda| {
-                let mut dw = dw.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                backward_weight(cuda, &dy, &x, &mut dw);
-            })
+            let dw = RefCell::new(random(cuda, 3, DType::F32, q, d));
+            Box::new(move |cuda| backward_weight(cuda, &dy, &x, &mut dw.borrow_mut()))
         }),
     });
     all

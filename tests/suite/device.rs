@@ -6,42 +6,42 @@ use std::ffi::c_int;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 
 use bon_engine::device::arena::{ALIGN, Arena, SMALL};
 use bon_engine::device::driver::Gpu;
 use bon_engine::device::sequence::{Recordings, Step, Verdict};
-use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use bon_engine::device::{Arg, Device, Kernel, Launch, Ptr};
 
-/// cuda:0 as tests use it. Without one, counts what is left out and tells at the end of the program.
+/// cuda:0 as tests use it. Without one, what is left out is told at the end.
 pub(crate) fn gpu() -> Option<Gpu> {
     match Gpu::open(0) {
         Ok(gpu) => Some(gpu),
         Err(e) => {
-            skipped(&e);
+            skipped(&format!("need a GPU ({e})"));
             None
         }
     }
 }
 
-fn skipped(why: &DeviceError) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    static REASON: OnceLock<String> = OnceLock::new();
+/// Counts checks that are left out, and tells at the end of the program: what a test prints that passes, nobody sees.
+pub(crate) fn skipped(why: &str) {
+    static SKIPPED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
     unsafe extern "C" {
         fn atexit(f: extern "C" fn()) -> c_int;
     }
     #[allow(clippy::print_stderr)] // whoever runs the tests must hear of it
     extern "C" fn tell() {
-        let (n, why) = (COUNT.load(Ordering::Relaxed), REASON.get().map_or("", String::as_str));
-        eprintln!("skipped: {n} checks that need a GPU ({why})");
+        for (why, n) in SKIPPED.lock().iter().flat_map(|skipped| skipped.iter()) {
+            eprintln!("skipped: {n} checks that {why}");
+        }
     }
-    REASON.get_or_init(|| {
+    let mut skipped = SKIPPED.lock().unwrap();
+    if skipped.is_empty() {
         // SAFETY: a function of C's that every program has; `tell` does not panic.
         unsafe { atexit(tell) };
-        why.to_string()
-    });
-    COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    *skipped.entry(why.to_owned()).or_default() += 1;
 }
 
 /// Numbers that look random, the same every time.

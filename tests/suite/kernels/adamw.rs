@@ -1,6 +1,6 @@
 use bon_engine::backend::{AdamW, Backend, DType, Update};
 
-use super::{Case, check, coalescing, compiled, counted, single, single_of, traffic, workloads_of};
+use super::{Case, check, coalescing, counted, counting, single, single_of, traffic, workloads_of};
 use crate::ops::randoms;
 use crate::tolerance::Rule;
 
@@ -66,7 +66,7 @@ fn nothing_to_update() {
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("adamw") {

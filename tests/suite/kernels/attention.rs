@@ -6,8 +6,8 @@ use bon_engine::device::vm::Report;
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{
-    Case, activation, activation_of, check, coalescing, compiled, counted, outputs, rounded, traffic, vm,
-    workloads_of,
+    Case, activation, activation_of, check, coalescing, counted, counting, devices, outputs, rounded,
+    traffic, workloads_of,
 };
 use crate::ops::randoms;
 use crate::tolerance::{EPS, Rule};
@@ -171,18 +171,17 @@ fn right_across_splits() {
 
 #[test]
 fn rows_of_no_run_are_zero() {
-    if !compiled() {
-        return;
-    }
     let segments = tree();
     let runs = vec![QueryRun { segment: 2, first: 1, len: 2, row: 4 }];
     let case = Attention { segments, runs, rows: 50, spec: spec(2, 1, 64, None, None) };
-    let out = outputs(&vm(None), &case);
-    for row in (0..50).filter(|r| !(4..6).contains(r)) {
-        assert!(out[0].as_f32()[row * 128..(row + 1) * 128].iter().all(|&x| x == 0.0));
-        assert!(out[1].as_f32()[row * 2..(row + 1) * 2].iter().all(|&x| x == f32::NEG_INFINITY));
+    for cuda in devices() {
+        let out = outputs(&cuda, &case);
+        for row in (0..50).filter(|r| !(4..6).contains(r)) {
+            assert!(out[0].as_f32()[row * 128..(row + 1) * 128].iter().all(|&x| x == 0.0));
+            assert!(out[1].as_f32()[row * 2..(row + 1) * 2].iter().all(|&x| x == f32::NEG_INFINITY));
+        }
+        assert!(out[1].as_f32()[4 * 2..6 * 2].iter().all(|x| x.is_finite()));
     }
-    assert!(out[1].as_f32()[4 * 2..6 * 2].iter().all(|x| x.is_finite()));
 }
 
 /// One sequence of `len` tokens, and layouts of it in rows.
@@ -253,72 +252,71 @@ impl Sequence {
 
 #[test]
 fn a_token_has_the_same_bits_alone_and_among_others() {
-    if !compiled() {
-        return;
-    }
-    let cuda = vm(None);
-    let specs = [
-        (150, spec(1, 1, 64, None, None)),
-        (150, spec(8, 1, 64, Some(3.0), Some(100))),
-        (90, spec(3, 1, 128, None, Some(1))),
-        (90, spec(4, 2, 256, None, Some(33))),
-        (70, spec(24, 1, 64, None, None)),
-    ];
-    for (len, spec) in specs {
-        let sequence = Sequence::new(len, spec);
-        let whole = sequence.whole(&cuda);
-        let same = |what: &str, tokens: &[(usize, usize)], bits: Vec<Vec<u32>>| {
-            for (&(t, _), bits) in tokens.iter().zip(bits) {
-                assert!(bits == whole[t], "token {t} has other bits: {what}, {spec:?}");
-            }
-        };
-
-        // One query at a time.
-        let segments = Segments::separate(&[len]);
-        for t in [0, 1, 8, 15, 16, 63, 64, 65, 69, 128, 149].into_iter().filter(|&t| t < len) {
-            let runs = [QueryRun { segment: 0, first: t, len: 1, row: 0 }];
-            same("alone", &[(t, 0)], sequence.bits(&cuda, &segments, 0, &runs, 1, &[(t, 0)]));
-        }
-
-        for (root, prompt) in [(1, 2), (4, 60), (33, 31), (5, 40)] {
-            // Root, prompt and response, laid out backwards with gaps; other responses and another prompt beside.
-            let response = len - root - prompt;
-            let starts = [response + prompt + 8, response + 3, 0];
-            let mut list = vec![
-                segment(starts[0], root, 0, None),
-                segment(starts[1], prompt, root, Some(0)),
-                segment(len + 20, 11, root + prompt, Some(1)),
-                segment(starts[2], response, root + prompt, Some(1)),
-                segment(len + 31, 3, root, Some(0)),
-                segment(len + 35, 90, root + 3, Some(4)),
-            ];
-            let segments = Segments::new(list.clone()).expect("a valid table");
-            let row_of = |t: usize| match t {
-                t if t < root => starts[0] + t,
-                t if t < root + prompt => starts[1] + t - root,
-                t => starts[2] + t - root - prompt,
+    for cuda in devices() {
+        let specs = [
+            (150, spec(1, 1, 64, None, None)),
+            (150, spec(8, 1, 64, Some(3.0), Some(100))),
+            (90, spec(3, 1, 128, None, Some(1))),
+            (90, spec(4, 2, 256, None, Some(33))),
+            (70, spec(24, 1, 64, None, None)),
+        ];
+        for (len, spec) in specs {
+            let sequence = Sequence::new(len, spec);
+            let whole = sequence.whole(&cuda);
+            let same = |what: &str, tokens: &[(usize, usize)], bits: Vec<Vec<u32>>| {
+                for (&(t, _), bits) in tokens.iter().zip(bits) {
+                    assert!(bits == whole[t], "token {t} has other bits: {what}, {spec:?}");
+                }
             };
-            let tokens: Vec<(usize, usize)> = (0..len).map(|t| (t, row_of(t))).collect();
-            let bits = sequence.bits(&cuda, &segments, 3, &segments.all_queries(), segments.rows(), &tokens);
-            same(&format!("{root} + {prompt}"), &tokens, bits);
 
-            // A step of decoding of 33 streams, at different places, one of them the sequence's; its neighbours
-            // share the root, or the prompt, or nothing.
-            list.push(segment(len + 125, 40, 0, None));
-            let first = list.len();
-            for i in 0..30 {
-                list.push(segment(len + 165 + 50 * i, 50, root + prompt, Some(1)));
+            // One query at a time.
+            let segments = Segments::separate(&[len]);
+            for t in [0, 1, 8, 15, 16, 63, 64, 65, 69, 128, 149].into_iter().filter(|&t| t < len) {
+                let runs = [QueryRun { segment: 0, first: t, len: 1, row: 0 }];
+                same("alone", &[(t, 0)], sequence.bits(&cuda, &segments, 0, &runs, 1, &[(t, 0)]));
             }
-            let segments = Segments::new(list).expect("a valid table");
-            for t in [root + prompt, (root + prompt + 13).min(len - 1), len - 1] {
-                let mine = (3, t - root - prompt);
-                let mut tokens: Vec<(usize, usize)> = (0..15).map(|i| (first + i, i * 7 % 50)).collect();
-                tokens.push(mine);
-                tokens.extend([(2, 5), (5, 80), (6, 39)]);
-                tokens.extend((15..30).map(|i| (first + i, i * 11 % 50)));
-                let case = Attention::decode(&segments, &tokens, spec);
-                let bits = sequence.bits(&cuda, &segments, 3, &case.runs, case.rows, &[(t, 15)]);
-                same("decode", &[(t, 15)], bits);
+
+            for (root, prompt) in [(1, 2), (4, 60), (33, 31), (5, 40)] {
+                // Root, prompt and response, laid out backwards with gaps; other responses and another prompt beside.
+                let response = len - root - prompt;
+                let starts = [response + prompt + 8, response + 3, 0];
+                let mut list = vec![
+                    segment(starts[0], root, 0, None),
+                    segment(starts[1], prompt, root, Some(0)),
+                    segment(len + 20, 11, root + prompt, Some(1)),
+                    segment(starts[2], response, root + prompt, Some(1)),
+                    segment(len + 31, 3, root, Some(0)),
+                    segment(len + 35, 90, root + 3, Some(4)),
+                ];
+                let segments = Segments::new(list.clone()).expect("a valid table");
+                let row_of = |t: usize| match t {
+                    t if t < root => starts[0] + t,
+                    t if t < root + prompt => starts[1] + t - root,
+                    t => starts[2] + t - root - prompt,
+                };
+                let tokens: Vec<(usize, usize)> = (0..len).map(|t| (t, row_of(t))).collect();
+                let bits =
+                    sequence.bits(&cuda, &segments, 3, &segments.all_queries(), segments.rows(), &tokens);
+                same(&format!("{root} + {prompt}"), &tokens, bits);
+
+                // A step of decoding of 33 streams, at different places, one of them the sequence's; its neighbours
+                // share the root, or the prompt, or nothing.
+                list.push(segment(len + 125, 40, 0, None));
+                let first = list.len();
+                for i in 0..30 {
+                    list.push(segment(len + 165 + 50 * i, 50, root + prompt, Some(1)));
+                }
+                let segments = Segments::new(list).expect("a valid table");
+                for t in [root + prompt, (root + prompt + 13).min(len - 1), len - 1] {
+                    let mine = (3, t - root - prompt);
+                    let mut tokens: Vec<(usize, usize)> = (0..15).map(|i| (first + i, i * 7 % 50)).collect();
+                    tokens.push(mine);
+                    tokens.extend([(2, 5), (5, 80), (6, 39)]);
+                    tokens.extend((15..30).map(|i| (first + i, i * 11 % 50)));
+                    let case = Attention::decode(&segments, &tokens, spec);
+                    let bits = sequence.bits(&cuda, &segments, 3, &case.runs, case.rows, &[(t, 15)]);
+                    same("decode", &[(t, 15)], bits);
+                }
             }
         }
     }
@@ -326,44 +324,42 @@ fn a_token_has_the_same_bits_alone_and_among_others() {
 
 #[test]
 fn a_token_has_the_same_bits_across_splits() {
-    if !compiled() {
-        return;
-    }
-    const LEN: usize = 1100;
-    let cuda = vm(None);
-    for (heads, window) in [(2, None), (1, Some(600)), (2, Some(100))] {
-        let sequence = Sequence::new(LEN, spec(heads, 1, 64, None, window));
-        let segments = Segments::separate(&[LEN]);
-        // Runs of many rows walk through the splits one by one.
-        let many = |first: usize| {
-            let runs = [QueryRun { segment: 0, first, len: 70, row: 0 }];
-            let tokens: Vec<(usize, usize)> = (0..70).map(|i| (first + i, i)).collect();
-            sequence.bits(&cuda, &segments, 0, &runs, 70, &tokens)
-        };
-        for first in [480, 990, 1030] {
-            let want = many(first);
-            let few: Vec<usize> = [511, 512, 513, 999, 1023, 1024, 1059, 1099]
-                .into_iter()
-                .filter(|t| (first..first + 70).contains(t))
-                .collect();
-            for &t in &few {
-                let runs = [QueryRun { segment: 0, first: t, len: 1, row: 0 }];
-                let got = sequence.bits(&cuda, &segments, 0, &runs, 1, &[(t, 0)]);
-                assert!(got[0] == want[t - first], "token {t} alone, window {window:?}");
-            }
-            // Streams whose prompt ends within a split, at a split's end, in the last split.
-            for prompt in [400, 512, 700, 1000] {
-                let mut list = vec![segment(0, prompt, 0, None)];
-                for i in 0..4 {
-                    list.push(segment(prompt + i * (LEN - prompt), LEN - prompt, prompt, Some(0)));
+    for cuda in devices() {
+        const LEN: usize = 1100;
+        for (heads, window) in [(2, None), (1, Some(600)), (2, Some(100))] {
+            let sequence = Sequence::new(LEN, spec(heads, 1, 64, None, window));
+            let segments = Segments::separate(&[LEN]);
+            // Runs of many rows walk through the splits one by one.
+            let many = |first: usize| {
+                let runs = [QueryRun { segment: 0, first, len: 70, row: 0 }];
+                let tokens: Vec<(usize, usize)> = (0..70).map(|i| (first + i, i)).collect();
+                sequence.bits(&cuda, &segments, 0, &runs, 70, &tokens)
+            };
+            for first in [480, 990, 1030] {
+                let want = many(first);
+                let few: Vec<usize> = [511, 512, 513, 999, 1023, 1024, 1059, 1099]
+                    .into_iter()
+                    .filter(|t| (first..first + 70).contains(t))
+                    .collect();
+                for &t in &few {
+                    let runs = [QueryRun { segment: 0, first: t, len: 1, row: 0 }];
+                    let got = sequence.bits(&cuda, &segments, 0, &runs, 1, &[(t, 0)]);
+                    assert!(got[0] == want[t - first], "token {t} alone, window {window:?}");
                 }
-                let segments = Segments::new(list).expect("a valid table");
-                for &t in few.iter().filter(|&&t| t >= prompt) {
-                    let place = |i: usize| (t - prompt + 30 * i) % (LEN - prompt);
-                    let tokens = [(1, place(1)), (3, t - prompt), (2, place(2)), (4, place(3))];
-                    let case = Attention::decode(&segments, &tokens, sequence.spec);
-                    let got = sequence.bits(&cuda, &segments, 3, &case.runs, 4, &[(t, 1)]);
-                    assert!(got[0] == want[t - first], "token {t} after {prompt}, window {window:?}");
+                // Streams whose prompt ends within a split, at a split's end, in the last split.
+                for prompt in [400, 512, 700, 1000] {
+                    let mut list = vec![segment(0, prompt, 0, None)];
+                    for i in 0..4 {
+                        list.push(segment(prompt + i * (LEN - prompt), LEN - prompt, prompt, Some(0)));
+                    }
+                    let segments = Segments::new(list).expect("a valid table");
+                    for &t in few.iter().filter(|&&t| t >= prompt) {
+                        let place = |i: usize| (t - prompt + 30 * i) % (LEN - prompt);
+                        let tokens = [(1, place(1)), (3, t - prompt), (2, place(2)), (4, place(3))];
+                        let case = Attention::decode(&segments, &tokens, sequence.spec);
+                        let got = sequence.bits(&cuda, &segments, 3, &case.runs, 4, &[(t, 1)]);
+                        assert!(got[0] == want[t - first], "token {t} after {prompt}, window {window:?}");
+                    }
                 }
             }
         }
@@ -372,34 +368,29 @@ fn a_token_has_the_same_bits_across_splits() {
 
 #[test]
 fn a_token_does_not_see_what_it_must_not() {
-    if !compiled() {
-        return;
+    for cuda in devices() {
+        let spec = spec(2, 1, 64, None, Some(6));
+        let segments = Segments::separate(&[140]);
+        let seen = 65..=70;
+        let runs = [QueryRun { segment: 0, first: 70, len: 1, row: 0 }];
+        let mut sequence = Sequence::new(140, spec);
+        let want = sequence.bits(&cuda, &segments, 0, &runs, 1, &[(70, 0)]);
+        for hidden in (0..140).filter(|t| !seen.contains(t)) {
+            sequence.k[hidden * 64..(hidden + 1) * 64].fill(f32::NAN);
+            sequence.v[hidden * 64..(hidden + 1) * 64].fill(f32::INFINITY);
+        }
+        assert_eq!(sequence.bits(&cuda, &segments, 0, &runs, 1, &[(70, 0)]), want);
     }
-    let spec = spec(2, 1, 64, None, Some(6));
-    let cuda = vm(None);
-    let segments = Segments::separate(&[140]);
-    let seen = 65..=70;
-    let runs = [QueryRun { segment: 0, first: 70, len: 1, row: 0 }];
-    let mut sequence = Sequence::new(140, spec);
-    let want = sequence.bits(&cuda, &segments, 0, &runs, 1, &[(70, 0)]);
-    for hidden in (0..140).filter(|t| !seen.contains(t)) {
-        sequence.k[hidden * 64..(hidden + 1) * 64].fill(f32::NAN);
-        sequence.v[hidden * 64..(hidden + 1) * 64].fill(f32::INFINITY);
-    }
-    assert_eq!(sequence.bits(&cuda, &segments, 0, &runs, 1, &[(70, 0)]), want);
 }
 
 /// With one visible key lse is its capped score; with more, the scores' errors are averaged. So lse shows what bf16 hides:
 /// the error of tanh and of the sums.
 #[test]
 fn lse_is_as_good_as_f32_allows() {
-    if !compiled() {
-        return;
-    }
     for (softcap, window) in [(None, None), (Some(1.5), Some(1)), (Some(5.0), None), (Some(50.0), Some(8))] {
         let spec = spec(3, 1, 64, softcap, window);
         let case = Attention::training(&tree(), spec);
-        let (got, exact) = (outputs(&vm(None), &case), outputs(&Cpu, &case));
+        let exact = outputs(&Cpu, &case);
         // The largest sum of |scale q k|, and so of any part of it. One rounding per product for the kernel, one for
         // 16 and a tree for the oracle, 16 for what follows in both.
         let (dim, rows) = (spec.head_dim, case.rows);
@@ -409,16 +400,19 @@ fn lse_is_as_good_as_f32_allows() {
         let sums = q.chunks(dim).flat_map(|q| k.chunks(dim).map(move |k| absolute(q, k)));
         let size = f64::from(spec.scale) * sums.fold(0.0, f64::max);
         let bound = (dim as f64 + dim as f64 / 16.0 + 5.0 + 16.0) * EPS / 2.0 * size;
-        for (i, (&got, &want)) in got[1].as_f32().iter().zip(exact[1].as_f32()).enumerate() {
-            let off = f64::from(got) - f64::from(want);
-            assert!(got == want || off.abs() <= bound, "lse[{i}]: {got}, {want}, {softcap:?} {window:?}");
+        for cuda in devices() {
+            let got = outputs(&cuda, &case);
+            for (i, (&got, &want)) in got[1].as_f32().iter().zip(exact[1].as_f32()).enumerate() {
+                let off = f64::from(got) - f64::from(want);
+                assert!(got == want || off.abs() <= bound, "lse[{i}]: {got}, {want}, {softcap:?} {window:?}");
+            }
         }
     }
 }
 
 #[test]
 fn little_is_moved_and_multiplied_in_vain() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     let workloads = workloads_of("attention_forward");

@@ -3,7 +3,9 @@ use bon_engine::backend::cuda::workload::{GEMMA_270M, workloads};
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
 use bon_engine::segments::{Segment, Segments};
 
-use super::{Case, activation, activation_of, check, coalescing, compiled, counted, outputs, single_of, vm};
+use super::{
+    Case, activation, activation_of, check, coalescing, counted, counting, devices, outputs, single_of,
+};
 use crate::tolerance::{EPS, Rule};
 
 /// The gradient for random q, k, v and do, with o and lse as the CPU computes them.
@@ -125,9 +127,6 @@ fn pieces_of_a_long_list_add_up() {
 /// Layers with different windows share a batch's tables.
 #[test]
 fn plans_are_kept_per_window() {
-    if !compiled() {
-        return;
-    }
     struct Two;
     impl Case for Two {
         fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
@@ -152,18 +151,17 @@ fn plans_are_kept_per_window() {
             vec![run(None), run(Some(9)), run(None), run(Some(9))]
         }
     }
-    let vm = outputs(&vm(None), &Two);
-    assert_eq!(vm[0].as_f32(), vm[2].as_f32());
-    assert_eq!(vm[1].as_f32(), vm[3].as_f32());
-    assert_ne!(vm[0].as_f32(), vm[1].as_f32());
+    for cuda in devices() {
+        let dq = outputs(&cuda, &Two);
+        assert_eq!(dq[0].as_f32(), dq[2].as_f32());
+        assert_eq!(dq[1].as_f32(), dq[3].as_f32());
+        assert_ne!(dq[0].as_f32(), dq[1].as_f32());
+    }
 }
 
 /// Where a token sees itself alone, P = 1 whatever the score is: dq and dk are zero but for what rounds, and dv is do.
 #[test]
 fn a_token_alone_has_no_gradient_by_its_score() {
-    if !compiled() {
-        return;
-    }
     struct Values(Gradient);
     impl Case for Values {
         fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
@@ -181,19 +179,21 @@ fn a_token_alone_has_no_gradient_by_its_score() {
     };
     let case = || Gradient { segments: tree(), spec };
     check(&["dv"], Rule::Backward, &Values(case()));
-    let got = outputs(&vm(None), &case());
-    // dP and D are sums of 64 products of numbers below 1, rounded 64 times each; 3 heads come together in dk.
-    let bound = f64::from(SCALE) * 3.0 * 64.0 * 64.0 * EPS;
-    for (what, x) in ["dq", "dk"].iter().zip(&got) {
-        let largest = x.as_f32().iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
-        assert!(largest <= bound, "{what}: {largest:e}, allowed {bound:e}");
+    for cuda in devices() {
+        let got = outputs(&cuda, &case());
+        // dP and D are sums of 64 products of numbers below 1, rounded 64 times each; 3 heads come together in dk.
+        let bound = f64::from(SCALE) * 3.0 * 64.0 * 64.0 * EPS;
+        for (what, x) in ["dq", "dk"].iter().zip(&got) {
+            let largest = x.as_f32().iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
+            assert!(largest <= bound, "{what}: {largest:e}, allowed {bound:e}");
+        }
     }
 }
 
 /// At the shape of Gemma 3 270M; that of Gemma 2B differs in the number of heads and takes twice as long.
 #[test]
 fn products_are_made_of_what_is_seen() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     let all = workloads(&GEMMA_270M).into_iter();

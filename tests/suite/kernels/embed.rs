@@ -3,8 +3,8 @@ use bon_engine::backend::{Backend, Batch};
 use bon_engine::segments::Segments;
 
 use super::{
-    Case, activation, check, coalescing, compiled, counted, outputs, rounded, single, traffic, vm, weight,
-    workloads_of,
+    Case, activation, check, coalescing, counted, counting, devices, outputs, rounded, single, traffic,
+    weight, workloads_of,
 };
 use crate::tolerance::Rule;
 
@@ -59,11 +59,10 @@ fn rows_of_every_width() {
 
 #[test]
 fn forward_has_the_bits_of_the_cpu() {
-    if !compiled() {
-        return;
-    }
     let case = Forward { ids: &IDS, cols: 640 };
-    assert!(outputs(&vm(None), &case)[0].as_f32() == rounded(outputs(&Cpu, &case)[0].as_f32()));
+    for cuda in devices() {
+        assert!(outputs(&cuda, &case)[0].as_f32() == rounded(outputs(&Cpu, &case)[0].as_f32()));
+    }
 }
 
 /// Tokens are added eight at a time, then one by one.
@@ -89,7 +88,7 @@ fn no_tokens_are_no_work() {
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("embed") {

@@ -1,9 +1,10 @@
 use bon_engine::backend::Backend;
 
 use super::{
-    Case, activation, activation_of, check, coalescing, compiled, counted, outputs, traffic, vm, workloads_of,
+    Case, activation, activation_up_to, check, coalescing, counted, counting, devices, outputs, traffic,
+    workloads_of,
 };
-use crate::ops::{bits, randoms};
+use crate::ops::bits;
 use crate::tolerance::Rule;
 
 struct Backward {
@@ -16,9 +17,9 @@ struct Backward {
 impl Case for Backward {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let (rows, cols) = (self.rows, self.cols);
-        let gate: Vec<f32> = randoms(1, rows * cols).iter().map(|x| x * self.size).collect();
+        let gate = activation_up_to(b, self.size, 1, rows, cols);
         let [dh, up] = [2, 3].map(|seed| activation(b, seed, rows, cols));
-        let (d_gate, d_up) = b.geglu_backward(&dh, &activation_of(b, rows, cols, &gate), &up);
+        let (d_gate, d_up) = b.geglu_backward(&dh, &gate, &up);
         vec![d_gate, d_up]
     }
 }
@@ -41,19 +42,18 @@ fn gates_of_any_size() {
 
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    if !compiled() {
-        return;
-    }
-    let run = |rows| outputs(&vm(None), &Backward { rows, cols: 520, size: 4.0 });
-    for (few, many) in run(3).iter().zip(run(70)) {
-        // The same numbers stand in front of the longer tensors.
-        assert_eq!(bits(few)[..], bits(&many)[..3 * 520]);
+    for cuda in devices() {
+        let run = |rows| outputs(&cuda, &Backward { rows, cols: 520, size: 4.0 });
+        for (few, many) in run(3).iter().zip(run(70)) {
+            // The same numbers stand in front of the longer tensors.
+            assert_eq!(bits(few)[..], bits(&many)[..3 * 520]);
+        }
     }
 }
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("geglu_backward") {

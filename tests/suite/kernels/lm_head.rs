@@ -1,12 +1,13 @@
 use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
+use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::lm_head::logprob_backward_within;
 use bon_engine::backend::{Backend, Choice, HeadSpec, Sampled, Target, Truncation};
 use bon_engine::device::vm::Report;
 use bon_engine::rng::{DrawKey, philox4x32};
 
 use super::{
-    activation_of, check, coalescing, compiled, counted, outputs, poisoned, rounded, single, single_of,
-    traffic, vm, weight, weight_of, workloads_of,
+    activation_of, again, check, coalescing, counted, counting, devices, outputs, rounded, single, single_of,
+    traffic, weight, weight_of, workloads_of,
 };
 use crate::ops::{bits, randoms};
 use crate::rounded::Rounded;
@@ -108,9 +109,10 @@ impl super::Case for Backward<'_> {
 #[track_caller]
 fn check_case(case: &Case) {
     check(&["log-probs", "lse"], Rule::Forward, &Forward(case));
-    if compiled() {
-        let (got, exact) = (outputs(&vm(None), &Forward(case)), Exact::new(case));
-        let want: Vec<f64> = case.targets.iter().map(|t| exact.logprob(t.row, t.token)).collect();
+    let exact = Exact::new(case);
+    let want: Vec<f64> = case.targets.iter().map(|t| exact.logprob(t.row, t.token)).collect();
+    for cuda in devices() {
+        let got = outputs(&cuda, &Forward(case));
         let bound = |i: usize| {
             let t = case.targets[i];
             exact.lse_error[t.row as usize] + exact.error(t.row, t.token) + EPS * want[i].abs()
@@ -208,6 +210,12 @@ fn agrees_at_every_edge_of_the_width() {
     }
 }
 
+/// So wide that the gradients' products come in large tiles.
+#[test]
+fn agrees_where_rows_are_wide() {
+    check_case(&Case::new(70, 40, 8136, PLAIN));
+}
+
 /// Many targets of one token, and of one row.
 #[test]
 fn targets_may_crowd() {
@@ -220,28 +228,26 @@ fn targets_may_crowd() {
 
 #[test]
 fn nothing_asked_is_nothing_done() {
-    if !compiled() {
-        return;
+    for device in devices() {
+        let mut case = Case::new(2, 131, 8, PLAIN);
+        case.targets.clear();
+        case.weights.clear();
+        let (logprobs, lse) = case.forward(&device);
+        let want = outputs(&Cpu, &Forward(&case)).remove(1);
+        assert!(logprobs.is_empty());
+        let bound = Exact::new(&case).lse_error;
+        let want: Vec<f64> = want.as_f32().iter().map(|x| f64::from(*x)).collect();
+        assert_within("lse", &device.to_f32(&lse), &want, |row| 2.0 * bound[row]);
+        // Without a weight there is no gradient.
+        let out = outputs(&device, &Backward(&case));
+        assert!(out[0].as_f32().iter().all(|x| *x == 0.0));
+        assert_eq!(out[1].as_f32(), randoms(4, 131 * 8));
+        let none = Case { rows: 0, x: Vec::new(), ..case };
+        assert!(none.sample(&device, &NONE, &[]).is_empty());
+        assert!(none.sample(&device, &TRUNCATIONS[0], &[]).is_empty());
+        let out = outputs(&device, &Backward(&none));
+        assert_eq!((out[0].rows, out[0].cols, out[1].as_f32()), (0, 8, &randoms(4, 131 * 8)[..]));
     }
-    let vm = vm(None);
-    let mut case = Case::new(2, 131, 8, PLAIN);
-    case.targets.clear();
-    case.weights.clear();
-    let (logprobs, lse) = case.forward(&vm);
-    let want = outputs(&Cpu, &Forward(&case)).remove(1);
-    assert!(logprobs.is_empty());
-    let bound = Exact::new(&case).lse_error;
-    let want: Vec<f64> = want.as_f32().iter().map(|x| f64::from(*x)).collect();
-    assert_within("lse", &vm.to_f32(&lse), &want, |row| 2.0 * bound[row]);
-    // Without a weight there is no gradient.
-    let out = outputs(&vm, &Backward(&case));
-    assert!(out[0].as_f32().iter().all(|x| *x == 0.0));
-    assert_eq!(out[1].as_f32(), randoms(4, 131 * 8));
-    let none = Case { rows: 0, x: Vec::new(), ..case };
-    assert!(none.sample(&vm, &NONE, &[]).is_empty());
-    assert!(none.sample(&vm, &TRUNCATIONS[0], &[]).is_empty());
-    let out = outputs(&vm, &Backward(&none));
-    assert_eq!((out[0].rows, out[0].cols, out[1].as_f32()), (0, 8, &randoms(4, 131 * 8)[..]));
 }
 
 /// The gradient of the logits comes in ranges of chunks where the workspace is small: dtable's bits do not tell, and dX
@@ -250,14 +256,14 @@ fn nothing_asked_is_nothing_done() {
 fn a_small_workspace_gives_the_same_gradient() {
     struct Within(Case, usize);
     impl Within {
-        fn run(&self) -> [CpuTensor; 2] {
-            let (case, vm) = (&self.0, poisoned());
-            let mut dtable = single(&vm, 4, case.vocab, case.width);
-            let (x, table, (_, lse)) = (case.x(&vm), case.table(&vm), case.forward(&vm));
+        fn run(&self, cuda: &Cuda) -> [CpuTensor; 2] {
+            let case = &self.0;
+            let mut dtable = single(cuda, 4, case.vocab, case.width);
+            let (x, table, (_, lse)) = (case.x(cuda), case.table(cuda), case.forward(cuda));
             let (targets, weights) = (&case.targets, &case.weights);
             let dx = logprob_backward_within(
                 self.1,
-                &vm,
+                cuda,
                 &x,
                 &table,
                 &case.head,
@@ -266,21 +272,22 @@ fn a_small_workspace_gives_the_same_gradient() {
                 weights,
                 &mut dtable,
             );
-            vm.check().expect("the device is content");
+            cuda.check().expect("the device is content");
             [(case.rows, dx), (case.vocab, dtable)]
-                .map(|(rows, x)| CpuTensor::f32(rows, case.width, vm.to_f32(&x)))
+                .map(|(rows, x)| CpuTensor::f32(rows, case.width, cuda.to_f32(&x)))
         }
-    }
-    if !compiled() {
-        return;
     }
     let case = Case::new(131, 2 * 512 + 77, 8, CAPPED);
     let (exact, naive) = (outputs(&Cpu, &Backward(&case)), outputs(&Rounded, &Backward(&case)));
-    let [_, dtable] = Within(case.clone(), 64 << 20).run();
-    for chunks in [0, 1, 2] {
-        let got = Within(case.clone(), chunks * 131 * 512 * 2).run();
-        assert_rule("dX", Rule::Backward, got[0].as_f32(), exact[0].as_f32(), naive[0].as_f32());
-        assert_eq!(bits(&got[1]), bits(&dtable), "{chunks} chunks at once");
+    for device in devices() {
+        let [_, dtable] = Within(case.clone(), 64 << 20).run(&device);
+        for (chunks, (again, _)) in
+            (0..3).flat_map(|chunks| again(&device).into_iter().map(move |how| (chunks, how)))
+        {
+            let got = Within(case.clone(), chunks * 131 * 512 * 2).run(&again);
+            assert_rule("dX", Rule::Backward, got[0].as_f32(), exact[0].as_f32(), naive[0].as_f32());
+            assert_eq!(bits(&got[1]), bits(&dtable), "{chunks} chunks at once");
+        }
     }
 }
 
@@ -300,7 +307,7 @@ const TRUNCATIONS: [Truncation; 6] = [
 
 /// All keys different; every fifth row is greedy.
 fn choices(rows: usize) -> Vec<Choice> {
-    let key = |i: u32| DrawKey { key: [7, 8 + i % 2], prompt: i / 32, stream: i % 32, position: 3 * i };
+    let key = |i: u32| DrawKey { key: [7, 8 + i % 2], prompt: i / 32, stream: 37 * i, position: 3 * i };
     (0..rows as u32).map(|i| if i % 5 == 4 { Choice::Greedy } else { Choice::Draw(key(i)) }).collect()
 }
 
@@ -312,17 +319,16 @@ fn assert_same(what: &str, got: &[Sampled], want: &[Sampled]) {
 
 #[test]
 fn draws_are_exact_but_for_rounding() {
-    if !compiled() {
-        return;
-    }
     let shapes = [(1, 1), (1, 9), (2, 127), (15, 513), (16, 130), (17, 1100), (32, 129), (33, 255), (64, 65)];
     let shapes = [&shapes[..], &[(70, 300), (3, MANY_CHUNKS)]].concat();
     let (mut decided, mut all) = (0, 0);
-    for (i, (rows, vocab)) in shapes.into_iter().enumerate() {
+    for (device, (i, &(rows, vocab))) in
+        devices().into_iter().flat_map(|d| shapes.iter().enumerate().map(move |shape| (d.clone(), shape)))
+    {
         let width = [8, 72, 136][i % 3];
         let case = Case::new(rows, vocab, width, [PLAIN, CAPPED][i % 2]);
         let choices = choices(rows);
-        let got = case.sample(&vm(None), &NONE, &choices);
+        let got = case.sample(&device, &NONE, &choices);
         let (cpu, exact) = (case.sample(&Cpu, &NONE, &choices), Exact::new(&case));
         for (row, choice) in choices.iter().enumerate() {
             let r = row as u32;
@@ -354,52 +360,53 @@ fn draws_are_exact_but_for_rounding() {
 /// The heart of on-policy training: what sampling records is what training computes, to the bit, in any company.
 #[test]
 fn sampling_gives_the_log_prob_of_training() {
-    if !compiled() {
-        return;
-    }
-    let (vm, whole) = (vm(None), Case::new(131, 1100, 72, CAPPED));
-    let choices = choices(whole.rows);
-    let rows = |range: std::ops::Range<usize>| Case {
-        rows: range.len(),
-        x: whole.x[range.start * whole.width..range.end * whole.width].to_vec(),
-        targets: Vec::new(),
-        ..whole.clone()
-    };
-    for truncation in [&NONE, &TRUNCATIONS[0]] {
-        let sampled = whole.sample(&vm, truncation, &choices);
-        let targets = (0..).zip(&sampled).map(|(row, s)| Target { row, token: s.token }).collect();
-        let (logprobs, _) = Case { targets, ..whole.clone() }.forward(&vm);
-        let recorded = |s: &[Sampled]| s.iter().map(|s| s.logprob.to_bits()).collect::<Vec<_>>();
-        assert_eq!(recorded(&sampled), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
-        // In every tiling, and at other places in it.
-        for part in [0..1, 5..19, 40..72, 90..131] {
-            let again = rows(part.clone()).sample(&vm, truncation, &choices[part.clone()]);
-            assert_same("a part", &again, &sampled[part]);
+    for device in devices() {
+        let whole = Case::new(131, 1100, 72, CAPPED);
+        let choices = choices(whole.rows);
+        let rows = |range: std::ops::Range<usize>| Case {
+            rows: range.len(),
+            x: whole.x[range.start * whole.width..range.end * whole.width].to_vec(),
+            targets: Vec::new(),
+            ..whole.clone()
+        };
+        for truncation in [&NONE, &TRUNCATIONS[0]] {
+            let sampled = whole.sample(&device, truncation, &choices);
+            let targets = (0..).zip(&sampled).map(|(row, s)| Target { row, token: s.token }).collect();
+            let (logprobs, _) = Case { targets, ..whole.clone() }.forward(&device);
+            let recorded = |s: &[Sampled]| s.iter().map(|s| s.logprob.to_bits()).collect::<Vec<_>>();
+            assert_eq!(recorded(&sampled), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
+            // In every tiling, and at other places in it.
+            for part in [0..1, 5..19, 40..72, 90..131] {
+                let again = rows(part.clone()).sample(&device, truncation, &choices[part.clone()]);
+                assert_same("a part", &again, &sampled[part]);
+            }
         }
-    }
-    let (logprobs, lse) = whole.forward(&vm);
-    let lse = vm.to_f32(&lse);
-    for row in [0, 5, 128] {
-        let (alone, mine) = whole.alone(row);
-        let (logprobs_alone, lse_alone) = alone.forward(&vm);
-        assert_eq!(vm.to_f32(&lse_alone)[0].to_bits(), lse[row].to_bits(), "row {row}");
-        let want: Vec<u32> = mine.iter().map(|&i| logprobs[i].to_bits()).collect();
-        assert_eq!(logprobs_alone.iter().map(|l| l.to_bits()).collect::<Vec<_>>(), want, "row {row}");
+        let (logprobs, lse) = whole.forward(&device);
+        let lse = device.to_f32(&lse);
+        for row in [0, 5, 128] {
+            let (alone, mine) = whole.alone(row);
+            let (logprobs_alone, lse_alone) = alone.forward(&device);
+            assert_eq!(device.to_f32(&lse_alone)[0].to_bits(), lse[row].to_bits(), "row {row}");
+            let want: Vec<u32> = mine.iter().map(|&i| logprobs[i].to_bits()).collect();
+            assert_eq!(logprobs_alone.iter().map(|l| l.to_bits()).collect::<Vec<_>>(), want, "row {row}");
+        }
     }
 }
 
 #[test]
 fn truncated_draws_are_those_of_the_cpu() {
-    if !compiled() {
-        return;
-    }
     for (rows, vocab, head) in [(19, 1100, PLAIN), (3, 1, PLAIN), (3, 37, CAPPED), (3, 129, CAPPED)] {
         let (case, choices) = (Case::new(rows, vocab, 24, head), choices(rows));
         for truncation in &TRUNCATIONS {
             let tokens = |s: Vec<Sampled>| s.iter().map(|s| s.token).collect::<Vec<_>>();
-            let (got, want) =
-                (case.sample(&vm(None), truncation, &choices), case.sample(&Cpu, truncation, &choices));
-            assert_eq!(tokens(got), tokens(want), "{truncation:?} of {vocab}");
+            let want = tokens(case.sample(&Cpu, truncation, &choices));
+            for cuda in devices() {
+                assert_eq!(
+                    tokens(case.sample(&cuda, truncation, &choices)),
+                    want,
+                    "{truncation:?} of {vocab}"
+                );
+            }
         }
     }
 }
@@ -407,39 +414,36 @@ fn truncated_draws_are_those_of_the_cpu() {
 /// Few tokens and many draws, so that a token too many or too few is noticed.
 #[test]
 fn truncation_cuts_where_the_cpu_cuts() {
-    if !compiled() {
-        return;
+    for device in devices() {
+        let (vocab, rows) = (13, 48);
+        // Logits 0, 1/8, 1/8, 2/8, ..., in some order.
+        let e: Vec<f32> = (0..vocab * 8)
+            .map(|i| if i % 8 == 0 { (i / 8 * 5 % vocab / 2) as f32 / 8.0 } else { 0.0 })
+            .collect();
+        let x: Vec<f32> = (0..rows * 8).map(|i| if i % 8 == 0 { 1.0 } else { 0.0 }).collect();
+        let choices = choices(rows);
+        let mut truncations: Vec<Truncation> = [2, 3, 8].map(|top_k| Truncation { top_k, ..NONE }).into();
+        truncations.extend([0.0, 0.15, 0.5, 0.9].map(|top_p| Truncation { top_p, ..NONE }));
+        truncations.extend([0.6, 0.8].map(|min_p| Truncation { min_p, ..NONE }));
+        truncations.push(Truncation { top_k: 9, top_p: 0.7, min_p: 0.0 });
+        let mut sizes = Vec::new();
+        for truncation in &truncations {
+            let tokens = |s: &[Sampled]| s.iter().map(|s| s.token).collect::<Vec<_>>();
+            let (xs, es) = (activation_of(&device, rows, 8, &x), weight_of(&device, vocab, 8, &e));
+            let got = tokens(&device.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
+            let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
+            let want = tokens(&Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
+            assert_eq!(got, want, "{truncation:?}");
+            sizes.push(got.iter().collect::<std::collections::BTreeSet<_>>().len());
+        }
+        assert_eq!(sizes[..4], [2, 3, 8, 1], "all tokens that are left are drawn: {sizes:?}");
     }
-    let (vocab, rows, vm) = (13, 48, vm(None));
-    // Logits 0, 1/8, 1/8, 2/8, ..., in some order.
-    let e: Vec<f32> =
-        (0..vocab * 8).map(|i| if i % 8 == 0 { (i / 8 * 5 % vocab / 2) as f32 / 8.0 } else { 0.0 }).collect();
-    let x: Vec<f32> = (0..rows * 8).map(|i| if i % 8 == 0 { 1.0 } else { 0.0 }).collect();
-    let choices = choices(rows);
-    let mut truncations: Vec<Truncation> = [2, 3, 8].map(|top_k| Truncation { top_k, ..NONE }).into();
-    truncations.extend([0.0, 0.15, 0.5, 0.9].map(|top_p| Truncation { top_p, ..NONE }));
-    truncations.extend([0.6, 0.8].map(|min_p| Truncation { min_p, ..NONE }));
-    truncations.push(Truncation { top_k: 9, top_p: 0.7, min_p: 0.0 });
-    let mut sizes = Vec::new();
-    for truncation in &truncations {
-        let tokens = |s: &[Sampled]| s.iter().map(|s| s.token).collect::<Vec<_>>();
-        let (xs, es) = (activation_of(&vm, rows, 8, &x), weight_of(&vm, vocab, 8, &e));
-        let got = tokens(&vm.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
-        let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
-        let want = tokens(&Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
-        assert_eq!(got, want, "{truncation:?}");
-        sizes.push(got.iter().collect::<std::collections::BTreeSet<_>>().len());
-    }
-    assert_eq!(sizes[..4], [2, 3, 8, 1], "all tokens that are left are drawn: {sizes:?}");
 }
 
 /// Logits that are small integers, so the same in any arithmetic: many are equal, across tiles, chunks and the digits of
 /// radix selection, and the lowest id comes first.
 #[test]
 fn ties_go_to_the_lowest_token() {
-    if !compiled() {
-        return;
-    }
     let (vocab, rows) = (4200, 6);
     let integers = |seed: u32, n: usize, most: f32| -> Vec<f32> {
         randoms(seed, n).into_iter().map(|x| (x * most).round()).collect()
@@ -454,31 +458,31 @@ fn ties_go_to_the_lowest_token() {
         }
         all
     };
-    let vm = vm(None);
-    let (xs, es) = (activation_of(&vm, rows, 8, &x), weight_of(&vm, vocab, 8, &e));
-    let got = sample(&|truncation, choices| vm.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
-    vm.check().expect("the device is content");
-    let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
-    let want = sample(&|truncation, choices| Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
-    assert_eq!(got, want);
-    let logit = |row: usize, v: usize| (0..8).map(|j| x[row * 8 + j] * e[v * 8 + j]).sum::<f32>();
-    for (row, token) in got[0].iter().enumerate() {
-        let best = (0..vocab).rev().max_by(|&a, &b| logit(row, a).total_cmp(&logit(row, b)));
-        assert_eq!(Some(*token as usize), best, "row {row}");
+    for device in devices() {
+        let (xs, es) = (activation_of(&device, rows, 8, &x), weight_of(&device, vocab, 8, &e));
+        let got = sample(&|truncation, choices| device.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
+        device.check().expect("the device is content");
+        let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
+        let want = sample(&|truncation, choices| Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
+        assert_eq!(got, want);
+        let logit = |row: usize, v: usize| (0..8).map(|j| x[row * 8 + j] * e[v * 8 + j]).sum::<f32>();
+        for (row, token) in got[0].iter().enumerate() {
+            let best = (0..vocab).rev().max_by(|&a, &b| logit(row, a).total_cmp(&logit(row, b)));
+            assert_eq!(Some(*token as usize), best, "row {row}");
+        }
     }
 }
 
 #[test]
 fn draws_depend_on_no_schedule() {
-    if !compiled() {
-        return;
-    }
     for (rows, vocab) in [(3, 700), (20, 300), (40, 140)] {
         let (case, choices) = (Case::new(rows, vocab, 40, CAPPED), choices(rows));
         for truncation in [&NONE, &TRUNCATIONS[0]] {
-            let want = case.sample(&vm(None), truncation, &choices);
-            for again in [vm(Some(1)), vm(Some(2)), poisoned()] {
-                assert_same("another schedule", &case.sample(&again, truncation, &choices), &want);
+            for device in devices() {
+                let want = case.sample(&device, truncation, &choices);
+                for (again, how) in again(&device) {
+                    assert_same(how, &case.sample(&again, truncation, &choices), &want);
+                }
             }
         }
     }
@@ -486,32 +490,31 @@ fn draws_depend_on_no_schedule() {
 
 #[test]
 fn a_broken_row_says_so_and_breaks_no_other() {
-    if !compiled() {
-        return;
-    }
-    let vm = vm(None);
-    for (broken, head) in [(f32::NAN, CAPPED), (f32::NAN, PLAIN), (f32::INFINITY, PLAIN)] {
-        let mut case = Case::new(20, 131, 16, head);
-        let choices = choices(20);
-        let run = |case: &Case| {
-            let (logprobs, lse) = case.forward(&vm);
-            let draws = [&NONE, &TRUNCATIONS[0], &TRUNCATIONS[5]].map(|t| case.sample(&vm, t, &choices));
-            (logprobs, vm.to_f32(&lse), draws)
-        };
-        let (logprobs, lse, sound) = run(&case);
-        case.x[7 * 16 + 3] = broken;
-        let (logprobs_now, lse_now, now) = run(&case);
-        let agree = |row: usize, now: f32, before: f32| match row {
-            7 => !now.is_finite(),
-            _ => now.to_bits() == before.to_bits(),
-        };
-        assert!((0..20).all(|row| agree(row, lse_now[row], lse[row])));
-        let row = |i: usize| case.targets[i].row as usize;
-        assert!((0..logprobs.len()).all(|i| agree(row(i), logprobs_now[i], logprobs[i])));
-        for (now, sound) in now.iter().zip(&sound) {
-            assert!((0..20).all(|row| agree(row, now[row].logprob, sound[row].logprob)));
-            assert!((0..20).all(|row| row == 7 || now[row].token == sound[row].token));
-            assert!(now[7].token < 131);
+    for device in devices() {
+        for (broken, head) in [(f32::NAN, CAPPED), (f32::NAN, PLAIN), (f32::INFINITY, PLAIN)] {
+            let mut case = Case::new(20, 131, 16, head);
+            let choices = choices(20);
+            let run = |case: &Case| {
+                let (logprobs, lse) = case.forward(&device);
+                let draws =
+                    [&NONE, &TRUNCATIONS[0], &TRUNCATIONS[5]].map(|t| case.sample(&device, t, &choices));
+                (logprobs, device.to_f32(&lse), draws)
+            };
+            let (logprobs, lse, sound) = run(&case);
+            case.x[7 * 16 + 3] = broken;
+            let (logprobs_now, lse_now, now) = run(&case);
+            let agree = |row: usize, now: f32, before: f32| match row {
+                7 => !now.is_finite(),
+                _ => now.to_bits() == before.to_bits(),
+            };
+            assert!((0..20).all(|row| agree(row, lse_now[row], lse[row])));
+            let row = |i: usize| case.targets[i].row as usize;
+            assert!((0..logprobs.len()).all(|i| agree(row(i), logprobs_now[i], logprobs[i])));
+            for (now, sound) in now.iter().zip(&sound) {
+                assert!((0..20).all(|row| agree(row, now[row].logprob, sound[row].logprob)));
+                assert!((0..20).all(|row| row == 7 || now[row].token == sound[row].token));
+                assert!(now[7].token < 131);
+            }
         }
     }
 }
@@ -519,24 +522,23 @@ fn a_broken_row_says_so_and_breaks_no_other() {
 /// One likely token and thousands of others that together weigh 7e-4, but each too little to change 1 in f32.
 #[test]
 fn a_long_tail_is_not_lost() {
-    if !compiled() {
-        return;
-    }
-    let (vocab, vm) = (MANY_CHUNKS, vm(None));
-    let x = activation_of(&vm, 1, 8, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    for peak in [0, 5000, vocab - 1] {
-        let mut e = vec![0.0; vocab * 8];
-        e.iter_mut().step_by(8).for_each(|e| *e = -17.0);
-        e[peak * 8] = 0.0;
-        let target = Target { row: 0, token: peak as u32 };
-        let table = weight_of(&vm, vocab, 8, &e);
-        let (logprobs, lse) = vm.lm_head_logprob_forward(&x, &table, &PLAIN, &[target]);
-        let want = ((vocab - 1) as f64 * f64::exp(-17.0)).ln_1p();
-        // Of a thread's 32 tokens a tile's 7 beside the peak are lost at worst, 4e-8 each; then some 14 sums near 1.
-        let bound = 7.0 * f64::exp(-17.0) + 14.0 * EPS / 2.0;
-        assert!(bound < want / 100.0);
-        assert_within("lse", &vm.to_f32(&lse), &[want], |_| bound);
-        assert_within("log-prob", &logprobs, &[-want], |_| bound);
+    for device in devices() {
+        let vocab = MANY_CHUNKS;
+        let x = activation_of(&device, 1, 8, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        for peak in [0, 5000, vocab - 1] {
+            let mut e = vec![0.0; vocab * 8];
+            e.iter_mut().step_by(8).for_each(|e| *e = -17.0);
+            e[peak * 8] = 0.0;
+            let target = Target { row: 0, token: peak as u32 };
+            let table = weight_of(&device, vocab, 8, &e);
+            let (logprobs, lse) = device.lm_head_logprob_forward(&x, &table, &PLAIN, &[target]);
+            let want = ((vocab - 1) as f64 * f64::exp(-17.0)).ln_1p();
+            // Of a thread's 32 tokens a tile's 7 beside the peak are lost at worst, 4e-8 each; then some 14 sums near 1.
+            let bound = 7.0 * f64::exp(-17.0) + 14.0 * EPS / 2.0;
+            assert!(bound < want / 100.0);
+            assert_within("lse", &device.to_f32(&lse), &[want], |_| bound);
+            assert_within("log-prob", &logprobs, &[-want], |_| bound);
+        }
     }
 }
 
@@ -545,7 +547,7 @@ fn a_long_tail_is_not_lost() {
 /// Global memory and tensor cores are used as the head of kernels/lm_head.cu says, at a slice of the real vocabulary.
 #[test]
 fn sampling_reads_the_table_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("lm_head_sample") {
@@ -565,7 +567,7 @@ fn sampling_reads_the_table_once() {
 
 #[test]
 fn truncation_reads_whole_sectors() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("lm_head_truncated") {
@@ -585,7 +587,7 @@ fn assert_lean(main: &Report, flops: u64, name: &str) {
 
 #[test]
 fn logits_are_computed_by_tensor_cores_alone() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("lm_head_logprob") {

@@ -6,7 +6,7 @@ use bon_engine::backend::cuda::Tensor;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, workloads};
 use bon_engine::device::vm::Report;
 
-use super::{Case, activation, check, coalescing, compiled, counted, single, traffic, vm, weight};
+use super::{Case, activation, check, coalescing, counted, counting, devices, single, traffic, weight};
 use crate::tolerance::Rule;
 
 /// Y = X W^T for up to three weights of these numbers of rows.
@@ -219,20 +219,18 @@ fn backward_weight_in_all_tiles() {
 
 #[test]
 fn no_tokens_are_nothing_to_do() {
-    if !compiled() {
-        return;
+    for b in devices() {
+        let (x, w) = (activation(&b, 1, 0, 64), weight(&b, 2, 72, 64));
+        let [y] = b.matmul_forward(&x, [&w]);
+        assert_eq!(b.shape(&y), (0, 72));
+        assert_eq!(b.shape(&b.geglu_forward(&x, &w, &w, true).0), (0, 72));
+        assert_eq!(b.shape(&b.matmul_backward_input(&[(&y, &w)])), (0, 64));
+        let mut dw = single(&b, 3, 72, 64);
+        let before = b.download(&dw);
+        b.matmul_backward_weight(&y, &x, &mut dw);
+        assert!(b.download(&dw) == before);
+        b.check().expect("no error");
     }
-    let b = vm(None);
-    let (x, w) = (activation(&b, 1, 0, 64), weight(&b, 2, 72, 64));
-    let [y] = b.matmul_forward(&x, [&w]);
-    assert_eq!(b.shape(&y), (0, 72));
-    assert_eq!(b.shape(&b.geglu_forward(&x, &w, &w, true).0), (0, 72));
-    assert_eq!(b.shape(&b.matmul_backward_input(&[(&y, &w)])), (0, 64));
-    let mut dw = single(&b, 3, 72, 64);
-    let before = b.download(&dw);
-    b.matmul_backward_weight(&y, &x, &mut dw);
-    assert!(b.download(&dw) == before);
-    b.check().expect("no error");
 }
 
 /// The first columns of some rows of a bf16 matrix.
@@ -242,64 +240,61 @@ fn part(bytes: &[u8], cols: usize, rows: &[u32], first_cols: usize) -> Vec<u8> {
 
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_tile() {
-    if !compiled() {
-        return;
-    }
-    const T: u32 = 130;
-    const K: usize = 328;
-    const OUT: usize = 8200;
-    let b = vm(None);
-    let x = activation(&b, 1, T as usize, K);
-    // 128 x 128 tiles, as in training.
-    let w = weight(&b, 2, OUT, K);
-    let first = weight(&b, 2, 200, K);
-    let [all] = b.matmul_forward(&x, [&w]);
-    let all = b.download(&all);
-    let (one, several) = (vec![77], vec![129, 3, 64]);
-    let batches = [one, several, (0..32).collect(), (50..83).collect(), (66..T).collect(), (20..T).collect()];
-    for rows in batches {
-        let x = b.gather_rows(&x, &rows);
-        // Wide tiles, and, with fewer weights, narrow ones.
-        for (w, out) in [(&w, OUT), (&first, 200)] {
-            let [y, _] = b.matmul_forward(&x, [w, &first]);
-            assert!(
-                b.download(&y) == part(&all, OUT, &rows, out),
-                "{} rows from {}, {out}",
-                rows.len(),
-                rows[0]
-            );
+    for b in devices() {
+        const T: u32 = 130;
+        const K: usize = 328;
+        const OUT: usize = 8200;
+        let x = activation(&b, 1, T as usize, K);
+        // 128 x 128 tiles, as in training.
+        let w = weight(&b, 2, OUT, K);
+        let first = weight(&b, 2, 200, K);
+        let [all] = b.matmul_forward(&x, [&w]);
+        let all = b.download(&all);
+        let (one, several) = (vec![77], vec![129, 3, 64]);
+        let batches =
+            [one, several, (0..32).collect(), (50..83).collect(), (66..T).collect(), (20..T).collect()];
+        for rows in batches {
+            let x = b.gather_rows(&x, &rows);
+            // Wide tiles, and, with fewer weights, narrow ones.
+            for (w, out) in [(&w, OUT), (&first, 200)] {
+                let [y, _] = b.matmul_forward(&x, [w, &first]);
+                assert!(
+                    b.download(&y) == part(&all, OUT, &rows, out),
+                    "{} rows from {}, {out}",
+                    rows.len(),
+                    rows[0]
+                );
+            }
         }
+        b.check().expect("no error");
     }
-    b.check().expect("no error");
 }
 
 #[test]
 fn a_row_of_geglu_has_the_same_bits_in_any_batch_and_tile() {
-    if !compiled() {
-        return;
+    for b in devices() {
+        const T: u32 = 130;
+        const K: usize = 200;
+        const F: usize = 2056;
+        let x = activation(&b, 1, T as usize, K);
+        let (gate, up) = (weight(&b, 2, F, K), weight(&b, 3, F, K));
+        let run = |x: &Tensor, keep: bool| {
+            let (h, kept) = b.geglu_forward(x, &gate, &up, keep);
+            (b.download(&h), kept.map(|(gate, up)| (b.download(&gate), b.download(&up))))
+        };
+        let (all, kept) = run(&x, true);
+        let (all_gate, all_up) = kept.expect("they are kept");
+        // gate and up are the products that matmul_forward gives.
+        let products = b.matmul_forward(&x, [&gate, &up]).map(|y| b.download(&y));
+        assert!(products == [all_gate, all_up]);
+        let batches: [Vec<u32>; 5] =
+            [vec![77], vec![129, 3, 64], (0..32).collect(), (50..83).collect(), (20..86).collect()];
+        for rows in batches {
+            let (h, _) = run(&b.gather_rows(&x, &rows), false);
+            assert!(h == part(&all, F, &rows, F), "{} rows from {}", rows.len(), rows[0]);
+        }
+        b.check().expect("no error");
     }
-    const T: u32 = 130;
-    const K: usize = 200;
-    const F: usize = 2056;
-    let b = vm(None);
-    let x = activation(&b, 1, T as usize, K);
-    let (gate, up) = (weight(&b, 2, F, K), weight(&b, 3, F, K));
-    let run = |x: &Tensor, keep: bool| {
-        let (h, kept) = b.geglu_forward(x, &gate, &up, keep);
-        (b.download(&h), kept.map(|(gate, up)| (b.download(&gate), b.download(&up))))
-    };
-    let (all, kept) = run(&x, true);
-    let (all_gate, all_up) = kept.expect("they are kept");
-    // gate and up are the products that matmul_forward gives.
-    let products = b.matmul_forward(&x, [&gate, &up]).map(|y| b.download(&y));
-    assert!(products == [all_gate, all_up]);
-    let batches: [Vec<u32>; 5] =
-        [vec![77], vec![129, 3, 64], (0..32).collect(), (50..83).collect(), (20..86).collect()];
-    for rows in batches {
-        let (h, _) = run(&b.gather_rows(&x, &rows), false);
-        assert!(h == part(&all, F, &rows, F), "{} rows from {}", rows.len(), rows[0]);
-    }
-    b.check().expect("no error");
 }
 
 /// Instructions of the main loop other than mma, for each mma: the lines that ran most often.
@@ -313,7 +308,7 @@ fn overhead(report: &Report) -> f64 {
 
 #[test]
 fn products_are_lean() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     let mut kernels = std::collections::BTreeSet::new();

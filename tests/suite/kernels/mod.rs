@@ -27,7 +27,7 @@ use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use half::bf16;
 use std::sync::{Arc, OnceLock};
 
-use crate::ops::randoms;
+use crate::ops::{bits, randoms};
 use crate::rounded::Rounded;
 use crate::tolerance::{Rule, assert_rule};
 
@@ -37,12 +37,11 @@ pub(crate) trait Case {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor>;
 }
 
-/// Whether the program has kernels; without them says what is left out. `make test` sees to it that it has.
-#[allow(clippy::print_stderr)] // whoever runs the tests must hear of it
+/// Whether the program has kernels. Without them, what is left out is told at the end; `make test` sees to it that it has.
 pub(crate) fn compiled() -> bool {
     let compiled = MODULES.iter().all(|m| m.ptx.is_some());
     if !compiled {
-        eprintln!("skipped: built without nvcc (`make nvcc` fetches one)");
+        crate::device::skipped("need kernels (built without nvcc; `make nvcc` fetches one)");
     }
     compiled
 }
@@ -50,6 +49,25 @@ pub(crate) fn compiled() -> bool {
 /// A virtual GPU with the kernels on it, all checks on. With a seed, warps are scheduled at random.
 pub(crate) fn vm(seed: Option<u64>) -> Cuda {
     Cuda::new(Box::new(Vm::new(Options { seed, ..Options::default() }))).expect("the kernels load")
+}
+
+/// Whether only a GPU is asked, and nothing counted: `KERNEL_TESTS=gpu`, under tools to which the virtual GPU is just a
+/// program that takes long.
+fn gpu_alone() -> bool {
+    std::env::var_os("KERNEL_TESTS").is_some_and(|only| only == "gpu")
+}
+
+/// Every device that can run the kernels: a virtual GPU with nothing on it, and cuda:0 where there is one.
+pub(crate) fn devices() -> Vec<Cuda> {
+    if !compiled() {
+        return Vec::new();
+    }
+    [(!gpu_alone()).then(|| vm(None)), cuda()].into_iter().flatten().collect()
+}
+
+/// Whether work is counted: on the virtual GPU.
+pub(crate) fn counting() -> bool {
+    compiled() && !gpu_alone()
 }
 
 /// cuda:0 with the kernels on it, one for all tests. Without a GPU the skip is counted, and told at the end.
@@ -119,6 +137,18 @@ pub(crate) fn activation<B: Backend>(b: &B, seed: u32, rows: usize, cols: usize)
     activation_of(b, rows, cols, &randoms(seed, rows * cols))
 }
 
+/// Random activations in (-size, size).
+pub(crate) fn activation_up_to<B: Backend>(
+    b: &B,
+    size: f32,
+    seed: u32,
+    rows: usize,
+    cols: usize,
+) -> B::Tensor {
+    let x: Vec<f32> = randoms(seed, rows * cols).iter().map(|x| x * size).collect();
+    activation_of(b, rows, cols, &x)
+}
+
 /// These numbers, rounded to bf16, as activations.
 pub(crate) fn activation_of<B: Backend>(b: &B, rows: usize, cols: usize, x: &[f32]) -> B::Tensor {
     match b.activation_dtype() {
@@ -163,7 +193,20 @@ pub(crate) fn outputs<B: Backend>(b: &B, case: &impl Case) -> Vec<CpuTensor> {
         .collect()
 }
 
-/// Runs a case everywhere and holds it to `rule`; on the virtual GPU its bits must not depend on the schedule.
+/// How else a device of [`devices`] may run something, with the same bits: the virtual GPU by other schedules and with
+/// memory that holds NaN, a GPU as it likes.
+pub(crate) fn again(device: &Cuda) -> Vec<(Cuda, &'static str)> {
+    match device.device_name().starts_with("cuda") {
+        true => vec![(device.clone(), "when run again")],
+        false => vec![
+            (vm(Some(1)), "under schedule 1"),
+            (vm(Some(2)), "under schedule 2"),
+            (poisoned(), "in poisoned memory"),
+        ],
+    }
+}
+
+/// Runs a case everywhere and holds it to `rule`; its bits must not depend on the schedule.
 /// `what` names the outputs.
 #[track_caller]
 pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
@@ -171,30 +214,20 @@ pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
         return;
     }
     let (exact, naive) = (outputs(&Cpu, case), outputs(&Rounded, case));
-    let hold = |got: &[CpuTensor], device: &str| {
+    for device in devices() {
+        let name = device.device_name();
+        let got = outputs(&device, case);
         assert_eq!(what.len(), got.len(), "a name for every output");
         for (i, what) in what.iter().enumerate() {
-            assert_eq!(
-                (got[i].rows, got[i].cols),
-                (exact[i].rows, exact[i].cols),
-                "{what}: shape on {device}"
-            );
-            let what = format!("{what} on {device}");
+            let shape = |of: &[CpuTensor]| (of[i].rows, of[i].cols);
+            assert_eq!(shape(&got), shape(&exact), "{what}: shape on {name}");
+            let what = format!("{what} on {name}");
             assert_rule(&what, rule, got[i].as_f32(), exact[i].as_f32(), naive[i].as_f32());
         }
-    };
-    let got = outputs(&vm(None), case);
-    hold(&got, "vm");
-    if let Some(cuda) = cuda() {
-        let got = outputs(&cuda, case);
-        hold(&got, "cuda");
-        for (got, again) in got.iter().zip(outputs(&cuda, case)) {
-            assert_eq!(crate::ops::bits(got), crate::ops::bits(&again), "other bits when run again on cuda");
-        }
-    }
-    for (again, how) in [(vm(Some(1)), "schedule 1"), (vm(Some(2)), "schedule 2"), (poisoned(), "poison")] {
-        for ((got, again), what) in got.iter().zip(outputs(&again, case)).zip(what) {
-            assert_eq!(crate::ops::bits(got), crate::ops::bits(&again), "{what}: other bits under {how}");
+        for (again, how) in again(&device) {
+            for ((got, again), what) in got.iter().zip(outputs(&again, case)).zip(what) {
+                assert_eq!(bits(got), bits(&again), "{what} on {name}: other bits {how}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::Cpu;
 
-use super::{coalescing, compiled, counted, poisoned, single_of, traffic, vm, workloads_of};
+use super::{again, coalescing, counted, counting, devices, single_of, traffic, workloads_of};
 use crate::ops::randoms;
 
 /// Elements of a chunk, threads of a block, as in src/backend/cuda/reduce.rs.
@@ -17,67 +17,64 @@ fn sums<B: Backend>(b: &B, tensors: &[Vec<f32>]) -> Vec<f64> {
 
 #[test]
 fn sums_of_any_length() {
-    if !compiled() {
-        return;
-    }
     // Every remainder of 4, more and fewer than a block has threads, none, and several chunks, the last of one element.
     let lengths = [1, 2, 3, 4, 5, 0, 255, 1023, 1024, 1027, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 1030];
     let tensors: Vec<Vec<f32>> = (1..).zip(lengths).map(|(seed, n)| randoms(seed, n)).collect();
-    let got = sums(&vm(None), &tensors);
-    for ((got, x), want) in got.iter().zip(&tensors).zip(sums(&Cpu, &tensors)) {
-        // Roundings of the longest way: a thread's sum, four of them, the warp, the warps, the chunks; the CPU's is
-        // shorter, but counts as much.
-        let roundings = CHUNK / BLOCK / 4 + 3 + 5 + 8 + 2 * x.len().div_ceil(CHUNK);
-        let bound = 2.0 * roundings as f64 * f64::EPSILON / 2.0 * want;
-        assert!((got - want).abs() <= bound, "{} elements: {got:e}, want {want:e}", x.len());
-    }
-    for (again, how) in [(vm(Some(1)), "schedule 1"), (vm(Some(2)), "schedule 2"), (poisoned(), "poison")] {
-        assert_eq!(sums(&again, &tensors), got, "{how}");
-    }
-    // Alone or among others.
-    for (x, got) in tensors.iter().zip(got) {
-        assert_eq!(sums(&vm(None), std::slice::from_ref(x)), [got]);
+    for cuda in devices() {
+        let got = sums(&cuda, &tensors);
+        for ((got, x), want) in got.iter().zip(&tensors).zip(sums(&Cpu, &tensors)) {
+            // Roundings of the longest way: a thread's sum, four of them, the warp, the warps, the chunks; the CPU's is
+            // shorter, but counts as much.
+            let roundings = CHUNK / BLOCK / 4 + 3 + 5 + 8 + 2 * x.len().div_ceil(CHUNK);
+            let bound = 2.0 * roundings as f64 * f64::EPSILON / 2.0 * want;
+            assert!((got - want).abs() <= bound, "{} elements: {got:e}, want {want:e}", x.len());
+        }
+        for (again, how) in again(&cuda) {
+            assert_eq!(sums(&again, &tensors), got, "other bits {how}");
+        }
+        // Alone or among others.
+        for (x, got) in tensors.iter().zip(got) {
+            assert_eq!(sums(&cuda, std::slice::from_ref(x)), [got]);
+        }
     }
 }
 
 /// 300 chunks: more sums than a block has threads.
 #[test]
 fn more_chunks_than_threads() {
-    if !compiled() {
-        return;
+    for cuda in devices() {
+        let x = vec![0.5; 299 * CHUNK + 3];
+        assert_eq!(sums(&cuda, &[x]), [0.25 * (299 * CHUNK + 3) as f64], "exact in f64");
     }
-    let x = vec![0.5; 299 * CHUNK + 3];
-    assert_eq!(sums(&vm(None), &[x]), [0.25 * (299 * CHUNK + 3) as f64], "exact in f64");
 }
 
 #[test]
 fn what_is_not_finite_stays_so() {
-    if !compiled() {
-        return;
-    }
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for at in [0, 777, 2001, CHUNK + 4] {
-            let mut x = randoms(1, CHUNK + 5);
-            x[at] = bad;
-            let got = sums(&vm(None), &[vec![1.0], x, vec![2.0]]);
-            assert!(!got[1].is_finite(), "{bad} at {at}");
-            assert_eq!((got[0], got[2]), (1.0, 4.0), "the others");
+    for cuda in devices() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 777, 2001, CHUNK + 4] {
+                let mut x = randoms(1, CHUNK + 5);
+                x[at] = bad;
+                let got = sums(&cuda, &[vec![1.0], x, vec![2.0]]);
+                assert!(!got[1].is_finite(), "{bad} at {at}");
+                assert_eq!((got[0], got[2]), (1.0, 4.0), "the others");
+            }
         }
+        // The largest f32 has a square in f64.
+        assert_eq!(sums(&cuda, &[vec![f32::MAX; 2]]), [2.0 * f64::from(f32::MAX).powi(2)]);
     }
-    // The largest f32 has a square in f64.
-    assert_eq!(sums(&vm(None), &[vec![f32::MAX; 2]]), [2.0 * f64::from(f32::MAX).powi(2)]);
 }
 
 #[test]
 fn nothing_to_sum() {
-    if compiled() {
-        assert!(sums(&vm(None), &[]).is_empty());
+    for cuda in devices() {
+        assert!(sums(&cuda, &[]).is_empty());
     }
 }
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("sum_squares") {

@@ -6,7 +6,7 @@ use bon_engine::backend::cuda::figures::{CHIPS, Resources, all_resources};
 use bon_engine::backend::cuda::workload::{GEMMA_2B, Shape, workloads};
 use bon_engine::cli::kernels::ARCHS;
 
-use super::{compiled, counted, traffic};
+use super::{counted, counting, traffic};
 
 /// Kernels, by the beginnings of their names, that live on reuse of registers and shared memory rather than on many
 /// warps; and how many threads a multiprocessor must still hold of them, as far as registers go. Longest match first.
@@ -26,7 +26,7 @@ fn threads(ptx: &str, kernel: &str) -> u32 {
 
 #[test]
 fn no_kernel_spills_and_each_leaves_room_for_enough_warps() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     let resources = all_resources(&ARCHS, "").unwrap_or_else(|e| panic!("{}", anyhow::Error::from(e)));
@@ -61,7 +61,7 @@ fn no_kernel_spills_and_each_leaves_room_for_enough_warps() {
 /// A layer of Gemma 2B that decodes 32 streams moves its weights and its keys and values, and hardly anything else.
 #[test]
 fn a_decode_step_moves_little_but_weights_and_keys() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     // Each with how often a layer does it.

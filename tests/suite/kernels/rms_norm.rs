@@ -1,8 +1,8 @@
 use bon_engine::backend::{Backend, DType};
 
 use super::{
-    Case, activation, activation_of, check, coalescing, compiled, counted, outputs, single, traffic, vm,
-    weight, workloads_of,
+    Case, activation, activation_of, activation_up_to, check, coalescing, counted, counting, devices,
+    outputs, single, traffic, weight, workloads_of,
 };
 use crate::ops::{bits, randoms};
 use crate::tolerance::Rule;
@@ -14,12 +14,14 @@ const WIDTHS: [usize; 12] = [8, 16, 248, 256, 264, 640, 1024, 1032, 2048, 2304, 
 struct Forward {
     rows: usize,
     cols: usize,
+    /// Of x and the branch.
+    size: f32,
 }
 
 impl Case for Forward {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let (rows, cols) = (self.rows, self.cols);
-        let [x, branch] = [1, 2].map(|seed| activation(b, seed, rows, cols));
+        let [x, branch] = [1, 2].map(|seed| activation_up_to(b, self.size, seed, rows, cols));
         let [pre, post] = [3, 4].map(|seed| weight(b, seed, 1, cols));
         let normed = b.rms_norm_forward(&x, &pre, EPS);
         let (sum, after) = b.add_norm_forward(&x, &branch, None, &pre, EPS);
@@ -34,7 +36,7 @@ const FORWARD: [&str; 5] =
 #[test]
 fn forward_at_every_width() {
     for cols in WIDTHS {
-        check(&FORWARD, Rule::Forward, &Forward { rows: 3, cols });
+        check(&FORWARD, Rule::Forward, &Forward { rows: 3, cols, size: 1.0 });
     }
 }
 
@@ -42,21 +44,24 @@ fn forward_at_every_width() {
 #[test]
 fn forward_at_every_height() {
     for rows in [1, 2, 1023, 1024, 1025] {
-        check(&FORWARD, Rule::Forward, &Forward { rows, cols: 24 });
+        check(&FORWARD, Rule::Forward, &Forward { rows, cols: 24, size: 1.0 });
     }
-    check(&FORWARD, Rule::Forward, &Forward { rows: 4099, cols: 8 });
+    check(&FORWARD, Rule::Forward, &Forward { rows: 4099, cols: 8, size: 1.0 });
 }
 
 struct Backward {
     rows: usize,
     cols: usize,
+    /// Of the sum and the branch.
+    size: f32,
     with_d_sum: bool,
 }
 
 impl Case for Backward {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let (rows, cols) = (self.rows, self.cols);
-        let [d_sum, d_normed, sum, branch] = [1, 2, 3, 4].map(|seed| activation(b, seed, rows, cols));
+        let [d_sum, d_normed] = [1, 2].map(|seed| activation(b, seed, rows, cols));
+        let [sum, branch] = [3, 4].map(|seed| activation_up_to(b, self.size, seed, rows, cols));
         let d_sum = self.with_d_sum.then_some(&d_sum);
         let [pre, post] = [5, 6].map(|seed| weight(b, seed, 1, cols));
         let [mut d_pre, mut d_pre_2, mut d_post] = [7, 8, 9].map(|seed| single(b, seed, 1, cols));
@@ -74,7 +79,7 @@ const BACKWARD: [&str; 6] = ["dx", "d pre", "dx with post", "d branch", "d pre w
 #[test]
 fn backward_at_every_width() {
     for (i, cols) in WIDTHS.into_iter().enumerate() {
-        check(&BACKWARD, Rule::Backward, &Backward { rows: 5, cols, with_d_sum: i % 2 == 0 });
+        check(&BACKWARD, Rule::Backward, &Backward { rows: 5, cols, size: 1.0, with_d_sum: i % 2 == 0 });
     }
 }
 
@@ -82,21 +87,28 @@ fn backward_at_every_width() {
 #[test]
 fn backward_at_every_height() {
     for rows in [1, 2, 7, 8, 9, 31, 32, 33, 65, 1025] {
-        check(&BACKWARD, Rule::Backward, &Backward { rows, cols: 40, with_d_sum: rows % 2 == 1 });
+        check(&BACKWARD, Rule::Backward, &Backward { rows, cols: 40, size: 1.0, with_d_sum: rows % 2 == 1 });
     }
     // Two rows beyond 32 a block.
-    check(&BACKWARD, Rule::Backward, &Backward { rows: 512 * 32 + 2, cols: 8, with_d_sum: true });
+    check(&BACKWARD, Rule::Backward, &Backward { rows: 512 * 32 + 2, cols: 8, size: 1.0, with_d_sum: true });
 }
 
 #[test]
 fn no_rows_are_no_work() {
-    if !compiled() {
-        return;
+    for cuda in devices() {
+        outputs(&cuda, &Forward { rows: 0, cols: 16, size: 1.0 });
+        let out = outputs(&cuda, &Backward { rows: 0, cols: 16, size: 1.0, with_d_sum: true });
+        assert_eq!(out[1].as_f32(), randoms(7, 16), "a gradient that nothing was added to");
     }
-    let cuda = vm(None);
-    outputs(&cuda, &Forward { rows: 0, cols: 16 });
-    let out = outputs(&cuda, &Backward { rows: 0, cols: 16, with_d_sum: true });
-    assert_eq!(out[1].as_f32(), randoms(7, 16), "a gradient that nothing was added to");
+}
+
+/// Where eps decides: 1e-3 is as large as its root, and at 1e-6 the post norm's result is.
+#[test]
+fn rows_as_small_as_eps() {
+    for size in [1e-3, 1e-6] {
+        check(&FORWARD, Rule::Forward, &Forward { rows: 3, cols: 640, size });
+        check(&BACKWARD, Rule::Backward, &Backward { rows: 3, cols: 640, size, with_d_sum: true });
+    }
 }
 
 /// A row of zeros has a root mean square of sqrt(eps); large ones do not overflow in their squares' sum.
@@ -118,28 +130,26 @@ fn rows_of_any_size() {
 /// sum is what the forward pass gave.
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    if !compiled() {
-        return;
-    }
-    let cuda = vm(None);
-    let cols = 640;
-    let few = outputs(&cuda, &Forward { rows: 7, cols });
-    let many = outputs(&cuda, &Forward { rows: 1031, cols });
-    for ((few, many), what) in few.iter().zip(&many).zip(FORWARD) {
-        assert_eq!(bits(few)[..], bits(many)[..7 * cols], "{what}");
-    }
-    let [x, branch] = [1, 2].map(|seed| activation(&cuda, seed, 7, cols));
-    let [pre, post] = [3, 4].map(|seed| weight(&cuda, seed, 1, cols));
-    for post in [None, Some(&post)] {
-        let (sum, normed) = cuda.add_norm_forward(&x, &branch, post, &pre, EPS);
-        assert_eq!(cuda.dtype(&normed), DType::Bf16);
-        assert_eq!(cuda.download(&cuda.rms_norm_forward(&sum, &pre, EPS)), cuda.download(&normed));
+    for cuda in devices() {
+        let cols = 640;
+        let few = outputs(&cuda, &Forward { rows: 7, cols, size: 1.0 });
+        let many = outputs(&cuda, &Forward { rows: 1031, cols, size: 1.0 });
+        for ((few, many), what) in few.iter().zip(&many).zip(FORWARD) {
+            assert_eq!(bits(few)[..], bits(many)[..7 * cols], "{what}");
+        }
+        let [x, branch] = [1, 2].map(|seed| activation(&cuda, seed, 7, cols));
+        let [pre, post] = [3, 4].map(|seed| weight(&cuda, seed, 1, cols));
+        for post in [None, Some(&post)] {
+            let (sum, normed) = cuda.add_norm_forward(&x, &branch, post, &pre, EPS);
+            assert_eq!(cuda.dtype(&normed), DType::Bf16);
+            assert_eq!(cuda.download(&cuda.rms_norm_forward(&sum, &pre, EPS)), cuda.download(&normed));
+        }
     }
 }
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("rms_norm").into_iter().chain(workloads_of("add_norm")) {

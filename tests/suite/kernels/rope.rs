@@ -3,8 +3,8 @@ use bon_engine::backend::{Backend, Batch, HeadNorm, RopeSpec};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{
-    Case, activation, check, coalescing, compiled, counted, outputs, rounded, single, traffic, vm, weight,
-    workloads_of,
+    Case, activation, activation_up_to, check, coalescing, counted, counting, devices, outputs, rounded,
+    single, traffic, weight, workloads_of,
 };
 use crate::ops::randoms;
 use crate::tolerance::Rule;
@@ -21,11 +21,13 @@ struct Rope {
     norm: bool,
     theta: f64,
     factor: f64,
+    /// Of x.
+    size: f32,
 }
 
 impl Rope {
     fn new(rows: usize, heads: usize, dim: usize, norm: bool) -> Self {
-        Self { rows, heads, dim, norm, theta: 10_000.0, factor: 1.0 }
+        Self { rows, heads, dim, norm, theta: 10_000.0, factor: 1.0, size: 1.0 }
     }
 
     fn spec(&self) -> RopeSpec {
@@ -69,7 +71,7 @@ impl Case for Forward {
         let tables = self.0.tables(b);
         let w = weight(b, 1, 1, dim);
         let norm = norm.then_some(HeadNorm { weight: &w, eps: EPS });
-        let [x, v] = [2, 3].map(|seed| activation(b, seed, rows, heads * dim));
+        let [x, v] = [2, 3].map(|seed| activation_up_to(b, self.0.size, seed, rows, heads * dim));
         // What the cache holds elsewhere stays.
         let [mut k, mut cached] = [4, 5].map(|seed| activation(b, seed, self.0.cached(), heads * dim));
         let y = b.rope_forward(&x, norm, &tables, &self.0.spec());
@@ -85,7 +87,8 @@ impl Case for Backward {
         let Rope { rows, heads, dim, norm, .. } = self.0;
         let tables = self.0.tables(b);
         let w = weight(b, 1, 1, dim);
-        let [dy, x] = [2, 3].map(|seed| activation(b, seed, rows, heads * dim));
+        let dy = activation(b, 2, rows, heads * dim);
+        let x = activation_up_to(b, self.0.size, 3, rows, heads * dim);
         let mut dw = single(b, 4, 1, dim);
         let norm = norm.then_some(HeadNorm { weight: (&w, &mut dw), eps: EPS });
         let dx = b.rope_backward(&dy, &x, norm, &tables, &self.0.spec());
@@ -105,6 +108,12 @@ fn heads_of_every_width() {
             check_both(Rope::new(3, 1 + i % 3, dim, norm));
         }
     }
+}
+
+/// Where eps decides: it is the square of 1e-3.
+#[test]
+fn heads_as_small_as_eps() {
+    check_both(Rope { size: 1e-3, ..Rope::new(3, 2, 64, true) });
 }
 
 /// Fewer heads than a block has under way, as many, more, and a number that does not divide it.
@@ -136,27 +145,22 @@ fn long_context_frequencies() {
 /// rounded; and the CPU's angles are compared with f64 where they are computed.
 #[test]
 fn a_rotation_has_the_bits_of_the_cpu() {
-    if !compiled() {
-        return;
-    }
     let rope = Rope::new(1500, 2, 128, false);
-    for (got, want) in outputs(&vm(None), &Forward(rope)).iter().zip(outputs(&Cpu, &Forward(rope))) {
-        assert!(got.as_f32() == rounded(want.as_f32()));
+    for cuda in devices() {
+        for (got, want) in outputs(&cuda, &Forward(rope)).iter().zip(outputs(&Cpu, &Forward(rope))) {
+            assert!(got.as_f32() == rounded(want.as_f32()));
+        }
+        let (got, want) = (outputs(&cuda, &Backward(rope)), outputs(&Cpu, &Backward(rope)));
+        assert!(got[0].as_f32() == rounded(want[0].as_f32()));
+        assert_eq!(got[1].as_f32(), randoms(4, 128), "without a norm there is no gradient of its weight");
     }
-    let (got, want) = (outputs(&vm(None), &Backward(rope)), outputs(&Cpu, &Backward(rope)));
-    assert!(got[0].as_f32() == rounded(want[0].as_f32()));
-    assert_eq!(got[1].as_f32(), randoms(4, 128), "without a norm there is no gradient of its weight");
 }
 
 /// The first rows of a batch of any size have the same bits.
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    if !compiled() {
-        return;
-    }
-    for heads in [1, 4] {
+    for (cuda, heads) in devices().into_iter().flat_map(|cuda| [1, 4].map(|heads| (cuda.clone(), heads))) {
         let run = |rows: usize| {
-            let cuda = vm(None);
             let (segments, ids) = (Segments::separate(&[rows]), vec![0; rows]);
             let (runs, positions) = (segments.all_queries(), segments.positions());
             let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
@@ -178,25 +182,23 @@ fn bits_do_not_depend_on_the_batch() {
 
 #[test]
 fn no_rows_are_no_work() {
-    if !compiled() {
-        return;
+    for cuda in devices() {
+        let segments = Segments::separate(&[]);
+        let tables = cuda.tables(&Batch { ids: &[], positions: &[], segments: &segments, runs: &[] }, &[]);
+        let (x, w, mut dw) = (activation(&cuda, 1, 0, 64), weight(&cuda, 2, 1, 32), single(&cuda, 3, 1, 32));
+        let spec = Rope::new(0, 2, 32, true).spec();
+        let norm = Some(HeadNorm { weight: &w, eps: EPS });
+        assert_eq!(cuda.shape(&cuda.rope_forward(&x, norm, &tables, &spec)), (0, 64));
+        let norm = Some(HeadNorm { weight: (&w, &mut dw), eps: EPS });
+        assert_eq!(cuda.shape(&cuda.rope_backward(&x, &x, norm, &tables, &spec)), (0, 64));
+        assert_eq!(cuda.to_f32(&dw), randoms(3, 32));
+        cuda.check().expect("nothing went wrong");
     }
-    let cuda = vm(None);
-    let segments = Segments::separate(&[]);
-    let tables = cuda.tables(&Batch { ids: &[], positions: &[], segments: &segments, runs: &[] }, &[]);
-    let (x, w, mut dw) = (activation(&cuda, 1, 0, 64), weight(&cuda, 2, 1, 32), single(&cuda, 3, 1, 32));
-    let spec = Rope::new(0, 2, 32, true).spec();
-    let norm = Some(HeadNorm { weight: &w, eps: EPS });
-    assert_eq!(cuda.shape(&cuda.rope_forward(&x, norm, &tables, &spec)), (0, 64));
-    let norm = Some(HeadNorm { weight: (&w, &mut dw), eps: EPS });
-    assert_eq!(cuda.shape(&cuda.rope_backward(&x, &x, norm, &tables, &spec)), (0, 64));
-    assert_eq!(cuda.to_f32(&dw), randoms(3, 32));
-    cuda.check().expect("nothing went wrong");
 }
 
 #[test]
 fn every_byte_moves_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("rope") {

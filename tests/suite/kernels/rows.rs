@@ -1,6 +1,6 @@
 use bon_engine::backend::Backend;
 
-use super::{Case, activation, check, coalescing, compiled, counted, traffic, workloads_of};
+use super::{Case, activation, check, coalescing, counted, counting, traffic, workloads_of};
 use crate::tolerance::Rule;
 
 struct Rows {
@@ -23,7 +23,7 @@ fn rows_move_where_they_belong() {
 
 #[test]
 fn rows_are_moved_once() {
-    if !compiled() {
+    if !counting() {
         return;
     }
     for workload in workloads_of("gather_rows").into_iter().chain(workloads_of("scatter_rows")) {

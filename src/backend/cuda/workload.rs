@@ -78,15 +78,24 @@ pub(super) fn random(cuda: &Cuda, seed: u32, dtype: DType, rows: usize, cols: us
     }
 }
 
-/// All ops' workloads at a shape.
+/// All ops' workloads at a shape, the LM head's at a slice of the vocabulary that the virtual GPU does in seconds.
 pub fn workloads(shape: &Shape) -> Vec<Workload> {
+    with_vocabulary(shape, 2048)
+}
+
+/// The same at the whole vocabulary: a slice is a handful of blocks, so its time on a GPU would say nothing.
+pub fn whole_workloads(shape: &Shape) -> Vec<Workload> {
+    with_vocabulary(shape, shape.vocab)
+}
+
+fn with_vocabulary(shape: &Shape, tokens: usize) -> Vec<Workload> {
     let mut all = Vec::new();
     all.extend(super::adamw::workloads(shape));
     all.extend(super::attention::workloads(shape));
     all.extend(super::attention_backward::workloads(shape));
     all.extend(super::embed::workloads(shape));
     all.extend(super::geglu::workloads(shape));
-    all.extend(super::lm_head::workloads(shape));
+    all.extend(super::lm_head::workloads(shape, tokens));
     all.extend(super::matmul::workloads(shape));
     all.extend(super::reduce::workloads(shape));
     all.extend(super::rms_norm::workloads(shape));

@@ -58,6 +58,22 @@ fn no_kernel_spills_and_each_leaves_room_for_enough_warps() {
     assert!(wrong.is_empty(), "\n  {}", wrong.join("\n  "));
 }
 
+/// ptxas may fuse a product and a sum that do not say how they round. What it would fuse depends on the variant of the
+/// kernel and on the GPU, and so would the bits of a row.
+#[test]
+fn every_sum_and_product_says_how_it_rounds() {
+    for module in MODULES {
+        let open = |line: &&str| {
+            let words = line.split_whitespace().find(|word| !word.starts_with('@'));
+            let mut parts = words.unwrap_or("").split('.');
+            ["add", "sub", "mul"].contains(&parts.next().unwrap_or(""))
+                && matches!(parts.find(|part| *part != "ftz"), Some("f32" | "f64"))
+        };
+        let found: Vec<&str> = module.ptx.unwrap_or("").lines().filter(open).collect();
+        assert!(found.is_empty(), "{}.ptx: {} such, the first {}", module.name, found.len(), found[0]);
+    }
+}
+
 /// A layer of Gemma 2B that decodes 32 streams moves its weights and its keys and values, and hardly anything else.
 #[test]
 fn a_decode_step_moves_little_but_weights_and_keys() {

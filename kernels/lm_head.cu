@@ -276,13 +276,30 @@ constexpr unsigned SELECT_THREADS = 1024, BINS = 2048;
 
 // What one row's block shares.
 struct Select {
-    unsigned long long weight[BINS];
+    unsigned low[BINS], high[BINS];  // of a bin's weight
     unsigned count[BINS];
     // What the first warp found: the bin, and what is needed of it.
     unsigned bin, bin_count;
     unsigned long long need;
     Best best[SELECT_THREADS / WARP];
     float max[SELECT_THREADS / WARP];
+
+    __device__ __forceinline__ void clear(unsigned bin) { low[bin] = high[bin] = count[bin] = 0; }
+
+    // Logits lie close together, so that most tokens meet in a few bins. GPUs add 32 bits to shared memory in one
+    // instruction, but 64 bits in a loop of compare-and-swap, which all that meet go through one after the other. So
+    // the halves are added apart, and whoever makes the low one wrap around carries: exact in any order.
+    __device__ __forceinline__ void add(unsigned bin, unsigned long long weight) {
+        atomicAdd(&count[bin], 1u);
+        const unsigned part = unsigned(weight), before = atomicAdd(&low[bin], part);
+        const unsigned rest = unsigned(weight >> 32) + (before + part < before);
+        if (rest > 0) atomicAdd(&high[bin], rest);
+    }
+
+    // When all have added.
+    __device__ __forceinline__ unsigned long long weight(unsigned bin) const {
+        return (unsigned long long)high[bin] << 32 | low[bin];
+    }
 };
 
 // A row's tokens and the last one kept so far, in order of preference.
@@ -315,7 +332,7 @@ struct Row {
         unsigned rank = 0, token = 0;  // the digits found so far
         unsigned long long need = 0;
         for (int level = 0; level < 5; level++) {
-            for (unsigned i = threadIdx.x; i < BINS; i += SELECT_THREADS) shared.weight[i] = 0, shared.count[i] = 0;
+            for (unsigned i = threadIdx.x; i < BINS; i += SELECT_THREADS) shared.clear(i);
             // The bins are empty; and all have read what the level before found.
             __syncthreads();
             // Where this level's digit begins, and the one above it: ranks have digits of 11, 11 and 10 bits, tokens 11
@@ -329,15 +346,14 @@ struct Row {
                 if (level >= 3 && r != rank) return;
                 if (above < 32 && digits >> above != found >> above) return;
                 const unsigned bin = digits >> shift & (level == 2 ? 1023u : level == 3 ? ~0u : 2047u);
-                atomicAdd(&shared.count[bin], 1u);
-                atomicAdd(&shared.weight[bin], weigh(logit));
+                shared.add(bin, weigh(logit));
             });
             // All tokens are counted.
             __syncthreads();
             if (threadIdx.x < WARP) {
                 if (level == 0) {
                     unsigned long long total = 0;
-                    for (unsigned i = threadIdx.x; i < BINS; i += WARP) total += shared.weight[i];
+                    for (unsigned i = threadIdx.x; i < BINS; i += WARP) total += shared.weight(i);
                     for (int offset = WARP / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(ALL, total, offset);
                     need = needed(total);
                 }
@@ -367,7 +383,7 @@ private:
     static __device__ __forceinline__ void find(Select &shared, unsigned long long need) {
         unsigned long long before = 0;
         for (unsigned first = 0; first < BINS; first += WARP) {
-            const unsigned long long own = shared.weight[first + threadIdx.x];
+            const unsigned long long own = shared.weight(first + threadIdx.x);
             unsigned long long sum = own;
 #pragma unroll
             for (int offset = 1; offset < int(WARP); offset *= 2) {

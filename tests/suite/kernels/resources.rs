@@ -74,6 +74,17 @@ fn every_sum_and_product_says_how_it_rounds() {
     }
 }
 
+/// No GPU adds 64 bits to shared memory in one instruction: the assembler makes a loop of compare-and-swap of it, which
+/// lanes that meet in one place go through one by one.
+#[test]
+fn no_kernel_adds_64_bits_to_shared_memory() {
+    for module in MODULES {
+        let adds = |line: &&str| line.contains("atom.") && line.contains(".shared") && line.contains("64 ");
+        let found: Vec<&str> = module.ptx.unwrap_or("").lines().filter(adds).collect();
+        assert!(found.is_empty(), "{}.ptx: {found:?}", module.name);
+    }
+}
+
 /// A layer of Gemma 2B that decodes 32 streams moves its weights and its keys and values, and hardly anything else.
 #[test]
 fn a_decode_step_moves_little_but_weights_and_keys() {

@@ -440,6 +440,41 @@ fn truncation_cuts_where_the_cpu_cuts() {
     }
 }
 
+/// Weights of tokens that meet in a bin are added in halves of 32 bits. Here one token has 0.986 of the probability and
+/// 2000 have some 2^-17 each, 1.8 x 2^32 units: every other low half wraps around. Without their carries a third of the
+/// 2000 would be kept, where it should be three quarters.
+#[test]
+fn weights_add_up_beyond_32_bits() {
+    if !compiled() {
+        return;
+    }
+    let (vocab, rows, vm) = (2001, 2000, vm(None));
+    let (e, x) = (|v: usize| if v == 0 { 11.875 } else { 0.0 }, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    let e: Vec<f32> = (0..vocab * 8).map(|i| if i % 8 == 0 { e(i / 8) } else { 0.0 }).collect();
+    let first = 11.875f64.exp();
+    let total = first + (vocab - 1) as f64;
+    let truncation = Truncation { top_p: ((first + 0.75 * (total - first)) / total) as f32, ..NONE };
+    // What draws one of the 2000 from the whole vocabulary still draws it if it is kept.
+    let choices = choices(rows);
+    let (xs, es) = (activation_of(&Cpu, rows, 8, &x.repeat(rows)), weight_of(&Cpu, vocab, 8, &e));
+    let whole = Cpu.lm_head_sample(&xs, &es, &PLAIN, &NONE, &choices);
+    let (choices, tokens): (Vec<Choice>, Vec<u32>) =
+        choices.into_iter().zip(whole.iter().map(|s| s.token)).filter(|(_, token)| *token > 0).unzip();
+    let (xs, es) =
+        (activation_of(&vm, tokens.len(), 8, &x.repeat(tokens.len())), weight_of(&vm, vocab, 8, &e));
+    let got = vm.lm_head_sample(&xs, &es, &PLAIN, &truncation, &choices);
+    let mut middle = 0;
+    for (token, got) in tokens.into_iter().zip(got) {
+        match token {
+            ..=1480 => assert_eq!(got.token, token),
+            1520.. => assert_ne!(got.token, token),
+            _ => {}
+        }
+        middle += usize::from((700..=1480).contains(&token));
+    }
+    assert!(middle >= 3, "{middle} draws of what is kept thanks to carries");
+}
+
 /// Logits that are small integers, so the same in any arithmetic: many are equal, across tiles, chunks and the digits of
 /// radix selection, and the lowest id comes first.
 #[test]

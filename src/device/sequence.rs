@@ -74,8 +74,13 @@ fn words(steps: &[Step]) -> Vec<u64> {
                         Arg::U64(x) => words.extend([2, *x]),
                         Arg::F32(x) => words.extend([3, u64::from(x.to_bits())]),
                         Arg::Bytes(x) => {
+                            // Eight to a word: they may be a kibibyte, and this is done for every launch.
                             words.extend([4, x.len() as u64]);
-                            words.extend(x.iter().map(|x| u64::from(*x)));
+                            words.extend(x.chunks(8).map(|part| {
+                                let mut word = [0; 8];
+                                word[..part.len()].copy_from_slice(part);
+                                u64::from_ne_bytes(word)
+                            }));
                         }
                     }
                 }

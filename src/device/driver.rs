@@ -130,7 +130,7 @@ pub struct Counts {
     pub replayed: u64,
     /// Calls of the driver's allocator.
     pub allocations: u64,
-    /// Sequences that the driver could not record; they ran one by one, and no more recording was tried.
+    /// Sequences that the driver could not record or replay; they ran step by step, and so did all after them.
     pub refused: u64,
 }
 
@@ -225,8 +225,11 @@ fn advice(result: CUresult) -> &'static str {
             "; the driver sees no GPU: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, start a container with its \
              GPUs, or use --device cpu"
         }
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
+            "; GPUs that an NVSwitch connects need the service nvidia-fabricmanager, of the driver's version: start it, \
+             or use --device cpu"
+        }
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-        | CUresult::CUDA_ERROR_SYSTEM_NOT_READY
         | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
         | CUresult::CUDA_ERROR_STUB_LIBRARY
         | CUresult::CUDA_ERROR_UNKNOWN => {
@@ -541,8 +544,13 @@ impl State {
                 return Ok(());
             }
         }
-        // Pieces that nothing lies in any more may be too small each, but not together.
+        // Pieces that nothing lies in any more may be too small each, but not together. Graphs name addresses in them,
+        // and take up memory.
         self.synchronize()?;
+        for graph in self.recordings.drain() {
+            // SAFETY: it has left the records, and no work is under way.
+            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(graph) })?;
+        }
         for base in self.arena.drain_unused() {
             // SAFETY: the arena forgot the piece, and no work is under way.
             self.check("give memory back", unsafe { sys::cuMemFree_v2(base) })?;
@@ -756,19 +764,22 @@ impl State {
             self.arena.free(address);
         }
         let verdict = if self.counts.refused > 0 { Verdict::Run } else { self.recordings.look(&steps) };
-        let replayed = match verdict {
+        let graph = match verdict {
             Verdict::Run => None,
             Verdict::Replay(graph) => Some(*graph),
             Verdict::Record => self.record(&steps)?,
         };
-        match replayed {
-            Some(graph) => {
+        if let Some(graph) = graph {
+            // SAFETY: the graph was instantiated in this context and is destroyed only when it leaves the records.
+            let result = unsafe { sys::cuGraphLaunch(graph, self.stream) };
+            // The driver gets memory for a graph when it first runs. Without any left, nothing has run.
+            if result != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 self.counts.replayed += 1;
-                // SAFETY: the graph was instantiated in this context and is destroyed only when it leaves the records.
-                self.check("replay a graph", unsafe { sys::cuGraphLaunch(graph, self.stream) })
+                return self.check("replay a graph", result);
             }
-            None => steps.iter().try_for_each(|step| self.run(step)),
+            self.counts.refused += 1;
         }
+        steps.iter().try_for_each(|step| self.run(step))
     }
 
     /// Records steps as a graph and keeps it; `None` where the driver cannot.

@@ -714,12 +714,24 @@ mod with_settings {
         assert!(message.contains("0.07 GiB are free. Lower generate.prompts_per_step"), "{message}");
         two.into_iter().for_each(|ptr| gpu.free(ptr));
         // The pieces go back, and the memory is good.
+        let sequence = || {
+            let large = gpu.alloc(2 * mib).unwrap();
+            gpu.begin_sequence().unwrap();
+            (0..4).for_each(|i| gpu.fill(large, i, 2 * mib).unwrap());
+            gpu.end_sequence().unwrap();
+            gpu.free(large);
+        };
+        (0..3).for_each(|_| sequence());
         let big = gpu.alloc(150 * mib).unwrap();
         gpu.fill(big, 7, 150 * mib).unwrap();
         let mut end = [0; 16];
         gpu.read(Ptr(big.0 + (150 * mib - 16) as u64), &mut end).unwrap();
         assert_eq!(end, [7; 16]);
         assert!(gpu.alloc(usize::MAX).unwrap_err().message.starts_with("out of memory: "));
+        // What graphs name was given back, and they were, too.
+        gpu.free(big);
+        (0..3).for_each(|_| sequence());
+        assert_eq!((gpu.counts().recorded, gpu.counts().replayed), (2, 4));
     }
 
     #[test]
@@ -742,14 +754,28 @@ mod with_settings {
     #[ignore = "runs in a process of its own, with an environment"]
     fn no_graphs() {
         let gpu = Gpu::open(0).unwrap();
-        let [kernel, ..] = kernels(&gpu);
-        let y = upload(&gpu, &[1.0; 64]);
+        four_sequences(&gpu);
+        assert_eq!(gpu.counts().recorded, 0);
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
+    fn no_memory_for_graphs() {
+        let gpu = Gpu::open(0).unwrap();
+        four_sequences(&gpu);
+        assert_eq!(gpu.counts().recorded, 1);
+    }
+
+    /// They come again, but run step by step.
+    fn four_sequences(gpu: &Gpu) {
+        let [kernel, ..] = kernels(gpu);
+        let y = upload(gpu, &[1.0; 64]);
         for _ in 0..4 {
             gpu.begin_sequence().unwrap();
-            (0..5).for_each(|_| combine(&gpu, kernel, [y, y, y], 64, 1.0));
+            (0..5).for_each(|_| combine(gpu, kernel, [y, y, y], 64, 1.0));
             gpu.end_sequence().unwrap();
         }
-        assert!(download(&gpu, y, 64).iter().all(|y| *y == 2f32.powi(20)));
+        assert!(download(gpu, y, 64).iter().all(|y| *y == 2f32.powi(20)));
         let counts = gpu.counts();
         assert_eq!((counts.replayed, counts.refused, counts.single), (0, 1, 20));
     }
@@ -811,13 +837,14 @@ fn the_driver_is_used_as_it_may_be() {
 
 #[test]
 fn what_may_be_wrong_with_a_machine_is_told() {
-    let scenes: [(&str, &[(&str, &str)]); 6] = [
+    let scenes: [(&str, &[(&str, &str)]); 7] = [
         ("an_old_gpu", &[("VCUDA_CAPABILITY", "7.5")]),
         ("an_old_driver", &[("VCUDA_VERSION", "11.2")]),
         ("no_gpu", &[("VCUDA_DEVICES", "0")]),
         ("little_memory", &[("VCUDA_MEMORY", "209715200")]),
         ("a_kernel_that_fails", &[]),
         ("no_graphs", &[("VCUDA_GRAPHS", "0")]),
+        ("no_memory_for_graphs", &[("VCUDA_GRAPHS", "made")]),
     ];
     for (scene, settings) in scenes {
         let test = format!("{}::with_settings::{scene}", here());

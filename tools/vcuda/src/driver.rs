@@ -12,7 +12,7 @@ use std::time::Instant;
 use ptxvm::{Checks, DevicePtr, Gpu, Launch, LoadedModule, Module, Options};
 
 use crate::code::Code;
-use crate::settings::Settings;
+use crate::settings::{Graphs, Settings};
 use crate::work::{Host, Work};
 
 /// Dynamic and static shared memory that a block may have without asking for more.
@@ -636,7 +636,7 @@ impl Context {
         let graphs = self.settings.graphs;
         let stream = self.streams.get_mut(&stream).ok_or(Code::INVALID_HANDLE)?;
         match (&stream.capture, mode) {
-            _ if !graphs => Err(Code::NOT_SUPPORTED),
+            _ if graphs == Graphs::None => Err(Code::NOT_SUPPORTED),
             (Some(_), _) => Err(Code::ILLEGAL_STATE),
             (None, 0 | 1) => {
                 let thread = std::thread::current().id();
@@ -679,6 +679,9 @@ impl Context {
     /// cuGraphLaunch.
     pub fn launch_graph(&mut self, executable: u64, stream: u64) -> Result<(), Code> {
         let steps = Arc::clone(self.executables.get(&executable).ok_or(Code::INVALID_HANDLE)?);
+        if self.settings.graphs == Graphs::Made {
+            return Err(Code::OUT_OF_MEMORY);
+        }
         self.put(stream, Work::Graph(executable, steps))
     }
 

@@ -2,6 +2,17 @@
 
 use std::env;
 
+/// What works of graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Graphs {
+    /// Streams cannot be captured.
+    None,
+    /// All.
+    All,
+    /// Executable graphs are made, but there is no memory left to run them.
+    Made,
+}
+
 /// What the virtual machine is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -15,8 +26,8 @@ pub struct Settings {
     pub shared: u32,
     /// CUDA version of the driver (`VCUDA_VERSION`, as in `12.4`).
     pub version: (i32, i32),
-    /// Whether streams can be captured (`VCUDA_GRAPHS`, 0 or 1).
-    pub graphs: bool,
+    /// What works of graphs (`VCUDA_GRAPHS`).
+    pub graphs: Graphs,
     /// Whether races and uninitialised values are looked for (`VCUDA_CHECKS`, 0 or 1).
     pub checks: bool,
 }
@@ -55,7 +66,11 @@ impl Settings {
             memory: variable("VCUDA_MEMORY", 16 << 30, |text| text.parse().ok())?,
             shared: variable("VCUDA_SHARED", shared, |text| text.parse().ok())?,
             version: variable("VCUDA_VERSION", (12, 4), pair)?,
-            graphs: variable("VCUDA_GRAPHS", true, switch)?,
+            graphs: variable("VCUDA_GRAPHS", Graphs::All, |text| {
+                [("0", Graphs::None), ("1", Graphs::All), ("made", Graphs::Made)]
+                    .into_iter()
+                    .find_map(|(word, graphs)| (word == text).then_some(graphs))
+            })?,
             checks: variable("VCUDA_CHECKS", true, switch)?,
         })
     }

@@ -88,7 +88,7 @@ const FUNCTIONS: [&str; 40] = [
 /// A GPU that the driver knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// Its number: `cuda:<ordinal>`.
+    /// Its number: `cuda:<ordinal>`. CUDA counts the fastest first; with CUDA_DEVICE_ORDER=PCI_BUS_ID, as `nvidia-smi`.
     pub ordinal: usize,
     /// As NVIDIA calls it.
     pub name: String,

@@ -703,6 +703,16 @@ mod with_settings {
 
     #[test]
     #[ignore = "runs in a process of its own, with an environment"]
+    fn no_fabric() {
+        let message = Gpu::open(0).unwrap_err().message;
+        assert!(
+            message.contains("(CUDA_ERROR_SYSTEM_NOT_READY); GPUs that an NVSwitch connects"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, with an environment"]
     fn little_memory() {
         let gpu = Gpu::open(0).unwrap();
         let mib = 1 << 20;
@@ -837,10 +847,11 @@ fn the_driver_is_used_as_it_may_be() {
 
 #[test]
 fn what_may_be_wrong_with_a_machine_is_told() {
-    let scenes: [(&str, &[(&str, &str)]); 7] = [
+    let scenes: [(&str, &[(&str, &str)]); 8] = [
         ("an_old_gpu", &[("VCUDA_CAPABILITY", "7.5")]),
         ("an_old_driver", &[("VCUDA_VERSION", "11.2")]),
         ("no_gpu", &[("VCUDA_DEVICES", "0")]),
+        ("no_fabric", &[("VCUDA_INIT", "802")]),
         ("little_memory", &[("VCUDA_MEMORY", "209715200")]),
         ("a_kernel_that_fails", &[]),
         ("no_graphs", &[("VCUDA_GRAPHS", "0")]),

@@ -45,6 +45,7 @@ table! {
     MISALIGNED_ADDRESS = 716 c"CUDA_ERROR_MISALIGNED_ADDRESS" c"a kernel used a misaligned address"
     LAUNCH_FAILED = 719 c"CUDA_ERROR_LAUNCH_FAILED" c"a kernel failed"
     NOT_SUPPORTED = 801 c"CUDA_ERROR_NOT_SUPPORTED" c"this virtual driver cannot do that"
+    SYSTEM_NOT_READY = 802 c"CUDA_ERROR_SYSTEM_NOT_READY" c"a service that the devices need does not run"
     CAPTURE_UNSUPPORTED = 900 c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" c"not allowed while a stream is captured"
     CAPTURE_INVALIDATED = 901 c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" c"the capture was broken by an earlier call"
     CAPTURE_UNMATCHED = 903 c"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED" c"the stream is not captured"

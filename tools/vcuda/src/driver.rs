@@ -118,8 +118,9 @@ pub fn init() -> Result<(), Code> {
         })?;
         *driver = Some(Driver { settings, contexts: BTreeMap::new() });
     }
-    match driver.as_ref().map(|d| d.settings.devices) {
-        Some(0) => Err(Code::NO_DEVICE),
+    match driver.as_ref().map(|d| (d.settings.init, d.settings.devices)) {
+        Some((code @ 1.., _)) => Err(Code(code)),
+        Some((_, 0)) => Err(Code::NO_DEVICE),
         _ => Ok(()),
     }
 }

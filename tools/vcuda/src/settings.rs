@@ -16,6 +16,8 @@ pub enum Graphs {
 /// What the virtual machine is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// What cuInit answers, by the driver's number (`VCUDA_INIT`).
+    pub init: u32,
     /// GPUs (`VCUDA_DEVICES`).
     pub devices: i32,
     /// Compute capability (`VCUDA_CAPABILITY`, as in `8.6`).
@@ -61,6 +63,7 @@ impl Settings {
             _ => 232_448,
         };
         Ok(Self {
+            init: variable("VCUDA_INIT", 0, |text| text.parse().ok())?,
             devices: variable("VCUDA_DEVICES", 1, |text| text.parse().ok().filter(|n| (0..=64).contains(n)))?,
             capability,
             memory: variable("VCUDA_MEMORY", 16 << 30, |text| text.parse().ok())?,

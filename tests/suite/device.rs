@@ -738,7 +738,7 @@ mod with_settings {
         gpu.read(Ptr(big.0 + (150 * mib - 16) as u64), &mut end).unwrap();
         assert_eq!(end, [7; 16]);
         assert!(gpu.alloc(usize::MAX).unwrap_err().message.starts_with("out of memory: "));
-        // What graphs name was given back, and they were, too.
+        // The graph went before what it fills; others are made.
         gpu.free(big);
         (0..3).for_each(|_| sequence());
         assert_eq!((gpu.counts().recorded, gpu.counts().replayed), (2, 4));

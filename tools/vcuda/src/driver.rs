@@ -339,7 +339,14 @@ impl Context {
     pub fn free(&mut self, address: u64) -> Result<(), Code> {
         self.unsafe_call()?;
         self.drain_all()?;
-        self.memory.remove(&address).ok_or(Code::INVALID_VALUE)?;
+        let bytes = *self.memory.get(&address).ok_or(Code::INVALID_VALUE)?;
+        let inside =
+            |work: &Work| matches!(work, Work::Fill(to, ..) if (address..address + bytes).contains(to));
+        if self.executables.values().any(|steps| steps.iter().any(inside)) {
+            say("memory is given back that an executable graph fills");
+            return Err(Code::ILLEGAL_STATE);
+        }
+        self.memory.remove(&address);
         self.gpu.free(DevicePtr(address)).map_err(|_| Code::INVALID_VALUE)
     }
 

@@ -408,7 +408,7 @@ private:
 // One row: keeps top-k of all tokens, of these top-p, of these min-p, and takes the best of what is left. Probabilities
 // are counted in units of 2^-50: integers add up in any order. top_k 0, top_p >= 1, log_min_p -inf: no such cut.
 // Grid: rows.
-extern "C" __global__ void __launch_bounds__(1024) lm_head_sample_truncated(
+extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
     const float *__restrict__ logits, const float *__restrict__ lse, const Draw *__restrict__ draws, unsigned vocab,
     unsigned length, unsigned top_k, float top_p, float log_min_p, uint2 *__restrict__ out) {
     __shared__ Select shared;

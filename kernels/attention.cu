@@ -542,7 +542,8 @@ __device__ __forceinline__ void forward(const Params &p) {
 }
 
 // Grid: (items, K). Shared memory: (rows + 128) Dh bf16; with 16 rows 2304 bytes more.
-extern "C" __global__ void __launch_bounds__(128) attention_forward_64_rows_64(const __grid_constant__ Params p) {
+// Four blocks: ptxas aims at 128 registers here in any case, and spills a few on sm_80 unless they are asked for.
+extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_64_rows_64(const __grid_constant__ Params p) {
     forward<64, 64>(p);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_forward_128_rows_64(const __grid_constant__ Params p) {

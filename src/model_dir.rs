@@ -65,7 +65,7 @@ pub enum OpenError {
         source: Unsupported,
     },
     /// The device failed at the start; above all, it may be too small.
-    #[error("{path}: {doing}")]
+    #[error("{path}: {doing}{}", if source.out_of_memory { "; take a device with more memory, or a smaller model" } else { "" })]
     Device {
         /// The directory.
         path: PathBuf,

@@ -201,10 +201,6 @@ struct Staging {
     filled: usize,
 }
 
-fn device_error(device: &str, message: impl Into<String>) -> DeviceError {
-    DeviceError { device: device.to_owned(), message: message.into() }
-}
-
 /// The driver's name and sentence for a result.
 fn told(result: CUresult) -> String {
     let text = |f: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
@@ -258,7 +254,7 @@ fn advice(result: CUresult) -> &'static str {
 fn check(device: &str, doing: &str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
-        _ => Err(device_error(device, format!("cannot {doing}: {}{}", told(result), advice(result)))),
+        _ => Err(DeviceError::new(device, format!("cannot {doing}: {}{}", told(result), advice(result)))),
     }
 }
 
@@ -270,7 +266,7 @@ fn init() -> Result<(), DeviceError> {
         if !unsafe { sys::is_culib_present() } {
             let message = "no CUDA driver: libcuda.so.1 is not on this machine; install NVIDIA's driver, start a \
                            container with its GPUs (`docker run --gpus all`), or use --device cpu";
-            return Err(device_error("cuda", message));
+            return Err(DeviceError::new("cuda", message));
         }
         // SAFETY: the library is there.
         let library = unsafe { sys::culib() };
@@ -283,7 +279,7 @@ fn init() -> Result<(), DeviceError> {
                 "the CUDA driver is too old: it has no {name}; install one of CUDA 11.4 (R470) or newer, or use \
                  --device cpu"
             );
-            return Err(device_error("cuda", message));
+            return Err(DeviceError::new("cuda", message));
         }
         // SAFETY: the function is there.
         check("cuda", "start the CUDA driver", unsafe { sys::cuInit(0) })
@@ -346,7 +342,7 @@ impl Gpu {
                 1 => "there is one GPU, cuda:0".into(),
                 n => format!("there are {n} GPUs, cuda:0 to cuda:{}", n - 1),
             };
-            return Err(device_error(&format!("cuda:{ordinal}"), message));
+            return Err(DeviceError::new(format!("cuda:{ordinal}"), message));
         };
         let name = format!("cuda:{ordinal} ({})", description.name);
         if !description.usable {
@@ -355,7 +351,7 @@ impl Gpu {
                 "this GPU has compute capability {major}.{minor}, and the kernels need 8.0 (Ampere) or newer; use \
                  another GPU or --device cpu"
             );
-            return Err(device_error(&name, message));
+            return Err(DeviceError::new(&name, message));
         }
         let state = State::open(name.clone(), description.clone())?;
         Ok(Self { name, state: Mutex::new(state) })
@@ -447,8 +443,8 @@ impl State {
     // --------------------------------------------------------------------------------------------------- modules
 
     fn load(&mut self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        let text =
-            CString::new(ptx).map_err(|_| device_error(&self.name, format!("{name} holds a zero byte")))?;
+        let text = CString::new(ptx)
+            .map_err(|_| DeviceError::new(&self.name, format!("{name} holds a zero byte")))?;
         let mut log = vec![0u8; LOG_BYTES];
         let mut options = [
             sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
@@ -470,7 +466,7 @@ impl State {
         let first = self.kernels.len();
         for entry in entries {
             let wanted = CString::new(*entry)
-                .map_err(|_| device_error(&self.name, format!("the name {entry:?} holds a zero byte")))?;
+                .map_err(|_| DeviceError::new(&self.name, format!("the name {entry:?} holds a zero byte")))?;
             let mut handle = ptr::null_mut();
             // SAFETY: the module was just loaded, the name ends with a zero.
             let result = unsafe { sys::cuModuleGetFunction(&mut handle, module, wanted.as_ptr()) };
@@ -515,7 +511,7 @@ impl State {
             }
             _ => format!("cannot load {name}: {}{}{said}", told(result), advice(result)),
         };
-        device_error(&self.name, message)
+        DeviceError::new(&self.name, message)
     }
 
     // ---------------------------------------------------------------------------------------------------- memory
@@ -578,16 +574,14 @@ impl State {
         let (free, total) = self.free_and_total().unwrap_or((0, self.description.memory));
         let message = format!(
             "out of memory: {} are asked for; of {} this process uses {} and keeps {} for reuse in pieces that are \
-             too small, {} are free. Lower generate.prompts_per_step, generate.samples or generate.max_new_tokens, or \
-             raise train.gradient_accumulation (on the command line: -n, --max-new-tokens); look at `nvidia-smi` for \
-             other processes",
+             too small, {} are free; `nvidia-smi` shows other processes",
             gib(bytes),
             gib(total),
             gib(self.arena.used()),
             gib(self.arena.held() - self.arena.used()),
             gib(free),
         );
-        device_error(&self.name, message)
+        DeviceError::out_of_memory(&self.name, message)
     }
 
     fn free(&mut self, address: u64) {
@@ -699,7 +693,7 @@ impl State {
     fn launch(&mut self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
         let Launch { grid, block, shared_bytes } = *launch;
         let Some(function) = self.kernels.get_mut(kernel.0) else {
-            return Err(device_error(&self.name, format!("no kernel has the number {}", kernel.0)));
+            return Err(DeviceError::new(&self.name, format!("no kernel has the number {}", kernel.0)));
         };
         if shared_bytes > function.dynamic {
             let whole = u64::from(function.fixed) + u64::from(shared_bytes);
@@ -708,7 +702,7 @@ impl State {
                     "{} needs {whole} bytes of shared memory for a block, and this GPU has {}",
                     function.name, self.shared
                 );
-                return Err(device_error(&self.name, message));
+                return Err(DeviceError::new(&self.name, message));
             }
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
@@ -835,7 +829,7 @@ impl State {
 
     fn begin_sequence(&mut self) -> Result<(), DeviceError> {
         if self.sequence.is_some() {
-            return Err(device_error(&self.name, "a sequence begins within another"));
+            return Err(DeviceError::new(&self.name, "a sequence begins within another"));
         }
         self.sequence = Some(Sequence::default());
         Ok(())
@@ -845,7 +839,7 @@ impl State {
         let submitted = self.submit();
         match self.sequence.take() {
             Some(_) => submitted,
-            None => Err(device_error(&self.name, "a sequence ends that did not begin")),
+            None => Err(DeviceError::new(&self.name, "a sequence ends that did not begin")),
         }
     }
 }

@@ -23,6 +23,20 @@ pub struct DeviceError {
     pub device: String,
     /// What happened, and what to do about it.
     pub message: String,
+    /// Whether there is no memory left. Who asked for it knows how to ask for less.
+    pub out_of_memory: bool,
+}
+
+impl DeviceError {
+    /// Anything but a want of memory.
+    pub fn new(device: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { device: device.into(), message: message.into(), out_of_memory: false }
+    }
+
+    /// No memory left.
+    pub fn out_of_memory(device: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { device: device.into(), message: message.into(), out_of_memory: true }
+    }
 }
 
 /// An address in the device's memory; 0 is none.

@@ -30,7 +30,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn error(e: ptxvm::Error) -> DeviceError {
-    DeviceError { device: "vm".into(), message: e.to_string() }
+    DeviceError::new("vm", e.to_string())
 }
 
 impl Vm {
@@ -81,7 +81,10 @@ impl Device for Vm {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
-        self.state().gpu.alloc(bytes).map(|ptr| Ptr(ptr.0)).map_err(error)
+        // It takes any size that there is room for.
+        let none =
+            |_| DeviceError::out_of_memory("vm", format!("out of memory: {bytes} bytes are asked for"));
+        self.state().gpu.alloc(bytes).map(|ptr| Ptr(ptr.0)).map_err(none)
     }
 
     fn free(&self, ptr: Ptr) {

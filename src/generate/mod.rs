@@ -108,7 +108,7 @@ pub enum GenerateError {
         value: f32,
     },
     /// The device failed.
-    #[error(transparent)]
+    #[error("sampling{}", if .0.out_of_memory { "; sample fewer responses, or shorter ones" } else { "" })]
     Device(#[from] DeviceError),
 }
 

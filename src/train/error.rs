@@ -19,11 +19,18 @@ use crate::tasks::TaskError;
 use crate::tokenizer::TokenizerError;
 use crate::verifier::BuildError;
 
-const UNTOUCHED: &str = "; the newest checkpoint is untouched, and --resume goes on from it";
+/// What to do when a device failed within a step.
+fn after(source: &DeviceError) -> &'static str {
+    if source.out_of_memory {
+        "; begin a new run, from model.path or the model of a checkpoint, with a lower generate.prompts_per_step, \
+         generate.samples or generate.max_new_tokens, or a higher train.gradient_accumulation"
+    } else {
+        "; the newest checkpoint is untouched, and --resume goes on from it"
+    }
+}
 
-/// The device's failures are nothing that the settings would bring about again.
-fn untouched(source: &RolloutError) -> &'static str {
-    if matches!(source, RolloutError::Generate(GenerateError::Device(_))) { UNTOUCHED } else { "" }
+fn after_rollout(source: &RolloutError) -> &'static str {
+    if let RolloutError::Generate(GenerateError::Device(source)) = source { after(source) } else { "" }
 }
 
 /// Why a run cannot begin or go on.
@@ -56,7 +63,7 @@ pub enum TrainError {
         source: BuildError,
     },
     /// Sampling or scoring in training.
-    #[error("step {step}{}", untouched(source))]
+    #[error("step {step}{}", after_rollout(source))]
     Rollout {
         /// The step.
         step: u64,
@@ -117,7 +124,7 @@ pub enum TrainError {
         context: usize,
     },
     /// The device failed.
-    #[error("step {step}{UNTOUCHED}")]
+    #[error("step {step}{}", after(source))]
     Device {
         /// The step.
         step: u64,
@@ -184,4 +191,31 @@ pub enum TrainError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_fails_at_says_how_to_go_on() {
+        let text = |source: DeviceError| {
+            let training = TrainError::Device { step: 7, source: source.clone() };
+            let source = RolloutError::Generate(GenerateError::Device(source));
+            [training, TrainError::Rollout { step: 7, source }]
+                .map(|e| format!("{:#}", anyhow::Error::from(e)))
+        };
+        for text in text(DeviceError::new("cuda:0", "it fell off the bus")) {
+            assert!(text.starts_with("step 7; ") && text.ends_with("cuda:0: it fell off the bus"), "{text}");
+            assert!(text.contains("--resume goes on") && !text.contains("generate.samples"), "{text}");
+        }
+        // The same settings would fail again.
+        for text in text(DeviceError::out_of_memory("cuda:0", "out of memory")) {
+            assert!(
+                text.contains("begin a new run") && text.contains("lower generate.prompts_per_step"),
+                "{text}"
+            );
+            assert!(!text.contains("--resume"), "{text}");
+        }
+    }
 }

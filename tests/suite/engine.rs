@@ -417,8 +417,7 @@ struct Failing {
 impl Failing {
     fn count(&self) -> Result<(), DeviceError> {
         let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        let message = "it was made to fail".to_owned();
-        left.map(drop).map_err(|_| DeviceError { device: "failing".into(), message })
+        left.map(drop).map_err(|_| DeviceError::new("failing", "it was made to fail"))
     }
 }
 
@@ -524,7 +523,7 @@ fn streams_that_no_device_has_room_for_are_an_error() {
     let prompts = [Prompt { ids: &[2, 3], number: 0, streams: 1 << 16 }];
     let sampling = Sampling { max_new_tokens: 1 << 16, ..SAMPLING };
     let refused = generate(&model, &prompts, &sampling, |_| true, |_, _, _| {}).unwrap_err();
-    assert!(matches!(&refused, GenerateError::Device(e) if e.message.contains("out of memory")), "{refused}");
+    assert!(matches!(&refused, GenerateError::Device(e) if e.out_of_memory), "{refused}");
 }
 
 // --------------------------------------------------------------------------------------------------- command line

@@ -111,10 +111,7 @@ impl Cuda {
         let mut kernels = Vec::new();
         for module in MODULES {
             let Some(ptx) = module.ptx else {
-                return Err(DeviceError {
-                    device: device.name(),
-                    message: format!("{NO_KERNELS}, or use --device cpu"),
-                });
+                return Err(DeviceError::new(device.name(), format!("{NO_KERNELS}, or use --device cpu")));
             };
             let names: Vec<&str> = module.entries.iter().map(|e| e.name()).collect();
             let file = format!("{}.ptx", module.name);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::progress::Screen;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::entries::compiled;
@@ -75,7 +76,16 @@ impl DeviceChoice {
         Ok(match self {
             Self::Cpu => Engine::Cpu(Cpu),
             Self::Vm => Engine::Cuda(Cuda::new(Box::new(Vm::new(Options::default())))?),
-            Self::Cuda(index) => Engine::Cuda(Cuda::new(Box::new(Gpu::open(index)?))?),
+            Self::Cuda(index) => {
+                let gpu = Box::new(Gpu::open(index)?);
+                let screen = Screen::default();
+                let spinner = screen.spinner(
+                    "{spinner} {elapsed} the driver compiles the kernels for this GPU, and keeps them for the next time",
+                );
+                let cuda = Cuda::new(gpu)?;
+                spinner.finish_and_clear();
+                Engine::Cuda(cuda)
+            }
             Self::Auto => match first_gpu() {
                 Some(index) => Self::Cuda(index).open()?,
                 None => Engine::Cpu(Cpu),

@@ -15,15 +15,24 @@ pub(super) struct Screen {
 impl Screen {
     /// A bar of `length` units in a template of indicatif's.
     pub(super) fn bar(&self, length: u64, template: &str) -> ProgressBar {
-        let style = ProgressStyle::with_template(template).expect("templates are this program's own");
-        let bar = self.bars.add(ProgressBar::new(length).with_style(style));
-        bar.enable_steady_tick(Duration::from_millis(200));
-        bar
+        self.add(ProgressBar::new(length), template)
     }
 
     /// A bar of responses that are being sampled.
     pub(super) fn responses(&self, length: u64) -> ProgressBar {
         self.bar(length, "evaluating {wide_bar} {pos}/{len} responses, {eta} left")
+    }
+
+    /// Work of unknown length.
+    pub(super) fn spinner(&self, template: &str) -> ProgressBar {
+        self.add(ProgressBar::new_spinner(), template)
+    }
+
+    fn add(&self, bar: ProgressBar, template: &str) -> ProgressBar {
+        let style = ProgressStyle::with_template(template).expect("templates are this program's own");
+        let bar = self.bars.add(bar.with_style(style));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
     }
 
     /// Whether bars are to be seen.

@@ -18,16 +18,8 @@ use std::{env, fs};
 /// -fmad=false: a multiply-add is one where the kernel says `fmaf`. Otherwise ptxas may fuse what it likes, differently
 /// in each variant of a kernel and on each architecture, and a row would not have the same bits in all of them.
 /// -lineinfo: the virtual GPU's findings name lines of the .cu.
-const FLAGS: [&str; 8] = [
-    "-ptx",
-    "-arch=compute_80",
-    "-O3",
-    "-std=c++17",
-    "-fmad=false",
-    "-lineinfo",
-    "-Werror",
-    "all-warnings",
-];
+const FLAGS: [&str; 8] =
+    ["-ptx", "-arch=compute_80", "-O3", "-std=c++17", "-fmad=false", "-lineinfo", "-Werror", "all-warnings"];
 
 /// A driver refuses PTX that says it is of a newer version than the driver's own, and nvcc always says its own. The
 /// kernels use nothing newer than this, which drivers of CUDA 11.4 (R470) and later take. If one should, ptxas says so

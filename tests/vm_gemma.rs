@@ -8,6 +8,7 @@ mod rounded;
 #[path = "suite/tolerance.rs"]
 mod tolerance;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use bon_engine::model_dir::ModelDir;
 use bon_engine::train::policy::{Continued, Forward};
 
 use rounded::Rounded;
-use tolerance::{Rule, assert_rule, rms};
+use tolerance::{BF16_ROUNDOFF, Rule, assert_rule, rms};
 
 const PROMPT: &str = "3 + 4 = 7\n6 + 1 = 7\n5 + 9 =";
 const STREAMS: usize = 8;
@@ -71,15 +72,46 @@ fn largest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// How far two gradients are apart, all parameters taken as one vector, over the length of the second.
-fn apart(got: &Step, want: &Step) -> f64 {
-    let all = |f: &dyn Fn(f64, f64) -> f64| {
-        let tensors = got.gradients.iter().zip(&want.gradients);
-        let of = |(a, b): (&f32, &f32)| f(f64::from(*a), f64::from(*b));
-        let sums = tensors.map(|((_, a), (_, b))| rms(a.iter().zip(b).map(of)).powi(2) * a.len() as f64);
-        sums.sum::<f64>().sqrt()
+/// |got - want| and |want|, the Euclidean norms, of every tensor of a gradient.
+fn distances(got: &Step, want: &Step) -> Vec<(f64, f64)> {
+    let tensors = got.gradients.iter().zip(&want.gradients);
+    let norm = |a: &[f32], b: &[f32], f: fn(f64, f64) -> f64| {
+        rms(a.iter().zip(b).map(|(a, b)| f(f64::from(*a), f64::from(*b)))) * (a.len() as f64).sqrt()
     };
-    all(&|a, b| a - b) / all(&|_, b| b)
+    tensors.map(|((_, a), (_, b))| (norm(a, b, |a, b| a - b), norm(a, b, |_, b| b))).collect()
+}
+
+/// The distance over the length, all parameters taken as one vector.
+fn whole(tensors: &[(f64, f64)]) -> f64 {
+    let (off, size) = tensors.iter().fold((0.0, 0.0), |(a, b), (off, size)| (a + off * off, b + size * size));
+    (off / size).sqrt()
+}
+
+/// What a parameter is in its layer: its name without the layer's number.
+fn role(name: &str) -> &str {
+    name.split_once("layers.").and_then(|(_, rest)| rest.split_once('.')).map_or(name, |(_, role)| role)
+}
+
+/// Holds a gradient to the rule as a whole, and tensor by tensor. A few channels of the residual stream are far larger
+/// than the others (Sun et al. 2024, "Massive Activations in Large Language Models"): the gradient of a
+/// norm's weight is mostly theirs, a sum that cancels over the tokens, so that its error in one layer is one draw, and
+/// may happen to be small in the naive implementation. So a tensor is measured by the worst of its role in all layers.
+fn assert_gradient(got: &Step, exact: &Step, naive: &Step) {
+    let (off, naive) = (distances(got, exact), distances(naive, exact));
+    let (all, naive_all) = (whole(&off), whole(&naive));
+    eprintln!("gradient, distance to the CPU's over its length: kernels {all:.4}, naive bf16 {naive_all:.4}");
+    let allowed = |naive: f64| Rule::Backward.factor() * naive + BF16_ROUNDOFF;
+    assert!(all <= allowed(naive_all), "the gradient: {all}, naive bf16 {naive_all}");
+    let mut worst: BTreeMap<&str, f64> = BTreeMap::new();
+    for ((name, _), (off, size)) in exact.gradients.iter().zip(&naive) {
+        assert!(*size > 0.0, "{name} has no gradient");
+        let worst = worst.entry(role(name)).or_default();
+        *worst = worst.max(off / size);
+    }
+    for ((name, _), (off, size)) in exact.gradients.iter().zip(&off) {
+        let (off, naive) = (off / size, worst[role(name)]);
+        assert!(off <= allowed(naive), "{name}: {off}, naive bf16 in the worst layer {naive}");
+    }
 }
 
 #[test]
@@ -115,17 +147,9 @@ fn gemma_3_270m_on_the_kernels_is_the_cpus_within_bf16() {
         largest(&at_sampling, &exact.logprobs),
         largest(&naive.logprobs, &exact.logprobs)
     );
-    eprintln!(
-        "gradient, distance to the CPU's over its length: kernels {:.4}, naive bf16 {:.4}",
-        apart(&got, &exact),
-        apart(&naive, &exact)
-    );
     let same = sample(&cpu.model, &ids).iter().zip(&sampled).filter(|(a, b)| a.tokens == b.tokens).count();
     eprintln!("streams that the CPU samples token for token: {same} of {STREAMS}");
     assert_rule("log-probs", Rule::Forward, &at_sampling, &exact.logprobs, &naive.logprobs);
     assert_eq!(gap, 0.0, "a log-prob is one thing in sampling and another in training");
-    for (i, (name, want)) in exact.gradients.iter().enumerate() {
-        assert!(want.iter().any(|g| *g != 0.0), "{name} has no gradient");
-        assert_rule(name, Rule::Backward, &got.gradients[i].1, want, &naive.gradients[i].1);
-    }
+    assert_gradient(&got, &exact, &naive);
 }

@@ -33,6 +33,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rustc-check-cfg=cfg(has_kernels)");
     for variable in VARIABLES {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -46,6 +47,8 @@ fn main() {
     match &nvcc {
         Some(nvcc) => {
             println!("cargo:rerun-if-changed={}", nvcc.display());
+            // For tests that need them.
+            println!("cargo:rustc-cfg=has_kernels");
             compile(nvcc, &sources, &out);
         }
         None => println!(

@@ -670,13 +670,27 @@ mod on_gpu {
 
 // ----------------------------------------------------------------------------------------------- the virtual driver
 
-/// Tests that need the environment which [`under`] gives them, a process each.
+/// What may be wrong with a machine, and what is told of it: a process each, on a virtual driver with these settings.
 mod with_settings {
     use super::*;
 
+    /// Whether this is such a process. If not, one is run with the test of this name, and that was all.
+    #[track_caller]
+    fn on_machine(name: &str, settings: &[(&str, &str)]) -> bool {
+        const SCENE: &str = "DEVICE_TEST_SCENE";
+        if std::env::var_os(SCENE).is_some_and(|scene| scene == name) {
+            return true;
+        }
+        let test = format!("{}::with_settings::{name}", here());
+        assert_eq!(under(&[settings, &[(SCENE, name)]].concat(), &["--exact", &test]).0, 1, "{name}");
+        false
+    }
+
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn an_old_gpu() {
+        if !on_machine("an_old_gpu", &[("VCUDA_CAPABILITY", "7.5")]) {
+            return;
+        }
         let message = Gpu::open(0).unwrap_err().message;
         assert!(
             message.contains("compute capability 7.5, and the kernels need 8.0 (Ampere) or newer"),
@@ -685,8 +699,10 @@ mod with_settings {
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn an_old_driver() {
+        if !on_machine("an_old_driver", &[("VCUDA_VERSION", "11.2")]) {
+            return;
+        }
         let gpu = Gpu::open(0).unwrap();
         let message = gpu.load("hand.ptx", PTX, &["combine"]).unwrap_err().message;
         let told =
@@ -695,15 +711,19 @@ mod with_settings {
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn no_gpu() {
+        if !on_machine("no_gpu", &[("VCUDA_DEVICES", "0")]) {
+            return;
+        }
         let message = Gpu::open(0).unwrap_err().message;
         assert!(message.contains("CUDA_VISIBLE_DEVICES") && message.contains("--device cpu"), "{message}");
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn no_fabric() {
+        if !on_machine("no_fabric", &[("VCUDA_INIT", "802")]) {
+            return;
+        }
         let message = Gpu::open(0).unwrap_err().message;
         assert!(
             message.contains("(CUDA_ERROR_SYSTEM_NOT_READY); GPUs that an NVSwitch connects"),
@@ -712,8 +732,10 @@ mod with_settings {
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn little_memory() {
+        if !on_machine("little_memory", &[("VCUDA_MEMORY", "209715200")]) {
+            return;
+        }
         let gpu = Gpu::open(0).unwrap();
         let mib = 1 << 20;
         // Two pieces of 64 MiB in 200: the third does not fit unless they are given back.
@@ -745,8 +767,10 @@ mod with_settings {
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn a_kernel_that_fails() {
+        if !on_machine("a_kernel_that_fails", &[]) {
+            return;
+        }
         let gpu = Gpu::open(0).unwrap();
         let [.., wild] = kernels(&gpu);
         gpu.launch(wild, &Launch::linear(1, 1), &[]).unwrap();
@@ -761,16 +785,20 @@ mod with_settings {
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn no_graphs() {
+        if !on_machine("no_graphs", &[("VCUDA_GRAPHS", "0")]) {
+            return;
+        }
         let gpu = Gpu::open(0).unwrap();
         four_sequences(&gpu);
         assert_eq!(gpu.counts().recorded, 0);
     }
 
     #[test]
-    #[ignore = "runs in a process of its own, with an environment"]
     fn no_memory_for_graphs() {
+        if !on_machine("no_memory_for_graphs", &[("VCUDA_GRAPHS", "made")]) {
+            return;
+        }
         let gpu = Gpu::open(0).unwrap();
         four_sequences(&gpu);
         assert_eq!(gpu.counts().recorded, 1);
@@ -843,24 +871,6 @@ fn the_driver_is_used_as_it_may_be() {
     let unexpected: Vec<&str> =
         said.lines().filter(|line| line.starts_with("vcuda: ") && !line.contains("70000")).collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
-}
-
-#[test]
-fn what_may_be_wrong_with_a_machine_is_told() {
-    let scenes: [(&str, &[(&str, &str)]); 8] = [
-        ("an_old_gpu", &[("VCUDA_CAPABILITY", "7.5")]),
-        ("an_old_driver", &[("VCUDA_VERSION", "11.2")]),
-        ("no_gpu", &[("VCUDA_DEVICES", "0")]),
-        ("no_fabric", &[("VCUDA_INIT", "802")]),
-        ("little_memory", &[("VCUDA_MEMORY", "209715200")]),
-        ("a_kernel_that_fails", &[]),
-        ("no_graphs", &[("VCUDA_GRAPHS", "0")]),
-        ("no_memory_for_graphs", &[("VCUDA_GRAPHS", "made")]),
-    ];
-    for (scene, settings) in scenes {
-        let test = format!("{}::with_settings::{scene}", here());
-        assert_eq!(under(settings, &["--exact", "--ignored", &test]).0, 1, "{scene}");
-    }
 }
 
 #[test]

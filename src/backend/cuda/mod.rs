@@ -469,12 +469,8 @@ mod tests {
     use crate::device::vm::{Options, Vm};
 
     #[test]
-    #[allow(clippy::print_stderr)] // it says that it was skipped
+    #[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
     fn shapes_beyond_the_kernels_are_refused_each_for_its_reason() {
-        if !entries::compiled() {
-            eprintln!("skipped: built without nvcc (`make nvcc` fetches one)");
-            return;
-        }
         let cuda = Cuda::new(Box::new(Vm::new(Options::default()))).expect("the kernels load");
         let fits = ModelShape {
             hidden: 8192,

@@ -9,7 +9,7 @@ use super::{
     Case, activation, activation_of, check, coalescing, counted, counting, devices, outputs, rounded,
     traffic, workloads_of,
 };
-use crate::ops::randoms;
+use crate::ops::{group, randoms, tree};
 use crate::tolerance::{EPS, Rule};
 
 struct Attention {
@@ -70,31 +70,6 @@ fn spec(
 
 fn segment(start: usize, len: usize, position: usize, prefix: Option<usize>) -> Segment {
     Segment { start, len, position, prefix }
-}
-
-/// A few-shot root, two prompts after it, responses after these, one separate sequence: laid out of order and with
-/// rows between them that belong to nobody.
-fn tree() -> Segments {
-    Segments::new(vec![
-        segment(30, 5, 0, None),
-        segment(2, 6, 5, Some(0)),
-        segment(10, 4, 11, Some(1)),
-        segment(14, 7, 11, Some(1)),
-        segment(21, 3, 5, Some(0)),
-        segment(36, 9, 8, Some(4)),
-        segment(24, 4, 0, None),
-    ])
-    .expect("a valid table")
-}
-
-/// One prompt with responses of these lengths.
-fn group(prompt: usize, responses: &[usize]) -> Segments {
-    let mut list = vec![segment(0, prompt, 0, None)];
-    for &len in responses {
-        let last = list[list.len() - 1];
-        list.push(segment(last.start + last.len, len, prompt, Some(0)));
-    }
-    Segments::new(list).expect("a valid table")
 }
 
 fn forward(case: &Attention) {

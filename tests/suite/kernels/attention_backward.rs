@@ -1,11 +1,12 @@
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::workload::{GEMMA_270M, workloads};
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
-use bon_engine::segments::{Segment, Segments};
+use bon_engine::segments::Segments;
 
 use super::{
     Case, activation, activation_of, check, coalescing, counted, counting, devices, outputs, single_of,
 };
+use crate::ops::{group, tree};
 use crate::tolerance::{EPS, Rule};
 
 /// The gradient for random q, k, v and do, with o and lse as the CPU computes them.
@@ -46,32 +47,6 @@ fn gradient(segments: Segments, heads: Heads, scale: f32, softcap: Option<f32>, 
     let (heads, kv_heads, head_dim) = heads;
     let spec = AttentionSpec { heads, kv_heads, head_dim, scale, softcap, window };
     check(&["dq", "dk", "dv"], Rule::Backward, &Gradient { segments, spec });
-}
-
-/// A few-shot root, two prompts after it, responses after these, one separate sequence: laid out of order and with
-/// rows between them that belong to nobody.
-fn tree() -> Segments {
-    let s = |start, len, position, prefix| Segment { start, len, position, prefix };
-    Segments::new(vec![
-        s(30, 5, 0, None),
-        s(2, 6, 5, Some(0)),
-        s(10, 4, 11, Some(1)),
-        s(14, 7, 11, Some(1)),
-        s(21, 3, 5, Some(0)),
-        s(36, 9, 8, Some(4)),
-        s(24, 4, 0, None),
-    ])
-    .expect("a valid table")
-}
-
-/// One prompt of `prompt` tokens, with responses.
-fn group(prompt: usize, responses: &[usize]) -> Segments {
-    let mut list = vec![Segment { start: 0, len: prompt, position: 0, prefix: None }];
-    for &len in responses {
-        let last = list[list.len() - 1];
-        list.push(Segment { start: last.start + last.len, len, position: prompt, prefix: Some(0) });
-    }
-    Segments::new(list).expect("a valid table")
 }
 
 #[test]

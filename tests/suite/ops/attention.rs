@@ -3,7 +3,7 @@ use bon_engine::backend::cpu::Tensor;
 use bon_engine::backend::cpu::attention::{backward, forward};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
-use super::{bits, random, same_everywhere, wide};
+use super::{bits, group, random, same_everywhere, tree, wide};
 use crate::tolerance::{DERIVATIVE_ERROR, EPS, assert_within, derivative};
 
 fn spec(
@@ -14,32 +14,6 @@ fn spec(
     window: Option<usize>,
 ) -> AttentionSpec {
     AttentionSpec { heads, kv_heads, head_dim, scale: 0.7, softcap, window }
-}
-
-/// A few-shot root, two prompts after it, responses after these, one separate sequence: laid out of order and with
-/// rows between them that belong to nobody.
-fn tree() -> Segments {
-    let s = |start, len, position, prefix| Segment { start, len, position, prefix };
-    Segments::new(vec![
-        s(30, 5, 0, None),
-        s(2, 6, 5, Some(0)),
-        s(10, 4, 11, Some(1)),
-        s(14, 7, 11, Some(1)),
-        s(21, 3, 5, Some(0)),
-        s(36, 9, 8, Some(4)),
-        s(24, 4, 0, None),
-    ])
-    .expect("a valid table")
-}
-
-/// One prompt of `prompt` tokens, with responses.
-fn group(prompt: usize, responses: &[usize]) -> Segments {
-    let mut list = vec![Segment { start: 0, len: prompt, position: 0, prefix: None }];
-    for &len in responses {
-        let last = list[list.len() - 1];
-        list.push(Segment { start: last.start + last.len, len, position: prompt, prefix: Some(0) });
-    }
-    Segments::new(list).expect("a valid table")
 }
 
 /// Rows that token `t` of segment `s` sees, by definition: walk up the prefixes, keep what is near enough.

@@ -14,6 +14,7 @@ mod rows;
 use bon_engine::backend::cpu::simd::{Isa, with_isa};
 use bon_engine::backend::cpu::{Data, Tensor};
 use bon_engine::rng::philox4x32;
+use bon_engine::segments::{Segment, Segments};
 use half::bf16;
 
 /// `n` floats in (-1, 1), different for every seed.
@@ -61,4 +62,30 @@ pub(crate) fn same_everywhere(f: impl Fn() -> Vec<Tensor> + Sync) -> Vec<Tensor>
         }
     }
     want
+}
+
+/// A few-shot root, two prompts after it, responses after these, one separate sequence: laid out of order and with
+/// rows between them that belong to nobody.
+pub(crate) fn tree() -> Segments {
+    let s = |start, len, position, prefix| Segment { start, len, position, prefix };
+    Segments::new(vec![
+        s(30, 5, 0, None),
+        s(2, 6, 5, Some(0)),
+        s(10, 4, 11, Some(1)),
+        s(14, 7, 11, Some(1)),
+        s(21, 3, 5, Some(0)),
+        s(36, 9, 8, Some(4)),
+        s(24, 4, 0, None),
+    ])
+    .expect("a valid table")
+}
+
+/// One prompt of `prompt` tokens, with responses.
+pub(crate) fn group(prompt: usize, responses: &[usize]) -> Segments {
+    let mut list = vec![Segment { start: 0, len: prompt, position: 0, prefix: None }];
+    for &len in responses {
+        let last = list[list.len() - 1];
+        list.push(Segment { start: last.start + last.len, len, position: prompt, prefix: Some(0) });
+    }
+    Segments::new(list).expect("a valid table")
 }

@@ -96,6 +96,8 @@ pub struct Description {
     pub memory: u64,
     /// Compute capability, as in (8, 0).
     pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
     /// Whether the kernels run on it.
     pub usable: bool,
     /// The newest CUDA that the driver knows, as in (12, 4).
@@ -116,6 +118,7 @@ pub fn gpus() -> Result<Vec<Description>, DeviceError> {
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
+    multiprocessors: u32,
     state: Mutex<State>,
 }
 
@@ -313,6 +316,7 @@ fn describe(ordinal: usize, driver: (i32, i32)) -> Result<Description, DeviceErr
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
     };
     let device = handle_of(ordinal)?;
     let (mut name, mut memory) = ([0 as c_char; 256], 0);
@@ -323,8 +327,9 @@ fn describe(ordinal: usize, driver: (i32, i32)) -> Result<Description, DeviceErr
         CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
     };
     let capability = (attribute(device, MAJOR)?, attribute(device, MINOR)?);
+    let multiprocessors = u32::try_from(attribute(device, MULTIPROCESSORS)?).unwrap_or(0).max(1);
     let usable = capability >= LEAST_CAPABILITY;
-    Ok(Description { ordinal, name, memory: memory as u64, capability, usable, driver })
+    Ok(Description { ordinal, name, memory: memory as u64, capability, multiprocessors, usable, driver })
 }
 
 /// A size for people.
@@ -354,7 +359,7 @@ impl Gpu {
             return Err(DeviceError::new(&name, message));
         }
         let state = State::open(name.clone(), description.clone())?;
-        Ok(Self { name, state: Mutex::new(state) })
+        Ok(Self { name, multiprocessors: description.multiprocessors, state: Mutex::new(state) })
     }
 
     /// What it is.
@@ -892,6 +897,10 @@ impl Drop for Stopwatch {
 impl Device for Gpu {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {

@@ -121,6 +121,9 @@ impl From<usize> for Arg {
 pub trait Device: Send + Sync {
     /// How a user would recognise it.
     fn name(&self) -> String;
+    /// Multiprocessors: how many blocks run side by side at least. Launchers may choose a tile by it, and never an order
+    /// of sums, so that results are the same on every device.
+    fn multiprocessors(&self) -> u32;
     /// Loads a module of PTX and returns its entry points in the order of `entries`. `name` is for messages.
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError>;
     /// Memory, aligned to 256 bytes, its contents undefined; `bytes` > 0. Cheap: no driver call once warm.
@@ -172,6 +175,10 @@ pub trait Device: Send + Sync {
 impl<D: Device + ?Sized> Device for Arc<D> {
     fn name(&self) -> String {
         (**self).name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        (**self).multiprocessors()
     }
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {

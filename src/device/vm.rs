@@ -8,9 +8,13 @@ use ptxvm::{DevicePtr, Gpu, LoadedModule, Module};
 
 use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 
+/// What a virtual GPU says of itself unless it is told otherwise: an A100's number.
+const MULTIPROCESSORS: u32 = 108;
+
 /// A virtual GPU as a [`Device`].
 pub struct Vm {
     state: Mutex<State>,
+    multiprocessors: u32,
 }
 
 struct State {
@@ -37,7 +41,12 @@ impl Vm {
     /// A device without any allocation.
     pub fn new(options: Options) -> Self {
         let state = State { gpu: Gpu::new(options), modules: Vec::new(), kernels: Vec::new(), reports: None };
-        Self { state: Mutex::new(state) }
+        Self { state: Mutex::new(state), multiprocessors: MULTIPROCESSORS }
+    }
+
+    /// The same device with so many multiprocessors. It computes as before; launchers choose tiles by the number.
+    pub fn with_multiprocessors(self, multiprocessors: u32) -> Self {
+        Self { multiprocessors, ..self }
     }
 
     /// Keeps a report of every launch from here on.
@@ -58,6 +67,10 @@ impl Vm {
 impl Device for Vm {
     fn name(&self) -> String {
         "vm (a virtual GPU on the CPU)".into()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {

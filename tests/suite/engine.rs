@@ -426,6 +426,10 @@ impl Device for Failing {
         self.vm.name()
     }
 
+    fn multiprocessors(&self) -> u32 {
+        self.vm.multiprocessors()
+    }
+
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
         self.vm.load(name, ptx, entries)
     }

@@ -19,7 +19,7 @@ mod rows;
 
 use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::cuda::entries::MODULES;
+use bon_engine::backend::cuda::entries;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Workload, workloads};
 use bon_engine::backend::{Backend, DType};
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
@@ -39,11 +39,10 @@ pub(crate) trait Case {
 
 /// Whether the program has kernels. Without them, what is left out is told at the end; `make test` sees to it that it has.
 pub(crate) fn compiled() -> bool {
-    let compiled = MODULES.iter().all(|m| m.ptx.is_some());
-    if !compiled {
+    if !entries::compiled() {
         crate::device::skipped("need kernels (built without nvcc; `make nvcc` fetches one)");
     }
-    compiled
+    entries::compiled()
 }
 
 /// A virtual GPU with the kernels on it, all checks on. With a seed, warps are scheduled at random.
@@ -90,6 +89,10 @@ struct Poisoned(Vm);
 impl Device for Poisoned {
     fn name(&self) -> String {
         self.0.name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors()
     }
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {

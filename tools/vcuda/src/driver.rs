@@ -165,13 +165,13 @@ impl Driver {
     /// An attribute of a device, by the driver's number.
     pub fn attribute(&self, which: u32) -> Result<i32, Code> {
         Ok(match which {
-            1 => 1024,                         // MAX_THREADS_PER_BLOCK
-            8 => SHARED_UNASKED as i32,        // MAX_SHARED_MEMORY_PER_BLOCK
-            10 => 32,                          // WARP_SIZE
-            16 => 108,                         // MULTIPROCESSOR_COUNT
-            75 => self.settings.capability.0,  // COMPUTE_CAPABILITY_MAJOR
-            76 => self.settings.capability.1,  // COMPUTE_CAPABILITY_MINOR
-            97 => self.settings.shared as i32, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+            1 => 1024,                           // MAX_THREADS_PER_BLOCK
+            8 => SHARED_UNASKED as i32,          // MAX_SHARED_MEMORY_PER_BLOCK
+            10 => 32,                            // WARP_SIZE
+            16 => self.settings.multiprocessors, // MULTIPROCESSOR_COUNT
+            75 => self.settings.capability.0,    // COMPUTE_CAPABILITY_MAJOR
+            76 => self.settings.capability.1,    // COMPUTE_CAPABILITY_MINOR
+            97 => self.settings.shared as i32,   // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
             _ => return Err(Code::NOT_SUPPORTED),
         })
     }

@@ -26,6 +26,8 @@ pub struct Settings {
     pub memory: u64,
     /// Most bytes of shared memory of a block (`VCUDA_SHARED`).
     pub shared: u32,
+    /// Multiprocessors (`VCUDA_MULTIPROCESSORS`).
+    pub multiprocessors: i32,
     /// CUDA version of the driver (`VCUDA_VERSION`, as in `12.4`).
     pub version: (i32, i32),
     /// What works of graphs (`VCUDA_GRAPHS`).
@@ -62,12 +64,23 @@ impl Settings {
             (8, _) | (12.., _) => 101_376,
             _ => 232_448,
         };
+        // A100, RTX 3090, RTX 4090, H100, B200; of others, the A100's.
+        let multiprocessors = match capability {
+            (8, 6) => 82,
+            (8, 9) => 128,
+            (9, _) => 132,
+            (10, _) => 148,
+            _ => 108,
+        };
         Ok(Self {
             init: variable("VCUDA_INIT", 0, |text| text.parse().ok())?,
             devices: variable("VCUDA_DEVICES", 1, |text| text.parse().ok().filter(|n| (0..=64).contains(n)))?,
             capability,
             memory: variable("VCUDA_MEMORY", 16 << 30, |text| text.parse().ok())?,
             shared: variable("VCUDA_SHARED", shared, |text| text.parse().ok())?,
+            multiprocessors: variable("VCUDA_MULTIPROCESSORS", multiprocessors, |text| {
+                text.parse().ok().filter(|n| *n > 0)
+            })?,
             version: variable("VCUDA_VERSION", (12, 4), pair)?,
             graphs: variable("VCUDA_GRAPHS", Graphs::All, |text| {
                 [("0", Graphs::None), ("1", Graphs::All), ("made", Graphs::Made)]

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-pub use ptxvm::{Checks, Options, Report};
+pub use ptxvm::machine::counters::BlockWork;
+pub use ptxvm::{Checks, MmaOrder, Options, Report};
 use ptxvm::{DevicePtr, Gpu, LoadedModule, Module};
 
 use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
@@ -15,6 +16,7 @@ const MULTIPROCESSORS: u32 = 108;
 pub struct Vm {
     state: Mutex<State>,
     multiprocessors: u32,
+    mma: MmaOrder,
 }
 
 struct State {
@@ -40,8 +42,9 @@ fn error(e: ptxvm::Error) -> DeviceError {
 impl Vm {
     /// A device without any allocation.
     pub fn new(options: Options) -> Self {
+        let mma = options.mma;
         let state = State { gpu: Gpu::new(options), modules: Vec::new(), kernels: Vec::new(), reports: None };
-        Self { state: Mutex::new(state), multiprocessors: MULTIPROCESSORS }
+        Self { state: Mutex::new(state), multiprocessors: MULTIPROCESSORS, mma }
     }
 
     /// The same device with so many multiprocessors. It computes as before; launchers choose tiles by the number.
@@ -66,7 +69,10 @@ impl Vm {
 
 impl Device for Vm {
     fn name(&self) -> String {
-        "vm (a virtual GPU on the CPU)".into()
+        match self.mma {
+            MmaOrder::Chain => "vm (a virtual GPU on the CPU)".into(),
+            order => format!("vm (a virtual GPU on the CPU, products summed as on {})", order.name()),
+        }
     }
 
     fn multiprocessors(&self) -> u32 {

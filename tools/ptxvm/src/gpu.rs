@@ -325,6 +325,7 @@ impl Gpu {
             budget: self.options.budget,
             seed: self.options.seed,
             multiprocessors: self.options.multiprocessors,
+            mma: self.options.mma,
             grid: shape.grid,
             block: shape.block,
             shared_bytes: total as u32,

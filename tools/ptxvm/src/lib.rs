@@ -40,7 +40,7 @@ pub mod types;
 
 pub use error::Error;
 pub use gpu::{Arg, DevicePtr, Gpu, Launch, LoadedModule, Module};
-pub use machine::options::{Checks, Options};
+pub use machine::options::{Checks, MmaOrder, Options};
 pub use report::Report;
 
 /// The README's examples are tests.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::decode::module::Module;
-use crate::machine::counters::{Counters, InstCount, MemoryCount};
+use crate::machine::counters::{BlockRange, BlockWork, Counters, InstCount, MemoryCount};
 use crate::machine::inst::{Class, Control, Exec, Inst};
 
 /// Instructions of a class.
@@ -60,6 +60,8 @@ pub struct Report {
     pub local: MemoryCount,
     /// 32-byte sectors of global memory that the launch read and wrote, each counted once: the compulsory traffic.
     pub unique_sectors: (u64, u64),
+    /// The most and the least that a block did: how evenly the work lies, and what no number of multiprocessors hides.
+    pub blocks: BlockRange,
     /// Times that a barrier opened.
     pub barriers: u64,
     /// Times that a warp's lanes parted at a branch.
@@ -101,6 +103,9 @@ impl Report {
             shared: MemoryCount::default(),
             local: MemoryCount::default(),
             unique_sectors,
+            blocks: counters
+                .blocks
+                .unwrap_or(BlockRange { most: BlockWork::default(), least: BlockWork::default() }),
             barriers: counters.barriers,
             divergent: 0,
             lines: Vec::new(),

@@ -226,6 +226,7 @@ impl Context {
             counters: false,
             memory: settings.memory,
             shared: settings.shared,
+            mma: settings.mma,
             ..Options::default()
         };
         Self {

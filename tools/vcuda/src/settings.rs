@@ -2,6 +2,8 @@
 
 use std::env;
 
+use ptxvm::MmaOrder;
+
 /// What works of graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Graphs {
@@ -34,6 +36,8 @@ pub struct Settings {
     pub graphs: Graphs,
     /// Whether races and uninitialised values are looked for (`VCUDA_CHECKS`, 0 or 1).
     pub checks: bool,
+    /// How products of tensor cores add up (`VCUDA_MMA`: chain, ampere or hopper).
+    pub mma: MmaOrder,
 }
 
 fn variable<T>(name: &str, default: T, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {
@@ -88,6 +92,7 @@ impl Settings {
                     .find_map(|(word, graphs)| (word == text).then_some(graphs))
             })?,
             checks: variable("VCUDA_CHECKS", true, switch)?,
+            mma: variable("VCUDA_MMA", MmaOrder::Chain, MmaOrder::named)?,
         })
     }
 

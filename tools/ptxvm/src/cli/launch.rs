@@ -83,6 +83,7 @@ pub(crate) fn launch(args: &LaunchArgs) -> Result<Done, Failure> {
         checks: args.checks.checks(),
         budget: args.budget,
         seed: args.seed,
+        mma: args.mma,
         ..Options::default()
     });
     let loaded = gpu.load(&module)?;

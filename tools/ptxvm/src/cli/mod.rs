@@ -84,6 +84,9 @@ struct LaunchArgs {
     /// Let the warps of a block take turns at random, by this seed.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// How `mma` adds up products: chain (each rounded), ampere or hopper (in groups, as tensor cores do).
+    #[arg(long, value_name = "ORDER", default_value = "chain", value_parser = order)]
+    mma: ptxvm::MmaOrder,
     /// Most instructions of one block's warps together, so that an endless loop ends.
     #[arg(long, value_name = "N", default_value_t = ptxvm::Options::default().budget)]
     budget: u64,
@@ -207,6 +210,10 @@ pub(crate) fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check { files } => check::check(files),
         Command::Report(args) => report::report(args),
     }
+}
+
+fn order(text: &str) -> Result<ptxvm::MmaOrder, &'static str> {
+    ptxvm::MmaOrder::named(text).ok_or("must be chain, ampere or hopper")
 }
 
 /// `X[,Y[,Z]]`

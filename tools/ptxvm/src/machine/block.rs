@@ -1,5 +1,6 @@
 //! A block while it runs.
 
+use super::counters::BlockWork;
 use super::memory::race::Clocks;
 use super::memory::shared::SharedMemory;
 
@@ -14,6 +15,8 @@ pub struct Block {
     pub warps: u32,
     /// Instructions that its warps have executed.
     pub executed: u64,
+    /// What it did, for the counters.
+    pub work: BlockWork,
     /// Shared memory, static then dynamic.
     pub shared: SharedMemory,
     /// Who happened before whom, for the race check.

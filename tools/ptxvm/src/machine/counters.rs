@@ -1,4 +1,5 @@
-//! What a launch did, instruction by instruction. All are sums, so their values do not depend on host threads.
+//! What a launch did, instruction by instruction, and the most and the least that a block of it did. Sums, maxima and
+//! minima: their values do not depend on host threads.
 
 /// Counts for one instruction of the code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,46 @@ pub struct UniqueSectors {
     pub written: u64,
 }
 
+/// What one block did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockWork {
+    /// Instructions that its warps executed with at least one lane.
+    pub instructions: u64,
+    /// Operations of the tensor cores.
+    pub mma_flops: u64,
+    /// 32-byte sectors of global memory that it asked for, as in [`MemoryCount::sectors`].
+    pub sectors: u64,
+    /// Passes over the banks of shared memory.
+    pub wavefronts: u64,
+}
+
+impl BlockWork {
+    fn each(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            instructions: f(self.instructions, other.instructions),
+            mma_flops: f(self.mma_flops, other.mma_flops),
+            sectors: f(self.sectors, other.sectors),
+            wavefronts: f(self.wavefronts, other.wavefronts),
+        }
+    }
+}
+
+/// The most and the least that a block did, each figure for itself: they may come from different blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRange {
+    /// The most.
+    pub most: BlockWork,
+    /// The least.
+    pub least: BlockWork,
+}
+
+impl BlockRange {
+    /// Of blocks of which some have this range and others that.
+    fn join(self, other: Self) -> Self {
+        Self { most: self.most.each(other.most, u64::max), least: self.least.each(other.least, u64::min) }
+    }
+}
+
 /// Counters of a launch, or of one worker's part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -48,6 +89,8 @@ pub struct Counters {
     pub unique_sectors: UniqueSectors,
     /// Times a block's barrier opened.
     pub barriers: u64,
+    /// What blocks did that have ended; `None` before the first.
+    pub blocks: Option<BlockRange>,
 }
 
 impl Counters {
@@ -58,6 +101,12 @@ impl Counters {
             memory: vec![MemoryCount::default(); n],
             ..Self::default()
         }
+    }
+
+    /// Notes a block that has ended.
+    pub fn end(&mut self, work: BlockWork) {
+        let block = BlockRange { most: work, least: work };
+        self.blocks = Some(self.blocks.map_or(block, |others| others.join(block)));
     }
 
     /// Adds another worker's.
@@ -78,5 +127,9 @@ impl Counters {
         self.unique_sectors.read += other.unique_sectors.read;
         self.unique_sectors.written += other.unique_sectors.written;
         self.barriers += other.barriers;
+        self.blocks = match (self.blocks, other.blocks) {
+            (Some(a), Some(b)) => Some(a.join(b)),
+            (a, b) => a.or(b),
+        };
     }
 }

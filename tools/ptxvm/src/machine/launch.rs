@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::heap::Heap;
 use super::layout::FUNCTION_WINDOW;
 use super::memory::global::GlobalMemory;
-use super::options::Checks;
+use super::options::{Checks, MmaOrder};
 use super::run::{BlockRun, Progress};
 use crate::decode::module::Module;
 use crate::decode::program::{Constant, Function, Program};
@@ -43,6 +43,8 @@ pub struct LaunchState<'a> {
     pub seed: Option<u64>,
     /// Multiprocessors that `%nsmid` tells.
     pub multiprocessors: u32,
+    /// How products add up.
+    pub mma: MmaOrder,
     /// Blocks.
     pub grid: [u32; 3],
     /// Threads of a block.
@@ -179,6 +181,7 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
                 fault = Some((number, finding));
                 return (worker, fault);
             }
+            worker.counters.end(run.work());
         }
     };
     let parts = if cooperative {
@@ -240,6 +243,7 @@ fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<
             match runs[i].1.run(launch, &mut worker, false) {
                 Ok(Progress::Over) => i += 1,
                 Ok(Progress::Done) => {
+                    worker.counters.end(runs[i].1.work());
                     runs.remove(i);
                 }
                 Err(Stop(finding)) => return (worker, Some((runs[i].0, finding))),

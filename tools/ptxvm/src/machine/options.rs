@@ -16,6 +16,41 @@ impl Checks {
     pub const NONE: Self = Self { init: false, race: false };
 }
 
+/// How tensor cores add up the products of narrow floats.
+///
+/// A kernel whose paths cut k at different places may agree to the bit in one order and differ in another: what is to
+/// hold on hardware is tried in all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MmaOrder {
+    /// A chain of fused multiply-adds over k, each rounded to nearest: what C code would do.
+    #[default]
+    Chain,
+    /// Groups of 8 products (4 of tf32) with the accumulator, aligned, cut off 24 bits below the largest exponent, added
+    /// and truncated to f32: sm_80, 86 and 89 according to published studies.
+    Ampere,
+    /// The same in groups of 16 (8 of tf32) and cut off 25 bits below: sm_90.
+    Hopper,
+}
+
+impl MmaOrder {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Chain, Self::Ampere, Self::Hopper];
+
+    /// `chain`, `ampere` or `hopper`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Chain => "chain",
+            Self::Ampere => "ampere",
+            Self::Hopper => "hopper",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|order| order.name() == name)
+    }
+}
+
 /// Set-up of a virtual GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -35,6 +70,8 @@ pub struct Options {
     pub shared: u32,
     /// Multiprocessors, as `%nsmid` tells; a launch with `cooperative` has at most 32 blocks for each.
     pub multiprocessors: u32,
+    /// How `mma` and `wmma` add up the products of narrow floats.
+    pub mma: MmaOrder,
 }
 
 impl Default for Options {
@@ -48,6 +85,7 @@ impl Default for Options {
             memory: 16 << 30,
             shared: 232_448,
             multiprocessors: 108,
+            mma: MmaOrder::Chain,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::barrier::{BARRIERS, Barrier};
 use super::block::Block;
 use super::context::{Context, Stop};
+use super::counters::BlockWork;
 use super::inst::{BarrierKind, Control, Defs, Exec, Inst, ParamCopy, Sync};
 use super::launch::{LaunchState, Worker};
 use super::layout::FUNCTION_WINDOW;
@@ -94,6 +95,7 @@ impl BlockRun {
         self.block.number = number;
         self.block.index = [(number % gx) as u32, (number / gx % gy) as u32, (number / gx / gy) as u32];
         self.block.executed = 0;
+        self.block.work = BlockWork::default();
         self.block.shared.start(launch.shared_bytes, launch.kernel.shared_grain, self.block.warps);
         self.block.clocks.start(self.block.warps);
         self.random = launch.seed.map(|seed| seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
@@ -152,6 +154,11 @@ impl BlockRun {
                 return Ok(Progress::Over);
             }
         }
+    }
+
+    /// What the block has done.
+    pub(super) fn work(&self) -> BlockWork {
+        self.block.work
     }
 
     fn stop(
@@ -331,6 +338,7 @@ impl BlockRun {
             let count = &mut worker.counters.insts[pc as usize];
             count.warps += u64::from(m != 0);
             count.lanes += u64::from(m.count_ones());
+            self.block.work.instructions += u64::from(m != 0);
             match &inst.exec {
                 Exec::Lane(f) => {
                     if m != 0 {
@@ -348,6 +356,7 @@ impl BlockRun {
                             wait(run, s, m, State::Sync);
                             worker.counters.insts[pc as usize].warps -= 1;
                             worker.counters.insts[pc as usize].lanes -= u64::from(m.count_ones());
+                            self.block.work.instructions -= 1;
                             self.meet(w, launch, worker)?;
                             return Ok(ran);
                         }
@@ -383,6 +392,8 @@ impl BlockRun {
                     }
                 }
                 Exec::Control(Control::Join) => {
+                    // A join only marks where lanes meet.
+                    self.block.work.instructions -= u64::from(m != 0);
                     run.splits[s].pc = pc;
                     let before = mask;
                     if !run.arrive(s) || run.splits[s].mask != before {
@@ -806,6 +817,7 @@ impl BlockRun {
         let count = &mut worker.counters.insts[pc as usize];
         count.warps += 1;
         count.lanes += u64::from(lanes.count_ones());
+        self.block.work.instructions += 1;
         self.block.executed += 1;
         self.gather(w, pc, frame, lanes, State::Ready);
         let run = &mut self.warps[w];

@@ -410,3 +410,49 @@ loop:
     let (_, report) = k.run(3, 96);
     assert_eq!(report.barriers, 33);
 }
+
+/// Block b does a thing b + 1 times: the most and the least of each figure are the last block's and the first's, and of
+/// a single block both are the launch's.
+#[test]
+fn what_a_block_does_is_counted() {
+    let k = Kernel::new(
+        "",
+        "
+    .shared .align 4 .b32 tile[64];
+    mov.u32 s, tile;
+    mov.u32 j, %tid.x;
+    mad.lo.u32 s, j, 4, s;
+    mov.u32 n, %ctaid.x;
+round:
+    st.shared.u32 [s], n;
+    ld.global.u32 m, [b]; // loaded
+    add.u32 v, v, m;
+    setp.gt.u32 p, j, 15;
+    @p bra over;
+    add.u32 v, v, 1;
+over:
+    sub.u32 n, n, 1;
+    setp.ge.s32 p, n, 0;
+    @p bra round;",
+    );
+    // Others write `out` while blocks read its first word.
+    let options = || Options { checks: ptxvm::Checks::NONE, ..Options::default() };
+    let run = |blocks| k.try_run(options(), &Launch::linear(blocks, 64), 64 * blocks as usize).unwrap().1;
+    let one = run(1);
+    let all = (one.instructions().warps, one.shared.wavefronts, one.global.sectors);
+    for block in [one.blocks.most, one.blocks.least] {
+        assert_eq!((block.instructions, block.wavefronts, block.sectors), all);
+    }
+    let five = run(5);
+    let (most, least) = (five.blocks.most, five.blocks.least);
+    assert_eq!(least, one.blocks.least);
+    // Two warps store once a round, and ask for one sector; at the end each asks for four.
+    assert_eq!((most.wavefronts, most.sectors), (5 * 2, 5 * 2 + 8));
+    let sum: u64 = (0..5)
+        .map(|b| {
+            let round = (most.instructions - least.instructions) / 4;
+            least.instructions + b * round
+        })
+        .sum();
+    assert_eq!(five.instructions().warps, sum);
+}

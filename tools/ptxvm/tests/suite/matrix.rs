@@ -5,9 +5,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use ptxvm::error::Kind;
-use ptxvm::{Arg, Gpu, Launch, Module, Options};
+use ptxvm::{Arg, Gpu, Launch, MmaOrder, Module, Options};
 
-use crate::support::warp::{Random, Row, faults, run, run_one, undefined};
+use crate::support::warp::{Random, Row, faults, run_in, run_one, undefined};
 
 /// Value of an element of a factor.
 fn decode(ty: &str, bits: u64) -> f64 {
@@ -315,6 +315,16 @@ fn body(case: &Case) -> String {
 }
 
 fn check(case: &Case, inputs: &[[Matrix; 3]]) {
+    check_in(MmaOrder::Chain, case, inputs, product);
+}
+
+/// In an order, against a definition.
+fn check_in(
+    order: MmaOrder,
+    case: &Case,
+    inputs: &[[Matrix; 3]],
+    definition: impl Fn(&Case, &str, &Matrix, &Matrix, &Matrix) -> Matrix,
+) {
     let warps: Vec<Vec<Row>> = inputs
         .iter()
         .map(|[a, b, c]| {
@@ -325,10 +335,10 @@ fn check(case: &Case, inputs: &[[Matrix; 3]]) {
         })
         .collect();
     let text = body(case);
-    for (i, ([a, b, c], out)) in inputs.iter().zip(run(&text, &warps, words(case)[2])).enumerate() {
+    for (i, ([a, b, c], out)) in inputs.iter().zip(run_in(order, &text, &warps, words(case)[2])).enumerate() {
         let got = collect(&out, case.c, case.m, case.n, |lane, i| c_at(case, lane, i));
-        let want = product(case, case.c, a, b, c);
-        assert_eq!(got.bits, want.bits, "{text} input {i}");
+        let want = definition(case, case.c, a, b, c);
+        assert_eq!(got.bits, want.bits, "{text} input {i}, {order:?}");
     }
 }
 
@@ -367,36 +377,220 @@ fn mma_has_each_element_at_its_place() {
     }
 }
 
+/// Inputs with all kinds of numbers.
+fn all_kinds(case: &Case) -> Vec<[Matrix; 3]> {
+    let mut random = Random(7 + case.k as u64);
+    // All bit patterns: subnormals, infinities, NaN, overflow. For some of f32's bits and of the wide types, near 1.
+    let mut any = |ty: &str, rows, cols, tame: bool| {
+        Matrix::new(rows, cols, |_, _| {
+            let word = random.next();
+            match (ty, tame) {
+                ("f32" | "tf32", true) => word & 0x83ff_ffff | 0x3c00_0000,
+                ("bf16", true) => word & 0x83ff | 0x3c00,
+                ("f64", true) => word & 0x800f_ffff_ffff_ffff | 0x3ff0 << 48,
+                ("f16", true) => word & 0x83ff | 0x3800,
+                ("f64", _) => word,
+                ("s32", true) => [0x7fff_ffff, 0x8000_0000][(word & 1) as usize],
+                _ => word & ((1 << bits(ty)) - 1),
+            }
+        })
+    };
+    (0..64)
+        .map(|i| {
+            let tame = i % 2 == 0;
+            [
+                any(case.a, case.m, case.k, tame),
+                any(case.b, case.k, case.n, tame),
+                any(case.c, case.m, case.n, tame),
+            ]
+        })
+        .collect()
+}
+
 #[test]
 fn mma_sums_in_the_documented_order() {
     for case in cases() {
-        let mut random = Random(7 + case.k as u64);
-        // All bit patterns: subnormals, infinities, NaN, overflow. For some of f32's bits and of the wide types, near 1.
-        let mut any = |ty: &str, rows, cols, tame: bool| {
-            Matrix::new(rows, cols, |_, _| {
-                let word = random.next();
-                match (ty, tame) {
-                    ("f32" | "tf32", true) => word & 0x83ff_ffff | 0x3c00_0000,
-                    ("bf16", true) => word & 0x83ff | 0x3c00,
-                    ("f64", true) => word & 0x800f_ffff_ffff_ffff | 0x3ff0 << 48,
-                    ("f16", true) => word & 0x83ff | 0x3800,
-                    ("f64", _) => word,
-                    ("s32", true) => [0x7fff_ffff, 0x8000_0000][(word & 1) as usize],
-                    _ => word & ((1 << bits(ty)) - 1),
-                }
-            })
-        };
-        let inputs: Vec<[Matrix; 3]> = (0..64)
-            .map(|i| {
-                let tame = i % 2 == 0;
-                [
-                    any(case.a, case.m, case.k, tame),
-                    any(case.b, case.k, case.n, tame),
-                    any(case.c, case.m, case.n, tame),
-                ]
-            })
-            .collect();
-        check(&case, &inputs);
+        check(&case, &all_kinds(&case));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ groups of tensor cores
+
+/// A finite number as stored: value = significand x 2^(exponent - fraction), with the exponent of its field. Zero counts
+/// as exponent -126.
+struct Stored {
+    significand: i128,
+    exponent: i32,
+    fraction: i32,
+}
+
+fn stored(ty: &str, bits: u64) -> Stored {
+    let (exponent_bits, fraction) = match ty {
+        "f16" => (5, 10),
+        "bf16" => (8, 7),
+        "f32" => (8, 23),
+        "tf32" => (8, 10),
+        _ => panic!("{ty}"),
+    };
+    let bits = if ty == "tf32" { bits >> 13 } else { bits };
+    let field = (bits >> fraction) as i32 & ((1 << exponent_bits) - 1);
+    let below = (bits & ((1 << fraction) - 1)) as i128;
+    let bias = (1 << (exponent_bits - 1)) - 1;
+    let (magnitude, exponent) = match (field, below) {
+        (0, 0) => (0, -126),
+        (0, _) => (below, 1 - bias),
+        _ => (below + (1 << fraction), field - bias),
+    };
+    let negative = bits >> (exponent_bits + fraction) & 1 != 0;
+    Stored { significand: if negative { -magnitude } else { magnitude }, exponent, fraction }
+}
+
+/// `significand` 2^(`exponent` - `fraction`) in units of 2^(`largest` - `kept`), cut off towards zero: Rust's division.
+fn cut(significand: i128, fraction: i32, exponent: i32, largest: i32, kept: i32) -> i128 {
+    let up = kept - fraction + exponent - largest;
+    if up >= 0 { significand << up } else { significand / (1i128 << (-up).min(126)) }
+}
+
+/// An integer of units 2^`unit` as f32, towards zero.
+fn towards_zero(value: i128, mut unit: i32) -> u64 {
+    let mut magnitude = value.unsigned_abs();
+    while magnitude >= 1 << 24 || unit < -149 {
+        magnitude /= 2;
+        unit += 1;
+    }
+    while magnitude != 0 && magnitude < 1 << 23 && unit > -149 {
+        magnitude *= 2;
+        unit -= 1;
+    }
+    let sign = u64::from(value < 0 && magnitude != 0) << 31;
+    sign | match magnitude {
+        0 => 0,
+        // Above the largest f32.
+        _ if unit > 127 - 23 => 0x7f80_0000,
+        subnormal if subnormal < 1 << 23 => subnormal as u64,
+        normal => (((unit + 23 + 127) as u64) << 23) + (normal as u64 - (1 << 23)),
+    }
+}
+
+/// D as groups of `group` products sum it, with `kept` bits below the largest exponent.
+fn grouped(group: usize, kept: i32, case: &Case, a: &Matrix, b: &Matrix, c: &Matrix) -> Matrix {
+    Matrix::new(case.m, case.n, |row, col| {
+        let mut sum = c.get(row, col);
+        let all: Vec<usize> = (0..case.k).collect();
+        for ks in all.chunks(group) {
+            let factors = ks.iter().map(|k| (a.get(row, *k), b.get(*k, col)));
+            let plain = factors
+                .clone()
+                .fold(decode("f32", sum), |sum, (x, y)| sum + decode(case.a, x) * decode(case.b, y));
+            if !plain.is_finite() {
+                sum = if plain.is_nan() { 0x7fff_ffff } else { u64::from((plain as f32).to_bits()) };
+                continue;
+            }
+            let mut terms: Vec<(i128, i32, i32)> = factors
+                .map(|(x, y)| (stored(case.a, x), stored(case.b, y)))
+                .map(|(x, y)| {
+                    (x.significand * y.significand, x.fraction + y.fraction, x.exponent + y.exponent)
+                })
+                .collect();
+            let start = stored("f32", sum);
+            terms.push((start.significand, start.fraction, start.exponent));
+            let largest = terms.iter().map(|(.., exponent)| *exponent).max().unwrap();
+            let total = terms.iter().map(|(s, f, e)| cut(*s, *f, *e, largest, kept)).sum();
+            sum = towards_zero(total, largest - kept);
+        }
+        sum
+    })
+}
+
+/// Groups of 16-bit factors and of tf32, and bits below the largest exponent.
+fn generations() -> [(MmaOrder, usize, usize, i32); 2] {
+    [(MmaOrder::Ampere, 8, 4, 24), (MmaOrder::Hopper, 16, 8, 25)]
+}
+
+#[test]
+fn mma_sums_in_groups_as_tensor_cores_do() {
+    for (order, wide, narrow, kept) in generations() {
+        let known = |case: &Case| matches!(case.a, "f16" | "bf16" | "tf32") && case.c == "f32";
+        for case in cases().into_iter().filter(known) {
+            let group = if case.a == "tf32" { narrow } else { wide };
+            let mut inputs = all_kinds(&case);
+            // Of one size: the sums carry, and all but the last bits of the smallest count.
+            let mut random = Random(3);
+            let mut near = |ty: &str, rows, cols| {
+                Matrix::new(rows, cols, |_, _| {
+                    let word = random.next();
+                    match ty {
+                        "f16" => word & 0x07ff | 0x3800 | word >> 16 & 0x8000,
+                        "bf16" => word & 0x01ff | 0x3e80 | word >> 16 & 0x8000,
+                        "tf32" => word & 0x01ff_ffff | 0x3e80_0000 | word >> 32 & 0x8000_0000,
+                        _ => word & 0x03ff_ffff | 0x3e80_0000 | word >> 32 & 0x8000_0000,
+                    }
+                })
+            };
+            inputs.extend((0..32).map(|_| {
+                [near(case.a, case.m, case.k), near(case.b, case.k, case.n), near(case.c, case.m, case.n)]
+            }));
+            // The largest significands, of one sign.
+            let largest = |ty: &str, rows, cols| {
+                let bits = match ty {
+                    "f16" => 0x3fff,
+                    "bf16" => 0x3fff,
+                    _ => 0x3fff_ffff,
+                };
+                Matrix::new(rows, cols, |_, _| bits)
+            };
+            inputs.push([
+                largest(case.a, case.m, case.k),
+                largest(case.b, case.k, case.n),
+                largest(case.c, case.m, case.n),
+            ]);
+            check_in(order, &case, &inputs, |case, _, a, b, c| grouped(group, kept, case, a, b, c));
+        }
+    }
+}
+
+/// What the studies show by single numbers: one product alone among small ones, on each generation.
+#[test]
+fn groups_cut_what_lies_far_below_the_largest() {
+    let case = case(16, 8, 16, "bf16", "bf16", "f32", "");
+    let one = |at: usize, small: f32| {
+        let a = Matrix::new(16, 16, |_, k| u64::from(if k == at { 1.0f32 } else { small }.to_bits() >> 16));
+        let b = Matrix::new(16, 8, |_, _| 0x3f80);
+        let c = Matrix::new(16, 8, |_, _| 0);
+        [a, b, c]
+    };
+    let sum = |order, small: f32| {
+        let [a, b, c] = one(0, small);
+        let mut rows = spread(&a, case.a, |lane, i| a_at(&case, lane, i));
+        rows.extend(spread(&b, case.b, |lane, i| b_at(&case, lane, i)));
+        rows.extend(spread(&c, case.c, |lane, i| c_at(&case, lane, i)));
+        let out = run_in(order, &body(&case), &[rows], words(&case)[2]);
+        f32::from_bits(out[0][0][0])
+    };
+    let power = |e: i32| 2f32.powi(e);
+    // 2^-24 is half of 1's last bit: a chain rounds each to even, and loses all.
+    assert_eq!(sum(MmaOrder::Chain, power(-24)), 1.0);
+    // Ampere keeps one bit more: seven in the first group, of which the odd one is cut, then eight.
+    assert_eq!(sum(MmaOrder::Ampere, power(-24)), 1.0 + 3.0 * power(-23) + 4.0 * power(-23));
+    assert_eq!(sum(MmaOrder::Hopper, power(-24)), 1.0 + 7.0 * power(-23));
+    // The bit after that is Hopper's alone.
+    assert_eq!(sum(MmaOrder::Ampere, power(-25)), 1.0);
+    assert_eq!(sum(MmaOrder::Hopper, power(-25)), 1.0 + 3.0 * power(-23));
+    assert_eq!(sum(MmaOrder::Hopper, power(-26)), 1.0);
+    // The largest exponent comes first: it does not matter where it stands.
+    assert_eq!(sum(MmaOrder::Hopper, -power(-25)), 1.0 - 8.0 * power(-24));
+}
+
+/// Steps of k that hold zeros leave a sum as it is: rows end at different lengths in kernels.
+#[test]
+fn groups_of_zeros_change_nothing() {
+    let case = case(16, 8, 16, "bf16", "bf16", "f32", "");
+    let mut random = Random(5);
+    let c = Matrix::new(16, 8, |_, _| random.next() & 0x8fff_ffff | 0x3000_0000);
+    let b = Matrix::new(16, 8, |_, _| random.next() & 0x83ff | 0x3c00);
+    for order in MmaOrder::ALL {
+        let zeros = Matrix::new(16, 16, |_, k| if k % 2 == 0 { 0 } else { 0x8000 });
+        check_in(order, &case, &[[zeros, b.clone(), c.clone()]], |_, _, _, _, c| c.clone());
     }
 }
 

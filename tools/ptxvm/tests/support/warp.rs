@@ -1,7 +1,7 @@
 //! Runs a few instructions of PTX on whole warps: inputs and outputs are 32-bit registers of all lanes.
 
 use ptxvm::error::Kind;
-use ptxvm::{Arg, Error, Gpu, Launch, Module, Options};
+use ptxvm::{Arg, Error, Gpu, Launch, MmaOrder, Module, Options};
 
 /// One register of a warp.
 pub(crate) type Row = [u32; 32];
@@ -53,9 +53,9 @@ fn kernel(body: &str, inputs: usize, written: &[u32], outputs: usize, probe: Opt
     text + "ret;\n}\n"
 }
 
-fn launch(text: &str, warps: &[Vec<Row>], outputs: usize) -> Result<Vec<Vec<Row>>, Error> {
+fn launch(text: &str, warps: &[Vec<Row>], outputs: usize, mma: MmaOrder) -> Result<Vec<Vec<Row>>, Error> {
     let module = Module::load("test.ptx", text)?;
-    let mut gpu = Gpu::new(Options { threads: 1, ..Options::default() });
+    let mut gpu = Gpu::new(Options { threads: 1, mma, ..Options::default() });
     let loaded = gpu.load(&module)?;
     let bytes: Vec<u8> = warps.iter().flatten().flatten().flat_map(|w| w.to_le_bytes()).collect();
     let from = gpu.alloc(bytes.len().max(4))?;
@@ -71,7 +71,13 @@ fn launch(text: &str, warps: &[Vec<Row>], outputs: usize) -> Result<Vec<Vec<Row>
 
 /// The outputs of each warp.
 pub(crate) fn try_run(body: &str, warps: &[Vec<Row>], outputs: usize) -> Result<Vec<Vec<Row>>, Error> {
-    launch(&kernel(body, warps[0].len(), &[], outputs, None), warps, outputs)
+    launch(&kernel(body, warps[0].len(), &[], outputs, None), warps, outputs, MmaOrder::Chain)
+}
+
+/// The outputs of each warp where products are summed in an order.
+pub(crate) fn run_in(order: MmaOrder, body: &str, warps: &[Vec<Row>], outputs: usize) -> Vec<Vec<Row>> {
+    launch(&kernel(body, warps[0].len(), &[], outputs, None), warps, outputs, order)
+        .unwrap_or_else(|e| panic!("{body}\n{e}"))
 }
 
 /// The outputs of each warp, of a program without faults.
@@ -86,9 +92,9 @@ pub(crate) fn run_one(body: &str, inputs: &[Row], outputs: usize) -> Vec<Row> {
 
 /// For each output, the lanes in which it is undefined, when the inputs are written in the lanes of `written` alone.
 pub(crate) fn undefined(body: &str, inputs: &[Row], written: &[u32], outputs: usize) -> Vec<u32> {
-    let lanes =
-        |i| match launch(&kernel(body, inputs.len(), written, outputs, Some(i)), &[inputs.to_vec()], outputs)
-        {
+    let lanes = |i| {
+        let text = kernel(body, inputs.len(), written, outputs, Some(i));
+        match launch(&text, &[inputs.to_vec()], outputs, MmaOrder::Chain) {
             Ok(_) => 0,
             Err(Error::Fault(findings)) => {
                 assert_eq!(findings.len(), 1, "{body}\n{findings:?}");
@@ -96,7 +102,8 @@ pub(crate) fn undefined(body: &str, inputs: &[Row], written: &[u32], outputs: us
                 findings[0].threads.as_ref().unwrap().lanes
             }
             Err(e) => panic!("{body}\n{e}"),
-        };
+        }
+    };
     (0..outputs).map(lanes).collect()
 }
 

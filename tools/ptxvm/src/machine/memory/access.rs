@@ -316,6 +316,7 @@ impl<'a> Context<'a> {
             }
             (sectors, distinct)
         };
+        self.block.work.sectors += sectors;
         if let Some(count) = self.count() {
             count.requests += 1;
             count.sectors += sectors;
@@ -568,6 +569,7 @@ impl<'a> Context<'a> {
             } else {
                 wavefronts(mask, at, size as u32)
             };
+            self.block.work.wavefronts += passes;
             if let Some(count) = self.count() {
                 count.wavefronts += passes;
                 count.ideal_wavefronts += ideal;

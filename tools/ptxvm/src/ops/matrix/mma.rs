@@ -1,8 +1,8 @@
 //! mma.sync and wmma.mma: D = A B + C.
 //!
 //! # Arithmetic
-//! Each element of D is a chain of fused operations in a fixed order: `acc = c`, then for k = 0, 1, 2, ...
-//! `acc = fma(a[k], b[k], acc)`.
+//! By default ([`MmaOrder::Chain`]) each element of D is a chain of fused operations in a fixed order: `acc = c`, then
+//! for k = 0, 1, 2, ... `acc = fma(a[k], b[k], acc)`.
 //! - f16, bf16, tf32 and 8-bit floats: the chain is in f32, with subnormals. tf32 factors are the upper 19 bits of
 //!   their registers. With f16 accumulators C is widened, the chain is in f32, and the end is rounded once.
 //! - f64: the chain is in f64.
@@ -11,12 +11,16 @@
 //! Hardware gives the same integers. Its f64 products are fused chains too, in an order that NVIDIA does not document.
 //! Its other floats differ in the last bits: it adds groups of 4, 8 or 16 products and the accumulator at once, after
 //! aligning them to the largest exponent and cutting off what lies beyond a few extra bits, and rounds by truncation.
+//! [`MmaOrder::Ampere`] and [`MmaOrder::Hopper`] do that too, for f16, bf16 and tf32 with accumulators of f32: [`grouped`]
+//! has the model and its sources. f16 accumulators and 8-bit floats, whose sums hardware keeps in fewer bits still, and
+//! the old `m8n8k4` are chains in every order.
 //! The relative error of either against exact sums is bounded by some 2^-23 times the sum of the |a b| and |c| for
 //! each group; code that needs the same bits on both has inputs whose sums are exact (small integers, powers of two).
 //!
 //! An element of D is defined where its row of A, its column of B and its own C are: kernels compute padding rows that
 //! they never store.
 
+use super::grouped::{self, Ampere, Hopper};
 use super::layout::{Fragment, Operand as Role, Shape, quad};
 use super::number::{Bf16, F16, Tf32};
 use super::number::{
@@ -32,7 +36,8 @@ use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, Sync, WarpOp};
-use crate::machine::registers::{LANES, Registers, Value};
+use crate::machine::options::MmaOrder;
+use crate::machine::registers::{LANES, Reg, Registers, Value};
 use crate::ops::lane::Isa;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
@@ -141,9 +146,9 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
     if layouts != (true, false) {
         return Err(invalid(format!("`{written}`: A must be .row and B .col in this shape")));
     }
-    let kernel = kernel(d.isa, variant)
+    let kernels = kernels(d.isa, variant)
         .ok_or_else(|| unsupported(format!("`{written}`: this combination of types")))?;
-    emit(d, inst, variant, kernel, 1)
+    emit(d, inst, variant, kernels, 1)
 }
 
 /// Appends the product. In `wmma` an f16 factor always has eight registers: `spread` says so.
@@ -151,7 +156,7 @@ pub(super) fn emit(
     d: &mut Decoder<'_, '_>,
     inst: &Instruction<'_>,
     variant: Variant,
-    kernel: Kernel,
+    kernels: Kernels,
     least: usize,
 ) -> Result<(), Refusal> {
     let [to, a, b, from] = operands::<4>(inst)?;
@@ -175,7 +180,7 @@ pub(super) fn emit(
     let dsts = destinations(d, vector(to, counts[3], "D")?, ty(variant.d))?;
     let plan = Plan { parts, b_at: counts[0], c_at: counts[0] + counts[1] };
     let Shape { m, n, k } = variant.shape;
-    let inst = d.warp(Mma { plan, kernel }, Class::Mma, &dsts, &srcs);
+    let inst = d.warp(Mma { plan, kernels }, Class::Mma, &dsts, &srcs);
     inst.sync = Sync::All;
     inst.flops = 2 * u32::from(m) * u32::from(n) * u32::from(k);
     Ok(())
@@ -187,22 +192,47 @@ pub(super) fn emit(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     /// A, B, C, D.
-    parts: [Fragment; 4],
+    pub(super) parts: [Fragment; 4],
     b_at: usize,
     c_at: usize,
+}
+
+impl Plan {
+    /// The registers of A, of B and of C; behind each lie those of the next.
+    #[inline(always)]
+    pub(super) fn sources<'a>(&self, inst: &'a Inst) -> (&'a [Reg], &'a [Reg], &'a [Reg]) {
+        let all = inst.srcs();
+        (all, &all[self.b_at..], &all[self.c_at..])
+    }
 }
 
 /// Computes D from A, B and C.
 pub(super) type Kernel = fn(&Plan, &mut Registers, &Inst);
 
+/// The kernels of a variant in each order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    chain: Kernel,
+    ampere: Kernel,
+    hopper: Kernel,
+}
+
 #[derive(Debug)]
 struct Mma {
     plan: Plan,
-    kernel: Kernel,
+    kernels: Kernels,
 }
 
-/// The kernel of a variant, if the types fit together.
-pub(super) fn kernel(isa: Isa, v: Variant) -> Option<Kernel> {
+/// The kernels of a variant, if the types fit together.
+pub(super) fn kernels(isa: Isa, v: Variant) -> Option<Kernels> {
+    let chain = kernel(isa, v)?;
+    let ampere = grouped::kernel::<Ampere>(isa, v.a, v.b, v.c, v.d).unwrap_or(chain);
+    let hopper = grouped::kernel::<Hopper>(isa, v.a, v.b, v.c, v.d).unwrap_or(chain);
+    Some(Kernels { chain, ampere, hopper })
+}
+
+/// The chain of a variant, if the types fit together.
+fn kernel(isa: Isa, v: Variant) -> Option<Kernel> {
     /// `KE`: elements along k of a block, 4 for each element of a register.
     macro_rules! pick {
         ($product:ty, $c:ty, $d:ty, $ke:literal) => {
@@ -304,6 +334,46 @@ where
     product::<P, C, D, Plain, RB, KE>
 }
 
+/// A register of A as 8 rows of `KE` elements.
+#[inline(always)]
+pub(super) fn left<P: Product, M: Vectors, const KE: usize>(
+    words: &[<P::Word as Value>::Raw; LANES],
+) -> [[P::X; KE]; 8] {
+    let mut left = [[P::X::default(); KE]; 8];
+    if P::E == 2 {
+        let pairs = M::zip(&each(words, |w| P::a(w, 0)), &each(words, |w| P::a(w, 1)));
+        for g in 0..8 {
+            left[g].copy_from_slice(&pairs[8 * g..8 * g + 8]);
+        }
+    } else if P::E == 1 {
+        let values = each(words, |w| P::a(w, 0));
+        for g in 0..8 {
+            left[g].copy_from_slice(&values[4 * g..4 * g + 4]);
+        }
+    } else {
+        for lane in 0..LANES {
+            for sub in 0..P::E {
+                left[lane / 4][lane % 4 * P::E + sub] = P::a(words[lane], sub);
+            }
+        }
+    }
+    left
+}
+
+/// A register of B as `KE` rows of 8 elements.
+#[inline(always)]
+pub(super) fn right<P: Product, M: Vectors, const KE: usize>(
+    words: &[<P::Word as Value>::Raw; LANES],
+) -> [[P::X; 8]; KE] {
+    let mut right = [[P::X::default(); 8]; KE];
+    for sub in 0..P::E {
+        for (t, column) in M::columns(&each(words, |w| P::b(w, sub))).into_iter().enumerate() {
+            right[t * P::E + sub] = column;
+        }
+    }
+    right
+}
+
 #[inline(always)]
 fn product<P: Product, C, D, M: Vectors, const RB: usize, const KE: usize>(
     plan: &Plan,
@@ -315,7 +385,7 @@ fn product<P: Product, C, D, M: Vectors, const RB: usize, const KE: usize>(
 {
     const { assert!(KE == 4 * P::E) };
     let [fa, fb, fc, fd] = plan.parts;
-    let (a, b, c) = (inst.srcs(), &inst.srcs()[plan.b_at..], &inst.srcs()[plan.c_at..]);
+    let (a, b, c) = plan.sources(inst);
     // D's registers may be the factors' too: nothing is written before all is read.
     let mut out = [[<D::Word as Value>::Raw::default(); LANES]; 8];
     let rows = usize::from(fa.shape.m / 8);
@@ -325,33 +395,9 @@ fn product<P: Product, C, D, M: Vectors, const RB: usize, const KE: usize>(
             let start = blocks.map(|block| C::load::<M>(regs, &c[usize::from(fc.c(block, col))..]));
             let mut acc = if D::C_LAST { [[P::Acc::default(); 64]; RB] } else { start };
             for k in 0..fa.k_blocks() {
-                let words = regs.get::<P::Word>(b[usize::from(fb.b(col, k))]);
-                let mut right = [[P::X::default(); 8]; KE];
-                for sub in 0..P::E {
-                    for (t, column) in M::columns(&each(words, |w| P::b(w, sub))).into_iter().enumerate() {
-                        right[t * P::E + sub] = column;
-                    }
-                }
+                let right = right::<P, M, KE>(regs.get::<P::Word>(b[usize::from(fb.b(col, k))]));
                 for i in 0..RB {
-                    let words = regs.get::<P::Word>(a[usize::from(fa.a(blocks[i], k))]);
-                    let mut left = [[P::X::default(); KE]; 8];
-                    if P::E == 2 {
-                        let pairs = M::zip(&each(words, |w| P::a(w, 0)), &each(words, |w| P::a(w, 1)));
-                        for g in 0..8 {
-                            left[g].copy_from_slice(&pairs[8 * g..8 * g + 8]);
-                        }
-                    } else if P::E == 1 {
-                        let values = each(words, |w| P::a(w, 0));
-                        for g in 0..8 {
-                            left[g].copy_from_slice(&values[4 * g..4 * g + 4]);
-                        }
-                    } else {
-                        for lane in 0..LANES {
-                            for sub in 0..P::E {
-                                left[lane / 4][lane % 4 * P::E + sub] = P::a(words[lane], sub);
-                            }
-                        }
-                    }
+                    let left = left::<P, M, KE>(regs.get::<P::Word>(a[usize::from(fa.a(blocks[i], k))]));
                     M::multiply::<P, KE>(&left, &right, &mut acc[i]);
                 }
             }
@@ -373,7 +419,14 @@ fn product<P: Product, C, D, M: Vectors, const RB: usize, const KE: usize>(
 impl WarpOp for Mma {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         whole_warp(ctx, mask)?;
-        (self.kernel)(&self.plan, ctx.regs(), inst);
+        let Kernels { chain, ampere, hopper } = self.kernels;
+        let kernel = match ctx.launch.mma {
+            MmaOrder::Chain => chain,
+            MmaOrder::Ampere => ampere,
+            MmaOrder::Hopper => hopper,
+        };
+        kernel(&self.plan, ctx.regs(), inst);
+        ctx.block.work.mma_flops += u64::from(inst.flops);
         if inst.srcs().iter().all(|src| ctx.regs().defined(*src) == u32::MAX) {
             for i in 0..usize::from(inst.dsts) {
                 ctx.regs().set_defined(inst.dst(i), u32::MAX, u32::MAX);
@@ -504,6 +557,7 @@ impl WarpOp for Quads {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         whole_warp(ctx, mask)?;
         self.run(ctx.regs(), inst);
+        ctx.block.work.mma_flops += u64::from(inst.flops);
         Ok(())
     }
 }
@@ -512,10 +566,15 @@ impl WarpOp for Quads {
 mod tests {
     use super::*;
     use crate::machine::inst::{Control, Defs, Exec};
-    use crate::machine::registers::{Reg, Width};
+    use crate::machine::registers::Width;
 
-    /// D's rows for registers full of pseudo-random bits.
-    fn run(isa: Isa, v: Variant) -> Vec<[u32; LANES]> {
+    /// D's rows for registers full of pseudo-random bits, in each order.
+    fn run(isa: Isa, v: Variant) -> [Vec<[u32; LANES]>; 3] {
+        let Kernels { chain, ampere, hopper } = kernels(isa, v).expect("a variant that exists");
+        [chain, ampere, hopper].map(|kernel| run_one(kernel, v))
+    }
+
+    fn run_one(kernel: Kernel, v: Variant) -> Vec<[u32; LANES]> {
         let fragment =
             |operand, elem: Elem| Fragment { operand, shape: v.shape, elements: elem.per_register() };
         let parts =
@@ -550,7 +609,6 @@ mod tests {
             flops: 0,
             place: 0,
         };
-        let kernel = kernel(isa, v).expect("a variant that exists");
         kernel(&Plan { parts, b_at: na, c_at: na + nb }, &mut regs, &inst);
         list[..nd].iter().flat_map(rows).map(|row| *regs.get::<u32>(row)).collect()
     }

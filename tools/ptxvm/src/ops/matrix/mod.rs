@@ -3,10 +3,10 @@
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
 
+mod grouped;
 pub mod layout;
 mod ldmatrix;
 mod mma;
-
 mod number;
 mod vectors;
 mod wmma;

@@ -83,8 +83,8 @@ fn decode_mma(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         return Err(invalid(format!("`{written}`: A must be .row and B .col with these types")));
     }
     let variant = Variant { shape, a, b, c: from, d: to, satfinite, xor: op == Some(true) };
-    let kernel = mma::kernel(d.isa, variant).ok_or_else(refuse)?;
-    mma::emit(d, inst, variant, kernel, least_registers(a))
+    let kernels = mma::kernels(d.isa, variant).ok_or_else(refuse)?;
+    mma::emit(d, inst, variant, kernels, least_registers(a))
 }
 
 // ------------------------------------------------------------------------------------------------ loads and stores

@@ -6,6 +6,7 @@ pub mod embed;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
+pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -16,7 +17,7 @@ use half::bf16;
 
 use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
-    Truncation, Update,
+    Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -109,6 +110,10 @@ impl Backend for Cpu {
             DType::Bf16 => Data::Bf16(vec![bf16::ZERO; rows * cols]),
         };
         Tensor { rows, cols, data }
+    }
+
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        random::random(uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {

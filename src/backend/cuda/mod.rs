@@ -13,6 +13,7 @@ pub mod figures;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
+pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -26,7 +27,7 @@ use half::bf16;
 
 use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, ModelShape, RopeSpec, Sampled,
-    Target, Truncation, Unsupported, Update,
+    Target, Truncation, Uniform, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use entries::{Entry, MODULES, NO_KERNELS};
@@ -260,6 +261,10 @@ impl Backend for Cuda {
             self.attempt(|device| device.fill(x.memory.ptr, 0, x.bytes()));
         }
         x
+    }
+
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        random::random(self, uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {

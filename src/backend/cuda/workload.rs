@@ -97,6 +97,7 @@ fn with_vocabulary(shape: &Shape, tokens: usize) -> Vec<Workload> {
     all.extend(super::geglu::workloads(shape));
     all.extend(super::lm_head::workloads(shape, tokens));
     all.extend(super::matmul::workloads(shape));
+    all.extend(super::random::workloads(shape));
     all.extend(super::reduce::workloads(shape));
     all.extend(super::rms_norm::workloads(shape));
     all.extend(super::rope::workloads(shape));

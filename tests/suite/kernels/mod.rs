@@ -11,6 +11,7 @@ mod embed;
 mod geglu;
 mod lm_head;
 mod matmul;
+mod random;
 mod reduce;
 mod resources;
 mod rms_norm;

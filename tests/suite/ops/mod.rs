@@ -6,6 +6,7 @@ mod embed;
 mod geglu;
 mod lm_head;
 mod matmul;
+mod random;
 mod reduce;
 mod rms_norm;
 mod rope;

@@ -8,7 +8,7 @@ mod lm_head;
 use bon_engine::backend::cpu::{Cpu, Data, Tables, Tensor};
 use bon_engine::backend::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
-    Truncation, Update,
+    Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -64,6 +64,10 @@ impl Backend for Rounded {
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
         Cpu.zeros(dtype, rows, cols)
+    }
+
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        Cpu.random(uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {

@@ -1,0 +1,61 @@
+// Uniform random numbers: weights and inputs of benchmarks, made where they are used.
+//
+//   x[i] = center + spread u,  u = b / 2^24 - 1
+//
+// b is the upper 25 bits of word i mod 4 of Philox over the counter (i / 4, 0, 0) under the key (seed, 0), so u lies in
+// [-1, 1]. Every operation rounds to f32, a bf16 is rounded once more: the numbers are those of
+// src/backend/cpu/random.rs to the bit.
+//
+// A thread makes 16 bytes. Bytes per element: 2 or 4 written; some 30 instructions. The limit of f32 is memory, that of
+// bf16 the issue of instructions.
+
+#include "random.cuh"
+
+struct Uniform {
+    float center, spread;
+    unsigned seed;
+};
+
+__device__ __forceinline__ float scaled(const Uniform &uniform, unsigned bits) {
+    const float u = __uint2float_rn(bits >> 7) * 0x1p-24f - 1.0f;
+    return uniform.center + uniform.spread * u;
+}
+
+// Elements 4 n .. 4 n + 3.
+__device__ __forceinline__ void four(const Uniform &uniform, size_t n, float *x) {
+    const uint4 bits = philox(make_uint4(unsigned(n), unsigned(n >> 32), 0, 0), uniform.seed, 0);
+    x[0] = scaled(uniform, bits.x);
+    x[1] = scaled(uniform, bits.y);
+    x[2] = scaled(uniform, bits.z);
+    x[3] = scaled(uniform, bits.w);
+}
+
+// x [n]. Grid: a thread for every 8 elements.
+extern "C" __global__ void __launch_bounds__(256) random_bf16(bf16 *__restrict__ x, size_t n, Uniform uniform) {
+    const size_t piece = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    float values[8];
+    four(uniform, 2 * piece, values);
+    four(uniform, 2 * piece + 1, values + 4);
+    const bf16x8 rounded = narrow(values);
+    if (8 * piece + 8 <= n) {
+        store8(x, piece, rounded);
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < 8; i++)
+            if (8 * piece + i < n) x[8 * piece + i] = i % 2 ? rounded.pair[i / 2].y : rounded.pair[i / 2].x;
+    }
+}
+
+// x [n]. Grid: a thread for every 4 elements.
+extern "C" __global__ void __launch_bounds__(256) random_f32(float *__restrict__ x, size_t n, Uniform uniform) {
+    const size_t piece = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    float values[4];
+    four(uniform, piece, values);
+    if (4 * piece + 4 <= n) {
+        reinterpret_cast<float4 *>(x)[piece] = make_float4(values[0], values[1], values[2], values[3]);
+    } else {
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++)
+            if (4 * piece + i < n) x[4 * piece + i] = values[i];
+    }
+}

@@ -21,7 +21,8 @@
 // PTX in the main loop, and 12 a logit behind it.
 //
 // **lm_head_logprob_backward** computes logit tiles again and writes dlogits, bf16, for a range of the vocabulary that
-// fits the workspace; kernels/matmul.cu makes dX += dlogits E and dE += dlogits^T X of it. FLOPs: 6 R V D.
+// fits the workspace; kernels/matmul.cu makes dX = dlogits E, whose sums go on from range to range, and
+// dE += dlogits^T X of it. FLOPs: 6 R V D.
 
 #include "lm_head.cuh"
 
@@ -552,13 +553,4 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(
                     make_uint4(pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
             }
     });
-}
-
-// y = x rounded to bf16; n a multiple of 8. Grid: n / 2048 blocks.
-extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_backward_round(const float *__restrict__ x,
-                                                                                 bf16 *__restrict__ y, size_t n) {
-    const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 8;
-    if (i >= n) return;
-    const float4 a = *reinterpret_cast<const float4 *>(x + i), b = *reinterpret_cast<const float4 *>(x + i + 4);
-    *reinterpret_cast<uint4 *>(y + i) = make_uint4(pack(a.x, a.y), pack(a.z, a.w), pack(b.x, b.y), pack(b.z, b.w));
 }

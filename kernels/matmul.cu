@@ -2,7 +2,7 @@
 //
 //     matmul_forward          Y [T, out]  = X W^T, of one to three weights that share X
 //     geglu_forward           H [T, F]    = gelu_tanh(X Wg^T) * (X Wu^T), and the two products where they are kept
-//     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i; .._add: dX += dY W, f32
+//     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i
 //     matmul_backward_weight  dW [out, in] += dY^T X, f32
 //
 // All are the tile of tile.cuh with other layouts and epilogues. in and out are multiples of 8, T is anything. What
@@ -22,6 +22,10 @@
 // one before it takes about 33 clocks on an A100 (published measurements): 34 thousand clocks, or 24 us, for the
 // longest contraction of Gemma 2B (F = 16384), whose weights take 33 us to arrive.
 //
+// A gradient needs a fixed order, but not that of any other product: where tiles are too few for a GPU, its chains are
+// cut into parts (.._part), whose f32 sums go through memory and are added in order (.._sum). Where they are cut
+// depends on the shape alone, so all GPUs and tiles give the same bits. Movement: 8 bytes for each element and part.
+//
 // **Movement.** A tile reads (M + N) k 2 bytes for 2 M N k FLOPs: at 128 x 128, 64 FLOPs a byte out of L2. Large T:
 // the tensor cores are the limit. Few tokens (decoding): W's bytes are, and each is requested once, since one tile
 // has all tokens; X is requested by every tile, out of L2, T / N of W's traffic. Variants, tokens x features:
@@ -31,7 +35,7 @@
 // | 32 x 32 | T <= 32, few features: more blocks | 5 of 128 | 80 KiB |
 // | 32 x 64 | T <= 32 | 4 of 64 | 48 KiB |
 // | 64 x 32 | T <= 64, few features | 4 of 128 | 96 KiB |
-// | 64 x 64 | T <= 64; products too small to fill a GPU with larger tiles | 3 of 64 | 48 KiB |
+// | 64 x 64 | T <= 64; products that larger tiles would spread badly over the multiprocessors | 3 of 64 | 48 KiB |
 // | 128 x 128 | all else: 4 warps with 64 x 64 each, two blocks per multiprocessor | 2 of 64 | 64 KiB |
 
 #include "tile.cuh"
@@ -165,28 +169,42 @@ extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
-// Up to three pairs dY_i [T, out_i], W_i [out_i, in]; out_i is 0 where there is none.
+// Up to three pairs dY_i [T, out_i], its rows ld_i apart, and W_i [out_i, in]; out_i is 0 where there is none. Their k
+// is counted through.
 struct Pairs {
     const bf16 *dy[3];
     const bf16 *w[3];
     unsigned out[3];
+    unsigned ld[3];
 };
 
-// One contraction over the rows of all weights. Grid: (tiles of tokens, tiles of in).
+// The contraction over begin .. end of the pairs' k, for the tile at row m of dX and column n.
 template <typename P>
-__device__ __forceinline__ void backward_input(const Pairs &pairs, bf16 *dx, unsigned tokens, unsigned in) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
-    P p;
+__device__ __forceinline__ void contract(P &p, const Pairs &pairs, unsigned m, unsigned n, unsigned tokens, unsigned in,
+                                         unsigned begin, unsigned end, void *memory) {
     // One copy of the code for all pairs; selections instead of an index, which would move `pairs` to local memory.
 #pragma unroll 1
     for (int i = 0; i < 3; i++) {
         const bf16 *dy = i == 0 ? pairs.dy[0] : i == 1 ? pairs.dy[1] : pairs.dy[2];
         const bf16 *w = i == 0 ? pairs.w[0] : i == 1 ? pairs.w[1] : pairs.w[2];
         const unsigned out = i == 0 ? pairs.out[0] : i == 1 ? pairs.out[1] : pairs.out[2];
-        if (out == 0) break;
-        p.multiply({dy + size_t(m) * out, out, int(tokens - m)}, {w + n, in, int(in - n)}, out, memory);
+        const unsigned ld = i == 0 ? pairs.ld[0] : i == 1 ? pairs.ld[1] : pairs.ld[2];
+        const unsigned from = min(begin, out), to = min(end, out);
+        if (from < to)
+            p.multiply({dy + size_t(m) * ld + from, ld, int(tokens - m)}, {w + size_t(from) * in + n, in, int(in - n)},
+                       to - from, memory);
+        begin -= from;
+        end -= to;
     }
+}
+
+// Grid: (tiles of tokens, tiles of in).
+template <typename P>
+__device__ __forceinline__ void backward_input(const Pairs &pairs, bf16 *dx, unsigned tokens, unsigned in) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
+    P p;
+    contract(p, pairs, m, n, tokens, in, 0, ~0u, memory);
     p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
 }
 
@@ -200,28 +218,50 @@ extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_128x128(
     backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(pairs, dx, tokens, in);
 }
 
-// dX += dY W in f32, for contractions that arrive in parts (the LM head's, over chunks of the vocabulary). dY's rows
-// are ld apart. Grid as above.
+// The same contraction in parts of `length`, a multiple of 64: partials [parts][T, in] in f32. It may come in pieces,
+// of which this one begins at k = `first`, a multiple of 16: a part that an earlier piece began is continued, so that
+// cutting into pieces changes no bit. Grid: (tiles of tokens, tiles of in, parts that the piece touches).
 template <typename P>
-__device__ __forceinline__ void backward_input_add(const bf16 *dy, const bf16 *w, float *dx, unsigned tokens,
-                                                   unsigned out, unsigned ld, unsigned in) {
+__device__ __forceinline__ void backward_input_part(const Pairs &pairs, float *partials, unsigned tokens, unsigned in,
+                                                    unsigned first, unsigned length) {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
+    const unsigned part = first / length + blockIdx.z, begin = part * length;
+    float *partial = partials + (size_t(part) * tokens + m) * in + n;
     P p;
-    p.multiply({dy + size_t(m) * ld, ld, int(tokens - m)}, {w + n, in, int(in - n)}, out, memory);
-    p.add(dx + size_t(m) * in + n, in, tokens - m, in - n);
+    if (begin < first) p.load(partial, in, tokens - m, in - n);
+    contract(p, pairs, m, n, tokens, in, max(begin, first) - first, begin + length - first, memory);
+    p.store(partial, in, tokens - m, in - n);
 }
 
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_add_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, float *__restrict__ dx, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_input_add<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, tokens, out, ld, in);
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_64x64(
+    const Pairs pairs, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
+    backward_input_part<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(pairs, partials, tokens, in, first, length);
 }
 
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_add_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, float *__restrict__ dx, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_input_add<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, tokens, out, ld, in);
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_128x128(
+    const Pairs pairs, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
+    backward_input_part<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(pairs, partials, tokens, in, first, length);
+}
+
+// Four neighbours' sums over the parts, in order.
+__device__ __forceinline__ float4 sum_parts(const float *partials, unsigned parts, size_t n, size_t i) {
+    float4 sum = *reinterpret_cast<const float4 *>(partials + i);
+#pragma unroll 4
+    for (unsigned part = 1; part < parts; part++) {
+        const float4 v = *reinterpret_cast<const float4 *>(partials + part * n + i);
+        sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+    }
+    return sum;
+}
+
+// dX = the sum of its parts, rounded; n elements, a multiple of 8. Grid: n / 1024.
+extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
+    const float *__restrict__ partials, bf16 *__restrict__ dx, unsigned parts, size_t n) {
+    const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= n) return;
+    const float4 sum = sum_parts(partials, parts, n, i);
+    *reinterpret_cast<uint2 *>(dx + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
 }
 
 // dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens.
@@ -246,4 +286,39 @@ extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_128x128
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
     unsigned ld, unsigned in) {
     backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
+}
+
+// The same contraction in parts of `length` tokens: partials [parts][out, in] in f32. Grid: (tiles of in, tiles of out,
+// parts).
+template <typename P>
+__device__ __forceinline__ void backward_weight_part(const bf16 *dy, const bf16 *x, float *partials, unsigned tokens,
+                                                     unsigned out, unsigned ld, unsigned in, unsigned length) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const unsigned m = blockIdx.y * P::M, n = blockIdx.x * P::N, begin = blockIdx.z * length;
+    P p;
+    p.multiply({dy + size_t(begin) * ld + m, ld, int(out - m)}, {x + size_t(begin) * in + n, in, int(in - n)},
+               min(length, tokens - begin), memory);
+    p.store(partials + (size_t(blockIdx.z) * out + m) * in + n, in, out - m, in - n);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_64x64(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
+    unsigned out, unsigned ld, unsigned in, unsigned length) {
+    backward_weight_part<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
+}
+
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_128x128(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
+    unsigned out, unsigned ld, unsigned in, unsigned length) {
+    backward_weight_part<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
+}
+
+// dW += the sum of its parts; n elements, a multiple of 8. Grid: n / 1024.
+extern "C" __global__ void __launch_bounds__(256) matmul_backward_weight_sum(
+    const float *__restrict__ partials, float *__restrict__ dw, unsigned parts, size_t n) {
+    const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= n) return;
+    float4 *to = reinterpret_cast<float4 *>(dw + i);
+    const float4 before = *to, sum = sum_parts(partials, parts, n, i);
+    *to = make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w);
 }

@@ -17,7 +17,8 @@
 //     P p;                                                                    // sums of zero
 //     p.multiply({x + row * ld, ld, rows - row}, {w + col * ld, ld, cols - col}, k, memory);   // again for more of k
 //     p.each([&](int m, int n, float c0, float c1) { ... });                  // C[m, n] and C[m, n + 1] of the tile
-// or read p.sum[i][j] with p.row(i), p.column(j); or p.store(..), p.add(..), which write whole rows of a matrix.
+// or read p.sum[i][j] with p.row(i), p.column(j); or p.store(..), p.add(..), which write whole rows of a matrix;
+// p.load(..) goes on where p.store(..) in f32 ended.
 #pragma once
 
 #include <utility>
@@ -347,13 +348,40 @@ struct Tile {
             store_strip<NT>(sum[i], y + (m + i * 16) * ld + n, ld, rows - m - i * 16, cols - n);
     }
 
-    // y[m, n] += C[m, n] in f32; cols a multiple of 4.
-    __device__ __forceinline__ void add(float *y, size_t ld, int rows, int cols) const {
-        const bool odd = threadIdx.x & 1;
+    // y[m, n] = C[m, n] in f32; cols a multiple of 4.
+    __device__ __forceinline__ void store(float *y, size_t ld, int rows, int cols) const {
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            // Two lanes hold 4 columns of two rows; each takes a row.
-            const int m = row(i) + (odd ? 8 : 0), n = column(0) - (odd ? 2 : 0);
+            const int m = piece_row(i), n = piece_column();
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                const float4 v = turned(sum[i][j]);
+                if (m < rows && n + j * 8 < cols) *reinterpret_cast<float4 *>(y + m * ld + n + j * 8) = v;
+            }
+        }
+    }
+
+    // C[m, n] = y[m, n], as `store` left it: what is multiplied next continues the chains that ended there.
+    __device__ __forceinline__ void load(const float *y, size_t ld, int rows, int cols) {
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            const int m = piece_row(i), n = piece_column();
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
+                float4 v = make_float4(0, 0, 0, 0);
+                if (m < rows && n + j * 8 < cols) v = *reinterpret_cast<const float4 *>(y + m * ld + n + j * 8);
+                const float piece[4] = {v.x, v.y, v.z, v.w};
+                v = turned(piece);
+                sum[i][j][0] = v.x, sum[i][j][1] = v.y, sum[i][j][2] = v.z, sum[i][j][3] = v.w;
+            }
+        }
+    }
+
+    // y[m, n] += C[m, n] in f32; cols a multiple of 4.
+    __device__ __forceinline__ void add(float *y, size_t ld, int rows, int cols) const {
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            const int m = piece_row(i), n = piece_column();
             float *at = y + m * ld + n;
             // All loads before the first store: one wait for memory per 16 rows, not one per piece. The barrier
             // orders nothing between lanes: past it the compiler may not put the loads off.
@@ -364,20 +392,31 @@ struct Tile {
             __syncwarp();
 #pragma unroll
             for (int j = 0; j < NT; j++) {
-                const float(&c)[4] = sum[i][j];
-                const float p = __shfl_xor_sync(ALL, odd ? c[0] : c[2], 1);
-                const float q = __shfl_xor_sync(ALL, odd ? c[1] : c[3], 1);
+                const float4 c = turned(sum[i][j]);
                 float4 v = held[j];
-                v.x += odd ? p : c[0];
-                v.y += odd ? q : c[1];
-                v.z += odd ? c[2] : p;
-                v.w += odd ? c[3] : q;
+                v.x += c.x;
+                v.y += c.y;
+                v.z += c.z;
+                v.w += c.w;
                 if (m < rows && n + j * 8 < cols) *reinterpret_cast<float4 *>(at + j * 8) = v;
             }
         }
     }
 
 private:
+    // In f32 two lanes, which hold 4 columns of two rows, take a row each, the odd lane the lower one: pieces of 16
+    // bytes. Place of this thread's piece of sum[i][0]; that of sum[i][j] is 8 j columns on.
+    static __device__ __forceinline__ int piece_row(int i) { return row(i) + (threadIdx.x & 1 ? 8 : 0); }
+    static __device__ __forceinline__ int piece_column() { return column(0) - (threadIdx.x & 1 ? 2 : 0); }
+
+    // From the layout of mma's c to pieces, and, being its own inverse, back.
+    static __device__ __forceinline__ float4 turned(const float (&c)[4]) {
+        const bool odd = threadIdx.x & 1;
+        const float p = __shfl_xor_sync(ALL, odd ? c[0] : c[2], 1);
+        const float q = __shfl_xor_sync(ALL, odd ? c[1] : c[3], 1);
+        return odd ? make_float4(p, q, c[2], c[3]) : make_float4(c[0], c[1], p, q);
+    }
+
     // Of `count` copies, the first of step s.
     static __host__ __device__ constexpr int begin(int count, int s) {
         return s < STEPS / 2 ? count * s / (STEPS / 2) : count;

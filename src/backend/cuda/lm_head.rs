@@ -21,8 +21,9 @@ const MERGE_ROWS: usize = 8;
 const TRUNCATED_ROWS: usize = 16;
 /// Radix selection has two digits of 11 bits for a token.
 pub(super) const MOST_TOKENS: usize = 1 << 22;
-/// What the gradient of the logits may take, as long as a chunk of it does.
-const WORKSPACE_BYTES: usize = 64 << 20;
+/// What the gradient of the logits may take, as long as a chunk of it does: at least, and, where more is free, at most.
+const LEAST_WORKSPACE: u64 = 64 << 20;
+const MOST_WORKSPACE: u64 = 4 << 30;
 
 /// A kernel's tiling: rows of a tile, threads and stages, as kernels/lm_head.cu has them.
 #[derive(Debug, Clone, Copy)]
@@ -305,11 +306,20 @@ pub(super) fn logprob_backward(
     weights: &[f32],
     dtable: &mut Tensor,
 ) -> Tensor {
-    logprob_backward_within(WORKSPACE_BYTES, cuda, x, table, head, lse, targets, weights, dtable)
+    let free = cuda.attempt(|device| device.available()).flatten();
+    logprob_backward_within(workspace(free), cuda, x, table, head, lse, targets, weights, dtable)
+}
+
+/// Bytes for the gradient of the logits where so many are free: a quarter of them, since every range of the vocabulary
+/// reads and writes all of dX in f32. In powers of two, so that the arena serves many steps with one piece of memory.
+fn workspace(free: Option<u64>) -> usize {
+    let quarter = free.map_or(0, |free| free / 4);
+    let whole = quarter.checked_ilog2().map_or(0, |log| 1 << log);
+    whole.clamp(LEAST_WORKSPACE, MOST_WORKSPACE) as usize
 }
 
 /// [`crate::backend::Backend::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
-/// logits, if a chunk's is no larger.
+/// logits, if a chunk's is no larger. No bit depends on it.
 #[allow(clippy::too_many_arguments)]
 pub fn logprob_backward_within(
     workspace: usize,
@@ -327,9 +337,8 @@ pub fn logprob_backward_within(
     assert_eq!((lse.dtype, lse.rows, lse.cols), (DType::F32, 1, x.rows), "lse [1, R] in f32");
     let same = (dtable.rows, dtable.cols) == (table.rows, table.cols);
     assert!(dtable.dtype == DType::F32 && same, "dtable [V, D] in f32");
-    let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
     if x.rows == 0 {
-        return dx;
+        return cuda.empty(DType::Bf16, 0, x.cols);
     }
     let call = Call::new(cuda, x, table, head);
     let mut total = vec![0.0; x.rows];
@@ -343,7 +352,7 @@ pub fn logprob_backward_within(
 
     let chunks = (workspace / (x.rows * CHUNK * DType::Bf16.bytes())).clamp(1, call.chunks());
     let dlogits = cuda.empty(DType::Bf16, x.rows, chunks * CHUNK);
-    let mut dx_sum = cuda.zeros(DType::F32, x.rows, x.cols);
+    let dx_sum = matmul::InputSum::new(cuda, x.rows, table);
     for first in (0..call.chunks()).step_by(chunks) {
         let here = chunks.min(call.chunks() - first);
         let [operands, spec] = call.args(&(0..x.rows));
@@ -351,13 +360,10 @@ pub fn logprob_backward_within(
         let args = [&args[..], &[dlogits.cols.into()]].concat();
         cuda.launch(Entry::LmHeadLogprobBackward, ROWS_128.launch(x.rows, here), &args);
         let tokens = (here * CHUNK).min(table.rows - first * CHUNK);
-        matmul::add_backward_input(cuda, &dlogits, tokens, table, first * CHUNK, &mut dx_sum);
+        dx_sum.add(cuda, &dlogits, tokens, table, first * CHUNK);
         matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, dtable);
     }
-    let n = x.rows * x.cols;
-    let launch = Launch::linear(n.div_ceil(256 * PIECE), 256);
-    cuda.launch(Entry::LmHeadLogprobBackwardRound, launch, &[dx_sum.arg(), dx.arg(), (n as u64).into()]);
-    dx
+    dx_sum.finish(cuda)
 }
 
 /// [`by_block`] with one entry for each (row, token): its weights' sum, in order.

@@ -1,6 +1,7 @@
 //! Launchers of kernels/matmul.cu. Widths (in, out, F) are multiples of 8; any number of tokens.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
@@ -10,8 +11,18 @@ use crate::device::{Arg, Launch, Ptr};
 
 /// All tiles have four warps.
 const THREADS: u32 = 128;
-/// Large tiles from this many of them on: about what two blocks on each of half the multiprocessors of a GPU take.
-const MANY: usize = 64;
+/// CUDA's limit on blocks along y, where tiles of features are: with the narrowest tile, of 32, so many features.
+pub(super) const MOST_FEATURES: usize = 65_535 * 32;
+/// Multiprocessors of the GPU that contractions are cut for, an H100's: cuts belong to the order of a sum, so they do not
+/// follow the GPU at hand.
+const REFERENCE: u32 = 132;
+/// Most parts of a contraction, and the unit of their lengths.
+const MOST_PARTS: usize = 32;
+const PART_UNIT: usize = 64;
+/// Bytes that an H100's memory moves in a clock, and the clocks of a launch that adds up parts (1.5 us). Both modelled:
+/// 3352 GB/s at 1.83 GHz.
+const BYTES_PER_CLOCK: usize = 1830;
+const LAUNCH_CLOCKS: usize = 2700;
 
 /// A tile's share of the output, and its shared memory: M and N rows of operands, `depth` columns of them in each of
 /// `stages` stages.
@@ -22,9 +33,6 @@ struct Variant {
     depth: usize,
     stages: usize,
 }
-
-/// CUDA's limit on blocks along y, where tiles of features are: with the narrowest tile, of 32, so many features.
-pub(super) const MOST_FEATURES: usize = 65_535 * 32;
 
 const T32X32: Variant = Variant { m: 32, n: 32, depth: 128, stages: 5 };
 const T32X64: Variant = Variant { m: 32, n: 64, depth: 64, stages: 4 };
@@ -41,25 +49,75 @@ impl Variant {
         launch.shared((self.m + self.n) * self.depth * self.stages * DType::Bf16.bytes())
     }
 
-    /// Large tiles where there are enough of them.
-    fn large(rows: usize, cols: usize) -> Self {
-        match rows.div_ceil(T128X128.m) * cols.div_ceil(T128X128.n) >= MANY {
-            true => T128X128,
-            false => T64X64,
-        }
+    /// Clocks of a multiprocessor for 16 of k, modelled: the wavefronts of shared memory that four warps read and copies
+    /// write, or the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
+    fn clocks(self) -> usize {
+        ((self.m + self.n) * 3 / 4).max(self.m * self.n / 80)
+    }
+
+    /// Half-clocks, modelled, that a product [rows, cols] takes for each 16 of k, in `parts` side by side: the multiprocessor
+    /// with most tiles is the last. One tile alone takes as long as one and a half, since nothing hides its barriers.
+    fn time(self, rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> usize {
+        let tiles = rows.div_ceil(self.m) * cols.div_ceil(self.n) * parts;
+        let most = tiles.div_ceil(multiprocessors as usize);
+        (2 * most).max(3) * self.clocks()
+    }
+
+    /// The faster one of the tiles for many rows. No bit depends on it.
+    fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
+        let time = |v: &Self| v.time(rows, cols, parts, multiprocessors);
+        if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
     }
 
     /// For a product with weights of `features` rows in all: while the tokens fit one tile, each byte of the weights
-    /// is requested once; then the tile is as wide as leaves enough blocks to draw on all of the memory's bandwidth.
-    fn forward(tokens: usize, features: usize) -> Self {
-        let wide = features >= 2 * MANY * 64;
+    /// is requested once; then the tile is as wide as leaves every multiprocessor a block that draws on memory.
+    fn forward(tokens: usize, features: usize, multiprocessors: u32) -> Self {
+        let wide = features >= multiprocessors as usize * 64;
         match tokens {
             0..=32 if wide => T32X64,
             0..=32 => T32X32,
             33..=64 if wide => T64X64,
             33..=64 => T64X32,
-            _ => Self::large(tokens, features),
+            _ => Self::large(tokens, features, 1, multiprocessors),
         }
+    }
+
+    /// As [`Self::forward`], where a tile's columns are gate and up in turn.
+    fn geglu(tokens: usize, features: usize, multiprocessors: u32) -> Self {
+        match tokens {
+            0..=32 => T32X64,
+            33..=64 => T64X64,
+            _ => Self::large(tokens, 2 * features, 1, multiprocessors),
+        }
+    }
+}
+
+/// How the contraction of a gradient is cut: into `parts` of `length` (the last may be shorter), each a chain of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Cut {
+    parts: usize,
+    length: usize,
+}
+
+impl Cut {
+    /// For a product [rows, cols] over k: the fewest parts that come within a sixteenth of the fastest on the reference,
+    /// the f32 sums of parts being written and read.
+    fn new(rows: usize, cols: usize, k: usize) -> Self {
+        let cut = |parts: usize| {
+            let length = k.div_ceil(parts).next_multiple_of(PART_UNIT).max(PART_UNIT);
+            Self { parts: k.div_ceil(length).max(1), length }
+        };
+        let time = |cut: &Self| {
+            let time = |v: Variant| v.time(rows, cols, cut.parts, REFERENCE) * cut.length.div_ceil(16) / 2;
+            let sums = match cut.parts {
+                1 => 0,
+                parts => LAUNCH_CLOCKS + parts * rows * cols * 2 * DType::F32.bytes() / BYTES_PER_CLOCK,
+            };
+            time(T128X128).min(time(T64X64)) + sums
+        };
+        let cuts: Vec<(Self, usize)> = (1..=MOST_PARTS).map(cut).map(|cut| (cut, time(&cut))).collect();
+        let least = cuts.iter().map(|(_, time)| *time).min().unwrap_or(0);
+        cuts.iter().find(|(_, time)| time * 16 <= least * 17).expect("the fastest is one of them").0
     }
 }
 
@@ -73,14 +131,20 @@ struct Weights {
     first: [u32; 3],
 }
 
-/// As kernels/matmul.cu has it, `end` being the four bytes that pad it.
+/// As kernels/matmul.cu has it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::NoUninit)]
 struct Pairs {
     dy: [u64; 3],
     w: [u64; 3],
     out: [u32; 3],
-    end: u32,
+    ld: [u32; 3],
+}
+
+impl From<Pairs> for Arg {
+    fn from(pairs: Pairs) -> Self {
+        Arg::Bytes(bytemuck::bytes_of(&pairs).to_vec())
+    }
 }
 
 fn assert_bf16(what: &str, x: &Tensor) {
@@ -97,7 +161,8 @@ pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) 
         assert_eq!(w.cols, x.cols, "X [T, {}] and W [{}, {}]", x.cols, w.rows, w.cols);
         assert!(w.rows.is_multiple_of(PIECE), "W has a multiple of {PIECE} rows, not {}", w.rows);
     }
-    let variant = Variant::forward(x.rows, w.iter().map(|w| w.rows).sum());
+    let features = w.iter().map(|w| w.rows).sum();
+    let variant = Variant::forward(x.rows, features, cuda.device().multiprocessors());
     let y = w.map(|w| cuda.empty(DType::Bf16, x.rows, w.rows));
     let mut weights = Weights { w: [0; 3], y: [0; 3], out: [0; 3], first: [u32::MAX; 3] };
     let mut tiles = 0;
@@ -136,13 +201,11 @@ pub(super) fn geglu_forward(
     let features = w_gate.rows;
     assert_eq!((w_gate.cols, w_up.rows, w_up.cols), (x.cols, features, x.cols), "Wg and Wu are [F, D]");
     assert!(features.is_multiple_of(PIECE), "F is a multiple of {PIECE}, not {features}");
-    let (variant, entry) = match x.rows {
-        0..=32 => (T32X64, Entry::GegluForward32x64),
-        33..=64 => (T64X64, Entry::GegluForward64x64),
-        _ => match Variant::large(x.rows, 2 * features) {
-            T128X128 => (T128X128, Entry::GegluForward128x128),
-            _ => (T64X64, Entry::GegluForward64x64),
-        },
+    let variant = Variant::geglu(x.rows, features, cuda.device().multiprocessors());
+    let entry = match variant {
+        T32X64 => Entry::GegluForward32x64,
+        T64X64 => Entry::GegluForward64x64,
+        _ => Entry::GegluForward128x128,
     };
     let empty = || cuda.empty(DType::Bf16, x.rows, features);
     let h = empty();
@@ -176,49 +239,116 @@ pub(super) fn backward_input(cuda: &Cuda, pairs: &[(&Tensor, &Tensor)]) -> Tenso
         arg.dy[i] = dy.memory.ptr().0;
         arg.w[i] = w.memory.ptr().0;
         arg.out[i] = narrow(w.rows);
+        arg.ld[i] = narrow(dy.cols);
+    }
+    let k = pairs.iter().map(|(_, w)| w.rows).sum();
+    let cut = Cut::new(tokens, cols, k);
+    if cut.parts > 1 {
+        let sum = InputSum { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, cols), tokens };
+        sum.launch(cuda, arg, 0..k);
+        return sum.finish(cuda);
     }
     let dx = cuda.empty(DType::Bf16, tokens, cols);
-    let variant = Variant::large(tokens, cols);
+    let variant = Variant::large(tokens, cols, 1, cuda.device().multiprocessors());
     let entry = match variant {
         T128X128 => Entry::MatmulBackwardInput128x128,
         _ => Entry::MatmulBackwardInput64x64,
     };
     let launch = variant.launch(tokens.div_ceil(variant.m), cols.div_ceil(variant.n));
-    let pairs = Arg::Bytes(bytemuck::bytes_of(&arg).to_vec());
-    cuda.launch(entry, launch, &[pairs, dx.arg(), tokens.into(), cols.into()]);
+    cuda.launch(entry, launch, &[arg.into(), dx.arg(), tokens.into(), cols.into()]);
     dx
 }
 
-/// dX += dY W\[first..first + n\] in f32, n being the first columns of dY `[T, ..]` that are used; dX `[T, in]`. If n is
-/// not a multiple of 8, the columns of dY up to the next must hold finite numbers.
-pub(super) fn add_backward_input(
-    cuda: &Cuda,
-    dy: &Tensor,
-    n: usize,
-    w: &Tensor,
-    first: usize,
-    dx: &mut Tensor,
-) {
-    assert_bf16("dY", dy);
-    assert_bf16("W", w);
-    assert!(n <= dy.cols && first + n <= w.rows, "columns of dY and rows of W");
-    assert_eq!((dx.dtype, dx.rows, dx.cols), (DType::F32, dy.rows, w.cols), "dX [T, in] in f32");
-    let variant = Variant::large(dx.rows, dx.cols);
-    let entry = match variant {
-        T128X128 => Entry::MatmulBackwardInputAdd128x128,
-        _ => Entry::MatmulBackwardInputAdd64x64,
-    };
-    let launch = variant.launch(dx.rows.div_ceil(variant.m), dx.cols.div_ceil(variant.n));
-    let w = Ptr(w.memory.ptr().0 + (first * w.cols * w.dtype.bytes()) as u64);
-    let sizes: [Arg; 4] = [dx.rows.into(), n.into(), dy.cols.into(), dx.cols.into()];
-    let [tokens, out, ld, width] = sizes;
-    cuda.launch(entry, launch, &[dy.arg(), w.into(), dx.arg(), tokens, out, ld, width]);
+/// dX = dY W, of which dY comes in pieces: so many of its columns at a time, in order. The bits are those of dY as a whole.
+pub(super) struct InputSum {
+    cut: Cut,
+    /// [parts T, in]
+    partials: Tensor,
+    tokens: usize,
+}
+
+impl InputSum {
+    /// For dX `[tokens, w.cols]` of dY `[tokens, w.rows]`.
+    pub(super) fn new(cuda: &Cuda, tokens: usize, w: &Tensor) -> Self {
+        assert_bf16("W", w);
+        let cut = Cut::new(tokens, w.cols, w.rows);
+        Self { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, w.cols), tokens }
+    }
+
+    /// The next piece of dY: the first n columns of `dy` `[T, ..]`, against W\[first..first + n\]. `first` is a multiple of
+    /// 16. If n is not a multiple of 8, the columns up to the next must hold finite numbers.
+    pub(super) fn add(&self, cuda: &Cuda, dy: &Tensor, n: usize, w: &Tensor, first: usize) {
+        assert_bf16("dY", dy);
+        assert!(n <= dy.cols && first + n <= w.rows, "columns of dY and rows of W");
+        assert_eq!(
+            (dy.rows, w.cols),
+            (self.tokens, self.partials.cols),
+            "dX [T, in] = dY [T, out] W [out, in]"
+        );
+        assert!(first.is_multiple_of(16), "a chain goes on at a multiple of 16, not {first}");
+        let w = w.memory.ptr().0 + (first * w.cols * w.dtype.bytes()) as u64;
+        let (dy, ld) = (dy.memory.ptr().0, narrow(dy.cols));
+        let pairs = Pairs { dy: [dy, 0, 0], w: [w, 0, 0], out: [narrow(n), 0, 0], ld: [ld, 0, 0] };
+        self.launch(cuda, pairs, first..first + n);
+    }
+
+    /// The piece `k` of the contraction.
+    fn launch(&self, cuda: &Cuda, pairs: Pairs, k: Range<usize>) {
+        let Cut { length, .. } = self.cut;
+        let parts = k.end.div_ceil(length) - k.start / length;
+        let (tokens, cols) = (self.tokens, self.partials.cols);
+        let variant = Variant::large(tokens, cols, parts, cuda.device().multiprocessors());
+        let entry = match variant {
+            T128X128 => Entry::MatmulBackwardInputPart128x128,
+            _ => Entry::MatmulBackwardInputPart64x64,
+        };
+        let mut launch = variant.launch(tokens.div_ceil(variant.m), cols.div_ceil(variant.n));
+        launch.grid[2] = narrow(parts);
+        let [tokens, cols, first, length]: [Arg; 4] = [tokens, cols, k.start, length].map(Arg::from);
+        cuda.launch(entry, launch, &[pairs.into(), self.partials.arg(), tokens, cols, first, length]);
+    }
+
+    /// dX `[T, in]` in bf16, when all of dY has come.
+    pub(super) fn finish(self, cuda: &Cuda) -> Tensor {
+        let dx = cuda.empty(DType::Bf16, self.tokens, self.partials.cols);
+        add_parts(cuda, Entry::MatmulBackwardInputSum, &self.partials, &dx, self.cut);
+        dx
+    }
+}
+
+/// Adds the parts up into `to`.
+fn add_parts(cuda: &Cuda, entry: Entry, partials: &Tensor, to: &Tensor, cut: Cut) {
+    let n = to.rows * to.cols;
+    let launch = Launch::linear(n.div_ceil(256 * 4), 256);
+    cuda.launch(entry, launch, &[partials.arg(), to.arg(), cut.parts.into(), (n as u64).into()]);
 }
 
 /// See [`crate::backend::Backend::matmul_backward_weight`].
 pub(super) fn backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
     assert_eq!(dw.rows, dy.cols, "dW [out, in] += dY [T, out]^T X [T, in]");
-    add_backward_weight(cuda, dy, dy.cols, x, 0, dw);
+    let cut = Cut::new(dw.rows, dw.cols, dy.rows);
+    if cut.parts == 1 {
+        return add_backward_weight(cuda, dy, dy.cols, x, 0, dw);
+    }
+    assert_weight_operands(dy, x, dw);
+    let partials = cuda.empty(DType::F32, cut.parts * dw.rows, dw.cols);
+    let variant = Variant::large(dw.rows, dw.cols, cut.parts, cuda.device().multiprocessors());
+    let entry = match variant {
+        T128X128 => Entry::MatmulBackwardWeightPart128x128,
+        _ => Entry::MatmulBackwardWeightPart64x64,
+    };
+    let mut launch = variant.launch(x.cols.div_ceil(variant.n), dw.rows.div_ceil(variant.m));
+    launch.grid[2] = narrow(cut.parts);
+    let sizes: [Arg; 5] = [dy.rows, dy.cols, dy.cols, x.cols, cut.length].map(Arg::from);
+    let [tokens, out, ld, width, length] = sizes;
+    cuda.launch(entry, launch, &[dy.arg(), x.arg(), partials.arg(), tokens, out, ld, width, length]);
+    add_parts(cuda, Entry::MatmulBackwardWeightSum, &partials, dw, cut);
+}
+
+fn assert_weight_operands(dy: &Tensor, x: &Tensor, dw: &Tensor) {
+    assert_bf16("dY", dy);
+    assert_bf16("X", x);
+    assert_eq!((dy.rows, dw.dtype, dw.cols), (x.rows, DType::F32, x.cols), "dW [out, in] in f32");
 }
 
 /// dW\[first..first + n\] += dY^T X, n being the first columns of dY `[T, ..]` that are used; X `[T, in]`, dW `[.., in]`
@@ -231,14 +361,12 @@ pub(super) fn add_backward_weight(
     first: usize,
     dw: &mut Tensor,
 ) {
-    assert_bf16("dY", dy);
-    assert_bf16("X", x);
+    assert_weight_operands(dy, x, dw);
     assert!(n <= dy.cols && first + n <= dw.rows, "columns of dY and rows of dW");
-    assert_eq!((dy.rows, dw.dtype, dw.cols), (x.rows, DType::F32, x.cols), "dW [out, in] in f32");
     if x.rows == 0 {
         return;
     }
-    let variant = Variant::large(n, x.cols);
+    let variant = Variant::large(n, x.cols, 1, cuda.device().multiprocessors());
     let entry = match variant {
         T128X128 => Entry::MatmulBackwardWeight128x128,
         _ => Entry::MatmulBackwardWeight64x64,
@@ -339,40 +467,178 @@ mod tests {
         }
     }
 
-    /// A part of dY's columns, any number of them, against a part of W's rows, added to what is there and to nothing
-    /// else. The last size takes large tiles in both.
+    fn on_vm(multiprocessors: u32) -> Cuda {
+        let vm = Vm::new(Options::default()).with_multiprocessors(multiprocessors);
+        Cuda::new(Box::new(vm)).expect("the kernels load")
+    }
+
+    /// Multiprocessors that an A100, an RTX 4090 and an H100 have.
+    const GPUS: [u32; 3] = [108, 128, 132];
+
+    /// Forward products, GeGLU and the gradients of Gemma 2B: the tile is the faster one by the model, and no
+    /// multiprocessor is idle where the other tile would leave it so.
+    #[test]
+    fn tiles_fill_the_multiprocessors_that_there_are() {
+        let name = |v: Variant| (v.m, v.n);
+        for (what, want, tile) in [
+            ("q k v, T = 32", [(32, 32); 3], (|sms| Variant::forward(32, 2560, sms)) as fn(u32) -> Variant),
+            ("8192 features, T = 32", [(32, 64), (32, 64), (32, 32)], |sms| Variant::forward(32, 8192, sms)),
+            ("8192 features, T = 64", [(64, 64), (64, 64), (64, 32)], |sms| Variant::forward(64, 8192, sms)),
+            ("down, T = 256", [(64, 64); 3], |sms| Variant::forward(256, 2048, sms)),
+            ("down, T = 512", [(64, 64); 3], |sms| Variant::forward(512, 2048, sms)),
+            ("down, T = 1024", [(128, 128); 3], |sms| Variant::forward(1024, 2048, sms)),
+            ("1536 features, T = 1024", [(128, 128), (64, 64), (64, 64)], |sms| {
+                Variant::forward(1024, 1536, sms)
+            }),
+            ("geglu, T = 32", [(32, 64); 3], |sms| Variant::geglu(32, 16_384, sms)),
+            ("geglu, T = 64", [(64, 64); 3], |sms| Variant::geglu(64, 16_384, sms)),
+            ("geglu of 270M, T = 256", [(64, 64); 3], |sms| Variant::geglu(256, 2048, sms)),
+            ("geglu, T = 512", [(128, 128); 3], |sms| Variant::geglu(512, 16_384, sms)),
+            ("dX of out, T = 512", [(64, 64); 3], |sms| Variant::large(512, 2048, 1, sms)),
+            ("dX of the MLP, T = 512", [(128, 128); 3], |sms| Variant::large(512, 2048, 4, sms)),
+            ("dW of q", [(128, 128); 3], |sms| Variant::large(2048, 2048, 1, sms)),
+            ("dW of k", [(64, 64); 3], |sms| Variant::large(256, 2048, 1, sms)),
+        ] {
+            assert_eq!(GPUS.map(|sms| name(tile(sms))), want, "{what}");
+        }
+        // What the issue is about: 128 x 128 tiles would leave half of an H100 idle.
+        let blocks = |v: Variant, rows: usize, cols: usize| rows.div_ceil(v.m) * cols.div_ceil(v.n);
+        for sms in GPUS {
+            let down = Variant::forward(512, 2048, sms);
+            assert!(blocks(down, 512, 2048) >= sms as usize, "{down:?} on {sms}");
+        }
+    }
+
+    /// Parts, and blocks on an H100, of the gradients that small batches have: each has a block for nearly every
+    /// multiprocessor, or is so short that parts would cost more than they gain.
+    #[test]
+    fn contractions_are_cut_where_that_pays() {
+        for (what, rows, cols, k, parts, blocks) in [
+            ("dX of q k v, T = 256", 256, 2048, 2560, 1, 128),
+            ("dX of out, T = 512", 512, 2048, 2048, 1, 256),
+            ("dX of the MLP, T = 256", 256, 2048, 32_768, 8, 256),
+            ("dX of the MLP, T = 512", 512, 2048, 32_768, 4, 256),
+            ("dX of the MLP, T = 1024", 1024, 2048, 32_768, 2, 256),
+            ("dX of the MLP, T = 4096", 4096, 2048, 32_768, 1, 512),
+            ("dX of 270M's MLP, T = 256", 256, 640, 4096, 5, 200),
+            ("dW of k, T = 512", 256, 2048, 512, 1, 128),
+            ("dW of k, T = 16384", 256, 2048, 16_384, 8, 256),
+            ("dW of 270M's k, T = 4096", 256, 640, 4096, 5, 200),
+            ("dX of the head, 32 rows", 32, 2048, 256_000, 8, 256),
+            ("dX of the head, 256 rows", 256, 2048, 256_000, 8, 256),
+            ("dX of the head, 4096 rows", 4096, 2048, 256_000, 1, 512),
+        ] {
+            let cut = Cut::new(rows, cols, k);
+            let v = Variant::large(rows, cols, cut.parts, 132);
+            let got = (cut.parts, rows.div_ceil(v.m) * cols.div_ceil(v.n) * cut.parts);
+            assert_eq!(got, (parts, blocks), "{what}");
+            assert!(
+                (cut.parts - 1) * cut.length < k && k <= cut.parts * cut.length,
+                "{what}: {cut:?} covers k"
+            );
+        }
+    }
+
+    /// The GPU decides about tiles, and not about bits.
     #[test]
     #[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
-    fn parts_of_a_contraction_add_up() {
-        let cuda = Cuda::new(Box::new(Vm::new(Options::default()))).expect("the kernels load");
+    fn no_number_of_multiprocessors_changes_a_bit() {
+        // Cut: dX over 6000 in parts, dW over 3000 tokens.
+        let (tokens, out, width) = (70, 3000, 72);
+        assert!(Cut::new(tokens, width, 2 * out).parts > 1 && Cut::new(tokens, width, out).parts > 1);
+        let numbers = |seed, n: usize| {
+            (0..n as u32).map(move |i| philox4x32([i, 0, 0, 0], [seed, 0])[0] as f32 / 3e9 - 0.7)
+        };
+        let run = |multiprocessors: u32| {
+            let cuda = on_vm(multiprocessors);
+            let of = |seed, rows, cols, dtype| {
+                upload(&cuda, dtype, rows, cols, &numbers(seed, rows * cols).collect::<Vec<f32>>())
+            };
+            let (dy, w) = (of(1, tokens, out, DType::Bf16), of(2, out, width, DType::Bf16));
+            let (x, dz) = (of(3, out, width, DType::Bf16), of(4, out, tokens + 2, DType::Bf16));
+            let dx = backward_input(&cuda, &[(&dy, &w), (&dy, &w)]);
+            let mut dw = of(5, tokens + 2, width, DType::F32);
+            backward_weight(&cuda, &dz, &x, &mut dw);
+            let [y] = forward(&cuda, &x, [&w]);
+            cuda.check().expect("no finding");
+            [dx, dw, y].map(|x| cuda.download(&x))
+        };
+        // With one multiprocessor every tile is large, with 132 these are small.
+        let want = run(132);
+        assert!([1, 2, 108].into_iter().all(|multiprocessors| run(multiprocessors) == want));
+    }
+
+    /// A part of dY's columns, any number of them, against a part of W's rows, added to what is there and to nothing
+    /// else.
+    #[test]
+    #[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
+    fn parts_of_a_gradient_add_up() {
+        let cuda = on_vm(132);
+        // The last size takes large tiles.
         for (tokens, ld, n, total, first, width) in [
             (1, 8, 8, 8, 0, 8),
             (37, 72, 61, 150, 83, 136),
             (70, 136, 128, 300, 172, 72),
             (2, 16, 1, 3, 1, 24),
-            (70, 136, 125, 142, 16, 8136),
+            (7, 520, 509, 542, 16, 4072),
         ] {
-            let (dy, x, w) = (numbers(1, tokens * ld), numbers(2, tokens * width), numbers(3, total * width));
-            let (dx, dw) = (numbers(4, tokens * width), numbers(5, total * width));
-            let [mut got_dx, mut got_dw] = [(tokens, &dx), (total, &dw)]
-                .map(|(rows, data)| upload(&cuda, DType::F32, rows, width, data));
-            let [dy_, x_, w_] = [(tokens, ld, &dy), (tokens, width, &x), (total, width, &w)]
-                .map(|(rows, cols, data)| upload(&cuda, DType::Bf16, rows, cols, data));
-            add_backward_input(&cuda, &dy_, n, &w_, first, &mut got_dx);
-            add_backward_weight(&cuda, &dy_, n, &x_, first, &mut got_dw);
+            let (dy, x) = (numbers(1, tokens * ld), numbers(2, tokens * width));
+            let dw = numbers(5, total * width);
+            let mut got = upload(&cuda, DType::F32, total, width, &dw);
+            let (dy_, x_) =
+                (upload(&cuda, DType::Bf16, tokens, ld, &dy), upload(&cuda, DType::Bf16, tokens, width, &x));
+            add_backward_weight(&cuda, &dy_, n, &x_, first, &mut got);
             cuda.check().expect("no finding");
-            let (mut want_dx, mut want_dw) = (dx, dw);
-            for t in 0..tokens {
-                for v in 0..n {
-                    let dy = dy[t * ld + v];
-                    let row = (first + v) * width..(first + v + 1) * width;
-                    let dx = &mut want_dx[t * width..(t + 1) * width];
-                    dx.iter_mut().zip(&w[row.clone()]).for_each(|(dx, w)| *dx += dy * w);
-                    want_dw[row].iter_mut().zip(&x[t * width..]).for_each(|(dw, x)| *dw += dy * x);
-                }
+            let mut want = dw;
+            for (t, v) in (0..tokens).flat_map(|t| (0..n).map(move |v| (t, v))) {
+                let row = (first + v) * width..(first + v + 1) * width;
+                want[row].iter_mut().zip(&x[t * width..]).for_each(|(dw, x)| *dw += dy[t * ld + v] * x);
             }
-            assert!(cuda.to_f32(&got_dx) == want_dx, "dX of {tokens} tokens, {n} columns");
-            assert!(cuda.to_f32(&got_dw) == want_dw, "dW of {tokens} tokens, {n} columns");
+            assert!(cuda.to_f32(&got) == want, "dW of {tokens} tokens, {n} columns");
+        }
+    }
+
+    /// dY in pieces, which end within parts and beyond them, gives the bits of dY as a whole; and these are right: whole
+    /// numbers have one sum, rounded once.
+    #[test]
+    #[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
+    fn a_gradient_may_come_in_pieces() {
+        for (tokens, total, width, multiprocessors) in
+            [(1, 8, 8, 132), (37, 2061, 136, 132), (70, 2100, 72, 1), (130, 333, 8, 132), (70, 70, 4104, 132)]
+        {
+            let cuda = on_vm(multiprocessors);
+            let (dy, w) = (numbers(1, tokens * total), numbers(3, total * width));
+            let w_ = upload(&cuda, DType::Bf16, total, width, &w);
+            let run = |sizes: &[usize]| {
+                let sum = InputSum::new(&cuda, tokens, &w_);
+                let mut first = 0;
+                for size in sizes.iter().cycle() {
+                    let n = (*size).min(total - first);
+                    let ld = n.next_multiple_of(8) + 8;
+                    let column = |t: usize, v: usize| if v < n { dy[t * total + first + v] } else { 3.0 };
+                    let piece: Vec<f32> = (0..tokens)
+                        .flat_map(|t| (0..ld).map(move |v| (t, v)))
+                        .map(|(t, v)| column(t, v))
+                        .collect();
+                    sum.add(&cuda, &upload(&cuda, DType::Bf16, tokens, ld, &piece), n, &w_, first);
+                    first += n;
+                    if first == total {
+                        break;
+                    }
+                }
+                let dx = sum.finish(&cuda);
+                cuda.check().expect("no finding");
+                cuda.to_f32(&dx)
+            };
+            let whole = run(&[total]);
+            for (i, got) in whole.iter().enumerate() {
+                let products = (0..total).map(|v| dy[i / width * total + v] * w[v * width + i % width]);
+                let want = half::bf16::from_f32(products.sum::<f32>()).to_f32();
+                assert_eq!(*got, want, "dX[{i}] of {tokens} x {total}");
+            }
+            for sizes in [&[16][..], &[512], &[48, 1024], &[1040]] {
+                assert!(run(sizes) == whole, "{tokens} x {total} in pieces of {sizes:?}");
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Tiles are chosen by size (src/backend/cuda/matmul.rs): up to 32 and 64 tokens, then 64 x 64 tiles, and 128 x 128
-//! ones from 64 of them on; the sizes below reach all of them with all their remainders.
+//! Tiles are chosen by size and multiprocessors (src/backend/cuda/matmul.rs): up to 32 and 64 tokens, then 64 x 64
+//! tiles, and 128 x 128 ones where they fill the GPU; the sizes below reach all of them with all their remainders on the
+//! virtual GPU, which has 108 multiprocessors.
 
 use bon_engine::backend::Backend;
 use bon_engine::backend::cuda::Tensor;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, workloads};
 use bon_engine::device::vm::Report;
 
-use super::{Case, activation, check, coalescing, counted, counting, devices, single, traffic, weight};
+use super::{Case, activation, check, coalescing, counted_on, counting, devices, single, traffic, weight};
 use crate::tolerance::Rule;
 
 /// Y = X W^T for up to three weights of these numbers of rows.
@@ -66,16 +67,16 @@ fn forward_of_several_weights() {
 
 #[test]
 fn forward_in_wide_and_large_tiles() {
-    // Wide: 8192 features or more. Large: 64 tiles or more.
+    // Wide: 6912 features or more. Large: from 65 tokens on.
     for (tokens, width, out) in [
         (1, 8, [8200, 0, 0]),
         (19, 72, [8192, 8, 0]),
         (32, 24, [8056, 136, 0]),
         (33, 8, [8200, 0, 0]),
         (64, 72, [8000, 200, 0]),
-        (65, 8, [8200, 0, 0]),
-        (129, 72, [4000, 104, 8]),
-        (1000, 136, [1000, 0, 0]),
+        (65, 8, [13_704, 0, 0]),
+        (200, 72, [6000, 104, 8]),
+        (1000, 136, [1304, 0, 0]),
     ] {
         forward(tokens, width, out);
     }
@@ -120,9 +121,9 @@ fn geglu_in_all_tiles() {
         (127, 72, 136),
         (128, 64, 8),
         (129, 200, 32),
-        (65, 72, 4104),
-        (129, 8, 2056),
-        (1000, 72, 504),
+        (65, 72, 6808),
+        (200, 8, 3000),
+        (1000, 72, 648),
     ]
     .into_iter()
     .enumerate()
@@ -165,9 +166,12 @@ fn backward_input_in_all_tiles() {
         (127, 24, [64, 128, 192]),
         (129, 72, [72, 8, 136]),
         // Large.
-        (65, 8136, [24, 0, 0]),
-        (130, 4104, [64, 8, 72]),
-        (1000, 1000, [136, 0, 0]),
+        (65, 13_704, [24, 0, 0]),
+        (200, 6000, [64, 8, 72]),
+        (1000, 1304, [136, 0, 0]),
+        // In parts, which begin and end anywhere in the weights.
+        (37, 72, [1272, 0, 0]),
+        (65, 136, [200, 1000, 72]),
     ] {
         check(&["dx"], Rule::Backward, &BackwardInput { tokens, width, out });
     }
@@ -209,9 +213,12 @@ fn backward_weight_in_all_tiles() {
         (129, 40, 136),
         (300, 64, 64),
         // Large.
-        (1, 8136, 24),
-        (65, 1000, 1000),
-        (130, 136, 4104),
+        (1, 13_704, 72),
+        (65, 1304, 1000),
+        (130, 200, 6000),
+        // In parts.
+        (1500, 72, 40),
+        (1999, 136, 200),
     ] {
         check(&["dw"], Rule::Backward, &BackwardWeight { tokens, width, out });
     }
@@ -241,9 +248,9 @@ fn part(bytes: &[u8], cols: usize, rows: &[u32], first_cols: usize) -> Vec<u8> {
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_tile() {
     for b in devices() {
-        const T: u32 = 130;
+        const T: u32 = 200;
         const K: usize = 328;
-        const OUT: usize = 8200;
+        const OUT: usize = 6800;
         let x = activation(&b, 1, T as usize, K);
         // 128 x 128 tiles, as in training.
         let w = weight(&b, 2, OUT, K);
@@ -273,9 +280,9 @@ fn a_row_has_the_same_bits_in_any_batch_and_tile() {
 #[test]
 fn a_row_of_geglu_has_the_same_bits_in_any_batch_and_tile() {
     for b in devices() {
-        const T: u32 = 130;
+        const T: u32 = 200;
         const K: usize = 200;
-        const F: usize = 2056;
+        const F: usize = 3000;
         let x = activation(&b, 1, T as usize, K);
         let (gate, up) = (weight(&b, 2, F, K), weight(&b, 3, F, K));
         let run = |x: &Tensor, keep: bool| {
@@ -329,7 +336,9 @@ fn products_are_lean() {
         if workload.bytes > 50 << 20 {
             continue;
         }
-        let reports = counted(&workload);
+        // A GPU of one multiprocessor takes large tiles for all that has more than 64 tokens.
+        let multiprocessors = if workload.name.ends_with("q k v, T = 512") { 1 } else { 108 };
+        let reports = counted_on(&workload, multiprocessors);
         let [report] = &reports[..] else { panic!("{}: one launch", workload.name) };
         let conflicts = report.shared.wavefronts as f64 / report.shared.ideal_wavefronts as f64;
         let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));

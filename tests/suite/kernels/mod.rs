@@ -238,7 +238,13 @@ pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
 
 /// What the launches of one workload did, counted at its full size: one report per launch.
 pub(crate) fn counted(workload: &Workload) -> Vec<Report> {
-    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
+    counted_on(workload, 108)
+}
+
+/// The same on a GPU of so many multiprocessors, by which tiles are chosen.
+pub(crate) fn counted_on(workload: &Workload, multiprocessors: u32) -> Vec<Report> {
+    let vm = Vm::new(Options { checks: Checks::NONE, ..Options::default() });
+    let vm = Arc::new(vm.with_multiprocessors(multiprocessors));
     let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
     let run = (workload.prepare)(&cuda);
     vm.keep_reports();

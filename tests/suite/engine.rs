@@ -10,7 +10,7 @@ use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, HeadSpec, Truncation};
 use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
-use bon_engine::device::vm::{Options, Vm};
+use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate};
@@ -27,7 +27,7 @@ use bon_engine::train::stop::Stop;
 
 use crate::device::gpu;
 use crate::fixture::Fixture;
-use crate::kernels::{compiled, rounded, vm, weight_of};
+use crate::kernels::{compiled, rounded, vm, vm_in, weight_of};
 use crate::ops::randoms;
 use crate::rounded::Rounded;
 use crate::tiny::{self, Groups};
@@ -323,6 +323,22 @@ fn a_step_on_the_kernels_is_the_cpus_within_bf16() {
     for family in FAMILIES {
         let gap = check_engine(family, vm(None));
         assert_eq!(gap, 0.0, "{family}: a log-prob is one thing in sampling and another in training");
+    }
+}
+
+/// The same where products are summed in groups, as tensor cores sum them: what sampling and training have in common must
+/// not rest on the chain of the virtual GPU.
+#[test]
+fn a_step_is_the_cpus_within_bf16_as_tensor_cores_sum() {
+    if !compiled() {
+        return;
+    }
+    for order in [MmaOrder::Ampere, MmaOrder::Hopper] {
+        for family in FAMILIES {
+            let gap = check_engine(family, vm_in(order));
+            let what = "a log-prob is one thing in sampling and another in training";
+            assert_eq!(gap, 0.0, "{family}, {order:?}: {what}");
+        }
     }
 }
 

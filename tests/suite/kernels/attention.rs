@@ -6,7 +6,7 @@ use bon_engine::device::vm::Report;
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{
-    Case, activation, activation_of, check, coalescing, counted, counting, devices, outputs, rounded,
+    Case, activation, activation_of, check, coalescing, counted, counting, devices, orders, outputs, rounded,
     traffic, workloads_of,
 };
 use crate::ops::{group, randoms, tree};
@@ -227,7 +227,7 @@ impl Sequence {
 
 #[test]
 fn a_token_has_the_same_bits_alone_and_among_others() {
-    for cuda in devices() {
+    for cuda in orders() {
         let specs = [
             (150, spec(1, 1, 64, None, None)),
             (150, spec(8, 1, 64, Some(3.0), Some(100))),
@@ -299,7 +299,7 @@ fn a_token_has_the_same_bits_alone_and_among_others() {
 
 #[test]
 fn a_token_has_the_same_bits_across_splits() {
-    for cuda in devices() {
+    for cuda in orders() {
         const LEN: usize = 1100;
         for (heads, window) in [(2, None), (1, Some(600)), (2, Some(100))] {
             let sequence = Sequence::new(LEN, spec(heads, 1, 64, None, window));
@@ -375,7 +375,7 @@ fn lse_is_as_good_as_f32_allows() {
         let sums = q.chunks(dim).flat_map(|q| k.chunks(dim).map(move |k| absolute(q, k)));
         let size = f64::from(spec.scale) * sums.fold(0.0, f64::max);
         let bound = (dim as f64 + dim as f64 / 16.0 + 5.0 + 16.0) * EPS / 2.0 * size;
-        for cuda in devices() {
+        for cuda in orders() {
             let got = outputs(&cuda, &case);
             for (i, (&got, &want)) in got[1].as_f32().iter().zip(exact[1].as_f32()).enumerate() {
                 let off = f64::from(got) - f64::from(want);

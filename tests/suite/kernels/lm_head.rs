@@ -6,8 +6,8 @@ use bon_engine::device::vm::Report;
 use bon_engine::rng::{DrawKey, philox4x32};
 
 use super::{
-    activation_of, again, check, coalescing, counted, counting, devices, outputs, rounded, single, single_of,
-    traffic, weight, weight_of, workloads_of,
+    activation_of, again, check, coalescing, counted, counting, devices, orders, outputs, rounded, single,
+    single_of, traffic, weight, weight_of, workloads_of,
 };
 use crate::ops::{bits, randoms};
 use crate::tolerance::{EPS, Rule, assert_within};
@@ -110,7 +110,7 @@ fn check_case(case: &Case) {
     check(&["log-probs", "lse"], Rule::Forward, &Forward(case));
     let exact = Exact::new(case);
     let want: Vec<f64> = case.targets.iter().map(|t| exact.logprob(t.row, t.token)).collect();
-    for cuda in devices() {
+    for cuda in orders() {
         let got = outputs(&cuda, &Forward(case));
         let bound = |i: usize| {
             let t = case.targets[i];
@@ -268,13 +268,11 @@ fn a_small_workspace_gives_the_same_bits() {
         // In parts of 192: ranges of 3 chunks end where a part does, of 4 and 5 within one.
         (Case::new(3, 5080, 8, CAPPED), 3..6),
     ] {
-        for device in devices() {
+        for device in orders() {
             let want = run(&case, &device, usize::MAX);
             for chunks in chunks.clone() {
-                for (again, how) in again(&device) {
-                    let got = run(&case, &again, chunks * case.rows * 512 * 2);
-                    assert!(got == want, "{chunks} chunks at once {how}");
-                }
+                let got = run(&case, &device, chunks * case.rows * 512 * 2);
+                assert!(got == want, "{chunks} chunks at once");
             }
         }
     }
@@ -349,7 +347,7 @@ fn draws_are_exact_but_for_rounding() {
 /// The heart of on-policy training: what sampling records is what training computes, to the bit, in any company.
 #[test]
 fn sampling_gives_the_log_prob_of_training() {
-    for device in devices() {
+    for device in orders() {
         let whole = Case::new(131, 1100, 72, CAPPED);
         let choices = choices(whole.rows);
         let rows = |range: std::ops::Range<usize>| Case {

@@ -7,7 +7,9 @@ use bon_engine::backend::cuda::Tensor;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, workloads};
 use bon_engine::device::vm::Report;
 
-use super::{Case, activation, check, coalescing, counted_on, counting, devices, single, traffic, weight};
+use super::{
+    Case, activation, check, coalescing, counted_on, counting, devices, orders, single, traffic, weight,
+};
 use crate::tolerance::Rule;
 
 /// Y = X W^T for up to three weights of these numbers of rows.
@@ -247,7 +249,7 @@ fn part(bytes: &[u8], cols: usize, rows: &[u32], first_cols: usize) -> Vec<u8> {
 
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_tile() {
-    for b in devices() {
+    for b in orders() {
         const T: u32 = 200;
         const K: usize = 328;
         const OUT: usize = 6800;
@@ -279,7 +281,7 @@ fn a_row_has_the_same_bits_in_any_batch_and_tile() {
 
 #[test]
 fn a_row_of_geglu_has_the_same_bits_in_any_batch_and_tile() {
-    for b in devices() {
+    for b in orders() {
         const T: u32 = 200;
         const K: usize = 200;
         const F: usize = 3000;

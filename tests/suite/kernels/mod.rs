@@ -23,7 +23,7 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Workload, workloads};
 use bon_engine::backend::{Backend, DType};
-use bon_engine::device::vm::{Checks, Options, Report, Vm};
+use bon_engine::device::vm::{Checks, MmaOrder, Options, Report, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use half::bf16;
 use std::sync::{Arc, OnceLock};
@@ -51,6 +51,15 @@ pub(crate) fn vm(seed: Option<u64>) -> Cuda {
     Cuda::new(Box::new(Vm::new(Options { seed, ..Options::default() }))).expect("the kernels load")
 }
 
+/// A virtual GPU that adds up products in an order. Its checks see the same accesses as in any other, and are off.
+pub(crate) fn vm_in(mma: MmaOrder) -> Cuda {
+    let options = Options { mma, checks: Checks::NONE, counters: false, ..Options::default() };
+    Cuda::new(Box::new(Vm::new(options))).expect("the kernels load")
+}
+
+/// The orders in which GPUs add up products, beside the chain that a virtual GPU makes of them unless told otherwise.
+const GPU_ORDERS: [MmaOrder; 2] = [MmaOrder::Ampere, MmaOrder::Hopper];
+
 /// Whether only a GPU is asked, and nothing counted: `KERNEL_TESTS=gpu`, under tools to which the virtual GPU is just a
 /// program that takes long.
 fn gpu_alone() -> bool {
@@ -63,6 +72,16 @@ pub(crate) fn devices() -> Vec<Cuda> {
         return Vec::new();
     }
     [(!gpu_alone()).then(|| vm(None)), cuda()].into_iter().flatten().collect()
+}
+
+/// [`devices`], and virtual GPUs that add up products as tensor cores do: what must hold of products to the bit holds in
+/// each of these orders, since two paths that cut k at different places agree in a chain and differ in groups.
+pub(crate) fn orders() -> Vec<Cuda> {
+    let mut all = devices();
+    if counting() {
+        all.extend(GPU_ORDERS.map(vm_in));
+    }
+    all
 }
 
 /// Whether work is counted: on the virtual GPU.
@@ -210,7 +229,16 @@ pub(crate) fn again(device: &Cuda) -> Vec<(Cuda, &'static str)> {
     }
 }
 
-/// Runs a case everywhere and holds it to `rule`; its bits must not depend on the schedule.
+/// Whether a case's kernels use tensor cores.
+fn has_products(case: &impl Case) -> bool {
+    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, counters: false, ..Options::default() }));
+    let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
+    vm.keep_reports();
+    case.run(&cuda);
+    vm.take_reports().iter().any(|report| report.mma_flops > 0)
+}
+
+/// Runs a case everywhere, products in every order, and holds it to `rule`; its bits must not depend on the schedule.
 /// `what` names the outputs.
 #[track_caller]
 pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
@@ -218,7 +246,10 @@ pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
         return;
     }
     let (exact, naive) = (outputs(&Cpu, case), outputs(&Rounded, case));
-    for device in devices() {
+    let orders = if counting() && has_products(case) { GPU_ORDERS.map(vm_in).into() } else { Vec::new() };
+    let mut all: Vec<(Cuda, bool)> = devices().into_iter().map(|device| (device, true)).collect();
+    all.extend(orders.into_iter().map(|device| (device, false)));
+    for (device, reschedule) in all {
         let name = device.device_name();
         let got = outputs(&device, case);
         assert_eq!(what.len(), got.len(), "a name for every output");
@@ -228,7 +259,8 @@ pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
             let what = format!("{what} on {name}");
             assert_rule(&what, rule, got[i].as_f32(), exact[i].as_f32(), naive[i].as_f32());
         }
-        for (again, how) in again(&device) {
+        // No schedule depends on what products are.
+        for (again, how) in if reschedule { again(&device) } else { Vec::new() } {
             for ((got, again), what) in got.iter().zip(outputs(&again, case)).zip(what) {
                 assert_eq!(bits(got), bits(&again), "{what} on {name}: other bits {how}");
             }

@@ -1,15 +1,19 @@
 //! `bon-engine kernels`: what the kernels cost, without a GPU.
 
+use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::progress::note;
+use super::step;
 use crate::backend::cuda::figures::{
-    Bound, CHIPS, Chip, Counted, Figures, Resources, all_resources, figures,
+    Bound, CHIPS, Chip, Counted, Figures, FiguresError, Resources, all_resources, figures,
 };
-use crate::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Shape, workloads};
+use crate::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Shape, Workload, workloads};
+use crate::checkpoint::atomic;
 
 /// GPU architectures that ptxas assembles for.
 pub const ARCHS: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"];
@@ -19,9 +23,10 @@ pub const ARCHS: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"];
 #[command(after_long_help = "\
 No figure is measured on a GPU. Registers and shared memory are what ptxas says. Instructions, bytes and wavefronts are \
 counted on the virtual GPU, which runs every op once at the shapes of a real model; that takes minutes for all of \
-them. The times are bounds by the limits of a chip's data sheet, with all inputs in memory and an instruction issued for \
-each of PTX: of the op itself (each input read once, each output written once, useful FLOPs alone), and of what the \
-kernels did.")]
+them, for every chip by itself, since launches depend on the number of multiprocessors. The times are modelled: bounds by \
+the limits of a chip, with all inputs in memory and an instruction issued for each of PTX: of the op itself (each input \
+read once, each output written once, useful FLOPs alone), and of what the kernels did, by the whole chip and by the \
+multiprocessor with the most to do.")]
 pub struct Args {
     /// Only ops and kernels whose names begin so, as in --op matmul
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -35,6 +40,12 @@ pub struct Args {
     /// Registers and shared memory alone: nothing is run
     #[arg(long)]
     resources: bool,
+    /// A whole decode step of Gemma 3 270M, 3 1B and 2B instead (--shape, --chip: of one), and the time it should take
+    #[arg(long, conflicts_with_all = ["resources", "op"])]
+    step: bool,
+    /// Write the figures of Gemma 2B on A100 and H100 into the tables of kernels/README.md
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["step", "resources", "op", "shape", "chip", "json"])]
+    readme: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -48,6 +59,19 @@ struct All {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(path) = &args.readme {
+        return write_readme(path);
+    }
+    let chips: Vec<Chip> = args.chip.map_or_else(|| CHIPS.to_vec(), |chip| vec![chip]);
+    if args.step {
+        let mut out = std::io::stdout().lock();
+        let told = |found: &step::Step| if args.json { Ok(()) } else { step::write(found, &mut out) };
+        let steps = step::steps(args.shape.map_or("", |shape| shape.name), &chips, told)?;
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&steps)?)?;
+        }
+        return Ok(());
+    }
     let resources = match all_resources(&ARCHS, &args.op) {
         Ok(resources) => resources,
         Err(e) => {
@@ -60,7 +84,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write_resources(&resources, &mut out)?;
     }
     let shapes = args.shape.map_or_else(|| vec![GEMMA_2B, GEMMA_270M], |shape| vec![shape]);
-    let chips: Vec<Chip> = args.chip.map_or_else(|| CHIPS.to_vec(), |chip| vec![chip]);
     let mut all = Vec::new();
     if !args.resources {
         for shape in &shapes {
@@ -125,26 +148,34 @@ fn write_resources(resources: &[Resources], out: &mut impl Write) -> std::io::Re
 fn write_figures(f: &Figures, chips: &[Chip], out: &mut impl Write) -> std::io::Result<()> {
     let flops = if f.flops > 0 { format!(", {} useful FLOPs", count(f.flops)) } else { String::new() };
     writeln!(out, "{} ({}): {} compulsory bytes{flops}", f.workload, f.model, count(f.bytes))?;
-    for launch in &f.launches {
-        writeln!(out, "  {}", launch_line(launch))?;
-    }
+    let mut told: Option<&[Counted]> = None;
     for chip in chips {
-        if let Some(bounds) = f.bounds.get(chip.name) {
-            writeln!(
-                out,
-                "  {:<9} op at least {}, these kernels at least {}: {:.0} % of the way",
-                chip.name,
-                bound(&bounds.op),
-                bound(&bounds.kernels),
-                100.0 * bounds.reach()
-            )?;
+        let (Some(bounds), Some(launches)) = (f.bounds.get(chip.name), f.launches.get(chip.name)) else {
+            continue;
+        };
+        // Most launches are the same on all chips.
+        if told != Some(launches.as_slice()) {
+            for launch in launches {
+                writeln!(out, "  {}", launch_line(launch))?;
+            }
+            told = Some(launches);
         }
+        let each: Vec<String> = launches.iter().map(|l| format!("{:.2}", chip.blocks_each(l))).collect();
+        writeln!(
+            out,
+            "  {:<9} op at least {}, these kernels at least {}: {:.0} % of the way; {} blocks for each multiprocessor",
+            chip.name,
+            bound(&bounds.op),
+            bound(&bounds.kernels),
+            100.0 * bounds.reach(),
+            each.join(", ")
+        )?;
     }
     writeln!(out)
 }
 
 fn launch_line(l: &Counted) -> String {
-    let blocks: u64 = l.grid.iter().map(|n| u64::from(*n)).product();
+    let blocks = l.blocks();
     let threads: u32 = l.block.iter().product();
     let mut line = format!(
         "{}: {blocks} blocks of {threads}, {} instructions of warps, {} bytes touched, {} asked for",
@@ -175,10 +206,175 @@ fn launch_line(l: &Counted) -> String {
 }
 
 fn bound(b: &Bound) -> String {
-    let limit = format!("{:?}", b.limit).to_lowercase();
     let us = 1e6 * b.seconds;
     let digits = if us < 10.0 { 2 } else { 0 };
-    format!("{us:.digits$} us ({limit})")
+    format!("{us:.digits$} us ({})", b.told())
+}
+
+// ------------------------------------------------------------------------------------------ the tables of the README
+
+/// The chips of the tables in kernels/README.md, and what the models' shapes are.
+const TABLE_CHIPS: [Chip; 2] = [CHIPS[0], CHIPS[2]];
+/// Where figures of an op's workloads stand in kernels/README.md: beginnings of their names, and headings of sections. What
+/// no line names has its figures in the last.
+const SECTIONS: [(&str, &str); 6] = [
+    ("matmul_", "## matmul.cu"),
+    ("geglu_forward", "## matmul.cu"),
+    ("attention_forward", "## attention.cu"),
+    ("attention_backward", "## attention_backward.cu"),
+    ("lm_head", "## lm_head.cu"),
+    ("", "## What memory limits"),
+];
+/// The first two lines of each table.
+pub const TABLE_HEAD: [&str; 2] = [
+    "| work | bytes | FLOPs | touched | asked for | tensor | other per mma | blocks / SMs, A100 | least on A100 | limit \
+     | blocks / SMs, H100 | least on H100 | limit |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+];
+
+/// The section of kernels/README.md that tells of a workload.
+pub fn section_of(workload: &str) -> &'static str {
+    SECTIONS.iter().find(|(op, _)| workload.starts_with(op)).map_or("", |(_, heading)| heading)
+}
+
+/// Counts a workload of Gemma 2B for its line in kernels/README.md.
+///
+/// # Errors
+/// Those of [`figures`].
+pub fn table_line(workload: &Workload) -> Result<String, FiguresError> {
+    let f = figures(GEMMA_2B.name, workload, &TABLE_CHIPS)?;
+    // Ratios are the same on both chips, or nearly: tiles differ.
+    let launches = &f.launches[TABLE_CHIPS[0].name];
+    let sum = |of: fn(&Counted) -> u64| launches.iter().map(of).sum::<u64>() as f64;
+    let over = |n: f64, all: u64, digits: usize| match all {
+        0 => "-".to_owned(),
+        all => format!("{:.digits$}", n / all as f64),
+    };
+    let products: Vec<&Counted> = launches.iter().filter(|launch| launch.mma > 0).collect();
+    let mma: u64 = products.iter().map(|launch| launch.mma).sum();
+    let others = products.iter().map(|launch| launch.instructions - launch.mma).sum::<u64>() as f64;
+    let flops = if f.flops == 0 { "-".to_owned() } else { short(f.flops, "FLOP") };
+    let mut cells = vec![
+        f.workload.clone(),
+        short(f.bytes, "B"),
+        flops,
+        over(sum(|l| l.unique_bytes), f.bytes, 3),
+        over(sum(|l| l.requested_bytes), f.bytes, 2),
+        over(sum(|l| l.mma_flops), f.flops, 3),
+        over(others, mma, 2),
+    ];
+    for chip in &TABLE_CHIPS {
+        let (bounds, launches) = (&f.bounds[chip.name], &f.launches[chip.name]);
+        let longest = chip.longest(launches).map_or(0.0, |launch| chip.blocks_each(launch));
+        let us = |b: &Bound| three(1e6 * b.seconds);
+        cells.push(three(longest));
+        cells.push(format!("{}, {} us", us(&bounds.op), us(&bounds.kernels)));
+        cells.push(bounds.kernels.told());
+    }
+    Ok(format!("| {} |", cells.join(" | ")))
+}
+
+/// Three digits.
+fn three(x: f64) -> String {
+    let digits = if x > 0.0 { (2 - x.log10().floor() as i32).clamp(0, 6) } else { 0 };
+    let text = format!("{x:.*}", digits as usize);
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
+/// `10.8 MB`.
+fn short(n: u64, unit: &str) -> String {
+    let n = n as f64;
+    let (size, prefix) = match n {
+        n if n < 1e3 => (n, ""),
+        n if n < 1e6 => (n / 1e3, "k"),
+        n if n < 1e9 => (n / 1e6, "M"),
+        n => (n / 1e9, "G"),
+    };
+    format!("{} {prefix}{unit}", three(size))
+}
+
+/// A section's heading, and the table that belongs below it.
+type Table = (&'static str, Vec<String>);
+
+/// Puts each section's table in place of the first that it has.
+fn rewrite(text: &str, tables: &[Table]) -> anyhow::Result<String> {
+    let mut out: Vec<&str> = Vec::new();
+    let mut waiting: Vec<&Table> = tables.iter().collect();
+    let (mut section, mut in_table) = ("", false);
+    for line in text.lines() {
+        if line.starts_with("## ") {
+            section = line;
+        }
+        let table =
+            line.starts_with('|').then(|| waiting.iter().position(|(of, _)| *of == section)).flatten();
+        if let Some(table) = table {
+            out.extend(waiting.remove(table).1.iter().map(String::as_str));
+            in_table = true;
+        }
+        in_table = in_table && line.starts_with('|');
+        if !in_table {
+            out.push(line);
+        }
+    }
+    if let Some((missing, _)) = waiting.first() {
+        bail!("it has no table below {missing:?}");
+    }
+    Ok(out.join("\n") + "\n")
+}
+
+fn write_readme(path: &Path) -> anyhow::Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut tables: Vec<Table> = Vec::new();
+    for workload in workloads(&GEMMA_2B) {
+        note(&workload.name);
+        let (heading, line) = (section_of(&workload.name), table_line(&workload)?);
+        match tables.iter_mut().find(|(of, _)| *of == heading) {
+            Some((_, lines)) => lines.push(line),
+            None => tables.push((heading, TABLE_HEAD.map(str::to_owned).into_iter().chain([line]).collect())),
+        }
+    }
+    let steps = step::steps("", &TABLE_CHIPS, |found| {
+        note(&found.line());
+        Ok(())
+    })?;
+    let lines = step::TABLE_HEAD.map(str::to_owned).into_iter().chain(steps.iter().map(step::Step::line));
+    tables.push(("## A step of decoding", lines.collect()));
+    let new = rewrite(&text, &tables).with_context(|| path.display().to_string())?;
+    Ok(atomic::write_file(path, |f| f.write_all(new.as_bytes()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_put_where_tables_are() {
+        let text =
+            "a\n## One\nb\n\n| x |\n|---|\n| 1 |\n\nc | d\n## Two\n| other |\n## Three\n| y |\n| 2 |\n";
+        let table = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        let tables = [("## Three", table(&["| y |", "| 3 |", "| 4 |"])), ("## One", table(&["| new |"]))];
+        let want = "a\n## One\nb\n\n| new |\n\nc | d\n## Two\n| other |\n## Three\n| y |\n| 3 |\n| 4 |\n";
+        assert_eq!(rewrite(text, &tables).unwrap(), want);
+        assert_eq!(rewrite(want, &tables).unwrap(), want);
+        let missing = rewrite(text, &[("## Four", Vec::new())]).unwrap_err();
+        assert_eq!(missing.to_string(), "it has no table below \"## Four\"");
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        for (x, text) in
+            [(0.0, "0"), (0.01234, "0.0123"), (5.294, "5.29"), (33.46, "33.5"), (1.0, "1"), (1234.4, "1234")]
+        {
+            assert_eq!(three(x), text);
+        }
+        assert_eq!(
+            [short(999, "B"), short(10_780_000, "B"), short(34_400_000_000, "FLOP")],
+            ["999 B", "10.8 MB", "34.4 GFLOP"]
+        );
+    }
 }
 
 /// `12.3 M`.

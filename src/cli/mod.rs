@@ -8,6 +8,7 @@ pub mod kernels;
 pub mod logprobs;
 mod progress;
 pub mod sample;
+mod step;
 pub mod train;
 pub mod weigh;
 

@@ -630,7 +630,7 @@ fn kernels_tells_what_they_cost() {
     }
     let json: serde_json::Value =
         serde_json::from_str(&f.succeed(&[&args[..], &["--json"]].concat()).stdout).unwrap();
-    let launch = &json["workloads"][0]["launches"][0];
+    let launch = &json["workloads"][0]["launches"]["A100"][0];
     assert_eq!((&launch["kernel"], &launch["local_bytes"]), (&"gather_rows".into(), &0.into()));
     assert_eq!(json["resources"].as_array().unwrap().len(), 5);
     assert!(f.run(&["kernels", "--op", "no_such"]).stderr.contains("no op or kernel has a name"));

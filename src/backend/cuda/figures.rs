@@ -1,12 +1,13 @@
 //! What the kernels cost, counted where there is no GPU to time them: registers and shared memory from ptxas, work from
 //! the virtual GPU, and how long chips need for that at least.
 //!
-//! None of these times is measured. A *bound* is the time in which a chip at the limits of its data sheet could do the
-//! work: of the op itself (every input read once, every output written once, only useful FLOPs) and of what the
-//! kernels did (different bytes touched, tensor FLOPs, instructions issued, shared-memory wavefronts). The first says
-//! what is possible, the second what these kernels cannot beat; launches and latency come on top of both. Two premises
-//! can fail in a chip's favour: that inputs lie in memory and none in its L2 cache, and that it issues an instruction
-//! for each of PTX, of which ptxas folds some away.
+//! None of these times is measured. A *bound* is the time in which a chip at its limits could do the work: of the op
+//! itself (every input read once, every output written once, only useful FLOPs at the data sheet's rate) and of what the
+//! kernels did (different bytes touched, tensor FLOPs at the rate of `mma.sync`, instructions issued, wavefronts of
+//! shared memory, bytes asked of L2), by the whole chip and by the multiprocessor that has the most to do. The first
+//! says what is possible, the second what these kernels cannot beat; launches and latency come on top of both. Three
+//! premises can fail in a chip's favour: that inputs lie in memory and none in its L2 cache, that no multiprocessor finds
+//! in its L1 what it asks for, and that it issues an instruction for each of PTX, of which ptxas folds some away.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -22,7 +23,7 @@ use super::entries::{MODULES, Module, NO_KERNELS, PTXAS};
 use super::workload::Workload;
 use crate::backend::Backend;
 use crate::device::DeviceError;
-use crate::device::vm::{Checks, Options, Report, Vm};
+use crate::device::vm::{BlockWork, Checks, Options, Report, Vm};
 
 // ---------------------------------------------------------------------------------------------------------- chips
 
@@ -35,8 +36,10 @@ pub struct Chip {
     pub arch: &'static str,
     /// Bytes per second to and from memory.
     pub bandwidth: f64,
-    /// Dense bf16 FLOPs per second of the tensor cores, f32 accumulators.
+    /// Dense bf16 FLOPs per second of the tensor cores, f32 accumulators: the data sheet's.
     pub tensor: f64,
+    /// What `mma.sync` reaches of that.
+    pub mma_sync: f64,
     /// Multiprocessors.
     pub multiprocessors: u32,
     /// Clock under load in Hz.
@@ -58,13 +61,16 @@ pub struct Chip {
 /// architecture whitepaper. Clocks are those at which the stated FLOPs come out: multiprocessors x FLOPs per clock.
 /// Limits per multiprocessor: CUDA C++ Programming Guide, table of technical specifications per compute capability.
 ///
-/// On Hopper `mma.sync` reaches about 0.6 of the tensor cores' peak, which needs wgmma.
+/// `mma.sync` reaches the tensor cores' peak on Ampere and Ada, and 62.9 % of it on Hopper, whose peak needs wgmma: Luo,
+/// Fan, Li, Du, Wang and Chu, "Benchmarking and dissecting the Nvidia Hopper GPU architecture" (2024,
+/// arXiv:2402.13499), by microbenchmarks of A100, RTX 4090 and H100 PCIe.
 pub const CHIPS: [Chip; 3] = [
     Chip {
         name: "A100",
         arch: "sm_80",
         bandwidth: 2039e9,
         tensor: 312e12,
+        mma_sync: 312e12,
         multiprocessors: 108,
         clock: 1.41e9,
         registers: 65_536,
@@ -78,6 +84,7 @@ pub const CHIPS: [Chip; 3] = [
         arch: "sm_89",
         bandwidth: 1008e9,
         tensor: 165.2e12,
+        mma_sync: 165.2e12,
         multiprocessors: 128,
         clock: 2.52e9,
         registers: 65_536,
@@ -91,6 +98,7 @@ pub const CHIPS: [Chip; 3] = [
         arch: "sm_90",
         bandwidth: 3352e9,
         tensor: 989.4e12,
+        mma_sync: 622e12,
         multiprocessors: 132,
         clock: 1.83e9,
         registers: 65_536,
@@ -103,6 +111,10 @@ pub const CHIPS: [Chip; 3] = [
 
 /// Warp schedulers of a multiprocessor: each issues an instruction a clock.
 const SCHEDULERS: f64 = 4.0;
+/// Bytes a clock that a multiprocessor gets from L2: the width of its port. Jia, Maggioni, Staiger and Scarpazza,
+/// "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking" (2018, arXiv:1804.06826) find it on Volta; that
+/// all of [`CHIPS`] have the same is assumed.
+const L2_PORT: f64 = 64.0;
 /// Shared memory that the system takes from every block, on all of [`CHIPS`].
 const SHARED_RESERVED: u32 = 1024;
 /// Registers are given to warps in such pieces.
@@ -120,6 +132,24 @@ pub enum Limit {
     Issue,
     /// Wavefronts of shared memory: one a clock and multiprocessor.
     Shared,
+    /// Bytes that multiprocessors asked of L2.
+    L2,
+}
+
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Tensor, Self::Issue, Self::Shared, Self::L2];
+
+    /// In lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Tensor => "tensor",
+            Self::Issue => "issue",
+            Self::Shared => "shared",
+            Self::L2 => "l2",
+        }
+    }
 }
 
 /// The least time in which a chip can do something.
@@ -129,48 +159,86 @@ pub struct Bound {
     pub seconds: f64,
     /// The slowest part.
     pub limit: Limit,
+    /// Whether a single multiprocessor needs that long, with the blocks that it cannot be spared, and the chip as a whole
+    /// would need less.
+    pub uneven: bool,
+}
+
+impl Bound {
+    /// What sets it, for people.
+    pub fn told(&self) -> String {
+        format!("{}{}", self.limit.name(), if self.uneven { " of one multiprocessor" } else { "" })
+    }
+
+    fn slowest(parts: impl IntoIterator<Item = Self>) -> Self {
+        // Of equals, but for rounding, the first: a whole chip that is as slow as its slowest multiprocessor is even.
+        let slower = |a: Self, b: Self| if b.seconds > a.seconds * (1.0 + 1e-12) { b } else { a };
+        parts.into_iter().reduce(slower).expect("something limits")
+    }
 }
 
 impl Chip {
-    fn bound(parts: impl IntoIterator<Item = (f64, Limit)>) -> Bound {
-        let slowest = parts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
-        let (seconds, limit) = slowest.expect("something limits");
-        Bound { seconds, limit }
-    }
-
     /// The op itself.
     pub fn of_op(&self, bytes: u64, flops: u64) -> Bound {
-        Self::bound([
-            (bytes as f64 / self.bandwidth, Limit::Memory),
-            (flops as f64 / self.tensor, Limit::Tensor),
+        let part = |seconds, limit| Bound { seconds, limit, uneven: false };
+        Bound::slowest([
+            part(bytes as f64 / self.bandwidth, Limit::Memory),
+            part(flops as f64 / self.tensor, Limit::Tensor),
         ])
     }
 
-    /// What one launch did, all parts at once: with P multiprocessors at clock f, the largest of bytes / bandwidth, tensor
-    /// FLOPs / peak, instructions / (4 P f) and wavefronts / (P f). A grid that is too small for the chip is not held
-    /// against it.
+    /// What one launch did, all parts at once: the largest of bytes / bandwidth and, for what a multiprocessor does at a
+    /// rate r of its own (FLOPs of `mma.sync`, 4 instructions a clock, one wavefront a clock, 64 bytes from L2 a clock),
+    /// of three times on P multiprocessors:
+    ///
+    /// - all of it / (P r): the whole chip, work spread evenly;
+    /// - the most that a block does / r: it runs on one multiprocessor, alone at best;
+    /// - ceil(blocks / P) x the least that a block does / r: some multiprocessor gets so many blocks. Where all blocks do
+    ///   the same this is the longest block x waves; where they differ, short ones can fill a wave up, and the second
+    ///   time is all that is certain.
     pub fn of_launch(&self, launch: &Counted) -> Bound {
-        let clocks = f64::from(self.multiprocessors) * self.clock;
-        Self::bound([
-            (launch.unique_bytes as f64 / self.bandwidth, Limit::Memory),
-            (launch.mma_flops as f64 / self.tensor, Limit::Tensor),
-            (launch.instructions as f64 / (SCHEDULERS * clocks), Limit::Issue),
-            (launch.wavefronts as f64 / clocks, Limit::Shared),
-        ])
+        let chip = f64::from(self.multiprocessors);
+        let rounds = launch.blocks().div_ceil(u64::from(self.multiprocessors)) as f64;
+        let memory = launch.unique_bytes as f64 / self.bandwidth;
+        let work: [(Limit, f64, u64, fn(&Block) -> u64); 4] = [
+            (Limit::Tensor, self.mma_sync / chip, launch.mma_flops, |b: &Block| b.mma_flops),
+            (Limit::Issue, SCHEDULERS * self.clock, launch.instructions, |b: &Block| b.instructions),
+            (Limit::Shared, self.clock, launch.wavefronts, |b: &Block| b.wavefronts),
+            (Limit::L2, L2_PORT * self.clock, launch.requested_bytes, |b: &Block| b.requested_bytes),
+        ];
+        let parts = work.into_iter().flat_map(|(limit, rate, all, of)| {
+            let longest = (of(&launch.most) as f64).max(rounds * of(&launch.least) as f64);
+            [
+                Bound { seconds: all as f64 / (chip * rate), limit, uneven: false },
+                Bound { seconds: longest / rate, limit, uneven: true },
+            ]
+        });
+        Bound::slowest(
+            [Bound { seconds: memory, limit: Limit::Memory, uneven: false }].into_iter().chain(parts),
+        )
     }
 
     /// Launches one after the other; the limit is that of most of the time.
     pub fn of_launches(&self, launches: &[Counted]) -> Bound {
-        let mut by_limit: Vec<(f64, Limit)> =
-            [Limit::Memory, Limit::Tensor, Limit::Issue, Limit::Shared].map(|limit| (0.0, limit)).to_vec();
-        for launch in launches {
-            let bound = self.of_launch(launch);
-            if let Some(sum) = by_limit.iter_mut().find(|(_, limit)| *limit == bound.limit) {
-                sum.0 += bound.seconds;
-            }
-        }
-        let seconds = by_limit.iter().map(|(seconds, _)| seconds).sum();
-        Bound { seconds, ..Self::bound(by_limit) }
+        let bounds: Vec<Bound> = launches.iter().map(|launch| self.of_launch(launch)).collect();
+        let sums = Limit::ALL.into_iter().flat_map(|limit| [false, true].map(|uneven| (limit, uneven))).map(
+            |kind| {
+                let mine = bounds.iter().filter(|bound| (bound.limit, bound.uneven) == kind);
+                Bound { seconds: mine.map(|bound| bound.seconds).sum(), limit: kind.0, uneven: kind.1 }
+            },
+        );
+        let seconds = bounds.iter().map(|bound| bound.seconds).sum();
+        Bound { seconds, ..Bound::slowest(sums) }
+    }
+
+    /// Blocks of a launch for each multiprocessor.
+    pub fn blocks_each(&self, launch: &Counted) -> f64 {
+        launch.blocks() as f64 / f64::from(self.multiprocessors)
+    }
+
+    /// The launch that takes longest.
+    pub fn longest<'a>(&self, launches: &'a [Counted]) -> Option<&'a Counted> {
+        launches.iter().max_by(|a, b| self.of_launch(a).seconds.total_cmp(&self.of_launch(b).seconds))
     }
 
     /// Blocks of a kernel that a multiprocessor holds at the same time.
@@ -343,6 +411,30 @@ fn parse(said: &str, arch: &str) -> Vec<Resources> {
 /// FLOPs of the one shape that the kernels use, m16n8k16.
 const MMA_FLOPS: u64 = 2 * 16 * 8 * 16;
 
+/// What a block did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Block {
+    /// Instructions that its warps executed.
+    pub instructions: u64,
+    /// FLOPs of the tensor cores.
+    pub mma_flops: u64,
+    /// Bytes of all sectors that it asked for.
+    pub requested_bytes: u64,
+    /// Wavefronts of shared memory.
+    pub wavefronts: u64,
+}
+
+impl Block {
+    fn new(work: &BlockWork) -> Self {
+        Self {
+            instructions: work.instructions,
+            mma_flops: work.mma_flops,
+            requested_bytes: 32 * work.sectors,
+            wavefronts: work.wavefronts,
+        }
+    }
+}
+
 /// What a launch did on the virtual GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Counted {
@@ -374,9 +466,18 @@ pub struct Counted {
     pub ideal_wavefronts: u64,
     /// Bytes of local memory.
     pub local_bytes: u64,
+    /// The most that a block did, each figure for itself.
+    pub most: Block,
+    /// The least.
+    pub least: Block,
 }
 
 impl Counted {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|n| u64::from(*n)).product()
+    }
+
     /// From the virtual GPU's report.
     pub fn new(report: &Report) -> Self {
         Self {
@@ -394,20 +495,29 @@ impl Counted {
             wavefronts: report.shared.wavefronts,
             ideal_wavefronts: report.shared.ideal_wavefronts,
             local_bytes: report.local.bytes,
+            most: Block::new(&report.blocks.most),
+            least: Block::new(&report.blocks.least),
         }
     }
 }
 
-/// Runs a workload once on the virtual GPU, at full size and without checks, and counts: one entry per launch.
-pub fn count(workload: &Workload) -> Result<Vec<Report>, FiguresError> {
-    let failed = |source| FiguresError::Device { workload: workload.name.clone(), source };
-    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
+/// Runs something on a virtual GPU with a chip's number of multiprocessors, by which launchers choose their tiles, at
+/// full size and without checks, and counts: one entry per launch. What `prepare` launches is not counted.
+pub fn count<T>(
+    name: &str,
+    chip: &Chip,
+    prepare: impl FnOnce(&Cuda) -> T,
+    run: impl FnOnce(&Cuda, T),
+) -> Result<Vec<Counted>, FiguresError> {
+    let failed = |source| FiguresError::Device { workload: name.to_owned(), source };
+    let vm = Vm::new(Options { checks: Checks::NONE, ..Options::default() });
+    let vm = Arc::new(vm.with_multiprocessors(chip.multiprocessors));
     let cuda = Cuda::new(Box::new(Arc::clone(&vm))).map_err(failed)?;
-    let run = (workload.prepare)(&cuda);
+    let prepared = prepare(&cuda);
     vm.keep_reports();
-    run(&cuda);
+    run(&cuda, prepared);
     cuda.check().map_err(failed)?;
-    Ok(vm.take_reports())
+    Ok(vm.take_reports().iter().map(Counted::new).collect())
 }
 
 /// A workload's figures.
@@ -421,8 +531,8 @@ pub struct Figures {
     pub bytes: u64,
     /// Useful FLOPs of matrix products.
     pub flops: u64,
-    /// What ran.
-    pub launches: Vec<Counted>,
+    /// What ran, per chip: launchers choose tiles by the number of multiprocessors.
+    pub launches: BTreeMap<&'static str, Vec<Counted>>,
     /// Per chip.
     pub bounds: BTreeMap<&'static str, Bounds>,
 }
@@ -445,19 +555,15 @@ impl Bounds {
 
 /// Counts a workload and says what that takes on `chips`.
 pub fn figures(model: &'static str, workload: &Workload, chips: &[Chip]) -> Result<Figures, FiguresError> {
-    let launches: Vec<Counted> = count(workload)?.iter().map(Counted::new).collect();
-    let bounds = chips.iter().map(|chip| {
-        let (op, kernels) = (chip.of_op(workload.bytes, workload.flops), chip.of_launches(&launches));
-        (chip.name, Bounds { op, kernels })
-    });
-    Ok(Figures {
-        workload: workload.name.clone(),
-        model,
-        bytes: workload.bytes,
-        flops: workload.flops,
-        bounds: bounds.collect(),
-        launches,
-    })
+    let (mut launches, mut bounds) = (BTreeMap::new(), BTreeMap::new());
+    for chip in chips {
+        let counted = count(&workload.name, chip, &workload.prepare, |cuda, run| run(cuda))?;
+        let (op, kernels) = (chip.of_op(workload.bytes, workload.flops), chip.of_launches(&counted));
+        bounds.insert(chip.name, Bounds { op, kernels });
+        launches.insert(chip.name, counted);
+    }
+    let (bytes, flops) = (workload.bytes, workload.flops);
+    Ok(Figures { workload: workload.name.clone(), model, bytes, flops, launches, bounds })
 }
 
 #[cfg(test)]
@@ -497,6 +603,67 @@ mod tests {
         assert_eq!(a100.occupancy(64, 48 << 10, 128), 3);
         assert_eq!(rtx.occupancy(40, 0, 1024), 1);
         assert_eq!(rtx.occupancy(32, 48 << 10, 128), 2);
+    }
+
+    /// A launch of `blocks` blocks that do nothing.
+    fn idle(blocks: u32) -> Counted {
+        Counted {
+            kernel: "k".into(),
+            grid: [blocks, 1, 1],
+            block: [128, 1, 1],
+            shared_bytes: 0,
+            instructions: 0,
+            mma: 0,
+            mma_flops: 0,
+            flops: 0,
+            unique_bytes: 0,
+            requested_bytes: 0,
+            ideal_bytes: 0,
+            wavefronts: 0,
+            ideal_wavefronts: 0,
+            local_bytes: 0,
+            most: Block::default(),
+            least: Block::default(),
+        }
+    }
+
+    #[test]
+    fn a_grid_that_does_not_fill_the_chip_is_held_against_it() {
+        let [a100, _, h100] = &CHIPS;
+        let clock = 1.0 / a100.clock;
+        let same = |blocks: u32, wavefronts: u64| {
+            let block = Block { wavefronts, ..Block::default() };
+            Counted { wavefronts: u64::from(blocks) * wavefronts, most: block, least: block, ..idle(blocks) }
+        };
+        let seconds = |launch: &Counted| a100.of_launch(launch).seconds;
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        // One block, one for each multiprocessor and one more: one wave, one wave, two.
+        for (blocks, waves) in [(1, 1.0), (108, 1.0), (109, 2.0), (216, 2.0)] {
+            assert!(near(seconds(&same(blocks, 1000)), waves * 1000.0 * clock), "{blocks}");
+        }
+        assert!(a100.of_launch(&same(1, 1000)).uneven && !a100.of_launch(&same(108, 1000)).uneven);
+        // Blocks that differ: the longest, until the whole is more.
+        let mut mixed = same(109, 1000);
+        mixed.least.wavefronts = 10;
+        assert!(near(seconds(&mixed), 109.0 / 108.0 * 1000.0 * clock));
+        mixed.most.wavefronts = 5000;
+        assert!(near(seconds(&mixed), 5000.0 * clock));
+        // Each rate of one multiprocessor.
+        let one = |block: Block| a100.of_launch(&Counted { most: block, least: block, ..idle(1) });
+        let bound = one(Block { instructions: 4000, ..Block::default() });
+        assert!(bound.limit == Limit::Issue && near(bound.seconds, 1000.0 * clock));
+        let bound = one(Block { requested_bytes: 64_000, ..Block::default() });
+        assert!(bound.limit == Limit::L2 && near(bound.seconds, 1000.0 * clock));
+        let bound = one(Block { mma_flops: 312_000_000, ..Block::default() });
+        assert!(bound.limit == Limit::Tensor && near(bound.seconds, 108e-6));
+        // mma.sync is not all that the chip has.
+        let launch = Counted { mma_flops: 622_000_000, ..idle(132) };
+        assert!(near(h100.of_launch(&launch).seconds, 1e-6) && h100.of_op(0, 622_000_000).seconds < 0.7e-6);
+        // Of several launches the limit is that of most of the time.
+        let two = [same(1, 1000), Counted { unique_bytes: 2039 * 2000, ..idle(1) }];
+        let both = a100.of_launches(&two);
+        assert!(both.limit == Limit::Memory && near(both.seconds, 1000.0 * clock + 2e-6));
+        assert_eq!(a100.longest(&two).map(|launch| launch.unique_bytes), Some(2039 * 2000));
     }
 
     #[test]

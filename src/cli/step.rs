@@ -1,0 +1,302 @@
+//! A whole decode step, counted on the virtual GPU and modelled in time: `bon-engine kernels --step`.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use crate::backend::cuda::Cuda;
+use crate::backend::cuda::figures::{Bound, Chip, Counted, FiguresError, count};
+use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
+use crate::config::{GemmaConfig, LayerSpec, NormPlacement};
+use crate::gemma::{Gemma, KvCache, params};
+use crate::generate::STEPS_AHEAD;
+use crate::rng::DrawKey;
+use crate::segments::{QueryRun, Segment, Segments};
+
+/// N: streams of one prompt.
+const STREAMS: usize = 32;
+/// Tokens of the prompt.
+const PROMPT: usize = 512;
+/// Tokens of each stream's tail, of which the last is the step's query.
+const TAIL: usize = 128;
+
+/// From one kernel's end to the next one's start in a CUDA graph. Gray, "Getting started with CUDA graphs" (NVIDIA technical
+/// blog, 2019): kernels of 2.9 us each take 3.4 us in a graph, on V100; newer chips are assumed to be alike.
+const GAP: f64 = 0.5e-6;
+/// Until a kernel's blocks run at full rate, and from the first that ends to the last: blocks are placed, parameters are
+/// read, the first accesses come back from memory one after another. Assumed: kernels that do hardly anything take 1.5 to
+/// 2.5 us each in a graph.
+const START_UP: f64 = 1.5e-6;
+/// What the host does between two steps while the device waits: tokens come back, tables and plans are made, uploads and
+/// a graph are launched. Assumed.
+const HOST: f64 = 275e-6;
+
+/// A model whose step is counted.
+struct Model {
+    name: &'static str,
+    config: GemmaConfig,
+}
+
+/// The models of `--step`: their config.json.
+fn models() -> Vec<Model> {
+    let global = LayerSpec { window: None, rope_theta: 1e4, rope_factor: 1.0 };
+    let gemma_2b = GemmaConfig {
+        model_type: "gemma".into(),
+        vocab_size: 256_000,
+        hidden_size: 2048,
+        intermediate_size: 16_384,
+        num_heads: 8,
+        num_kv_heads: 1,
+        head_dim: 256,
+        layers: vec![global; 18],
+        rms_norm_eps: 1e-6,
+        attention_scale: 0.0625,
+        attention_softcap: None,
+        final_softcap: None,
+        norms: NormPlacement::Pre,
+        qk_norm: false,
+        max_positions: 8192,
+        eos_tokens: vec![1],
+        bos_token: 2,
+    };
+    // Every sixth layer sees all, the others a window.
+    let layers = |n: usize| -> Vec<LayerSpec> {
+        let local = LayerSpec { window: Some(512), rope_theta: 1e4, rope_factor: 1.0 };
+        let global = LayerSpec { window: None, rope_theta: 1e6, rope_factor: 1.0 };
+        (1..=n).map(|l| if l % 6 == 0 { global } else { local }).collect()
+    };
+    let gemma_3 = |hidden_size, intermediate_size, n| GemmaConfig {
+        model_type: "gemma3_text".into(),
+        vocab_size: 262_144,
+        hidden_size,
+        intermediate_size,
+        num_heads: 4,
+        layers: layers(n),
+        norms: NormPlacement::Sandwich,
+        qk_norm: true,
+        max_positions: 32_768,
+        ..gemma_2b.clone()
+    };
+    vec![
+        Model { name: "Gemma 3 270M", config: gemma_3(640, 2048, 18) },
+        Model { name: "Gemma 3 1B", config: gemma_3(1152, 6912, 26) },
+        Model { name: "Gemma 2B", config: gemma_2b },
+    ]
+}
+
+/// Launches that a step does so many times.
+#[derive(Debug, Clone, Serialize)]
+struct Part {
+    times: usize,
+    launches: Vec<Counted>,
+}
+
+/// A step on a chip.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Step {
+    model: &'static str,
+    chip: &'static str,
+    /// Kernel launches.
+    launches: usize,
+    /// The launches' bounds, one after the other.
+    kernels_seconds: f64,
+    /// Gaps between kernels, and their start-up.
+    launch_seconds: f64,
+    /// What the device waits for the host.
+    host_seconds: f64,
+    /// Per kernel, longest first.
+    kernels: Vec<Share>,
+}
+
+/// A kernel's share.
+#[derive(Debug, Clone, Serialize)]
+struct Share {
+    kernel: String,
+    launches: usize,
+    /// Of one, the longest.
+    bound: Bound,
+    /// Blocks for each multiprocessor, of that one.
+    blocks_each: f64,
+    /// Bounds of all of them.
+    seconds: f64,
+}
+
+impl Step {
+    fn new(model: &'static str, chip: &Chip, parts: &[Part]) -> Self {
+        let mut kernels: Vec<Share> = Vec::new();
+        for (part, launch) in parts.iter().flat_map(|part| part.launches.iter().map(move |l| (part, l))) {
+            let bound = chip.of_launch(launch);
+            let (n, seconds) = (part.times, part.times as f64 * bound.seconds);
+            let blocks_each = chip.blocks_each(launch);
+            match kernels.iter_mut().find(|share| share.kernel == launch.kernel) {
+                Some(share) => {
+                    share.launches += n;
+                    share.seconds += seconds;
+                    if bound.seconds > share.bound.seconds {
+                        (share.bound, share.blocks_each) = (bound, blocks_each);
+                    }
+                }
+                None => {
+                    let kernel = launch.kernel.clone();
+                    kernels.push(Share { kernel, launches: n, bound, blocks_each, seconds });
+                }
+            }
+        }
+        kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let launches = kernels.iter().map(|share| share.launches).sum();
+        Self {
+            model,
+            chip: chip.name,
+            launches,
+            kernels_seconds: kernels.iter().map(|share| share.seconds).sum(),
+            launch_seconds: launches as f64 * (GAP + START_UP),
+            host_seconds: if STEPS_AHEAD == 0 { HOST } else { 0.0 },
+            kernels,
+        }
+    }
+
+    /// Its line in that table.
+    pub(super) fn line(&self) -> String {
+        let ms = |seconds: f64| format!("{:.2} ms", 1e3 * seconds);
+        let (kernels, launches, all) =
+            (ms(self.kernels_seconds), ms(self.kernels_seconds + self.launch_seconds), ms(self.seconds()));
+        format!("| {} | {} | {} | {kernels} | {launches} | {all} |", self.model, self.chip, self.launches)
+    }
+
+    /// Modelled.
+    fn seconds(&self) -> f64 {
+        self.kernels_seconds + self.launch_seconds + self.host_seconds
+    }
+}
+
+/// The last query of every stream.
+fn queries() -> (Segments, Vec<QueryRun>, Vec<u32>) {
+    let mut list = vec![Segment { start: 0, len: PROMPT, position: 0, prefix: None }];
+    list.extend((0..STREAMS).map(|i| Segment {
+        start: PROMPT + i * TAIL,
+        len: TAIL,
+        position: PROMPT,
+        prefix: Some(0),
+    }));
+    let run = |row| QueryRun { segment: row + 1, first: TAIL - 1, len: 1, row };
+    let positions = vec![(PROMPT + TAIL - 1) as u32; STREAMS];
+    (Segments::new(list).expect("a valid table"), (0..STREAMS).map(run).collect(), positions)
+}
+
+/// The launches of a model of these layers, without the LM head. What is counted depends on no value, so all are zero.
+fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counted>, FiguresError> {
+    // One row of the embedding serves all tokens.
+    let config = GemmaConfig { layers, vocab_size: 8, ..model.config.clone() };
+    let (segments, runs, positions) = queries();
+    let prepare = |cuda: &Cuda| {
+        let params = params::plan(&config).map(|spec| {
+            let dtype = cuda.activation_dtype();
+            cuda.zeros(dtype, spec.rows, spec.cols)
+        });
+        let model = Gemma { backend: cuda.clone(), config: config.clone(), params };
+        let cache = KvCache::new(cuda, &config, segments.rows());
+        (model, cache)
+    };
+    count(&format!("a step of {}", model.name), chip, prepare, |_, (model, mut cache)| {
+        let ids = vec![0; STREAMS];
+        let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+        drop(model.forward_cached(&batch, &mut cache));
+    })
+}
+
+/// The launches of the LM head over the whole vocabulary.
+fn head(model: &Model, chip: &Chip) -> Result<Vec<Counted>, FiguresError> {
+    let GemmaConfig { vocab_size, hidden_size, final_softcap, .. } = model.config;
+    let key = |stream| DrawKey { key: [1, 2], prompt: 0, stream, position: 0 };
+    let choices: Vec<Choice> = (0..STREAMS as u32).map(|stream| Choice::Draw(key(stream))).collect();
+    let spec = HeadSpec { softcap: final_softcap, temperature: 1.0 };
+    let prepare = |cuda: &Cuda| {
+        let dtype = cuda.activation_dtype();
+        (cuda.zeros(dtype, STREAMS, hidden_size), cuda.zeros(dtype, vocab_size, hidden_size))
+    };
+    count(&format!("the LM head of {}", model.name), chip, prepare, |cuda, (x, table)| {
+        drop(cuda.lm_head_sample(&x, &table, &spec, &Truncation::default(), &choices));
+    })
+}
+
+/// Counts a step: what comes once (the embedding, the first norm) and every layer of a kind is the same, so that few layers
+/// tell of all. With R(..) the launches of a model of these layers, f those that come once and l(k) those of a layer of kind
+/// k: f = R(a) - l(a) and l(k) = R(a, k) - R(a).
+fn step(model: &Model, chip: &Chip) -> Result<Step, FiguresError> {
+    let first = model.config.layers[0];
+    let mut kinds: Vec<(LayerSpec, usize)> = Vec::new();
+    for layer in &model.config.layers {
+        match kinds.iter_mut().find(|(kind, _)| kind == layer) {
+            Some((_, n)) => *n += 1,
+            None => kinds.push((*layer, 1)),
+        }
+    }
+    let one = body(model, chip, vec![first])?;
+    let mut parts = Vec::new();
+    for (i, (kind, times)) in kinds.into_iter().enumerate() {
+        // The launches of a layer stand behind all that came before it.
+        let two = body(model, chip, vec![first, kind])?;
+        let layer = two.len() - one.len();
+        if i == 0 {
+            parts.push(Part { times: 1, launches: one[..one.len() - layer].to_vec() });
+        }
+        parts.push(Part { times, launches: two[two.len() - layer..].to_vec() });
+    }
+    parts.push(Part { times: 1, launches: head(model, chip)? });
+    Ok(Step::new(model.name, chip, &parts))
+}
+
+/// Steps of the models whose names contain `name`, on `chips`, told as they come.
+pub(super) fn steps(
+    name: &str,
+    chips: &[Chip],
+    mut told: impl FnMut(&Step) -> std::io::Result<()>,
+) -> anyhow::Result<Vec<Step>> {
+    let mut all = Vec::new();
+    for model in models().iter().filter(|model| model.name.contains(name)) {
+        for chip in chips {
+            let step = step(model, chip)?;
+            told(&step)?;
+            all.push(step);
+        }
+    }
+    Ok(all)
+}
+
+/// The first two lines of the table of steps in kernels/README.md.
+pub(super) const TABLE_HEAD: [&str; 2] = [
+    "| model | chip | launches | at the chip's limits | and launches | and the host |",
+    "|---|---|---|---|---|---|",
+];
+
+pub(super) fn write(step: &Step, out: &mut impl Write) -> std::io::Result<()> {
+    let ms = |seconds: f64| format!("{:.3} ms", 1e3 * seconds);
+    writeln!(
+        out,
+        "{} on {}: a decode step of {STREAMS} streams, prompt of {PROMPT}, tails of {TAIL}: {} modelled",
+        step.model,
+        step.chip,
+        ms(step.seconds())
+    )?;
+    writeln!(
+        out,
+        "  = {} at the chip's limits + {} for {} launches + {} until the host has seen the tokens",
+        ms(step.kernels_seconds),
+        ms(step.launch_seconds),
+        step.launches,
+        ms(step.host_seconds)
+    )?;
+    for share in &step.kernels {
+        writeln!(
+            out,
+            "  {:<34} {:>4} x, {} in all; one at least {:.2} us ({}), {:.2} blocks for each multiprocessor",
+            share.kernel,
+            share.launches,
+            ms(share.seconds),
+            1e6 * share.bound.seconds,
+            share.bound.told(),
+            share.blocks_each
+        )?;
+    }
+    writeln!(out)
+}

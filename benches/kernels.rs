@@ -1,14 +1,13 @@
 //! The CUDA kernels at the shapes of real models: `cargo bench --bench kernels`.
 //!
-//! With a GPU: each op's time by CUDA events, its inputs out of the L2 cache, in criterion's statistics, and the bytes
-//! or FLOPs that the op itself needs per second. What an op does besides its kernels is in its time: tables that it
-//! uploads, tokens and log-probs that it reads back. Without a GPU nothing can be timed: the bounds of
+//! With a GPU: each op's time by CUDA events, its inputs random and out of the L2 cache, in criterion's statistics, and
+//! the bytes or FLOPs that the op itself needs per second. What an op does besides its kernels is in its time: tables
+//! that it uploads, tokens and log-probs that it reads back. Without a GPU nothing can be timed: the bounds of
 //! `bon-engine kernels` are printed instead, for Gemma 3 270M. A name, or its beginning, as an argument chooses ops.
 
 // A benchmark speaks to whoever runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::cell::OnceCell;
 use std::time::Duration;
 
 use bon_engine::backend::Backend;
@@ -59,18 +58,14 @@ fn on_gpu(criterion: &mut Criterion, gpu: Gpu) -> Result<(), DeviceError> {
                 flops => Throughput::Elements(flops),
             };
             group.throughput(per_op);
-            // Of an op that was not chosen there is nothing to prepare.
-            let prepared = OnceCell::new();
             group.bench_function(BenchmarkId::from_parameter(&name), |b| {
-                let run = prepared.get_or_init(|| {
-                    let run = prepare(&cuda);
-                    // The driver compiles and the arena grows before anything is timed.
-                    run(&cuda);
-                    run
-                });
+                // The driver compiles and the arena grows before anything is timed.
+                prepare(&cuda)(&cuda);
                 b.iter_custom(|times| {
                     let mut total = 0.0;
                     for _ in 0..times {
+                        // New inputs for every run, made on the device: AdamW leaves gradients of zero behind.
+                        let run = prepare(&cuda);
                         let flushed = cuda.device().fill(flush, 0, FLUSH_BYTES);
                         let seconds = flushed.and_then(|()| cuda.device().timed(&mut || run(&cuda)));
                         total += seconds.unwrap_or_else(|e| panic!("{name}: {e}"));

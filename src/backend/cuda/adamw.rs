@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use super::entries::Entry;
-use super::workload::{Shape, Workload};
+use super::workload::{Shape, Workload, random_of};
 use super::{Cuda, Tensor};
-use crate::backend::{AdamW, Backend, DType, Update};
+use crate::backend::{AdamW, DType, Uniform, Update};
 use crate::device::{Arg, Launch};
 
 /// Elements of a block: a few MiB of traffic, so that the table is small beside it and blocks still divide evenly.
@@ -60,16 +60,29 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
 
 /// A projection of one layer and a norm's weight.
 pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    let shapes = [(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)];
+    vec![workload([(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)])]
+}
+
+/// A matrix of the MLP's.
+pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
+    vec![workload([(shape.intermediate, shape.hidden), (1, shape.hidden)])]
+}
+
+fn workload(shapes: [(usize, usize); 2]) -> Workload {
     let elements: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
-    vec![Workload {
+    Workload {
         name: format!("adamw {elements} parameters"),
         bytes: (elements * 34) as u64,
         flops: 0,
         prepare: Box::new(move |cuda| {
-            let zeros = |dtype| shapes.map(|(rows, cols)| cuda.zeros(dtype, rows, cols));
-            let [grads, masters, ms, vs] = [0; 4].map(|_| zeros(DType::F32));
-            let held = RefCell::new((grads, masters, ms, vs, zeros(DType::Bf16)));
+            let of = |uniform: Uniform| {
+                shapes.map(|(rows, cols)| random_of(cuda, &uniform, DType::F32, rows, cols))
+            };
+            let [grads, masters, ms] = [1, 2, 3].map(|seed| of(Uniform::up_to(1.0, seed)));
+            // Means of squares: not negative.
+            let vs = of(Uniform { seed: 4, center: 0.5, spread: 0.5 });
+            let copies = shapes.map(|(rows, cols)| cuda.empty(DType::Bf16, rows, cols));
+            let held = RefCell::new((grads, masters, ms, vs, copies));
             Box::new(move |cuda| {
                 let (grads, masters, ms, vs, copies) = &mut *held.borrow_mut();
                 let tensors = grads.iter_mut().zip(masters).zip(ms).zip(vs).zip(copies);
@@ -87,5 +100,5 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
                 step(cuda, &hyper, &mut updates);
             })
         }),
-    }]
+    }
 }

@@ -458,20 +458,34 @@ fn group_of(prompt: usize, responses: usize, len: usize) -> Segments {
 
 /// Prefill, training and a step of decoding.
 pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    let training = group_of(512, 4, 128);
-    let decode = group_of(512, 32, 128);
-    let one_each: Vec<QueryRun> =
-        (0..32).map(|i| QueryRun { segment: i + 1, first: 127, len: 1, row: i }).collect();
-    let prefill = Segments::separate(&[1024]);
-    [
-        ("prefill of 1024", prefill.clone(), prefill.all_queries(), None),
-        ("prefill of 1024, window 512", prefill.clone(), prefill.all_queries(), Some(512)),
-        ("prompt of 512 and 4 responses of 128", training.clone(), training.all_queries(), None),
-        ("decode, prompt of 512 and 32 tails of 128", decode, one_each, None),
+    let prefill = |what: &str, window| {
+        let segments = Segments::separate(&[1024]);
+        let runs = segments.all_queries();
+        workload(shape, what, segments, runs, window)
+    };
+    vec![
+        prefill("prefill of 1024", None),
+        prefill("prefill of 1024, window 512", Some(512)),
+        training(shape, 4),
+        decode(shape, 32),
     ]
-    .into_iter()
-    .map(|(what, segments, runs, window)| workload(shape, what, segments, runs, window))
-    .collect()
+}
+
+/// A batch of training, and a step of decoding with many streams.
+pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
+    vec![training(shape, 32), decode(shape, 256)]
+}
+
+fn training(shape: &Shape, responses: usize) -> Workload {
+    let segments = group_of(512, responses, 128);
+    let runs = segments.all_queries();
+    workload(shape, &format!("prompt of 512 and {responses} responses of 128"), segments, runs, None)
+}
+
+fn decode(shape: &Shape, tails: usize) -> Workload {
+    let one_each = (0..tails).map(|i| QueryRun { segment: i + 1, first: 127, len: 1, row: i }).collect();
+    let what = format!("decode, prompt of 512 and {tails} tails of 128");
+    workload(shape, &what, group_of(512, tails, 128), one_each, None)
 }
 
 fn workload(

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, PIECE, Tables, Tensor};
-use crate::backend::{Backend, Batch, DType};
+use crate::backend::{Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::Segments;
 
@@ -92,7 +92,7 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
             flops: 0,
             prepare: Box::new(move |cuda| {
                 let (tables, dx) = (tables_backward(cuda), random(cuda, 1, DType::Bf16, T, d));
-                let dtable = RefCell::new(cuda.zeros(DType::F32, VOCAB as usize, d));
+                let dtable = RefCell::new(random(cuda, 2, DType::F32, VOCAB as usize, d));
                 Box::new(move |cuda| backward(cuda, &dx, &tables, SCALE, &mut dtable.borrow_mut()))
             }),
         },

@@ -25,15 +25,23 @@ pub(super) fn backward(cuda: &Cuda, dh: &Tensor, gate: &Tensor, up: &Tensor) -> 
 
 /// A training batch.
 pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    const T: usize = 256;
+    vec![workload(shape, 256)]
+}
+
+/// At a batch of training.
+pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
+    vec![workload(shape, 4096)]
+}
+
+fn workload(shape: &Shape, t: usize) -> Workload {
     let f = shape.intermediate;
-    vec![Workload {
-        name: format!("geglu_backward T = {T}"),
-        bytes: (5 * T * f * 2) as u64,
+    Workload {
+        name: format!("geglu_backward T = {t}"),
+        bytes: (5 * t * f * 2) as u64,
         flops: 0,
         prepare: Box::new(move |cuda| {
-            let [dh, gate, up] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, T, f));
+            let [dh, gate, up] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, t, f));
             Box::new(move |cuda| drop(backward(cuda, &dh, &gate, &up)))
         }),
-    }]
+    }
 }

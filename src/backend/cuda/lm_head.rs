@@ -380,71 +380,105 @@ fn unique(call: &Call, entered: Vec<Entered>) -> (Vec<u32>, Vec<Entered>) {
 
 /// The first `slice` tokens of the vocabulary: every chunk of it is the same work.
 pub(super) fn workloads(shape: &Shape, slice: usize) -> Vec<Workload> {
-    const SAMPLED: usize = 32;
-    const TRAINED: usize = 256;
-    const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
-    let (d, vocab) = (shape.hidden, shape.vocab);
-    let bf16 = |rows: usize| (rows * d * DType::Bf16.bytes()) as u64;
-    let flops = |rows: usize| 2 * (rows * slice * d) as u64;
-    // As many as the slice has of one per row.
-    let target = |row: u32| Target { row, token: row * 31 % slice as u32 };
-    let targets: Vec<Target> = (0..TRAINED as u32).step_by(vocab / slice).map(target).collect();
-    let targets_again = targets.clone();
     vec![
-        Workload {
-            name: format!("lm_head_sample {SAMPLED} rows, {slice} of {vocab} tokens"),
-            bytes: bf16(slice) + bf16(SAMPLED) + (SAMPLED * size_of::<[u32; 2]>()) as u64,
-            flops: flops(SAMPLED),
-            prepare: Box::new(move |cuda| {
-                let (x, table) =
-                    (random(cuda, 1, DType::Bf16, SAMPLED, d), random(cuda, 2, DType::Bf16, slice, d));
-                let key = |stream| DrawKey { key: [1, 2], prompt: 3, stream, position: 4 };
-                let choices: Vec<Choice> = (0..SAMPLED as u32).map(|s| Choice::Draw(key(s))).collect();
-                Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &Truncation::default(), &choices)))
-            }),
-        },
-        Workload {
-            name: format!("lm_head_truncated {TRUNCATED_ROWS} rows, {slice} of {vocab} tokens"),
-            bytes: bf16(slice)
-                + bf16(TRUNCATED_ROWS)
-                + (2 * TRUNCATED_ROWS * slice * DType::F32.bytes()) as u64,
-            flops: flops(TRUNCATED_ROWS),
-            prepare: Box::new(move |cuda| {
-                let x = random(cuda, 1, DType::Bf16, TRUNCATED_ROWS, d);
-                let table = random(cuda, 2, DType::Bf16, slice, d);
-                let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
-                let key = |stream| DrawKey { key: [1, 2], prompt: 3, stream, position: 4 };
-                let choices: Vec<Choice> = (0..TRUNCATED_ROWS as u32).map(|s| Choice::Draw(key(s))).collect();
-                Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &truncation, &choices)))
-            }),
-        },
-        Workload {
-            name: format!("lm_head_logprob_forward {TRAINED} rows, {slice} of {vocab} tokens"),
-            bytes: bf16(slice) + bf16(TRAINED) + (2 * TRAINED * DType::F32.bytes()) as u64,
-            flops: flops(TRAINED),
-            prepare: Box::new(move |cuda| {
-                let (x, table) =
-                    (random(cuda, 1, DType::Bf16, TRAINED, d), random(cuda, 2, DType::Bf16, slice, d));
-                let targets = targets.clone();
-                Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets)))
-            }),
-        },
-        Workload {
-            name: format!("lm_head_logprob_backward {TRAINED} rows, {slice} of {vocab} tokens"),
-            bytes: bf16(slice) + 2 * bf16(TRAINED) + 2 * (slice * d * DType::F32.bytes()) as u64,
-            flops: 3 * flops(TRAINED),
-            prepare: Box::new(move |cuda| {
-                let (x, table) =
-                    (random(cuda, 1, DType::Bf16, TRAINED, d), random(cuda, 2, DType::Bf16, slice, d));
-                let targets = targets_again.clone();
-                let weights = vec![0.5; targets.len()];
-                let lse = random(cuda, 3, DType::F32, 1, TRAINED);
-                let dtable = Mutex::new(random(cuda, 4, DType::F32, slice, d));
-                Box::new(move |cuda| {
-                    let mut dtable = dtable.lock().unwrap_or_else(PoisonError::into_inner);
-                    drop(logprob_backward(cuda, &x, &table, &HEAD, &lse, &targets, &weights, &mut dtable));
-                })
-            }),
-        },
+        sampled(shape, slice, 32),
+        sampled_truncated(shape, slice),
+        trained(shape, slice, 256),
+        trained_backward(shape, slice, 256),
     ]
+}
+
+/// Decoding with many streams, and a batch of training.
+pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
+    let slice = shape.vocab;
+    vec![sampled(shape, slice, 256), trained(shape, slice, 4096), trained_backward(shape, slice, 4096)]
+}
+
+const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+
+fn hidden_bytes(shape: &Shape, rows: usize) -> u64 {
+    (rows * shape.hidden * DType::Bf16.bytes()) as u64
+}
+
+fn product_flops(shape: &Shape, slice: usize, rows: usize) -> u64 {
+    2 * (rows * slice * shape.hidden) as u64
+}
+
+/// A draw for each of `rows` streams.
+fn draws(rows: usize) -> Vec<Choice> {
+    let key = |stream| DrawKey { key: [1, 2], prompt: 3, stream, position: 4 };
+    (0..rows as u32).map(|s| Choice::Draw(key(s))).collect()
+}
+
+fn sampled(shape: &Shape, slice: usize, rows: usize) -> Workload {
+    let &Shape { hidden: d, vocab, .. } = shape;
+    Workload {
+        name: format!("lm_head_sample {rows} rows, {slice} of {vocab} tokens"),
+        bytes: hidden_bytes(shape, slice + rows) + (rows * size_of::<[u32; 2]>()) as u64,
+        flops: product_flops(shape, slice, rows),
+        prepare: Box::new(move |cuda| {
+            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let choices = draws(rows);
+            Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &Truncation::default(), &choices)))
+        }),
+    }
+}
+
+fn sampled_truncated(shape: &Shape, slice: usize) -> Workload {
+    let &Shape { hidden: d, vocab, .. } = shape;
+    Workload {
+        name: format!("lm_head_truncated {TRUNCATED_ROWS} rows, {slice} of {vocab} tokens"),
+        bytes: hidden_bytes(shape, slice + TRUNCATED_ROWS)
+            + (2 * TRUNCATED_ROWS * slice * DType::F32.bytes()) as u64,
+        flops: product_flops(shape, slice, TRUNCATED_ROWS),
+        prepare: Box::new(move |cuda| {
+            let x = random(cuda, 1, DType::Bf16, TRUNCATED_ROWS, d);
+            let table = random(cuda, 2, DType::Bf16, slice, d);
+            let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
+            let choices = draws(TRUNCATED_ROWS);
+            Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &truncation, &choices)))
+        }),
+    }
+}
+
+/// As many targets as the slice has of one per row.
+fn targets(shape: &Shape, slice: usize, rows: usize) -> Vec<Target> {
+    let target = |row: u32| Target { row, token: row * 31 % slice as u32 };
+    (0..rows as u32).step_by(shape.vocab / slice).map(target).collect()
+}
+
+fn trained(shape: &Shape, slice: usize, rows: usize) -> Workload {
+    let &Shape { hidden: d, vocab, .. } = shape;
+    let targets = targets(shape, slice, rows);
+    Workload {
+        name: format!("lm_head_logprob_forward {rows} rows, {slice} of {vocab} tokens"),
+        bytes: hidden_bytes(shape, slice + rows) + (2 * rows * DType::F32.bytes()) as u64,
+        flops: product_flops(shape, slice, rows),
+        prepare: Box::new(move |cuda| {
+            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let targets = targets.clone();
+            Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets)))
+        }),
+    }
+}
+
+fn trained_backward(shape: &Shape, slice: usize, rows: usize) -> Workload {
+    let &Shape { hidden: d, vocab, .. } = shape;
+    let targets = targets(shape, slice, rows);
+    Workload {
+        name: format!("lm_head_logprob_backward {rows} rows, {slice} of {vocab} tokens"),
+        bytes: hidden_bytes(shape, slice + 2 * rows) + 2 * (slice * d * DType::F32.bytes()) as u64,
+        flops: 3 * product_flops(shape, slice, rows),
+        prepare: Box::new(move |cuda| {
+            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let targets = targets.clone();
+            let weights = vec![0.5; targets.len()];
+            let lse = random(cuda, 3, DType::F32, 1, rows);
+            let dtable = Mutex::new(random(cuda, 4, DType::F32, slice, d));
+            Box::new(move |cuda| {
+                let mut dtable = dtable.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(logprob_backward(cuda, &x, &table, &HEAD, &lse, &targets, &weights, &mut dtable));
+            })
+        }),
+    }
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, PIECE, Tensor};
-use crate::backend::{Backend, DType};
+use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
 
 /// Widest rows: each piece has a thread, and all of a row's are in one block, of at most 1024.
@@ -184,7 +184,7 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
                 let [d_sum, d_normed, sum, branch] =
                     [1, 2, 3, 4].map(|seed| random(cuda, seed, DType::Bf16, T, d));
                 let [pre, post] = [5, 6].map(|seed| random(cuda, seed, DType::Bf16, 1, d));
-                let gradients = RefCell::new([0, 1].map(|_| cuda.zeros(DType::F32, 1, d)));
+                let gradients = RefCell::new([7, 8].map(|seed| random(cuda, seed, DType::F32, 1, d)));
                 Box::new(move |cuda| {
                     let [d_pre, d_post] = &mut *gradients.borrow_mut();
                     let post = with_post.then_some((&branch, &post, d_post));

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tables, Tensor};
-use crate::backend::{Backend, Batch, DType, HeadNorm, RopeSpec};
+use crate::backend::{Batch, DType, HeadNorm, RopeSpec};
 use crate::device::{Arg, Launch};
 use crate::segments::Segments;
 
@@ -257,7 +257,7 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
                 let tables = one_segment(cuda, T);
                 let [dy, x] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, T, q_cols));
                 let w = random(cuda, 3, DType::Bf16, 1, dim);
-                let dw = RefCell::new(cuda.zeros(DType::F32, 1, dim));
+                let dw = RefCell::new(random(cuda, 4, DType::F32, 1, dim));
                 Box::new(move |cuda| {
                     let dw = &mut *dw.borrow_mut();
                     let norm = with_norm.then_some(HeadNorm { weight: (&w, dw), eps: EPS });

@@ -1,11 +1,11 @@
 //! Ops at the shapes of real models, for counting and timing: what `bon-engine kernels`, the tests with ceilings and
-//! the benchmarks run. Every op's file lists its own in `workloads`.
+//! the benchmarks run. Every op's file lists its own in `workloads`, and in `large_workloads` what is
+//! only timed.
 
 use half::bf16;
 
 use super::{Cuda, Tensor};
-use crate::backend::{Backend, DType};
-use crate::rng::philox4x32;
+use crate::backend::{Backend, DType, Uniform};
 
 /// The figures of a model that shapes depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,16 +59,21 @@ pub struct Workload {
     pub bytes: u64,
     /// FLOPs of the op's matrix products; 0 where it has none.
     pub flops: u64,
-    /// Uploads inputs; the result runs the op once and may run again.
+    /// Makes inputs; the result runs the op once and may run again.
     pub prepare: Box<dyn Fn(&Cuda) -> Prepared>,
 }
 
 /// Random numbers in (-1, 1).
 pub(super) fn random(cuda: &Cuda, seed: u32, dtype: DType, rows: usize, cols: usize) -> Tensor {
-    let values = (0..(rows * cols).div_ceil(4) as u32)
-        .flat_map(|i| philox4x32([i, 0, 0, 0], [seed, 0]))
-        .map(|bits| (bits >> 7) as f32 / 16_777_216.0 - 1.0)
-        .take(rows * cols);
+    random_of(cuda, &Uniform::up_to(1.0, seed), dtype, rows, cols)
+}
+
+/// Random numbers. A GPU makes them itself; for the virtual one the host, which is faster, makes the same.
+pub(super) fn random_of(cuda: &Cuda, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+    if let Ok(Some(_)) = cuda.device().available() {
+        return cuda.random(uniform, dtype, rows, cols);
+    }
+    let values = (0..(rows * cols).div_ceil(4) as u64).flat_map(|n| uniform.four(n)).take(rows * cols);
     match dtype {
         DType::F32 => cuda.upload(dtype, rows, cols, bytemuck::cast_slice(&values.collect::<Vec<f32>>())),
         DType::Bf16 => {
@@ -83,9 +88,18 @@ pub fn workloads(shape: &Shape) -> Vec<Workload> {
     with_vocabulary(shape, 2048)
 }
 
-/// The same at the whole vocabulary: a slice is a handful of blocks, so its time on a GPU would say nothing.
+/// What is timed on a GPU: the same at the whole vocabulary, of which a slice is a handful of blocks, so that its time
+/// would say nothing; and the sizes that training and large batches run, minutes of work for the virtual GPU.
 pub fn whole_workloads(shape: &Shape) -> Vec<Workload> {
-    with_vocabulary(shape, shape.vocab)
+    let mut all = with_vocabulary(shape, shape.vocab);
+    all.extend(super::adamw::large_workloads(shape));
+    all.extend(super::attention::large_workloads(shape));
+    all.extend(super::attention_backward::large_workloads(shape));
+    all.extend(super::geglu::large_workloads(shape));
+    all.extend(super::lm_head::large_workloads(shape));
+    all.extend(super::matmul::large_workloads(shape));
+    all.extend(super::reduce::large_workloads(shape));
+    all
 }
 
 fn with_vocabulary(shape: &Shape, tokens: usize) -> Vec<Workload> {

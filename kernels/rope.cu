@@ -147,17 +147,38 @@ __device__ __forceinline__ void scale(float (&x)[8], float r, const bf16x8 &w) {
     for (int i = 0; i < 8; i++) x[i] = x[i] * r * (1.0f + weight[i]);
 }
 
-// Rows blockIdx.x * per_block and the following of y = rotation (of the norm) of x; row t goes to row to[t] of y, or t
-// without `to`. `angles` holds those of per_block rows.
+// Heads to turn, of all rows alike: y = rotation (of the norm by w) of x; row t goes to row to[t] of y, or t without `to`.
+struct Turned {
+    const bf16 *x, *w;
+    bf16 *y;
+    const unsigned *to;
+    unsigned heads;
+    float eps;
+};
+
+// Rows blockIdx.x * per_block and the following of q, and of k where it has heads; h has both. `angles` holds those of
+// per_block rows.
 template <bool NORM>
-__device__ __forceinline__ void turn(const bf16 *x, const bf16 *w, bf16 *y, const unsigned *to,
-                                     const unsigned *positions, const Frequencies &frequencies, const Heads &h,
-                                     unsigned rows, unsigned per_block, float eps, float sign, float *angles) {
+__device__ __forceinline__ void turn(const Turned &q, const Turned &k, const unsigned *positions,
+                                     const Frequencies &frequencies, const Heads &h, unsigned rows, unsigned per_block,
+                                     float sign, float *angles) {
     const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first);
-    const bf16 *from = x + size_t(first) * h.heads * h.dim;
     Part next = {}, weight = {};
-    if (h.has(h.group, here)) next.load(from + size_t(h.group) * h.dim, h);
-    if (NORM && h.has(h.group, here)) weight.load(w, h);
+    const bf16 *weight_of = nullptr;
+    const auto load = [&](unsigned item) {
+        const unsigned row = first + item / h.heads, head = item % h.heads;
+        const bool is_q = head < q.heads;
+        const size_t at = is_q ? size_t(row) * q.heads + head : size_t(row) * k.heads + (head - q.heads);
+        next.load((is_q ? q.x : k.x) + at * h.dim, h);
+    };
+    if (h.has(h.group, here)) load(h.group);
+    // The norm's weight of a head, where the thread does not have it from the head before.
+    const auto weigh = [&](unsigned item) {
+        const bf16 *w = item % h.heads < q.heads ? q.w : k.w;
+        if (w != weight_of) weight.load(w, h);
+        weight_of = w;
+    };
+    if (NORM && h.has(h.group, here)) weigh(h.group);
     compute_angles(angles, positions, frequencies, h, first, here, sign);
     const float per_column = 1.0f / h.dim;
     // Every thread reads angles that others computed.
@@ -165,23 +186,28 @@ __device__ __forceinline__ void turn(const bf16 *x, const bf16 *w, bf16 *y, cons
     // All threads go round equally often: the lanes of a warp take part in each other's sums.
     for (unsigned base = 0; base < here * h.heads; base += h.groups) {
         const unsigned item = base + h.group;
+        const unsigned row = item / h.heads, head = item % h.heads;
+        const bool is_q = head < q.heads;
         float a[8], b[8];
         widen(next.a, a);
         widen(next.b, b);
-        if (h.has(item + h.groups, here)) next.load(from + size_t(item + h.groups) * h.dim, h);
+        if (h.has(item + h.groups, here)) load(item + h.groups);
         if (NORM) {
-            const float r = rsqrtf(fmaf(h.sum(h.has(item, here) ? sum_squares(a, b) : 0.0f), per_column, eps));
+            const float sum = h.sum(h.has(item, here) ? sum_squares(a, b) : 0.0f);
+            const float r = rsqrtf(fmaf(sum, per_column, is_q ? q.eps : k.eps));
+            if (h.has(item, here)) weigh(item);
             keep_packed(weight.a);
             keep_packed(weight.b);
             scale(a, r, weight.a);
             scale(b, r, weight.b);
         }
         if (h.has(item, here)) {
-            const unsigned row = item / h.heads, head = item % h.heads;
             rotate(a, b, angles + row * h.angles(), h);
+            const unsigned *to = is_q ? q.to : k.to;
             const size_t out = to ? to[first + row] : first + row;
+            const size_t at = is_q ? out * q.heads + head : out * k.heads + (head - q.heads);
             const Part result = {narrow(a), narrow(b)};
-            result.store(y + (out * h.heads + head) * h.dim, h);
+            result.store((is_q ? q.y : k.y) + at * h.dim, h);
         }
     }
 }
@@ -193,8 +219,8 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
     float sign) {
     extern __shared__ float4 shared[];
-    turn<false>(x, nullptr, y, nullptr, positions, frequencies, Heads(heads, dim), rows, per_block, 0.0f, sign,
-                reinterpret_cast<float *>(shared));
+    turn<false>({x, nullptr, y, nullptr, heads, 0.0f}, {}, positions, frequencies, Heads(heads, dim), rows, per_block,
+                sign, reinterpret_cast<float *>(shared));
 }
 
 extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
@@ -202,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
     unsigned heads, unsigned dim, unsigned per_block, float eps) {
     extern __shared__ float4 shared[];
-    turn<true>(x, w, y, nullptr, positions, frequencies, Heads(heads, dim), rows, per_block, eps, 1.0f,
+    turn<true>({x, w, y, nullptr, heads, eps}, {}, positions, frequencies, Heads(heads, dim), rows, per_block, 1.0f,
                reinterpret_cast<float *>(shared));
 }
 
@@ -217,26 +243,29 @@ __device__ __forceinline__ void copy_rows(const bf16 *v, bf16 *cached, const uns
     }
 }
 
-// rope_forward of k, and v as it is, to rows `to` of the cache, which are all different.
+// rope_forward of q; that of k, and v as it is, to rows `to` of the cache, which are all different. One launch for all
+// three: a decode step's rows are few, and what it waits for is launches.
 extern "C" __global__ void __launch_bounds__(256) rope_append(
-    const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v,
-    const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
-    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block) {
+    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ turned_q,
+    bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v, const unsigned *__restrict__ to,
+    const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
+    unsigned heads, unsigned kv_heads, unsigned dim, unsigned per_block) {
     extern __shared__ float4 shared[];
-    copy_rows(v, cached_v, to, rows, per_block, heads * dim);
-    turn<false>(k, nullptr, cached_k, to, positions, frequencies, Heads(heads, dim), rows, per_block, 0.0f, 1.0f,
-                reinterpret_cast<float *>(shared));
+    copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
+    turn<false>({q, nullptr, turned_q, nullptr, heads, 0.0f}, {k, nullptr, cached_k, to, kv_heads, 0.0f}, positions,
+                frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
 }
 
 extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
-    const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w, bf16 *__restrict__ cached_k,
+    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w_q,
+    const bf16 *__restrict__ w_k, bf16 *__restrict__ turned_q, bf16 *__restrict__ cached_k,
     bf16 *__restrict__ cached_v, const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
-    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
-    float eps) {
+    const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned kv_heads, unsigned dim,
+    unsigned per_block, float eps_q, float eps_k) {
     extern __shared__ float4 shared[];
-    copy_rows(v, cached_v, to, rows, per_block, heads * dim);
-    turn<true>(k, w, cached_k, to, positions, frequencies, Heads(heads, dim), rows, per_block, eps, 1.0f,
-               reinterpret_cast<float *>(shared));
+    copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
+    turn<true>({q, w_q, turned_q, nullptr, heads, eps_q}, {k, w_k, cached_k, to, kv_heads, eps_k}, positions,
+               frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
 }
 
 // One half of dx of a thread's part, in place of the gradient d of the norm's result; its part of dw is added to pieces

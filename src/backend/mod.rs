@@ -405,18 +405,20 @@ pub trait Backend: Send + Sync {
         tables: &Self::Tables,
         rope: &RopeSpec,
     ) -> Self::Tensor;
-    /// [`Backend::rope_forward`] of k into the batch's rows of a cache, and v as it is: the cache's append.
+    /// [`Backend::rope_forward`] of q, which it returns, and of k into the batch's rows of a cache, and v as it is: the
+    /// cache's append. The norms are q's and k's.
     #[allow(clippy::too_many_arguments)]
     fn rope_append(
         &self,
+        q: &Self::Tensor,
         k: &Self::Tensor,
         v: &Self::Tensor,
-        norm: Option<HeadNorm<&Self::Tensor>>,
+        norms: Option<[HeadNorm<&Self::Tensor>; 2]>,
         tables: &Self::Tables,
         rope: &RopeSpec,
         cached_k: &mut Self::Tensor,
         cached_v: &mut Self::Tensor,
-    );
+    ) -> Self::Tensor;
     /// Gradient of [`Backend::rope_forward`] by x; that of the norm's weight +=.
     fn rope_backward(
         &self,

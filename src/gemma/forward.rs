@@ -132,8 +132,9 @@ impl<B: Backend> Gemma<B> {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
         let rope = rope_spec(&self.config, spec);
         let [q, k, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
-        let q = b.rope_forward(&q, self.head_norm(p.q_norm.as_ref()), tables, &rope);
-        b.rope_append(&k, &v, self.head_norm(p.k_norm.as_ref()), tables, &rope, cached_k, cached_v);
+        let norms =
+            self.head_norm(p.q_norm.as_ref()).zip(self.head_norm(p.k_norm.as_ref())).map(<[_; 2]>::from);
+        let q = b.rope_append(&q, &k, &v, norms, tables, &rope, cached_k, cached_v);
         let (o, _) = b.attention_forward(&q, cached_k, cached_v, tables, &attention_spec(&self.config, spec));
         let [out] = b.matmul_forward(&o, [&p.o]);
         out

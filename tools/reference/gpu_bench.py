@@ -108,13 +108,14 @@ def norm_rope(x, w, cos, sin):
     return rope(norm(x, w), cos, sin)
 
 
-def append(k, v, cos, sin, rows, cached_k, cached_v):
+def append(q, k, v, cos, sin, rows, cached_k, cached_v):
     cached_k.index_copy_(0, rows, rope(k, cos, sin))
     cached_v.index_copy_(0, rows, v)
+    return rope(q, cos, sin)
 
 
-def append_norm(k, v, w, cos, sin, rows, cached_k, cached_v):
-    append(norm(k, w), v, cos, sin, rows, cached_k, cached_v)
+def append_norm(q, k, v, w, cos, sin, rows, cached_k, cached_v):
+    return append(norm(q, w), norm(k, w), v, cos, sin, rows, cached_k, cached_v)
 
 
 def logprob(x, table, targets):
@@ -298,10 +299,10 @@ def bound_by_memory(m):
         k, v, cached_k, cached_v = (random(t, kv, dh) for _ in range(4))
         rows = torch.arange(t, device=DEVICE)
         for how, function in both(append):
-            yield f"rope_append k v, T = {t}", how, lambda: function(k, v, cos, sin, rows, cached_k, cached_v)
+            yield f"rope_append q k v, T = {t}", how, lambda: function(q, k, v, cos, sin, rows, cached_k, cached_v)
         for how, function in both(append_norm):
-            run = lambda: function(k, v, w, cos, sin, rows, cached_k, cached_v)
-            yield f"rope_append norm k v, T = {t}", how, run
+            run = lambda: function(q, k, v, w, cos, sin, rows, cached_k, cached_v)
+            yield f"rope_append norm q k v, T = {t}", how, run
 
     x, dy = random(2048, d), random(1536, d)
     picked = torch.arange(1536, device=DEVICE) * 4 // 3

@@ -231,16 +231,19 @@ impl Backend for Cpu {
 
     fn rope_append(
         &self,
+        q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        norm: Option<HeadNorm<&Tensor>>,
+        norms: Option<[HeadNorm<&Tensor>; 2]>,
         tables: &Tables,
         rope: &RopeSpec,
         cached_k: &mut Tensor,
         cached_v: &mut Tensor,
-    ) {
-        rows::write(&self.rope_forward(k, norm, tables, rope), &tables.kv_rows, cached_k);
+    ) -> Tensor {
+        let [q_norm, k_norm] = norms.map_or([None; 2], |norms| norms.map(Some));
+        rows::write(&self.rope_forward(k, k_norm, tables, rope), &tables.kv_rows, cached_k);
         rows::write(v, &tables.kv_rows, cached_v);
+        self.rope_forward(q, q_norm, tables, rope)
     }
 
     fn rope_backward(

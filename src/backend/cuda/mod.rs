@@ -356,15 +356,16 @@ impl Backend for Cuda {
 
     fn rope_append(
         &self,
+        q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        norm: Option<HeadNorm<&Tensor>>,
+        norms: Option<[HeadNorm<&Tensor>; 2]>,
         tables: &Tables,
         rope: &RopeSpec,
         cached_k: &mut Tensor,
         cached_v: &mut Tensor,
-    ) {
-        rope::append(self, k, v, norm, tables, rope, cached_k, cached_v);
+    ) -> Tensor {
+        rope::append(self, q, k, v, norms, tables, rope, cached_k, cached_v)
     }
 
     fn rope_backward(

@@ -133,32 +133,36 @@ pub(super) fn forward(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn append(
     cuda: &Cuda,
+    q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    norm: Option<HeadNorm<&Tensor>>,
+    norms: Option<[HeadNorm<&Tensor>; 2]>,
     tables: &Tables,
     rope: &RopeSpec,
     cached_k: &mut Tensor,
     cached_v: &mut Tensor,
-) {
-    let g = Geometry::new(k, rope, tables);
-    g.assert_like(v);
+) -> Tensor {
+    let [of_q, of_k] = [q, k].map(|x| Geometry::new(x, rope, tables));
+    of_k.assert_like(v);
     let needed = tables.runs.iter().map(|r| tables.segments.list()[r.segment].start + r.first + r.len).max();
     for cached in [&*cached_k, &*cached_v] {
         assert!(cached.dtype == DType::Bf16 && cached.cols == k.cols, "a cache of rows like k and v");
         assert!(needed.unwrap_or(0) <= cached.rows, "a cache with room for every row");
     }
-    let per_block = g.forward_rows();
-    let mut args = vec![k.arg(), v.arg()];
-    args.extend(norm.map(|norm| {
-        g.assert_weight(norm.weight);
+    let turned = cuda.empty(DType::Bf16, q.rows, q.cols);
+    let per_block = of_q.forward_rows();
+    let mut args = vec![q.arg(), k.arg(), v.arg()];
+    args.extend(norms.iter().flatten().map(|norm| {
+        of_k.assert_weight(norm.weight);
         norm.weight.arg()
     }));
-    args.extend([cached_k.arg(), cached_v.arg(), tables.kv_rows.arg(), tables.positions.arg()]);
-    args.extend([frequencies(cuda, rope), g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
-    args.extend(norm.map(|norm| norm.eps.into()));
-    let entry = if norm.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
-    cuda.launch(entry, g.forward_launch(per_block), &args);
+    args.extend([turned.arg(), cached_k.arg(), cached_v.arg(), tables.kv_rows.arg(), tables.positions.arg()]);
+    args.extend([frequencies(cuda, rope), of_q.rows.into(), of_q.heads.into(), of_k.heads.into()]);
+    args.extend([of_q.dim.into(), per_block.into()]);
+    args.extend(norms.iter().flatten().map(|norm| Arg::from(norm.eps)));
+    let entry = if norms.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
+    cuda.launch(entry, of_q.forward_launch(per_block), &args);
+    turned
 }
 
 /// See [`crate::backend::Backend::rope_backward`]; as [`forward`].
@@ -234,18 +238,20 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
             });
         }
         all.push(Workload {
-            name: format!("rope_append{suffix} k v, T = {N}"),
-            bytes: (4 * N * k_cols * 2 + 2 * N * 4 + norms * weight) as u64,
+            name: format!("rope_append{suffix} q k v, T = {N}"),
+            bytes: ((2 * q_cols + 4 * k_cols) * N * 2 + 2 * N * 4 + 2 * norms * weight) as u64,
             flops: 0,
             prepare: Box::new(move |cuda| {
                 let tables = one_segment(cuda, N);
-                let [k, v] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, N, k_cols));
-                let w = random(cuda, 3, DType::Bf16, 1, dim);
+                let q = random(cuda, 1, DType::Bf16, N, q_cols);
+                let [k, v] = [2, 3].map(|seed| random(cuda, seed, DType::Bf16, N, k_cols));
+                let weights = [4, 5].map(|seed| random(cuda, seed, DType::Bf16, 1, dim));
                 let cached = RefCell::new([0, 1].map(|_| cuda.empty(DType::Bf16, N, k_cols)));
                 Box::new(move |cuda| {
                     let [cached_k, cached_v] = &mut *cached.borrow_mut();
-                    let norm = with_norm.then_some(HeadNorm { weight: &w, eps: EPS });
-                    append(cuda, &k, &v, norm, &tables, &rope, cached_k, cached_v);
+                    let norms =
+                        with_norm.then_some(weights.each_ref().map(|weight| HeadNorm { weight, eps: EPS }));
+                    drop(append(cuda, &q, &k, &v, norms, &tables, &rope, cached_k, cached_v));
                 })
             }),
         });

@@ -94,9 +94,8 @@ fn a_decode_step_moves_little_but_weights_and_keys() {
     // Each with how often a layer does it.
     let ops = [
         ("matmul_forward q k v, T = 32", 1),
-        ("rope_forward q, T = 32", 1),
-        ("rope_append k v, T = 32", 1),
-        ("attention_forward decode", 1),
+        ("rope_append q k v, T = 32", 1),
+        ("attention_forward decode, prompt of 512", 1),
         ("matmul_forward out, T = 32", 1),
         ("geglu_forward, T = 32", 1),
         ("matmul_forward down, T = 32", 1),

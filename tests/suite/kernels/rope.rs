@@ -69,14 +69,17 @@ impl Case for Forward {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let Rope { rows, heads, dim, norm, .. } = self.0;
         let tables = self.0.tables(b);
-        let w = weight(b, 1, 1, dim);
-        let norm = norm.then_some(HeadNorm { weight: &w, eps: EPS });
-        let [x, v] = [2, 3].map(|seed| activation_up_to(b, self.0.size, seed, rows, heads * dim));
+        let [w_q, w_k] = [1, 6].map(|seed| weight(b, seed, 1, dim));
+        let norms = norm.then_some([&w_q, &w_k].map(|weight| HeadNorm { weight, eps: EPS }));
+        let x = activation_up_to(b, self.0.size, 2, rows, heads * dim);
+        let kv_heads = heads.div_ceil(2);
+        let [k, v] = [7, 3].map(|seed| activation_up_to(b, self.0.size, seed, rows, kv_heads * dim));
         // What the cache holds elsewhere stays.
-        let [mut k, mut cached] = [4, 5].map(|seed| activation(b, seed, self.0.cached(), heads * dim));
-        let y = b.rope_forward(&x, norm, &tables, &self.0.spec());
-        b.rope_append(&x, &v, norm, &tables, &self.0.spec(), &mut k, &mut cached);
-        vec![y, k, cached]
+        let [mut cached_k, mut cached_v] =
+            [4, 5].map(|seed| activation(b, seed, self.0.cached(), kv_heads * dim));
+        let y = b.rope_forward(&x, norms.map(|[q, _]| q), &tables, &self.0.spec());
+        let q = b.rope_append(&x, &k, &v, norms, &tables, &self.0.spec(), &mut cached_k, &mut cached_v);
+        vec![y, q, cached_k, cached_v]
     }
 }
 
@@ -97,7 +100,7 @@ impl Case for Backward {
 }
 
 fn check_both(rope: Rope) {
-    check(&["y", "cached k", "cached v"], Rule::Forward, &Forward(rope));
+    check(&["y", "q", "cached k", "cached v"], Rule::Forward, &Forward(rope));
     check(&["dx", "dw"], Rule::Backward, &Backward(rope));
 }
 
@@ -165,14 +168,20 @@ fn bits_do_not_depend_on_the_batch() {
             let (runs, positions) = (segments.all_queries(), segments.positions());
             let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
             let tables = cuda.tables(&batch, &[]);
-            let (x, w) = (activation(&cuda, 1, rows, heads * 256), weight(&cuda, 2, 1, 256));
-            let norm = Some(HeadNorm { weight: &w, eps: EPS });
+            let [x, k] = [(1, heads), (6, 2)].map(|(seed, heads)| activation(&cuda, seed, rows, heads * 256));
+            let weights = [2, 7].map(|seed| weight(&cuda, seed, 1, 256));
+            let norms = weights.each_ref().map(|weight| HeadNorm { weight, eps: EPS });
             let spec = Rope::new(rows, heads, 256, true).spec();
-            let y = cuda.rope_forward(&x, norm, &tables, &spec);
-            let [mut k, mut v] = [3, 4].map(|seed| activation(&cuda, seed, rows, heads * 256));
-            cuda.rope_append(&x, &x, norm, &tables, &spec, &mut k, &mut v);
-            assert_eq!(cuda.download(&y), cuda.download(&k), "the cache gets what the forward pass gives");
-            assert_eq!(cuda.download(&x), cuda.download(&v));
+            let [y, turned_k] = [(&x, norms[0]), (&k, norms[1])]
+                .map(|(x, norm)| cuda.rope_forward(x, Some(norm), &tables, &spec));
+            let [mut cached_k, mut cached_v] = [3, 4].map(|seed| activation(&cuda, seed, rows, 2 * 256));
+            let q = cuda.rope_append(&x, &k, &k, Some(norms), &tables, &spec, &mut cached_k, &mut cached_v);
+            assert!(cuda.download(&y) == cuda.download(&q), "a decode step has the q of the forward pass");
+            assert!(
+                cuda.download(&turned_k) == cuda.download(&cached_k),
+                "the cache gets the forward pass's k"
+            );
+            assert!(cuda.download(&k) == cuda.download(&cached_v));
             cuda.download(&y)
         };
         let (few, many) = (run(5), run(1030));

@@ -170,17 +170,20 @@ impl Backend for Rounded {
 
     fn rope_append(
         &self,
+        q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        norm: Option<HeadNorm<&Tensor>>,
+        norms: Option<[HeadNorm<&Tensor>; 2]>,
         tables: &Self::Tables,
         rope: &RopeSpec,
         cached_k: &mut Tensor,
         cached_v: &mut Tensor,
-    ) {
-        let k = self.rope_forward(k, norm, tables, rope);
+    ) -> Tensor {
+        let [q_norm, k_norm] = norms.map_or([None; 2], |norms| norms.map(Some));
+        let k = self.rope_forward(k, k_norm, tables, rope);
         bon_engine::backend::cpu::rows::write(&k, &tables.1.kv_rows, cached_k);
         bon_engine::backend::cpu::rows::write(v, &tables.1.kv_rows, cached_v);
+        self.rope_forward(q, q_norm, tables, rope)
     }
 
     fn rope_backward(

@@ -26,6 +26,8 @@ mod kernels;
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/places.rs"]
+mod places;
 #[path = "suite/resume.rs"]
 mod resume;
 #[path = "suite/rounded/mod.rs"]

@@ -1,4 +1,4 @@
-//! `bon-engine kernels`: what the kernels cost, without a GPU.
+//! `bon-engine kernels`: what the kernels cost, without a GPU; with `--device cuda`, what its driver makes of them.
 
 use std::fs;
 use std::io::Write;
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use super::device::DeviceChoice;
+use super::gpu_kernels;
 use super::progress::note;
 use super::step;
 use crate::backend::cuda::figures::{
@@ -26,7 +28,9 @@ counted on the virtual GPU, which runs every op once at the shapes of a real mod
 them, for every chip by itself, since launches depend on the number of multiprocessors. The times are modelled: bounds by \
 the limits of a chip, with all inputs in memory and an instruction issued for each of PTX: of the op itself (each input \
 read once, each output written once, useful FLOPs alone), and of what the kernels did, by the whole chip and by the \
-multiprocessor with the most to do.")]
+multiprocessor with the most to do. With --device cuda the driver is asked instead: registers, local memory and machine \
+code of every kernel as it loaded them, and, unless --resources is given, the launches of every op, which is run once, \
+with the blocks that a multiprocessor holds of each.")]
 pub struct Args {
     /// Only ops and kernels whose names begin so, as in --op matmul
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -37,14 +41,17 @@ pub struct Args {
     /// Times on this chip alone: a100 (SXM, 80 GB), rtx4090 or h100 (SXM) [default: all]
     #[arg(long, value_name = "CHIP", value_parser = parse_chip)]
     chip: Option<Chip>,
+    /// Ask the driver of a GPU, cuda or cuda:1, instead of ptxas and the virtual GPU [default: vm]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "chip")]
+    device: Option<DeviceChoice>,
     /// Registers and shared memory alone: nothing is run
     #[arg(long)]
     resources: bool,
     /// A whole decode step of Gemma 3 270M, 3 1B and 2B instead (--shape, --chip: of one), and the time it should take
-    #[arg(long, conflicts_with_all = ["resources", "op"])]
+    #[arg(long, conflicts_with_all = ["resources", "op", "device"])]
     step: bool,
     /// Write the figures of Gemma 2B on A100 and H100 into the tables of kernels/README.md
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["step", "resources", "op", "shape", "chip", "json"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["step", "resources", "op", "shape", "chip", "device", "json"])]
     readme: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
@@ -72,6 +79,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    let shapes = args.shape.map_or_else(|| vec![GEMMA_2B, GEMMA_270M], |shape| vec![shape]);
+    match args.device {
+        None | Some(DeviceChoice::Vm) => {}
+        Some(DeviceChoice::Cuda(ordinal)) => {
+            let shapes = if args.resources { &[] } else { &shapes[..] };
+            return gpu_kernels::run(ordinal, &args.op, shapes, args.json);
+        }
+        Some(other) => bail!("--device {other} has no kernels to ask for: leave it out, or give cuda or vm"),
+    }
     let resources = match all_resources(&ARCHS, &args.op) {
         Ok(resources) => resources,
         Err(e) => {
@@ -83,7 +99,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !args.json {
         write_resources(&resources, &mut out)?;
     }
-    let shapes = args.shape.map_or_else(|| vec![GEMMA_2B, GEMMA_270M], |shape| vec![shape]);
     let mut all = Vec::new();
     if !args.resources {
         for shape in &shapes {

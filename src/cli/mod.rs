@@ -3,6 +3,7 @@
 pub mod device;
 pub mod devices;
 pub mod eval;
+mod gpu_kernels;
 pub mod inspect;
 pub mod kernels;
 pub mod logprobs;

@@ -25,6 +25,8 @@ const PIECE_UNIT: u64 = 2 << 20;
 pub struct Arena {
     small: Pool,
     large: Pool,
+    /// Allocations that are pieces by themselves, and their sizes.
+    alone: HashMap<u64, u64>,
     /// Bytes in use, and the most there ever were.
     used: u64,
     peak: u64,
@@ -154,6 +156,20 @@ impl Arena {
         self.pool(bytes).add(base, size);
     }
 
+    /// Takes note of an allocation that is a piece by itself: `bytes` bytes at `base`.
+    pub fn add_alone(&mut self, base: u64, bytes: u64) {
+        self.alone.insert(base, bytes);
+        self.used += bytes;
+        self.peak = self.peak.max(self.used);
+    }
+
+    /// Forgets it; the caller gives it back to the driver. False if there is none at this address.
+    pub fn remove_alone(&mut self, base: u64) -> bool {
+        let bytes = self.alone.remove(&base);
+        self.used -= bytes.unwrap_or(0);
+        bytes.is_some()
+    }
+
     /// The bases of pieces that nothing lies in, which the caller gives back to the driver; they are forgotten.
     pub fn drain_unused(&mut self) -> Vec<u64> {
         let mut bases = self.small.drain_unused();
@@ -163,8 +179,9 @@ impl Arena {
 
     /// The bases of all pieces, in use or not; everything is forgotten.
     pub fn drain(&mut self) -> Vec<u64> {
-        let Self { small, large, .. } = std::mem::take(self);
-        small.pieces.into_iter().chain(large.pieces).flatten().map(|(base, _)| base).collect()
+        let Self { small, large, alone, .. } = std::mem::take(self);
+        let pieces = small.pieces.into_iter().chain(large.pieces).flatten().map(|(base, _)| base);
+        pieces.chain(alone.into_keys()).collect()
     }
 
     /// Whether an address is that of a small allocation.
@@ -174,7 +191,7 @@ impl Arena {
 
     /// Bytes of all pieces.
     pub fn held(&self) -> u64 {
-        self.small.held() + self.large.held()
+        self.small.held() + self.large.held() + self.alone.values().sum::<u64>()
     }
 
     /// Bytes in use.

@@ -11,19 +11,23 @@
 //! - A sequence ([`Device::begin_sequence`]) that comes again is recorded as a CUDA graph and replayed. While one is
 //!   collected, work is held back, so a table for a later launch may be written ahead of earlier ones; to keep that
 //!   harmless, small memory that is freed meanwhile is used again only after the sequence.
+//! - A kernel that fails is noticed by whatever waits for it, so the message of such an error names the launches before.
+//! - With [`EXACT_ALLOC`] in the environment every allocation is one of the driver's, for tools that watch memory.
 //!
 //! Everything here runs in the tests, on a virtual GPU behind the driver's functions (`tools/vcuda`). No real GPU has
 //! run it yet, so its speed, and what graphs gain, is not known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::ptr;
+use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{env, ptr};
 
-use cudarc::driver::sys::{self, CUresult};
+use serde::Serialize;
 
 use super::arena::{Arena, SMALL};
 use super::sequence::{Recordings, Step, Verdict};
+use super::sys::{self, CUresult, Missing};
 use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 
 /// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
@@ -40,50 +44,13 @@ const NON_BLOCKING: u32 = 1;
 /// CU_EVENT_DISABLE_TIMING: cheaper to record.
 const NO_TIMING: u32 = 2;
 
-/// All functions of the driver that this file calls: looked up before the first is, since cudarc panics on the call of
-/// one that is missing.
-const FUNCTIONS: [&str; 40] = [
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuDeviceGetCount",
-    "cuDeviceGet",
-    "cuDeviceGetName",
-    "cuDeviceGetAttribute",
-    "cuDeviceTotalMem_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxSetCurrent",
-    "cuModuleLoadDataEx",
-    "cuModuleUnload",
-    "cuModuleGetFunction",
-    "cuFuncGetAttribute",
-    "cuFuncSetAttribute",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemsetD8Async",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-    "cuStreamBeginCapture_v2",
-    "cuStreamEndCapture",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventRecord",
-    "cuEventSynchronize",
-    "cuEventElapsedTime",
-    "cuLaunchKernel",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-];
+/// Launches that are remembered for the message of an error.
+const REMEMBERED: usize = 16;
+
+/// Environment variable: set to 1, every allocation is one of the driver's, of the exact size, and goes back to it when
+/// it is freed. compute-sanitizer then sees each tensor's bounds, and what nobody wrote; nothing is replayed, and
+/// allocations are slow.
+pub const EXACT_ALLOC: &str = "BON_GPU_EXACT_ALLOC";
 
 /// A GPU that the driver knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +119,36 @@ pub struct MemoryUse {
     pub total: u64,
 }
 
+impl MemoryUse {
+    /// Bytes that allocations may still take, in pieces.
+    pub fn available(&self) -> u64 {
+        self.free + self.held - self.used
+    }
+}
+
+/// What a kernel takes, as the driver has it of the machine code that it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Resources {
+    /// The entry point.
+    pub kernel: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of local memory of a thread: what registers were written to, and arrays that have no registers.
+    pub local: u32,
+    /// Bytes of static shared memory of a block.
+    pub shared: u32,
+    /// The architecture of the machine code, as in (8, 0).
+    pub code: (u32, u32),
+}
+
+/// A launch that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Launched {
+    /// Place of the kernel among those that were loaded.
+    kernel: usize,
+    shape: Launch,
+}
+
 #[derive(Debug)]
 struct State {
     name: String,
@@ -162,11 +159,15 @@ struct State {
     /// Most shared memory of a block, static and dynamic.
     shared: u32,
     arena: Arena,
+    /// Whether every allocation is one of the driver's ([`EXACT_ALLOC`]).
+    exact: bool,
     staging: Staging,
     modules: Vec<sys::CUmodule>,
     kernels: Vec<Function>,
     sequence: Option<Sequence>,
     recordings: Recordings<sys::CUgraphExec>,
+    /// The last launches, the oldest first.
+    launched: VecDeque<Launched>,
     counts: Counts,
 }
 
@@ -217,6 +218,22 @@ fn told(result: CUresult) -> String {
     format!("{} ({})", text(sys::cuGetErrorString), text(sys::cuGetErrorName))
 }
 
+/// Whether a kernel failed. The driver tells that to whoever calls it next, and to everybody from then on.
+fn is_fault(result: CUresult) -> bool {
+    matches!(
+        result,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+    )
+}
+
 /// What to do about a result, where there is something.
 fn advice(result: CUresult) -> &'static str {
     match result {
@@ -239,14 +256,7 @@ fn advice(result: CUresult) -> &'static str {
             "; another process has the GPU for itself: see `nvidia-smi`, or use another with --device cuda:<number>"
         }
         CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => "; the GPU's memory is defective: use another GPU",
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
-        | CUresult::CUDA_ERROR_INVALID_PC
-        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | CUresult::CUDA_ERROR_ASSERT
-        | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
+        _ if is_fault(result) => {
             "; a kernel failed, which is a defect of this program: with CUDA_LAUNCH_BLOCKING=1 in the environment \
              the message names it, and --device vm, on a small case, names its line; please report both"
         }
@@ -265,26 +275,19 @@ fn check(device: &str, doing: &str, result: CUresult) -> Result<(), DeviceError>
 fn init() -> Result<(), DeviceError> {
     static DONE: OnceLock<Result<(), DeviceError>> = OnceLock::new();
     let start = || {
-        // SAFETY: loading NVIDIA's library runs its initialisers, as every CUDA program does.
-        if !unsafe { sys::is_culib_present() } {
-            let message = "no CUDA driver: libcuda.so.1 is not on this machine; install NVIDIA's driver, start a \
-                           container with its GPUs (`docker run --gpus all`), or use --device cpu";
-            return Err(DeviceError::new("cuda", message));
-        }
-        // SAFETY: the library is there.
-        let library = unsafe { sys::culib() };
-        let lacks = |name: &&&str| {
-            // SAFETY: the symbol is only looked up.
-            unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err()
-        };
-        if let Some(name) = FUNCTIONS.iter().find(lacks) {
-            let message = format!(
-                "the CUDA driver is too old: it has no {name}; install one of CUDA 11.4 (R470) or newer, or use \
-                 --device cpu"
-            );
-            return Err(DeviceError::new("cuda", message));
-        }
-        // SAFETY: the function is there.
+        sys::load().map_err(|missing| {
+            let message = match missing {
+                Missing::Library => "no CUDA driver: libcuda.so.1 is not on this machine; install NVIDIA's driver, \
+                                     start a container with its GPUs (`docker run --gpus all`), or use --device cpu"
+                    .to_owned(),
+                Missing::Function(name) => format!(
+                    "the CUDA driver is too old: it has no {name}; install one of CUDA 11.4 (R470) or newer, or use \
+                     --device cpu"
+                ),
+            };
+            DeviceError::new("cuda", message)
+        })?;
+        // SAFETY: the driver was found.
         check("cuda", "start the CUDA driver", unsafe { sys::cuInit(0) })
     };
     DONE.get_or_init(start).clone()
@@ -380,6 +383,26 @@ impl Gpu {
         Ok(MemoryUse { used: arena.used(), peak: arena.peak(), held: arena.held(), free, total })
     }
 
+    /// What the kernels take that were loaded, in that order.
+    pub fn resources(&self) -> Result<Vec<Resources>, DeviceError> {
+        let state = self.current()?;
+        state.kernels.iter().map(|function| state.resources(function)).collect()
+    }
+
+    /// The launches since this was last asked, at most the last 16, in their order: the kernel's name, the launch, and
+    /// how many of its blocks a multiprocessor holds at once. They are not remembered any more for messages of errors.
+    pub fn take_launches(&self) -> Result<Vec<(String, Launch, u32)>, DeviceError> {
+        let mut state = self.current()?;
+        let launched = std::mem::take(&mut state.launched);
+        launched
+            .iter()
+            .map(|Launched { kernel, shape }| {
+                let function = &state.kernels[*kernel];
+                Ok((function.name.clone(), *shape, state.blocks(function, shape)?))
+            })
+            .collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -409,6 +432,7 @@ impl State {
             stream: ptr::null_mut(),
             shared,
             arena: Arena::default(),
+            exact: env::var_os(EXACT_ALLOC).is_some_and(|value| value == "1"),
             staging: Staging {
                 memory: ptr::null_mut(),
                 events: [ptr::null_mut(); STAGING_PARTS],
@@ -419,6 +443,7 @@ impl State {
             kernels: Vec::new(),
             sequence: None,
             recordings: Recordings::default(),
+            launched: VecDeque::with_capacity(REMEMBERED),
             counts: Counts::default(),
         };
         state.make_current()?;
@@ -430,7 +455,38 @@ impl State {
     }
 
     fn check(&self, doing: &str, result: CUresult) -> Result<(), DeviceError> {
-        check(&self.name, doing, result)
+        check(&self.name, doing, result).map_err(|mut e| {
+            if is_fault(result) {
+                e.message.push_str(&self.told_launches());
+            }
+            e
+        })
+    }
+
+    /// The last launches, for the message of an error: one of them failed, or one of the graph's that was replayed.
+    fn told_launches(&self) -> String {
+        if self.launched.is_empty() {
+            return String::new();
+        }
+        let mut told = String::from("; launched before, the latest first:");
+        for (i, Launched { kernel, shape }) in self.launched.iter().rev().enumerate() {
+            let Launch { grid, block, shared_bytes } = shape;
+            let separator = if i == 0 { "" } else { "," };
+            let name = &self.kernels[*kernel].name;
+            // Writing to a string cannot fail.
+            let _ = write!(told, "{separator} {name} with grid {grid:?}, block {block:?}");
+            if *shared_bytes > 0 {
+                let _ = write!(told, ", {shared_bytes} bytes of shared memory");
+            }
+        }
+        told
+    }
+
+    fn remember(&mut self, kernel: Kernel, shape: &Launch) {
+        if self.launched.len() == REMEMBERED {
+            self.launched.pop_front();
+        }
+        self.launched.push_back(Launched { kernel: kernel.0, shape: *shape });
     }
 
     fn make_current(&self) -> Result<(), DeviceError> {
@@ -488,6 +544,42 @@ impl State {
         Ok((first..self.kernels.len()).map(Kernel).collect())
     }
 
+    fn resources(&self, function: &Function) -> Result<Resources, DeviceError> {
+        use sys::CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_BINARY_VERSION as CODE, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as LOCAL,
+            CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS,
+        };
+        let ask = |which| {
+            let mut value = 0;
+            // SAFETY: the function is loaded, the pointer is to a local.
+            let result = unsafe { sys::cuFuncGetAttribute(&mut value, which, function.handle) };
+            self.check(&format!("ask what {} needs", function.name), result)?;
+            Ok(u32::try_from(value).unwrap_or(0))
+        };
+        let code = ask(CODE)?;
+        Ok(Resources {
+            kernel: function.name.clone(),
+            registers: ask(REGISTERS)?,
+            local: ask(LOCAL)?,
+            shared: function.fixed,
+            code: (code / 10, code % 10),
+        })
+    }
+
+    /// How many blocks of a launch a multiprocessor holds at once.
+    fn blocks(&self, function: &Function, shape: &Launch) -> Result<u32, DeviceError> {
+        let mut blocks = 0;
+        let threads: u32 = shape.block.iter().product();
+        let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
+        // SAFETY: the function is loaded, the pointer is to a local.
+        let result = unsafe {
+            let shared = shape.shared_bytes as usize;
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function.handle, threads, shared)
+        };
+        self.check(&format!("ask how many blocks of {} run side by side", function.name), result)?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
     fn refused_module(&self, name: &str, ptx: &str, result: CUresult, said: &str) -> DeviceError {
         let (major, minor) = self.description.driver;
         let said =
@@ -523,7 +615,8 @@ impl State {
 
     fn alloc(&mut self, bytes: usize) -> Result<Ptr, DeviceError> {
         let bytes = bytes as u64;
-        let address = match self.arena.alloc(bytes) {
+        let found = if self.exact { Some(self.alloc_exactly(bytes)?) } else { self.arena.alloc(bytes) };
+        let address = match found {
             Some(address) => address,
             None => {
                 self.grow(bytes)?;
@@ -563,16 +656,31 @@ impl State {
     }
 
     fn take_piece(&mut self, bytes: u64, size: u64) -> Result<bool, DeviceError> {
+        let base = self.driver_memory(size)?;
+        if let Some(base) = base {
+            self.arena.add(bytes, base, size);
+        }
+        Ok(base.is_some())
+    }
+
+    /// Memory that is an allocation of the driver's by itself.
+    fn alloc_exactly(&mut self, bytes: u64) -> Result<u64, DeviceError> {
+        let Some(base) = self.driver_memory(bytes)? else { return Err(self.out_of_memory(bytes)) };
+        self.arena.add_alone(base, bytes);
+        Ok(base)
+    }
+
+    /// Asks the driver for memory; `None` where there is not as much.
+    fn driver_memory(&mut self, bytes: u64) -> Result<Option<u64>, DeviceError> {
         self.counts.allocations += 1;
         let mut base = 0;
         // SAFETY: the pointer is to a local.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut base, size as usize) };
+        let result = unsafe { sys::cuMemAlloc_v2(&mut base, usize::try_from(bytes).unwrap_or(usize::MAX)) };
         if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            return Ok(false);
+            return Ok(None);
         }
         self.check("allocate memory", result)?;
-        self.arena.add(bytes, base, size);
-        Ok(true)
+        Ok(Some(base))
     }
 
     fn out_of_memory(&self, bytes: u64) -> DeviceError {
@@ -591,13 +699,24 @@ impl State {
 
     fn free(&mut self, address: u64) {
         match &mut self.sequence {
-            Some(sequence) if !sequence.steps.is_empty() && self.arena.is_small(address) => {
+            // Work that is held back may use it: of large memory, what takes its place is used later.
+            Some(sequence) if !sequence.steps.is_empty() && (self.exact || self.arena.is_small(address)) => {
                 sequence.fresh.remove(&address);
                 sequence.freed.push(address);
             }
-            _ => {
-                self.arena.free(address);
-            }
+            _ => self.give_back(address),
+        }
+    }
+
+    /// To the arena, or to the driver what the arena only keeps books of.
+    fn give_back(&mut self, address: u64) {
+        if self.arena.remove_alone(address) {
+            // An error has been told before, or will be by the next call.
+            let _ = self.wait();
+            // SAFETY: the memory is ours, forgotten, and no work is under way.
+            let _ = self.check("give memory back", unsafe { sys::cuMemFree_v2(address) });
+        } else {
+            self.arena.free(address);
         }
     }
 
@@ -748,6 +867,7 @@ impl State {
             )
         };
         if result == CUresult::CUDA_SUCCESS {
+            self.remember(kernel, launch);
             return Ok(());
         }
         let doing = format!("launch {} with grid {grid:?}, block {block:?}", function.name);
@@ -759,14 +879,29 @@ impl State {
         let Some(sequence) = &mut self.sequence else { return Ok(()) };
         let steps = std::mem::take(&mut sequence.steps);
         sequence.fresh.clear();
-        for address in std::mem::take(&mut sequence.freed) {
-            self.arena.free(address);
-        }
-        let verdict = if self.counts.refused > 0 { Verdict::Run } else { self.recordings.look(&steps) };
+        let freed = std::mem::take(&mut sequence.freed);
+        let submitted = self.submit_steps(&steps);
+        freed.into_iter().for_each(|address| self.give_back(address));
+        submitted
+    }
+
+    fn submit_steps(&mut self, steps: &[Step]) -> Result<(), DeviceError> {
+        // A graph names addresses, which are the driver's to give to others where every allocation is its own.
+        let alone = self.exact || self.counts.refused > 0;
+        let verdict = if alone { Verdict::Run } else { self.recordings.look(steps) };
         let graph = match verdict {
             Verdict::Run => None,
-            Verdict::Replay(graph) => Some(*graph),
-            Verdict::Record => self.record(&steps)?,
+            Verdict::Replay(graph) => {
+                let graph = *graph;
+                for step in &steps[steps.len().saturating_sub(REMEMBERED)..] {
+                    if let Step::Launch(kernel, shape, _) = step {
+                        self.remember(*kernel, shape);
+                    }
+                }
+                Some(graph)
+            }
+            // To record launches is to launch them, as far as the last ones are remembered.
+            Verdict::Record => self.record(steps)?,
         };
         if let Some(graph) = graph {
             // SAFETY: the graph was instantiated in this context and is destroyed only when it leaves the records.
@@ -912,7 +1047,12 @@ impl Device for Gpu {
     }
 
     fn free(&self, ptr: Ptr) {
-        self.state().free(ptr.0);
+        let mut state = self.state();
+        // Only then does the driver hear of it. An error of its is told by the next call.
+        if state.exact {
+            let _ = state.make_current();
+        }
+        state.free(ptr.0);
     }
 
     fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -943,8 +1083,7 @@ impl Device for Gpu {
     }
 
     fn available(&self) -> Result<Option<u64>, DeviceError> {
-        let MemoryUse { used, held, free, .. } = self.memory()?;
-        Ok(Some(free + held - used))
+        Ok(Some(self.memory()?.available()))
     }
 
     fn begin_sequence(&self) -> Result<(), DeviceError> {

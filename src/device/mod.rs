@@ -8,6 +8,7 @@
 pub mod arena;
 pub mod driver;
 pub mod sequence;
+mod sys;
 pub mod vm;
 
 use std::sync::Arc;

@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
 use bon_engine::device::arena::{ALIGN, Arena, SMALL};
-use bon_engine::device::driver::Gpu;
+use bon_engine::device::driver::{EXACT_ALLOC, Gpu};
 use bon_engine::device::sequence::{Recordings, Step, Verdict};
 use bon_engine::device::{Arg, Device, Kernel, Launch, Ptr};
+
+use crate::places::{checkout, program, virtual_driver_folder};
 
 /// cuda:0 as tests use it. Without one, what is left out is told at the end.
 pub(crate) fn gpu() -> Option<Gpu> {
@@ -426,7 +428,9 @@ mod on_gpu {
         assert_eq!(gpu.counts().allocations, allocations);
         let memory = gpu.memory().unwrap();
         assert!(memory.used == 0 && memory.held >= memory.peak && memory.peak > 0, "{memory:?}");
-        assert_eq!(gpu.available(), Ok(Some(memory.free + memory.held)));
+        // Others may have taken memory since.
+        assert_eq!(memory.available(), memory.free + memory.held);
+        assert!(gpu.available().unwrap().is_some_and(|bytes| (1..=memory.total).contains(&bytes)));
     }
 
     #[test]
@@ -731,6 +735,16 @@ mod with_settings {
         );
     }
 
+    /// A driver newer than the headers.
+    #[test]
+    fn an_unknown_result() {
+        if !on_machine("an_unknown_result", &[("VCUDA_INIT", "98765")]) {
+            return;
+        }
+        let message = Gpu::open(0).unwrap_err().message;
+        assert_eq!(message, "cannot start the CUDA driver: error 98765 (error 98765)");
+    }
+
     #[test]
     fn little_memory() {
         if !on_machine("little_memory", &[("VCUDA_MEMORY", "209715200")]) {
@@ -772,16 +786,126 @@ mod with_settings {
             return;
         }
         let gpu = Gpu::open(0).unwrap();
-        let [.., wild] = kernels(&gpu);
-        gpu.launch(wild, &Launch::linear(1, 1), &[]).unwrap();
+        let [kernel, _, wild] = kernels(&gpu);
+        // More than are remembered; the wild one is not the last.
+        let y = upload(&gpu, &[1.0; 64]);
+        (0..40).for_each(|_| combine(&gpu, kernel, [y, y, y], 64, 1.0));
+        gpu.launch(wild, &Launch::linear(3, 1), &[]).unwrap();
+        combine(&gpu, kernel, [y, y, y], 64, 1.0);
+        let launched = "; launched before, the latest first: combine with grid [1, 1, 1], block [64, 1, 1], \
+                        wild with grid [3, 1, 1], block [1, 1, 1], combine with grid [1, 1, 1]";
+        let read = gpu.read(y, &mut [0; 4]).unwrap_err().message;
+        assert!(read.contains(launched), "{read}");
+        assert_eq!(read.matches(" with grid ").count(), 16, "{read}");
         for _ in 0..2 {
             let message = gpu.synchronize().unwrap_err().message;
+            assert!(message.contains(launched), "{message}");
             assert!(message.contains("(CUDA_ERROR_ILLEGAL_ADDRESS); a kernel failed"), "{message}");
             assert!(
                 message.contains("CUDA_LAUNCH_BLOCKING=1") && message.contains("--device vm"),
                 "{message}"
             );
         }
+    }
+
+    /// With CUDA_LAUNCH_BLOCKING=1 the launch that fails says so itself.
+    #[test]
+    fn a_kernel_that_is_waited_for() {
+        let settings = [("CUDA_LAUNCH_BLOCKING", "1"), ("VCUDA_FAULT", "reverse")];
+        if !on_machine("a_kernel_that_is_waited_for", &settings) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let [kernel, reverse, _] = kernels(&gpu);
+        let y = upload(&gpu, &[1.0; 64]);
+        combine(&gpu, kernel, [y, y, y], 64, 1.0);
+        let message =
+            gpu.launch(reverse, &Launch::linear(1, 64), &[y.into(), 0u32.into()]).unwrap_err().message;
+        assert!(
+            message.starts_with("cannot launch reverse with grid [1, 1, 1], block [64, 1, 1]: "),
+            "{message}"
+        );
+        assert!(
+            message.ends_with(
+                "; launched before, the latest first: combine with grid [1, 1, 1], block [64, 1, 1]"
+            )
+        );
+    }
+
+    #[test]
+    fn a_replay_that_fails() {
+        if !on_machine("a_replay_that_fails", &[]) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let [kernel, _, wild] = kernels(&gpu);
+        let y = upload(&gpu, &[1.0; 64]);
+        for round in 0..3 {
+            gpu.begin_sequence().unwrap();
+            (0..5).for_each(|_| combine(&gpu, kernel, [y, y, y], 64, 1.0));
+            gpu.end_sequence().unwrap();
+            if round == 1 {
+                gpu.launch(wild, &Launch::linear(1, 1), &[]).unwrap();
+            }
+        }
+        // Replayed, and a replay is a launch of all in it.
+        assert_eq!(gpu.counts().replayed, 2);
+        let message = gpu.synchronize().unwrap_err().message;
+        let (_, launched) = message.split_once("the latest first: ").unwrap();
+        let names: Vec<&str> =
+            launched.split(" with grid ").map(|part| part.rsplit(' ').next().unwrap()).collect();
+        assert_eq!(names[..7], [["combine"; 5].as_slice(), &["wild", "combine"]].concat(), "{message}");
+    }
+
+    /// Every allocation has its own bounds, so that an access past a tensor is seen where it happens.
+    #[test]
+    fn exact_memory() {
+        if !on_machine("exact_memory", &[(EXACT_ALLOC, "1")]) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let before = gpu.memory().unwrap();
+        let [kernel, ..] = kernels(&gpu);
+        let [x, y] = [upload(&gpu, &[1.0; 50]), upload(&gpu, &[0.0; 50])];
+        let memory = gpu.memory().unwrap();
+        assert_eq!((memory.used, memory.held, memory.free), (400, 400, before.free - 400));
+        // Memory that is freed in a sequence is still there when its work runs, and gone afterwards.
+        for _ in 0..4 {
+            gpu.begin_sequence().unwrap();
+            (0..4).for_each(|_| step(&gpu, kernel, x, 50));
+            gpu.end_sequence().unwrap();
+        }
+        assert!(download(&gpu, x, 50).iter().all(|x| *x == 17.0));
+        let after = gpu.memory().unwrap();
+        assert_eq!((after.used, after.held, after.free), (400, 400, before.free - 400));
+        assert_eq!((gpu.counts().recorded, gpu.counts().single), (0, 32));
+        combine(&gpu, kernel, [x, x, y], 51, 1.0);
+        let message = gpu.synchronize().unwrap_err().message;
+        assert!(message.contains("ILLEGAL_ADDRESS"), "{message}");
+    }
+
+    /// The same access within a piece of the arena, where nobody sees it.
+    #[test]
+    fn memory_in_pieces() {
+        if !on_machine("memory_in_pieces", &[]) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let [kernel, ..] = kernels(&gpu);
+        let [x, y] = [upload(&gpu, &[1.0; 51]), upload(&gpu, &[0.0; 50])];
+        combine(&gpu, kernel, [x, x, y], 51, 1.0);
+        gpu.synchronize().unwrap();
+    }
+
+    /// x = x + 1 by way of temporary memory, small and large.
+    fn step(gpu: &Gpu, kernel: Kernel, x: Ptr, n: usize) {
+        let one = upload(gpu, &vec![1.0; n]);
+        let sum = gpu.alloc(2 << 20).unwrap();
+        combine(gpu, kernel, [x, one, sum], n, 1.0);
+        gpu.free(one);
+        let zero = upload(gpu, &vec![0.0; n]);
+        combine(gpu, kernel, [sum, zero, x], n, 1.0);
+        [zero, sum].into_iter().for_each(|ptr| gpu.free(ptr));
     }
 
     #[test]
@@ -819,18 +943,6 @@ mod with_settings {
     }
 }
 
-/// A directory where a program finds the virtual driver as the CUDA driver.
-fn virtual_driver() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    // Cargo builds a dev-dependency's libraries beside the tests.
-    let library = std::env::current_exe().unwrap().with_file_name("libvcuda.so");
-    assert!(library.is_file(), "no {}", library.display());
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        std::os::unix::fs::symlink(&library, dir.path().join(name)).unwrap();
-    }
-    dir
-}
-
 /// A program that finds its libraries in `dir` first.
 fn with_libraries(program: &Path, dir: &Path) -> Command {
     let mut path = vec![dir.to_owned()];
@@ -846,7 +958,7 @@ fn with_libraries(program: &Path, dir: &Path) -> Command {
 /// Runs tests of this program on the virtual driver with `settings`; returns how many, and standard error.
 #[track_caller]
 fn under(settings: &[(&str, &str)], arguments: &[&str]) -> (usize, String) {
-    let dir = virtual_driver();
+    let dir = virtual_driver_folder();
     let mut command = with_libraries(&std::env::current_exe().unwrap(), dir.path());
     let run = command.args(arguments).envs(settings.iter().copied()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
@@ -864,7 +976,7 @@ fn here() -> &'static str {
 #[test]
 fn the_driver_is_used_as_it_may_be() {
     let (passed, said) = under(&[], &[&format!("{}::on_gpu::", here())]);
-    let source = std::fs::read_to_string(root().join("tests/suite/device.rs")).unwrap();
+    let source = std::fs::read_to_string(checkout().join("tests/suite/device.rs")).unwrap();
     let there = source.split("mod on_gpu {").nth(1).unwrap().split("\n}\n").next().unwrap();
     assert_eq!(passed, there.matches("#[test]").count());
     // What the tests do on purpose, and nothing about leaks.
@@ -888,10 +1000,10 @@ fn the_kernels_run_through_the_driver() {
 
 #[test]
 fn devices_tells_what_there_is() {
-    let program = Path::new(env!("CARGO_BIN_EXE_bon-engine"));
+    let program = program();
     let tell = |dir: &Path, settings: &[(&str, &str)]| {
         let run =
-            with_libraries(program, dir).arg("devices").envs(settings.iter().copied()).output().unwrap();
+            with_libraries(&program, dir).arg("devices").envs(settings.iter().copied()).output().unwrap();
         assert!(run.status.success());
         String::from_utf8(run.stdout).unwrap()
     };
@@ -900,7 +1012,7 @@ fn devices_tells_what_there_is() {
         assert!(tell(empty.path(), &[]).contains("\ncuda    none: this program was built without nvcc"));
         return;
     }
-    let dir = virtual_driver();
+    let dir = virtual_driver_folder();
     let told = tell(dir.path(), &[("VCUDA_DEVICES", "2"), ("VCUDA_CAPABILITY", "9.0")]);
     let gpu = "vcuda (a virtual GPU on the CPU), 16.0 GiB, compute capability 9.0, driver of CUDA 12.4\n";
     assert!(told.contains(&format!("\ncuda:0  {gpu}cuda:1  {gpu}vm      ")), "{told}");
@@ -913,6 +1025,47 @@ fn devices_tells_what_there_is() {
 }
 
 #[test]
+fn kernels_tells_what_the_driver_makes_of_them() {
+    if !crate::kernels::compiled() {
+        return;
+    }
+    let dir = virtual_driver_folder();
+    let tell = |more: &[&str]| {
+        let mut command = with_libraries(&program(), dir.path());
+        let run = command
+            .args(["kernels", "--device", "cuda"])
+            .args(more)
+            .env("VCUDA_CAPABILITY", "9.0")
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{run:?}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let gather = ["--op", "gather_rows", "--shape", "270m"];
+    let text = tell(&gather);
+    assert!(text.starts_with("cuda:0 (vcuda (a virtual GPU on the CPU)), 132 multiprocessors\n"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&tell(&[&gather[..], &["--json"]].concat())).unwrap();
+    let code = &json["resources"][0]["code"];
+    assert_eq!((&json["resources"][0]["kernel"], code), (&"gather_rows".into(), &serde_json::json!([9, 0])));
+    let launch = &json["launches"][0];
+    let (grid, block) = (launch["grid"][0].as_u64().unwrap(), launch["block"][0].as_u64().unwrap());
+    // The launch asks for no shared memory: threads or blocks are what a multiprocessor has no more of.
+    let at_once = (2048 / block).min(32);
+    assert_eq!(launch["blocks_per_multiprocessor"], at_once);
+    let line = format!(
+        "  gather_rows: {grid} blocks of {block} with 0 bytes of dynamic shared memory, {at_once} to a \
+         multiprocessor: {:.2} waves\n",
+        grid as f64 / (132 * at_once) as f64
+    );
+    assert!(text.ends_with(&line), "{text}");
+    // Every kernel, and nothing is run.
+    let all: serde_json::Value = serde_json::from_str(&tell(&["--json", "--resources"])).unwrap();
+    let entries: usize = bon_engine::backend::cuda::entries::MODULES.iter().map(|m| m.entries.len()).sum();
+    assert_eq!(all["resources"].as_array().unwrap().len(), entries);
+    assert_eq!(all["launches"].as_array().unwrap().len(), 0);
+}
+
+#[test]
 fn without_a_driver_the_next_step_is_told() {
     match Gpu::open(0) {
         Ok(gpu) => assert!(gpu.name().starts_with("cuda:0 ("), "{}", gpu.name()),
@@ -922,32 +1075,10 @@ fn without_a_driver_the_next_step_is_told() {
 
 // --------------------------------------------------------------------------------------------------- what is built in
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-#[test]
-fn all_functions_of_the_driver_are_looked_up_before_they_are_called() {
-    let source = std::fs::read_to_string(root().join("src/device/driver.rs")).unwrap();
-    let name =
-        |rest: &str| -> String { rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
-    let mut called: Vec<String> = source
-        .split("sys::cu")
-        .skip(1)
-        .map(|rest| format!("cu{}", name(rest)))
-        .filter(|name| name != "culib")
-        .collect();
-    called.sort();
-    called.dedup();
-    let table = source.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
-    let mut listed: Vec<String> = table.split('"').skip(1).step_by(2).map(str::to_owned).collect();
-    listed.sort();
-    assert_eq!(listed, called);
-}
-
 #[test]
 fn older_drivers_take_the_kernels() {
-    use bon_engine::backend::cuda::entries::{MODULES, PTX_VERSION, PTXAS};
+    use bon_engine::backend::cuda::entries::{MODULES, PTX_VERSION};
+    use bon_engine::backend::cuda::figures::ptxas;
     if !crate::kernels::compiled() {
         return;
     }
@@ -960,7 +1091,7 @@ fn older_drivers_take_the_kernels() {
         let version = (major.parse::<u32>().unwrap(), minor.parse::<u32>().unwrap());
         assert!(version <= PTX_VERSION, "{}.ptx is of version {version:?}", module.name);
         // No optimisation: only whether it may be of this version is asked.
-        let Some(ptxas) = PTXAS else { continue };
+        let Some(ptxas) = ptxas() else { continue };
         let path = dir.path().join(format!("{}.ptx", module.name));
         std::fs::write(&path, ptx).unwrap();
         let out = dir.path().join("out");

@@ -167,7 +167,7 @@ impl Fixture {
     /// The program with these arguments, to be run in the fixture's directory. A backtrace would be a bug, so it is
     /// asked for.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bon-engine"));
+        let mut command = Command::new(crate::places::program());
         command.args(args).current_dir(self.root()).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command
     }

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::fixture::{Fixture, Ran};
+use crate::places::program;
 
 /// `train run.toml` into `output` with more settings.
 fn train(output: &str, set: &[&str]) -> Vec<String> {
@@ -171,7 +172,7 @@ fn the_first_signal_saves_and_the_second_ends_at_once() {
         assert!(ran.stdout.starts_with(&words), "{}", ran.stdout);
 
         // What it prints is what a shell needs.
-        let command = command.replace("bon-engine", env!("CARGO_BIN_EXE_bon-engine"));
+        let command = command.replace("bon-engine", program().to_str().unwrap());
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{command} --set train.steps={}", step + 2)]).current_dir(f.root());
         let ran = Ran::of(&mut shell);
@@ -306,7 +307,7 @@ fn a_full_disk_costs_no_checkpoint() {
     let words: Vec<String> = resume("out", &set);
     let script = format!("trap '' XFSZ; ulimit -f 32; exec \"$0\" {}", words.join(" "));
     let mut shell = Command::new("sh");
-    shell.args(["-c", &script, env!("CARGO_BIN_EXE_bon-engine")]).current_dir(f.root());
+    shell.args(["-c", &script, program().to_str().unwrap()]).current_dir(f.root());
     let ran = Ran::of(&mut shell);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     let error = ran.stderr.lines().last().unwrap();

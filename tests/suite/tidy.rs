@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bon_engine::train::config::TrainConfig;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::places::checkout as root;
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
@@ -142,7 +140,7 @@ const PRIVILEGES: [(&str, &[&str]); 17] = [
     ("println!", &[]),
     ("io::stdout", &["src/cli/"]),
     ("io::stdin", &["src/cli/"]),
-    ("env::", &[]),
+    ("env::", &["src/device/driver.rs", "src/backend/cuda/figures.rs"]),
     ("indicatif", &["src/cli/"]),
     ("process::exit", &[]),
     ("rayon::", &["src/backend/cpu/", "src/cli/devices.rs"]),
@@ -161,7 +159,7 @@ const PRIVILEGES: [(&str, &[&str]); 17] = [
     ("backend::cpu", &["src/cli/", "src/backend/cpu/"]),
     ("backend::cuda", &["src/cli/"]),
     ("ptxvm", &["src/device/vm.rs"]),
-    ("cudarc", &["src/device/driver.rs"]),
+    ("cudarc", &["src/device/sys.rs"]),
 ];
 /// Pure functions: no files, clocks, threads.
 const PURE: [&str; 4] = ["src/objective/", "src/eval/", "src/rng.rs", "src/segments.rs"];
@@ -304,7 +302,7 @@ fn the_readme_shows_what_weigh_prints() {
         else {
             continue;
         };
-        let run = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("bon-engine"))
+        let run = assert_cmd::Command::new(crate::places::program())
             .args(arguments.split(' '))
             .write_stdin(format!("{input}\n"))
             .assert()

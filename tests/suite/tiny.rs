@@ -1,6 +1,6 @@
 //! Tiny models: those of `tests/goldens`, and what the tests of whole models share.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
@@ -16,7 +16,7 @@ pub(crate) const NAMES: [&str; 4] = ["gemma1", "gemma2", "gemma3", "gemma3_linea
 
 /// The directory of a golden model.
 pub(crate) fn dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+    crate::places::checkout().join("tests/goldens").join(name)
 }
 
 /// A golden model, weights in `dtype` (they are the same numbers in f32 and bf16).

@@ -126,7 +126,7 @@ fn output_streams() {
 }
 
 fn command() -> Command {
-    Command::new(assert_cmd::cargo::cargo_bin!("bon-engine"))
+    Command::new(crate::places::program())
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn the_binary_reads_files_and_standard_input() {
 #[test]
 fn a_closed_pipe_ends_it_quietly() {
     use std::process::{Command, Stdio};
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bon-engine"))
+    let mut child = Command::new(crate::places::program())
         .args(["weigh", "--objective", "rl"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

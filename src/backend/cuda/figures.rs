@@ -10,6 +10,7 @@
 //! in its L1 what it asks for, and that it issues an instruction for each of PTX, of which ptxas folds some away.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -278,7 +279,9 @@ pub enum FiguresError {
     #[error("{NO_KERNELS}")]
     NoKernels,
     /// No assembler.
-    #[error("there is no ptxas beside the nvcc that this program was built with; `make nvcc` fetches both")]
+    #[error(
+        "there is no ptxas beside the nvcc that this program was built with, and BON_PTXAS names none; `make nvcc` fetches both"
+    )]
     NoPtxas,
     /// It could not be run.
     #[error("cannot run {ptxas}")]
@@ -310,12 +313,18 @@ pub enum FiguresError {
     },
 }
 
+/// The assembler: the one that `BON_PTXAS` names in the environment, else the one beside the nvcc that compiled the
+/// kernels; `None` where that is not there.
+pub fn ptxas() -> Option<String> {
+    env::var("BON_PTXAS").ok().or(PTXAS.map(str::to_owned)).filter(|ptxas| Path::new(ptxas).is_file())
+}
+
 /// Assembles a module for an architecture.
 pub fn resources(module: &Module, arch: &str) -> Result<Vec<Resources>, FiguresError> {
     let ptx = module.ptx.ok_or(FiguresError::NoKernels)?;
-    let ptxas = PTXAS.filter(|ptxas| Path::new(ptxas).is_file()).ok_or(FiguresError::NoPtxas)?;
-    let failed = |source| FiguresError::Run { ptxas: ptxas.to_owned(), source };
-    let mut child = Command::new(ptxas)
+    let ptxas = ptxas().ok_or(FiguresError::NoPtxas)?;
+    let failed = |source| FiguresError::Run { ptxas: ptxas.clone(), source };
+    let mut child = Command::new(&ptxas)
         .args(["-arch", arch, "-v", "-o", "/dev/null", "/dev/stdin"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -331,7 +340,7 @@ pub fn resources(module: &Module, arch: &str) -> Result<Vec<Resources>, FiguresE
     let said = String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned();
     let found = parse(&said, arch);
     if !run.status.success() || found.len() != module.entries.len() {
-        let (ptxas, arch) = (ptxas.to_owned(), arch.to_owned());
+        let arch = arch.to_owned();
         return Err(FiguresError::Refused { ptxas, module: module.name, arch, said });
     }
     Ok(found)

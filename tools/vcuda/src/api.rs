@@ -199,6 +199,16 @@ export! {
         with_context(|context| context.set_function_attribute(known(function), which, value))
     }
 
+    /// How many blocks of a kernel a multiprocessor holds at once.
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: *mut c_int,
+        function: Handle,
+        threads: c_int,
+        shared_bytes: usize,
+    ) {
+        give(blocks, with_context(|context| context.occupancy(known(function), threads, shared_bytes))?)
+    }
+
     /// Device memory.
     fn cuMemAlloc_v2(address: *mut u64, bytes: usize) {
         give(address, with_context(|context| context.alloc(bytes))?)

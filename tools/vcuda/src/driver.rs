@@ -260,7 +260,8 @@ impl Context {
                     event.passed = Some((serial, Instant::now()));
                 }
             };
-            if let Err(code) = work.run(&mut self.gpu, &mut passed) {
+            let fault = self.settings.fault.as_deref();
+            if let Err(code) = work.run(&mut self.gpu, fault, &mut passed) {
                 self.failed = Some(code);
                 return Err(code);
             }
@@ -508,11 +509,30 @@ impl Context {
     /// cuFuncGetAttribute, by the driver's number.
     pub fn function_attribute(&self, function: u64, which: u32) -> Result<i32, Code> {
         let (shared, dynamic) = self.dynamic(function)?;
+        let (major, minor) = self.settings.capability;
         match which {
-            1 => Ok(shared as i32),  // SHARED_SIZE_BYTES
+            1 => Ok(shared as i32),      // SHARED_SIZE_BYTES
+            3 | 4 => Ok(0), // LOCAL_SIZE_BYTES, NUM_REGS: PTX runs as it is, and no register is assigned
+            6 => Ok(major * 10 + minor), // BINARY_VERSION
             8 => Ok(dynamic as i32), // MAX_DYNAMIC_SHARED_SIZE_BYTES
             _ => Err(Code::NOT_SUPPORTED),
         }
+    }
+
+    /// cuOccupancyMaxActiveBlocksPerMultiprocessor, by threads, shared memory and number of blocks: none of registers.
+    pub fn occupancy(&self, function: u64, threads: i32, shared_bytes: usize) -> Result<i32, Code> {
+        let (fixed, dynamic) = self.dynamic(function)?;
+        let threads =
+            u32::try_from(threads).ok().filter(|n| (1..=1024).contains(n)).ok_or(Code::INVALID_VALUE)?;
+        let asked = u32::try_from(shared_bytes).map_err(|_| Code::INVALID_VALUE)?;
+        if asked > dynamic {
+            return Ok(0);
+        }
+        let (most_threads, shared, blocks) = self.settings.multiprocessor();
+        // Warps are whole, and the driver has a kibibyte of each block's shared memory.
+        let by_threads = most_threads / threads.next_multiple_of(32);
+        let by_shared = shared / (fixed + asked + (1 << 10));
+        Ok(by_threads.min(by_shared).min(blocks) as i32)
     }
 
     /// cuFuncSetAttribute, by the driver's number.
@@ -556,7 +576,9 @@ impl Context {
             say(&format!("{}: {asked} bytes of dynamic shared memory, {dynamic} are allowed", kernel.name));
             return Err(Code::INVALID_VALUE);
         }
-        self.put(stream, Work::Launch(kernel, shape, args))
+        self.put(stream, Work::Launch(kernel, shape, args))?;
+        let captured = self.streams.get(&stream).is_some_and(|s| s.capture.is_some());
+        if self.settings.blocking && !captured { self.drain(stream, None) } else { Ok(()) }
     }
 
     // ----------------------------------------------------------------------------------------- streams and events

@@ -38,6 +38,10 @@ pub struct Settings {
     pub checks: bool,
     /// How products of tensor cores add up (`VCUDA_MMA`: chain, ampere or hopper).
     pub mma: MmaOrder,
+    /// The kernel that fails as soon as it runs (`VCUDA_FAULT`, its name).
+    pub fault: Option<String>,
+    /// Whether a launch waits until it has run (`CUDA_LAUNCH_BLOCKING`, 0 or 1, as NVIDIA's driver has it).
+    pub blocking: bool,
 }
 
 fn variable<T>(name: &str, default: T, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {
@@ -93,7 +97,21 @@ impl Settings {
             })?,
             checks: variable("VCUDA_CHECKS", true, switch)?,
             mma: variable("VCUDA_MMA", MmaOrder::Chain, MmaOrder::named)?,
+            fault: variable("VCUDA_FAULT", None, |text| Some(Some(text.to_owned())))?,
+            blocking: variable("CUDA_LAUNCH_BLOCKING", false, switch)?,
         })
+    }
+
+    /// Threads, bytes of shared memory and blocks that a multiprocessor holds at once.
+    pub fn multiprocessor(&self) -> (u32, u32, u32) {
+        // A kibibyte of each block's shared memory is the driver's.
+        let shared = self.shared + (1 << 10);
+        match self.capability {
+            (8, 6 | 7) => (1536, shared, 16),
+            (8, 9) => (1536, shared, 24),
+            (12.., _) => (1536, shared, 24),
+            _ => (2048, shared, 32),
+        }
     }
 
     /// The newest PTX that a driver of [`Settings::version`] takes.

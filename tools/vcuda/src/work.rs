@@ -47,8 +47,13 @@ fn code(e: &Error) -> Code {
 }
 
 impl Work {
-    /// Runs it; `passed` hears of events.
-    pub fn run(&self, gpu: &mut Gpu, passed: &mut dyn FnMut(u64, u64)) -> Result<(), Code> {
+    /// Runs it; the kernel of the name `fault` fails, and `passed` hears of events.
+    pub fn run(
+        &self,
+        gpu: &mut Gpu,
+        fault: Option<&str>,
+        passed: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Code> {
         let failed = |what: &str, e: &Error| {
             say(&format!("{what}: {e}"));
             code(e)
@@ -70,6 +75,10 @@ impl Work {
             Work::Fill(to, value, bytes) => {
                 gpu.fill(DevicePtr(*to), *value, *bytes).map_err(|e| failed("fill", &e))
             }
+            Work::Launch(function, ..) if fault == Some(function.name.as_str()) => {
+                say(&format!("launch of {}: it fails because VCUDA_FAULT names it", function.name));
+                Err(Code::ILLEGAL_ADDRESS)
+            }
             Work::Launch(function, shape, args) => {
                 let args: Vec<Arg> = args.iter().map(|bytes| Arg::Bytes(bytes.clone())).collect();
                 let run = gpu.launch(&function.module, &function.name, shape, &args);
@@ -79,7 +88,7 @@ impl Work {
                 passed(*event, *serial);
                 Ok(())
             }
-            Work::Graph(_, steps) => steps.iter().try_for_each(|step| step.run(gpu, passed)),
+            Work::Graph(_, steps) => steps.iter().try_for_each(|step| step.run(gpu, fault, passed)),
         }
     }
 }

@@ -1,11 +1,12 @@
 # What the README runs. Every target sets itself up; each needs Rust and a C compiler, some need Python 3 with pip.
 
 BON    := cargo run --locked --release --quiet --
+KIT    := target/gpu-kit
 PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity vm-gemma bench nvcc goldens rust
+.PHONY: help demo test gemma parity vm-gemma bench nvcc gpu-kit goldens rust
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,12 @@ bench: rust nvcc ## Time the CPU ops, the virtual GPU, and the CUDA kernels (wit
 
 nvcc: ## Find nvcc, or fetch NVIDIA's compiler into .cache (120 MB to download, once)
 	@tools/install-nvcc.sh >/dev/null
+
+gpu-kit: rust nvcc ## Pack what tells all of a GPU on a machine with a driver alone (target/gpu-kit.tar.xz)
+	tools/gpu_kit/make.sh $(KIT)
+	tar -C $(dir $(KIT)) --owner=0 --group=0 -cf - $(notdir $(KIT)) | xz -T0 -9 >$(KIT).tar.xz
+	@bytes=$$(stat -c %s $(KIT).tar.xz); echo "$(KIT).tar.xz: $$((bytes >> 10)) KiB"; \
+		[ $$bytes -le 41943040 ] || { echo "more than 40 MiB: what has grown in $(KIT)?" >&2; exit 1; }
 
 goldens: ## Rewrite tests/goldens with Transformers (up to 3 GB to download, once)
 	python3 tools/reference/goldens.py

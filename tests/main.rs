@@ -18,6 +18,8 @@ mod eval;
 mod fixture;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/gpu_kit.rs"]
+mod gpu_kit;
 #[path = "suite/gradcheck.rs"]
 mod gradcheck;
 #[path = "suite/kernels/mod.rs"]

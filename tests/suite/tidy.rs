@@ -218,11 +218,12 @@ fn one_stem_per_kernel_file() {
 
 // ------------------------------------------------------------------------------------------ documents and the truth
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "kernels/README.md",
+    "tools/gpu_kit/README.md",
     "tools/reference/README.md",
     "examples/reference.toml",
 ];

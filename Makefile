@@ -6,12 +6,12 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity vm-gemma bench nvcc gpu-kit goldens rust
+.PHONY: help demo test gemma parity vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: rust gemma ## Train Gemma 3 270M for Best-of-N on this machine; goes on where an earlier call was stopped
+demo: rust kernels-for-gpu gemma ## Train Gemma 3 270M for Best-of-N on this machine, on its GPU if it has one; goes on where an earlier call was stopped
 	cargo build --locked --release
 	@if [ -e $(DEMO)/comparison.txt ]; then \
 		cat $(DEMO)/comparison.txt; \
@@ -63,6 +63,11 @@ gpu-kit: rust nvcc ## Pack what tells all of a GPU on a machine with a driver al
 
 goldens: ## Rewrite tests/goldens with Transformers (up to 3 GB to download, once)
 	python3 tools/reference/goldens.py
+
+# Where there is a driver to run kernels, the build that follows has them. Without nvcc it is one for the CPU.
+kernels-for-gpu:
+	@! tools/has-driver.sh || tools/install-nvcc.sh >/dev/null \
+		|| echo "this machine has a CUDA driver, but no nvcc for the kernels (see above): computing on the CPU" >&2
 
 rust:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer, see rustup.rs" >&2; exit 1; }

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::progress::Screen;
+use super::progress::{Screen, note};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::cuda::entries::compiled;
-use crate::device::driver::{Gpu, gpus};
+use crate::backend::cuda::entries::{NO_KERNELS, compiled};
+use crate::device::driver::{self, Gpu};
 use crate::device::vm::{Options, Vm};
 
 /// `--device` for commands that compute.
@@ -86,19 +86,31 @@ impl DeviceChoice {
                 spinner.finish_and_clear();
                 Engine::Cuda(cuda)
             }
-            Self::Auto => match first_gpu() {
-                Some(index) => Self::Cuda(index).open()?,
-                None => Engine::Cpu(Cpu),
-            },
+            Self::Auto => {
+                let opened = first_gpu().and_then(|index| {
+                    let Some(index) = index else { return Ok(Engine::Cpu(Cpu)) };
+                    Self::Cuda(index).open().map_err(|e| format!("{e:#}"))
+                });
+                opened.unwrap_or_else(|why| {
+                    note(&format!("note: computing on the CPU, not on a GPU: {why}"));
+                    Engine::Cpu(Cpu)
+                })
+            }
         })
     }
 }
 
-/// The first GPU that this program can compute on.
-fn first_gpu() -> Option<usize> {
-    if !compiled() {
-        return None;
+/// The first GPU that this program can compute on; `None` on a machine without a driver, which has none. Where there is
+/// a driver, whoever did not ask for the CPU should hear why it is not used.
+fn first_gpu() -> Result<Option<usize>, String> {
+    if !driver::installed() {
+        return Ok(None);
     }
-    // Why there is none is for `bon-engine devices` to say.
-    gpus().unwrap_or_default().into_iter().find(|gpu| gpu.usable).map(|gpu| gpu.ordinal)
+    let gpus = driver::gpus().map_err(|e| e.message)?;
+    let usable = gpus.iter().find(|gpu| gpu.usable).map(|gpu| gpu.ordinal);
+    match usable {
+        _ if !compiled() => Err(NO_KERNELS.into()),
+        Some(_) => Ok(usable),
+        None => Err("none has compute capability 8.0 (Ampere) or newer".into()),
+    }
 }

@@ -71,6 +71,11 @@ pub struct Description {
     pub driver: (i32, i32),
 }
 
+/// Whether the machine has a CUDA driver, whatever that says.
+pub fn installed() -> bool {
+    sys::load() != Err(Missing::Library)
+}
+
 /// All GPUs, or why there is none.
 pub fn gpus() -> Result<Vec<Description>, DeviceError> {
     init()?;

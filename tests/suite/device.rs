@@ -13,6 +13,7 @@ use bon_engine::device::driver::{EXACT_ALLOC, Gpu};
 use bon_engine::device::sequence::{Recordings, Step, Verdict};
 use bon_engine::device::{Arg, Device, Kernel, Launch, Ptr};
 
+use crate::fixture::{Fixture, Ran};
 use crate::places::{checkout, program, virtual_driver_folder};
 
 /// cuda:0 as tests use it. Without one, what is left out is told at the end.
@@ -1022,6 +1023,39 @@ fn devices_tells_what_there_is() {
     assert!(
         tell(dir.path(), &[("VCUDA_DEVICES", "0")]).contains("\ncuda    none: cannot start the CUDA driver")
     );
+}
+
+#[test]
+fn a_gpu_is_used_where_there_is_one() {
+    let f = Fixture::for_kernels();
+    let sample =
+        ["sample", "--model", "model", "--prompt", "1+1=", "--max-new-tokens", "2", "--dtype", "bf16"];
+    let dir = virtual_driver_folder();
+    let run = |settings: &[(&str, &str)]| {
+        let mut command = with_libraries(&program(), dir.path());
+        Ran::of(command.args(sample).current_dir(f.root()).envs(settings.iter().copied()))
+    };
+    let cpu = f.succeed(&[&sample[..], &["--device", "cpu"]].concat());
+    // Where there is a driver and no GPU is used, a line says why, and the CPU computes.
+    let mut machines = vec![
+        (("VCUDA_DEVICES", "0"), "cannot start the CUDA driver: "),
+        (("VCUDA_CAPABILITY", "7.5"), "none has compute capability 8.0"),
+    ];
+    if crate::kernels::compiled() {
+        machines.push((("VCUDA_VERSION", "11.2"), ", and this driver knows CUDA 11.2; install a driver"));
+        let used = run(&[]);
+        assert!(used.code == Some(0) && !used.stderr.contains("on the CPU, not"), "{used:?}");
+        let failed = run(&[("VCUDA_FAULT", "embed_forward")]);
+        assert!(failed.code == Some(1) && failed.stderr.contains("embed_forward with grid"), "{failed:?}");
+    } else {
+        machines = vec![(("VCUDA_DEVICES", "1"), "this program was built without nvcc")];
+    }
+    for (setting, why) in machines {
+        let ran = run(&[setting]);
+        assert_eq!((ran.code, &ran.stdout), (Some(0), &cpu.stdout), "{setting:?}: {ran:?}");
+        let told = ran.stderr.split_once("note: computing on the CPU, not on a GPU: ").map(|(_, told)| told);
+        assert!(told.is_some_and(|told| told.contains(why)), "{setting:?}: {ran:?}");
+    }
 }
 
 #[test]

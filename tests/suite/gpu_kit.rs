@@ -328,6 +328,33 @@ fn the_fast_stage_takes_what_the_machine_has() {
     assert_eq!(ran.steps("none"), ["40-ncu"]);
 }
 
+/// What `make demo` does before it builds.
+#[test]
+fn make_looks_for_nvcc_where_there_is_a_driver() {
+    let bin = tempfile::tempdir().unwrap();
+    programs(bin.path(), &["bash", "cat", "dirname", "env", "make", "mkdir", "readlink"]);
+    let driver = crate::places::virtual_driver_folder();
+    let make = |path: &std::ffi::OsStr, libraries: &Path| {
+        let mut command = Command::new("make");
+        command.args(["--no-print-directory", "kernels-for-gpu"]).current_dir(checkout());
+        let found = command.env_clear().env("PATH", path).env("LD_LIBRARY_PATH", libraries).output().unwrap();
+        assert!(found.status.success() && found.stdout.is_empty(), "{found:?}");
+        String::from_utf8(found.stderr).unwrap()
+    };
+    // A compiler that cannot run: the build goes on, for the CPU.
+    let told = make(bin.path().as_os_str(), driver.path());
+    assert!(told.starts_with("install-nvcc: error: nvcc needs a C++ compiler on this machine"), "{told}");
+    assert!(told.ends_with("no nvcc for the kernels (see above): computing on the CPU\n"), "{told}");
+    // A machine that has all there is, unless it would have to be fetched.
+    let path = std::env::var_os("PATH").unwrap();
+    if crate::kernels::compiled() {
+        assert_eq!(make(&path, driver.path()), "");
+    }
+    if Gpu::open(0).is_err_and(|e| e.message.starts_with("no CUDA driver")) {
+        assert_eq!(make(bin.path().as_os_str(), bin.path()), "");
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ wgmma
 
 /// Rows of C, its columns, and k, of `tools/gpu_kit/wgmma_bits.cu`.

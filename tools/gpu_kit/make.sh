@@ -6,21 +6,23 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$(realpath -m "${1:?usage: make.sh FOLDER}")
 cd "$here/../.."
 
-# The binary that a cargo command built.
+# The binary of a target that a cargo command builds: name, command. Cargo names others that it needs on the way, too.
 built() {
-    local binary
-    binary=$(cargo "$@" --locked --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
-    [[ -x $binary ]] || { echo "make.sh: error: cargo $* made no binary" >&2; return 1; }
+    local name=$1 binary
+    shift
+    binary=$(cargo "$@" "$name" --locked --no-run --message-format=json |
+        sed -n 's|.*"executable":"\([^"]*/deps/'"$name"'-[^"/]*\)".*|\1|p' | tail -n 1)
+    [[ -x $binary ]] || { echo "make.sh: error: cargo $* $name made no binary" >&2; return 1; }
     echo "$binary"
 }
 
 cargo build --locked --release
-tests=$(built test --release --test main)
+tests=$(built main test --release --test)
 benches=()
 # All that Cargo.toml names, but for the CPU's.
 for name in $(sed -n '/^\[\[bench\]\]/,/^$/s/^name = "\(.*\)"/\1/p' Cargo.toml); do
     [[ $name == cpu_ops ]] && continue
-    bench=$(built bench --bench "$name")
+    bench=$(built "$name" bench --bench)
     benches+=("$name=$bench")
 done
 rm -rf "$folder"

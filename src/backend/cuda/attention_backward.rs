@@ -3,6 +3,7 @@
 //! Head widths 64, 128 and 256; any number of query heads per key/value head.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,11 +23,14 @@ const STATS: usize = 8192;
 const STAY: usize = 64;
 /// Rows of the tiles that stream through shared memory, two stages of them.
 const STREAM: usize = 32;
-/// Pairs of a piece are at least this many: a piece of a tile that is cut costs a read of its keys and f32 sums in memory
-/// (128 KiB at Dh = 256), about a tenth of what its products take.
-const MIN_PIECE: usize = 1024;
-/// Blocks that the work on keys is cut into, about, where it is large: two for each multiprocessor of a large GPU.
-const BLOCKS: usize = 256;
+/// Pairs of a piece are at least this many.
+const MIN_PIECE: usize = 512;
+/// What a piece of a tile that is cut costs beside its pairs, in pairs: a read of its keys and f32 sums in memory (128 KiB
+/// at Dh = 256).
+const PIECE_COST: usize = 100;
+/// Blocks at a time of the GPU that the work on keys is cut for: an H100's multiprocessors. Cuts belong to the order of a
+/// sum, so they do not follow the GPU at hand.
+const REFERENCE: usize = 132;
 /// [`KeyItem::slot`] of a tile that is not cut.
 const DIRECT: u32 = u32::MAX;
 
@@ -118,6 +122,32 @@ fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + u
     (first..first + to.saturating_sub(from)).map(narrow)
 }
 
+/// Pairs of a piece, by the pairs of each tile of keys: of some sizes around what a block of the reference should have,
+/// one with which the last block ends early, by a model in which blocks take the longest piece that is left.
+fn piece(tiles: &[usize], kv_heads: usize) -> usize {
+    let fair = tiles.iter().sum::<usize>() * kv_heads / REFERENCE;
+    let end = |&piece: &usize| {
+        let pieces = tiles.iter().flat_map(|&pairs| {
+            let count = pairs.div_ceil(piece);
+            let cost = if count > 1 { PIECE_COST } else { 0 };
+            (0..count).map(move |i| piece.min(pairs - i * piece) + cost)
+        });
+        let mut pieces: Vec<usize> = pieces.collect();
+        pieces.sort_unstable_by_key(|&pairs| Reverse(pairs));
+        let mut ends: BinaryHeap<Reverse<usize>> = (0..REFERENCE).map(|_| Reverse(0)).collect();
+        for pairs in pieces.iter().flat_map(|pairs| std::iter::repeat_n(pairs, kv_heads)) {
+            let Reverse(first) = ends.pop().expect("a block for each multiprocessor");
+            ends.push(Reverse(first + pairs));
+        }
+        ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0)
+    };
+    let sizes = (1..=16).rev().map(|eighths| (fair * eighths / 8).next_multiple_of(STREAM).max(MIN_PIECE));
+    let ends: Vec<(usize, usize)> = sizes.map(|size| (size, end(&size))).collect();
+    let least = ends.iter().map(|(_, end)| *end).min().unwrap_or(0);
+    // The largest that comes near the best: pieces take memory.
+    ends.iter().find(|(_, end)| end * 16 <= least * 17).expect("the best is one of them").0
+}
+
 impl Lists {
     fn new(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Self {
         let mut lists = Self::default();
@@ -162,8 +192,8 @@ impl Lists {
             }
         }
 
-        let total: usize = tiles.iter().map(|(.., tokens)| tokens.len() * group).sum();
-        let piece = (total * kv_heads / BLOCKS).next_multiple_of(STREAM).max(MIN_PIECE);
+        let pairs: Vec<usize> = tiles.iter().map(|(.., tokens)| tokens.len() * group).collect();
+        let piece = piece(&pairs, kv_heads);
         for (first, s, tokens) in tiles {
             let (row, keys) = (narrow(s.start + first), narrow(STAY.min(s.len - first)));
             let pairs = tokens.len() * group;
@@ -552,15 +582,25 @@ mod tests {
         check(&group(1, &[1]), 1, 1, None);
     }
 
+    /// A prompt of 512 that 4 responses of 256 see, in Gemma 2B's heads and in 270M's: nearly all multiprocessors of an H100
+    /// have a block, and none of 1024 pairs and more is left to wait for.
+    #[test]
+    fn pieces_fill_the_reference() {
+        for (group, blocks, pairs) in [(8, 129, 896), (4, 104, 544)] {
+            let lists = Lists::new(&self::group(512, &[256; 4]), group, 1, None);
+            assert_eq!((lists.key_items.len(), lists.key_items[0].pairs), (blocks, pairs), "{group} heads");
+        }
+    }
+
     #[test]
     fn long_lists_are_cut_and_shared() {
         let lists = check(&group(130, &[90; 6]), 8, 1, None);
-        assert!(lists.sums.len() == 3 && lists.sums[0].pieces == 6, "{:?}", lists.sums);
+        assert!(lists.sums.len() == 9 && lists.sums[0].pieces == 11, "{:?}", lists.sums);
         // The prompt's three tiles share a list; so do the two of every response.
         assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
         // Much work: longer pieces, not more.
         let lists = Lists::new(&Segments::separate(&[8192]), 8, 1, None);
-        assert!((BLOCKS..2 * BLOCKS).contains(&lists.key_items.len()), "{}", lists.key_items.len());
+        assert!((REFERENCE..2 * REFERENCE).contains(&lists.key_items.len()), "{}", lists.key_items.len());
         assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
     }
 }

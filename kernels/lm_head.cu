@@ -12,8 +12,12 @@
 // for 32 rows x 256,000, 63 us of an A100's issue slots, against 515 us of its memory (Gemma 3 270M: 165 us). The
 // copies of two stages and more fly meanwhile, and those of the other block on the multiprocessor.
 //
-// **Truncation** ranks a row's whole vocabulary: for at most 16 rows at a time, logits are written (4 R V) and read by
-// one block per row that finds the last token to keep by radix selection, then draws among those kept.
+// **Truncation** ranks a row's whole vocabulary: for at most 64 rows at a time the walk writes logits (4 R V), which
+// several blocks a row read twice. The first time they count tokens and weights by bins of the distance from the row's
+// largest logit (lm_head_sample_histogram); their sum tells in which bin a row is cut (.._cut). The second time (.._keep)
+// tokens above that bin take part in the draw, and those in it, of which there are few, are listed. A block per row
+// ranks these exactly (.._truncated). All sums that decide are of integers: exact whatever block does what. Movement
+// besides the walk: 12 R V, of which L2 has most, and 24 KB a block of the histogram, written and read.
 //
 // **lm_head_logprob_forward** is the same walk with 128 x 128 tiles, limited by the tensor cores: 2 R V D FLOPs, 4.3 T
 // for 4096 rows of Gemma 2B; the V R logits would be 2.1 GB in bf16, and never exist. Blocks of one chunk run side by
@@ -229,11 +233,11 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_sample_merge(
 
 // ------------------------------------------------------------------------------------------------------ truncation
 
-// sums as above; logits [rows][length]: length is vocab rounded up to 8, what lies beyond vocab is -inf. rows <= 16.
-// Grid: 1 x chunks.
-extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_logits(Operands o, Head head, Sum *__restrict__ sums,
-                                                                       float *__restrict__ logits, unsigned length) {
-    using W = Rows16;
+// sums as above; logits [rows][length]: length is vocab rounded up to 8, what lies beyond vocab is -inf. rows are those
+// of one tile at most. Grid: 1 x chunks.
+template <typename W>
+__device__ __forceinline__ void write_logits(const Operands &o, const Head &head, Sum *__restrict__ sums,
+                                             float *__restrict__ logits, unsigned length) {
     const unsigned begin = blockIdx.y * CHUNK, end = min(begin + CHUNK, o.vocab);
     W w;
     Sums<W> running;
@@ -267,30 +271,80 @@ extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_logits(Operan
     running.store(memory, sums + size_t(blockIdx.y) * W::ROWS, 0);
 }
 
-// Tokens in order of preference: descending logit (NaN as -inf), then ascending id. `rank` ascends in that order.
-__device__ __forceinline__ unsigned rank_of(float logit) {
-    const unsigned bits = __float_as_uint(logit == logit ? logit : -INFINITE);
-    return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
+extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_logits_16(Operands o, Head head, Sum *sums,
+                                                                             float *logits, unsigned length) {
+    write_logits<Rows16>(o, head, sums, logits, length);
 }
 
-constexpr unsigned SELECT_THREADS = 1024, BINS = 2048;
+extern "C" __global__ void __launch_bounds__(128) lm_head_sample_logits_32(Operands o, Head head, Sum *sums,
+                                                                           float *logits, unsigned length) {
+    write_logits<Rows32>(o, head, sums, logits, length);
+}
 
-// What one row's block shares.
-struct Select {
+extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_logits_64(Operands o, Head head, Sum *sums,
+                                                                              float *logits, unsigned length) {
+    write_logits<Rows64>(o, head, sums, logits, length);
+}
+
+// A row's largest logit and log-sum-exp.
+struct alignas(8) Stats {
+    float max, lse;
+};
+
+// Grid: R / 8.
+extern "C" __global__ void __launch_bounds__(256) lm_head_sample_stats(const Sum *__restrict__ sums, unsigned chunks,
+                                                                       unsigned stride, unsigned rows,
+                                                                       Stats *__restrict__ stats) {
+    const Sum sum = sum_of_chunks(sums, chunks, stride);
+    const unsigned row = blockIdx.x * MERGE_ROWS + threadIdx.x % MERGE_ROWS;
+    if (threadIdx.x < MERGE_ROWS && row < rows) stats[row] = {sum.max, value(sum)};
+}
+
+using Wide = unsigned long long;
+
+// Tokens in order of preference: descending logit (NaN as -inf), then ascending id (below 2^22). Ascends in that order.
+__device__ __forceinline__ Wide key_of(float logit, unsigned token) {
+    const unsigned bits = __float_as_uint(logit == logit ? logit : -INFINITE);
+    return Wide(bits & 0x80000000u ? bits : ~bits & 0x7fffffffu) << 22 | token;
+}
+
+// Bins in the same order, by the distance from the row's largest logit: those from 2^-5 to 2^11 by exponent and seven
+// bits of mantissa, the others with the nearest. So tokens spread over bins at every temperature, and few share the bin
+// in which a row is cut. A distance of NaN, which no sound row has, counts as the largest.
+constexpr unsigned BINS = 2048, FIRST_BIN = (127 - 5) << 7;
+
+__device__ __forceinline__ unsigned bin_of(float logit, const Stats &stats) {
+    const unsigned bits = __float_as_uint(fminf(stats.max - logit, 2047.0f)) >> 16;
+    return bits > FIRST_BIN ? min(bits - FIRST_BIN, BINS - 1) : 0;
+}
+
+// Probabilities in units of 2^-50: integers add up in any order. NaN, in a broken row, counts as 0.
+__device__ __forceinline__ Wide weight_of(float logit, const Stats &stats) {
+    return __float2ull_rn(fmaxf(exponential(logit - stats.lse) * 0x1p50f, 0.0f));
+}
+
+// What top-p keeps at least of the weight `total`.
+__device__ __forceinline__ Wide reach(float top_p, Wide total) {
+    const Wide least = __double2ull_ru(double(top_p) * double(total));
+    return least > 1 ? least : 1;
+}
+
+__device__ __forceinline__ float floor_of(float log_min_p, const Stats &stats) {
+    return log_min_p > -INFINITE ? stats.max + log_min_p : -INFINITE;
+}
+
+struct Histogram {
     unsigned low[BINS], high[BINS];  // of a bin's weight
     unsigned count[BINS];
-    // What the first warp found: the bin, and what is needed of it.
-    unsigned bin, bin_count;
-    unsigned long long need;
-    Best best[SELECT_THREADS / WARP];
-    float max[SELECT_THREADS / WARP];
 
-    __device__ __forceinline__ void clear(unsigned bin) { low[bin] = high[bin] = count[bin] = 0; }
+    __device__ __forceinline__ void clear() {
+        for (unsigned bin = threadIdx.x; bin < BINS; bin += blockDim.x) low[bin] = high[bin] = count[bin] = 0;
+    }
 
-    // Logits lie close together, so that most tokens meet in a few bins. GPUs add 32 bits to shared memory in one
-    // instruction, but 64 bits in a loop of compare-and-swap, which all that meet go through one after the other. So
-    // the halves are added apart, and whoever makes the low one wrap around carries: exact in any order.
-    __device__ __forceinline__ void add(unsigned bin, unsigned long long weight) {
+    // GPUs add 32 bits to shared memory in one instruction, but 64 bits in a loop of compare-and-swap, which all that
+    // meet go through one after the other. So the halves are added apart, and whoever makes the low one wrap around
+    // carries: exact in any order.
+    __device__ __forceinline__ void add(unsigned bin, Wide weight) {
         atomicAdd(&count[bin], 1u);
         const unsigned part = unsigned(weight), before = atomicAdd(&low[bin], part);
         const unsigned rest = unsigned(weight >> 32) + (before + part < before);
@@ -298,154 +352,368 @@ struct Select {
     }
 
     // When all have added.
-    __device__ __forceinline__ unsigned long long weight(unsigned bin) const {
-        return (unsigned long long)high[bin] << 32 | low[bin];
+    __device__ __forceinline__ Wide weight(unsigned bin) const { return Wide(high[bin]) << 32 | low[bin]; }
+};
+
+// A row's tokens are shared out over the blocks of a grid (blocks, rows): tokens of this one, in pieces of four.
+struct Slice {
+    unsigned length, begin, end;
+
+    // How many of a row's tokens a block takes.
+    static __device__ __forceinline__ unsigned share(unsigned length, unsigned blocks) {
+        return (length + blocks * 4 - 1) / (blocks * 4) * 4;
+    }
+
+    __device__ __forceinline__ explicit Slice(unsigned length) : length(length) {
+        const unsigned own = share(length, gridDim.x);
+        begin = min(blockIdx.x * own, length);
+        end = min(begin + own, length);
+    }
+
+    // f(first token, logits of four) for this thread's share.
+    template <typename F>
+    __device__ __forceinline__ void each(const float *logits, F &&f) const {
+        const float *row = logits + size_t(blockIdx.y) * length;
+        for (unsigned v = begin + threadIdx.x * 4; v < end; v += blockDim.x * 4) {
+            const float4 x = *reinterpret_cast<const float4 *>(row + v);
+            const float four[4] = {x.x, x.y, x.z, x.w};
+            f(v, four);
+        }
     }
 };
 
-// A row's tokens and the last one kept so far, in order of preference.
-struct Row {
-    const float *__restrict__ logits;
-    unsigned vocab, length;
-    unsigned last_rank = ~0u, last_token = ~0u;
-
-    __device__ __forceinline__ bool keeps(unsigned rank, unsigned token) const {
-        return rank < last_rank || (rank == last_rank && token <= last_token);
-    }
-
-    // f(token, logit) for this thread's share of all tokens.
-    template <typename F>
-    __device__ __forceinline__ void each(F &&f) const {
-        for (unsigned v = threadIdx.x * 4; v < length; v += SELECT_THREADS * 4) {
-            const float4 x = *reinterpret_cast<const float4 *>(logits + v);
-            const float l[4] = {x.x, x.y, x.z, x.w};
+// weights, counts [row][block][BINS]: each block's histogram of its tokens. Grid: (blocks, rows).
+extern "C" __global__ void __launch_bounds__(512) lm_head_sample_histogram(const float *__restrict__ logits,
+                                                                           const Stats *__restrict__ stats,
+                                                                           unsigned vocab, unsigned length,
+                                                                           Wide *__restrict__ weights,
+                                                                           unsigned *__restrict__ counts) {
+    __shared__ Histogram shared;
+    shared.clear();
+    // The bins are empty.
+    __syncthreads();
+    const Stats own = stats[blockIdx.y];
+    Slice(length).each(logits, [&](unsigned v, const float(&logit)[4]) {
 #pragma unroll
-            for (unsigned i = 0; i < 4; i++)
-                if (v + i < vocab) f(v + i, l[i]);
-        }
+        for (unsigned i = 0; i < 4; i++)
+            if (v + i < vocab) shared.add(bin_of(logit[i], own), weight_of(logit[i], own));
+    });
+    // All tokens are counted.
+    __syncthreads();
+    const size_t to = (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * BINS;
+    for (unsigned bin = threadIdx.x; bin < BINS; bin += blockDim.x) {
+        weights[to + bin] = shared.weight(bin);
+        counts[to + bin] = shared.count[bin];
+    }
+}
+
+constexpr unsigned SELECT_THREADS = 1024;
+static_assert(BINS == 2 * SELECT_THREADS && SELECT_THREADS == WARP * WARP);
+
+// Where running sums over bins, of which each thread has two neighbours, reach what is needed.
+struct Search {
+    Wide warps[WARP];
+    // What was found last: the bin, and what is needed of it.
+    unsigned bin;
+    Wide need;
+
+    // Of the threads before this one, and of all.
+    __device__ __forceinline__ Wide sum_before(Wide x, Wide &total) {
+        const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+        const Wide upto = running(x);
+        if (lane == WARP - 1) warps[warp] = upto;
+        // All warps' sums are there.
+        __syncthreads();
+        const Wide warps_upto = running(warps[lane]);
+        total = __shfl_sync(ALL, warps_upto, WARP - 1);
+        const Wide before = __shfl_sync(ALL, warps_upto, (warp + WARP - 1) % WARP);
+        // All have read them: they may be overwritten, and so may what was found last.
+        __syncthreads();
+        return (warp > 0 ? before : 0) + upto - x;
     }
 
-    // Keeps the tokens until their weights reach what is needed: radix selection over (rank, token), eleven bits at a
-    // time, in integers, so that the order of additions does not matter. `weigh(logit)` is a token's weight;
-    // `needed(total)` what is needed, at least 1, of the weight of all tokens kept before. Without that much all stay.
-    template <typename Weigh, typename Needed>
-    __device__ void keep(Select &shared, Weigh &&weigh, Needed &&needed) {
-        unsigned rank = 0, token = 0;  // the digits found so far
-        unsigned long long need = 0;
-        for (int level = 0; level < 5; level++) {
-            for (unsigned i = threadIdx.x; i < BINS; i += SELECT_THREADS) shared.clear(i);
-            // The bins are empty; and all have read what the level before found.
-            __syncthreads();
-            // Where this level's digit begins, and the one above it: ranks have digits of 11, 11 and 10 bits, tokens 11
-            // and 11.
-            const int shift = level == 0 ? 21 : level == 1 ? 10 : level == 3 ? 11 : 0;
-            const int above = level == 1 ? 21 : level == 2 ? 10 : level == 4 ? 11 : 32;
-            each([&](unsigned v, float logit) {
-                const unsigned r = rank_of(logit);
-                if (!keeps(r, v)) return;
-                const unsigned digits = level < 3 ? r : v, found = level < 3 ? rank : token;
-                if (level >= 3 && r != rank) return;
-                if (above < 32 && digits >> above != found >> above) return;
-                const unsigned bin = digits >> shift & (level == 2 ? 1023u : level == 3 ? ~0u : 2047u);
-                shared.add(bin, weigh(logit));
-            });
-            // All tokens are counted.
-            __syncthreads();
-            if (threadIdx.x < WARP) {
-                if (level == 0) {
-                    unsigned long long total = 0;
-                    for (unsigned i = threadIdx.x; i < BINS; i += WARP) total += shared.weight(i);
-                    for (int offset = WARP / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(ALL, total, offset);
-                    need = needed(total);
-                }
-                find(shared, need);
-            }
-            // The bin is found.
-            __syncthreads();
-            const unsigned bin = shared.bin, count = shared.bin_count;
-            need = shared.need;
-            if (bin == BINS) return;
-            const unsigned mask = (1u << shift) - 1;
-            if (level < 3)
-                rank |= bin << shift;
-            else
-                token |= bin << shift;
-            // One token in the bin: it is the last. (What is kept of a bin in full is its own last digits.)
-            if (level == 4 || count == 1) {
-                last_rank = level < 3 ? rank | mask : rank;
-                last_token = level < 3 ? ~0u : token | mask;
-                return;
-            }
+    // Finds the bin where needed(total) is reached; BINS where there is no such.
+    template <typename Needed>
+    __device__ __forceinline__ void find(const Wide (&amount)[2], Needed &&needed) {
+        Wide total;
+        const Wide before = sum_before(amount[0] + amount[1], total), wanted = needed(total);
+        if (threadIdx.x == 0 && wanted > total) bin = BINS;
+        if (before < wanted && wanted - before <= amount[0] + amount[1]) {
+            const bool second = wanted - before > amount[0];
+            bin = 2 * threadIdx.x + second;
+            need = wanted - before - (second ? amount[0] : 0);
         }
+        // It is found.
+        __syncthreads();
     }
 
 private:
-    // The first warp: the bin in which the running sum of weights reaches `need`; BINS if none does.
-    static __device__ __forceinline__ void find(Select &shared, unsigned long long need) {
-        unsigned long long before = 0;
-        for (unsigned first = 0; first < BINS; first += WARP) {
-            const unsigned long long own = shared.weight(first + threadIdx.x);
-            unsigned long long sum = own;
+    // Sum over the lanes up to this one.
+    static __device__ __forceinline__ Wide running(Wide x) {
 #pragma unroll
-            for (int offset = 1; offset < int(WARP); offset *= 2) {
-                const unsigned long long below = __shfl_up_sync(ALL, sum, offset);
-                if (int(threadIdx.x) >= offset) sum += below;
-            }
-            const unsigned reached = __ballot_sync(ALL, before + sum >= need);
-            if (reached) {
-                if (int(threadIdx.x) == __ffs(int(reached)) - 1) {
-                    shared.bin = first + threadIdx.x;
-                    shared.bin_count = shared.count[first + threadIdx.x];
-                    shared.need = need - (before + sum - own);
-                }
-                return;
-            }
-            before += __shfl_sync(ALL, sum, WARP - 1);
+        for (int offset = 1; offset < int(WARP); offset *= 2) {
+            const Wide below = __shfl_up_sync(ALL, x, offset);
+            if (int(threadIdx.x % WARP) >= offset) x += below;
         }
-        if (threadIdx.x == 0) shared.bin = BINS, shared.bin_count = 0, shared.need = 0;
+        return x;
     }
 };
 
-// One row: keeps top-k of all tokens, of these top-p, of these min-p, and takes the best of what is left. Probabilities
-// are counted in units of 2^-50: integers add up in any order. top_k 0, top_p >= 1, log_min_p -inf: no such cut.
-// Grid: rows.
-extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
-    const float *__restrict__ logits, const float *__restrict__ lse, const Draw *__restrict__ draws, unsigned vocab,
-    unsigned length, unsigned top_k, float top_p, float log_min_p, uint2 *__restrict__ out) {
-    __shared__ Select shared;
-    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    Row row{logits + size_t(blockIdx.x) * length, vocab, length};
-    const float all = lse[blockIdx.x];
-    if (top_k > 0 && top_k < vocab)
-        row.keep(shared, [](float) { return 1ull; }, [&](unsigned long long) { return (unsigned long long)top_k; });
-    if (top_p < 1)
-        row.keep(
-            shared, [&](float logit) { return __float2ull_rn(exponential(logit - all) * 0x1p50f); },
-            [&](unsigned long long total) {
-                const unsigned long long reach = __double2ull_ru(double(top_p) * double(total));
-                return reach > 1 ? reach : 1;
-            });
-    float floor = -INFINITE;
-    if (log_min_p > -INFINITE) {
-        float max = -INFINITE;
-        row.each([&](unsigned, float logit) { max = fmaxf(max, logit); });
-        max = warp_max(max);
-        if (lane == 0) shared.max[warp] = max;
-        // All warps' maxima are there.
+// Tokens of bins below `first` stay, as far as top-k and top-p go; above `last` none does; those between are ranked.
+struct alignas(16) Cut {
+    Wide weight;  // of those that stay
+    Wide need;    // without top-k: what top-p needs of the others
+    unsigned count;
+    unsigned first, last;
+};
+
+// Cuts a row: top-k of all tokens, of these top-p. top_k 0, top_p >= 1: no such cut. Grid: rows.
+extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_cut(const Wide *__restrict__ weights,
+                                                                         const unsigned *__restrict__ counts,
+                                                                         unsigned blocks, unsigned top_k, float top_p,
+                                                                         Cut *__restrict__ cuts) {
+    __shared__ Search search;
+    __shared__ Cut cut;
+    if (threadIdx.x == 0) search.need = 0;
+    Wide weight[2] = {}, count[2] = {};
+    for (unsigned b = 0; b < blocks; b++) {
+        const size_t at = (size_t(blockIdx.x) * blocks + b) * BINS + 2 * threadIdx.x;
+        const ulonglong2 w = *reinterpret_cast<const ulonglong2 *>(weights + at);
+        const uint2 c = *reinterpret_cast<const uint2 *>(counts + at);
+        weight[0] += w.x, weight[1] += w.y;
+        count[0] += c.x, count[1] += c.y;
+    }
+    Wide total, tokens;
+    const Wide weight_before = search.sum_before(weight[0] + weight[1], total);
+    const Wide count_before = search.sum_before(count[0] + count[1], tokens);
+    // Weight and count of all bins before `bin`.
+    auto before = [&](unsigned bin) {
+        const bool second = bin % 2;
+        // Nobody reads what was asked for last.
         __syncthreads();
-        floor = warp_max(shared.max[lane]) + log_min_p;
+        if (threadIdx.x == min(bin / 2, SELECT_THREADS - 1)) {
+            cut.weight = bin == BINS ? total : weight_before + (second ? weight[0] : 0);
+            cut.count = bin == BINS ? tokens : count_before + (second ? count[0] : 0);
+        }
+        // They are there.
+        __syncthreads();
+    };
+    unsigned first = BINS, last = BINS;
+    // What top-k keeps weighs this at least: the bin that it cuts is not ranked yet.
+    Wide least = total;
+    if (top_k > 0) {
+        search.find(count, [&](Wide) { return Wide(top_k); });
+        first = last = search.bin;
+        before(last);
+        least = cut.weight;
+    }
+    if (top_p < 1) {
+        search.find(weight, [&](Wide) { return reach(top_p, least); });
+        first = min(search.bin, last);
+        if (top_k == 0) last = first;
+    }
+    before(first);
+    if (threadIdx.x == 0) cuts[blockIdx.x] = {cut.weight, search.need, cut.count, first, last};
+}
+
+// The score by which a token is drawn, of one that stays.
+__device__ __forceinline__ Best scored(float logit, float noise, unsigned token) {
+    return {__fadd_rn(logit, noise), logit, token};
+}
+
+// Of tokens that stay without ranking, and weigh enough for min-p, the best to best[row][block]; those to rank to
+// list[row], in each block's share of it, their number to listed[row][block]. log_min_p -inf: no such cut.
+// Grid: (blocks, rows).
+extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
+    const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
+    const Cut *__restrict__ cuts, unsigned vocab, unsigned length, float log_min_p, uint4 *__restrict__ best,
+    unsigned *__restrict__ listed, unsigned *__restrict__ list) {
+    __shared__ unsigned count;
+    __shared__ Best warps[512 / WARP];
+    if (threadIdx.x == 0) count = 0;
+    // The list is empty.
+    __syncthreads();
+    const Stats own = stats[blockIdx.y];
+    const Cut cut = cuts[blockIdx.y];
+    const Draw draw = draws[blockIdx.y];
+    const float floor = floor_of(log_min_p, own);
+    const Slice slice(length);
+    unsigned *to = list + size_t(blockIdx.y) * length + slice.begin;
+    Best b{-INFINITE, -INFINITE, ~0u};  // loses against every token
+    slice.each(logits, [&](unsigned v, const float(&logit)[4]) {
+        unsigned kept = 0;
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++) {
+            const unsigned bin = bin_of(logit[i], own);
+            if (v + i >= vocab) continue;
+            if (bin < cut.first)
+                kept |= logit[i] < floor ? 0 : 1u << i;
+            else if (bin <= cut.last)
+                to[atomicAdd(&count, 1u)] = v + i;
+        }
+        if (kept == 0) return;
+        const float4 noise = draw.noisy ? gumbel4(draw, v / 4) : make_float4(0, 0, 0, 0);
+        if (kept & 1) b = better(b, scored(logit[0], noise.x, v));
+        if (kept & 2) b = better(b, scored(logit[1], noise.y, v + 1));
+        if (kept & 4) b = better(b, scored(logit[2], noise.z, v + 2));
+        if (kept & 8) b = better(b, scored(logit[3], noise.w, v + 3));
+    });
+    for (int offset = WARP / 2; offset > 0; offset /= 2) b = better(b, exchange(b, offset));
+    if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = b;
+    // All warps' best tokens are there, and the list is complete.
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (unsigned i = 1; i < 512 / WARP; i++) b = better(b, warps[i]);
+    const unsigned at = blockIdx.y * gridDim.x + blockIdx.x;
+    best[at] = make_uint4(__float_as_uint(b.score), __float_as_uint(b.logit), b.token, 0);
+    listed[at] = count;
+}
+
+// Blocks that share a row at most.
+constexpr unsigned MOST_BLOCKS = 16;
+
+// What one row's block shares.
+struct Select {
+    Histogram bins;
+    Search search;
+    unsigned offsets[MOST_BLOCKS + 1];  // of the blocks' lists, as one
+    unsigned lowest, highest;           // of the keys' upper 32 bits
+    Best best[SELECT_THREADS / WARP];
+};
+
+// A row's listed tokens and the last one kept so far, in order of preference.
+struct Row {
+    const float *logits;
+    const unsigned *list;
+    unsigned share, count;
+    // Most often every thread has one token at most.
+    unsigned own_token;
+    float own_logit;
+    Wide last = ~0ull;
+
+    __device__ __forceinline__ Row(const Select &shared, const float *logits, const unsigned *list, unsigned share,
+                                   unsigned blocks)
+        : logits(logits), list(list), share(share), count(shared.offsets[blocks]), own_token(0), own_logit(0) {
+        if (threadIdx.x < count) own_token = token(shared, threadIdx.x), own_logit = logits[own_token];
     }
 
-    const Draw draw = draws[blockIdx.x];
+    // Number i of all lists, one after the other.
+    __device__ __forceinline__ unsigned token(const Select &shared, unsigned i) const {
+        unsigned block = 0;
+        while (i >= shared.offsets[block + 1]) block++;
+        return list[block * share + i - shared.offsets[block]];
+    }
+
+    // f(token, logit, key) for this thread's share of the tokens that are kept so far.
+    template <typename F>
+    __device__ __forceinline__ void each(const Select &shared, F &&f) const {
+        for (unsigned i = threadIdx.x; i < count; i += SELECT_THREADS) {
+            const unsigned v = i == threadIdx.x ? own_token : token(shared, i);
+            const float logit = i == threadIdx.x ? own_logit : logits[v];
+            const Wide key = key_of(logit, v);
+            if (key <= last) f(v, logit, key);
+        }
+    }
+
+    // Keeps the tokens until their weights reach what is needed: radix selection by key, eleven bits at a time from the
+    // highest in which keys differ, in integers, so that the order of additions does not matter. `weigh(logit)` is a
+    // token's weight; `needed(total)` what is needed, at least 1, of the weight of all that were kept before. Without
+    // that much all stay.
+    template <typename Weigh, typename Needed>
+    __device__ void keep(Select &shared, Weigh &&weigh, Needed &&needed) {
+        if (threadIdx.x == 0) shared.lowest = ~0u, shared.highest = 0;
+        // They are set.
+        __syncthreads();
+        unsigned lowest = ~0u, highest = 0;
+        each(shared, [&](unsigned, float, Wide key) {
+            lowest = min(lowest, unsigned(key >> 22));
+            highest = max(highest, unsigned(key >> 22));
+        });
+        lowest = __reduce_min_sync(ALL, lowest);
+        highest = __reduce_max_sync(ALL, highest);
+        if (threadIdx.x % WARP == 0) atomicMin(&shared.lowest, lowest), atomicMax(&shared.highest, highest);
+        // All keys have told.
+        __syncthreads();
+        if (shared.lowest > shared.highest) return;  // no token is left to choose from
+        Wide low = Wide(shared.lowest) << 22, span = (Wide(shared.highest - shared.lowest) + 1) << 22;
+        bool first = true;
+        Wide need = 0;
+        while (true) {
+            // Keys low .. low + span - 1, span being a power of two after the first turn.
+            const int bits = 64 - __clzll(static_cast<long long>(span - 1)), shift = max(bits - 11, 0);
+            shared.bins.clear();
+            // The bins are empty.
+            __syncthreads();
+            each(shared, [&](unsigned, float logit, Wide key) {
+                if (key - low < span) shared.bins.add(unsigned((key - low) >> shift), weigh(logit));
+            });
+            // All tokens are counted.
+            __syncthreads();
+            const Wide weights[2] = {shared.bins.weight(2 * threadIdx.x), shared.bins.weight(2 * threadIdx.x + 1)};
+            shared.search.find(weights, [&](Wide total) { return first ? needed(total) : need; });
+            const unsigned bin = shared.search.bin;
+            if (bin == BINS) return;
+            need = shared.search.need;
+            first = false;
+            low += Wide(bin) << shift;
+            span = Wide(1) << shift;
+            // The last one kept is the only one in its bin, or has this key.
+            if (shared.bins.count[bin] == 1 || shift == 0) break;
+            // All have read the bin's count.
+            __syncthreads();
+        }
+        last = low + span - 1;
+    }
+};
+
+// One row: ranks the listed tokens, keeps top-k, of these top-p, of these min-p, and takes the best of them and of
+// those that stay anyway. Grid: rows.
+extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
+    const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
+    const Cut *__restrict__ cuts, const uint4 *__restrict__ bests, const unsigned *__restrict__ listed,
+    const unsigned *__restrict__ list, unsigned blocks, unsigned length, unsigned top_k, float top_p, float log_min_p,
+    uint2 *__restrict__ out) {
+    __shared__ Select shared;
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (threadIdx.x == 0) {
+        unsigned sum = 0;
+        for (unsigned b = 0; b < blocks; b++) {
+            shared.offsets[b] = sum;
+            sum += listed[blockIdx.x * blocks + b];
+        }
+        shared.offsets[blocks] = sum;
+    }
+    // The offsets are there.
+    __syncthreads();
+    const Stats own = stats[blockIdx.x];
+    const Cut cut = cuts[blockIdx.x];
+    const size_t first = size_t(blockIdx.x) * length;
+    Row row(shared, logits + first, list + first, Slice::share(length, blocks), blocks);
+    if (row.count > 0) {
+        if (top_k > 0) row.keep(shared, [](float) { return Wide(1); }, [&](Wide) { return Wide(top_k - cut.count); });
+        if (top_p < 1)
+            row.keep(
+                shared, [&](float logit) { return weight_of(logit, own); },
+                [&](Wide total) {
+                    // What top-k keeps is all listed; without it the listed tokens are some of a whole row.
+                    return top_k > 0 ? reach(top_p, cut.weight + total) - cut.weight : cut.need;
+                });
+    }
     Best best{-INFINITE, -INFINITE, ~0u};  // loses against every token
-    row.each([&](unsigned v, float logit) {
-        if (!row.keeps(rank_of(logit), v) || logit < floor) return;
-        float score = logit;
+    if (threadIdx.x < blocks) {
+        const uint4 x = bests[blockIdx.x * blocks + threadIdx.x];
+        best = {__uint_as_float(x.x), __uint_as_float(x.y), x.z};
+    }
+    const Draw draw = draws[blockIdx.x];
+    const float floor = floor_of(log_min_p, own);
+    row.each(shared, [&](unsigned v, float logit, Wide) {
+        if (logit < floor) return;
+        float noise = 0;
         if (draw.noisy) {
             const float4 four = gumbel4(draw, v / 4);
-            score = __fadd_rn(logit, v % 4 == 0 ? four.x : v % 4 == 1 ? four.y : v % 4 == 2 ? four.z : four.w);
+            noise = v % 4 == 0 ? four.x : v % 4 == 1 ? four.y : v % 4 == 2 ? four.z : four.w;
         }
-        best = better(best, {score, logit, v});
+        best = better(best, scored(logit, noise, v));
     });
     for (int offset = WARP / 2; offset > 0; offset /= 2) best = better(best, exchange(best, offset));
     if (lane == 0) shared.best[warp] = best;
@@ -455,7 +723,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
     for (int offset = WARP / 2; offset > 0; offset /= 2) best = better(best, exchange(best, offset));
     // A row of NaN has no best token: it says so by its log-prob.
     if (threadIdx.x == 0)
-        out[blockIdx.x] = make_uint2(best.token == ~0u ? 0 : best.token, __float_as_uint(__fsub_rn(best.logit, all)));
+        out[blockIdx.x] =
+            make_uint2(best.token == ~0u ? 0 : best.token, __float_as_uint(__fsub_rn(best.logit, own.lse)));
 }
 
 // -------------------------------------------------------------------------------------------------------- log-probs

@@ -17,9 +17,15 @@ const CHUNK: usize = 512;
 const DEPTH: usize = 64;
 /// Rows of a block of the merging kernels.
 const MERGE_ROWS: usize = 8;
-/// Rows whose logits truncation holds in memory at a time.
-const TRUNCATED_ROWS: usize = 16;
-/// Radix selection has two digits of 11 bits for a token.
+/// Rows whose logits truncation holds in memory at a time: those of one walk over the table.
+const TRUNCATED_ROWS: usize = 64;
+/// Most blocks that share a row of logits (`MOST_BLOCKS` of the kernels), and tokens that are worth a block.
+const MOST_BLOCKS: usize = 16;
+const BLOCK_TOKENS: usize = 4096;
+/// Bins of a histogram of logits, and the bytes of a row's `Cut`.
+const BINS: usize = 2048;
+const CUT_BYTES: usize = 32;
+/// Tokens are 22 bits of the keys that they are ranked by.
 pub(super) const MOST_TOKENS: usize = 1 << 22;
 /// What the gradient of the logits may take, as long as a chunk of it does: at least, and, where more is free, at most.
 const LEAST_WORKSPACE: u64 = 64 << 20;
@@ -209,26 +215,52 @@ fn sample_all(call: &Call, draws: &Memory, out: &Memory) {
 fn sample_truncated(call: &Call, truncation: &Truncation, draws: &Memory, out: &Memory) {
     let (cuda, rows, vocab) = (call.cuda, call.x.rows, call.table.rows);
     let length = vocab.next_multiple_of(PIECE);
+    // Every multiprocessor has two blocks. How many share a row decides nothing but that.
     let most = rows.min(TRUNCATED_ROWS);
-    let sums = call.sums(ROWS_16.rows);
+    let blocks = (2 * cuda.device().multiprocessors() as usize).div_ceil(most.max(1));
+    let blocks = blocks.min(MOST_BLOCKS).min(vocab.div_ceil(BLOCK_TOKENS));
+    let sums = call.sums(ROWS_64.padded(most));
+    let stats = cuda.memory(most * size_of::<[f32; 2]>());
     let logits = cuda.memory(most * length * DType::F32.bytes());
-    // Any larger number of tokens keeps them all, too.
-    let top_k = truncation.top_k.min(MOST_TOKENS);
+    let weights = cuda.memory(most * blocks * BINS * size_of::<u64>());
+    let counts = cuda.memory(most * blocks * BINS * size_of::<u32>());
+    let cuts = cuda.memory(most * CUT_BYTES);
+    let best = cuda.memory(most * blocks * size_of::<[u32; 4]>());
+    let listed = cuda.memory(most * blocks * size_of::<u32>());
+    let list = cuda.memory(most * length * size_of::<u32>());
+    // Where as many tokens may stay as there are, nothing is cut.
+    let top_k = if truncation.top_k < vocab { truncation.top_k } else { 0 };
     let log_min_p = if truncation.min_p > 0.0 { truncation.min_p.ln() } else { f32::NEG_INFINITY };
+    let [top_k, top_p, log_min_p]: [Arg; 3] = [top_k.into(), truncation.top_p.into(), log_min_p.into()];
+    let [blocks_, vocab, length]: [Arg; 3] = [blocks, vocab, length].map(Arg::from);
     for first in (0..rows).step_by(TRUNCATED_ROWS) {
         let part = first..rows.min(first + TRUNCATED_ROWS);
+        let (walk, entry) = match part.len() {
+            0..=16 => (ROWS_16, Entry::LmHeadSampleLogits16),
+            17..=32 => (ROWS_32, Entry::LmHeadSampleLogits32),
+            _ => (ROWS_64, Entry::LmHeadSampleLogits64),
+        };
         let [operands, head] = call.args(&part);
-        let launch = ROWS_16.launch(part.len(), call.chunks());
-        let args = [operands, head, sums.arg(), logits.arg(), length.into()];
-        cuda.launch(Entry::LmHeadSampleLogits, launch, &args);
-        let lse = call.merge(&sums, ROWS_16.rows, part.len());
-        let draws = Ptr(draws.ptr().0 + (first * size_of::<Draw>()) as u64);
-        let out = Ptr(out.ptr().0 + (first * size_of::<[u32; 2]>()) as u64);
-        let cuts: [Arg; 3] = [top_k.into(), truncation.top_p.into(), log_min_p.into()];
-        let [top_k, top_p, log_min_p] = cuts;
-        let args = [logits.arg(), lse.arg(), draws.into(), vocab.into(), length.into()];
-        let args = [&args[..], &[top_k, top_p, log_min_p, out.into()]].concat();
-        cuda.launch(Entry::LmHeadSampleTruncated, Launch::linear(part.len(), 1024), &args);
+        let launch = walk.launch(part.len(), call.chunks());
+        cuda.launch(entry, launch, &[operands, head, sums.arg(), logits.arg(), length.clone()]);
+        let args = [sums.arg(), call.chunks().into(), walk.rows.into(), part.len().into(), stats.arg()];
+        cuda.launch(Entry::LmHeadSampleStats, Launch::linear(part.len().div_ceil(MERGE_ROWS), 256), &args);
+
+        let draws: Arg = Ptr(draws.ptr().0 + (first * size_of::<Draw>()) as u64).into();
+        let out: Arg = Ptr(out.ptr().0 + (first * size_of::<[u32; 2]>()) as u64).into();
+        let mut shared = Launch::linear(blocks, 512);
+        shared.grid[1] = narrow(part.len());
+        let args = [logits.arg(), stats.arg(), vocab.clone(), length.clone(), weights.arg(), counts.arg()];
+        cuda.launch(Entry::LmHeadSampleHistogram, shared, &args);
+        let own = Launch::linear(part.len(), 1024);
+        let args = [weights.arg(), counts.arg(), blocks_.clone(), top_k.clone(), top_p.clone(), cuts.arg()];
+        cuda.launch(Entry::LmHeadSampleCut, own, &args);
+        let args = [logits.arg(), stats.arg(), draws.clone(), cuts.arg(), vocab.clone(), length.clone()];
+        let more = [log_min_p.clone(), best.arg(), listed.arg(), list.arg()];
+        cuda.launch(Entry::LmHeadSampleKeep, shared, &[&args[..], &more].concat());
+        let args = [logits.arg(), stats.arg(), draws, cuts.arg(), best.arg(), listed.arg(), list.arg()];
+        let more = [blocks_.clone(), length.clone(), top_k.clone(), top_p.clone(), log_min_p.clone(), out];
+        cuda.launch(Entry::LmHeadSampleTruncated, own, &[&args[..], &more].concat());
     }
 }
 
@@ -425,17 +457,18 @@ fn sampled(shape: &Shape, slice: usize, rows: usize) -> Workload {
 }
 
 fn sampled_truncated(shape: &Shape, slice: usize) -> Workload {
+    const TRUNCATED: usize = 16;
     let &Shape { hidden: d, vocab, .. } = shape;
     Workload {
-        name: format!("lm_head_truncated {TRUNCATED_ROWS} rows, {slice} of {vocab} tokens"),
-        bytes: hidden_bytes(shape, slice + TRUNCATED_ROWS)
-            + (2 * TRUNCATED_ROWS * slice * DType::F32.bytes()) as u64,
-        flops: product_flops(shape, slice, TRUNCATED_ROWS),
+        name: format!("lm_head_truncated {TRUNCATED} rows, {slice} of {vocab} tokens"),
+        bytes: hidden_bytes(shape, slice + TRUNCATED)
+            + (2 * TRUNCATED * slice * DType::F32.bytes()) as u64,
+        flops: product_flops(shape, slice, TRUNCATED),
         prepare: Box::new(move |cuda| {
-            let x = random(cuda, 1, DType::Bf16, TRUNCATED_ROWS, d);
+            let x = random(cuda, 1, DType::Bf16, TRUNCATED, d);
             let table = random(cuda, 2, DType::Bf16, slice, d);
             let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
-            let choices = draws(TRUNCATED_ROWS);
+            let choices = draws(TRUNCATED);
             Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &truncation, &choices)))
         }),
     }
@@ -480,5 +513,18 @@ fn trained_backward(shape: &Shape, slice: usize, rows: usize) -> Workload {
                 drop(logprob_backward(cuda, &x, &table, &HEAD, &lse, &targets, &weights, &mut dtable));
             })
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_is_a_quarter_of_what_is_free() {
+        let mebibytes = |free: Option<u64>| workspace(free.map(|free| free << 20)) >> 20;
+        assert_eq!([None, Some(0), Some(3), Some(511)].map(mebibytes), [64; 4]);
+        assert_eq!([Some(512), Some(1023), Some(2048), Some(9000)].map(mebibytes), [128, 128, 512, 2048]);
+        assert_eq!([Some(16_384), Some(131_072)].map(mebibytes), [4096; 2]);
     }
 }

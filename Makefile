@@ -49,7 +49,7 @@ $(PARITY)/reference.jsonl: | gemma
 vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M and differentiate it on the virtual GPU, and compare with the CPU (minutes)
 	cargo test --locked --test vm_gemma -- --nocapture
 
-bench: rust nvcc ## Time the CPU ops, the virtual GPU, and the CUDA kernels (without a GPU their bounds from counts)
+bench: rust nvcc ## Time the CPU ops, the virtual GPU, the CUDA kernels (without a GPU their bounds from counts) and the engine on them
 	cargo bench --locked --workspace
 
 nvcc: ## Find nvcc, or fetch NVIDIA's compiler into .cache (120 MB to download, once)

@@ -199,9 +199,14 @@ impl Arena {
         self.used
     }
 
-    /// The most bytes that were in use at once.
+    /// The most bytes that were in use at once since [`Arena::reset_peak`].
     pub fn peak(&self) -> u64 {
         self.peak
+    }
+
+    /// From here on, what is in use now is the most.
+    pub fn reset_peak(&mut self) {
+        self.peak = self.used;
     }
 
     fn pool(&mut self, bytes: u64) -> &mut Pool {

@@ -114,7 +114,7 @@ pub struct Counts {
 pub struct MemoryUse {
     /// Bytes that tensors and tables take up.
     pub used: u64,
-    /// The most there ever were.
+    /// The most there were since the start, or since [`Gpu::reset_peak`].
     pub peak: u64,
     /// Bytes that are held of the driver.
     pub held: u64,
@@ -406,6 +406,11 @@ impl Gpu {
                 Ok((function.name.clone(), *shape, state.blocks(function, shape)?))
             })
             .collect()
+    }
+
+    /// Begins to measure [`MemoryUse::peak`] anew.
+    pub fn reset_peak(&self) {
+        self.state().arena.reset_peak();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -432,6 +432,10 @@ mod on_gpu {
         // Others may have taken memory since.
         assert_eq!(memory.available(), memory.free + memory.held);
         assert!(gpu.available().unwrap().is_some_and(|bytes| (1..=memory.total).contains(&bytes)));
+        gpu.reset_peak();
+        assert_eq!(gpu.memory().unwrap().peak, 0);
+        gpu.alloc(1000).unwrap();
+        assert_eq!(gpu.memory().unwrap().peak, 1024);
     }
 
     #[test]

@@ -461,8 +461,7 @@ fn sampled_truncated(shape: &Shape, slice: usize) -> Workload {
     let &Shape { hidden: d, vocab, .. } = shape;
     Workload {
         name: format!("lm_head_truncated {TRUNCATED} rows, {slice} of {vocab} tokens"),
-        bytes: hidden_bytes(shape, slice + TRUNCATED)
-            + (2 * TRUNCATED * slice * DType::F32.bytes()) as u64,
+        bytes: hidden_bytes(shape, slice + TRUNCATED) + (2 * TRUNCATED * slice * DType::F32.bytes()) as u64,
         flops: product_flops(shape, slice, TRUNCATED),
         prepare: Box::new(move |cuda| {
             let x = random(cuda, 1, DType::Bf16, TRUNCATED, d);

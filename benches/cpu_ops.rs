@@ -1,9 +1,14 @@
-//! The CPU backend's heavy ops at the shapes of Gemma 3 270M: `cargo bench --bench cpu_ops`.
+//! The CPU backend's heavy ops at the shapes of Gemma 3 270M, and forward and backward of its layers with activations
+//! kept and computed again: `cargo bench --bench cpu_ops`.
 //! Throughput is in FLOPs (criterion prints them as elements).
 
-use bon_engine::backend::cpu::{Data, Tensor, lm_head, matmul};
+use bon_engine::backend::cpu::{Cpu, Data, Tensor, lm_head, matmul};
 use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
+use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
+use bon_engine::gemma::activations::Recompute;
+use bon_engine::gemma::{Gemma, params};
 use bon_engine::rng::{Domain, DrawKey, Stream, derive_key};
+use bon_engine::train::policy::{Continued, Forward};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 
@@ -68,5 +73,55 @@ fn heads(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matmuls, heads);
+/// Log-probs of 8 responses to a prompt and their gradient. Of the vocabulary there is a part, so that the head does not
+/// hide the layers.
+fn steps(c: &mut Criterion) {
+    let mut group = c.benchmark_group("step");
+    group.sample_size(10);
+    let layer = |window, rope_theta| LayerSpec { window, rope_theta, rope_factor: 1.0 };
+    let config = GemmaConfig {
+        model_type: "gemma3_text".to_owned(),
+        vocab_size: 4096,
+        hidden_size: 640,
+        intermediate_size: 2048,
+        num_heads: 4,
+        num_kv_heads: 1,
+        head_dim: 256,
+        layers: (1..=18).map(|l| if l % 6 == 0 { layer(None, 1e6) } else { layer(Some(512), 1e4) }).collect(),
+        rms_norm_eps: 1e-6,
+        attention_scale: 0.0625,
+        attention_softcap: None,
+        final_softcap: None,
+        norms: NormPlacement::Sandwich,
+        qk_norm: true,
+        max_positions: 32_768,
+        eos_tokens: vec![1],
+        bos_token: 2,
+    };
+    let mut seed = 0;
+    let params = params::plan(&config).map(|spec| {
+        seed += 1;
+        let mut x = random(spec.rows, spec.cols, seed);
+        x.as_f32_mut().iter_mut().for_each(|x| *x *= 0.1);
+        to_bf16(&x)
+    });
+    let model = Gemma { backend: Cpu, config, params };
+    let tokens =
+        |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| 3 + (i * 97 + seed * 31) % 4000).collect() };
+    let (prompt, responses) = (tokens(128, 0), (1..=8).map(|seed| tokens(49, seed)).collect::<Vec<_>>());
+    let responses: Vec<&[u32]> = responses.iter().map(Vec::as_slice).collect();
+    let mut grads = model.params.zeros_like(&Cpu);
+    for (name, recompute) in [("kept", Recompute::None), ("computed again", Recompute::All)] {
+        group.bench_function(format!("T512 activations {name}"), |b| {
+            b.iter(|| {
+                let continued = Continued { prompt: &prompt, responses: &responses };
+                let forward = Forward::with(&model, &[continued], 1.0, recompute);
+                let weights = vec![1.0; forward.logprobs.len()];
+                forward.backward(&model, &weights, &mut grads);
+            });
+        });
+    }
+}
+
+criterion_group!(benches, matmuls, heads, steps);
 criterion_main!(benches);

@@ -1,5 +1,7 @@
 //! The integration tests: one binary, one module per topic.
 
+#[path = "suite/activations.rs"]
+mod activations;
 #[path = "suite/bench.rs"]
 mod bench;
 #[path = "suite/checkpoint.rs"]

@@ -12,7 +12,7 @@
 pub mod cpu;
 pub mod cuda;
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, host};
 use crate::rng::{DrawKey, philox4x32};
 use crate::segments::{QueryRun, Segments};
 
@@ -334,6 +334,13 @@ pub trait Backend: Send + Sync {
     fn generation_bytes(&self) -> usize {
         1 << 30
     }
+    /// Bytes that a training step may take beside what is held already: what is free of the device's memory. Where that is
+    /// the host's, which others use, half of what is free.
+    fn training_bytes(&self) -> u64 {
+        host::available().map_or(1 << 30, |bytes| bytes / 2)
+    }
+    /// Forgets a want of memory, if that is what failed, so that less can be asked for. What ops returned since is void.
+    fn forget_out_of_memory(&self) {}
     /// From here to [`Backend::end_sequence`] the ops are those of one step of many alike: a device that can record
     /// and replay them may. Changes no result.
     fn begin_sequence(&self) {}

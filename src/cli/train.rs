@@ -10,6 +10,7 @@ use super::device::{DeviceArg, DeviceChoice, Engine};
 use super::progress::{Screen, duration, note};
 use super::rounded;
 use crate::backend::Backend;
+use crate::gemma::activations::{Kept, Share};
 use crate::train::config::TrainConfig;
 use crate::train::metrics::StepMetrics;
 use crate::train::run::{Event, run as train};
@@ -45,8 +46,8 @@ pub struct Args {
     /// Go on from the newest checkpoint in train.output
     ///
     /// Settings that change what a step computes must be those of the run. What may change: train.output,
-    /// train.save_every, train.keep_checkpoints, the evaluation's settings, train.max_minutes (which counts anew)
-    /// and, with a constant learning rate, train.steps. The device must be of the kind that the run was
+    /// train.recompute, train.save_every, train.keep_checkpoints, the evaluation's settings, train.max_minutes (which
+    /// counts anew) and, with a constant learning rate, train.steps. The device must be of the kind that the run was
     /// begun on: another rounds otherwise.
     #[arg(long)]
     resume: bool,
@@ -154,6 +155,7 @@ impl<'a> Progress<'a> {
             Event::NoComparison => self.screen.line(
                 "there is no evaluation before training on these tasks and with so many samples: no comparison at the end",
             ),
+            Event::Activations { kept } => self.screen.line(&activations(kept)),
             Event::Step { metrics, eta } => {
                 self.tell(&metrics.verifier_failures);
                 let (steps, figures) = (self.config.train.steps, figures(metrics, self.config));
@@ -194,6 +196,21 @@ impl<'a> Progress<'a> {
 /// The news that responses could not be judged.
 pub(super) fn unjudged(kind: &str, count: u64) -> String {
     format!("warning: {count} responses could not be judged ({kind}); they count as wrong")
+}
+
+/// What is kept of the forward passes, in a sentence.
+fn activations(kept: &Kept) -> String {
+    let Kept { layers, attention, mlp } = kept;
+    match kept.share() {
+        Share::All => "activations: all are kept for the backward pass".into(),
+        Share::None => "activations: the backward pass computes all again; with more memory, or a higher \
+             train.gradient_accumulation, they are kept"
+            .into(),
+        Share::Some => format!(
+            "activations: {attention} of {layers} layers keep their attention's and {mlp} their MLP's for the backward \
+             pass; there is no memory for more"
+        ),
+    }
 }
 
 /// A step's figures in one line, those that its objective has.

@@ -7,6 +7,7 @@
 
 pub mod arena;
 pub mod driver;
+pub mod host;
 pub mod sequence;
 mod sys;
 pub mod vm;

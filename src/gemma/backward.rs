@@ -1,18 +1,18 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
-use super::forward::{Attention, Mlp, Trace, attention_spec, rope_spec};
+use super::forward::{Attention, AttentionBlock, Mlp, MlpBlock, Trace, attention_spec, rope_spec};
 use super::params::LayerParams;
 use super::{Gemma, Params};
 use crate::backend::{Backend, HeadNorm};
 
 impl<B: Backend> Gemma<B> {
     /// Adds to `grads` the gradient of everything below the LM head, given d_hidden `[T, D]`, the gradient of
-    /// [`Gemma::forward`]'s hidden states. One layer's activations exist at a time: they are computed again from the
-    /// residual stream before it.
+    /// [`Gemma::forward`]'s hidden states. What a layer has not kept is computed again from the residual stream before
+    /// it, and exists for that layer's time.
     pub fn backward(&self, trace: Trace<B>, d_hidden: B::Tensor, grads: &mut Params<B::Tensor>) {
         let b = &self.backend;
         let eps = self.config.rms_norm_eps;
-        let Trace { tables, mut stream } = trace;
+        let Trace { tables, mut stream, mut layers } = trace;
         let mut pop =
             || stream.pop().expect("a trace holds the residual stream before and after every layer");
         let mut after = pop();
@@ -22,9 +22,19 @@ impl<B: Backend> Gemma<B> {
             let x = pop();
             let p = &self.params.layers[l];
             let attn_in = b.rms_norm_forward(&x, &p.attn_pre_norm, eps);
-            let attention = self.attention(l, &attn_in, &tables);
-            let (mid, mlp_in) = self.after_attention(l, &x, &attention.out);
-            let mlp = self.mlp(l, &mlp_in, true);
+            let kept = layers.pop().unwrap_or_default();
+            let (AttentionBlock { inner: attention, out: attn_out, mid }, mlp_in) = match kept.attention {
+                Some(block) => {
+                    let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, eps);
+                    (block, mlp_in)
+                }
+                None => self.attention_block(l, &x, &attn_in, &tables),
+            };
+            let MlpBlock { inner: mlp, out: mlp_out } = kept.mlp.unwrap_or_else(|| {
+                let inner = self.mlp(l, &mlp_in, true);
+                let out = p.mlp_post_norm.as_ref().map(|_| self.mlp_out(l, &inner));
+                MlpBlock { inner, out }
+            });
 
             let (below, above) = grads.layers.split_at_mut(l + 1);
             let g = &mut below[l];
@@ -34,7 +44,7 @@ impl<B: Backend> Gemma<B> {
                 &d_normed,
                 &after,
                 (self.norm_before(l + 1), d_next),
-                with_norm(&mlp.out, &p.mlp_post_norm, &mut g.mlp_post_norm),
+                with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm),
                 eps,
             );
             let d_mlp_in = self.mlp_backward(l, d_out.as_ref().unwrap_or(&d_mid), &mlp, &mlp_in, g);
@@ -43,7 +53,7 @@ impl<B: Backend> Gemma<B> {
                 &d_mlp_in,
                 &mid,
                 (&p.mlp_pre_norm, &mut g.mlp_pre_norm),
-                with_norm(&attention.out, &p.attn_post_norm, &mut g.attn_post_norm),
+                with_norm(&attn_out, &p.attn_post_norm, &mut g.attn_post_norm),
                 eps,
             );
             d_normed =
@@ -69,7 +79,7 @@ impl<B: Backend> Gemma<B> {
     ) -> B::Tensor {
         let (b, p) = (&self.backend, &self.params.layers[l]);
         let (gate, up) = a.gate_up.as_ref().expect("the backward pass keeps gate and up");
-        b.matmul_backward_weight(d_out, &a.inner, &mut g.down);
+        b.matmul_backward_weight(d_out, &a.product, &mut g.down);
         let d_inner = b.matmul_backward_input(&[(d_out, &p.down)]);
         let (d_gate, d_up) = b.geglu_backward(&d_inner, gate, up);
         b.matmul_backward_weight(&d_gate, x, &mut g.gate);
@@ -104,11 +114,11 @@ impl<B: Backend> Gemma<B> {
 
 /// A branch with its norm, where the model has one.
 fn with_norm<'a, T>(
-    branch: &'a T,
+    branch: &'a Option<T>,
     w: &'a Option<T>,
     dw: &'a mut Option<T>,
 ) -> Option<(&'a T, &'a T, &'a mut T)> {
-    w.as_ref().zip(dw.as_mut()).map(|(w, dw)| (branch, w, dw))
+    branch.as_ref().zip(w.as_ref()).zip(dw.as_mut()).map(|((branch, w), dw)| (branch, w, dw))
 }
 
 /// A qk-norm with its gradient, where the model has one.

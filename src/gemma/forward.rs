@@ -1,6 +1,7 @@
 //! The forward pass.
 
 use super::Gemma;
+use super::activations::Kept;
 use crate::backend::{AttentionSpec, Backend, Batch, HeadNorm, RopeSpec};
 use crate::config::{GemmaConfig, LayerSpec};
 
@@ -23,6 +24,27 @@ pub struct Trace<B: Backend> {
     pub(super) tables: B::Tables,
     /// The residual stream before every layer, and after the last.
     pub(super) stream: Vec<B::Tensor>,
+    /// What the blocks of every layer keep.
+    pub(super) layers: Vec<Activations<B>>,
+}
+
+impl<B: Backend> Trace<B> {
+    /// Gives back all activations but the residual stream: the backward pass computes them again.
+    pub fn forget_activations(&mut self) {
+        self.layers.fill_with(Activations::default);
+    }
+}
+
+/// What the blocks of a layer computed, where they keep it.
+pub(super) struct Activations<B: Backend> {
+    pub(super) attention: Option<AttentionBlock<B>>,
+    pub(super) mlp: Option<MlpBlock<B>>,
+}
+
+impl<B: Backend> Default for Activations<B> {
+    fn default() -> Self {
+        Self { attention: None, mlp: None }
+    }
 }
 
 /// What an attention block computed.
@@ -37,8 +59,15 @@ pub(super) struct Attention<B: Backend> {
     /// What attention returns.
     pub(super) o: B::Tensor,
     pub(super) lse: B::Tensor,
-    /// The block's output, before its norm.
-    pub(super) out: B::Tensor,
+}
+
+/// An attention block and what it led to.
+pub(super) struct AttentionBlock<B: Backend> {
+    pub(super) inner: Attention<B>,
+    /// The block's output, where a norm follows it.
+    pub(super) out: Option<B::Tensor>,
+    /// The residual stream behind it.
+    pub(super) mid: B::Tensor,
 }
 
 /// What an MLP computed.
@@ -46,9 +75,14 @@ pub(super) struct Mlp<B: Backend> {
     /// (gate, up), where kept.
     pub(super) gate_up: Option<(B::Tensor, B::Tensor)>,
     /// gelu(gate) * up.
-    pub(super) inner: B::Tensor,
-    /// The block's output, before its norm.
-    pub(super) out: B::Tensor,
+    pub(super) product: B::Tensor,
+}
+
+/// An MLP.
+pub(super) struct MlpBlock<B: Backend> {
+    pub(super) inner: Mlp<B>,
+    /// The block's output, where a norm follows it.
+    pub(super) out: Option<B::Tensor>,
 }
 
 impl<B: Backend> Gemma<B> {
@@ -62,27 +96,40 @@ impl<B: Backend> Gemma<B> {
             let attn_out = self.cached_attention(l, &normed, &tables, kv);
             let (mid, mlp_in) = self.after_attention(l, &x, &attn_out);
             let mlp = self.mlp(l, &mlp_in, false);
-            (x, normed) = self.after_mlp(l, &mid, &mlp.out);
+            (x, normed) = self.after_mlp(l, &mid, &self.mlp_out(l, &mlp));
         }
         self.backend.end_sequence();
         normed
     }
 
     /// Final-norm hidden states `[T, D]` where every token is a query (row = key/value row), and what the backward
-    /// pass needs.
+    /// pass needs, of which it computes all activations again.
     pub fn forward(&self, batch: &Batch) -> (B::Tensor, Trace<B>) {
+        self.forward_keeping(batch, &Kept::none(&self.config))
+    }
+
+    /// [`Gemma::forward`] that keeps activations.
+    pub fn forward_keeping(&self, batch: &Batch, kept: &Kept) -> (B::Tensor, Trace<B>) {
         let tables = self.tables(batch);
         let (mut x, mut normed) = self.enter(&tables);
-        let mut stream = Vec::with_capacity(self.config.layers.len() + 1);
-        for l in 0..self.config.layers.len() {
-            let attention = self.attention(l, &normed, &tables);
-            let (mid, mlp_in) = self.after_attention(l, &x, &attention.out);
-            let mlp = self.mlp(l, &mlp_in, false);
+        let count = self.config.layers.len();
+        let (mut stream, mut layers) = (Vec::with_capacity(count + 1), Vec::with_capacity(count));
+        for l in 0..count {
+            let (AttentionBlock { inner, out, mid }, mlp_in) = self.attention_block(l, &x, &normed, &tables);
+            // What is not kept gives way to what the MLP computes.
+            let attention = kept.attention_of(l).then_some((inner, out));
+            let mlp = self.mlp(l, &mlp_in, kept.mlp_of(l));
+            let mlp_out = self.mlp_out(l, &mlp);
             stream.push(x);
-            (x, normed) = self.after_mlp(l, &mid, &mlp.out);
+            (x, normed) = self.after_mlp(l, &mid, &mlp_out);
+            let post = &self.params.layers[l].mlp_post_norm;
+            layers.push(Activations {
+                attention: attention.map(|(inner, out)| AttentionBlock { inner, out, mid }),
+                mlp: kept.mlp_of(l).then(|| MlpBlock { inner: mlp, out: post.as_ref().map(|_| mlp_out) }),
+            });
         }
         stream.push(x);
-        (normed, Trace { tables, stream })
+        (normed, Trace { tables, stream, layers })
     }
 
     fn tables(&self, batch: &Batch) -> B::Tables {
@@ -109,16 +156,31 @@ impl<B: Backend> Gemma<B> {
         self.params.layers.get(l).map_or(&self.params.final_norm, |p| &p.attn_pre_norm)
     }
 
-    /// The attention block of one layer on its normed input `[T, D]`; keys and values are the batch's own.
-    pub(super) fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables) -> Attention<B> {
+    /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own.
+    fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables) -> Attention<B> {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
         let rope = rope_spec(&self.config, spec);
         let [q_raw, k_raw, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
         let q = b.rope_forward(&q_raw, self.head_norm(p.q_norm.as_ref()), tables, &rope);
         let k = b.rope_forward(&k_raw, self.head_norm(p.k_norm.as_ref()), tables, &rope);
         let (o, lse) = b.attention_forward(&q, &k, &v, tables, &attention_spec(&self.config, spec));
-        let [out] = b.matmul_forward(&o, [&p.o]);
-        Attention { q_raw, k_raw, q, k, v, o, lse, out }
+        Attention { q_raw, k_raw, q, k, v, o, lse }
+    }
+
+    /// The attention block of one layer, from the residual stream x before it and x normed, and the MLP's normed input.
+    pub(super) fn attention_block(
+        &self,
+        l: usize,
+        x: &B::Tensor,
+        normed: &B::Tensor,
+        tables: &B::Tables,
+    ) -> (AttentionBlock<B>, B::Tensor) {
+        let p = &self.params.layers[l];
+        let inner = self.attention(l, normed, tables);
+        let [out] = self.backend.matmul_forward(&inner.o, [&p.o]);
+        let (mid, mlp_in) = self.after_attention(l, x, &out);
+        let out = p.attn_post_norm.as_ref().map(|_| out);
+        (AttentionBlock { inner, out, mid }, mlp_in)
     }
 
     /// The same over a cache, to which the batch's keys and values are added.
@@ -145,18 +207,23 @@ impl<B: Backend> Gemma<B> {
     }
 
     /// (residual stream, the MLP's normed input) after the attention block.
-    pub(super) fn after_attention(&self, l: usize, x: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
+    fn after_attention(&self, l: usize, x: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
         let p = &self.params.layers[l];
         let eps = self.config.rms_norm_eps;
         self.backend.add_norm_forward(x, out, p.attn_post_norm.as_ref(), &p.mlp_pre_norm, eps)
     }
 
-    /// The MLP of one layer on its normed input `[T, D]`.
+    /// The MLP of one layer on its normed input `[T, D]`, but for the last product.
     pub(super) fn mlp(&self, l: usize, x: &B::Tensor, keep: bool) -> Mlp<B> {
-        let (b, p) = (&self.backend, &self.params.layers[l]);
-        let (inner, gate_up) = b.geglu_forward(x, &p.gate, &p.up, keep);
-        let [out] = b.matmul_forward(&inner, [&p.down]);
-        Mlp { gate_up, inner, out }
+        let p = &self.params.layers[l];
+        let (product, gate_up) = self.backend.geglu_forward(x, &p.gate, &p.up, keep);
+        Mlp { gate_up, product }
+    }
+
+    /// The MLP's output, before its norm.
+    pub(super) fn mlp_out(&self, l: usize, mlp: &Mlp<B>) -> B::Tensor {
+        let [out] = self.backend.matmul_forward(&mlp.product, [&self.params.layers[l].down]);
+        out
     }
 
     /// (residual stream, the next layer's normed input) after the MLP.

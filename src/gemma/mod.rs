@@ -1,9 +1,10 @@
 //! Gemma 1, 2 and 3, forward and backward, on any [`Backend`].
 //!
 //! One code path serves prefill, decode and training: [`Gemma::forward`] runs flat tokens under a segment table,
-//! with keys and values either in the batch itself (training) or in a [`KvCache`] (generation). Training keeps each
-//! layer's input and computes the rest again on the way back.
+//! with keys and values either in the batch itself (training) or in a [`KvCache`] (generation). Training keeps the
+//! [`activations`] that there is memory for, and computes the rest again on the way back.
 
+pub mod activations;
 mod backward;
 mod forward;
 pub mod params;

@@ -19,6 +19,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::schedule::Schedule;
 use crate::backend::{DType, TEMPERATURES, Truncation};
+use crate::gemma::activations::Recompute;
 use crate::objective::{Kind, ObjectiveConfig};
 use crate::verifier::VerifierConfig;
 
@@ -194,6 +195,9 @@ pub struct TrainSection {
     /// Micro-batches that a step's prompts are split into; divides `generate.prompts_per_step`. More of them need
     /// less memory. Default: 1.
     pub gradient_accumulation: usize,
+    /// Activations that the backward pass computes again, instead of keeping them from the forward pass: `"auto"`, what
+    /// there is no memory to keep; `"none"`; or `"all"` but each layer's input. Changes no result. Default: `"auto"`.
+    pub recompute: Recompute,
     /// Optimizer updates on each batch of samples (PPO's epochs). Default: 1, which is on-policy and clips nothing.
     pub updates_per_batch: usize,
     /// PPO's clip: from the second update on, a token counts while its probability ratio is within 1 ± this.
@@ -225,6 +229,7 @@ impl Default for TrainSection {
             steps: 0,
             seed: 0,
             gradient_accumulation: 1,
+            recompute: Recompute::Auto,
             updates_per_batch: 1,
             clip_epsilon: 0.2,
             kl_coefficient: 0.0,
@@ -302,9 +307,10 @@ impl fmt::Display for Problem {
 
 /// Fields that do not change what a step computes, so that a run may resume with others. Of the files behind paths
 /// it is the contents that must agree: see [`super::snapshot::TrainState`].
-const FREE_TO_CHANGE: [&str; 8] = [
+const FREE_TO_CHANGE: [&str; 9] = [
     "data.tasks",
     "data.eval_tasks",
+    "train.recompute",
     "train.eval_every",
     "train.eval_samples",
     "train.save_every",

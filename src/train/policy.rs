@@ -2,6 +2,7 @@
 //! every objective needs, L = - sum_j sum_t w_jt log pi(y_jt | x, y_j<t).
 
 use crate::backend::{Backend, Batch, HeadSpec, Target};
+use crate::gemma::activations::{Kept, Recompute, StepSize};
 use crate::gemma::{Gemma, Params, Trace};
 use crate::segments::Layout;
 
@@ -17,7 +18,10 @@ pub struct Continued<'a> {
 /// A forward pass over prompts and responses: shared beginnings once, each prompt once, each response its own tokens.
 pub struct Forward<B: Backend> {
     trace: Trace<B>,
-    hidden_rows: usize,
+    recompute: Recompute,
+    size: StepSize,
+    /// What is kept for the backward pass.
+    pub kept: Kept,
     /// Rows of the hidden states that predict something, ascending, and those states.
     rows: Vec<u32>,
     head_in: B::Tensor,
@@ -29,8 +33,14 @@ pub struct Forward<B: Backend> {
 }
 
 impl<B: Backend> Forward<B> {
-    /// Runs the model. The temperature is part of pi.
+    /// Runs the model and keeps what there is memory for. The temperature is part of pi.
     pub fn new(model: &Gemma<B>, groups: &[Continued], temperature: f32) -> Self {
+        Self::with(model, groups, temperature, Recompute::Auto)
+    }
+
+    /// [`Forward::new`] that is told what the backward pass is to compute again. Log-probs and gradients do not depend on
+    /// it.
+    pub fn with(model: &Gemma<B>, groups: &[Continued], temperature: f32, recompute: Recompute) -> Self {
         let prompts: Vec<&[u32]> = groups.iter().map(|g| g.prompt).collect();
         let (mut layout, prompt_segments) = Layout::of_prompts(&prompts);
         // (row that predicts, token): the prompt's last token predicts the first token of every response.
@@ -56,18 +66,42 @@ impl<B: Backend> Forward<B> {
         let runs = layout.segments().all_queries();
         let batch =
             Batch { ids: layout.ids(), positions: &positions, segments: layout.segments(), runs: &runs };
-        let (hidden, trace) = model.forward(&batch);
-        let head_in = model.backend.gather_rows(&hidden, &rows);
-        let head = HeadSpec { softcap: model.config.final_softcap, temperature };
-        let (logprobs, lse) =
-            model.backend.lm_head_logprob_forward(&head_in, &model.params.embed, &head, &targets);
-        let hidden_rows = layout.ids().len();
-        Self { trace, hidden_rows, rows, head_in, head, targets, lse, logprobs }
+        let (config, dtype) = (&model.config, model.backend.activation_dtype());
+        let size = StepSize { tokens: layout.ids().len(), predicting: rows.len() };
+        let run = |kept: Kept| {
+            let (hidden, trace) = model.forward_keeping(&batch, &kept);
+            let head_in = model.backend.gather_rows(&hidden, &rows);
+            let head = HeadSpec { softcap: config.final_softcap, temperature };
+            let (logprobs, lse) =
+                model.backend.lm_head_logprob_forward(&head_in, &model.params.embed, &head, &targets);
+            (trace, head_in, head, logprobs, lse)
+        };
+        let mut kept = match recompute {
+            Recompute::Auto => Kept::within(model.backend.training_bytes(), config, dtype, &size),
+            Recompute::None => Kept::all(config),
+            Recompute::All => Kept::none(config),
+        };
+        let mut ran = run(kept);
+        // What is free may lie in pieces that are too small.
+        let lacking = || model.backend.check().is_err_and(|e| e.out_of_memory);
+        if recompute == Recompute::Auto && kept != Kept::none(config) && lacking() {
+            drop(ran);
+            model.backend.forget_out_of_memory();
+            kept = Kept::none(config);
+            ran = run(kept);
+        }
+        let (trace, head_in, head, logprobs, lse) = ran;
+        Self { trace, recompute, size, kept, rows, head_in, head, targets, lse, logprobs }
     }
 
     /// Adds to `grads` the gradient of L = - sum_i weights\[i\] logprobs\[i\].
-    pub fn backward(self, model: &Gemma<B>, weights: &[f32], grads: &mut Params<B::Tensor>) {
+    pub fn backward(mut self, model: &Gemma<B>, weights: &[f32], grads: &mut Params<B::Tensor>) {
         let b = &model.backend;
+        let needed = self.size.backward_bytes(&model.config, b.activation_dtype());
+        // Others may have taken the memory since.
+        if self.recompute == Recompute::Auto && b.training_bytes() < needed {
+            self.trace.forget_activations();
+        }
         let d_head_in = b.lm_head_logprob_backward(
             &self.head_in,
             &model.params.embed,
@@ -77,7 +111,7 @@ impl<B: Backend> Forward<B> {
             weights,
             &mut grads.embed,
         );
-        let d_hidden = b.scatter_rows(&d_head_in, &self.rows, self.hidden_rows);
+        let d_hidden = b.scatter_rows(&d_head_in, &self.rows, self.size.tokens);
         model.backward(self.trace, d_hidden, grads);
     }
 }

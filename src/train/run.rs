@@ -18,6 +18,7 @@ use super::stop::Stop;
 use crate::backend::{Backend, DType};
 use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Report};
+use crate::gemma::activations::Kept;
 use crate::gemma::params;
 use crate::model_dir::{ModelDir, OpenError};
 use crate::rollout::RolloutError;
@@ -64,6 +65,12 @@ pub enum Event<'a> {
     /// The evaluation before training is missing, or of other tasks or another number of samples than now: there
     /// will be no comparison at the end.
     NoComparison,
+    /// How many activations the steps keep for the backward pass: after the first step, and when that is told by another
+    /// sentence.
+    Activations {
+        /// The fewest that a micro-batch kept so far.
+        kept: &'a Kept,
+    },
     /// A step is done.
     Step {
         /// Its figures.
@@ -179,7 +186,7 @@ pub fn run<B: Backend + Clone>(
     let metrics = Metrics::open(out, start.step)?;
     let (first, resumed) = (start.step, resume);
     let order = Order::new(tasks.list.len(), config.train.seed);
-    let stepper = Stepper { config, tasks: &tasks, order, judges, reference };
+    let stepper = Stepper { config, tasks: &tasks, order, judges, reference, kept: None };
     let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
 }
@@ -321,7 +328,11 @@ impl<B: Backend> Trainer<'_, B> {
                 break;
             }
             step += 1;
+            let before = self.stepper.kept.map(|kept| kept.share());
             let metrics = self.stepper.step(dir, &mut optimizer, step)?;
+            if let Some(kept) = self.stepper.kept.as_ref().filter(|kept| Some(kept.share()) != before) {
+                report(Event::Activations { kept });
+            }
             self.metrics.step(&metrics)?;
             let per_step = training.elapsed().as_secs_f64() / (step - self.first) as f64;
             let mut eta = per_step * (train.steps - step) as f64;

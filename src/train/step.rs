@@ -12,6 +12,7 @@ use super::setup::{expert, line, prompt_format, rollout, sampling, stop_rule};
 use crate::backend::Backend;
 use crate::eval::estimators::{answer_counts, entropy};
 use crate::gemma::Gemma;
+use crate::gemma::activations::{Kept, Recompute};
 use crate::generate::Finish;
 use crate::model_dir::ModelDir;
 use crate::objective::{Coefficients, GroupMetrics, ScoredGroup, coefficients};
@@ -28,6 +29,8 @@ pub(super) struct Stepper<'a, B: Backend> {
     pub(super) judges: Option<Judges>,
     /// The frozen start, where there is a KL term.
     pub(super) reference: Option<Gemma<B>>,
+    /// The fewest activations that a micro-batch kept so far.
+    pub(super) kept: Option<Kept>,
 }
 
 /// One task's part of a step.
@@ -94,6 +97,7 @@ impl<B: Backend> Stepper<'_, B> {
             for groups in weighed.chunks(micro) {
                 self.backward(&dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
             }
+            self.kept = self.kept.into_iter().chain(total.kept).min_by_key(Kept::blocks);
             seconds.forward_backward += phase.elapsed().as_secs_f64();
             let phase = Instant::now();
             let t = (step - 1) * updates + update + 1;
@@ -204,8 +208,11 @@ impl<B: Backend> Stepper<'_, B> {
             .zip(&responses)
             .map(|((g, _), responses)| Continued { prompt: &g.prompt, responses })
             .collect();
-        let forward = Forward::new(model, &continued, temperature);
-        let reference = self.reference.as_ref().map(|m| Forward::new(m, &continued, temperature).logprobs);
+        // First, since nothing of it stays but the log-probs.
+        let reference = self.reference.as_ref();
+        let reference = reference.map(|m| Forward::with(m, &continued, temperature, Recompute::All).logprobs);
+        let forward = Forward::with(model, &continued, temperature, config.train.recompute);
+        total.kept = total.kept.into_iter().chain([forward.kept]).min_by_key(Kept::blocks);
         model.backend.check().map_err(|source| TrainError::Device { step, source })?;
 
         let count: usize = step_groups.iter().map(|g| g.responses.len()).sum();
@@ -275,6 +282,7 @@ struct Totals {
     gap_sum: f64,
     kl: f64,
     sampled: u64,
+    kept: Option<Kept>,
 }
 
 /// The figures that can be read off the groups themselves.

@@ -34,7 +34,7 @@ use crate::tiny::{self, Groups};
 use crate::tolerance::{BF16_ROUNDOFF, Rule, assert_rule};
 use crate::training::{Workplace, checkpoint, metrics, train_on};
 
-const FAMILIES: [&str; 3] = ["gemma", "gemma2", "gemma3_text"];
+pub(crate) const FAMILIES: [&str; 3] = ["gemma", "gemma2", "gemma3_text"];
 /// N.
 const STREAMS: usize = 8;
 
@@ -48,7 +48,7 @@ const SAMPLING: Sampling = Sampling {
 
 /// A Gemma as small as the kernels take it, with all that its family has; no width is a multiple of a tile, and the
 /// vocabulary is odd.
-fn config(family: &str) -> GemmaConfig {
+pub(crate) fn config(family: &str) -> GemmaConfig {
     let layer = |window, rope_theta, rope_factor| LayerSpec { window, rope_theta, rope_factor };
     let base = GemmaConfig {
         model_type: family.to_owned(),
@@ -91,7 +91,7 @@ fn config(family: &str) -> GemmaConfig {
 }
 
 /// The model with the same random bf16 weights on every backend: linear maps keep the size of what they map.
-fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
+pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
     let mut seed = 100;
     let params = params::plan(config).map(|spec| {
         seed += 1;

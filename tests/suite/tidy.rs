@@ -454,6 +454,7 @@ fn the_reference_names_every_value_that_is_a_word() {
         "[verifier]\nkind = \"numeric\"\npick",
         "[optimizer]\nschedule",
         "[train]\nlength_normalizer",
+        "[train]\nrecompute",
     ] {
         let words = known(&format!("{place} = \"zzzz\""));
         assert!(words.len() > 1, "{place}");

@@ -33,7 +33,7 @@ use crate::tokenizer::{tokenizer_json, vocabulary};
 pub(crate) struct Workplace(TempDir);
 
 impl Workplace {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 

@@ -29,8 +29,8 @@ use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, ModelShape, RopeSpec, Sampled,
     Target, Truncation, Uniform, Unsupported, Update,
 };
-use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use entries::{Entry, MODULES, NO_KERNELS};
+use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, host};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
@@ -253,6 +253,17 @@ impl Backend for Cuda {
         // What is free lies in pieces, and the caller's figures are estimates: half of it.
         let available = self.attempt(|device| device.available()).flatten();
         available.map_or(HOST_GENERATION_BYTES, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX))
+    }
+
+    fn training_bytes(&self) -> u64 {
+        let available = self.attempt(|device| device.available()).flatten();
+        // Without memory of its own, the device is on the host.
+        available.or_else(|| host::available().map(|bytes| bytes / 2)).unwrap_or(HOST_GENERATION_BYTES as u64)
+    }
+
+    fn forget_out_of_memory(&self) {
+        let mut failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.take_if(|e| e.out_of_memory);
     }
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {

@@ -1,0 +1,167 @@
+//! What a training step keeps of its forward pass, and what the backward pass computes again: activation
+//! recomputation, layer by layer and in two grades (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost";
+//! Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models").
+//!
+//! The residual stream before every layer is always kept. Of a layer's two blocks each may keep what it computed, or
+//! compute it again from that stream. The ops and their inputs are the same either way, and so are the gradients, to the
+//! bit. To compute all of it again takes a forward pass more, of three that a step has the work of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::DType;
+use crate::config::{GemmaConfig, NormPlacement};
+
+/// Which activations the backward pass computes again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// What there is no memory to keep.
+    #[default]
+    Auto,
+    /// None: a step needs the memory for all of them.
+    None,
+    /// All but the residual stream.
+    All,
+}
+
+/// The blocks that keep their activations: those of the last layers, which the backward pass needs first, so that their
+/// memory is free again when it comes to layers whose activations it must compute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Layers of the model.
+    pub layers: usize,
+    /// Layers whose attention block keeps: the last so many.
+    pub attention: usize,
+    /// Layers whose MLP keeps: the last so many.
+    pub mlp: usize,
+}
+
+/// A share of all blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// No block.
+    None,
+    /// Not all.
+    Some,
+    /// Every block.
+    All,
+}
+
+impl Kept {
+    /// Nothing beside the residual stream.
+    pub fn none(config: &GemmaConfig) -> Self {
+        Self { layers: config.layers.len(), attention: 0, mlp: 0 }
+    }
+
+    /// Everything.
+    pub fn all(config: &GemmaConfig) -> Self {
+        let layers = config.layers.len();
+        Self { layers, attention: layers, mlp: layers }
+    }
+
+    /// As much as fits `bytes` of memory beside what the step needs in any case. Attention goes first: what it keeps is
+    /// small, and what it computes runs farther from a device's limits than the MLP's products.
+    pub fn within(bytes: u64, config: &GemmaConfig, activations: DType, size: &StepSize) -> Self {
+        // What is free lies in pieces, and blocks do not fill them: an eighth is lost to that.
+        let room = bytes.saturating_sub(size.least_bytes(config, activations)) / 8 * 7;
+        let each = BlockBytes::new(config, activations);
+        let layers = config.layers.len();
+        let fitting = |room: u64, each: usize| {
+            let whole = room / (each as u64 * size.tokens as u64).max(1);
+            usize::try_from(whole).unwrap_or(usize::MAX).min(layers)
+        };
+        let attention = fitting(room, each.attention);
+        let left = room - attention as u64 * each.attention as u64 * size.tokens as u64;
+        let mlp = if attention == layers { fitting(left, each.mlp) } else { 0 };
+        Self { layers, attention, mlp }
+    }
+
+    /// Blocks that keep their activations.
+    pub fn blocks(&self) -> usize {
+        self.attention + self.mlp
+    }
+
+    /// How large a share of the blocks keeps.
+    pub fn share(&self) -> Share {
+        match self.blocks() {
+            0 => Share::None,
+            blocks if blocks == 2 * self.layers => Share::All,
+            _ => Share::Some,
+        }
+    }
+
+    /// Bytes that this keeps for each token, beside the residual stream.
+    pub fn bytes_per_token(&self, config: &GemmaConfig, activations: DType) -> usize {
+        let each = BlockBytes::new(config, activations);
+        self.attention * each.attention + self.mlp * each.mlp
+    }
+
+    /// Whether the attention block of layer `l` keeps.
+    pub(super) fn attention_of(&self, l: usize) -> bool {
+        l + self.attention >= self.layers
+    }
+
+    /// Whether the MLP of layer `l` keeps.
+    pub(super) fn mlp_of(&self, l: usize) -> bool {
+        l + self.mlp >= self.layers
+    }
+}
+
+/// Bytes that the blocks of one layer keep for each token.
+struct BlockBytes {
+    attention: usize,
+    mlp: usize,
+}
+
+impl BlockBytes {
+    fn new(config: &GemmaConfig, activations: DType) -> Self {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        // A block's output is asked for by the gradient of the norm behind it, and by nothing else.
+        let out = match config.norms {
+            NormPlacement::Pre => 0,
+            NormPlacement::Sandwich => d,
+        };
+        let size = activations.bytes();
+        Self {
+            // q and k before and after RoPE, v, o, the residual stream behind the block; lse.
+            attention: size * (3 * q + 3 * kv + d + out) + DType::F32.bytes() * config.num_heads,
+            // gate, up and their product.
+            mlp: size * (3 * f + out),
+        }
+    }
+}
+
+/// How large a step's batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// T.
+    pub tokens: usize,
+    /// Rows of the hidden states that predict a token.
+    pub predicting: usize,
+}
+
+/// The most that the LM head takes for logits, their gradient and what it sums them into.
+const HEAD_WORKSPACE: u64 = 512 << 20;
+
+impl StepSize {
+    /// An upper bound of the bytes that a step takes which keeps nothing but the residual stream: that stream; the LM
+    /// head; and, of one layer at a time, the activations and as much again for their gradients.
+    fn least_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
+        let (tokens, predicting) = (self.tokens as u64, self.predicting as u64);
+        let (width, size) = (config.hidden_size as u64, activations.bytes() as u64);
+        let each = BlockBytes::new(config, activations);
+        let stream = (config.layers.len() as u64 + 1) * tokens * width * size;
+        // Hidden states, those that predict, and the gradients of both, one of them in f32.
+        let head = (2 * tokens + 3 * predicting) * width * DType::F32.bytes() as u64;
+        let logits = predicting * config.vocab_size as u64 * DType::F32.bytes() as u64;
+        let layer = 2 * tokens * ((each.attention + each.mlp) as u64 + 4 * width * size);
+        stream + head + logits.min(HEAD_WORKSPACE) + layer
+    }
+
+    /// An upper bound of the bytes that the backward pass takes beside what the forward pass left.
+    pub(crate) fn backward_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
+        let stream = (config.layers.len() + 1) * self.tokens * config.hidden_size * activations.bytes();
+        self.least_bytes(config, activations) - stream as u64
+    }
+}

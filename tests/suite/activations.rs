@@ -1,0 +1,408 @@
+//! What training keeps of a forward pass: gradients do not depend on it, memory stays within the plan, and what is kept
+//! is not computed again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::{Backend, Batch, DType};
+use bon_engine::config::GemmaConfig;
+use bon_engine::device::vm::{Checks, Options, Report, Vm};
+use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
+use bon_engine::gemma::params::{self, ParamKind};
+use bon_engine::gemma::{Gemma, Params};
+use bon_engine::segments::Segments;
+use bon_engine::train::policy::{Continued, Forward};
+use bon_engine::train::run::{Event, run};
+use bon_engine::train::stop::Stop;
+
+use crate::engine::{FAMILIES, config, model};
+use crate::kernels::{activation, compiled, counting, vm};
+use crate::tiny;
+use crate::training::{Workplace, checkpoint};
+
+/// A batch of three sequences.
+struct Flat {
+    ids: Vec<u32>,
+    segments: Segments,
+}
+
+impl Flat {
+    fn new() -> Self {
+        Self { ids: tiny::tokens(7, 40), segments: Segments::separate(&[21, 1, 18]) }
+    }
+
+    /// Hidden states and all gradients, in full, of a model that keeps `kept`.
+    fn gradients<B: Backend>(&self, model: &Gemma<B>, kept: &Kept) -> Vec<Vec<u8>> {
+        let (positions, runs) = (self.segments.positions(), self.segments.all_queries());
+        let batch = Batch { ids: &self.ids, positions: &positions, segments: &self.segments, runs: &runs };
+        let b = &model.backend;
+        let (hidden, trace) = model.forward_keeping(&batch, kept);
+        let mut grads = model.params.zeros_like(b);
+        model.backward(trace, activation(b, 3, self.ids.len(), model.config.hidden_size), &mut grads);
+        b.check().unwrap_or_else(|e| panic!("{e}"));
+        [&hidden].into_iter().chain(grads.tensors()).map(|x| b.download(x)).collect()
+    }
+}
+
+fn same_whatever_is_kept<B: Backend>(family: &str, backend: B) {
+    let (batch, model) = (Flat::new(), model(backend, &config(family)));
+    let layers = model.config.layers.len();
+    let want = batch.gradients(&model, &Kept::none(&model.config));
+    assert!(want.iter().all(|tensor| tensor.iter().any(|byte| *byte != 0)), "{family}: zeros");
+    for (attention, mlp) in [(layers, layers), (1, 0), (0, 1), (layers, 1), (1, layers)] {
+        let got = batch.gradients(&model, &Kept { layers, attention, mlp });
+        assert!(got == want, "{family}: other bits where {attention} and {mlp} of {layers} blocks keep");
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_whatever_is_kept_on_the_cpu() {
+    for family in FAMILIES {
+        same_whatever_is_kept(family, Cpu);
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_whatever_is_kept_on_the_kernels() {
+    if !compiled() {
+        return;
+    }
+    for family in FAMILIES {
+        same_whatever_is_kept(family, vm(None));
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- memory
+
+/// A virtual GPU with so many bytes of memory, which counts them.
+struct Metered {
+    vm: Vm,
+    /// Bytes that there are, and that it says there are.
+    limit: AtomicU64,
+    told: AtomicU64,
+    live: Mutex<(HashMap<u64, u64>, u64)>,
+    peak: AtomicU64,
+}
+
+impl Metered {
+    fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            vm: Vm::new(Options { checks: Checks::NONE, ..Options::default() }),
+            limit: AtomicU64::new(limit),
+            told: AtomicU64::new(limit),
+            live: Mutex::default(),
+            peak: AtomicU64::new(0),
+        })
+    }
+
+    fn live(&self) -> u64 {
+        self.live.lock().unwrap().1
+    }
+
+    fn set(&self, limit: u64, told: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.told.store(told, Ordering::Relaxed);
+    }
+}
+
+impl Device for Metered {
+    fn name(&self) -> String {
+        self.vm.name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.vm.multiprocessors()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        self.vm.load(name, ptx, entries)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        let (sizes, live) = &mut *self.live.lock().unwrap();
+        if *live + bytes as u64 > self.limit.load(Ordering::Relaxed) {
+            return Err(DeviceError::out_of_memory("metered", "there is no more"));
+        }
+        let ptr = self.vm.alloc(bytes)?;
+        sizes.insert(ptr.0, bytes as u64);
+        *live += bytes as u64;
+        self.peak.fetch_max(*live, Ordering::Relaxed);
+        Ok(ptr)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        let (sizes, live) = &mut *self.live.lock().unwrap();
+        *live -= sizes.remove(&ptr.0).expect("it was allocated");
+        self.vm.free(ptr);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.vm.write(dst, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.vm.read(src, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.vm.fill(dst, value, bytes)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        self.vm.launch(kernel, launch, args)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.vm.synchronize()
+    }
+
+    fn available(&self) -> Result<Option<u64>, DeviceError> {
+        Ok(Some(self.told.load(Ordering::Relaxed).saturating_sub(self.live())))
+    }
+}
+
+/// The tiny model on a metered device without a limit.
+fn metered(family: &str) -> (Arc<Metered>, Gemma<Cuda>) {
+    let device = Metered::new(u64::MAX);
+    let cuda = Cuda::new(Box::new(Arc::clone(&device))).unwrap();
+    let model = model(cuda, &config(family));
+    (device, model)
+}
+
+#[test]
+fn as_much_is_kept_as_was_planned() {
+    if !compiled() {
+        return;
+    }
+    for family in FAMILIES {
+        let (device, model) = metered(family);
+        let batch = Flat::new();
+        let (positions, runs) = (batch.segments.positions(), batch.segments.all_queries());
+        let tokens = Batch { ids: &batch.ids, positions: &positions, segments: &batch.segments, runs: &runs };
+        let held = |kept: &Kept| {
+            let before = device.live();
+            let (_, trace) = model.forward_keeping(&tokens, kept);
+            let held = device.live() - before;
+            drop(trace);
+            held
+        };
+        // Tables that are made once are there from the first pass on.
+        held(&Kept::none(&model.config));
+        let least = held(&Kept::none(&model.config));
+        let layers = model.config.layers.len();
+        for (attention, mlp) in [(layers, layers), (1, 0), (0, layers), (layers, 1)] {
+            let kept = Kept { layers, attention, mlp };
+            let planned = kept.bytes_per_token(&model.config, DType::Bf16) * batch.ids.len();
+            assert_eq!(held(&kept) - least, planned as u64, "{family}: {kept:?}");
+        }
+    }
+}
+
+/// A prompt and responses to it, long enough that a layer's activations outweigh what is fixed.
+struct Grouped {
+    prompt: Vec<u32>,
+    responses: Vec<Vec<u32>>,
+}
+
+impl Grouped {
+    fn new() -> Self {
+        Self { prompt: tiny::tokens(1, 30), responses: vec![tiny::tokens(2, 20), tiny::tokens(3, 15)] }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&[Continued]) -> R) -> R {
+        let responses: Vec<&[u32]> = self.responses.iter().map(Vec::as_slice).collect();
+        f(&[Continued { prompt: &self.prompt, responses: &responses }])
+    }
+
+    fn forward<B: Backend>(&self, model: &Gemma<B>, recompute: Recompute) -> Forward<B> {
+        self.with(|groups| Forward::with(model, groups, 1.0, recompute))
+    }
+
+    /// All gradients after a forward pass, or the device's error.
+    fn backward<B: Backend>(
+        &self,
+        model: &Gemma<B>,
+        forward: Forward<B>,
+        grads: &mut Params<B::Tensor>,
+    ) -> Result<Vec<Vec<u8>>, DeviceError> {
+        let weights: Vec<f32> = (0..forward.logprobs.len()).map(|i| 0.3 - 0.02 * i as f32).collect();
+        forward.backward(model, &weights, grads);
+        model.backend.check()?;
+        Ok(grads.tensors().into_iter().map(|g| model.backend.download(g)).collect())
+    }
+}
+
+#[test]
+fn keeping_asks_for_no_memory_that_there_is_not() {
+    if !compiled() {
+        return;
+    }
+    let (batch, family) = (Grouped::new(), "gemma3_text");
+    // What a step takes that keeps nothing, and its gradients.
+    let (device, model) = metered(family);
+    let mut grads = model.params.zeros_like(&model.backend);
+    let forward = batch.forward(&model, Recompute::All);
+    let want = batch.backward(&model, forward, &mut grads).unwrap();
+    let least = device.peak.load(Ordering::Relaxed);
+    let size = StepSize { tokens: 30 + 19 + 14, predicting: 1 + 19 + 14 };
+    let all = Kept::all(&model.config).bytes_per_token(&model.config, DType::Bf16) * size.tokens;
+    let mut met = Vec::new();
+    for eighths in 0..=24 {
+        let limit = least + all as u64 * eighths / 8;
+        let (device, model) = metered(family);
+        let mut grads = model.params.zeros_like(&model.backend);
+        device.set(limit, limit);
+        let forward = batch.forward(&model, Recompute::Auto);
+        met.push(forward.kept.share());
+        let got = batch.backward(&model, forward, &mut grads);
+        let got = got.unwrap_or_else(|e| panic!("{eighths} eighths beyond what is needed: {e}"));
+        assert!(got == want, "other bits with {eighths} eighths");
+    }
+    met.dedup();
+    assert_eq!(met, [Share::None, Share::Some, Share::All]);
+    // It would not have been enough.
+    let (device, model) = metered(family);
+    let mut grads = model.params.zeros_like(&model.backend);
+    device.set(least, least);
+    let forward = batch.forward(&model, Recompute::None);
+    assert!(batch.backward(&model, forward, &mut grads).unwrap_err().out_of_memory);
+}
+
+#[test]
+fn memory_that_cannot_be_had_after_all_is_not_needed() {
+    if !compiled() {
+        return;
+    }
+    let (batch, family) = (Grouped::new(), "gemma2");
+    let (device, model) = metered(family);
+    let mut grads = model.params.zeros_like(&model.backend);
+    let forward = batch.forward(&model, Recompute::All);
+    let before = device.live();
+    let want = batch.backward(&model, forward, &mut grads).unwrap();
+    let least = device.peak.load(Ordering::Relaxed);
+
+    // More is told to be free than there is, as where it lies in pieces.
+    let (device, model) = metered(family);
+    let mut grads = model.params.zeros_like(&model.backend);
+    device.set(least, u64::MAX);
+    let forward = batch.forward(&model, Recompute::Auto);
+    assert_eq!(forward.kept.share(), Share::None);
+    assert!(batch.backward(&model, forward, &mut grads).unwrap() == want);
+
+    // Others take it between the passes.
+    let (device, model) = metered(family);
+    let mut grads = model.params.zeros_like(&model.backend);
+    let forward = batch.forward(&model, Recompute::Auto);
+    assert_eq!(forward.kept.share(), Share::All);
+    assert!(device.live() > before);
+    device.set(least, least);
+    assert!(batch.backward(&model, forward, &mut grads).unwrap() == want);
+}
+
+#[test]
+fn more_memory_keeps_more_and_never_more_than_there_is() {
+    let size = StepSize { tokens: 5000, predicting: 4000 };
+    for family in FAMILIES {
+        let config = config(family);
+        for dtype in [DType::F32, DType::Bf16] {
+            let within = |bytes: u64| Kept::within(bytes, &config, dtype, &size);
+            assert_eq!(within(0), Kept::none(&config));
+            assert_eq!(within(u64::MAX), Kept::all(&config));
+            let mut last = Kept::none(&config);
+            for mebibytes in 0..400 {
+                let kept = within(mebibytes << 20);
+                assert!(
+                    kept.attention >= last.attention && kept.mlp >= last.mlp && kept.attention >= kept.mlp
+                );
+                let bytes = kept.bytes_per_token(&config, dtype) as u64 * size.tokens as u64;
+                assert!(bytes <= mebibytes << 20, "{kept:?} in {mebibytes} MiB");
+                last = kept;
+            }
+            assert_eq!(last, Kept::all(&config));
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- work
+
+/// What the kernels of a training step did whose widths are all whole tiles.
+fn counted(config: &GemmaConfig, recompute: Recompute) -> Vec<Report> {
+    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
+    let model = model(Cuda::new(Box::new(Arc::clone(&vm))).unwrap(), config);
+    // 256 tokens, of which 128 predict one.
+    let response = tiny::tokens(2, 128);
+    let batch = Grouped { prompt: tiny::tokens(1, 129), responses: vec![response] };
+    let mut grads = model.params.zeros_like(&model.backend);
+    vm.keep_reports();
+    let forward = batch.forward(&model, recompute);
+    batch.backward(&model, forward, &mut grads).unwrap();
+    vm.take_reports()
+}
+
+#[test]
+fn with_kept_activations_a_step_is_three_times_the_forward_products() {
+    if !counting() {
+        return;
+    }
+    const TOKENS: u64 = 256;
+    const PREDICTING: u64 = 128;
+    let config = GemmaConfig {
+        hidden_size: 256,
+        intermediate_size: 512,
+        num_heads: 4,
+        num_kv_heads: 2,
+        vocab_size: 1024,
+        max_positions: 512,
+        ..config("gemma3_text")
+    };
+    let plan = params::plan(&config);
+    let elements = |matrix: &params::ParamSpec| (matrix.rows * matrix.cols) as u64;
+    let matrices = plan.tensors().into_iter().filter(|spec| spec.kind == ParamKind::Matrix);
+    let weights: u64 = matrices.map(elements).sum::<u64>() - elements(&plan.embed);
+    // Y, dX and dW of every layer; of the head those and its logits, which it computes twice whatever is kept.
+    let products = 3 * 2 * TOKENS * weights + 4 * 2 * PREDICTING * elements(&plan.embed);
+    let of = |reports: &[Report], attention: bool| -> u64 {
+        let which = |r: &&Report| r.kernel.starts_with("attention") == attention;
+        reports.iter().filter(which).map(|r| r.mma_flops).sum()
+    };
+    let launched =
+        |reports: &[Report], name: &str| reports.iter().filter(|r| r.kernel.starts_with(name)).count();
+    let (kept, again) = (counted(&config, Recompute::Auto), counted(&config, Recompute::All));
+    let ratio = of(&kept, false) as f64 / products as f64;
+    assert!((1.0..=1.02).contains(&ratio), "{ratio} of the products of one forward and one backward pass");
+    let twice = of(&again, false) as f64 / products as f64;
+    assert!(twice > 1.2, "computing again is no more work: {twice}");
+    // Attention runs forward once; its own backward pass is the same.
+    assert_eq!(2 * launched(&kept, "attention_forward"), launched(&again, "attention_forward"));
+    assert_eq!(launched(&kept, "attention_backward"), launched(&again, "attention_backward"));
+    let whole = |reports: &[Report]| of(reports, false) + of(reports, true);
+    assert!(whole(&again) as f64 > 1.2 * whole(&kept) as f64);
+}
+
+// -------------------------------------------------------------------------------------------------------------- runs
+
+#[test]
+fn a_run_says_once_what_it_keeps_and_ends_the_same_either_way() {
+    let place = Workplace::new();
+    let ran = |output: &str, recompute: &str| {
+        let config = place.config(output, &["train.steps=2", &format!("train.recompute={recompute}")]);
+        let mut told = Vec::new();
+        run(Cpu, &config, false, &Stop::default(), |event| {
+            if let Event::Activations { kept } = event {
+                told.push(kept.share());
+            }
+        })
+        .unwrap();
+        (told, checkpoint(&config))
+    };
+    let (auto, all, none) = (ran("auto", "auto"), ran("all", "all"), ran("none", "none"));
+    assert_eq!(
+        (&auto.0[..], &all.0[..], &none.0[..]),
+        (&[Share::All][..], &[Share::None][..], &[Share::All][..])
+    );
+    assert!(auto.1 == all.1 && none.1 == all.1, "other weights or moments");
+}

@@ -2,15 +2,16 @@
 //
 //   gather:   out[i] = x[rows[i]]
 //   scatter:  dx[rows[i]] = dy[i], zero elsewhere: the transpose of gather for rows that do not repeat
+//   widen:    y[i] = x[i] in f32
 //
-// All bf16, `cols` a multiple of 8; nothing is computed, so nothing is rounded.
+// x is bf16, a row a multiple of 8; nothing is computed, so nothing is rounded.
 //
 // A block moves a row, a thread 16 bytes at a time. Scattering is written from the rows that are written to, each
 // knowing its source: so the zeros are part of the same pass, and every row is written once whatever the order of
 // blocks.
 //
 // Bytes: gather 4 cols for each row; scatter 2 cols for each row of dx and 2 cols for each of dy; beside them 4 for
-// each index. The limit is memory.
+// each index; widen 6 for each element. The limit is memory.
 
 #include "common.cuh"
 
@@ -30,4 +31,19 @@ extern "C" __global__ void __launch_bounds__(256) scatter_rows(
     const uint4 *from = reinterpret_cast<const uint4 *>(dy + size_t(i) * cols);
     for (unsigned c = threadIdx.x; c < cols / 8; c += blockDim.x)
         to[c] = i == ~0u ? make_uint4(0, 0, 0, 0) : from[c];
+}
+
+// x bf16 and y f32 of n elements, n a multiple of 8. Grid: n / 8 threads.
+extern "C" __global__ void __launch_bounds__(256) widen_rows(
+    const bf16 *__restrict__ x, float *__restrict__ y, unsigned long long n) {
+    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (i >= n) return;
+    const uint4 eight = *reinterpret_cast<const uint4 *>(x + i);
+    const unsigned pair[4] = {eight.x, eight.y, eight.z, eight.w};
+    float4 *to = reinterpret_cast<float4 *>(y + i);
+    // A bf16 is the upper half of an f32; the first of a pair lies in the lower half of the word.
+#pragma unroll
+    for (int p = 0; p < 4; p += 2)
+        to[p / 2] = make_float4(__uint_as_float(pair[p] << 16), __uint_as_float(pair[p] & 0xffff0000u),
+                                __uint_as_float(pair[p + 1] << 16), __uint_as_float(pair[p + 1] & 0xffff0000u));
 }

@@ -479,6 +479,12 @@ pub trait Backend: Send + Sync {
         up: &Self::Tensor,
     ) -> (Self::Tensor, Self::Tensor);
 
+    /// x in f32, which holds every bf16 exactly.
+    fn widened(&self, x: &Self::Tensor) -> Self::Tensor {
+        let (rows, cols) = self.shape(x);
+        self.upload(DType::F32, rows, cols, bytemuck::cast_slice(&self.to_f32(x)))
+    }
+
     /// out\[i\] = x\[rows\[i\]\].
     fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Self::Tensor;
     /// The transpose of [`Backend::gather_rows`] out of `total` rows: dx\[rows\[i\]\] = dy\[i\], zero elsewhere; `rows`

@@ -34,11 +34,7 @@ impl<B: Backend> Optimizer<B> {
     /// Zero moments; masters from the parameters ([`Optimizer::start_from`] knows better).
     pub fn new(model: &Gemma<B>) -> Self {
         let (b, params) = (&model.backend, &model.params);
-        let master = |p: &B::Tensor| {
-            let (rows, cols) = b.shape(p);
-            (b.dtype(p) == DType::Bf16)
-                .then(|| b.upload(DType::F32, rows, cols, bytemuck::cast_slice(&b.to_f32(p))))
-        };
+        let master = |p: &B::Tensor| (b.dtype(p) == DType::Bf16).then(|| b.widened(p));
         Self {
             specs: plan(&model.config).tensors().into_iter().cloned().collect(),
             grads: params.zeros_like(b),

@@ -303,6 +303,10 @@ impl Backend for Cpu {
         geglu::backward(dh, gate, up)
     }
 
+    fn widened(&self, x: &Tensor) -> Tensor {
+        rows::widened(x)
+    }
+
     fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
         rows::gather(x, indices)
     }

@@ -1,8 +1,9 @@
-//! Moving and adding rows, and how the other ops split rows among threads.
+//! Moving, adding and widening rows, and how the other ops split rows among threads.
 
 use rayon::prelude::*;
 
 use super::Tensor;
+use super::matmul::widen_rows;
 use super::simd::multiversion;
 
 /// Elements per task: a few microseconds of work, so that a decode step's small matrices stay on one thread.
@@ -55,4 +56,13 @@ pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
     for (&r, src) in rows.iter().zip(src.as_f32().chunks_exact(cols)) {
         target[r as usize * cols..][..cols].copy_from_slice(src);
     }
+}
+
+/// The rows of x in f32.
+pub fn widened(x: &Tensor) -> Tensor {
+    let mut y = vec![0.0; x.rows * x.cols];
+    for_row_blocks(&mut y, x.cols, |first, block| {
+        widen_rows(x, first..first + block.len() / x.cols, block, x.cols);
+    });
+    Tensor::f32(x.rows, x.cols, y)
 }

@@ -429,6 +429,13 @@ impl Backend for Cuda {
         geglu::backward(self, dh, gate, up)
     }
 
+    fn widened(&self, x: &Tensor) -> Tensor {
+        match x.dtype {
+            DType::Bf16 if x.cols.is_multiple_of(PIECE) => rows::widened(self, x),
+            _ => self.upload(DType::F32, x.rows, x.cols, bytemuck::cast_slice(&self.to_f32(x))),
+        }
+    }
+
     fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
         rows::gather(self, x, indices)
     }

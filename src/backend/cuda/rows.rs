@@ -36,10 +36,20 @@ pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> T
     dx
 }
 
-/// The rows that predict a token, of a training batch.
+/// See [`crate::backend::Backend::widened`].
+pub(super) fn widened(cuda: &Cuda, x: &Tensor) -> Tensor {
+    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    let (y, n) = (cuda.empty(DType::F32, x.rows, x.cols), x.rows * x.cols);
+    let launch = Launch::linear(n.div_ceil(256 * PIECE), 256);
+    cuda.launch(Entry::WidenRows, launch, &[x.arg(), y.arg(), (n as u64).into()]);
+    y
+}
+
+/// The rows that predict a token, of a training batch; a matrix of weights that the optimizer begins with.
 pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
     const TOTAL: usize = 2048;
     const PICKED: usize = 1536;
+    const WIDENED: usize = 2048;
     let d = shape.hidden;
     let picked: Vec<u32> = (0..PICKED as u32).map(|i| i * 4 / 3).collect();
     let scattered = picked.clone();
@@ -60,6 +70,15 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
             prepare: Box::new(move |cuda| {
                 let (dy, rows) = (random(cuda, 1, DType::Bf16, PICKED, d), scattered.clone());
                 Box::new(move |cuda| drop(scatter(cuda, &dy, &rows, TOTAL)))
+            }),
+        },
+        Workload {
+            name: format!("widen_rows {WIDENED}"),
+            bytes: (WIDENED * d * (DType::Bf16.bytes() + DType::F32.bytes())) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let x = random(cuda, 1, DType::Bf16, WIDENED, d);
+                Box::new(move |cuda| drop(widened(cuda, &x)))
             }),
         },
     ]

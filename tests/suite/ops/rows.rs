@@ -1,4 +1,6 @@
-use bon_engine::backend::cpu::rows::{add, gather, write};
+use bon_engine::backend::cpu::rows::{add, gather, widened, write};
+use bon_engine::backend::cpu::{Data, Tensor};
+use half::bf16;
 
 use super::{random, same_everywhere};
 
@@ -42,5 +44,17 @@ fn add_adds_everywhere() {
             vec![sum]
         })[0];
         assert!((0..n).all(|i| sum.as_f32()[i] == x.as_f32()[i] + y.as_f32()[i]));
+    }
+}
+
+#[test]
+fn widening_keeps_every_number() {
+    for (rows, cols) in [(1, 1), (3, 5), (70, 300), (1, 40_000)] {
+        let x = random(1, rows, cols);
+        let narrow: Vec<bf16> = x.as_f32().iter().map(|x| bf16::from_f32(*x)).collect();
+        let want: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
+        let narrow = Tensor { rows, cols, data: Data::Bf16(narrow) };
+        assert_eq!(same_everywhere(|| vec![widened(&narrow)])[0].as_f32(), want);
+        assert_eq!(widened(&x), x);
     }
 }

@@ -37,6 +37,8 @@ const SHARED_UNASKED: u32 = 48 << 10;
 /// Page-locked memory: parts that are filled in turn.
 const STAGING_PARTS: usize = 4;
 const STAGING_PART: usize = 8 << 20;
+/// Reads of up to so many bytes go straight to where they are wanted.
+const MOST_DIRECT: usize = 256 << 10;
 /// Room for what the driver's compiler says.
 const LOG_BYTES: usize = 8 << 10;
 /// CU_STREAM_NON_BLOCKING: no hidden order with the legacy stream.
@@ -753,8 +755,8 @@ impl State {
         Ok(())
     }
 
-    /// Where the next bytes for the device go, and how many there is room for: at least one.
-    fn staging_room(&mut self) -> Result<(usize, *mut u8), DeviceError> {
+    /// Gets the page-locked memory, once.
+    fn page_lock(&mut self) -> Result<(), DeviceError> {
         if self.staging.memory.is_null() {
             let mut memory = ptr::null_mut();
             // SAFETY: the pointers are to locals; what is made is given back when the state is dropped.
@@ -768,6 +770,12 @@ impl State {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Where the next bytes for the device go, and how many there is room for: at least one.
+    fn staging_room(&mut self) -> Result<(usize, *mut u8), DeviceError> {
+        self.page_lock()?;
         if self.staging.filled >= STAGING_PART {
             // SAFETY: events and stream exist. The event of a part that was never left counts as done.
             unsafe {
@@ -786,12 +794,53 @@ impl State {
 
     fn read(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.submit()?;
-        // SAFETY: the slice is not touched before the stream has been waited for.
-        let result =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), src, bytes.len(), self.stream) };
-        let copied = self.check("copy from the GPU", result);
-        // Also after an error: the copy must not outlive the slice.
+        let copied = match bytes.len() {
+            0..=MOST_DIRECT => {
+                // SAFETY: the slice is not touched before the stream has been waited for.
+                let result = unsafe {
+                    let to = bytes.as_mut_ptr().cast();
+                    sys::cuMemcpyDtoHAsync_v2(to, src, bytes.len(), self.stream)
+                };
+                self.check("copy from the GPU", result)
+            }
+            _ => self.read_staged(src, bytes),
+        };
+        // Also after an error: no copy must outlive the slice, or fill a part that is used for others.
         self.wait().and(copied)
+    }
+
+    /// Reads through the parts of page-locked memory in turn, at the full speed of the bus: while the host takes one part
+    /// out, the next ones are filled. Copies to the device from these parts were asked for earlier in the stream, and
+    /// have read them by then.
+    fn read_staged(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.page_lock()?;
+        let len = bytes.len();
+        let pieces = len.div_ceil(STAGING_PART);
+        for i in 0..pieces + STAGING_PARTS {
+            let event = self.staging.events[i % STAGING_PARTS];
+            // SAFETY: within the page-locked memory.
+            let part = unsafe { self.staging.memory.add(i % STAGING_PARTS * STAGING_PART) };
+            let range = |i: usize| i * STAGING_PART..len.min((i + 1) * STAGING_PART);
+            if let Some(full) = i.checked_sub(STAGING_PARTS) {
+                let piece = &mut bytes[range(full)];
+                // SAFETY: events exist; after this one, nothing writes to the part until it is asked for again below.
+                unsafe {
+                    self.check("wait for copies", sys::cuEventSynchronize(event))?;
+                    ptr::copy_nonoverlapping(part, piece.as_mut_ptr(), piece.len());
+                }
+            }
+            if i < pieces {
+                let range = range(i);
+                // SAFETY: a part has room for a piece, and lives until the stream has been waited for.
+                unsafe {
+                    let (from, n) = (src + range.start as u64, range.len());
+                    let copied = sys::cuMemcpyDtoHAsync_v2(part.cast(), from, n, self.stream);
+                    self.check("copy from the GPU", copied)?;
+                    self.check("mark the end of copies", sys::cuEventRecord(event, self.stream))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     // ------------------------------------------------------------------------------------------------------ work

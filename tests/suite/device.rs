@@ -416,6 +416,26 @@ mod on_gpu {
     }
 
     #[test]
+    fn large_reads_go_through_page_locked_memory_in_order() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let mut random = Random(9);
+        // One piece, fewer than parts, more, and ends within a piece; writes before and after use the same parts.
+        for n in [(8 << 20) / 4, (20 << 20) / 4 + 3, (50 << 20) / 4 + 1] {
+            let mut x: Vec<f32> = (0..n).map(|_| random.next() as f32).collect();
+            let ptr = upload(&gpu, &x);
+            combine(&gpu, kernel, [ptr, ptr, ptr], 100, 2.0);
+            x[..100].iter_mut().for_each(|x| *x *= 3.0);
+            let other = upload(&gpu, &x[5..1000]);
+            assert!(download(&gpu, ptr, n) == x);
+            let after = upload(&gpu, &x[7..3000]);
+            assert!(download(&gpu, ptr, n) == x && download(&gpu, other, 995) == x[5..1000]);
+            assert!(download(&gpu, after, 2993) == x[7..3000]);
+            [ptr, other, after].into_iter().for_each(|ptr| gpu.free(ptr));
+        }
+    }
+
+    #[test]
     fn memory_that_is_given_back_serves_again_without_the_driver() {
         let Some(gpu) = gpu() else { return };
         let round = || {

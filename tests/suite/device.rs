@@ -1069,8 +1069,11 @@ fn a_gpu_is_used_where_there_is_one() {
         machines.push((("VCUDA_VERSION", "11.2"), ", and this driver knows CUDA 11.2; install a driver"));
         let used = run(&[]);
         assert!(used.code == Some(0) && !used.stderr.contains("on the CPU, not"), "{used:?}");
-        let failed = run(&[("VCUDA_FAULT", "embed_forward")]);
-        assert!(failed.code == Some(1) && failed.stderr.contains("embed_forward with grid"), "{failed:?}");
+        let failed = run(&[("VCUDA_FAULT", "lm_head_sample_merge")]);
+        assert!(
+            failed.code == Some(1) && failed.stderr.contains("lm_head_sample_merge with grid"),
+            "{failed:?}"
+        );
     } else {
         machines = vec![(("VCUDA_DEVICES", "1"), "this program was built without nvcc")];
     }

@@ -26,7 +26,7 @@ use std::{env, ptr};
 use serde::Serialize;
 
 use super::arena::{Arena, SMALL};
-use super::sequence::{Recordings, Step, Verdict};
+use super::sequence::{Recordings, Step, Steps, Verdict};
 use super::sys::{self, CUresult, Missing};
 use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 
@@ -194,7 +194,7 @@ struct Function {
 #[derive(Debug, Default)]
 struct Sequence {
     /// Held back.
-    steps: Vec<Step>,
+    steps: Steps,
     /// Small allocations of this sequence: how many steps there were when it was made.
     fresh: HashMap<u64, usize>,
     /// Small memory freed meanwhile: steps that are held back may use it.
@@ -849,7 +849,7 @@ impl State {
     fn ask(&mut self, step: Step) -> Result<(), DeviceError> {
         match &mut self.sequence {
             Some(sequence) => {
-                sequence.steps.push(step);
+                sequence.steps.push(&step);
                 Ok(())
             }
             None => self.run(&step),
@@ -972,11 +972,11 @@ impl State {
             }
             self.counts.refused += 1;
         }
-        steps.iter().try_for_each(|step| self.run(step))
+        steps.iter().try_for_each(|step| self.run(&step))
     }
 
     /// Records steps as a graph and keeps it; `None` where the driver cannot.
-    fn record(&mut self, steps: &[Step]) -> Result<Option<sys::CUgraphExec>, DeviceError> {
+    fn record(&mut self, steps: &Steps) -> Result<Option<sys::CUgraphExec>, DeviceError> {
         let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream exists; nothing but the steps goes into it until the end of the recording, which comes in
@@ -987,7 +987,7 @@ impl State {
                 self.counts.refused += 1;
                 return Ok(None);
             }
-            let asked = steps.iter().try_for_each(|step| self.enqueue(step));
+            let asked = steps.iter().try_for_each(|step| self.enqueue(&step));
             (asked, sys::cuStreamEndCapture(self.stream, &mut graph))
         };
         // SAFETY: the graph, where there is one, is ours; an executable one does not need it any more.
@@ -1127,14 +1127,13 @@ impl Device for Gpu {
     }
 
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
-        let mut state = self.current()?;
-        match state.sequence {
-            Some(_) => state.ask(Step::Launch(kernel, *launch, args.to_vec())),
-            None => {
-                state.counts.single += 1;
-                state.launch(kernel, launch, args)
-            }
+        if let Some(sequence) = &mut self.state().sequence {
+            sequence.steps.launch(kernel, launch, args);
+            return Ok(());
         }
+        let mut state = self.current()?;
+        state.counts.single += 1;
+        state.launch(kernel, launch, args)
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {

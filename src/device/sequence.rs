@@ -2,10 +2,10 @@
 //! whole, which costs it far less than one launch after the other.
 //!
 //! This is the bookkeeping, without any driver: what a sequence consists of, which sequences were seen, and what was
-//! made of them. Sequences are compared word by word, with all arguments: a replay does exactly what was asked.
+//! made of them. Sequences are compared word by word, with all arguments: a replay does exactly what was asked. A
+//! sequence that is replayed is never anything but words: what it consists of is looked at only to run it step by step.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Arg, Kernel, Launch, Ptr};
 
@@ -24,6 +24,116 @@ const LEAST_STEPS: usize = 4;
 const MOST_RECORDINGS: usize = 64;
 const MOST_SEEN: usize = 4096;
 
+/// Steps in order, as words: equal words, equal work. A decode step has some hundred launches of some words each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Steps {
+    words: Vec<u64>,
+    count: usize,
+}
+
+/// First word of a step.
+const LAUNCH: u64 = 0;
+const FILL: u64 = 1;
+/// First word of an argument.
+const PTR: u64 = 0;
+const U32: u64 = 1;
+const U64: u64 = 2;
+const F32: u64 = 3;
+const BYTES: u64 = 4;
+
+impl Steps {
+    /// Number of steps.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds a kernel.
+    pub fn launch(&mut self, kernel: Kernel, launch: &Launch, args: &[Arg]) {
+        let words = &mut self.words;
+        words.extend([LAUNCH, kernel.0 as u64, u64::from(launch.shared_bytes), args.len() as u64]);
+        words.extend(launch.grid.iter().chain(&launch.block).map(|n| u64::from(*n)));
+        for arg in args {
+            match arg {
+                Arg::Ptr(Ptr(x)) => words.extend([PTR, *x]),
+                Arg::U32(x) => words.extend([U32, u64::from(*x)]),
+                Arg::U64(x) => words.extend([U64, *x]),
+                Arg::F32(x) => words.extend([F32, u64::from(x.to_bits())]),
+                Arg::Bytes(x) => {
+                    words.extend([BYTES, x.len() as u64]);
+                    words.extend(x.chunks(8).map(|part| {
+                        let mut word = [0; 8];
+                        word[..part.len()].copy_from_slice(part);
+                        u64::from_ne_bytes(word)
+                    }));
+                }
+            }
+        }
+        self.count += 1;
+    }
+
+    /// Adds bytes that are set to a value.
+    pub fn fill(&mut self, Ptr(to): Ptr, value: u8, bytes: usize) {
+        self.words.extend([FILL, to, u64::from(value), bytes as u64]);
+        self.count += 1;
+    }
+
+    /// Adds a step.
+    pub fn push(&mut self, step: &Step) {
+        match step {
+            Step::Launch(kernel, launch, args) => self.launch(*kernel, launch, args),
+            Step::Fill(to, value, bytes) => self.fill(*to, *value, *bytes),
+        }
+    }
+
+    /// The steps as they were added.
+    pub fn iter(&self) -> impl Iterator<Item = Step> {
+        let mut words = self.words.iter().copied();
+        let mut next = move || words.next().expect("steps are whole");
+        let narrow = |x: u64| u32::try_from(x).expect("it was 32 bits");
+        (0..self.count).map(move |_| {
+            if next() == FILL {
+                let [to, value, bytes] = [next(), next(), next()];
+                return Step::Fill(Ptr(to), value as u8, bytes as usize);
+            }
+            let [kernel, shared, args] = [next(), next(), next()];
+            let grid = [(); 3].map(|()| narrow(next()));
+            let block = [(); 3].map(|()| narrow(next()));
+            let arg = |_| {
+                let (kind, x) = (next(), next());
+                match kind {
+                    PTR => Arg::Ptr(Ptr(x)),
+                    U32 => Arg::U32(narrow(x)),
+                    U64 => Arg::U64(x),
+                    F32 => Arg::F32(f32::from_bits(narrow(x))),
+                    _ => {
+                        let parts = (0..x.div_ceil(8)).flat_map(|_| next().to_ne_bytes());
+                        let mut bytes: Vec<u8> = parts.collect();
+                        bytes.truncate(x as usize);
+                        Arg::Bytes(bytes)
+                    }
+                }
+            };
+            let args = (0..args).map(arg).collect();
+            Step::Launch(Kernel(kernel as usize), Launch { grid, block, shared_bytes: narrow(shared) }, args)
+        })
+    }
+
+    /// Tells sequences apart fast, not for good: two words at a time are multiplied to 128 bits, whose halves are folded.
+    fn hash(&self) -> u64 {
+        const START: u64 = 0x9e37_79b9_7f4a_7c15;
+        const OTHER: u64 = 0xd1b5_4a32_d192_ed03;
+        self.words.chunks(2).fold(START ^ self.words.len() as u64, |hash, pair| {
+            let product = u128::from(hash ^ pair[0]) * u128::from(OTHER ^ pair.get(1).copied().unwrap_or(0));
+            product as u64 ^ (product >> 64) as u64
+        })
+    }
+}
+
 /// What to do with a sequence.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a, R> {
@@ -40,7 +150,7 @@ pub enum Verdict<'a, R> {
 pub struct Recordings<R> {
     /// By hash of the sequence.
     kept: HashMap<u64, Kept<R>>,
-    /// Hashes of sequences seen once, the oldest first.
+    /// Hashes of sequences seen once, the oldest first. One that is met by accident is recorded too early.
     seen: VecDeque<u64>,
     /// Counts calls; the age of a recording.
     clock: u64,
@@ -48,7 +158,7 @@ pub struct Recordings<R> {
 
 #[derive(Debug)]
 struct Kept<R> {
-    words: Vec<u64>,
+    steps: Steps,
     recording: R,
     last_used: u64,
 }
@@ -59,54 +169,15 @@ impl<R> Default for Recordings<R> {
     }
 }
 
-/// A sequence as words: equal words, equal work.
-fn words(steps: &[Step]) -> Vec<u64> {
-    let mut words = Vec::with_capacity(steps.len() * 16);
-    for step in steps {
-        match step {
-            Step::Launch(kernel, launch, args) => {
-                words.extend([0, kernel.0 as u64, u64::from(launch.shared_bytes), args.len() as u64]);
-                words.extend(launch.grid.iter().chain(&launch.block).map(|n| u64::from(*n)));
-                for arg in args {
-                    match arg {
-                        Arg::Ptr(Ptr(x)) => words.extend([0, *x]),
-                        Arg::U32(x) => words.extend([1, u64::from(*x)]),
-                        Arg::U64(x) => words.extend([2, *x]),
-                        Arg::F32(x) => words.extend([3, u64::from(x.to_bits())]),
-                        Arg::Bytes(x) => {
-                            // Eight to a word: they may be a kibibyte, and this is done for every launch.
-                            words.extend([4, x.len() as u64]);
-                            words.extend(x.chunks(8).map(|part| {
-                                let mut word = [0; 8];
-                                word[..part.len()].copy_from_slice(part);
-                                u64::from_ne_bytes(word)
-                            }));
-                        }
-                    }
-                }
-            }
-            Step::Fill(Ptr(to), value, bytes) => words.extend([1, *to, u64::from(*value), *bytes as u64]),
-        }
-    }
-    words
-}
-
-fn hash(words: &[u64]) -> u64 {
-    let mut hash = DefaultHasher::new();
-    words.hash(&mut hash);
-    hash.finish()
-}
-
 impl<R> Recordings<R> {
     /// What to do with a sequence that is about to run.
-    pub fn look(&mut self, steps: &[Step]) -> Verdict<'_, R> {
+    pub fn look(&mut self, steps: &Steps) -> Verdict<'_, R> {
         if steps.len() < LEAST_STEPS {
             return Verdict::Run;
         }
         self.clock += 1;
-        let words = words(steps);
-        let hash = hash(&words);
-        if self.kept.get(&hash).is_some_and(|kept| kept.words == words) {
+        let hash = steps.hash();
+        if self.kept.get(&hash).is_some_and(|kept| kept.steps == *steps) {
             let kept = self.kept.get_mut(&hash).expect("it is there");
             kept.last_used = self.clock;
             return Verdict::Replay(&kept.recording);
@@ -124,13 +195,13 @@ impl<R> Recordings<R> {
 
     /// Keeps the recording of a sequence. Returns one that had to give way, if any: the longest unused.
     #[must_use]
-    pub fn keep(&mut self, steps: &[Step], recording: R) -> Option<R> {
-        let words = words(steps);
-        let hash = hash(&words);
+    pub fn keep(&mut self, steps: &Steps, recording: R) -> Option<R> {
+        let hash = steps.hash();
         let oldest = || self.kept.iter().min_by_key(|(_, kept)| kept.last_used).map(|(hash, _)| *hash);
         let leaves = if self.kept.len() < MOST_RECORDINGS { None } else { oldest() };
         let left = leaves.and_then(|hash| self.kept.remove(&hash));
-        let replaced = self.kept.insert(hash, Kept { words, recording, last_used: self.clock });
+        let replaced =
+            self.kept.insert(hash, Kept { steps: steps.clone(), recording, last_used: self.clock });
         // Another sequence of the same hash would be a wonder; both cannot leave at once.
         left.or(replaced).map(|kept| kept.recording)
     }

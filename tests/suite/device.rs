@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use bon_engine::device::arena::{ALIGN, Arena, SMALL};
 use bon_engine::device::driver::{EXACT_ALLOC, Gpu};
-use bon_engine::device::sequence::{Recordings, Step, Verdict};
+use bon_engine::device::sequence::{Recordings, Step, Steps, Verdict};
 use bon_engine::device::{Arg, Device, Kernel, Launch, Ptr};
 
 use crate::fixture::{Fixture, Ran};
@@ -200,6 +200,12 @@ fn the_arena_fills_the_tightest_hole_and_forgets_pieces_that_are_empty() {
 
 // --------------------------------------------------------------------------------------------------- the sequences
 
+fn sequence(steps: &[Step]) -> Steps {
+    let mut sequence = Steps::default();
+    steps.iter().for_each(|step| sequence.push(step));
+    sequence
+}
+
 fn steps(seed: u32) -> Vec<Step> {
     let launch = |i: u32| {
         let args =
@@ -212,19 +218,34 @@ fn steps(seed: u32) -> Vec<Step> {
 #[test]
 fn a_sequence_is_recorded_at_second_sight_and_replayed_from_then_on() {
     let mut recordings: Recordings<u32> = Recordings::default();
-    assert_eq!(recordings.look(&steps(1)), Verdict::Run);
-    assert_eq!(recordings.look(&steps(2)), Verdict::Run);
-    assert_eq!(recordings.look(&steps(1)), Verdict::Record);
-    assert_eq!(recordings.keep(&steps(1), 11), None);
+    assert_eq!(recordings.look(&sequence(&steps(1))), Verdict::Run);
+    assert_eq!(recordings.look(&sequence(&steps(2))), Verdict::Run);
+    assert_eq!(recordings.look(&sequence(&steps(1))), Verdict::Record);
+    assert_eq!(recordings.keep(&sequence(&steps(1)), 11), None);
     for _ in 0..3 {
-        assert_eq!(recordings.look(&steps(1)), Verdict::Replay(&11));
+        assert_eq!(recordings.look(&sequence(&steps(1))), Verdict::Replay(&11));
     }
-    assert_eq!(recordings.look(&steps(2)), Verdict::Record);
+    assert_eq!(recordings.look(&sequence(&steps(2))), Verdict::Record);
     // What is too short is never worth it.
     for _ in 0..3 {
-        assert_eq!(recordings.look(&steps(1)[..2]), Verdict::Run);
+        assert_eq!(recordings.look(&sequence(&steps(1)[..2])), Verdict::Run);
     }
     assert_eq!(recordings.drain(), [11]);
+}
+
+/// A sequence that is not replayed runs from what was kept of it.
+#[test]
+fn a_sequence_gives_back_its_steps() {
+    let all = [Arg::U64(u64::MAX - 1), Arg::F32(-0.0), Arg::F32(f32::INFINITY), Arg::Ptr(Ptr(1 << 40))];
+    let bytes = (0..20).map(|n| Arg::Bytes((0..n).collect()));
+    let launch = Launch { grid: [1, 2, 3], block: [4, 5, 6], shared_bytes: 7 };
+    let odd = Step::Launch(Kernel(9), launch, all.into_iter().chain(bytes).collect());
+    let steps = [&steps(3)[..], &[odd, Step::Fill(Ptr(u64::MAX), 255, usize::MAX)], &steps(4)].concat();
+    let sequence = sequence(&steps);
+    assert_eq!(sequence.len(), steps.len());
+    let given = sequence.iter().collect::<Vec<_>>();
+    // -0 equals 0, but not in words.
+    assert!(given == steps && crate::device::sequence(&given) == sequence, "{given:?}");
 }
 
 #[test]
@@ -253,13 +274,13 @@ fn sequences_that_differ_in_anything_are_others() {
         others.push(base[..6].iter().cloned().chain([fill]).collect());
     }
     let mut recordings: Recordings<u32> = Recordings::default();
-    assert_eq!(recordings.look(&base), Verdict::Run);
-    assert_eq!(recordings.look(&base), Verdict::Record);
-    assert_eq!(recordings.keep(&base, 0), None);
+    assert_eq!(recordings.look(&sequence(&base)), Verdict::Run);
+    assert_eq!(recordings.look(&sequence(&base)), Verdict::Record);
+    assert_eq!(recordings.keep(&sequence(&base), 0), None);
     for other in &others {
-        assert_eq!(recordings.look(other), Verdict::Run, "{other:?}");
+        assert_eq!(recordings.look(&sequence(other)), Verdict::Run, "{other:?}");
     }
-    assert_eq!(recordings.look(&base), Verdict::Replay(&0));
+    assert_eq!(recordings.look(&sequence(&base)), Verdict::Replay(&0));
 }
 
 #[test]
@@ -267,15 +288,15 @@ fn only_so_many_recordings_are_kept() {
     let mut recordings = Recordings::default();
     let mut left = Vec::new();
     for seed in 0..100 {
-        let _ = recordings.look(&steps(seed));
-        assert_eq!(recordings.look(&steps(seed)), Verdict::Record);
-        left.extend(recordings.keep(&steps(seed), seed));
+        let _ = recordings.look(&sequence(&steps(seed)));
+        assert_eq!(recordings.look(&sequence(&steps(seed))), Verdict::Record);
+        left.extend(recordings.keep(&sequence(&steps(seed)), seed));
         // The first is used all the time.
-        assert_eq!(recordings.look(&steps(0)), Verdict::Replay(&0));
+        assert_eq!(recordings.look(&sequence(&steps(0))), Verdict::Replay(&0));
     }
     assert_eq!(left, Vec::from_iter(1..=36), "the longest unused leave first");
-    assert_eq!(recordings.look(&steps(36)), Verdict::Run);
-    assert_eq!(recordings.look(&steps(37)), Verdict::Replay(&37));
+    assert_eq!(recordings.look(&sequence(&steps(36))), Verdict::Run);
+    assert_eq!(recordings.look(&sequence(&steps(37))), Verdict::Replay(&37));
     assert_eq!(recordings.drain().len(), 64);
 }
 

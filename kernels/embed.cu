@@ -15,11 +15,10 @@
 
 #include "common.cuh"
 
-// Grid: T blocks; D a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256) embed_forward(
-    const bf16 *__restrict__ table, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
-    float scale) {
-    const bf16 *from = table + size_t(ids[blockIdx.x]) * cols;
+// The block's row of x.
+__device__ __forceinline__ void embed(const bf16 *__restrict__ table, unsigned id, bf16 *__restrict__ x, unsigned cols,
+                                      float scale) {
+    const bf16 *from = table + size_t(id) * cols;
     bf16 *to = x + size_t(blockIdx.x) * cols;
     for (unsigned i = threadIdx.x; i < cols / 8; i += blockDim.x) {
         float value[8];
@@ -28,6 +27,22 @@ extern "C" __global__ void __launch_bounds__(256) embed_forward(
         for (int j = 0; j < 8; j++) value[j] *= scale;
         store8(to, i, narrow(value));
     }
+}
+
+// Grid: T blocks; D a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256) embed_forward(
+    const bf16 *__restrict__ table, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
+    float scale) {
+    embed(table, ids[blockIdx.x], x, cols, scale);
+}
+
+// Of tokens that were just drawn: ids[t] = draws[from[t]].token, of (token, log-prob). A row of NaN may have drawn what
+// is no token; the host learns of it later, so here any token does.
+extern "C" __global__ void __launch_bounds__(256) embed_forward_drawn(
+    const bf16 *__restrict__ table, const uint2 *__restrict__ draws, const unsigned *__restrict__ from,
+    bf16 *__restrict__ x, unsigned cols, unsigned vocab, float scale) {
+    const unsigned id = draws[from[blockIdx.x]].x;
+    embed(table, id < vocab ? id : 0, x, cols, scale);
 }
 
 // y += scale x, 4 columns.

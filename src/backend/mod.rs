@@ -52,7 +52,7 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// The key/value row of every query row.
     pub fn kv_rows(&self) -> Vec<u32> {
-        let mut rows = vec![0; self.ids.len()];
+        let mut rows = vec![0; self.positions.len()];
         for run in self.runs {
             let start = self.segments.list()[run.segment].start + run.first;
             for t in 0..run.len {
@@ -61,6 +61,36 @@ impl Batch<'_> {
         }
         rows
     }
+}
+
+/// A step of decoding: one more token of each of many streams, as the latest draw left it.
+#[derive(Debug, Clone, Copy)]
+pub struct Decode<'a, D> {
+    /// Where that draw is.
+    pub draws: &'a D,
+    /// Which of its rows each token is from `[T]`.
+    pub from: &'a [u32],
+    /// Absolute positions `[T]`.
+    pub positions: &'a [u32],
+    /// The segment table of the key/value rows.
+    pub segments: &'a Segments,
+    /// Which tokens the rows of this step are.
+    pub runs: &'a [QueryRun],
+}
+
+impl<'a, D> Decode<'a, D> {
+    /// The step as a batch of tokens that are known.
+    pub fn with_ids(&self, ids: &'a [u32]) -> Batch<'a> {
+        Batch { ids, positions: self.positions, segments: self.segments, runs: self.runs }
+    }
+}
+
+/// How a decode loop uses a backend. It changes no result.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Steps that are asked for before the tokens of one are looked at: while the device computes a step, the host looks
+    /// at the one before and prepares the next. A stream that has ended takes part in so many more.
+    pub lag: usize,
 }
 
 /// One layer's rotary embedding: pairs (i, i + Dh/2) of every head turn by position / factor * theta^(-2i/Dh).
@@ -318,6 +348,9 @@ pub trait Backend: Send + Sync {
     type Tensor: Send + Sync;
     /// A [`Batch`] where the ops can read it.
     type Tables: Send + Sync;
+    /// The draws of a decode loop: the latest where the next step's embedding can read it, and those that nobody has
+    /// taken yet on their way to the host.
+    type Draws: Send + Sync;
 
     /// What computes, as a user would recognise it: `cpu`, or the name of a GPU.
     fn device_name(&self) -> String;
@@ -341,6 +374,10 @@ pub trait Backend: Send + Sync {
     }
     /// Forgets a want of memory, if that is what failed, so that less can be asked for. What ops returned since is void.
     fn forget_out_of_memory(&self) {}
+    /// How decode loops do best here: without a lag, unless the device works while the host does.
+    fn pace(&self) -> Pace {
+        Pace { lag: 0 }
+    }
     /// From here to [`Backend::end_sequence`] the ops are those of one step of many alike: a device that can record
     /// and replay them may. Changes no result.
     fn begin_sequence(&self) {}
@@ -366,6 +403,9 @@ pub trait Backend: Send + Sync {
 
     /// Prepares a batch: once per forward pass. `attention` holds every [`AttentionSpec`] that it will meet.
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables;
+    /// The same of a step of decoding, whose tokens the host need not know. A draw of what is no token, from a row of
+    /// NaN, stands for any token: whoever takes the draw sees its log-prob.
+    fn decode_tables(&self, step: &Decode<Self::Draws>, attention: &[AttentionSpec]) -> Self::Tables;
 
     /// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]`.
     fn embed_forward(&self, table: &Self::Tensor, tables: &Self::Tables, scale: f32) -> Self::Tensor;
@@ -491,7 +531,22 @@ pub trait Backend: Send + Sync {
     /// ascend without repeating.
     fn scatter_rows(&self, dy: &Self::Tensor, rows: &[u32], total: usize) -> Self::Tensor;
 
-    /// Chooses one token per row of x `[R, D]`: logits exist only for a tile of rows x vocabulary.
+    /// Room for draws of up to `rows` rows.
+    fn draws(&self, rows: usize) -> Self::Draws;
+    /// Chooses one token per row of x `[R, D]`: logits exist only for a tile of rows x vocabulary. Waits for nothing.
+    fn lm_head_draw(
+        &self,
+        x: &Self::Tensor,
+        table: &Self::Tensor,
+        head: &HeadSpec,
+        truncation: &Truncation,
+        choices: &[Choice],
+        draws: &mut Self::Draws,
+    );
+    /// The tokens of the oldest draw that was not taken yet; waits for it, and for nothing that was asked later. The
+    /// device's first error, if there was one by then. Panics if all were taken.
+    fn take_draw(&self, draws: &mut Self::Draws) -> Result<Vec<Sampled>, DeviceError>;
+    /// [`Backend::lm_head_draw`] and what it drew; zeros after an error.
     fn lm_head_sample(
         &self,
         x: &Self::Tensor,
@@ -499,7 +554,12 @@ pub trait Backend: Send + Sync {
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
-    ) -> Vec<Sampled>;
+    ) -> Vec<Sampled> {
+        let mut draws = self.draws(choices.len());
+        self.lm_head_draw(x, table, head, truncation, choices, &mut draws);
+        let nothing = |_| vec![Sampled { token: 0, logprob: 0.0 }; choices.len()];
+        self.take_draw(&mut draws).unwrap_or_else(nothing)
+    }
     /// log pi(token | row) of every target, and each row's log-sum-exp `[1, R]` (f32) for the backward pass.
     fn lm_head_logprob_forward(
         &self,

@@ -8,6 +8,7 @@
 //!   use by work under way; what takes its place runs later, in the same stream.
 //! - Host memory reaches the device through page-locked buffers: the caller may reuse its bytes at once, and a
 //!   checkpoint's pages are read while earlier ones are on their way.
+//! - [`Device::begin_read`] copies into page-locked memory, so that the host need not wait there and then.
 //! - A sequence ([`Device::begin_sequence`]) that comes again is recorded as a CUDA graph and replayed. While one is
 //!   collected, work is held back, so a table for a later launch may be written ahead of earlier ones; to keep that
 //!   harmless, small memory that is freed meanwhile is used again only after the sequence.
@@ -20,7 +21,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{env, ptr};
 
 use serde::Serialize;
@@ -28,7 +29,7 @@ use serde::Serialize;
 use super::arena::{Arena, SMALL};
 use super::sequence::{Recordings, Step, Steps, Verdict};
 use super::sys::{self, CUresult, Missing};
-use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 
 /// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
@@ -39,6 +40,8 @@ const STAGING_PARTS: usize = 4;
 const STAGING_PART: usize = 8 << 20;
 /// Reads of up to so many bytes go straight to where they are wanted.
 const MOST_DIRECT: usize = 256 << 10;
+/// The smallest place for a read: a page.
+const LEAST_LANDING: usize = 4 << 10;
 /// Room for what the driver's compiler says.
 const LOG_BYTES: usize = 8 << 10;
 /// CU_STREAM_NON_BLOCKING: no hidden order with the legacy stream.
@@ -169,6 +172,7 @@ struct State {
     /// Whether every allocation is one of the driver's ([`EXACT_ALLOC`]).
     exact: bool,
     staging: Staging,
+    landings: Vec<Landing>,
     modules: Vec<sys::CUmodule>,
     kernels: Vec<Function>,
     sequence: Option<Sequence>,
@@ -210,6 +214,19 @@ struct Staging {
     events: [sys::CUevent; STAGING_PARTS],
     part: usize,
     filled: usize,
+}
+
+/// Page-locked memory that bytes on their way from the device come to.
+#[derive(Debug)]
+struct Landing {
+    memory: *mut u8,
+    /// Bytes that it has room for, and of the last copy.
+    room: usize,
+    bytes: usize,
+    /// Recorded behind the copy.
+    event: sys::CUevent,
+    /// Its place in the list. Whoever waits for bytes here has a clone.
+    number: Arc<usize>,
 }
 
 /// The driver's name and sentence for a result.
@@ -451,6 +468,7 @@ impl State {
                 part: 0,
                 filled: 0,
             },
+            landings: Vec::new(),
             modules: Vec::new(),
             kernels: Vec::new(),
             sequence: None,
@@ -843,6 +861,57 @@ impl State {
         Ok(())
     }
 
+    fn begin_read(&mut self, src: u64, bytes: usize) -> Result<Reading, DeviceError> {
+        self.submit()?;
+        let number = self.landing(bytes)?;
+        let Landing { memory, event, .. } = self.landings[*number];
+        // SAFETY: the place has room for the bytes, and nobody reads it before the event behind this copy has passed;
+        // an earlier copy that nobody waits for any more comes first. Event and stream exist.
+        unsafe {
+            let result = sys::cuMemcpyDtoHAsync_v2(memory.cast(), src, bytes, self.stream);
+            self.check("copy from the GPU", result)?;
+            self.check("mark the end of a copy", sys::cuEventRecord(event, self.stream))?;
+        }
+        self.landings[*number].bytes = bytes;
+        Ok(Reading::UnderWay(number))
+    }
+
+    fn end_read(&mut self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
+        let number = match reading {
+            Reading::Done(bytes) => return Ok(bytes),
+            Reading::UnderWay(number) => number,
+        };
+        let landing = self.landings.get(*number).filter(|landing| Arc::ptr_eq(&landing.number, &number));
+        let Some(&Landing { memory, bytes, event, .. }) = landing else {
+            return Err(DeviceError::new(&self.name, "the read is another device's"));
+        };
+        // SAFETY: the event was recorded behind the copy of so many bytes, which are all that is read.
+        unsafe {
+            self.check("wait for a copy from the GPU", sys::cuEventSynchronize(event))?;
+            Ok(std::slice::from_raw_parts(memory, bytes).to_vec())
+        }
+    }
+
+    /// A place for `bytes` bytes that nobody waits at.
+    fn landing(&mut self, bytes: usize) -> Result<Arc<usize>, DeviceError> {
+        let fits = |place: &&Landing| Arc::strong_count(&place.number) == 1 && place.room >= bytes;
+        if let Some(place) = self.landings.iter().find(fits) {
+            return Ok(Arc::clone(&place.number));
+        }
+        let number = Arc::new(self.landings.len());
+        let room = bytes.next_power_of_two().max(LEAST_LANDING);
+        let (mut memory, mut event) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the pointers are to locals; what is made is given back when the state is dropped.
+        unsafe {
+            self.check("get page-locked memory", sys::cuMemHostAlloc(&mut memory, room, 0))?;
+            let memory = memory.cast();
+            self.landings.push(Landing { memory, room, bytes: 0, event, number: Arc::clone(&number) });
+            self.check("make an event", sys::cuEventCreate(&mut event, NO_TIMING))?;
+        }
+        self.landings[*number].event = event;
+        Ok(number)
+    }
+
     // ------------------------------------------------------------------------------------------------------ work
 
     /// A launch or a fill: held back in a sequence, else handed over.
@@ -1061,6 +1130,12 @@ impl Drop for State {
                 if !self.staging.memory.is_null() {
                     sys::cuMemFreeHost(self.staging.memory.cast());
                 }
+                for landing in self.landings.drain(..) {
+                    if !landing.event.is_null() {
+                        sys::cuEventDestroy_v2(landing.event);
+                    }
+                    sys::cuMemFreeHost(landing.memory.cast());
+                }
                 for base in self.arena.drain() {
                     sys::cuMemFree_v2(base);
                 }
@@ -1120,6 +1195,14 @@ impl Device for Gpu {
 
     fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.current()?.read(src.0, bytes)
+    }
+
+    fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
+        self.current()?.begin_read(src.0, bytes)
+    }
+
+    fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
+        self.current()?.end_read(reading)
     }
 
     fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {

@@ -1,7 +1,8 @@
 //! "Something that runs PTX": one trait at the level of the CUDA driver, so that the same launchers, argument packing
 //! and PTX run on a GPU ([`driver`]) and on the virtual GPU ([`vm`]).
 //!
-//! Work is ordered: what is asked first happens first. Only [`Device::read`] and [`Device::synchronize`] wait.
+//! Work is ordered: what is asked first happens first. Only [`Device::read`], [`Device::end_read`] and
+//! [`Device::synchronize`] wait.
 //!
 //! [`arena`] keeps the books of a GPU's memory, [`sequence`] those of its CUDA graphs; both know no driver.
 
@@ -119,6 +120,15 @@ impl From<usize> for Arg {
     }
 }
 
+/// A read that [`Device::begin_read`] began.
+#[derive(Debug)]
+pub enum Reading {
+    /// The bytes.
+    Done(Vec<u8>),
+    /// The device's number for the place that they are on their way to. It is used again when this is dropped.
+    UnderWay(Arc<usize>),
+}
+
 /// What the launchers ask of a device.
 pub trait Device: Send + Sync {
     /// How a user would recognise it.
@@ -136,6 +146,20 @@ pub trait Device: Send + Sync {
     fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError>;
     /// Device to host; waits for all work.
     fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    /// Asks for bytes as the work that was asked before leaves them, without waiting for it. Work that is asked later may
+    /// change them at once.
+    fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
+        let mut read = vec![0; bytes];
+        self.read(src, &mut read)?;
+        Ok(Reading::Done(read))
+    }
+    /// The bytes; waits for the work before [`Device::begin_read`], and for none after it.
+    fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
+        match reading {
+            Reading::Done(bytes) => Ok(bytes),
+            Reading::UnderWay(_) => Err(DeviceError::new(self.name(), "the read is another device's")),
+        }
+    }
     /// Sets bytes.
     fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError>;
     /// Runs a kernel.
@@ -153,8 +177,8 @@ pub trait Device: Send + Sync {
     ///
     /// It pays where kernels are shorter than the time to launch one (some microseconds) and where the whole sequence
     /// repeats: same kernels, shapes, addresses and numbers. Put what changes from step to step into tables that
-    /// kernels read. A table that is allocated and written before the next launch does not break a sequence up;
-    /// [`Device::read`] and other writes do, into parts that may repeat each for itself.
+    /// kernels read. A table that is allocated and written before the next launch does not break a sequence up; reads and
+    /// other writes do, into parts that may repeat each for itself.
     fn begin_sequence(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -201,6 +225,14 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
         (**self).read(src, bytes)
+    }
+
+    fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
+        (**self).begin_read(src, bytes)
+    }
+
+    fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
+        (**self).end_read(reading)
     }
 
     fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {

@@ -2,7 +2,7 @@
 
 use super::Gemma;
 use super::activations::Kept;
-use crate::backend::{AttentionSpec, Backend, Batch, HeadNorm, RopeSpec};
+use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, RopeSpec};
 use crate::config::{GemmaConfig, LayerSpec};
 
 /// Keys and values of every layer, rows as the segment table says: shared prompts once, tails per stream.
@@ -88,17 +88,22 @@ pub(super) struct MlpBlock<B: Backend> {
 impl<B: Backend> Gemma<B> {
     /// Final-norm hidden states `[T, D]` of a batch whose keys and values go to `cache` (and stay there).
     pub fn forward_cached(&self, batch: &Batch, cache: &mut KvCache<B>) -> B::Tensor {
-        let tables = self.tables(batch);
-        // Decoding asks for the same ops token after token.
-        self.backend.begin_sequence();
-        let (mut x, mut normed) = self.enter(&tables);
+        self.cached(&self.backend.tables(batch, &self.attention_specs()), cache)
+    }
+
+    /// The same of a step of decoding.
+    pub fn decode(&self, step: &Decode<B::Draws>, cache: &mut KvCache<B>) -> B::Tensor {
+        self.cached(&self.backend.decode_tables(step, &self.attention_specs()), cache)
+    }
+
+    fn cached(&self, tables: &B::Tables, cache: &mut KvCache<B>) -> B::Tensor {
+        let (mut x, mut normed) = self.enter(tables);
         for (l, kv) in cache.layers.iter_mut().enumerate() {
-            let attn_out = self.cached_attention(l, &normed, &tables, kv);
+            let attn_out = self.cached_attention(l, &normed, tables, kv);
             let (mid, mlp_in) = self.after_attention(l, &x, &attn_out);
             let mlp = self.mlp(l, &mlp_in, false);
             (x, normed) = self.after_mlp(l, &mid, &self.mlp_out(l, &mlp));
         }
-        self.backend.end_sequence();
         normed
     }
 
@@ -110,7 +115,7 @@ impl<B: Backend> Gemma<B> {
 
     /// [`Gemma::forward`] that keeps activations.
     pub fn forward_keeping(&self, batch: &Batch, kept: &Kept) -> (B::Tensor, Trace<B>) {
-        let tables = self.tables(batch);
+        let tables = self.backend.tables(batch, &self.attention_specs());
         let (mut x, mut normed) = self.enter(&tables);
         let count = self.config.layers.len();
         let (mut stream, mut layers) = (Vec::with_capacity(count + 1), Vec::with_capacity(count));
@@ -132,7 +137,8 @@ impl<B: Backend> Gemma<B> {
         (normed, Trace { tables, stream, layers })
     }
 
-    fn tables(&self, batch: &Batch) -> B::Tables {
+    /// What attention of any layer needs to know, each once.
+    fn attention_specs(&self) -> Vec<AttentionSpec> {
         let mut specs: Vec<AttentionSpec> = Vec::new();
         for layer in &self.config.layers {
             let spec = attention_spec(&self.config, layer);
@@ -140,7 +146,7 @@ impl<B: Backend> Gemma<B> {
                 specs.push(spec);
             }
         }
-        self.backend.tables(batch, &specs)
+        specs
     }
 
     /// The embedding, and the first layer's input.

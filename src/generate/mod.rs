@@ -3,10 +3,16 @@
 //! Prompts of a batch share one key/value cache: what they all begin with is held once, each prompt once, each
 //! stream only its tail. All live streams of all prompts decode together; a finished stream leaves the batch.
 //! A stream's tokens depend on the model, its prompt and its RNG keys alone, never on its neighbours.
+//!
+//! Tokens stay on the device from one step to the next: what a step needs of the host, where each row belongs and what
+//! it draws with, does not depend on them. So the host may look at them while the device computes the next step
+//! ([`Pace`]); a stream that turns out to have ended was then in one step too many, whose draw nobody looks at.
+
+use std::collections::VecDeque;
 
 use thiserror::Error;
 
-use crate::backend::{Backend, Batch, Choice, HeadSpec, Sampled, Truncation};
+use crate::backend::{Backend, Batch, Choice, Decode, HeadSpec, Pace, Sampled, Truncation};
 use crate::device::DeviceError;
 use crate::gemma::{Gemma, KvCache};
 use crate::rng::{Domain, DrawKey, derive_key};
@@ -116,18 +122,34 @@ pub enum GenerateError {
     Device(#[from] DeviceError),
 }
 
-/// A live stream.
+/// A response in the making.
 struct Stream {
     prompt: usize,
     stream: usize,
+    /// Of its tail.
     segment: usize,
+    /// Absolute position of its first token.
+    begin: usize,
     response: Response,
+    ended: bool,
 }
 
 /// Samples all streams of all prompts. `stop` sees a stream's tokens so far and says whether they are complete;
-/// `on_finish(prompt index, stream, response)` runs as soon as a stream ends, while others still generate. Returns
-/// the responses as `[prompt][stream]`.
+/// `on_finish(prompt index, stream, response)` runs as soon as a stream is known to have ended, while others still
+/// generate. Returns the responses as `[prompt][stream]`.
 pub fn generate<B: Backend>(
+    model: &Gemma<B>,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    stop: impl Fn(&[u32]) -> bool,
+    on_finish: impl FnMut(usize, usize, &Response),
+) -> Result<Vec<Vec<Response>>, GenerateError> {
+    generate_at(model.backend.pace(), model, prompts, sampling, stop, on_finish)
+}
+
+/// [`generate`] at another pace than the backend's own: the same results and calls.
+pub fn generate_at<B: Backend>(
+    pace: Pace,
     model: &Gemma<B>,
     prompts: &[Prompt],
     sampling: &Sampling,
@@ -138,89 +160,119 @@ pub fn generate<B: Backend>(
     if prompts.is_empty() {
         return Ok(vec![]);
     }
+    let empty = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
     if sampling.max_new_tokens == 0 {
-        let empty = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
         for (prompt, p) in prompts.iter().enumerate() {
             (0..p.streams).for_each(|stream| on_finish(prompt, stream, &empty));
         }
         return Ok(prompts.iter().map(|p| vec![empty.clone(); p.streams]).collect());
     }
 
-    let mut done: Vec<Vec<Option<Response>>> = prompts.iter().map(|p| vec![None; p.streams]).collect();
+    let backend = &model.backend;
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
     let (mut layout, segment_of) = Layout::of_prompts(&ids);
     let (prefill, positions) = (layout.segments().all_queries(), layout.segments().positions());
-    let mut live = Vec::new();
+    let mut streams = Vec::new();
     for (prompt, p) in prompts.iter().enumerate() {
         for stream in 0..p.streams {
             // The last token of a response is never fed back.
             let segment = layout.reserve(Some(segment_of[prompt]), sampling.max_new_tokens - 1);
-            let response = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
-            live.push(Stream { prompt, stream, segment, response });
+            let (begin, response) = (p.ids.len(), empty.clone());
+            streams.push(Stream { prompt, stream, segment, begin, response, ended: false });
         }
     }
     let segments = layout.segments();
-    let mut cache = KvCache::new(&model.backend, &model.config, segments.rows());
+    let mut cache = KvCache::new(backend, &model.config, segments.rows());
+    // All else is small beside it.
+    backend.check()?;
     let batch = Batch { ids: layout.ids(), positions: &positions, segments, runs: &prefill };
     let hidden = model.forward_cached(&batch, &mut cache);
-    let rows: Vec<u32> = live.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
-    let mut hidden = model.backend.gather_rows(&hidden, &rows);
+    let last: Vec<u32> = streams.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
+    let hidden = backend.gather_rows(&hidden, &last);
 
     let greedy = sampling.temperature == 0.0;
-    let head = HeadSpec {
-        softcap: model.config.final_softcap,
-        temperature: if greedy { 1.0 } else { sampling.temperature },
-    };
+    let temperature = if greedy { 1.0 } else { sampling.temperature };
+    let head = HeadSpec { softcap: model.config.final_softcap, temperature };
     let key = derive_key(sampling.seed, Domain::Sample, sampling.step);
-    loop {
-        let position = |s: &Stream| segments.list()[s.segment].position + s.response.tokens.len();
-        let choices: Vec<Choice> = live
-            .iter()
-            .map(|s| match greedy {
-                true => Choice::Greedy,
-                false => Choice::Draw(DrawKey {
-                    key,
-                    prompt: prompts[s.prompt].number,
-                    stream: s.stream as u32,
-                    position: position(s) as u32,
-                }),
-            })
-            .collect();
-        let sampled =
-            model.backend.lm_head_sample(&hidden, &model.params.embed, &head, &sampling.truncation, &choices);
-        model.backend.check()?;
-        let mut still = Vec::with_capacity(live.len());
-        for (mut s, Sampled { token, logprob }) in live.into_iter().zip(sampled) {
-            if !logprob.is_finite() {
-                let (prompt, stream, position) = (s.prompt, s.stream, position(&s));
-                return Err(GenerateError::NotFinite { prompt, stream, position, value: logprob });
-            }
-            s.response.tokens.push(token);
-            s.response.logprobs.push(logprob);
-            let stopped = stop(&s.response.tokens);
-            if stopped || s.response.tokens.len() == sampling.max_new_tokens {
-                s.response.finish = if stopped { Finish::Stop } else { Finish::Length };
-                on_finish(s.prompt, s.stream, &s.response);
-                done[s.prompt][s.stream] = Some(s.response);
-            } else {
-                still.push(s);
-            }
+    let choice = |s: &Stream, step: usize| match greedy {
+        true => Choice::Greedy,
+        false => Choice::Draw(DrawKey {
+            key,
+            prompt: prompts[s.prompt].number,
+            stream: s.stream as u32,
+            position: (s.begin + step) as u32,
+        }),
+    };
+    let mut draws = backend.draws(streams.len());
+    let draw = |hidden: &B::Tensor, choices: &[Choice], draws: &mut B::Draws| {
+        backend.lm_head_draw(hidden, &model.params.embed, &head, &sampling.truncation, choices, draws);
+    };
+
+    // Which stream each row is, in the latest step and in those whose tokens nobody has looked at, the oldest first.
+    let mut rows: Vec<usize> = (0..streams.len()).collect();
+    let mut ahead = VecDeque::from([rows.clone()]);
+    let choices: Vec<Choice> = streams.iter().map(|s| choice(s, 0)).collect();
+    draw(&hidden, &choices, &mut draws);
+    for step in 1..sampling.max_new_tokens {
+        if ahead.len() > pace.lag {
+            let looked_at = ahead.pop_front().unwrap_or_default();
+            look(&mut streams, &looked_at, &backend.take_draw(&mut draws)?, sampling, &stop, &mut on_finish)?;
         }
-        live = still;
-        if live.is_empty() {
+        let from: Vec<usize> = (0..rows.len()).filter(|&row| !streams[rows[row]].ended).collect();
+        if from.is_empty() {
             break;
         }
-        let ids: Vec<u32> = live.iter().map(|s| s.response.tokens[s.response.tokens.len() - 1]).collect();
-        let positions: Vec<u32> = live.iter().map(|s| position(s) as u32 - 1).collect();
-        let runs: Vec<QueryRun> = live
-            .iter()
-            .enumerate()
-            .map(|(row, s)| QueryRun { segment: s.segment, first: s.response.tokens.len() - 1, len: 1, row })
-            .collect();
-        let batch = Batch { ids: &ids, positions: &positions, segments, runs: &runs };
-        hidden = model.forward_cached(&batch, &mut cache);
+        rows = from.iter().map(|&row| rows[row]).collect();
+        let live: Vec<&Stream> = rows.iter().map(|&i| &streams[i]).collect();
+        let from: Vec<u32> = from.iter().map(|&row| row as u32).collect();
+        let positions: Vec<u32> = live.iter().map(|s| (s.begin + step - 1) as u32).collect();
+        let run = |(row, s): (usize, &&Stream)| QueryRun { segment: s.segment, first: step - 1, len: 1, row };
+        let runs: Vec<QueryRun> = live.iter().enumerate().map(run).collect();
+        let choices: Vec<Choice> = live.iter().map(|s| choice(s, step)).collect();
+        // The same work step after step.
+        backend.begin_sequence();
+        let decode = Decode { draws: &draws, from: &from, positions: &positions, segments, runs: &runs };
+        let hidden = model.decode(&decode, &mut cache);
+        draw(&hidden, &choices, &mut draws);
+        backend.end_sequence();
+        ahead.push_back(rows.clone());
     }
-    Ok(done.into_iter().map(|streams| streams.into_iter().flatten().collect()).collect())
+    for rows in ahead {
+        look(&mut streams, &rows, &backend.take_draw(&mut draws)?, sampling, &stop, &mut on_finish)?;
+    }
+    let mut responses = streams.into_iter().map(|s| s.response);
+    Ok(prompts.iter().map(|p| responses.by_ref().take(p.streams).collect()).collect())
+}
+
+/// Takes in what one step drew for the streams in its rows.
+fn look(
+    streams: &mut [Stream],
+    rows: &[usize],
+    drawn: &[Sampled],
+    sampling: &Sampling,
+    stop: &impl Fn(&[u32]) -> bool,
+    on_finish: &mut impl FnMut(usize, usize, &Response),
+) -> Result<(), GenerateError> {
+    for (&row, &Sampled { token, logprob }) in rows.iter().zip(drawn) {
+        let s = &mut streams[row];
+        if s.ended {
+            continue;
+        }
+        let Response { tokens, logprobs, finish } = &mut s.response;
+        if !logprob.is_finite() {
+            let (prompt, stream, position) = (s.prompt, s.stream, s.begin + tokens.len());
+            return Err(GenerateError::NotFinite { prompt, stream, position, value: logprob });
+        }
+        tokens.push(token);
+        logprobs.push(logprob);
+        let stopped = stop(tokens);
+        s.ended = stopped || tokens.len() == sampling.max_new_tokens;
+        if s.ended {
+            *finish = if stopped { Finish::Stop } else { Finish::Length };
+            on_finish(s.prompt, s.stream, &s.response);
+        }
+    }
+    Ok(())
 }
 
 fn check<B: Backend>(model: &Gemma<B>, prompts: &[Prompt], sampling: &Sampling) -> Result<(), GenerateError> {

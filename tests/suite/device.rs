@@ -690,6 +690,38 @@ mod on_gpu {
         assert!(gpu.counts().replayed > 0, "{:?}", gpu.counts());
     }
 
+    /// Bytes are those at the time of asking, whatever comes later, and whoever asks need not wait for them.
+    #[test]
+    fn reads_that_are_under_way_keep_what_they_read() {
+        let Some(gpu) = gpu() else { return };
+        let [kernel, ..] = kernels(&gpu);
+        let n = 3000;
+        let (one, y) = (upload(&gpu, &vec![1.0; n]), upload(&gpu, &vec![0.0; n]));
+        let begin = |first: usize| {
+            combine(&gpu, kernel, [y, one, y], n, 1.0);
+            gpu.begin_read(y, 4 * first).unwrap()
+        };
+        let end = |reading, want: f32| {
+            let bytes = gpu.end_read(reading).unwrap();
+            assert!(bytes.chunks(4).all(|x| x == want.to_ne_bytes()), "{:?} for {want}", &bytes[..4]);
+            bytes.len() / 4
+        };
+        for round in 0..4 {
+            gpu.fill(y, 0, 4 * n).unwrap();
+            gpu.begin_sequence().unwrap();
+            let mut readings: Vec<_> = [n, 100, n, 1].map(|first| Some(begin(first))).into();
+            // Nobody waits for this one; its place is taken by the next.
+            readings[1] = None;
+            readings.push(Some(begin(n)));
+            gpu.end_sequence().unwrap();
+            let mut take = |i: usize, want: f32| end(readings[i].take().unwrap(), want);
+            assert_eq!((take(2, 3.0), take(0, 1.0)), (n, n), "round {round}");
+            assert_eq!(take(3, 4.0), 1);
+        }
+        let other = Gpu::open(0).unwrap();
+        assert!(other.end_read(begin(1)).is_err());
+    }
+
     #[test]
     fn many_different_sequences_leave_a_bounded_number_of_graphs() {
         let Some(gpu) = gpu() else { return };

@@ -3,15 +3,15 @@
 //! step in naive bf16.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, HeadSpec, Truncation};
 use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
-use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate};
 use bon_engine::objective::{Kind, ObjectiveConfig, ScoredGroup, Signal, coefficients};
@@ -382,6 +382,52 @@ fn decode_steps_are_replayed_on_a_gpu() {
     assert_eq!(counts[3].allocations, counts[1].allocations, "the driver's allocator was called in a loop");
 }
 
+/// The host looks at a step's tokens when it has asked for the next one, and says all that the next one needs in two
+/// uploads: where rows belong, and what they draw with.
+#[test]
+fn decoding_never_waits_for_the_step_that_runs() {
+    if !compiled() {
+        return;
+    }
+    let device = Arc::new(Failing::new(usize::MAX));
+    let model = model(Cuda::new(Box::new(Arc::clone(&device))).unwrap(), &config("gemma"));
+    let prompts = prompts();
+    let requests: Vec<Prompt> =
+        (5..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: 3 }).collect();
+    device.asked.lock().unwrap().clear();
+    generate(&model, &requests, &SAMPLING, |_| false, |_, _, _| {}).unwrap();
+    let asked = device.asked.lock().unwrap().clone();
+    // The steps are what lies between two beginnings of reads: w, launches, b, and e for the end of the one before.
+    let steps: Vec<&str> = asked.split_inclusive('b').collect();
+    assert_eq!(steps.len(), SAMPLING.max_new_tokens + 1, "{asked}");
+    let without_launches: Vec<String> = steps.iter().map(|s| s.replace('l', "")).collect();
+    assert!(without_launches[1] == "wwb" && steps[1].len() > 20, "{asked}");
+    assert!(without_launches[2..SAMPLING.max_new_tokens].iter().all(|s| s == "ewwb"), "{asked}");
+    assert_eq!(steps[SAMPLING.max_new_tokens], "ee", "{asked}");
+}
+
+/// The token that a row of NaN draws is embedded before anybody has seen it.
+#[test]
+fn nan_is_told_where_it_began_on_the_kernels() {
+    if !compiled() {
+        return;
+    }
+    let config = config("gemma");
+    let mut model = model(vm(None), &config);
+    let nan = vec![f32::NAN; config.hidden_size];
+    model.params.final_norm = weight_of(&model.backend, 1, config.hidden_size, &nan);
+    let prompts = prompts();
+    let requests: Vec<Prompt> =
+        (5..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: 2 }).collect();
+    for truncation in [SAMPLING.truncation, Truncation { top_k: 5, ..SAMPLING.truncation }] {
+        let sampling = Sampling { truncation, ..SAMPLING };
+        let refused = generate(&model, &requests, &sampling, |_| false, |_, _, _| {}).unwrap_err();
+        let position = prompts[0].len();
+        let want = format!("prompt 0, stream 0: the log-prob of token {position} is NaN");
+        assert!(refused.to_string().starts_with(&want), "{refused}");
+    }
+}
+
 /// The tests above on what they measure against: they can be passed, and not because nothing is compared.
 #[test]
 fn a_step_in_naive_bf16_is_the_cpus_within_bf16() {
@@ -424,13 +470,24 @@ fn on_the_kernels_a_resumed_run_is_the_uninterrupted_run() {
 
 // --------------------------------------------------------------------------------------------------------- errors
 
-/// A device that fails once it has done so many things.
+/// A device that fails once it has done so many things, and tells what it was asked: to write, to launch, to begin to
+/// read and to end that, by their first letters, or to read or wait otherwise.
 struct Failing {
     vm: Vm,
     left: AtomicUsize,
+    asked: Mutex<String>,
 }
 
 impl Failing {
+    fn new(left: usize) -> Self {
+        let vm = Vm::new(Options::default());
+        Self { vm, left: AtomicUsize::new(left), asked: Mutex::default() }
+    }
+
+    fn tell(&self, what: char) {
+        self.asked.lock().unwrap().push(what);
+    }
+
     fn count(&self) -> Result<(), DeviceError> {
         let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         left.map(drop).map_err(|_| DeviceError::new("failing", "it was made to fail"))
@@ -459,12 +516,25 @@ impl Device for Failing {
     }
 
     fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.tell('w');
         self.vm.write(dst, bytes)
     }
 
     fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.tell('r');
         self.count()?;
         self.vm.read(src, bytes)
+    }
+
+    fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
+        self.tell('b');
+        self.count()?;
+        self.vm.begin_read(src, bytes)
+    }
+
+    fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
+        self.tell('e');
+        self.vm.end_read(reading)
     }
 
     fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
@@ -472,11 +542,13 @@ impl Device for Failing {
     }
 
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        self.tell('l');
         self.count()?;
         self.vm.launch(kernel, launch, args)
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
+        self.tell('s');
         self.vm.synchronize()
     }
 }
@@ -489,10 +561,7 @@ fn a_device_that_fails_leaves_nothing_wrong_behind() {
     let place = Workplace::for_kernels();
     let settings =
         ["objective.kind=bon-sft", "generate.samples=4", "generate.max_new_tokens=2", "train.steps=1"];
-    let failing = |left: usize| {
-        let vm = Vm::new(Options::default());
-        Arc::new(Failing { vm, left: AtomicUsize::new(left) })
-    };
+    let failing = |left: usize| Arc::new(Failing::new(left));
     let on = |device: &Arc<Failing>, output: &str| {
         let cuda = Cuda::new(Box::new(Arc::clone(device))).unwrap();
         run(cuda, &place.config(output, &settings), false, &Stop::default(), |_| {})

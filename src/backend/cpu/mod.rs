@@ -13,11 +13,13 @@ pub mod rope;
 pub mod rows;
 pub mod simd;
 
+use std::collections::VecDeque;
+
 use half::bf16;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
-    Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, RopeSpec, Sampled,
+    Target, Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -84,6 +86,13 @@ pub struct Tables {
     kv_rows: Vec<u32>,
 }
 
+/// See [`Backend::Draws`].
+#[derive(Debug, Clone, Default)]
+pub struct Draws {
+    latest: Vec<u32>,
+    not_taken: VecDeque<Vec<Sampled>>,
+}
+
 /// The CPU as a device: no state, the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
@@ -91,6 +100,7 @@ pub struct Cpu;
 impl Backend for Cpu {
     type Tensor = Tensor;
     type Tables = Tables;
+    type Draws = Draws;
 
     fn device_name(&self) -> String {
         "cpu".into()
@@ -155,6 +165,11 @@ impl Backend for Cpu {
             runs: batch.runs.to_vec(),
             kv_rows: batch.kv_rows(),
         }
+    }
+
+    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
+        let ids: Vec<u32> = step.from.iter().map(|&row| step.draws.latest[row as usize]).collect();
+        self.tables(&step.with_ids(&ids), attention)
     }
 
     fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
@@ -317,15 +332,27 @@ impl Backend for Cpu {
         dx
     }
 
-    fn lm_head_sample(
+    fn draws(&self, _: usize) -> Draws {
+        Draws::default()
+    }
+
+    fn lm_head_draw(
         &self,
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
-    ) -> Vec<Sampled> {
-        lm_head::sample(x, table, head, truncation, choices)
+        draws: &mut Draws,
+    ) {
+        let drawn = lm_head::sample(x, table, head, truncation, choices);
+        let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
+        draws.latest = drawn.iter().map(|s| any(s.token)).collect();
+        draws.not_taken.push_back(drawn);
+    }
+
+    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
+        Ok(draws.not_taken.pop_front().expect("a draw that was not taken"))
     }
 
     fn lm_head_logprob_forward(

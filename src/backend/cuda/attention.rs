@@ -5,8 +5,9 @@
 use std::ops::Range;
 
 use super::entries::Entry;
+use super::tables::{Pack, Section};
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Memory, Tables, Tensor, narrow};
+use super::{Cuda, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::{QueryRun, Segment, Segments};
@@ -70,7 +71,7 @@ struct Uploaded {
     group: usize,
     window: usize,
     /// All items, list after list.
-    items: Memory,
+    items: Section,
     /// How many, as in [`Plan::items`].
     counts: [[usize; 2]; 2],
     work_rows: usize,
@@ -78,7 +79,7 @@ struct Uploaded {
 
 /// Attention's work lists for one batch.
 pub(super) struct Plans {
-    pieces: Memory,
+    pieces: Section,
     plans: Vec<Uploaded>,
 }
 
@@ -87,7 +88,8 @@ fn window_of(spec: &AttentionSpec) -> usize {
 }
 
 impl Plans {
-    pub(super) fn new(cuda: &Cuda, batch: &Batch, specs: &[AttentionSpec]) -> Self {
+    /// Adds the lists to `pack`.
+    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec]) -> Self {
         let chains = Chains::new(batch.segments, batch.runs);
         // A batch that meets no attention may have any positions.
         for run in batch.runs.iter().filter(|_| !specs.is_empty()) {
@@ -101,16 +103,25 @@ impl Plans {
             if plans.iter().any(|p| (p.group, p.window) == (group, window)) {
                 continue;
             }
-            let plan = plan(batch.segments, batch.runs, batch.ids.len(), &chains, group, window);
+            let plan = plan(batch.segments, batch.runs, batch.positions.len(), &chains, group, window);
             plans.push(Uploaded {
                 group,
                 window,
-                items: cuda.table(&plan.items.as_flattened().concat()),
+                items: pack.add(&plan.items.as_flattened().concat()),
                 counts: plan.items.each_ref().map(|lists| lists.each_ref().map(Vec::len)),
                 work_rows: plan.work_rows,
             });
         }
-        Self { pieces: cuda.table(&chains.pieces), plans }
+        Self { pieces: pack.add(&chains.pieces), plans }
+    }
+
+    /// The lists on the device, their pack being at `base`.
+    pub(super) fn at(mut self, base: Ptr) -> Self {
+        self.pieces = self.pieces.at(base);
+        for plan in &mut self.plans {
+            plan.items = plan.items.at(base);
+        }
+        self
     }
 }
 
@@ -394,7 +405,7 @@ pub(super) fn forward(
     assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0) && spec.scale > 0.0);
     assert!([q, k, v].iter().all(|x| x.dtype == DType::Bf16));
     assert!(q.cols == heads * head_dim && k.cols == kv_heads * head_dim && v.cols == k.cols);
-    assert!(q.rows == tables.ids.len() && tables.segments.rows() <= k.rows.min(v.rows));
+    assert!(q.rows == tables.rows && tables.segments.rows() <= k.rows.min(v.rows));
     let entries = match head_dim {
         64 => [Entry::AttentionForward64Rows64, Entry::AttentionForward64Rows16],
         128 => [Entry::AttentionForward128Rows64, Entry::AttentionForward128Rows16],

@@ -355,7 +355,7 @@ pub(super) fn backward(
         );
     }
     assert!(lse.dtype == DType::F32 && (lse.rows, lse.cols) == (rows, heads), "lse [T, H] in f32");
-    assert!(rows == tables.ids.len() && tables.segments.rows() <= rows, "a row for every token");
+    assert!(rows == tables.rows && tables.segments.rows() <= rows, "a row for every token");
     let own_row = |run: &QueryRun| run.row == tables.segments.list()[run.segment].start + run.first;
     assert!(tables.runs.iter().all(own_row), "query row = key row");
     let entries = entries(head_dim);

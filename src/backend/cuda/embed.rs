@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use super::entries::Entry;
+use super::tables::Tokens;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, PIECE, Tables, Tensor};
 use crate::backend::{Batch, DType};
@@ -20,11 +21,19 @@ pub(super) fn forward(cuda: &Cuda, table: &Tensor, tables: &Tables, scale: f32) 
         table.dtype == DType::Bf16 && table.cols.is_multiple_of(PIECE),
         "bf16 rows of a multiple of {PIECE} columns"
     );
-    assert!(tables.ids.iter().all(|&id| (id as usize) < table.rows), "ids of the vocabulary");
-    let x = cuda.empty(DType::Bf16, tables.ids.len(), table.cols);
+    let x = cuda.empty(DType::Bf16, tables.rows, table.cols);
     let launch = Launch::linear(x.rows, threads(x.cols / PIECE));
-    let args = [table.arg(), tables.device_ids.arg(), x.arg(), x.cols.into(), scale.into()];
-    cuda.launch(Entry::EmbedForward, launch, &args);
+    match &tables.tokens {
+        Tokens::Known(ids, on_device) => {
+            assert!(ids.iter().all(|&id| (id as usize) < table.rows), "ids of the vocabulary");
+            let args = [table.arg(), on_device.arg(), x.arg(), x.cols.into(), scale.into()];
+            cuda.launch(Entry::EmbedForward, launch, &args);
+        }
+        Tokens::Drawn(draws, from) => {
+            let args = [table.arg(), draws.arg(), from.arg(), x.arg(), x.cols.into(), table.rows.into()];
+            cuda.launch(Entry::EmbedForwardDrawn, launch, &[&args[..], &[scale.into()]].concat());
+        }
+    }
     x
 }
 
@@ -48,12 +57,15 @@ fn runs(ids: &[u32]) -> (Vec<u32>, usize) {
 /// See [`crate::backend::Backend::embed_backward`]; columns a multiple of 8.
 pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
     assert!(
-        dx.dtype == DType::Bf16 && dx.cols.is_multiple_of(PIECE) && dx.rows == tables.ids.len(),
+        dx.dtype == DType::Bf16 && dx.cols.is_multiple_of(PIECE) && dx.rows == tables.rows,
         "bf16 rows of a multiple of {PIECE} columns, one for every token"
     );
     assert!(dtable.dtype == DType::F32 && dtable.cols == dx.cols, "an f32 gradient of rows like dx");
-    assert!(tables.ids.iter().all(|&id| (id as usize) < dtable.rows), "ids of the vocabulary");
-    let (work, count) = runs(&tables.ids);
+    let Tokens::Known(ids, _) = &tables.tokens else {
+        panic!("the gradient is of tokens that the host knows")
+    };
+    assert!(ids.iter().all(|&id| (id as usize) < dtable.rows), "ids of the vocabulary");
+    let (work, count) = runs(ids);
     let work = cuda.table(&work);
     let order = Arg::Ptr(Ptr(work.ptr().0 + 12 * count as u64));
     let launch = Launch::linear(count, threads(dx.cols / 4));

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, Memory, PIECE, Tensor, matmul, narrow};
-use crate::backend::{Backend, Choice, DType, HeadSpec, Sampled, Target, Truncation};
+use crate::backend::{Backend, Choice, DType, HeadSpec, Target, Truncation};
 use crate::device::{Arg, Launch, Ptr};
 use crate::rng::DrawKey;
 
@@ -169,7 +169,7 @@ fn draw(choice: &Choice) -> Draw {
     }
 }
 
-/// See [`crate::backend::Backend::lm_head_sample`].
+/// See [`crate::backend::Backend::lm_head_draw`]: (token, log-prob) of every row to `out`.
 pub(super) fn sample(
     cuda: &Cuda,
     x: &Tensor,
@@ -177,18 +177,16 @@ pub(super) fn sample(
     head: &HeadSpec,
     truncation: &Truncation,
     choices: &[Choice],
-) -> Vec<Sampled> {
+    out: &Memory,
+) {
     assert_eq!(x.rows, choices.len(), "one choice per row");
     let call = Call::new(cuda, x, table, head);
     let draws = cuda.table(&choices.iter().map(draw).collect::<Vec<_>>());
-    let out = cuda.memory(size_of::<[u32; 2]>() * x.rows);
     if truncation.is_none() {
-        sample_all(&call, &draws, &out);
+        sample_all(&call, &draws, out);
     } else {
-        sample_truncated(&call, truncation, &draws, &out);
+        sample_truncated(&call, truncation, &draws, out);
     }
-    let sampled = cuda.read::<[u32; 2]>(&out, x.rows);
-    sampled.iter().map(|&[token, logprob]| Sampled { token, logprob: f32::from_bits(logprob) }).collect()
 }
 
 /// Draws from the whole distribution: (token, log-prob) of every row to `out`.
@@ -451,7 +449,9 @@ fn sampled(shape: &Shape, slice: usize, rows: usize) -> Workload {
         prepare: Box::new(move |cuda| {
             let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
             let choices = draws(rows);
-            Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &Truncation::default(), &choices)))
+            Box::new(move |cuda| {
+                drop(cuda.lm_head_sample(&x, &table, &HEAD, &Truncation::default(), &choices))
+            })
         }),
     }
 }
@@ -468,7 +468,7 @@ fn sampled_truncated(shape: &Shape, slice: usize) -> Workload {
             let table = random(cuda, 2, DType::Bf16, slice, d);
             let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
             let choices = draws(TRUNCATED);
-            Box::new(move |cuda| drop(sample(cuda, &x, &table, &HEAD, &truncation, &choices)))
+            Box::new(move |cuda| drop(cuda.lm_head_sample(&x, &table, &HEAD, &truncation, &choices)))
         }),
     }
 }

@@ -21,16 +21,17 @@ pub mod rows;
 pub mod tables;
 pub mod workload;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, ModelShape, RopeSpec, Sampled,
-    Target, Truncation, Uniform, Unsupported, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, ModelShape, Pace,
+    RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
 };
+use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
 use entries::{Entry, MODULES, NO_KERNELS};
-use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, host};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
@@ -106,6 +107,16 @@ impl Tensor {
     }
 }
 
+/// See [`Backend::Draws`].
+pub struct Draws {
+    /// The latest (token, bits of its log-prob) by row. Each draw overwrites it in place, so that steps repeat to the
+    /// address. Shared with the tables of the step that embeds it.
+    latest: Arc<Memory>,
+    room: usize,
+    /// Draws on their way to the host; `None` where the device failed.
+    not_taken: VecDeque<Option<Reading>>,
+}
+
 impl Cuda {
     /// Loads all kernels. Fails where the program was built without them.
     pub fn new(device: Box<dyn Device>) -> Result<Self, DeviceError> {
@@ -160,6 +171,12 @@ impl Cuda {
         memory
     }
 
+    /// The first error, if any.
+    fn first_error(&self) -> Result<(), DeviceError> {
+        let failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().map_or(Ok(()), |e| Err(e.clone()))
+    }
+
     fn write(&self, memory: &Memory, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.attempt(|device| device.write(memory.ptr, bytes));
@@ -192,6 +209,7 @@ impl Cuda {
 impl Backend for Cuda {
     type Tensor = Tensor;
     type Tables = Tables;
+    type Draws = Draws;
 
     fn device_name(&self) -> String {
         self.0.device.name()
@@ -231,6 +249,10 @@ impl Backend for Cuda {
         }
     }
 
+    fn pace(&self) -> Pace {
+        Pace { lag: 1 }
+    }
+
     fn begin_sequence(&self) {
         self.attempt(|device| device.begin_sequence());
     }
@@ -245,8 +267,7 @@ impl Backend for Cuda {
 
     fn check(&self) -> Result<(), DeviceError> {
         self.attempt(|device| device.synchronize());
-        let failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.as_ref().map_or(Ok(()), |e| Err(e.clone()))
+        self.first_error()
     }
 
     fn generation_bytes(&self) -> usize {
@@ -306,6 +327,10 @@ impl Backend for Cuda {
 
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables {
         Tables::new(self, batch, attention)
+    }
+
+    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
+        Tables::of_step(self, step, attention)
     }
 
     fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
@@ -444,15 +469,38 @@ impl Backend for Cuda {
         rows::scatter(self, dy, indices, total)
     }
 
-    fn lm_head_sample(
+    fn draws(&self, rows: usize) -> Draws {
+        let latest = Arc::new(self.memory(rows * size_of::<[u32; 2]>()));
+        Draws { latest, room: rows, not_taken: VecDeque::new() }
+    }
+
+    fn lm_head_draw(
         &self,
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
-    ) -> Vec<Sampled> {
-        lm_head::sample(self, x, table, head, truncation, choices)
+        draws: &mut Draws,
+    ) {
+        assert!(x.rows <= draws.room, "room for {} rows, and {} are drawn", draws.room, x.rows);
+        lm_head::sample(self, x, table, head, truncation, choices, &draws.latest);
+        let bytes = x.rows * size_of::<[u32; 2]>();
+        draws.not_taken.push_back(match bytes {
+            0 => Some(Reading::Done(Vec::new())),
+            _ => self.attempt(|device| device.begin_read(draws.latest.ptr(), bytes)),
+        });
+    }
+
+    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
+        let reading = draws.not_taken.pop_front().expect("a draw that was not taken");
+        let bytes = reading.and_then(|reading| self.attempt(|device| device.end_read(reading)));
+        self.first_error()?;
+        let drawn: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&bytes.unwrap_or_default());
+        Ok(drawn
+            .into_iter()
+            .map(|[token, logprob]| Sampled { token, logprob: f32::from_bits(logprob) })
+            .collect())
     }
 
     fn lm_head_logprob_forward(

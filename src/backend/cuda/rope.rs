@@ -41,7 +41,7 @@ impl Geometry {
             "head widths are multiples of {PER_THREAD} up to {MAX_HEAD_DIM}"
         );
         assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(dim), "bf16 rows of whole heads");
-        assert_eq!(x.rows, tables.ids.len(), "a row for every token");
+        assert_eq!(x.rows, tables.rows, "a row for every token");
         Self { rows: x.rows, heads: x.cols / dim, dim, lanes: (dim / PER_THREAD).next_power_of_two() }
     }
 

@@ -1,41 +1,119 @@
-//! A batch on the device: what every op of a forward pass reads beside its tensors, uploaded once.
+//! A batch on the device: what every op of a forward pass reads beside its tensors, uploaded at once.
+
+use std::sync::Arc;
 
 use super::attention::Plans;
-use super::{Cuda, Memory};
-use crate::backend::{AttentionSpec, Batch};
+use super::{Cuda, Draws, Memory};
+use crate::backend::{AttentionSpec, Batch, Decode};
+use crate::device::{Arg, Ptr};
 use crate::segments::{QueryRun, Segments};
+
+/// The tokens of a batch.
+pub(super) enum Tokens {
+    /// Their ids `[T]`, on the host, where the embedding's gradient sorts them, and on the device.
+    Known(Vec<u32>, Section),
+    /// A draw's (token, log-prob) by row, and the row of each token `[T]`.
+    Drawn(Arc<Memory>, Section),
+}
 
 /// See [`crate::backend::Backend::tables`].
 pub struct Tables {
-    /// Token ids `[T]`, on the host: the embedding's gradient sorts them.
-    pub(super) ids: Vec<u32>,
+    /// T.
+    pub(super) rows: usize,
+    /// The tokens.
+    pub(super) tokens: Tokens,
     /// The segment table, on the host: attention's work lists are made from it.
     pub(super) segments: Segments,
     /// Which tokens the rows are.
     pub(super) runs: Vec<QueryRun>,
-    /// Token ids `[T]`.
-    pub(super) device_ids: Memory,
     /// Absolute positions `[T]`.
-    pub(super) positions: Memory,
+    pub(super) positions: Section,
     /// The key/value row of every row `[T]`.
-    pub(super) kv_rows: Memory,
+    pub(super) kv_rows: Section,
     /// Attention's work lists.
     pub(super) attention: Plans,
     /// What the blocks of attention's gradient do.
     pub(super) attention_backward: super::attention_backward::Plans,
+    /// What the sections lie in.
+    _memory: Memory,
 }
 
 impl Tables {
     pub(super) fn new(cuda: &Cuda, batch: &Batch, attention: &[AttentionSpec]) -> Self {
+        let mut pack = Pack::default();
+        let ids = pack.add(batch.ids);
+        Self::with(cuda, pack, batch, attention, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
+    }
+
+    /// See [`crate::backend::Backend::decode_tables`].
+    pub(super) fn of_step(cuda: &Cuda, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self {
+        assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
+        let mut pack = Pack::default();
+        let from = pack.add(step.from);
+        let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
+        Self::with(cuda, pack, &step.with_ids(&[]), attention, tokens)
+    }
+
+    /// The rest of the tables behind the tokens'.
+    fn with(
+        cuda: &Cuda,
+        mut pack: Pack,
+        batch: &Batch,
+        attention: &[AttentionSpec],
+        tokens: impl FnOnce(Ptr) -> Tokens,
+    ) -> Self {
+        let positions = pack.add(batch.positions);
+        let kv_rows = pack.add(&batch.kv_rows());
+        let attention = Plans::new(&mut pack, batch, attention);
+        let memory = cuda.table(&pack.bytes);
+        let base = memory.ptr();
         Self {
-            ids: batch.ids.to_vec(),
+            rows: batch.positions.len(),
+            tokens: tokens(base),
             segments: batch.segments.clone(),
             runs: batch.runs.to_vec(),
-            device_ids: cuda.table(batch.ids),
-            positions: cuda.table(batch.positions),
-            kv_rows: cuda.table(&batch.kv_rows()),
-            attention: Plans::new(cuda, batch, attention),
+            positions: positions.at(base),
+            kv_rows: kv_rows.at(base),
+            attention: attention.at(base),
             attention_backward: Default::default(),
+            _memory: memory,
         }
+    }
+}
+
+/// Small tables that are uploaded as one.
+#[derive(Default)]
+pub(super) struct Pack {
+    bytes: Vec<u8>,
+}
+
+/// A table among others: where it begins in their [`Pack`], until [`Section::at`] says where that lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Section(Ptr);
+
+impl Pack {
+    /// Adds a table, aligned to 16 bytes.
+    pub(super) fn add<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Section {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let section = Section(Ptr(self.bytes.len() as u64));
+        self.bytes.extend_from_slice(bytemuck::cast_slice(data));
+        section
+    }
+}
+
+impl Section {
+    /// The table on the device, its pack being at `base`.
+    pub(super) fn at(self, base: Ptr) -> Self {
+        Self(Ptr(base.0 + self.0.0))
+    }
+
+    /// Its address as a kernel's argument.
+    pub(super) fn arg(&self) -> Arg {
+        Arg::Ptr(self.0)
+    }
+
+    /// Its address.
+    pub(super) fn ptr(&self) -> Ptr {
+        self.0
     }
 }

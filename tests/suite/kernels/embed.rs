@@ -1,5 +1,5 @@
 use bon_engine::backend::cpu::Cpu;
-use bon_engine::backend::{Backend, Batch};
+use bon_engine::backend::{Backend, Batch, Choice, Decode, HeadSpec, Truncation};
 use bon_engine::segments::Segments;
 
 use super::{
@@ -62,6 +62,53 @@ fn forward_has_the_bits_of_the_cpu() {
     let case = Forward { ids: &IDS, cols: 640 };
     for cuda in devices() {
         assert!(outputs(&cuda, &case)[0].as_f32() == rounded(outputs(&Cpu, &case)[0].as_f32()));
+    }
+}
+
+/// The rows of tokens that only the device knows are those of the same tokens told by the host.
+#[test]
+fn tokens_just_drawn_are_embedded_as_known_ones() {
+    const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+    let from = [5, 0, 0, 3, 6];
+    for cuda in devices() {
+        for cols in [8, 264, 2056] {
+            let (table, x) = (weight(&cuda, 1, VOCAB, cols), activation(&cuda, 2, 7, cols));
+            let mut draws = cuda.draws(9);
+            cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy; 7], &mut draws);
+            let segments = Segments::separate(&[from.len()]);
+            let (positions, runs) = (segments.positions(), segments.all_queries());
+            let step = Decode {
+                draws: &draws,
+                from: &from,
+                positions: &positions,
+                segments: &segments,
+                runs: &runs,
+            };
+            let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
+            let drawn = cuda.take_draw(&mut draws).unwrap();
+            let ids = from.map(|row| drawn[row as usize].token);
+            assert!(ids[0] != ids[1] && ids[1] != ids[3], "{ids:?}");
+            let want = cuda.to_f32(&cuda.embed_forward(&table, &tables(&cuda, &ids), SCALE));
+            assert!(got == want, "{cols} columns");
+        }
+    }
+}
+
+/// A row of NaN draws no token, and what embeds that reads no memory that is not the table's.
+#[test]
+fn what_is_no_token_is_embedded_as_some_token() {
+    const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
+    for cuda in devices() {
+        let (table, x) = (weight(&cuda, 1, VOCAB, 16), super::activation_of(&cuda, 1, 16, &[f32::NAN; 16]));
+        let mut draws = cuda.draws(1);
+        cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy], &mut draws);
+        let segments = Segments::separate(&[1]);
+        let (positions, runs) = (segments.positions(), segments.all_queries());
+        let step =
+            Decode { draws: &draws, from: &[0], positions: &positions, segments: &segments, runs: &runs };
+        let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
+        assert!(cuda.check().is_ok() && got.iter().all(|x| x.is_finite()), "{got:?}");
+        assert!(cuda.take_draw(&mut draws).unwrap()[0].logprob.is_nan());
     }
 }
 

@@ -5,10 +5,10 @@ mod attention;
 mod attention_backward;
 mod lm_head;
 
-use bon_engine::backend::cpu::{Cpu, Data, Tables, Tensor};
+use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, HeadNorm, HeadSpec, RopeSpec, Sampled, Target,
-    Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, RopeSpec, Sampled,
+    Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -49,6 +49,7 @@ fn add_rounded(dw: &mut Tensor, compute: impl FnOnce(&mut Tensor)) {
 impl Backend for Rounded {
     type Tensor = Tensor;
     type Tables = (Tables, Owned);
+    type Draws = Draws;
 
     fn device_name(&self) -> String {
         "rounded".into()
@@ -92,6 +93,10 @@ impl Backend for Rounded {
 
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables {
         (Cpu.tables(batch, attention), Owned::new(batch))
+    }
+
+    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self::Tables {
+        (Cpu.decode_tables(step, attention), Owned::new(&step.with_ids(&[])))
     }
 
     fn embed_forward(&self, table: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
@@ -263,16 +268,25 @@ impl Backend for Rounded {
         Cpu.scatter_rows(dy, rows, total)
     }
 
-    fn lm_head_sample(
+    fn draws(&self, rows: usize) -> Draws {
+        Cpu.draws(rows)
+    }
+
+    fn lm_head_draw(
         &self,
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
-    ) -> Vec<Sampled> {
+        draws: &mut Draws,
+    ) {
         // What it draws is not asked of it.
-        Cpu.lm_head_sample(x, table, head, truncation, choices)
+        Cpu.lm_head_draw(x, table, head, truncation, choices, draws);
+    }
+
+    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
+        Cpu.take_draw(draws)
     }
 
     fn lm_head_logprob_forward(

@@ -91,6 +91,9 @@ pub struct Pace {
     /// Steps that are asked for before the tokens of one are looked at: while the device computes a step, the host looks
     /// at the one before and prepares the next. A stream that has ended takes part in so many more.
     pub lag: usize,
+    /// Rows of a step with so many live streams, at least as many; growing with them. Those in excess belong to nobody.
+    /// Where it has few values, the same work comes again while streams end.
+    pub rows: fn(usize) -> usize,
 }
 
 /// One layer's rotary embedding: pairs (i, i + Dh/2) of every head turn by position / factor * theta^(-2i/Dh).
@@ -374,9 +377,9 @@ pub trait Backend: Send + Sync {
     }
     /// Forgets a want of memory, if that is what failed, so that less can be asked for. What ops returned since is void.
     fn forget_out_of_memory(&self) {}
-    /// How decode loops do best here: without a lag, unless the device works while the host does.
+    /// How decode loops do best here: without a lag or surplus rows, unless the device works while the host does.
     fn pace(&self) -> Pace {
-        Pace { lag: 0 }
+        Pace { lag: 0, rows: |streams| streams }
     }
     /// From here to [`Backend::end_sequence`] the ops are those of one step of many alike: a device that can record
     /// and replay them may. Changes no result.

@@ -6,7 +6,8 @@
 //!
 //! Tokens stay on the device from one step to the next: what a step needs of the host, where each row belongs and what
 //! it draws with, does not depend on them. So the host may look at them while the device computes the next step
-//! ([`Pace`]); a stream that turns out to have ended was then in one step too many, whose draw nobody looks at.
+//! ([`Pace`]); a stream that turns out to have ended was then in one step too many, whose draw nobody looks at. Rows that
+//! pad a step are tokens of nobody, each in a segment of its own.
 
 use std::collections::VecDeque;
 
@@ -181,6 +182,8 @@ pub fn generate_at<B: Backend>(
             streams.push(Stream { prompt, stream, segment, begin, response, ended: false });
         }
     }
+    let surplus = (1..=streams.len()).map(|live| (pace.rows)(live) - live).max().unwrap_or(0);
+    let nobody: Vec<usize> = (0..surplus).map(|_| layout.reserve(None, 1)).collect();
     let segments = layout.segments();
     let mut cache = KvCache::new(backend, &model.config, segments.rows());
     // All else is small beside it.
@@ -203,7 +206,7 @@ pub fn generate_at<B: Backend>(
             position: (s.begin + step) as u32,
         }),
     };
-    let mut draws = backend.draws(streams.len());
+    let mut draws = backend.draws((pace.rows)(streams.len()));
     let draw = |hidden: &B::Tensor, choices: &[Choice], draws: &mut B::Draws| {
         backend.lm_head_draw(hidden, &model.params.embed, &head, &sampling.truncation, choices, draws);
     };
@@ -224,11 +227,17 @@ pub fn generate_at<B: Backend>(
         }
         rows = from.iter().map(|&row| rows[row]).collect();
         let live: Vec<&Stream> = rows.iter().map(|&i| &streams[i]).collect();
-        let from: Vec<u32> = from.iter().map(|&row| row as u32).collect();
-        let positions: Vec<u32> = live.iter().map(|s| (s.begin + step - 1) as u32).collect();
+        let mut from: Vec<u32> = from.iter().map(|&row| row as u32).collect();
+        let mut positions: Vec<u32> = live.iter().map(|s| (s.begin + step - 1) as u32).collect();
         let run = |(row, s): (usize, &&Stream)| QueryRun { segment: s.segment, first: step - 1, len: 1, row };
-        let runs: Vec<QueryRun> = live.iter().enumerate().map(run).collect();
-        let choices: Vec<Choice> = live.iter().map(|s| choice(s, step)).collect();
+        let mut runs: Vec<QueryRun> = live.iter().enumerate().map(run).collect();
+        let mut choices: Vec<Choice> = live.iter().map(|s| choice(s, step)).collect();
+        for (&segment, row) in nobody.iter().zip(rows.len()..(pace.rows)(rows.len())) {
+            from.push(0);
+            positions.push(0);
+            runs.push(QueryRun { segment, first: 0, len: 1, row });
+            choices.push(Choice::Greedy);
+        }
         // The same work step after step.
         backend.begin_sequence();
         let decode = Decode { draws: &draws, from: &from, positions: &positions, segments, runs: &runs };

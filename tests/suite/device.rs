@@ -1072,6 +1072,7 @@ fn the_kernels_run_through_the_driver() {
         "kernels::rows::rows_move_where_they_belong",
         "engine::a_step_on_a_gpu_is_the_cpus_within_bf16",
         "engine::decode_steps_are_replayed_on_a_gpu",
+        "engine::decode_steps_are_replayed_while_streams_end",
     ];
     assert_eq!(under(&[], &[&["--exact"], &tests[..]].concat()).0, tests.len());
 }

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::{Backend, Batch, HeadSpec, Truncation};
+use bon_engine::backend::{Backend, Batch, HeadSpec, Pace, Truncation};
 use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 use bon_engine::gemma::{Gemma, params};
-use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate};
+use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::objective::{Kind, ObjectiveConfig, ScoredGroup, Signal, coefficients};
 use bon_engine::rng::{Domain, DrawKey, derive_key, philox4x32};
 use bon_engine::rollout::RolloutError;
@@ -113,12 +113,16 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn sample<B: Backend>(model: &Gemma<B>) -> Vec<Vec<Response>> {
+    sample_at(model.backend.pace(), model)
+}
+
+fn sample_at<B: Backend>(pace: Pace, model: &Gemma<B>) -> Vec<Vec<Response>> {
     let prompts = prompts();
     let requests: Vec<Prompt> =
         (5..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: STREAMS }).collect();
     // About one token in ten ends a response.
     let stop = |tokens: &[u32]| tokens.last().is_some_and(|t| t % 10 == 7);
-    generate(model, &requests, &SAMPLING, stop, |_, _, _| {}).unwrap_or_else(|e| panic!("{e}"))
+    generate_at(pace, model, &requests, &SAMPLING, stop, |_, _, _| {}).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn groups(responses: &[Vec<Response>]) -> Groups {
@@ -382,6 +386,37 @@ fn decode_steps_are_replayed_on_a_gpu() {
     assert_eq!(counts[3].allocations, counts[1].allocations, "the driver's allocator was called in a loop");
 }
 
+/// A stream that ends leaves most steps as they were.
+#[test]
+fn decode_steps_are_replayed_while_streams_end() {
+    const TOKENS: usize = 48;
+    const MANY: usize = 40;
+    let Some(gpu) = compiled().then(crate::device::gpu).flatten().map(Arc::new) else { return };
+    let config = GemmaConfig { max_positions: 128, ..config("gemma3_text") };
+    let model = model(Cuda::new(Box::new(Arc::clone(&gpu))).unwrap(), &config);
+    let prompts = prompts();
+    let requests: Vec<Prompt> =
+        (5..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: MANY / 2 }).collect();
+    let sampling = Sampling { max_new_tokens: TOKENS, ..SAMPLING };
+    let run = |pace: Pace| {
+        let before = gpu.counts();
+        let stop = |tokens: &[u32]| tokens.last().is_some_and(|t| t % 24 == 7);
+        let responses = generate_at(pace, &model, &requests, &sampling, stop, |_, _, _| {}).unwrap();
+        (responses, gpu.counts().replayed - before.replayed)
+    };
+    let (want, alone) = run(Pace { lag: 0, rows: |n| n });
+    let (got, replayed) = run(model.backend.pace());
+    assert!(got == want, "a pace samples other tokens");
+    let mut lengths: Vec<usize> = got.iter().flatten().map(|r| r.tokens.len()).collect();
+    lengths.sort_unstable();
+    lengths.dedup();
+    assert!(lengths.len() > 12, "streams end together: {lengths:?}");
+    assert!(
+        3 * replayed > 2 * TOKENS as u64 && replayed > 2 * alone,
+        "of {TOKENS} steps {replayed}, {alone} before"
+    );
+}
+
 /// The host looks at a step's tokens when it has asked for the next one, and says all that the next one needs in two
 /// uploads: where rows belong, and what they draw with.
 #[test]
@@ -404,6 +439,27 @@ fn decoding_never_waits_for_the_step_that_runs() {
     assert!(without_launches[1] == "wwb" && steps[1].len() > 20, "{asked}");
     assert!(without_launches[2..SAMPLING.max_new_tokens].iter().all(|s| s == "ewwb"), "{asked}");
     assert_eq!(steps[SAMPLING.max_new_tokens], "ee", "{asked}");
+}
+
+#[test]
+fn every_pace_samples_the_same_on_the_kernels() {
+    if !compiled() {
+        return;
+    }
+    for family in FAMILIES {
+        let model = model(vm(None), &config(family));
+        let want = sample_at(Pace { lag: 0, rows: |n| n }, &model);
+        assert!(want.iter().flatten().any(|r| r.tokens.len() < SAMPLING.max_new_tokens));
+        let paces = [
+            Pace { lag: 1, rows: |n| n },
+            Pace { lag: 0, rows: |n| n.next_power_of_two() },
+            Pace { lag: 1, rows: |n| n.max(21) },
+        ];
+        for pace in paces {
+            assert!(sample_at(pace, &model) == want, "{family}: lag {}, {} rows", pace.lag, (pace.rows)(5));
+        }
+        assert!(sample(&model) == want, "{family}");
+    }
 }
 
 /// The token that a row of NaN draws is embedded before anybody has seen it.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::{Backend, Batch, Choice, DType, HeadSpec, Truncation};
+use bon_engine::backend::{Backend, Batch, Choice, DType, HeadSpec, Pace, Truncation};
 use bon_engine::gemma::Gemma;
-use bon_engine::generate::{Finish, GenerateError, Prompt, Response, Sampling, generate};
+use bon_engine::generate::{Finish, GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
 use bon_engine::segments::Segments;
 use bon_engine::train::policy::Forward;
@@ -233,6 +233,61 @@ fn every_response_is_reported_once_and_as_it_is_returned() {
     let (none, mut heard) = (Sampling { max_new_tokens: 0, ..SAMPLING }, 0);
     let groups = generate(&model, &requests, &none, stop, |_, _, _| heard += 1).unwrap();
     assert_eq!((heard, groups.iter().flatten().filter(|r| r.tokens.is_empty()).count()), (20, 20));
+}
+
+/// Neither how far the host lags behind nor rows of nobody change a bit, or the order in which responses are told.
+#[test]
+fn every_pace_gives_the_same_responses() {
+    let prompts = prompts();
+    let requests = requests(&prompts, 3);
+    for name in NAMES {
+        let model = tiny::model(name, DType::Bf16);
+        for sampling in [SAMPLING, Sampling { max_new_tokens: 1, ..SAMPLING }] {
+            let told = |pace: Pace| {
+                let mut told = Vec::new();
+                let tell =
+                    |prompt, stream, response: &Response| told.push((prompt, stream, response.clone()));
+                let groups = generate_at(pace, &model, &requests, &sampling, stop, tell).unwrap();
+                let in_groups =
+                    |(prompt, stream, r): &(usize, usize, Response)| groups[*prompt][*stream] == *r;
+                assert!(told.len() == 15 && told.iter().all(in_groups));
+                let bits = |(prompt, stream, r): (usize, usize, Response)| {
+                    (prompt, stream, r.finish, r.tokens, to_bits(&r.logprobs))
+                };
+                told.into_iter().map(bits).collect::<Vec<_>>()
+            };
+            let want = told(Cpu.pace());
+            for lag in [0, 1, 3, 100] {
+                for rows in [|n: usize| n, |n: usize| n.next_multiple_of(4), |n: usize| n.max(9)] {
+                    assert_eq!(told(Pace { lag, rows }), want, "{name}, lag {lag}, {} rows for 5", rows(5));
+                }
+            }
+        }
+    }
+}
+
+/// What looks later notices the same.
+#[test]
+fn every_pace_notices_the_first_nan() {
+    let (mut model, prompts) = (tiny::model("gemma1", DType::F32), prompts());
+    // Who embeds one of these tokens overflows. To the LM head the column is zero times what it holds.
+    let width = model.config.hidden_size;
+    let unused = |token: &u32| prompts.iter().flatten().all(|t| t != token);
+    for token in (0..model.config.vocab_size as u32).filter(unused).step_by(4) {
+        model.params.embed.as_f32_mut()[token as usize * width] = 3e38;
+    }
+    model.params.final_norm.as_f32_mut()[0] = -1.0;
+    let refusal = |lag: usize| {
+        let pace = Pace { lag, rows: |n| n };
+        let refused = generate_at(pace, &model, &requests(&prompts, 4), &SAMPLING, stop, |_, _, _| {});
+        match refused.unwrap_err() {
+            GenerateError::NotFinite { prompt, stream, position, .. } => (prompt, stream, position),
+            other => panic!("{other}"),
+        }
+    };
+    let want = refusal(0);
+    assert!(want.2 > prompts[want.0].len(), "{want:?} is no decode step");
+    assert!([1, 2, 50].iter().all(|&lag| refusal(lag) == want), "{want:?}");
 }
 
 /// Equal prompts draw alike under one number and differently under two; likewise streams, seeds, steps.

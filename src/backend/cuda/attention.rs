@@ -22,6 +22,9 @@ const THREADS: u32 = 128;
 /// What `window` is where there is none.
 const NO_WINDOW: usize = 1 << 31;
 
+/// Fewest items of a list that is padded: an eighth of a GPU's multiprocessors or less.
+const LEAST_ITEMS: usize = 8;
+
 /// [`Item::kind`]: ends in the workspace.
 const PART: u32 = 1;
 /// [`Item::kind`]: begins with a state from the workspace.
@@ -88,8 +91,8 @@ fn window_of(spec: &AttentionSpec) -> usize {
 }
 
 impl Plans {
-    /// Adds the lists to `pack`.
-    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec]) -> Self {
+    /// Adds the lists to `pack`; with `again` those of a step that shall be like the one before.
+    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec], again: bool) -> Self {
         let chains = Chains::new(batch.segments, batch.runs);
         // A batch that meets no attention may have any positions.
         for run in batch.runs.iter().filter(|_| !specs.is_empty()) {
@@ -103,7 +106,10 @@ impl Plans {
             if plans.iter().any(|p| (p.group, p.window) == (group, window)) {
                 continue;
             }
-            let plan = plan(batch.segments, batch.runs, batch.positions.len(), &chains, group, window);
+            let mut plan = plan(batch.segments, batch.runs, batch.positions.len(), &chains, group, window);
+            if again {
+                plan.pad();
+            }
             plans.push(Uploaded {
                 group,
                 window,
@@ -249,6 +255,14 @@ fn plan(
 }
 
 impl Plan {
+    /// Gives the lists one of few lengths, so that their launches are the same while streams grow and end. An item
+    /// without rows takes a block no longer than it needs to see that.
+    fn pad(&mut self) {
+        for list in self.items.as_flattened_mut().iter_mut().filter(|list| !list.is_empty()) {
+            list.resize(list.len().next_power_of_two().max(LEAST_ITEMS), Item::default());
+        }
+    }
+
     /// Adds an item of at most 64 rows.
     fn push(&mut self, launch: usize, item: Item) {
         let shape = usize::from(item.rows as usize <= ROWS[1]);

@@ -40,8 +40,15 @@ const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 const PIECE: usize = 8;
 /// [`Backend::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
+/// See [`decode_rows`]; 32 rows are what the smallest tiles have.
+const DECODE_TILE: usize = 32;
 /// Most query heads that share a key/value head.
 const MAX_GROUP: usize = 64;
+
+/// Rows of a decode step with so many streams: whole tiles of every product, and below a tile the powers of two.
+fn decode_rows(streams: usize) -> usize {
+    if streams < DECODE_TILE { streams.next_power_of_two() } else { streams.next_multiple_of(DECODE_TILE) }
+}
 
 /// Counts as kernels have them: what fits a GPU's memory has far fewer rows, items and tiles than 2^32.
 fn narrow(x: usize) -> u32 {
@@ -250,7 +257,7 @@ impl Backend for Cuda {
     }
 
     fn pace(&self) -> Pace {
-        Pace { lag: 1 }
+        Pace { lag: 1, rows: decode_rows }
     }
 
     fn begin_sequence(&self) {

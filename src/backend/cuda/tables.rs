@@ -42,29 +42,32 @@ impl Tables {
     pub(super) fn new(cuda: &Cuda, batch: &Batch, attention: &[AttentionSpec]) -> Self {
         let mut pack = Pack::default();
         let ids = pack.add(batch.ids);
-        Self::with(cuda, pack, batch, attention, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
+        let plans = Plans::new(&mut pack, batch, attention, false);
+        Self::with(cuda, pack, batch, plans, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
     }
 
     /// See [`crate::backend::Backend::decode_tables`].
     pub(super) fn of_step(cuda: &Cuda, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self {
         assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
         let mut pack = Pack::default();
-        let from = pack.add(step.from);
+        let (from, batch) = (pack.add(step.from), step.with_ids(&[]));
+        let plans = Plans::new(&mut pack, &batch, attention, true);
+        // Few sizes, so that steps repeat to the address.
+        pack.bytes.resize(pack.bytes.len().next_power_of_two(), 0);
         let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
-        Self::with(cuda, pack, &step.with_ids(&[]), attention, tokens)
+        Self::with(cuda, pack, &batch, plans, tokens)
     }
 
-    /// The rest of the tables behind the tokens'.
+    /// Uploads what was packed, with the rest.
     fn with(
         cuda: &Cuda,
         mut pack: Pack,
         batch: &Batch,
-        attention: &[AttentionSpec],
+        attention: Plans,
         tokens: impl FnOnce(Ptr) -> Tokens,
     ) -> Self {
         let positions = pack.add(batch.positions);
         let kv_rows = pack.add(&batch.kv_rows());
-        let attention = Plans::new(&mut pack, batch, attention);
         let memory = cuda.table(&pack.bytes);
         let base = memory.ptr();
         Self {

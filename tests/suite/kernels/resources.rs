@@ -4,7 +4,7 @@
 use bon_engine::backend::cuda::entries::MODULES;
 use bon_engine::backend::cuda::figures::{CHIPS, Resources, all_resources};
 use bon_engine::backend::cuda::workload::{GEMMA_2B, Shape, workloads};
-use bon_engine::cli::kernels::ARCHS;
+use bon_engine::cli::kernels::{ARCHS, TABLE_HEAD, section_of, table_line};
 
 use super::{counted, counting, traffic};
 
@@ -116,4 +116,42 @@ fn a_decode_step_moves_little_but_weights_and_keys() {
     let keys = 2 * 2 * (512 + 32 * 128) * kv_heads * head_dim;
     let ratio = touched / (weights + keys) as f64;
     assert!(ratio <= 1.05, "{ratio}");
+}
+
+/// kernels/README.md has a line for each workload of Gemma 2B, in its section's table, as `bon-engine kernels --readme`
+/// writes them; two of them are counted anew.
+#[test]
+fn the_tables_of_the_readme_are_what_the_program_writes() {
+    if !counting() {
+        return;
+    }
+    let readme = include_str!("../../../kernels/README.md");
+    let mut section = "";
+    let mut lines = std::collections::BTreeMap::new();
+    for line in readme.lines() {
+        if line.starts_with("## ") {
+            section = line;
+        }
+        let (cells, columns) = (line.split(" | ").count(), TABLE_HEAD[0].split(" | ").count());
+        if line.starts_with("| work |") {
+            assert_eq!(line, TABLE_HEAD[0], "{section}");
+        } else if cells == columns {
+            let name = line.trim_start_matches("| ").split(" | ").next().unwrap();
+            assert!(lines.insert((section, name.to_owned()), line).is_none(), "twice: {name}");
+        }
+    }
+    let all = workloads(&GEMMA_2B);
+    let known: Vec<_> = all.iter().map(|w| (section_of(&w.name), w.name.clone())).collect();
+    let again = "run `bon-engine kernels --readme kernels/README.md`";
+    for (section, name) in lines.keys() {
+        assert!(known.iter().any(|(s, n)| s == section && n == name), "{name} is no workload: {again}");
+    }
+    for (workload, key) in all.iter().zip(&known) {
+        let line =
+            lines.get(&(key.0, key.1.clone())).unwrap_or_else(|| panic!("no line of {}: {again}", key.1));
+        if workload.name.starts_with("gather_rows") || workload.name.starts_with("matmul_forward out, T = 32")
+        {
+            assert_eq!(*line, table_line(workload).unwrap(), "{again}");
+        }
+    }
 }

@@ -6,8 +6,8 @@
 // [-1, 1]. Every operation rounds to f32, a bf16 is rounded once more: the numbers are those of
 // src/backend/cpu/random.rs to the bit.
 //
-// A thread makes 16 bytes. Bytes per element: 2 or 4 written; some 40 instructions, most of them Philox's. The limit is the
-// issue of instructions.
+// A thread makes 16 bytes. Bytes per element: 2 or 4 written; some 40 instructions, most of them Philox's. The limit is
+// the issue of instructions.
 
 #include "random.cuh"
 

@@ -7,7 +7,7 @@ use super::{bits, same_everywhere, wide};
 
 /// The definition, one element at a time: all of it but the last sum and its factor is exact in f64.
 fn element(uniform: &Uniform, i: usize) -> f32 {
-    let counter = [(i / 4) as u32, (i as u64 / 4 >> 32) as u32, 0, 0];
+    let counter = [(i / 4) as u32, ((i as u64 / 4) >> 32) as u32, 0, 0];
     let b = philox4x32(counter, [uniform.seed, 0])[i % 4] >> 7;
     // A number of 25 bits in the 24 of an f32.
     let u = f64::from(b as f32) / 16_777_216.0 - 1.0;

@@ -3,56 +3,67 @@
 //
 // Order. A row (query, head) has one order of arithmetic, whatever it is batched with and however its sequence is cut
 // into segments; so sampling one token at a time and training on all of them give the same bits:
-// - Absolute positions are cut into tiles of 64 keys and splits of 8 tiles, wherever the keys' rows lie.
-// - Within a split: online softmax over the tiles in order, from a fresh state (m, l, o). With s the row's scores in a
-//   tile, in units of log 2: m' = max(m, s), a = 2^(m - m'), p = 2^(s - m'), l = a l + sum p, o = a o + bf16(p) v.
-//   The sum over Dh (for s) and over the tile's keys (for o) are chains of mma in steps of 16; l is kept in 16 parts,
-//   one for each 16 keys of a tile and lane of a quad, that only meet at the end.
-// - The splits' states are merged in order: m = max(m1, m2), l = l1 2^(m1 - m) + l2 2^(m2 - m), o likewise.
+// - Absolute positions are cut into splits of 128 keys, two tiles of 64, wherever the keys' rows lie.
+// - A split alone: online softmax over its tiles from a fresh state (m, l, o). With s the row's scores in a tile, in units
+//   of log 2: m' = max(m, s), a = 2^(m - m'), p = 2^(s - m'), l = a l + sum p, o = a o + bf16(p) v. The sum over Dh (for s)
+//   and over the tile's keys (for o) are chains of mma in steps of 16; `quad_sum` says how p is summed.
+// - The splits are merged in order: m = max(m1, m2), l = l1 2^(m1 - m) + l2 2^(m2 - m), o likewise.
 // - o / l is rounded once.
 // A tile or split that a row cannot see leaves its state as it is, bit for bit: whether it is skipped does not matter.
 //
 // Work. An item is a tile of rows (the G = H / K heads of a kv head for consecutive queries, so that K and V are read
 // once for the group) and a range of key positions that all of them reach through the same rows of K and V. The host
-// makes items (src/backend/cuda/attention.rs) for two launches:
-// 1. Parts, for queries that come in small runs (decode): one split, or the beginning of one, per item. Streams of
-//    one prompt share it: their rows are one problem. The state goes to the workspace.
-// 2. Finishers, one for each tile of rows: continue a split that a part began, or walk through all splits from the
-//    first visible key (prefill, training), merge with what lies in the workspace, and write o and lse.
-// Two shapes, 4 warps each: 64 rows, where a warp has 16 rows, all keys and all columns; and 16 rows, where a warp has
-// 16 of a tile's keys for s and a quarter of the columns for o, and p and the maxima pass through shared memory.
+// makes items (src/backend/cuda/attention.rs):
+// - Wholes walk through all their splits and write o and lse: prefill and training.
+// - Parts, for queries that come in small runs (decode), do one split and leave its state (m, l, o) in the workspace.
+//   Streams of one prompt share it: their rows are one problem. What is a stream's own are parts as well, so all of a
+//   step's keys are read at once, by as many blocks as there are splits. A second launch merges what they left.
+// Two shapes, 4 warps each: 64 rows, where a warp has 16 rows, all keys and all columns; and 16 rows of one split, where
+// a warp has 16 of a tile's keys for s and a quarter of the columns for o, and p and the maxima pass through shared
+// memory.
 //
-// Movement, per item of 64 rows and tile of 64 keys at Dh = 256: K and V, 64 KiB, to shared memory for 4 64 64 256 =
+// The merge of a split with those before it needs both their o, and a thread of 64 rows of 256 has registers for one. So
+// there V passes in two halves of the columns, both tiles of a half at once: the split's own o is made of 16 columns at a
+// time, over all its keys, and merged. No state passes through memory, in however many splits.
+//
+// Movement, per whole of 64 rows and tile of 64 keys at Dh = 256: K and V, 64 KiB, to shared memory for 4 64 64 256 =
 // 4.2 MFLOP. From there ldmatrix reads each of them once per warp, and Q once: 4 (32 + 32 + 8) KiB = 288 KiB, or 2304
 // cycles at 128 bytes each; the products take 2048 cycles on an A100. So shared memory limits large shapes, closely
-// followed by the tensor cores; the 64 KiB come from L2 (for each 64 rows anew), 28 bytes a cycle and SM. An item of 16
-// rows does a quarter of the products for the same 64 KiB: memory limits decode. A state that passes through the
-// workspace costs 4 (Dh + 17) bytes a row, written and read: for finishers once per split but the last.
-// Shared memory: a tile of Q, one of K, one of V: 96 KiB at 64 rows of 256. V comes while s is computed, the next K
-// while p v is. Registers: o alone takes 128 of a thread there; s 32, the rest leaves little.
+// followed by the tensor cores; the 64 KiB come from L2 (for each 64 rows anew), 28 bytes a cycle and SM. A tile of 16
+// rows does a quarter of the products for the same 64 KiB, in half of the wavefronts. A part's state costs 4 (Dh + 2)
+// bytes a row, written and read.
+// Shared memory: Q and two buffers for what streams, a tile of K or half of a split's V each: 96 KiB at 64 rows of 256.
+// One fills while the other is used. Registers: o alone takes 128 of a thread there, s and the p before it 48; the rest
+// leaves little.
 
 #include "attention.cuh"
 
-constexpr int KEYS = 64;    // keys of a tile
-constexpr int SPLIT = 8;    // tiles of a split
-constexpr int GROUPS = 4;   // 16 keys each, of a tile
+constexpr int KEYS = 64;   // keys of a tile
+constexpr int TILES = 2;   // tiles of a split
+constexpr int GROUPS = 4;  // 16 keys each, of a tile
 constexpr int THREADS = 128;
+constexpr int LOADS = 4;  // states that a thread of the merge asks for at once
 
 // As in src/backend/cuda/attention.rs.
 struct Item {
     unsigned first;       // first row, counted query * G + head of the group
-    unsigned rows;        // number of rows
+    unsigned rows;        // number of rows; without any there is nothing to do
     unsigned low, high;   // least and greatest position of its queries
     unsigned begin, end;  // positions of keys; none if equal
     unsigned pieces;      // where its chain begins in the pieces
-    unsigned work;        // its first row in slot 0 of the workspace
-    unsigned stride;      // rows from slot to slot of the workspace
-    unsigned slots;       // split s is in slot s % slots
-    unsigned ready;       // splits from this one to that of `begin` lie complete in the workspace
-    unsigned kind;        // PART, or a finisher; RESUME
+    unsigned work;        // a part's first row in the workspace
+    unsigned kind;        // PART, FEW
 };
-constexpr unsigned PART = 1;    // ends in the workspace
-constexpr unsigned RESUME = 2;  // begins with the state of its first split in the workspace
+constexpr unsigned PART = 1;  // ends in the workspace
+constexpr unsigned FEW = 2;   // at most 16 rows, and keys of one split: warps share the rows
+
+// Rows whose splits are merged, as in src/backend/cuda/attention.rs.
+struct Merged {
+    unsigned first, rows;  // as an item's
+    unsigned work;         // of the first row in the first split
+    unsigned stride;       // rows of the workspace from split to split
+    unsigned splits;
+};
 
 // A segment of a chain: keys at positions from the end of the piece before up to `end` are in rows position + delta.
 struct Piece {
@@ -66,9 +77,10 @@ struct Params {
     bf16 *o;
     float *lse;
     const Item *items;
+    const Merged *merged;
     const Piece *pieces;
     const unsigned *positions;  // of query rows
-    float *work;                // o [K rows, Dh], l [4, K rows, 4], m [K rows]
+    float *work;                // o [K rows, Dh], (m, l) [K rows, 2]
     unsigned work_rows;
     unsigned group;   // G
     unsigned window;  // at most 2^31, which is none
@@ -76,50 +88,76 @@ struct Params {
     float outer;      // (c, or scale) * log2 e
 };
 
+// Row f, counted query * G + head of the group, of this kv head in q, o (in heads) and lse.
+__device__ __forceinline__ size_t head_of(const Params &p, unsigned f) {
+    return (size_t(f / p.group) * gridDim.y + blockIdx.y) * p.group + f % p.group;
+}
+
+// Where the state of this kv head's row `row` of the workspace lies.
+template <int DH>
+__device__ __forceinline__ float *work_o(const Params &p, size_t row) {
+    return p.work + (size_t(blockIdx.y) * p.work_rows + row) * DH;
+}
+template <int DH>
+__device__ __forceinline__ float2 *work_ml(const Params &p, size_t row) {
+    float *const first = p.work + size_t(gridDim.y) * p.work_rows * DH;
+    return reinterpret_cast<float2 *>(first) + size_t(blockIdx.y) * p.work_rows + row;
+}
+
+// How two states of a row merge, the first being the earlier keys'. An empty one has l = o = +0 and changes nothing: times
+// -0 it is -0, which no number changes by being added to it.
+struct Merge {
+    float m, first, second;
+
+    __device__ Merge(float m1, float m2) {
+        m = fmaxf(m1, m2);
+        const bool no_first = m1 == -INFINITY, no_second = m2 == -INFINITY;
+        first = no_first ? -0.0f : exp2_fast(m1 - m);
+        second = no_first ? 1.0f : no_second ? -0.0f : exp2_fast(m2 - m);
+    }
+
+    __device__ float operator()(float x1, float x2) const { return __fmaf_rn(x1, first, __fmul_rn(x2, second)); }
+};
+
+// The factor that o is divided by through, and lse, of a row with this state; both as if nothing where it saw nothing.
+__device__ __forceinline__ float inverse_of(float l) { return l == 0.0f ? 0.0f : 1.0f / l; }
+__device__ __forceinline__ float lse_of(float m, float l) { return fmaf(m, LN_2, logf(l)); }
+
+// The order of a tile's sum of p: a thread adds up four for each 16 keys, and the groups of 16; then the threads of a quad
+// theirs.
+__device__ __forceinline__ float quad_sum(float l) {
+    l = __fadd_rn(l, __shfl_xor_sync(ALL, l, 1));
+    return __fadd_rn(l, __shfl_xor_sync(ALL, l, 2));
+}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    const bf162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const unsigned &>(pair);
+}
+
 template <int DH, int ROWS>
 struct Shape {
     static constexpr bool SHARED = ROWS == 16;                      // warps share the rows
-    static constexpr int KEY_TILES = SHARED ? 2 : 8;                // n8 tiles of a warp's scores
-    static constexpr int PARTS = SHARED ? 1 : GROUPS;               // of l
+    static constexpr int KEY_TILES = SHARED ? 2 : 8;                // n8 tiles of a warp's scores in a tile
     static constexpr int COLUMN_TILES = DH / 8 / (SHARED ? 4 : 1);  // n8 tiles of a warp's outputs
+    // Elements of Q, of which p takes the place, and of a buffer.
+    static constexpr int QUERIES = SHARED && DH < TILES * KEYS ? ROWS * TILES * KEYS : ROWS * DH;
+    static constexpr int BUFFER = KEYS * DH;
 };
 
 // A warp's part of the state of 16 rows. Index r of a pair is row lane / 4 + 8 r.
 template <int DH, int ROWS>
 struct State {
-    using S = Shape<DH, ROWS>;
-    float m[2];
-    float l[S::PARTS][2];
-    float o[S::COLUMN_TILES][4];
+    float m[2], l[2];
+    float o[Shape<DH, ROWS>::COLUMN_TILES][4];
 
     __device__ void clear() {
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            m[r] = -INFINITY;
+        for (int r = 0; r < 2; r++) m[r] = -INFINITY, l[r] = 0.0f;
 #pragma unroll
-            for (int p = 0; p < S::PARTS; p++) l[p][r] = 0.0f;
-        }
-#pragma unroll
-        for (int n = 0; n < S::COLUMN_TILES; n++)
+        for (int n = 0; n < Shape<DH, ROWS>::COLUMN_TILES; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) o[n][e] = 0.0f;
-    }
-};
-
-// How two states of a row merge, the first being the earlier keys'. An empty one changes nothing.
-struct Merge {
-    float m, first, second;
-    bool no_first, no_second;
-
-    __device__ Merge(float m1, float m2) : no_first(m1 == -INFINITY), no_second(m2 == -INFINITY) {
-        m = fmaxf(m1, m2);
-        first = exp2_fast(m1 - m);
-        second = exp2_fast(m2 - m);
-    }
-
-    __device__ float operator()(float x1, float x2) const {
-        const float x = __fmaf_rn(x1, first, __fmul_rn(x2, second));
-        return no_first ? x2 : no_second ? x1 : x;
     }
 };
 
@@ -127,26 +165,25 @@ struct Merge {
 template <int DH, int ROWS>
 struct Block {
     using S = Shape<DH, ROWS>;
+    using Scores = float[S::KEY_TILES][4];  // of a tile
     const Params &p;
     const Item item;
     const int lane, warp, quad, t;  // quad: lane / 4, t: lane % 4
     const int row0, key0, column0;  // the warp's first row, key of a tile, column
-    bf16 *const sq, *const sk, *const sv, *const sp;
-    float (*const exchange)[16];
+    // Q; then what streams.
+    bf16 *const sq, *const sa, *const sb;
 
     __device__ Block(const Params &p, bf16 *shared)
         : p(p), item(p.items[blockIdx.x]), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), quad(lane / 4),
           t(lane % 4), row0(S::SHARED ? 0 : 16 * warp), key0(S::SHARED ? 16 * warp : 0),
-          column0(S::SHARED ? warp * DH / 4 : 0), sq(shared), sk(sq + ROWS * DH), sv(sk + KEYS * DH),
-          sp(sv + KEYS * DH), exchange(reinterpret_cast<float(*)[16]>(sp + 16 * KEYS)) {}
+          column0(S::SHARED ? warp * DH / 4 : 0), sq(shared), sa(sq + S::QUERIES), sb(sa + S::BUFFER) {}
 
-    // The item where it lies, for what is seldom needed: it would cost registers in the loop.
-    __device__ const Item &cold() const { return p.items[blockIdx.x]; }
-
-    // Row `row` of the item in q, o (in heads) and lse.
-    __device__ size_t head_of(unsigned row) const {
-        const unsigned f = cold().first + row;
-        return (size_t(f / p.group) * gridDim.y + blockIdx.y) * p.group + f % p.group;
+    // What is seldom needed of the item: at 64 rows where it lies, since it would cost registers in the loop.
+    __device__ const Item &cold() const {
+        if constexpr (S::SHARED)
+            return item;
+        else
+            return p.items[blockIdx.x];
     }
 
     // Row lane / 4 + 8 r of the warp's.
@@ -158,23 +195,26 @@ struct Block {
 #pragma unroll 2
         for (int row = threadIdx.x / PIECES; row < ROWS; row += STEP) {
             const bool inside = row < item.rows;
-            copy_async(sq + place<DH>(row, piece), p.q + (inside ? head_of(row) * DH + piece * PIECE : 0), inside);
+            const size_t from = inside ? head_of(p, cold().first + row) * DH + piece * PIECE : 0;
+            copy_async(sq + place<DH>(row, piece), p.q + from, inside);
         }
     }
 
-    // Starts copying the keys (or values) of a tile. `chain` is the piece of the tile's first key and moves on.
-    // Positions outside [begin, end) become zeros.
-    __device__ void load_keys(bf16 *to, const bf16 *from, unsigned tile, unsigned &chain) const {
-        constexpr int PIECES = DH / PIECE, STEP = THREADS / PIECES;
+    // Starts copying WIDTH columns, from `column` on, of the keys (or values) of `tiles` tiles. Positions outside
+    // [begin, end) become zeros.
+    template <int WIDTH>
+    __device__ void load(bf16 *to, const bf16 *from, int column, unsigned tile, unsigned tiles) const {
+        constexpr int PIECES = WIDTH / PIECE, STEP = THREADS / PIECES;
         const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES;
-        const unsigned begin = item.begin, end = item.end, start = max(tile * KEYS, begin);
-        while (p.pieces[chain].end <= start) chain++;
+        const unsigned begin = item.begin, end = item.end;
+        unsigned chain = cold().pieces;
+        while (p.pieces[chain].end <= max(tile * KEYS, begin)) chain++;
         const Piece here = p.pieces[chain];
         // For place(row + i, piece) with little to compute: i is a multiple of 8, or of 4 where row < 4.
-        const int first = place<DH>(row, piece);
-        from += blockIdx.y * DH + piece * PIECE;
+        const int first = place<WIDTH>(row, piece);
+        from += blockIdx.y * DH + column + piece * PIECE;
 #pragma unroll 2
-        for (int i = 0; i < KEYS; i += STEP) {
+        for (int i = 0; i < tiles * KEYS; i += STEP) {
             const unsigned position = tile * KEYS + row + i;
             const bool inside = position >= begin && position < end;
             unsigned key = 0;
@@ -187,12 +227,16 @@ struct Block {
                 }
                 key = position + delta;
             }
-            copy_async(to + (first ^ i % 8 * PIECE) + i * DH, from + size_t(key) * gridDim.y * DH, inside);
+            copy_async(to + (first ^ i % 8 * PIECE) + i * WIDTH, from + size_t(key) * gridDim.y * DH, inside);
         }
     }
 
-    // s = q k^T of the warp's rows and keys.
-    __device__ void scores(float (&s)[S::KEY_TILES][4]) const {
+    __device__ void load_keys(bf16 *to, unsigned tile) const {
+        load<DH>(to, p.k, 0, tile, 1);
+    }
+
+    // s = q k^T of the warp's rows and keys of the tile in `sk`.
+    __device__ void scores(Scores &s, const bf16 *sk) const {
 #pragma unroll
         for (int n = 0; n < S::KEY_TILES; n++)
 #pragma unroll
@@ -214,7 +258,7 @@ struct Block {
     }
 
     // The soft-cap without its factor, and the mask.
-    __device__ void cap_and_mask(float (&s)[S::KEY_TILES][4], unsigned tile) const {
+    __device__ void cap_and_mask(Scores &s, unsigned tile) const {
         if (p.inner != 0.0f) {
 #pragma unroll
             for (int n = 0; n < S::KEY_TILES; n++)
@@ -238,7 +282,7 @@ struct Block {
     }
 
     // The greatest of each row's scores among the warp's keys.
-    __device__ void maxima(const float (&s)[S::KEY_TILES][4], float (&most)[2]) const {
+    __device__ void maxima(const Scores &s, float (&most)[2]) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             most[r] = -INFINITY;
@@ -249,183 +293,53 @@ struct Block {
         }
     }
 
-    // Online softmax: scores become p; m, l and o move on to the new maximum.
-    __device__ void softmax(float (&s)[S::KEY_TILES][4], const float (&most)[2], State<DH, ROWS> &state) const {
-        float scale[2];
+    // A tile's p as fragments of 16 keys (one of the product of s is two of p's), and the thread's part of their sum, given
+    // the greatest of all its scores. m moves on; what was scaled by the old one is to be scaled by `scale`.
+    __device__ void exponentials(const Scores &s, const float (&most)[2], float (&m)[2], float (&scale)[2],
+                                 unsigned (*fragments)[4], float (&sum)[2]) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float m = fmaxf(state.m[r], most[r] * p.outer);
-            const float shift = m == -INFINITY ? 0.0f : m;  // nothing seen yet: p = 2^-inf = 0
-            scale[r] = exp2_fast(state.m[r] - shift);
-            state.m[r] = m;
+            const float before = m[r];
+            m[r] = fmaxf(before, most[r] * p.outer);
+            const float shift = m[r] == -INFINITY ? 0.0f : m[r];  // nothing seen yet: p = 2^-inf = 0
+            scale[r] = exp2_fast(before - shift);
 #pragma unroll
-            for (int n = 0; n < S::KEY_TILES; n++) {
-                s[n][2 * r] = exp2_fast(__fmaf_rn(s[n][2 * r], p.outer, -shift));
-                s[n][2 * r + 1] = exp2_fast(__fmaf_rn(s[n][2 * r + 1], p.outer, -shift));
-            }
+            for (int j = 0; j < S::KEY_TILES / 2; j++) {
+                float x[4];
 #pragma unroll
-            for (int i = 0; i < S::PARTS; i++) {
-                const float(&a)[4] = s[2 * i], (&b)[4] = s[2 * i + 1];
-                const float sum = __fadd_rn(__fadd_rn(a[2 * r], a[2 * r + 1]), __fadd_rn(b[2 * r], b[2 * r + 1]));
-                state.l[i][r] = __fmaf_rn(state.l[i][r], scale[r], sum);
+                for (int i = 0; i < 4; i++)
+                    x[i] = exp2_fast(__fmaf_rn(s[2 * j + i / 2][2 * r + i % 2], p.outer, -shift));
+                fragments[j][r] = pack(x[0], x[1]);
+                fragments[j][2 + r] = pack(x[2], x[3]);
+                const float group = __fadd_rn(__fadd_rn(x[0], x[1]), __fadd_rn(x[2], x[3]));
+                sum[r] = j == 0 ? group : __fadd_rn(sum[r], group);
             }
         }
-        // Maxima settle early; products with 1 are not missed.
-        if (__any_sync(ALL, scale[0] != 1.0f || scale[1] != 1.0f)) {
+    }
+
+    // Leaves the state in the workspace.
+    __device__ void store(const State<DH, ROWS> &state) const {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (row(r) >= item.rows) continue;
+            const size_t to = size_t(cold().work) + row(r);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) state.o[n][e] *= scale[e / 2];
+                *reinterpret_cast<float2 *>(work_o<DH>(p, to) + column0 + 8 * n + 2 * t) =
+                    make_float2(state.o[n][2 * r], state.o[n][2 * r + 1]);
+            // All lanes and warps that share a row have the same m and l.
+            if (t == 0 && (!S::SHARED || warp == 0)) *work_ml<DH>(p, to) = make_float2(state.m[r], state.l[r]);
         }
     }
 
-    __device__ static unsigned pack(float low, float high) {
-        const bf162 pair = __floats2bfloat162_rn(low, high);
-        return reinterpret_cast<const unsigned &>(pair);
-    }
-
-    // The warp's p into shared memory, for all warps.
-    __device__ void share(const float (&s)[S::KEY_TILES][4]) const {
-#pragma unroll
-        for (int n = 0; n < S::KEY_TILES; n++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                bf16 *to = sp + swizzled(quad + 8 * r, key0 / 8 + n) + 2 * t;
-                *reinterpret_cast<unsigned *>(to) = pack(s[n][2 * r], s[n][2 * r + 1]);
-            }
-    }
-
-    // o += p v of the warp's rows and columns.
-    __device__ void outputs(const float (&s)[S::KEY_TILES][4], State<DH, ROWS> &state) const {
-        const int value = place<DH>(lane % 16, column0 / 8 + lane / 16);
-#pragma unroll
-        for (int j = 0; j < GROUPS; j++) {
-            unsigned a[4];
-            if constexpr (S::SHARED) {
-                load_matrix(a, sp + swizzled(lane % 16, 2 * j + lane / 16));
-            } else {
-                // A fragment of the product of s is two of p's.
-                a[0] = pack(s[2 * j][0], s[2 * j][1]);
-                a[1] = pack(s[2 * j][2], s[2 * j][3]);
-                a[2] = pack(s[2 * j + 1][0], s[2 * j + 1][1]);
-                a[3] = pack(s[2 * j + 1][2], s[2 * j + 1][3]);
-            }
-#pragma unroll
-            for (int n = 0; n < S::COLUMN_TILES; n += 2) {
-                unsigned b[4];
-                load_matrix_transposed(b, sv + moved<DH>(value, 16 * j, n));
-                mma(state.o[n], a, b[0], b[1]);
-                mma(state.o[n + 1], a, b[2], b[3]);
-            }
-        }
-    }
-
-    // Where row(r) lies in the workspace's slot of a split.
-    __device__ size_t work_row(unsigned split, int r) const {
-        // Computed where it is needed: the compiler would do it before the loop, at the cost of registers there.
-        asm volatile("" : "+r"(split));
-        return size_t(blockIdx.y) * p.work_rows + cold().work + split % cold().slots * cold().stride + row(r);
-    }
-    __device__ float2 *work_o(size_t row, int n) const {
-        return reinterpret_cast<float2 *>(p.work + row * DH + column0 + 8 * n + 2 * t);
-    }
-    __device__ float *work_l(size_t row, int i) const {
-        const size_t rows = size_t(gridDim.y) * p.work_rows, part = key0 / 16 + i;
-        return p.work + rows * DH + (part * rows + row) * 4 + t;
-    }
-    __device__ float *work_m(size_t row) const {
-        return p.work + size_t(gridDim.y) * p.work_rows * (DH + 16) + row;
-    }
-
-    __device__ void store(unsigned split, const State<DH, ROWS> &state) const {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (row(r) >= item.rows) continue;
-            const size_t to = work_row(split, r);
-#pragma unroll
-            for (int n = 0; n < S::COLUMN_TILES; n++)
-                *work_o(to, n) = make_float2(state.o[n][2 * r], state.o[n][2 * r + 1]);
-#pragma unroll
-            for (int i = 0; i < S::PARTS; i++) *work_l(to, i) = state.l[i][r];
-            // All lanes and warps that share a row have the same m.
-            if (t == 0 && (!S::SHARED || warp == 0)) *work_m(to) = state.m[r];
-        }
-    }
-
-    __device__ void load(unsigned split, State<DH, ROWS> &state) const {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (row(r) >= item.rows) continue;
-            const size_t from = work_row(split, r);
-#pragma unroll
-            for (int n = 0; n < S::COLUMN_TILES; n++) {
-                const float2 x = *work_o(from, n);
-                state.o[n][2 * r] = x.x;
-                state.o[n][2 * r + 1] = x.y;
-            }
-#pragma unroll
-            for (int i = 0; i < S::PARTS; i++) state.l[i][r] = *work_l(from, i);
-            state.m[r] = *work_m(from);
-        }
-    }
-
-    // Merges the state with what lies in a split's slot, whose keys are the earlier ones; with `earlier` the state's
-    // are.
-    template <bool earlier>
-    __device__ void merge(unsigned split, State<DH, ROWS> &state) const {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (row(r) >= item.rows) continue;
-            const size_t from = work_row(split, r);
-            const float m = *work_m(from);
-            const Merge both = earlier ? Merge(state.m[r], m) : Merge(m, state.m[r]);
-            const auto into = [&](float &mine, float other) {
-                mine = earlier ? both(mine, other) : both(other, mine);
-            };
-#pragma unroll
-            for (int n = 0; n < S::COLUMN_TILES; n++) {
-                const float2 x = *work_o(from, n);
-                into(state.o[n][2 * r], x.x);
-                into(state.o[n][2 * r + 1], x.y);
-            }
-#pragma unroll
-            for (int i = 0; i < S::PARTS; i++) into(state.l[i][r], *work_l(from, i));
-            state.m[r] = both.m;
-        }
-    }
-
-    // o / l and lse; zero and -inf for a row that saw nothing.
+    // o / l and lse; zero and -inf for a row that saw nothing. The warp's rows and columns of Q are needed no more.
     __device__ void finish(const State<DH, ROWS> &state) const {
         float inverse[2];
-        float total[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float part[S::PARTS];
-#pragma unroll
-            for (int i = 0; i < S::PARTS; i++) {
-                part[i] = state.l[i][r];
-                part[i] += __shfl_xor_sync(ALL, part[i], 1);
-                part[i] += __shfl_xor_sync(ALL, part[i], 2);
-            }
-            if constexpr (S::SHARED) {
-                if (t == 0) exchange[warp][quad + 8 * r] = part[0];
-            } else {
-                total[r] = ((part[0] + part[1]) + part[2]) + part[3];
-            }
-        }
-        if constexpr (S::SHARED) {
-            __syncthreads();  // the parts of l are there; no warp needs Q any more
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const int i = quad + 8 * r;
-                total[r] = ((exchange[0][i] + exchange[1][i]) + exchange[2][i]) + exchange[3][i];
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            inverse[r] = total[r] == 0.0f ? 0.0f : 1.0f / total[r];
+            inverse[r] = inverse_of(state.l[r]);
             if (t == 0 && (!S::SHARED || warp == 0) && row(r) < item.rows)
-                p.lse[head_of(row(r))] = fmaf(state.m[r], LN_2, logf(total[r]));
+                p.lse[head_of(p, cold().first + row(r))] = lse_of(state.m[r], state.l[r]);
         }
         // Through the warp's rows and columns of the tile of Q, so that whole rows are written.
 #pragma unroll
@@ -443,121 +357,349 @@ struct Block {
             const unsigned row = row0 + i / PIECES;
             const int piece = column0 / 8 + i % PIECES;
             if (row < item.rows)
-                *reinterpret_cast<uint4 *>(p.o + head_of(row) * DH + piece * PIECE) =
+                *reinterpret_cast<uint4 *>(p.o + head_of(p, cold().first + row) * DH + piece * PIECE) =
                     *reinterpret_cast<const uint4 *>(sq + place<DH>(row, piece));
         }
     }
 
-    __device__ void run() const {
-        State<DH, ROWS> state;
-        state.clear();
-        if (item.begin == item.end) {  // rows that belong to no run
+    __device__ void end(const State<DH, ROWS> &state) const {
+        if (cold().kind & PART)
+            store(state);
+        else
             finish(state);
-            return;
-        }
-        unsigned tile = item.begin / KEYS;
-        const unsigned stop = (item.end + KEYS - 1) / KEYS;
-        const bool active = row0 < item.rows;  // a warp without rows only helps to copy
-
-        unsigned chain = item.pieces;
-        load_queries();
-        load_keys(sk, p.k, tile, chain);
-        copy_commit();
-
-        // Splits before this one that parts have done: merged into the slot of the first.
-        if (item.ready + 1 < tile / SPLIT) {
-            load(item.ready, state);
-            for (unsigned split = item.ready + 1; split < tile / SPLIT; split++) merge<true>(split, state);
-            __syncthreads();  // all have read the slot's maxima
-            store(item.ready, state);
-            state.clear();
-        }
-        if (item.kind & RESUME) load(tile / SPLIT, state);
-
-        for (; tile < stop; tile++) {
-            const bool more = tile + 1 < stop;
-            copy_wait<0>();
-            __syncthreads();  // the tile of K (and Q) is there for all; all have left V, p and the maxima
-            load_keys(sv, p.v, tile, chain);
-            copy_commit();
-            float s[S::KEY_TILES][4], most[2];
-            if (active) {
-                scores(s);
-                cap_and_mask(s, tile);
-                maxima(s, most);
-            }
-            if constexpr (S::SHARED) {
-                if (t == 0) {
-                    exchange[warp][quad] = most[0];
-                    exchange[warp][quad + 8] = most[1];
-                }
-                __syncthreads();  // the maxima are there; all have left the tile of K
-                // Memory limits this shape: the next K follows at once.
-                if (more) load_keys(sk, p.k, tile + 1, chain);
-                copy_commit();
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const int i = quad + 8 * r;
-                    most[r] =
-                        fmaxf(fmaxf(exchange[0][i], exchange[1][i]), fmaxf(exchange[2][i], exchange[3][i]));
-                }
-                softmax(s, most, state);
-                share(s);
-                copy_wait<1>();
-                __syncthreads();  // the tile of V is there for all, and p
-            } else {
-                if (active) softmax(s, most, state);
-                copy_wait<0>();
-                __syncthreads();  // the tile of V is there for all; all have left the tile of K
-                if (more) load_keys(sk, p.k, tile + 1, chain);
-                copy_commit();
-            }
-            if (!active) continue;
-            outputs(s, state);
-
-            if (more && (tile + 1) % SPLIT != 0) continue;
-            if (item.kind & PART) {
-                store(tile / SPLIT, state);
-                continue;
-            }
-            if (tile / SPLIT > item.ready) merge<false>(item.ready, state);
-            if (!more) continue;
-            if constexpr (S::SHARED)
-                __syncthreads();  // all that share a row have read its maximum in the slot
-            else
-                __syncwarp();  // likewise
-            // A thread reads back what it stored itself, except for the maxima: before that there are barriers.
-            store(item.ready, state);
-            state.clear();
-        }
-        if (!(item.kind & PART) && (S::SHARED || active)) finish(state);
     }
 };
 
-template <int DH, int ROWS>
-__device__ __forceinline__ void forward(const Params &p) {
-    extern __shared__ uint4 shared[];
-    const Block<DH, ROWS> block(p, reinterpret_cast<bf16 *>(shared));
-    block.run();
+// o of the warp's rows and half of the columns, those of V in `sv`: a split's own, merged with that of those before.
+template <int DH>
+__device__ __forceinline__ void outputs(const unsigned (&a)[TILES * GROUPS][4], bool second_tile,
+                                        const float (&scale)[2], const bf16 *sv, const Merge (&merge)[2],
+                                        float (*o)[4]) {
+    constexpr int HALF = DH / 2, AT_ONCE = 2;
+    const int value = place<HALF>(threadIdx.x % 16, threadIdx.x % WARP / 16);
+#pragma unroll
+    for (int n = 0; n < HALF / 8; n += AT_ONCE) {
+        float own[AT_ONCE][4] = {};
+#pragma unroll
+        for (int j = 0; j < TILES * GROUPS; j++) {
+            if (j == GROUPS) {
+                if (!second_tile) break;
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) own[i][e] *= scale[e / 2];
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i += 2) {
+                unsigned b[4];
+                load_matrix_transposed(b, sv + moved<HALF>(value, 16 * j, n + i));
+                mma(own[i], a[j], b[0], b[1]);
+                mma(own[i + 1], a[j], b[2], b[3]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) o[n + i][e] = merge[e / 2](o[n + i][e], own[i][e]);
+    }
 }
 
-// Grid: (items, K). Shared memory: (rows + 128) Dh bf16; with 16 rows 2304 bytes more.
-// Four blocks: ptxas aims at 128 registers here in any case, and spills a few on sm_80 unless they are asked for.
-extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_64_rows_64(const __grid_constant__ Params p) {
-    forward<64, 64>(p);
+// An item of 64 rows: all its splits.
+template <int DH>
+__device__ __forceinline__ void walk(const Block<DH, 64> &b) {
+    const Params &p = b.p;
+    State<DH, 64> state;
+    state.clear();
+    // m and l of the block's rows: o leaves too few registers.
+    float2 *const ml = reinterpret_cast<float2 *>(b.sb + Shape<DH, 64>::BUFFER);
+    if (threadIdx.x < 64) ml[threadIdx.x] = make_float2(-INFINITY, 0.0f);
+    unsigned tile = b.item.begin / KEYS;
+    const bool active = b.row0 < b.item.rows;  // a warp without rows only helps to copy
+    b.load_queries();
+    b.load_keys(b.sa, tile);
+    copy_commit();
+    const auto stop = [&] { return (b.item.end + KEYS - 1) / KEYS; };
+    while (tile < stop()) {
+        const unsigned tiles = min(TILES - tile % TILES, stop() - tile);
+        // Of the split alone.
+        float m[2] = {-INFINITY, -INFINITY}, l[2], scale[2];
+        unsigned a[TILES * GROUPS][4];
+        copy_wait<0>();
+        __syncthreads();  // the first tile of K (and Q) is there for all; all have left the second half of V
+        if (tiles == TILES) b.load_keys(b.sb, tile + 1);
+        copy_commit();
+        if (active) {
+            float s[8][4], most[2];
+            b.scores(s, b.sa);
+            b.cap_and_mask(s, tile);
+            b.maxima(s, most);
+            b.exponentials(s, most, m, scale, a, l);
+        }
+        copy_wait<0>();
+        __syncthreads();  // the second tile of K is there for all; all have left the first
+        b.template load<DH / 2>(b.sa, p.v, 0, tile, tiles);
+        copy_commit();
+        Merge merge[2] = {Merge(0.0f, 0.0f), Merge(0.0f, 0.0f)};
+        if (active) {
+            if (tiles == TILES) {
+                float s[8][4], most[2], sum[2];
+                b.scores(s, b.sb);
+                b.cap_and_mask(s, tile + 1);
+                b.maxima(s, most);
+                b.exponentials(s, most, m, scale, a + GROUPS, sum);
+#pragma unroll
+                for (int r = 0; r < 2; r++) l[r] = __fmaf_rn(l[r], scale[r], sum[r]);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float2 before = ml[b.row(r)];
+                merge[r] = Merge(before.x, m[r]);
+                const float all = merge[r](before.y, quad_sum(l[r]));
+                __syncwarp();  // all four threads of a row have read; before they read again there are barriers
+                if (b.t == 0) ml[b.row(r)] = make_float2(merge[r].m, all);
+            }
+        }
+        copy_wait<0>();
+        __syncthreads();  // the first half of V is there for all; all have left the second tile of K
+        b.template load<DH / 2>(b.sb, p.v, DH / 2, tile, tiles);
+        copy_commit();
+        if (active) outputs<DH>(a, tiles == TILES, scale, b.sa, merge, state.o);
+        copy_wait<0>();
+        __syncthreads();  // the second half of V is there for all; all have left the first
+        if (tile + tiles < stop()) b.load_keys(b.sa, tile + tiles);
+        copy_commit();
+        if (active) outputs<DH>(a, tiles == TILES, scale, b.sb, merge, state.o + DH / 16);
+        tile += tiles;
+    }
+    if (!active) return;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float2 all = ml[b.row(r)];
+        state.m[r] = all.x;
+        state.l[r] = all.y;
+    }
+    b.end(state);
+}
+
+// What warps that share rows tell each other, of each tile.
+struct Exchange {
+    float maxima[TILES][4][16];    // by warp and row
+    float sums[TILES][4][16 * 4];  // by warp, row and thread of a quad
+};
+
+// An item of 16 rows: its split. K and V are asked for as early as two buffers allow: memory limits this shape.
+template <int DH>
+__device__ __forceinline__ void one_split(const Block<DH, 16> &b) {
+    const Params &p = b.p;
+    using S = Shape<DH, 16>;
+    bf16 *const sp = b.sq;  // p [16, 128], a tile beside the other, where Q was
+    Exchange &exchange = *reinterpret_cast<Exchange *>(b.sb + S::BUFFER);
+    State<DH, 16> state;
+    state.clear();
+    const unsigned tile = b.item.begin / KEYS;
+    if (b.item.begin == b.item.end) {  // rows that belong to no run
+        b.finish(state);
+        return;
+    }
+    const unsigned tiles = (b.item.end + KEYS - 1) / KEYS - tile;
+    b.load_queries();
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        if (i < tiles) b.load_keys(i == 0 ? b.sa : b.sb, tile + i);
+        copy_commit();
+    }
+
+    float s[S::KEY_TILES][4], most[2], scale[2], sums[2];
+    unsigned a[TILES][4];
+    const auto tell = [&](int i) {
+        b.maxima(s, most);
+        if (b.t == 0) {
+            exchange.maxima[i][b.warp][b.quad] = most[0];
+            exchange.maxima[i][b.warp][b.quad + 8] = most[1];
+        }
+    };
+    const auto hear = [&](int i) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = b.quad + 8 * r;
+            const float(&of)[4][16] = exchange.maxima[i];
+            most[r] = fmaxf(fmaxf(of[0][row], of[1][row]), fmaxf(of[2][row], of[3][row]));
+        }
+        b.exponentials(s, most, state.m, scale, a + i, sums);
+#pragma unroll
+        for (int r = 0; r < 2; r++) exchange.sums[i][b.warp][b.lane + WARP * r] = sums[r];
+    };
+    copy_wait<1>();
+    __syncthreads();  // Q and the first tile of K are there for all
+    b.scores(s, b.sa);
+    b.cap_and_mask(s, tile);
+    tell(0);
+    copy_wait<0>();
+    __syncthreads();  // the maxima and the second tile of K are there for all; all have left the first
+    b.template load<DH>(b.sa, p.v, 0, tile, 1);
+    copy_commit();
+    hear(0);
+    if (tiles == TILES) {
+        b.scores(s, b.sb);
+        b.cap_and_mask(s, tile + 1);
+        tell(1);
+    }
+    __syncthreads();  // the second maxima are there; all have left Q and the second tile of K
+    if (tiles == TILES) {
+        b.template load<DH>(b.sb, p.v, 0, tile + 1, 1);
+        hear(1);
+    }
+    copy_commit();
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            bf16 *to = sp + i * 16 * TILE_K + swizzled(b.quad + e % 2 * 8, b.key0 / 8 + e / 2) + 2 * b.t;
+            if (i < tiles) *reinterpret_cast<unsigned *>(to) = a[i][e];
+        }
+    copy_wait<1>();
+    __syncthreads();  // the first tile of V is there for all, p and the sums
+    const int value = place<DH>(b.lane % 16, b.column0 / 8 + b.lane / 16);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        if (i == tiles) break;
+        if (i > 0) {
+            copy_wait<0>();
+            __syncthreads();  // the second tile of V is there for all
+#pragma unroll
+            for (int n = 0; n < S::COLUMN_TILES; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) state.o[n][e] *= scale[e / 2];
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = b.lane + WARP * r;
+            const float(&of)[4][64] = exchange.sums[i];
+            const float sum = __fadd_rn(__fadd_rn(__fadd_rn(of[0][row], of[1][row]), of[2][row]), of[3][row]);
+            state.l[r] = i == 0 ? sum : __fmaf_rn(state.l[r], scale[r], sum);
+        }
+        const bf16 *sv = i == 0 ? b.sa : b.sb;
+#pragma unroll
+        for (int j = 0; j < GROUPS; j++) {
+            unsigned of[4];
+            load_matrix(of, sp + i * 16 * TILE_K + swizzled(b.lane % 16, 2 * j + b.lane / 16));
+#pragma unroll
+            for (int n = 0; n < S::COLUMN_TILES; n += 2) {
+                unsigned v[4];
+                load_matrix_transposed(v, sv + moved<DH>(value, 16 * j, n));
+                mma(state.o[n], of, v[0], v[1]);
+                mma(state.o[n + 1], of, v[2], v[3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) state.l[r] = quad_sum(state.l[r]);
+    __syncthreads();  // all have left p, where `end` may put o
+    b.end(state);
+}
+
+// Items of few rows.
+template <int DH>
+__device__ __forceinline__ void forward_few(const Params &p) {
+    extern __shared__ uint4 shared[];
+    if (p.items[blockIdx.x].rows == 0) return;
+    one_split(Block<DH, 16>(p, reinterpret_cast<bf16 *>(shared)));
+}
+
+// Items of any kind.
+template <int DH>
+__device__ __forceinline__ void forward_any(const Params &p) {
+    extern __shared__ uint4 shared[];
+    if (p.items[blockIdx.x].kind & FEW)
+        forward_few<DH>(p);
+    else
+        walk(Block<DH, 64>(p, reinterpret_cast<bf16 *>(shared)));
+}
+
+// Merges a row's splits, in order, one row a warp, and writes o and lse. It waits for memory: a thread has 4 columns (2
+// of heads of 64) of each 128, of several splits at once.
+template <int DH>
+__device__ __forceinline__ void merge_splits(const Params &p) {
+    constexpr int WIDTH = DH == 64 ? 2 : 4, COUNT = DH / WIDTH / WARP;
+    struct alignas(4 * WIDTH) Columns {
+        float of[WIDTH];
+    };
+    struct alignas(2 * WIDTH) Rounded {
+        bf162 of[WIDTH / 2];
+    };
+    const Merged rows = p.merged[blockIdx.x];
+    if (blockIdx.z >= rows.rows) return;
+    const unsigned lane = threadIdx.x;
+    float m = -INFINITY, l = 0.0f;
+    Columns o[COUNT] = {};
+#pragma unroll 1
+    for (unsigned first = 0; first < rows.splits; first += LOADS) {
+        float2 ml[LOADS];
+        Columns more[LOADS][COUNT];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            if (first + i >= rows.splits) break;
+            const size_t row = rows.work + blockIdx.z + size_t(first + i) * rows.stride;
+            ml[i] = *work_ml<DH>(p, row);
+#pragma unroll
+            for (int c = 0; c < COUNT; c++)
+                more[i][c] = reinterpret_cast<const Columns *>(work_o<DH>(p, row))[lane + WARP * c];
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            if (first + i >= rows.splits) break;
+            const Merge merge(m, ml[i].x);
+            m = merge.m;
+            l = merge(l, ml[i].y);
+#pragma unroll
+            for (int c = 0; c < COUNT; c++)
+#pragma unroll
+                for (int e = 0; e < WIDTH; e++) o[c].of[e] = merge(o[c].of[e], more[i][c].of[e]);
+        }
+    }
+    const size_t head = head_of(p, rows.first + blockIdx.z);
+    const float inverse = inverse_of(l);
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) {
+        Rounded out;
+#pragma unroll
+        for (int e = 0; e < WIDTH; e += 2)
+            out.of[e / 2] = __floats2bfloat162_rn(o[c].of[e] * inverse, o[c].of[e + 1] * inverse);
+        reinterpret_cast<Rounded *>(p.o + head * DH)[lane + WARP * c] = out;
+    }
+    if (lane == 0) p.lse[head] = lse_of(m, l);
+}
+
+// Items of any kind: grid (items, K). Shared memory: (64 + 128) Dh bf16, and (m, l) of 64 rows.
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_64_rows_64(const __grid_constant__ Params p) {
+    forward_any<64>(p);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_forward_128_rows_64(const __grid_constant__ Params p) {
-    forward<128, 64>(p);
+    forward_any<128>(p);
 }
 extern "C" __global__ void __launch_bounds__(128) attention_forward_256_rows_64(const __grid_constant__ Params p) {
-    forward<256, 64>(p);
+    forward_any<256>(p);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_forward_64_rows_16(const __grid_constant__ Params p) {
-    forward<64, 16>(p);
+
+// Where all items have few rows: fewer registers, and less shared memory: (16 + 128) Dh bf16, at least 128 for each of the
+// 16 rows, and an Exchange. Four blocks: that many registers ptxas needs in order not to spill.
+extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_64_rows_16(const __grid_constant__ Params p) {
+    forward_few<64>(p);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_forward_128_rows_16(const __grid_constant__ Params p) {
-    forward<128, 16>(p);
+extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_128_rows_16(const __grid_constant__ Params p) {
+    forward_few<128>(p);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_forward_256_rows_16(const __grid_constant__ Params p) {
-    forward<256, 16>(p);
+extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_256_rows_16(const __grid_constant__ Params p) {
+    forward_few<256>(p);
+}
+
+// After parts: grid (merged, K, rows of a merged at most).
+extern "C" __global__ void __launch_bounds__(32) attention_forward_64_merge(const __grid_constant__ Params p) {
+    merge_splits<64>(p);
+}
+extern "C" __global__ void __launch_bounds__(32) attention_forward_128_merge(const __grid_constant__ Params p) {
+    merge_splits<128>(p);
+}
+extern "C" __global__ void __launch_bounds__(32) attention_forward_256_merge(const __grid_constant__ Params p) {
+    merge_splits<256>(p);
 }

@@ -6,19 +6,20 @@
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
-// Offset in elements of piece `piece` of row `row` in a tile whose rows have DH bf16, a multiple of 64: the scheme of
-// mma.cuh in every stretch of 128 bytes. Rows are a multiple of 128 bytes apart, so eight rows at one column lie in
-// eight different groups of banks, and so do eight neighbouring pieces of one row.
-template <int DH>
+// Offset in elements of piece `piece` of row `row` in a tile whose rows have WIDTH bf16, a multiple of 64, or 32: the
+// scheme of mma.cuh in every stretch of 128 bytes. Rows are a multiple of 128 bytes apart, or two lie in 128 bytes, so
+// eight rows at one column lie in eight different groups of banks, and so do eight neighbouring pieces of one row (or two).
+template <int WIDTH>
 __device__ __forceinline__ int place(int row, int piece) {
-    return row * DH + ((piece & ~7) | ((piece ^ row) & 7)) * PIECE;
+    if (WIDTH < TILE_K) return swizzled(row / 2, row % 2 * 4 + piece);
+    return row * WIDTH + ((piece & ~7) | ((piece ^ row) & 7)) * PIECE;
 }
 
 // place(row + rows, piece + pieces) given at = place(row, piece), where one XOR is left to compute: rows is a multiple
-// of 8, and piece and pieces have no bit in common.
-template <int DH>
+// of 8 (of 16 where two are in 128 bytes), and piece and pieces have no bit in common.
+template <int WIDTH>
 __device__ __forceinline__ int moved(int at, int rows, int pieces) {
-    return (at ^ pieces % 8 * PIECE) + rows * DH + pieces / 8 * TILE_K;
+    return (at ^ pieces % 8 * PIECE) + rows * WIDTH + pieces / 8 * TILE_K;
 }
 
 // 2^x within 2 ulp; 2^0 is 1 and 2^-inf is 0 exactly.

@@ -248,10 +248,10 @@ def attention(m):
     causal = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, **gqa)
     yield f"attention_forward prefill of {t}", "SDPA", causal
     # Every stream has the prompt's keys for itself, as in a cache that shares nothing.
-    for n in (32, 256):
-        q, k, v = random(n, heads, 1, dh), random(n, kv, 640, dh), random(n, kv, 640, dh)
+    for prompt, n in ((512, 32), (512, 256), (4096, 32)):
+        q, k, v = random(n, heads, 1, dh), random(n, kv, prompt + 128, dh), random(n, kv, prompt + 128, dh)
         decode = lambda: F.scaled_dot_product_attention(q, k, v, **gqa)
-        yield f"attention_forward decode, prompt of 512 and {n} tails of 128", "SDPA", decode
+        yield f"attention_forward decode, prompt of {prompt} and {n} tails of 128", "SDPA", decode
     # FlexAttention is fast only when it is compiled.
     if EAGER:
         return

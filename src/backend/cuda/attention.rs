@@ -14,21 +14,19 @@ use crate::segments::{QueryRun, Segment, Segments};
 
 /// Keys of a tile.
 const KEYS: usize = 64;
-/// Tiles of a split.
-const SPLIT: usize = 8;
-/// Rows of an item's two shapes.
-const ROWS: [usize; 2] = [64, 16];
+/// Keys of a split.
+const SPLIT: usize = 128;
+/// Most rows of an item, in the two shapes.
+const MANY: usize = 64;
+const FEW: usize = 16;
 const THREADS: u32 = 128;
 /// What `window` is where there is none.
 const NO_WINDOW: usize = 1 << 31;
 
-/// Fewest items of a list that is padded: an eighth of a GPU's multiprocessors or less.
-const LEAST_ITEMS: usize = 8;
-
 /// [`Item::kind`]: ends in the workspace.
-const PART: u32 = 1;
-/// [`Item::kind`]: begins with a state from the workspace.
-const RESUME: u32 = 2;
+const KIND_PART: u32 = 1;
+/// [`Item::kind`]: at most [`FEW`] rows, and keys of one split.
+const KIND_FEW: u32 = 2;
 
 /// A tile of rows and a range of key positions; fields as kernels/attention.cu explains them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -42,10 +40,26 @@ struct Item {
     end: u32,
     pieces: u32,
     work: u32,
-    stride: u32,
-    slots: u32,
-    ready: u32,
     kind: u32,
+}
+
+impl Item {
+    /// How long a block takes, in tiles of [`FEW`] rows: one of [`MANY`] has about twice the wavefronts.
+    fn cost(&self) -> usize {
+        let tiles = (self.end as usize).div_ceil(KEYS) - self.begin as usize / KEYS;
+        if self.kind & KIND_FEW == 0 { 2 * tiles } else { tiles }
+    }
+}
+
+/// Rows whose splits are merged; fields as kernels/attention.cu explains them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Merged {
+    first: u32,
+    rows: u32,
+    work: u32,
+    stride: u32,
+    splits: u32,
 }
 
 /// Keys at positions up to `end`, from the piece before, lie in rows position + delta.
@@ -56,27 +70,29 @@ struct Piece {
     delta: i32,
 }
 
-/// Indices into the two launches' two lists.
-const PARTS: usize = 0;
-const FINISHERS: usize = 1;
-
-/// What depends on a group size and a window.
+/// What depends on the shape of heads and a window.
 #[derive(Debug, Default)]
 struct Plan {
-    /// By launch, then by shape as in [`ROWS`].
-    items: [[Vec<Item>; 2]; 2],
+    /// Of at most [`MANY`] rows each; but until [`Plan::fill`], those of one split have as many as share it.
+    items: Vec<Item>,
+    merged: Vec<Merged>,
     /// Rows of the workspace, for each kv head.
     work_rows: usize,
 }
 
 /// A plan on the device.
 struct Uploaded {
-    group: usize,
+    heads: Heads,
     window: usize,
-    /// All items, list after list.
     items: Section,
-    /// How many, as in [`Plan::items`].
-    counts: [[usize; 2]; 2],
+    /// How many.
+    count: usize,
+    /// Whether all of them have few rows.
+    few: bool,
+    merged: Section,
+    merged_count: usize,
+    /// Most rows of one of [`Plan::merged`].
+    merged_rows: usize,
     work_rows: usize,
 }
 
@@ -86,13 +102,26 @@ pub(super) struct Plans {
     plans: Vec<Uploaded>,
 }
 
+/// G and K.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heads {
+    group: usize,
+    kv_heads: usize,
+}
+
+impl Heads {
+    fn of(spec: &AttentionSpec) -> Self {
+        Self { group: spec.heads / spec.kv_heads, kv_heads: spec.kv_heads }
+    }
+}
+
 fn window_of(spec: &AttentionSpec) -> usize {
     spec.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW))
 }
 
 impl Plans {
-    /// Adds the lists to `pack`; with `again` those of a step that shall be like the one before.
-    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec], again: bool) -> Self {
+    /// Adds the lists to `pack`.
+    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec], multiprocessors: u32) -> Self {
         let chains = Chains::new(batch.segments, batch.runs);
         // A batch that meets no attention may have any positions.
         for run in batch.runs.iter().filter(|_| !specs.is_empty()) {
@@ -102,19 +131,22 @@ impl Plans {
         }
         let mut plans: Vec<Uploaded> = Vec::new();
         for spec in specs {
-            let (group, window) = (spec.heads / spec.kv_heads, window_of(spec));
-            if plans.iter().any(|p| (p.group, p.window) == (group, window)) {
+            let (heads, window) = (Heads::of(spec), window_of(spec));
+            if plans.iter().any(|p| (p.heads, p.window) == (heads, window)) {
                 continue;
             }
-            let mut plan = plan(batch.segments, batch.runs, batch.positions.len(), &chains, group, window);
-            if again {
-                plan.pad();
-            }
+            let mut plan =
+                plan(batch.segments, batch.runs, batch.positions.len(), &chains, heads.group, window);
+            plan.fill(heads.kv_heads, multiprocessors as usize);
             plans.push(Uploaded {
-                group,
+                heads,
                 window,
-                items: pack.add(&plan.items.as_flattened().concat()),
-                counts: plan.items.each_ref().map(|lists| lists.each_ref().map(Vec::len)),
+                items: pack.add(&plan.items),
+                count: plan.items.len(),
+                few: plan.items.iter().all(|i| i.kind & KIND_FEW != 0),
+                merged: pack.add(&plan.merged),
+                merged_count: plan.merged.len(),
+                merged_rows: plan.merged.iter().map(|m| m.rows as usize).max().unwrap_or(0),
                 work_rows: plan.work_rows,
             });
         }
@@ -126,6 +158,7 @@ impl Plans {
         self.pieces = self.pieces.at(base);
         for plan in &mut self.plans {
             plan.items = plan.items.at(base);
+            plan.merged = plan.merged.at(base);
         }
         self
     }
@@ -163,7 +196,7 @@ impl Chains {
     }
 }
 
-/// A run of few rows, as parts and finisher see it. Tiles and splits are counted from position 0.
+/// A run of few rows.
 struct Small {
     run: QueryRun,
     /// Positions of its queries.
@@ -171,25 +204,32 @@ struct Small {
     high: usize,
     /// First position that its first query sees.
     begin: usize,
-    /// First tile that its finisher does itself.
-    own: usize,
-    /// Tiles that it shares with the next run of its group.
+    /// Up to this position it reaches keys through the same rows as the next run of its group.
     shared: usize,
 }
 
 impl Small {
-    /// The split of its last key.
-    fn last_split(&self) -> usize {
-        self.high / KEYS / SPLIT
+    /// Those of which it sees a key.
+    fn splits(&self) -> Range<usize> {
+        self.begin / SPLIT..self.high / SPLIT + 1
     }
 
-    fn first_split(&self) -> usize {
-        self.begin / KEYS / SPLIT
+    /// Whether it has several of them: parts do them, and its rows are merged.
+    fn in_parts(&self) -> bool {
+        self.splits().len() > 1
     }
 
-    /// The tiles of a split that parts do for it.
-    fn part(&self, split: usize) -> Range<usize> {
-        (self.begin / KEYS).max(split * SPLIT)..self.own.min((split + 1) * SPLIT)
+    /// The positions that it sees of one of them.
+    fn keys(&self, split: usize) -> Range<usize> {
+        self.begin.max(split * SPLIT)..(self.high + 1).min((split + 1) * SPLIT)
+    }
+
+    /// Whether the same blocks do a split for it and for the next run of its group: both see the last of its keys, and
+    /// reach it through the same row.
+    fn shares(&self, split: usize, next: &Self) -> bool {
+        let end = (split + 1) * SPLIT;
+        let sees = |run: &Self| run.splits().contains(&split) && end <= run.high + 1;
+        sees(self) && sees(next) && end <= self.shared && self.in_parts() == next.in_parts()
     }
 }
 
@@ -213,7 +253,7 @@ fn plan(
     let mut rest = &runs[..];
     while let Some(run) = rest.first() {
         plan.idle(at * group..run.row * group);
-        let small = |r: &QueryRun| r.len * group <= ROWS[0];
+        let small = |r: &QueryRun| r.len * group <= MANY;
         if !small(run) {
             plan.large(*run, first_position(run), chains.first[run.segment], group, window);
             at = end_of(run);
@@ -228,158 +268,135 @@ fn plan(
             .map(|&run| {
                 let low = first_position(&run);
                 let begin = (low + 1).saturating_sub(window);
-                Small { run, low, high: low + run.len - 1, begin, own: 0, shared: 0 }
+                Small { run, low, high: low + run.len - 1, begin, shared: 0 }
             })
             .collect();
         for i in 1..smalls.len() {
             let (a, b) = (smalls[i - 1].run.segment, smalls[i].run.segment);
-            smalls[i - 1].shared = chains.common(segments, a, b) / KEYS;
-        }
-        let mut before = 0;
-        for small in &mut smalls {
-            // Parts do all splits but the last, and of that what is shared. The finisher needs at least one tile.
-            let from = (small.last_split() * SPLIT).max(small.begin / KEYS);
-            small.own = before.max(small.shared).min(small.high / KEYS).max(from);
-            before = small.shared;
+            smalls[i - 1].shared = chains.common(segments, a, b);
         }
         plan.smalls(&smalls, chains, group);
         at = end_of(&those[more]);
         rest = others;
     }
     plan.idle(at * group..query_rows * group);
-    for list in plan.items.as_flattened_mut() {
-        // The longest first, so that none begins when the others end.
-        list.sort_by_key(|i| std::cmp::Reverse(i.end.div_ceil(KEYS as u32) - i.begin / KEYS as u32));
-    }
     plan
 }
 
 impl Plan {
-    /// Gives the lists one of few lengths, so that their launches are the same while streams grow and end. An item
-    /// without rows takes a block no longer than it needs to see that.
-    fn pad(&mut self) {
-        for list in self.items.as_flattened_mut().iter_mut().filter(|list| !list.is_empty()) {
-            list.resize(list.len().next_power_of_two().max(LEAST_ITEMS), Item::default());
-        }
-    }
-
-    /// Adds an item of at most 64 rows.
-    fn push(&mut self, launch: usize, item: Item) {
-        let shape = usize::from(item.rows as usize <= ROWS[1]);
-        self.items[launch][shape].push(item);
-    }
-
     /// Rows that belong to no run.
     fn idle(&mut self, rows: Range<usize>) {
-        for first in rows.clone().step_by(ROWS[0]) {
-            let item = Item {
-                first: narrow(first),
-                rows: narrow(ROWS[0].min(rows.end - first)),
-                slots: 1,
-                ..Item::default()
-            };
-            self.push(FINISHERS, item);
+        for first in rows.clone().step_by(FEW) {
+            let rows = narrow(FEW.min(rows.end - first));
+            self.items.push(Item { first: narrow(first), rows, kind: KIND_FEW, ..Item::default() });
         }
     }
 
     /// A run of many rows: every tile of them walks through all its keys.
     fn large(&mut self, run: QueryRun, position: usize, pieces: usize, group: usize, window: usize) {
         let (from, to) = (run.row * group, (run.row + run.len) * group);
-        for first in (from..to).step_by(ROWS[0]) {
-            let rows = ROWS[0].min(to - first);
+        for first in (from..to).step_by(MANY) {
+            let rows = MANY.min(to - first);
             let position_of = |row: usize| position + row / group - run.row;
             let (low, high) = (position_of(first), position_of(first + rows - 1));
-            let begin = (low + 1).saturating_sub(window);
-            let split = begin / KEYS / SPLIT;
-            let mut item = Item {
+            self.items.push(Item {
                 first: narrow(first),
                 rows: narrow(rows),
                 low: narrow(low),
                 high: narrow(high),
-                begin: narrow(begin),
+                begin: narrow((low + 1).saturating_sub(window)),
                 end: narrow(high + 1),
                 pieces: narrow(pieces),
-                work: 0,
-                stride: 0,
-                slots: 1,
-                ready: narrow(split),
-                kind: 0,
-            };
-            if high / KEYS / SPLIT > split {
-                item.work = narrow(self.work_rows);
-                self.work_rows += rows;
-            }
-            self.push(FINISHERS, item);
+                ..Item::default()
+            });
         }
     }
 
     /// Small runs in neighbouring rows.
     fn smalls(&mut self, smalls: &[Small], chains: &Chains, group: usize) {
         let origin = smalls[0].run.row * group;
-        let last = &smalls[smalls.len() - 1].run;
-        let stride = (last.row + last.len) * group - origin;
-        let slots = smalls.iter().map(|s| s.last_split() + 1 - s.first_split()).max().unwrap_or(1);
-        let base = self.work_rows;
-        let in_parts = |s: &Small| s.begin / KEYS < s.own;
-        if smalls.iter().any(in_parts) {
-            self.work_rows += slots * stride;
-        }
-        let item = |first: usize, rows: usize| Item {
-            first: narrow(first),
-            rows: narrow(rows),
-            work: narrow(base + first - origin),
-            stride: narrow(stride),
-            slots: narrow(slots),
-            ..Item::default()
+        let rows_of = |of: &[Small]| {
+            let last = &of[of.len() - 1].run;
+            of[0].run.row * group..(last.row + last.len) * group
         };
-
-        let splits = smalls.iter().map(Small::first_split).min().unwrap_or(0)
-            ..smalls.iter().map(|s| s.last_split() + 1).max().unwrap_or(0);
-        for split in splits {
-            // Neighbours that do the same tiles of the split and reach them through the same rows.
-            let together = |a: &Small, b: &Small| {
-                let (p, r) = (a.part(split), b.part(split));
-                !p.is_empty() && !r.is_empty() && p.end == r.end && p.end <= a.shared
-            };
-            for shared in smalls.chunk_by(together).filter(|c| !c[0].part(split).is_empty()) {
-                let tiles = shared[0].part(split);
-                let of_all = |f: fn(&Small) -> usize| shared.iter().map(f);
-                let begin = of_all(|s| s.begin).min().unwrap_or(0).max(split * SPLIT * KEYS);
-                let last = &shared[shared.len() - 1].run;
-                let (from, to) = (shared[0].run.row * group, (last.row + last.len) * group);
-                for first in (from..to).step_by(ROWS[0]) {
-                    let rows = ROWS[0].min(to - first);
-                    self.push(
-                        PARTS,
-                        Item {
-                            low: narrow(of_all(|s| s.low).min().unwrap_or(0)),
-                            high: narrow(of_all(|s| s.high).max().unwrap_or(0)),
-                            begin: narrow(begin),
-                            end: narrow(tiles.end * KEYS),
-                            pieces: narrow(chains.first[shared[0].run.segment]),
-                            ready: narrow(split),
-                            kind: PART,
-                            ..item(first, rows)
-                        },
-                    );
+        let stride = rows_of(smalls).len();
+        let splits = smalls.iter().map(|s| s.splits().start).min().unwrap_or(0)
+            ..smalls.iter().map(|s| s.splits().end).max().unwrap_or(0);
+        let base = self.work_rows;
+        let work = |split: usize, row: usize| narrow(base + (split - splits.start) * stride + row - origin);
+        if smalls.iter().any(Small::in_parts) {
+            self.work_rows += splits.len() * stride;
+        }
+        for split in splits.clone() {
+            for these in smalls.chunk_by(|a, b| a.shares(split, b)) {
+                if !these[0].splits().contains(&split) {
+                    continue;
                 }
+                let of_all = |f: fn(&Small) -> usize| these.iter().map(f);
+                let keys = these.iter().map(|s| s.keys(split));
+                let rows = rows_of(these);
+                self.items.push(Item {
+                    first: narrow(rows.start),
+                    rows: narrow(rows.len()),
+                    low: narrow(of_all(|s| s.low).min().unwrap_or(0)),
+                    high: narrow(of_all(|s| s.high).max().unwrap_or(0)),
+                    begin: narrow(keys.clone().map(|k| k.start).min().unwrap_or(0)),
+                    end: narrow(keys.map(|k| k.end).max().unwrap_or(0)),
+                    pieces: narrow(chains.first[these[0].run.segment]),
+                    work: work(split, rows.start),
+                    kind: if these[0].in_parts() { KIND_PART } else { 0 },
+                });
             }
         }
-        for small in smalls {
-            let own = small.own;
-            self.push(
-                FINISHERS,
-                Item {
-                    low: narrow(small.low),
-                    high: narrow(small.high),
-                    begin: narrow(small.begin.max(own * KEYS)),
-                    end: narrow(small.high + 1),
-                    pieces: narrow(chains.first[small.run.segment]),
-                    ready: narrow(small.first_split()),
-                    kind: if small.part(own / SPLIT).is_empty() { 0 } else { RESUME },
-                    ..item(small.run.row * group, small.run.len * group)
-                },
-            );
+        for small in smalls.iter().filter(|s| s.in_parts()) {
+            let rows = rows_of(std::slice::from_ref(small));
+            self.merged.push(Merged {
+                first: narrow(rows.start),
+                rows: narrow(rows.len()),
+                work: work(small.splits().start, rows.start),
+                stride: narrow(stride),
+                splits: narrow(small.splits().len()),
+            });
+        }
+    }
+
+    /// The items, with at most `most` rows in those of one split.
+    fn cut(&self, most: usize) -> Vec<Item> {
+        let mut items = Vec::with_capacity(self.items.len());
+        for item in &self.items {
+            if item.begin as usize / SPLIT != (item.end as usize).saturating_sub(1) / SPLIT {
+                items.push(*item);
+                continue;
+            }
+            for first in (0..item.rows).step_by(most) {
+                let rows = narrow(most).min(item.rows - first);
+                let few = if rows as usize <= FEW { KIND_FEW } else { 0 };
+                let (work, kind) = (item.work + first, item.kind | few);
+                items.push(Item { first: item.first + first, rows, work, kind, ..*item });
+            }
+        }
+        items
+    }
+
+    /// Cuts the items so that `multiprocessors` are done soonest, and puts them in order. Which shape computes a row does
+    /// not change its bits.
+    fn fill(&mut self, kv_heads: usize, multiprocessors: usize) {
+        let multiprocessors = multiprocessors.max(1);
+        let time = |items: &[Item]| {
+            let costs = items.iter().map(Item::cost);
+            (costs.clone().sum::<usize>() * kv_heads).div_ceil(multiprocessors).max(costs.max().unwrap_or(0))
+        };
+        let [many, few] = [MANY, FEW].map(|most| self.cut(most));
+        self.items = if time(&few) < time(&many) { few } else { many };
+        // The longest first, so that none begins when the others end.
+        self.items.sort_by_key(|item| std::cmp::Reverse(item.cost()));
+        if !self.merged.is_empty() {
+            // Lists of few lengths: a decode step's launches repeat while responses grow and end. A block of an item that
+            // is nothing takes no longer than it needs to see that.
+            let waves = self.items.len().next_multiple_of(multiprocessors);
+            self.items.resize(waves, Item { kind: KIND_FEW, ..Item::default() });
+            self.merged.resize(self.merged.len().next_power_of_two(), Merged::default());
+            self.work_rows = self.work_rows.next_power_of_two();
         }
     }
 }
@@ -394,6 +411,7 @@ struct Params {
     o: u64,
     lse: u64,
     items: u64,
+    merged: u64,
     pieces: u64,
     positions: u64,
     work: u64,
@@ -420,52 +438,67 @@ pub(super) fn forward(
     assert!([q, k, v].iter().all(|x| x.dtype == DType::Bf16));
     assert!(q.cols == heads * head_dim && k.cols == kv_heads * head_dim && v.cols == k.cols);
     assert!(q.rows == tables.rows && tables.segments.rows() <= k.rows.min(v.rows));
-    let entries = match head_dim {
-        64 => [Entry::AttentionForward64Rows64, Entry::AttentionForward64Rows16],
-        128 => [Entry::AttentionForward128Rows64, Entry::AttentionForward128Rows16],
-        256 => [Entry::AttentionForward256Rows64, Entry::AttentionForward256Rows16],
+    let [many, few, merge] = match head_dim {
+        64 => {
+            [Entry::AttentionForward64Rows64, Entry::AttentionForward64Rows16, Entry::AttentionForward64Merge]
+        }
+        128 => [
+            Entry::AttentionForward128Rows64,
+            Entry::AttentionForward128Rows16,
+            Entry::AttentionForward128Merge,
+        ],
+        256 => [
+            Entry::AttentionForward256Rows64,
+            Entry::AttentionForward256Rows16,
+            Entry::AttentionForward256Merge,
+        ],
         _ => panic!("heads of 64, 128 or 256, not {head_dim}"),
     };
-    let (group, window) = (heads / kv_heads, window_of(spec));
-    let plan = tables.attention.plans.iter().find(|p| (p.group, p.window) == (group, window));
+    let (shape, window) = (Heads::of(spec), window_of(spec));
+    let plan = tables.attention.plans.iter().find(|p| (p.heads, p.window) == (shape, window));
     let plan = plan.expect("the batch's tables know every layer's attention");
 
     let o = cuda.empty(DType::Bf16, q.rows, q.cols);
     let lse = cuda.empty(DType::F32, q.rows, heads);
-    // A row's o, 16 parts of l, m.
-    let work = cuda.memory(plan.work_rows * kv_heads * (head_dim + 17) * 4);
+    // A row's o, m, l.
+    let work = cuda.memory(plan.work_rows * kv_heads * (head_dim + 2) * 4);
     let (inner, outer) = match spec.softcap {
         None => (0.0, spec.scale),
         Some(c) => (spec.scale / c, c),
     };
     let address = |Ptr(x): Ptr| x;
-    let mut params = Params {
+    let params = Params {
         q: address(q.memory.ptr()),
         k: address(k.memory.ptr()),
         v: address(v.memory.ptr()),
         o: address(o.memory.ptr()),
         lse: address(lse.memory.ptr()),
         items: address(plan.items.ptr()),
+        merged: address(plan.merged.ptr()),
         pieces: address(tables.attention.pieces.ptr()),
         positions: address(tables.positions.ptr()),
         work: address(work.ptr()),
         work_rows: narrow(plan.work_rows),
-        group: narrow(group),
+        group: narrow(shape.group),
         window: narrow(window),
         inner,
         outer: outer * std::f32::consts::LOG2_E,
         padding: 0,
     };
-    for (shape, count) in plan.counts.as_flattened().iter().enumerate() {
-        let (entry, rows) = (entries[shape % 2], ROWS[shape % 2]);
-        // Q, K, V; with shared rows also p and one f32 for each warp and row.
-        let shared =
-            (rows + 2 * KEYS) * head_dim * 2 + if rows == 16 { 16 * KEYS * 2 + 4 * 16 * 4 } else { 0 };
-        let mut launch = Launch::linear(*count, THREADS).shared(shared);
-        launch.grid[1] = narrow(kv_heads);
-        cuda.launch(entry, launch, &[Arg::Bytes(bytemuck::bytes_of(&params).to_vec())]);
-        params.items += (count * size_of::<Item>()) as u64;
-    }
+    let args = [Arg::Bytes(bytemuck::bytes_of(&params).to_vec())];
+    let (entry, shared) = match plan.few {
+        // Q or p, two tiles; of each tile a f32 for each warp and row, and for each warp, row and thread of a quad.
+        true => (few, (FEW * head_dim.max(SPLIT) + SPLIT * head_dim) * 2 + 2 * 4 * FEW * (1 + 4) * 4),
+        // Q, two tiles; m and l.
+        false => (many, (MANY + SPLIT) * head_dim * 2 + MANY * 8),
+    };
+    let mut launch = Launch::linear(plan.count, THREADS).shared(shared);
+    launch.grid[1] = narrow(kv_heads);
+    cuda.launch(entry, launch, &args);
+    let mut launch = Launch::linear(plan.merged_count, 32);
+    launch.grid[1] = narrow(kv_heads);
+    launch.grid[2] = narrow(plan.merged_rows);
+    cuda.launch(merge, launch, &args);
     (o, lse)
 }
 
@@ -492,13 +525,14 @@ pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
         prefill("prefill of 1024", None),
         prefill("prefill of 1024, window 512", Some(512)),
         training(shape, 4),
-        decode(shape, 32),
+        decode(shape, 512, 32),
+        decode(shape, 4096, 32),
     ]
 }
 
 /// A batch of training, and a step of decoding with many streams.
 pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
-    vec![training(shape, 32), decode(shape, 256)]
+    vec![training(shape, 32), decode(shape, 512, 256)]
 }
 
 fn training(shape: &Shape, responses: usize) -> Workload {
@@ -507,10 +541,10 @@ fn training(shape: &Shape, responses: usize) -> Workload {
     workload(shape, &format!("prompt of 512 and {responses} responses of 128"), segments, runs, None)
 }
 
-fn decode(shape: &Shape, tails: usize) -> Workload {
+fn decode(shape: &Shape, prompt: usize, tails: usize) -> Workload {
     let one_each = (0..tails).map(|i| QueryRun { segment: i + 1, first: 127, len: 1, row: i }).collect();
-    let what = format!("decode, prompt of 512 and {tails} tails of 128");
-    workload(shape, &what, group_of(512, tails, 128), one_each, None)
+    let what = format!("decode, prompt of {prompt} and {tails} tails of 128");
+    workload(shape, &what, group_of(prompt, tails, 128), one_each, None)
 }
 
 fn workload(

@@ -42,7 +42,7 @@ impl Tables {
     pub(super) fn new(cuda: &Cuda, batch: &Batch, attention: &[AttentionSpec]) -> Self {
         let mut pack = Pack::default();
         let ids = pack.add(batch.ids);
-        let plans = Plans::new(&mut pack, batch, attention, false);
+        let plans = Plans::new(&mut pack, batch, attention, cuda.device().multiprocessors());
         Self::with(cuda, pack, batch, plans, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
     }
 
@@ -51,7 +51,7 @@ impl Tables {
         assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
         let mut pack = Pack::default();
         let (from, batch) = (pack.add(step.from), step.with_ids(&[]));
-        let plans = Plans::new(&mut pack, &batch, attention, true);
+        let plans = Plans::new(&mut pack, &batch, attention, cuda.device().multiprocessors());
         // Few sizes, so that steps repeat to the address.
         pack.bytes.resize(pack.bytes.len().next_power_of_two(), 0);
         let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));

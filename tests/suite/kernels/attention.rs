@@ -2,14 +2,16 @@ use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, Workload};
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
-use bon_engine::device::vm::Report;
+use bon_engine::device::vm::{Options, Report, Vm};
 use bon_engine::segments::{QueryRun, Segment, Segments};
+
+use std::sync::Arc;
 
 use super::{
     Case, activation, activation_of, check, coalescing, counted, counting, devices, orders, outputs, rounded,
     traffic, workloads_of,
 };
-use crate::ops::{group, randoms, tree};
+use crate::ops::{bits, group, randoms, tree};
 use crate::tolerance::{EPS, Rule};
 
 struct Attention {
@@ -142,6 +144,29 @@ fn right_across_splits() {
     forward(&Attention::decode(&long, &[(1, 529), (2, 3)], spec(3, 3, 256, None, None)));
     forward(&Attention::decode(&long, &[(3, 500), (2, 3), (1, 499)], spec(24, 1, 128, Some(5.0), None)));
     forward(&Attention::training(&group(500, &[40, 30]), spec(1, 1, 64, None, None)));
+    // Prompts that end at the edges of tiles and splits of 128, and streams that have seen them.
+    for prompt in [63, 64, 127, 128, 129, 192, 255, 256] {
+        let segments = group(prompt, &[70, 130, 1]);
+        for (heads, window) in [(1, None), (20, Some(100))] {
+            let tokens = [(1, 0), (2, 129), (1, 69), (3, 0), (2, 64)];
+            forward(&Attention::decode(&segments, &tokens, spec(heads, 1, 64, None, window)));
+        }
+    }
+    // Several queries of a stream at once, and a run of one split between runs of two.
+    let segments = group(100, &[60, 60, 60]);
+    let runs = [(1, 20, 5), (2, 3, 4), (3, 24, 6)];
+    let mut row = 0;
+    let runs: Vec<QueryRun> = runs
+        .into_iter()
+        .map(|(segment, first, len)| {
+            row += len;
+            QueryRun { segment, first, len, row: row - len }
+        })
+        .collect();
+    for heads in [1, 4, 10] {
+        let (segments, runs) = (segments.clone(), runs.clone());
+        forward(&Attention { segments, runs, rows: row, spec: spec(heads, 1, 128, None, Some(90)) });
+    }
 }
 
 #[test]
@@ -312,7 +337,7 @@ fn a_token_has_the_same_bits_across_splits() {
             };
             for first in [480, 990, 1030] {
                 let want = many(first);
-                let few: Vec<usize> = [511, 512, 513, 999, 1023, 1024, 1059, 1099]
+                let few: Vec<usize> = [511, 512, 513, 999, 1023, 1024, 1025, 1059, 1099]
                     .into_iter()
                     .filter(|t| (first..first + 70).contains(t))
                     .collect();
@@ -339,6 +364,40 @@ fn a_token_has_the_same_bits_across_splits() {
             }
         }
     }
+}
+
+/// Which blocks do a row's splits depends on how many multiprocessors there are to fill; its bits do not.
+#[test]
+fn a_token_has_the_same_bits_on_gpus_of_all_sizes() {
+    if !counting() {
+        return;
+    }
+    for (heads, head_dim, window) in [(8, 64, None), (20, 128, Some(200)), (4, 256, None)] {
+        let segments = group(300, &[40; 9]);
+        let tokens: Vec<(usize, usize)> = (0..9).map(|i| (i + 1, 39 - i % 2 * 20)).collect();
+        let case = Attention::decode(&segments, &tokens, spec(heads, 1, head_dim, None, window));
+        let on = |multiprocessors| {
+            let vm = Arc::new(Vm::new(Options::default()).with_multiprocessors(multiprocessors));
+            let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
+            vm.keep_reports();
+            let out = outputs(&cuda, &case);
+            let kernels: Vec<String> = vm.take_reports().into_iter().map(|r| r.kernel).collect();
+            (out, kernels)
+        };
+        let (few, many) = (on(1), on(1000));
+        // Otherwise the same blocks did it.
+        assert_eq!(few.1, [64, 0].map(|rows| kernel(head_dim, rows)), "{heads} heads");
+        assert_eq!(many.1, [16, 0].map(|rows| kernel(head_dim, rows)), "{heads} heads");
+        for (few, many) in few.0.iter().zip(&many.0) {
+            assert_eq!(bits(few), bits(many), "{heads} heads of {head_dim}, window {window:?}");
+        }
+    }
+}
+
+/// The kernel of this many rows, or the one that merges splits.
+fn kernel(head_dim: usize, rows: usize) -> String {
+    let what = if rows == 0 { "merge".to_owned() } else { format!("rows_{rows}") };
+    format!("attention_forward_{head_dim}_{what}")
 }
 
 #[test]
@@ -391,13 +450,13 @@ fn little_is_moved_and_multiplied_in_vain() {
         return;
     }
     let workloads = workloads_of("attention_forward");
-    assert_eq!(workloads.len(), 8);
+    assert_eq!(workloads.len(), 10);
     for workload in workloads {
         let reports = counted(&workload);
         let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>() as f64;
         let name = &workload.name;
         let multiplied = sum(|r| r.mma_flops) / workload.flops as f64;
-        let requested = 32.0 * sum(|r| r.global.sectors) / workload.bytes as f64;
+        let requested = 32.0 * sum(|r| r.global.sectors);
         assert!(coalescing(&reports) <= 1.05, "{name}");
         assert_eq!(
             sum(|r| r.shared.wavefronts),
@@ -405,24 +464,79 @@ fn little_is_moved_and_multiplied_in_vain() {
             "{name}: bank conflicts"
         );
         assert_eq!(sum(|r| r.local.requests), 0.0, "{name}: local memory");
-        if name.contains("decode") {
-            // Products fill 16 rows with the heads of one query. K and V of the prompt are asked for once for 64 rows;
-            // the states between the two launches are written and read.
-            let (rows, width) = (32.0 * heads_of(&workload), GEMMA_2B.head_dim as f64);
+        if let Some(decode) = Decode::of(&workload) {
+            // K and V are asked for once for every tile of rows, and Q for every split; a split's state of each row is
+            // written and read.
+            let width = GEMMA_2B.head_dim as f64;
             let kv = |keys: f64| keys * width * 4.0;
-            let states = 2.0 * rows * (width + 17.0) * 4.0;
-            let asked = kv(512.0) * (rows / 64.0) + kv(32.0 * 128.0) + rows * (width * 4.0 + 4.0) + states;
-            assert!(requested * workload.bytes as f64 <= 1.05 * asked, "{name}: {requested}");
+            let splits = decode.splits + 1.0;
+            let states = 2.0 * decode.rows * splits * (width + 2.0) * 4.0;
+            let rows = decode.rows * (width * 2.0 * (splits + 1.0) + 4.0);
+            // Each warp asks for its item, nine words, and for each of up to four copies for the segment that its keys
+            // are in, four words.
+            let warps = f64::from(reports[0].grid[0]) * 4.0;
+            let tables = warps * (9.0 + 4.0 * 4.0) * 32.0;
+            let asked = kv(decode.prompt) * decode.tiles + kv(32.0 * 128.0) + rows + tables;
+            assert!(requested <= 1.05 * (asked + states), "{name}: {requested}");
             assert!(traffic(&workload, &reports) <= 1.05 * (1.0 + states / workload.bytes as f64), "{name}");
+            decode.is_done_by_short_blocks(name, &reports);
         } else {
             // Of the tiles that a mask cuts, all products are made: at the diagonal, and at a window's other edge.
             let most = if name.contains("window") { 1.15 } else { 1.10 };
             assert!(multiplied <= most, "{name}: {multiplied}");
+            // No state passes through memory.
+            assert!(traffic(&workload, &reports) <= 1.05, "{name}");
+            assert_eq!(reports.len(), 1, "{name}");
         }
     }
 }
 
-/// H: a decode step's FLOPs are 4 Dh for each of 32 streams, head and key.
-fn heads_of(decode: &Workload) -> f64 {
-    decode.flops as f64 / (4.0 * 256.0 * 32.0 * 640.0)
+/// A decode step of 32 streams with tails of 128.
+struct Decode {
+    /// Rows: H heads of each.
+    rows: f64,
+    prompt: f64,
+    /// Of the prompt.
+    splits: f64,
+    /// Tiles of rows that share the prompt.
+    tiles: f64,
+    /// Rows of such a tile.
+    tile: f64,
+}
+
+impl Decode {
+    fn of(workload: &Workload) -> Option<Self> {
+        let (_, rest) = workload.name.split_once("decode, prompt of ")?;
+        let prompt: f64 = rest.split(' ').next()?.parse().expect("a number");
+        // A step's FLOPs are 4 Dh for each stream, head and key.
+        let rows = workload.flops as f64 / (4.0 * 256.0 * (prompt + 128.0));
+        // Where tiles of 16 do not fill the GPU more than once, they are done in half the time.
+        let tile = if prompt == 512.0 { 16.0 } else { 64.0 };
+        Some(Self { rows, prompt, splits: prompt / 128.0, tiles: rows / tile, tile })
+    }
+
+    /// Two launches, and the longest block of the first has two tiles of keys: so a prompt of any length takes as long,
+    /// while there are multiprocessors left.
+    fn is_done_by_short_blocks(&self, name: &str, reports: &[Report]) {
+        assert_eq!(reports.len(), 2, "{name}");
+        assert_eq!(reports[1].shared.wavefronts, 0, "{name}: the second launch only adds up");
+        let (blocks, few) = (self.splits * self.tiles, 32.0);
+        // A tile of keys, K and V: copied in; read by each warp where it has rows of its own, else once by all. With it Q
+        // and, where warps share rows, p, read by each of four. 128 bytes a wavefront.
+        let piece = 64.0 * 512.0 / 128.0;
+        // What warps that share rows tell each other: p, maxima and sums, written by four, the latter read from four by four.
+        let exchange = 16.0 + 2.0 * (8.0 + 32.0);
+        let of_few = 2.0 * (2.0 * piece + 2.0 * piece + 4.0 * (64.0 + 16.0) + exchange) + 64.0;
+        let of_many = 2.0 * (2.0 * piece + 2.0 * 4.0 * piece + 4.0 * 64.0) + 256.0;
+        let longest = if self.tile == 16.0 { of_few } else { of_many };
+        let wavefronts = reports[0].shared.wavefronts as f64;
+        // And m and l of 64 rows.
+        assert!(wavefronts <= 1.05 * (blocks * longest + few * of_few), "{name}: {wavefronts}");
+        // Four blocks of 64 rows once did the prompt of 512, eight tiles each; and each stream's two followed.
+        if self.prompt == 512.0 {
+            assert!(blocks + few <= 132.0, "{name}: more than a wave");
+            let before = 4.0 * (of_many - 256.0) + 256.0 + of_few;
+            assert!(4.0 * 1.05 * longest <= before, "{name}: {longest} of {before}");
+        }
+    }
 }

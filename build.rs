@@ -2,6 +2,9 @@
 //! kernel which does not exist does not compile. Without nvcc the index is the same and the PTX is missing: the program
 //! then computes on the CPU alone and says so.
 //!
+//! A release build also holds machine code for [`ARCHITECTURES`], so that its first start waits for no compiler; the
+//! driver still compiles the PTX where none of it fits. Debug builds leave that out: it takes minutes.
+//!
 //! A kernel is compiled again only when something that its PTX depends on has other bytes than last time: itself, a
 //! header that it includes, nvcc, the flags.
 
@@ -26,6 +29,13 @@ const FLAGS: [&str; 8] =
 /// in the tests: "Feature .. requires PTX ISA .version .. or later".
 const PTX_VERSION: (u32, u32) = (7, 4);
 
+/// Compute capabilities of GPUs that machine code is made for: A100, RTX 30, RTX 40, H100, B200, RTX 50. It runs on later
+/// ones of the same major version, too.
+const ARCHITECTURES: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+/// --suppress-debug-info: lines and text of the PTX are two thirds of a cubin otherwise. Who looks for them has the driver
+/// compile the PTX: see CONTRIBUTING.md.
+const PTXAS_FLAGS: [&str; 2] = ["-O3", "--suppress-debug-info"];
+
 /// Settings that decide which compilers run.
 const VARIABLES: [&str; 5] = ["NVCC", "PATH", "CUDA_HOME", "CUDA_PATH", "NVCC_CCBIN"];
 
@@ -44,19 +54,24 @@ fn main() {
         .collect();
     sources.sort();
     let nvcc = find_nvcc();
+    let mut cubins = Vec::new();
     match &nvcc {
         Some(nvcc) => {
             println!("cargo:rerun-if-changed={}", nvcc.display());
             // For tests that need them.
             println!("cargo:rustc-cfg=has_kernels");
             compile(nvcc, &sources, &out);
+            if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+                cubins = assemble(nvcc, &sources, &out);
+            }
         }
         None => println!(
             "cargo:warning=no nvcc was found: this build computes on the CPU alone, without --device cuda and vm; \
              `make nvcc` fetches one, then build again"
         ),
     }
-    fs::write(out.join("kernels.rs"), index(&sources, nvcc.as_deref())).expect("OUT_DIR can be written");
+    fs::write(out.join("kernels.rs"), index(&sources, nvcc.as_deref(), &cubins))
+        .expect("OUT_DIR can be written");
 }
 
 /// $NVCC, an installed toolkit, or what `make nvcc` fetched.
@@ -91,30 +106,117 @@ fn find_ptxas(nvcc: &Path) -> Option<PathBuf> {
 
 /// As many compilers at once as cargo allows; the first failure ends the build with nvcc's words.
 fn compile(nvcc: &Path, sources: &[PathBuf], out: &Path) {
-    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1).min(sources.len());
-    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let compiler = compiler(nvcc);
+    let compiler = compiler(nvcc, &FLAGS);
+    let failures = in_parallel(sources, |source| compile_one(nvcc, compiler, source, out).err());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// What `f` makes of the items, as many at once as cargo allows, in no order.
+fn in_parallel<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Option<R> + Sync) -> Vec<R> {
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1).min(items.len());
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(message) = compile_one(nvcc, compiler, source, out) {
-                        failures.lock().expect("no thread panics").push(message);
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Some(result) = f(item) {
+                        made.lock().expect("no thread panics").push(result);
                     }
                 }
             });
         }
     });
-    let failures = failures.into_inner().expect("no thread panics");
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    made.into_inner().expect("no thread panics")
 }
 
-/// A number that another nvcc, other flags or settings, or another version of this file change.
-fn compiler(nvcc: &Path) -> u64 {
+/// A kernel's machine code for one architecture, in a file of OUT_DIR.
+struct Cubin {
+    stem: String,
+    capability: (u32, u32),
+    /// Of the toolkit, as in 13.2.
+    release: (u32, u32),
+}
+
+impl Cubin {
+    fn file(&self) -> String {
+        format!("{}.sm_{}{}.cubin", self.stem, self.capability.0, self.capability.1)
+    }
+}
+
+/// Machine code of all kernels. What cannot be made, because the toolkit has no assembler or does not know an
+/// architecture, is left to the driver, with a warning.
+fn assemble(nvcc: &Path, sources: &[PathBuf], out: &Path) -> Vec<Cubin> {
+    let ptxas = find_ptxas(nvcc).and_then(|ptxas| {
+        let release = release(&ptxas)?;
+        Some((ptxas, release))
+    });
+    let Some((ptxas, release)) = ptxas else {
+        println!(
+            "cargo:warning=no ptxas beside nvcc: GPUs compile the kernels when the program first starts"
+        );
+        return Vec::new();
+    };
+    let all: Vec<Cubin> = sources
+        .iter()
+        .flat_map(|source| {
+            let stem = stem(source).to_owned();
+            ARCHITECTURES.map(|capability| Cubin { stem: stem.clone(), capability, release })
+        })
+        .collect();
+    let assembler = compiler(&ptxas, &PTXAS_FLAGS);
+    let failures = in_parallel(&all, |cubin| {
+        let message = assemble_one(&ptxas, assembler, cubin, out).err()?;
+        Some((cubin.file(), message))
+    });
+    for (file, message) in &failures {
+        println!(
+            "cargo:warning=no {file}, so such GPUs compile it when the program first starts: {}",
+            message.replace('\n', " ")
+        );
+    }
+    all.into_iter().filter(|cubin| failures.iter().all(|(file, _)| *file != cubin.file())).collect()
+}
+
+fn assemble_one(ptxas: &Path, assembler: u64, cubin: &Cubin, out: &Path) -> Result<(), String> {
+    let ptx = out.join(&cubin.stem).with_extension("ptx");
+    let file = out.join(cubin.file());
+    let stamp = file.with_extension("stamp");
     let mut hash = DefaultHasher::new();
-    let file = fs::metadata(nvcc).ok();
-    (nvcc, file.as_ref().map(|f| (f.len(), f.modified().ok()))).hash(&mut hash);
-    (FLAGS, env::var_os("NVCC_CCBIN")).hash(&mut hash);
+    fs::read(&ptx).map_err(|e| e.to_string())?.hash(&mut hash);
+    let made_of = format!("{assembler:016x} {:016x}\n", hash.finish());
+    if file.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&stamp);
+    let (major, minor) = cubin.capability;
+    let run = Command::new(ptxas)
+        .args(PTXAS_FLAGS)
+        .arg(format!("-arch=sm_{major}{minor}"))
+        .arg("-o")
+        .arg(&file)
+        .arg(&ptx)
+        .output()
+        .map_err(|e| format!("{}: {e}", ptxas.display()))?;
+    if !run.status.success() {
+        return Err(String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned());
+    }
+    fs::write(&stamp, made_of).map_err(|e| e.to_string())
+}
+
+/// The release that a ptxas says it is of.
+fn release(ptxas: &Path) -> Option<(u32, u32)> {
+    let run = Command::new(ptxas).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    let (major, minor) = text.split("release ").nth(1)?.split(',').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// A number that another nvcc or ptxas, other flags or settings, or another version of this file change.
+fn compiler(program: &Path, flags: &[&str]) -> u64 {
+    let mut hash = DefaultHasher::new();
+    let file = fs::metadata(program).ok();
+    (program, file.as_ref().map(|f| (f.len(), f.modified().ok()))).hash(&mut hash);
+    (flags, env::var_os("NVCC_CCBIN")).hash(&mut hash);
     // What is done to the PTX afterwards.
     include_str!("build.rs").hash(&mut hash);
     hash.finish()
@@ -211,7 +313,7 @@ fn camel(name: &str) -> String {
     name.split('_').filter(|w| !w.is_empty()).map(word).collect()
 }
 
-fn index(sources: &[PathBuf], nvcc: Option<&Path>) -> String {
+fn index(sources: &[PathBuf], nvcc: Option<&Path>, cubins: &[Cubin]) -> String {
     let (mut variants, mut names, mut modules) = (String::new(), String::new(), String::new());
     for source in sources {
         let stem = stem(source);
@@ -226,8 +328,24 @@ fn index(sources: &[PathBuf], nvcc: Option<&Path>) -> String {
             Some(_) => format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))"),
             None => "None".to_owned(),
         };
-        writeln!(modules, "    Module {{ name: {stem:?}, ptx: {ptx}, entries: &[{list}] }},")
-            .expect("a string");
+        let cubins: String = cubins
+            .iter()
+            .filter(|cubin| cubin.stem == stem)
+            .map(|cubin| {
+                let Cubin { capability, release, .. } = cubin;
+                // An ELF file's fields are read where they lie.
+                format!(
+                    "Cubin {{ capability: {capability:?}, cuda: {release:?}, image: &Aligned(*include_bytes!(concat!(\
+                     env!(\"OUT_DIR\"), \"/{}\"))).0 }}, ",
+                    cubin.file()
+                )
+            })
+            .collect();
+        writeln!(
+            modules,
+            "    Module {{ name: {stem:?}, ptx: {ptx}, cubins: &[{cubins}], entries: &[{list}] }},"
+        )
+        .expect("a string");
     }
     let ptxas = nvcc.and_then(find_ptxas);
     let (nvcc, ptxas) = (nvcc.map(|p| p.to_string_lossy()), ptxas.as_deref().map(|p| p.to_string_lossy()));

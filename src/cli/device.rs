@@ -78,12 +78,16 @@ impl DeviceChoice {
             Self::Vm => Engine::Cuda(Cuda::new(Box::new(Vm::new(Options::default())))?),
             Self::Cuda(index) => {
                 let gpu = Box::new(Gpu::open(index)?);
-                let screen = Screen::default();
-                let spinner = screen.spinner(
-                    "{spinner} {elapsed} the driver compiles the kernels for this GPU, and keeps them for the next time",
-                );
-                let cuda = Cuda::new(gpu)?;
-                spinner.finish_and_clear();
+                let (screen, mut spinner) = (Screen::default(), None);
+                let cuda = Cuda::loading(gpu, || {
+                    spinner = Some(screen.spinner(
+                        "{spinner} {elapsed} the driver compiles the kernels for this GPU, and keeps them for the next time",
+                    ));
+                });
+                if let Some(spinner) = spinner {
+                    spinner.finish_and_clear();
+                }
+                let cuda = cuda?;
                 Engine::Cuda(cuda)
             }
             Self::Auto => {

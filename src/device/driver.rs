@@ -2,8 +2,9 @@
 //! program starts on machines without one, and says what is missing when it is asked for a GPU.
 //!
 //! - One stream: work runs in the order in which it was asked for.
-//! - PTX becomes machine code when a module is loaded. The driver keeps that in its cache (`~/.nv/ComputeCache`), so
-//!   that only the first start on a machine takes long.
+//! - A module is machine code where there is some for the GPU that the driver takes. Else its PTX becomes machine code
+//!   when it is loaded. The driver keeps that in its cache (`~/.nv/ComputeCache`), so that only the first start on a
+//!   machine takes long.
 //! - Memory comes from an [`Arena`], so that loops do not call the driver's allocator. What is freed may still be in
 //!   use by work under way; what takes its place runs later, in the same stream.
 //! - Host memory reaches the device through page-locked buffers: the caller may reuse its bytes at once, and a
@@ -21,6 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{env, ptr};
 
@@ -29,7 +31,7 @@ use serde::Serialize;
 use super::arena::{Arena, SMALL};
 use super::sequence::{Recordings, Step, Steps, Verdict};
 use super::sys::{self, CUresult, Missing};
-use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
+use super::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 
 /// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
@@ -444,6 +446,54 @@ impl Gpu {
     }
 }
 
+/// Whether the driver's compiler is to say what it does (see CONTRIBUTING.md): it then gets all PTX, keeps the lines of
+/// the source for debuggers and profilers, and its log goes to standard error.
+fn tells_compiler() -> bool {
+    std::env::var_os("BON_ENGINE_JIT_LOG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// Loads PTX, which ends with a zero, or a cubin into the context that is current on this thread. In vain, the second is
+/// what the driver's compiler says of it.
+fn load_image(name: &str, image: &[u8]) -> Result<sys::CUmodule, (CUresult, String)> {
+    use sys::CUjit_option as Jit;
+    let (mut errors, mut log) = (vec![0u8; LOG_BYTES], vec![0u8; LOG_BYTES]);
+    // Numbers are passed in the pointers themselves.
+    let number = ptr::without_provenance_mut::<c_void>;
+    let mut settings = vec![
+        (Jit::CU_JIT_ERROR_LOG_BUFFER, errors.as_mut_ptr().cast()),
+        (Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
+    ];
+    if tells_compiler() {
+        settings.extend([
+            (Jit::CU_JIT_INFO_LOG_BUFFER, log.as_mut_ptr().cast()),
+            (Jit::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, number(LOG_BYTES)),
+            (Jit::CU_JIT_LOG_VERBOSE, number(1)),
+            (Jit::CU_JIT_GENERATE_LINE_INFO, number(1)),
+        ]);
+    }
+    let (mut options, mut values): (Vec<Jit>, Vec<*mut c_void>) = settings.into_iter().unzip();
+    let mut module = ptr::null_mut();
+    // SAFETY: image, options, values and logs outlive the call; there are as many values as options.
+    let result = unsafe {
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            image.as_ptr().cast(),
+            options.len() as u32,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    let told = |log: &[u8]| {
+        let text = log.split(|byte| *byte == 0).next().map(String::from_utf8_lossy);
+        text.unwrap_or_default().trim().to_owned()
+    };
+    if tells_compiler() {
+        // That standard error is closed is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "{name}: {}", told(&log));
+    }
+    if result == CUresult::CUDA_SUCCESS { Ok(module) } else { Err((result, told(&errors))) }
+}
+
 impl State {
     fn open(name: String, description: Description) -> Result<Self, DeviceError> {
         let device = handle_of(description.ordinal)?;
@@ -533,26 +583,13 @@ impl State {
 
     // --------------------------------------------------------------------------------------------------- modules
 
-    fn load(&mut self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        let text = CString::new(ptx)
-            .map_err(|_| DeviceError::new(&self.name, format!("{name} holds a zero byte")))?;
-        let mut log = vec![0u8; LOG_BYTES];
-        let mut options = [
-            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
-            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-        ];
-        // Numbers are passed in the pointers themselves.
-        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
-        let mut module = ptr::null_mut();
-        // SAFETY: text, options, values and log outlive the call; there are as many values as options.
-        let result = unsafe {
-            let image = text.as_ptr().cast();
-            sys::cuModuleLoadDataEx(&mut module, image, 2, options.as_mut_ptr(), values.as_mut_ptr())
-        };
-        if result != CUresult::CUDA_SUCCESS {
-            let said = log.split(|byte| *byte == 0).next().map(String::from_utf8_lossy).unwrap_or_default();
-            return Err(self.refused_module(name, ptx, result, said.trim()));
-        }
+    /// Looks up the entry points of a module that was just loaded, and keeps it.
+    fn enter(
+        &mut self,
+        module: sys::CUmodule,
+        name: &str,
+        entries: &[&str],
+    ) -> Result<Vec<Kernel>, DeviceError> {
         self.modules.push(module);
         let first = self.kernels.len();
         for entry in entries {
@@ -1173,7 +1210,29 @@ impl Device for Gpu {
     }
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        self.current()?.load(name, ptx, entries)
+        // The driver compiles with the context current on this thread, and without our lock: other modules meanwhile, on
+        // other threads.
+        drop(self.current()?);
+        let text = CString::new(ptx)
+            .map_err(|_| DeviceError::new(&self.name, format!("{name} holds a zero byte")))?;
+        let loaded = load_image(name, text.as_bytes_with_nul());
+        let mut state = self.state();
+        let module = loaded.map_err(|(result, said)| state.refused_module(name, ptx, result, &said))?;
+        state.enter(module, name, entries)
+    }
+
+    fn load_cubin(
+        &self,
+        name: &str,
+        cubins: &[Cubin],
+        entries: &[&str],
+    ) -> Result<Option<Vec<Kernel>>, DeviceError> {
+        let mut state = self.current()?;
+        let Description { capability, driver, .. } = state.description;
+        let fitting = Cubin::fitting(cubins, capability, driver).filter(|_| !tells_compiler());
+        // A driver that refuses it says so again of the PTX, if the reason is another.
+        let module = fitting.and_then(|cubin| load_image(name, cubin.image).ok());
+        module.map(|module| state.enter(module, name, entries)).transpose()
     }
 
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {

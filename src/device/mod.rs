@@ -129,6 +129,29 @@ pub enum Reading {
     UnderWay(Arc<usize>),
 }
 
+/// Machine code of a module, as ptxas writes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Cubin<'a> {
+    /// Compute capability that it is made for, as in (8, 6): it runs on GPUs of the same major version and this or a later
+    /// minor one.
+    pub capability: (i32, i32),
+    /// CUDA version of its ptxas, as in (13, 2): drivers of the same major version or a later one take it.
+    pub cuda: (i32, i32),
+    /// The ELF file, whole.
+    pub image: &'a [u8],
+}
+
+impl<'a> Cubin<'a> {
+    /// The one that is made for the latest GPU among those that run on a GPU of this compute capability under a driver of
+    /// this CUDA version.
+    pub fn fitting(all: &[Cubin<'a>], capability: (i32, i32), driver: (i32, i32)) -> Option<Cubin<'a>> {
+        let runs = |c: &&Cubin| {
+            c.capability.0 == capability.0 && c.capability.1 <= capability.1 && c.cuda.0 <= driver.0
+        };
+        all.iter().filter(runs).max_by_key(|c| c.capability).copied()
+    }
+}
+
 /// What the launchers ask of a device.
 pub trait Device: Send + Sync {
     /// How a user would recognise it.
@@ -138,6 +161,16 @@ pub trait Device: Send + Sync {
     fn multiprocessors(&self) -> u32;
     /// Loads a module of PTX and returns its entry points in the order of `entries`. `name` is for messages.
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError>;
+    /// [`Device::load`] of the module's machine code; `None` where the device does not run any of `cubins`, and wants the
+    /// PTX.
+    fn load_cubin(
+        &self,
+        _name: &str,
+        _cubins: &[Cubin],
+        _entries: &[&str],
+    ) -> Result<Option<Vec<Kernel>>, DeviceError> {
+        Ok(None)
+    }
     /// Memory, aligned to 256 bytes, its contents undefined; `bytes` > 0. Cheap: no driver call once warm.
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError>;
     /// Gives memory back; work that was asked before may still use it.
@@ -209,6 +242,15 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
         (**self).load(name, ptx, entries)
+    }
+
+    fn load_cubin(
+        &self,
+        name: &str,
+        cubins: &[Cubin],
+        entries: &[&str],
+    ) -> Result<Option<Vec<Kernel>>, DeviceError> {
+        (**self).load_cubin(name, cubins, entries)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {

@@ -8,10 +8,14 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
+use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::cuda::entries::MODULES;
+use bon_engine::backend::{Backend, DType};
 use bon_engine::device::arena::{ALIGN, Arena, SMALL};
 use bon_engine::device::driver::{EXACT_ALLOC, Gpu};
 use bon_engine::device::sequence::{Recordings, Step, Steps, Verdict};
-use bon_engine::device::{Arg, Device, Kernel, Launch, Ptr};
+use bon_engine::device::vm::{Options, Vm};
+use bon_engine::device::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr};
 
 use crate::fixture::{Fixture, Ran};
 use crate::places::{checkout, program, virtual_driver_folder};
@@ -1006,6 +1010,110 @@ mod with_settings {
         assert_eq!(gpu.counts().recorded, 1);
     }
 
+    /// What stands for machine code on the virtual driver.
+    fn machine_code(architecture: u8, ptx: &str) -> Vec<u8> {
+        let mut image = vec![0; 64];
+        image[..4].copy_from_slice(b"\x7fELF");
+        image[0x31] = architecture;
+        image.extend(ptx.bytes().chain([0]));
+        image
+    }
+
+    const JETSON: [(&str, &str); 2] = [("VCUDA_CAPABILITY", "8.7"), ("VCUDA_VERSION", "13.0")];
+
+    #[test]
+    fn machine_code_where_there_is_some_for_the_gpu() {
+        if !on_machine("machine_code_where_there_is_some_for_the_gpu", &JETSON) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        // Each adds another number, so that it is seen which one runs.
+        let images = [80u8, 86, 89, 90].map(|sm| {
+            let ptx = PTX.replace(
+                "fma.rn.f32 %f3, %f2, %f0, %f1;",
+                &format!("mov.f32 %f3, 0f{:08x};", f32::from(sm).to_bits()),
+            );
+            (sm, machine_code(sm, &ptx))
+        });
+        let cubins = |cuda: i32| {
+            images.each_ref().map(|(sm, image)| {
+                let sm = i32::from(*sm);
+                Cubin { capability: (sm / 10, sm % 10), cuda: (cuda, 2), image }
+            })
+        };
+        let known = cubins(13);
+        let [kernel] = gpu.load_cubin("hand.cubin", &known, &["combine"]).unwrap().unwrap()[..] else {
+            panic!()
+        };
+        let y = upload(&gpu, &[1.0; 64]);
+        combine(&gpu, kernel, [y, y, y], 64, 1.0);
+        assert_eq!(download(&gpu, y, 64), [86.0; 64]);
+        // Of another generation; of a newer toolkit; what the driver refuses.
+        let none = |cubins: &[Cubin]| gpu.load_cubin("hand.cubin", cubins, &["combine"]).unwrap().is_none();
+        assert!(none(&[]) && none(&known[3..]) && none(&cubins(14)) && !none(&cubins(12)));
+        let refused = machine_code(86, "\0 no PTX");
+        assert!(none(&[Cubin { image: &refused, ..known[1] }]));
+        // Then the PTX is taken.
+        let [kernel, ..] = kernels(&gpu);
+        combine(&gpu, kernel, [y, y, y], 64, 1.0);
+        assert_eq!(download(&gpu, y, 64), [172.0; 64]);
+        let message = gpu.load_cubin("hand.cubin", &known, &["absent"]).unwrap_err().message;
+        assert!(message.starts_with("cannot find the kernel absent in hand.cubin: "), "{message}");
+    }
+
+    #[test]
+    fn machine_code_of_the_kernels_is_refused_and_their_ptx_runs() {
+        use bon_engine::backend::cuda::entries::{MODULES, PTXAS};
+        let Some(ptxas) = PTXAS.filter(|_| crate::kernels::compiled()) else { return };
+        let name = "machine_code_of_the_kernels_is_refused_and_their_ptx_runs";
+        if !on_machine(name, &[("VCUDA_CAPABILITY", "9.0"), ("VCUDA_VERSION", "13.0")]) {
+            return;
+        }
+        let module = MODULES.iter().find(|module| module.name == "rows").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (ptx, cubin) = (dir.path().join("rows.ptx"), dir.path().join("rows.cubin"));
+        std::fs::write(&ptx, module.ptx.unwrap()).unwrap();
+        let run = Command::new(ptxas).args(["-arch=sm_90", "-o"]).arg(&cubin).arg(&ptx).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        let image = std::fs::read(&cubin).unwrap();
+        assert_eq!(image[0x31], 90);
+        let gpu = Gpu::open(0).unwrap();
+        let cubins = [Cubin { capability: (9, 0), cuda: (13, 0), image: &image }];
+        let names: Vec<&str> = module.entries.iter().map(|e| e.name()).collect();
+        assert_eq!(gpu.load_cubin("rows.cubin", &cubins, &names), Ok(None));
+        gpu.load("rows.ptx", module.ptx.unwrap(), &names).unwrap();
+    }
+
+    #[test]
+    fn the_compilers_log() {
+        let said = |value: &str| {
+            let settings =
+                [&JETSON[..], &[("BON_ENGINE_JIT_LOG", value), ("DEVICE_TEST_SCENE", "log")]].concat();
+            let test = format!("{}::with_settings::what_has_a_log", here());
+            let (passed, said) = under(&settings, &["--exact", &test]);
+            assert_eq!(passed, 1);
+            said
+        };
+        assert!(said("1").contains("hand.ptx: compiled with line numbers\n"), "{}", said("1"));
+        assert!(!said("0").contains("hand.ptx"));
+    }
+
+    /// For [`the_compilers_log`]: nothing elsewhere.
+    #[test]
+    fn what_has_a_log() {
+        let set = |name: &str| std::env::var_os(name);
+        if set("DEVICE_TEST_SCENE").is_none_or(|scene| scene != "log") {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        kernels(&gpu);
+        // Of machine code there is none to be had.
+        let image = machine_code(86, PTX);
+        let cubins = [Cubin { capability: (8, 6), cuda: (13, 0), image: &image }];
+        let loaded = gpu.load_cubin("hand.cubin", &cubins, &["combine"]).unwrap();
+        assert_eq!(loaded.is_none(), set("BON_ENGINE_JIT_LOG").is_some_and(|value| value == "1"));
+    }
+
     /// They come again, but run step by step.
     fn four_sequences(gpu: &Gpu) {
         let [kernel, ..] = kernels(gpu);
@@ -1189,6 +1297,100 @@ fn without_a_driver_the_next_step_is_told() {
 }
 
 // --------------------------------------------------------------------------------------------------- what is built in
+
+#[test]
+fn machine_code_is_chosen_by_generation() {
+    let cubins =
+        [(8, 0), (8, 6), (9, 0), (10, 0)].map(|capability| Cubin { capability, cuda: (13, 2), image: &[] });
+    let chosen = |capability, driver| Cubin::fitting(&cubins, capability, driver).map(|c| c.capability);
+    for (capability, want) in [
+        ((8, 0), Some((8, 0))),
+        ((8, 6), Some((8, 6))),
+        ((8, 9), Some((8, 6))),
+        ((9, 0), Some((9, 0))),
+        ((10, 3), Some((10, 0))),
+        ((7, 5), None),
+        ((12, 0), None),
+    ] {
+        assert_eq!(chosen(capability, (13, 0)), want, "{capability:?}");
+        assert_eq!(chosen(capability, (12, 9)), None, "{capability:?}");
+        assert_eq!(chosen(capability, (14, 1)), want, "{capability:?}");
+    }
+}
+
+/// A virtual GPU that says it has machine code of all modules but some.
+struct Ready(Vm, &'static [&'static str]);
+
+impl Device for Ready {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        assert!(self.1.contains(&name), "{name} is compiled");
+        self.0.load(name, ptx, entries)
+    }
+
+    fn load_cubin(
+        &self,
+        name: &str,
+        _: &[Cubin],
+        entries: &[&str],
+    ) -> Result<Option<Vec<Kernel>>, DeviceError> {
+        let ptx = name.replace(".cubin", ".ptx");
+        let module = MODULES.iter().find(|module| name == format!("{}.cubin", module.name)).unwrap();
+        (!self.1.contains(&&*ptx)).then(|| self.0.load(&ptx, module.ptx.unwrap(), entries)).transpose()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        self.0.alloc(bytes)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        self.0.free(ptr);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.0.write(dst, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.0.read(src, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.0.fill(dst, value, bytes)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        self.0.launch(kernel, launch, args)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.0.synchronize()
+    }
+}
+
+#[test]
+fn only_what_has_no_machine_code_is_compiled() {
+    if !crate::kernels::compiled() {
+        return;
+    }
+    for missing in [&[][..], &["geglu.ptx", "rows.ptx"]] {
+        let mut told = 0;
+        let ready = Ready(Vm::new(Options::default()), missing);
+        let cuda = Cuda::loading(Box::new(ready), || told += 1).unwrap();
+        assert_eq!(told, usize::from(!missing.is_empty()));
+        // Every kernel has its place, whatever it was loaded from.
+        let x: Vec<f32> = (0..64).map(|i| i as f32).collect();
+        let x = cuda.upload(DType::F32, 8, 8, bytemuck::cast_slice(&x));
+        assert_eq!(cuda.sum_squares(&[&x]), [(0..64).map(|i| f64::from(i * i)).sum::<f64>()]);
+    }
+}
 
 #[test]
 fn older_drivers_take_the_kernels() {

@@ -1,5 +1,7 @@
 //! The kernels as build.rs compiled them: `Entry`, one variant per entry point, and `MODULES`.
 
+use crate::device::Cubin;
+
 /// One file of `kernels/`.
 #[derive(Debug)]
 pub struct Module {
@@ -7,6 +9,8 @@ pub struct Module {
     pub name: &'static str,
     /// Its PTX; `None` where the program was built without nvcc.
     pub ptx: Option<&'static str>,
+    /// Its machine code; none in a debug build.
+    pub cubins: &'static [Cubin<'static>],
     /// Its entry points.
     pub entries: &'static [Entry],
 }
@@ -19,5 +23,10 @@ pub const NO_KERNELS: &str =
 pub fn compiled() -> bool {
     MODULES.iter().all(|module| module.ptx.is_some())
 }
+
+/// Bytes that lie as the widest fields of an ELF file want it.
+#[allow(dead_code)] // a debug build has none
+#[repr(C, align(64))]
+struct Aligned<T>(T);
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -31,7 +31,7 @@ use super::{
     RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
-use entries::{Entry, MODULES, NO_KERNELS};
+use entries::{Entry, MODULES, Module, NO_KERNELS};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
@@ -124,18 +124,48 @@ pub struct Draws {
     not_taken: VecDeque<Option<Reading>>,
 }
 
+/// The names of a module's entry points.
+fn names(module: &Module) -> Vec<&'static str> {
+    module.entries.iter().map(|e| e.name()).collect()
+}
+
 impl Cuda {
     /// Loads all kernels. Fails where the program was built without them.
     pub fn new(device: Box<dyn Device>) -> Result<Self, DeviceError> {
-        let mut kernels = Vec::new();
+        Self::loading(device, || {})
+    }
+
+    /// [`Cuda::new`] that calls `compiling` when there is no machine code for the device and it must compile kernels.
+    pub fn loading(device: Box<dyn Device>, compiling: impl FnOnce()) -> Result<Self, DeviceError> {
+        let mut loaded = Vec::new();
         for module in MODULES {
-            let Some(ptx) = module.ptx else {
-                return Err(DeviceError::new(device.name(), format!("{NO_KERNELS}, or use --device cpu")));
-            };
-            let names: Vec<&str> = module.entries.iter().map(|e| e.name()).collect();
-            let file = format!("{}.ptx", module.name);
-            kernels.extend(device.load(&file, ptx, &names)?);
+            loaded.push(device.load_cubin(
+                &format!("{}.cubin", module.name),
+                module.cubins,
+                &names(module),
+            )?);
         }
+        if loaded.contains(&None) {
+            compiling();
+        }
+        let load = |module: &Module| match module.ptx {
+            Some(ptx) => device.load(&format!("{}.ptx", module.name), ptx, &names(module)),
+            None => Err(DeviceError::new(device.name(), format!("{NO_KERNELS}, or use --device cpu"))),
+        };
+        // A driver compiles for as many threads as ask it.
+        let kernels: Result<Vec<Vec<Kernel>>, DeviceError> = std::thread::scope(|scope| {
+            let load = &load;
+            let asked: Vec<_> = MODULES
+                .iter()
+                .zip(loaded)
+                .map(|(module, known)| known.ok_or_else(|| scope.spawn(move || load(module))))
+                .collect();
+            let ready = |thread: std::thread::ScopedJoinHandle<_>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            asked.into_iter().map(|kernels| kernels.or_else(ready)).collect()
+        });
+        let kernels = kernels?.concat();
         Ok(Self(Arc::new(Inner { device, kernels, frequencies: Mutex::default(), failed: Mutex::default() })))
     }
 

@@ -148,7 +148,8 @@ export! {
         driver::set_current(known(context))
     }
 
-    /// Loads PTX. Of the options, the error log is honoured and others are refused.
+    /// Loads PTX, or a cubin that holds some ([`driver::Context::opened`]). Of the options, the logs and what is asked of
+    /// the compiler for debuggers are honoured, and others are refused.
     fn cuModuleLoadDataEx(
         module: *mut Handle,
         image: *const c_void,
@@ -156,23 +157,48 @@ export! {
         options: *const c_uint,
         values: *const Handle,
     ) {
-        let (mut log, mut room): (*mut u8, usize) = (std::ptr::null_mut(), 0);
+        // Of errors and of what else there is to say: where to, and how much room there is.
+        let (mut log, mut room): ([*mut u8; 2], [usize; 2]) = ([std::ptr::null_mut(); 2], [0; 2]);
+        let (mut verbose, mut lines) = (false, false);
         for i in 0..count as usize {
             match (options.add(i).read(), values.add(i).read()) {
-                (5, value) => log = value.cast(),
-                (6, value) => room = value.addr(),
+                (3, value) => log[1] = value.cast(),       // INFO_LOG_BUFFER
+                (4, value) => room[1] = value.addr(),      // INFO_LOG_BUFFER_SIZE_BYTES
+                (5, value) => log[0] = value.cast(),       // ERROR_LOG_BUFFER
+                (6, value) => room[0] = value.addr(),      // ERROR_LOG_BUFFER_SIZE_BYTES
+                (12, value) => verbose = value.addr() != 0, // LOG_VERBOSE
+                (13, value) => lines = value.addr() != 0,  // GENERATE_LINE_INFO
                 _ => return Err(Code::NOT_SUPPORTED),
             }
         }
-        let text = text(image.cast())?;
+        let say_in = |which: usize, message: &str| {
+            if !log[which].is_null() && room[which] > 0 {
+                let n = message.len().min(room[which] - 1);
+                std::ptr::copy_nonoverlapping(message.as_ptr(), log[which], n);
+                log[which].add(n).write(0);
+            }
+        };
+        if image.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        // Anything shorter than the mark of an ELF file ends with a zero before it does.
+        let is_elf = (0..4).all(|i| image.cast::<u8>().add(i).read() == b"\x7fELF"[i]);
+        let text = match is_elf {
+            true => {
+                let header = image.cast::<[u8; driver::ELF_HEADER]>().read();
+                let rest = text(image.cast::<c_char>().add(driver::ELF_HEADER)).unwrap_or_default();
+                with_context(|context| context.opened(&header, rest))?
+            }
+            false => text(image.cast())?,
+        };
+        if verbose {
+            let lines = if lines { "with" } else { "without" };
+            say_in(1, &format!("compiled {lines} line numbers"));
+        }
         match with_context(|context| Ok(context.load(text)))? {
             Ok(handle) => give_handle(module, handle),
             Err((code, message)) => {
-                if !log.is_null() && room > 0 {
-                    let n = message.len().min(room - 1);
-                    std::ptr::copy_nonoverlapping(message.as_ptr(), log, n);
-                    log.add(n).write(0);
-                }
+                say_in(0, &message);
                 Err(code)
             }
         }

@@ -17,6 +17,8 @@ use crate::work::{Host, Work};
 
 /// Dynamic and static shared memory that a block may have without asking for more.
 const SHARED_UNASKED: u32 = 48 << 10;
+/// Bytes before the sections of a 64-bit ELF file.
+pub const ELF_HEADER: usize = 64;
 /// Alignment of page-locked memory.
 const PAGE: usize = 4096;
 
@@ -433,6 +435,20 @@ impl Context {
     }
 
     // ---------------------------------------------------------------------------------------------------- modules
+
+    /// The PTX of a cubin for this device. Machine code is nothing that a virtual GPU runs; what tests make in its place is
+    /// a cubin's header with PTX behind it.
+    pub fn opened<'a>(&self, header: &[u8; ELF_HEADER], rest: &'a str) -> Result<&'a str, Code> {
+        // The second byte of e_flags.
+        let made_for = i32::from(header[0x31]);
+        let (major, minor) = self.settings.capability;
+        let runs = made_for / 10 == major && made_for % 10 <= minor;
+        if !runs || !rest.contains(".version ") {
+            say(&format!("machine code for sm_{made_for} is refused"));
+            return Err(Code::NO_BINARY_FOR_GPU);
+        }
+        Ok(rest)
+    }
 
     /// cuModuleLoadDataEx; the second of an error is what the compiler says.
     pub fn load(&mut self, text: &str) -> Result<u64, (Code, String)> {

@@ -4,12 +4,11 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::backend::cuda::Cuda;
+use crate::backend::cuda::{Cuda, PACE};
 use crate::backend::cuda::figures::{Bound, Chip, Counted, FiguresError, count};
 use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
 use crate::config::{GemmaConfig, LayerSpec, NormPlacement};
 use crate::gemma::{Gemma, KvCache, params};
-use crate::generate::STEPS_AHEAD;
 use crate::rng::DrawKey;
 use crate::segments::{QueryRun, Segment, Segments};
 
@@ -27,8 +26,8 @@ const GAP: f64 = 0.5e-6;
 /// read, the first accesses come back from memory one after another. Assumed: kernels that do hardly anything take 1.5 to
 /// 2.5 us each in a graph.
 const START_UP: f64 = 1.5e-6;
-/// What the host does between two steps while the device waits: tokens come back, tables and plans are made, uploads and
-/// a graph are launched. Assumed.
+/// What the host does for a step: tokens come back, tables and plans are made, uploads and a graph are launched. The device
+/// waits for it as far as the decode loop's lag does not hide it. Assumed.
 const HOST: f64 = 275e-6;
 
 /// A model whose step is counted.
@@ -144,13 +143,16 @@ impl Step {
         }
         kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let launches = kernels.iter().map(|share| share.launches).sum();
+        let kernels_seconds = kernels.iter().map(|share| share.seconds).sum();
+        let launch_seconds = launches as f64 * (GAP + START_UP);
         Self {
             model,
             chip: chip.name,
             launches,
-            kernels_seconds: kernels.iter().map(|share| share.seconds).sum(),
-            launch_seconds: launches as f64 * (GAP + START_UP),
-            host_seconds: if STEPS_AHEAD == 0 { HOST } else { 0.0 },
+            kernels_seconds,
+            launch_seconds,
+            // With a lag the host works while the device does.
+            host_seconds: if PACE.lag == 0 { HOST } else { (HOST - kernels_seconds - launch_seconds).max(0.0) },
             kernels,
         }
     }
@@ -280,7 +282,7 @@ pub(super) fn write(step: &Step, out: &mut impl Write) -> std::io::Result<()> {
     )?;
     writeln!(
         out,
-        "  = {} at the chip's limits + {} for {} launches + {} until the host has seen the tokens",
+        "  = {} at the chip's limits + {} for {} launches + {} that the device waits for the host",
         ms(step.kernels_seconds),
         ms(step.launch_seconds),
         step.launches,

@@ -153,6 +153,14 @@ pub struct Resources {
     pub code: (u32, u32),
 }
 
+/// A sequence that was recorded.
+#[derive(Debug)]
+struct Graph {
+    executable: sys::CUgraphExec,
+    /// Its last launches, to be remembered when it is replayed.
+    last: Vec<Launched>,
+}
+
 /// A launch that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Launched {
@@ -178,7 +186,7 @@ struct State {
     modules: Vec<sys::CUmodule>,
     kernels: Vec<Function>,
     sequence: Option<Sequence>,
-    recordings: Recordings<sys::CUgraphExec>,
+    recordings: Recordings<Graph>,
     /// The last launches, the oldest first.
     launched: VecDeque<Launched>,
     counts: Counts,
@@ -562,11 +570,11 @@ impl State {
         told
     }
 
-    fn remember(&mut self, kernel: Kernel, shape: &Launch) {
+    fn remember(&mut self, launched: Launched) {
         if self.launched.len() == REMEMBERED {
             self.launched.pop_front();
         }
-        self.launched.push_back(Launched { kernel: kernel.0, shape: *shape });
+        self.launched.push_back(launched);
     }
 
     fn make_current(&self) -> Result<(), DeviceError> {
@@ -710,7 +718,7 @@ impl State {
         self.synchronize()?;
         for graph in self.recordings.drain() {
             // SAFETY: it has left the records, and no work is under way.
-            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(graph) })?;
+            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(graph.executable) })?;
         }
         for base in self.arena.drain_unused() {
             // SAFETY: the arena forgot the piece, and no work is under way.
@@ -1032,7 +1040,7 @@ impl State {
             )
         };
         if result == CUresult::CUDA_SUCCESS {
-            self.remember(kernel, launch);
+            self.remember(Launched { kernel: kernel.0, shape: *launch });
             return Ok(());
         }
         let doing = format!("launch {} with grid {grid:?}, block {block:?}", function.name);
@@ -1050,20 +1058,17 @@ impl State {
         submitted
     }
 
-    fn submit_steps(&mut self, steps: &[Step]) -> Result<(), DeviceError> {
+    fn submit_steps(&mut self, steps: &Steps) -> Result<(), DeviceError> {
         // A graph names addresses, which are the driver's to give to others where every allocation is its own.
         let alone = self.exact || self.counts.refused > 0;
         let verdict = if alone { Verdict::Run } else { self.recordings.look(steps) };
         let graph = match verdict {
             Verdict::Run => None,
             Verdict::Replay(graph) => {
-                let graph = *graph;
-                for step in &steps[steps.len().saturating_sub(REMEMBERED)..] {
-                    if let Step::Launch(kernel, shape, _) = step {
-                        self.remember(*kernel, shape);
-                    }
-                }
-                Some(graph)
+                let Graph { executable, last } = graph;
+                let (executable, last) = (*executable, last.clone());
+                last.into_iter().for_each(|launched| self.remember(launched));
+                Some(executable)
             }
             // To record launches is to launch them, as far as the last ones are remembered.
             Verdict::Record => self.record(steps)?,
@@ -1113,11 +1118,17 @@ impl State {
             return Ok(None);
         }
         self.counts.recorded += 1;
-        if let Some(left) = self.recordings.keep(steps, executable) {
+        let launches = steps.iter().filter_map(|step| match step {
+            Step::Launch(kernel, shape, _) => Some(Launched { kernel: kernel.0, shape }),
+            Step::Fill(..) => None,
+        });
+        let mut last: Vec<Launched> = launches.collect();
+        last.drain(..last.len().saturating_sub(REMEMBERED));
+        if let Some(left) = self.recordings.keep(steps, Graph { executable, last }) {
             // The driver may still be replaying it.
             self.wait()?;
             // SAFETY: it has left the records, and no work is under way.
-            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(left) })?;
+            self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(left.executable) })?;
         }
         Ok(Some(executable))
     }
@@ -1159,7 +1170,7 @@ impl Drop for State {
                     sys::cuStreamSynchronize(self.stream);
                 }
                 for graph in self.recordings.drain() {
-                    sys::cuGraphExecDestroy(graph);
+                    sys::cuGraphExecDestroy(graph.executable);
                 }
                 for event in self.staging.events.iter().filter(|event| !event.is_null()) {
                     sys::cuEventDestroy_v2(*event);

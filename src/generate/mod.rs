@@ -34,10 +34,6 @@ pub struct Sampling {
     pub step: u64,
 }
 
-/// Decode steps that the loop of [`generate`] gives to the device before it looks at the tokens of the step before: with 0
-/// the device waits for the host between any two. What models a step's time reads it.
-pub const STEPS_AHEAD: usize = 0;
-
 /// One prompt and its streams.
 #[derive(Debug, Clone, Copy)]
 pub struct Prompt<'a> {

@@ -45,6 +45,9 @@ const DECODE_TILE: usize = 32;
 /// Most query heads that share a key/value head.
 const MAX_GROUP: usize = 64;
 
+/// How decode loops do best on a GPU: the host looks at tokens one step later, while the next step runs.
+pub const PACE: Pace = Pace { lag: 1, rows: decode_rows };
+
 /// Rows of a decode step with so many streams: whole tiles of every product, and below a tile the powers of two.
 fn decode_rows(streams: usize) -> usize {
     if streams < DECODE_TILE { streams.next_power_of_two() } else { streams.next_multiple_of(DECODE_TILE) }
@@ -287,7 +290,7 @@ impl Backend for Cuda {
     }
 
     fn pace(&self) -> Pace {
-        Pace { lag: 1, rows: decode_rows }
+        PACE
     }
 
     fn begin_sequence(&self) {

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::backend::cuda::{Cuda, PACE};
 use crate::backend::cuda::figures::{Bound, Chip, Counted, FiguresError, count};
+use crate::backend::cuda::{Cuda, PACE};
 use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
 use crate::config::{GemmaConfig, LayerSpec, NormPlacement};
 use crate::gemma::{Gemma, KvCache, params};
@@ -152,7 +152,11 @@ impl Step {
             kernels_seconds,
             launch_seconds,
             // With a lag the host works while the device does.
-            host_seconds: if PACE.lag == 0 { HOST } else { (HOST - kernels_seconds - launch_seconds).max(0.0) },
+            host_seconds: if PACE.lag == 0 {
+                HOST
+            } else {
+                (HOST - kernels_seconds - launch_seconds).max(0.0)
+            },
             kernels,
         }
     }

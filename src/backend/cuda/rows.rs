@@ -38,9 +38,9 @@ pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> T
 
 /// See [`crate::backend::Backend::widened`].
 pub(super) fn widened(cuda: &Cuda, x: &Tensor) -> Tensor {
-    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(4), "bf16 rows of a multiple of 4");
     let (y, n) = (cuda.empty(DType::F32, x.rows, x.cols), x.rows * x.cols);
-    let launch = Launch::linear(n.div_ceil(256 * PIECE), 256);
+    let launch = Launch::linear(n.div_ceil(256 * 4), 256);
     cuda.launch(Entry::WidenRows, launch, &[x.arg(), y.arg(), (n as u64).into()]);
     y
 }

@@ -361,6 +361,31 @@ fn write_readme(path: &Path) -> anyhow::Result<()> {
     Ok(atomic::write_file(path, |f| f.write_all(new.as_bytes()))?)
 }
 
+/// `12.3 M`.
+fn count(n: u64) -> String {
+    let n = n as f64;
+    match n {
+        n if n < 1e4 => format!("{n}"),
+        n if n < 1e6 => format!("{:.1} k", n / 1e3),
+        n if n < 1e9 => format!("{:.1} M", n / 1e6),
+        n if n < 1e12 => format!("{:.1} G", n / 1e9),
+        n => format!("{:.2} T", n / 1e12),
+    }
+}
+
+fn parse_shape(text: &str) -> Result<Shape, &'static str> {
+    match text {
+        "2b" => Ok(GEMMA_2B),
+        "270m" => Ok(GEMMA_270M),
+        _ => Err("must be 2b or 270m"),
+    }
+}
+
+fn parse_chip(text: &str) -> Result<Chip, &'static str> {
+    let plain = |name: &str| name.replace(' ', "").to_lowercase();
+    CHIPS.into_iter().find(|chip| plain(chip.name) == plain(text)).ok_or("must be a100, rtx4090 or h100")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,29 +415,4 @@ mod tests {
             ["999 B", "10.8 MB", "34.4 GFLOP"]
         );
     }
-}
-
-/// `12.3 M`.
-fn count(n: u64) -> String {
-    let n = n as f64;
-    match n {
-        n if n < 1e4 => format!("{n}"),
-        n if n < 1e6 => format!("{:.1} k", n / 1e3),
-        n if n < 1e9 => format!("{:.1} M", n / 1e6),
-        n if n < 1e12 => format!("{:.1} G", n / 1e9),
-        n => format!("{:.2} T", n / 1e12),
-    }
-}
-
-fn parse_shape(text: &str) -> Result<Shape, &'static str> {
-    match text {
-        "2b" => Ok(GEMMA_2B),
-        "270m" => Ok(GEMMA_270M),
-        _ => Err("must be 2b or 270m"),
-    }
-}
-
-fn parse_chip(text: &str) -> Result<Chip, &'static str> {
-    let plain = |name: &str| name.replace(' ', "").to_lowercase();
-    CHIPS.into_iter().find(|chip| plain(chip.name) == plain(text)).ok_or("must be a100, rtx4090 or h100")
 }

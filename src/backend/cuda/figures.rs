@@ -201,14 +201,26 @@ impl Chip {
         let chip = f64::from(self.multiprocessors);
         let rounds = launch.blocks().div_ceil(u64::from(self.multiprocessors)) as f64;
         let memory = launch.unique_bytes as f64 / self.bandwidth;
-        let work: [(Limit, f64, u64, fn(&Block) -> u64); 4] = [
-            (Limit::Tensor, self.mma_sync / chip, launch.mma_flops, |b: &Block| b.mma_flops),
-            (Limit::Issue, SCHEDULERS * self.clock, launch.instructions, |b: &Block| b.instructions),
-            (Limit::Shared, self.clock, launch.wavefronts, |b: &Block| b.wavefronts),
-            (Limit::L2, L2_PORT * self.clock, launch.requested_bytes, |b: &Block| b.requested_bytes),
+        // Of each limit: what a multiprocessor does in a second, what all blocks do, and the most and the least of one.
+        let Counted { most, least, .. } = launch;
+        let work = [
+            (Limit::Tensor, self.mma_sync / chip, launch.mma_flops, [most.mma_flops, least.mma_flops]),
+            (
+                Limit::Issue,
+                SCHEDULERS * self.clock,
+                launch.instructions,
+                [most.instructions, least.instructions],
+            ),
+            (Limit::Shared, self.clock, launch.wavefronts, [most.wavefronts, least.wavefronts]),
+            (
+                Limit::L2,
+                L2_PORT * self.clock,
+                launch.requested_bytes,
+                [most.requested_bytes, least.requested_bytes],
+            ),
         ];
-        let parts = work.into_iter().flat_map(|(limit, rate, all, of)| {
-            let longest = (of(&launch.most) as f64).max(rounds * of(&launch.least) as f64);
+        let parts = work.into_iter().flat_map(|(limit, rate, all, [most, least])| {
+            let longest = (most as f64).max(rounds * least as f64);
             [
                 Bound { seconds: all as f64 / (chip * rate), limit, uneven: false },
                 Bound { seconds: longest / rate, limit, uneven: true },

@@ -32,6 +32,7 @@
 //
 // | tile | for | stages | shared memory |
 // |---|---|---|---|
+// | 32 x 16 | T <= 32, fewer features yet; 2 warps, which read little of shared memory twice | 12 of 64 | 72 KiB |
 // | 32 x 32 | T <= 32, few features: more blocks | 5 of 128 | 80 KiB |
 // | 32 x 64 | T <= 32 | 4 of 64 | 48 KiB |
 // | 64 x 32 | T <= 64, few features | 4 of 128 | 96 KiB |
@@ -41,6 +42,8 @@
 #include "tile.cuh"
 
 // The variants. `LA`, `LB` as in tile.cuh.
+template <Layout LA, Layout LB>
+using Tile32x16 = Tile<32, 16, 2, 1, 64, 12, LA, LB>;
 template <Layout LA, Layout LB>
 using Tile32x32 = Tile<32, 32, 2, 2, 128, 5, LA, LB>;
 template <Layout LA, Layout LB>
@@ -84,6 +87,11 @@ __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, u
     P p;
     p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {w + size_t(n) * in, in, int(out - n)}, in, memory);
     p.store(y + size_t(m) * out + n, out, tokens - m, out - n);
+}
+
+extern "C" __global__ void __launch_bounds__(64) matmul_forward_32x16(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
+    forward<Tile32x16<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x32(

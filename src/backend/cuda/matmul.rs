@@ -9,10 +9,10 @@ use super::{Cuda, PIECE, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
 
-/// All tiles have four warps.
-const THREADS: u32 = 128;
-/// CUDA's limit on blocks along y, where tiles of features are: with the narrowest tile, of 32, so many features.
-pub(super) const MOST_FEATURES: usize = 65_535 * 32;
+/// CUDA's limit on blocks along y, where tiles of features are.
+const MOST_TILES: usize = 65_535;
+/// With tiles of 32 so many features; where there are that many, no narrower tile is chosen.
+pub(super) const MOST_FEATURES: usize = MOST_TILES * 32;
 /// Multiprocessors of the GPU that contractions are cut for, an H100's: cuts belong to the order of a sum, so they do not
 /// follow the GPU at hand.
 const REFERENCE: u32 = 132;
@@ -24,35 +24,37 @@ const PART_UNIT: usize = 64;
 const BYTES_PER_CLOCK: usize = 1830;
 const LAUNCH_CLOCKS: usize = 2700;
 
-/// A tile's share of the output, and its shared memory: M and N rows of operands, `depth` columns of them in each of
-/// `stages` stages.
+/// A tile's share of the output, its two rows of `warps` each, and its shared memory: M and N rows of operands, `depth`
+/// columns of them in each of `stages` stages.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Variant {
     m: usize,
     n: usize,
+    warps: usize,
     depth: usize,
     stages: usize,
 }
 
-const T32X32: Variant = Variant { m: 32, n: 32, depth: 128, stages: 5 };
-const T32X64: Variant = Variant { m: 32, n: 64, depth: 64, stages: 4 };
-const T64X32: Variant = Variant { m: 64, n: 32, depth: 128, stages: 4 };
-const T64X64: Variant = Variant { m: 64, n: 64, depth: 64, stages: 3 };
-const T128X128: Variant = Variant { m: 128, n: 128, depth: 64, stages: 2 };
+const T32X16: Variant = Variant { m: 32, n: 16, warps: 1, depth: 64, stages: 12 };
+const T32X32: Variant = Variant { m: 32, n: 32, warps: 2, depth: 128, stages: 5 };
+const T32X64: Variant = Variant { m: 32, n: 64, warps: 2, depth: 64, stages: 4 };
+const T64X32: Variant = Variant { m: 64, n: 32, warps: 2, depth: 128, stages: 4 };
+const T64X64: Variant = Variant { m: 64, n: 64, warps: 2, depth: 64, stages: 3 };
+const T128X128: Variant = Variant { m: 128, n: 128, warps: 2, depth: 64, stages: 2 };
 
 impl Variant {
     /// A grid of `x` by `y` tiles.
     fn launch(self, x: usize, y: usize) -> Launch {
-        assert!(y <= MOST_FEATURES / 32, "{y} tiles along y");
-        let mut launch = Launch::linear(x, THREADS);
+        assert!(y <= MOST_TILES, "{y} tiles along y");
+        let mut launch = Launch::linear(x, narrow(2 * self.warps * 32));
         launch.grid[1] = narrow(y);
         launch.shared((self.m + self.n) * self.depth * self.stages * DType::Bf16.bytes())
     }
 
-    /// Clocks of a multiprocessor for 16 of k, modelled: the wavefronts of shared memory that four warps read and copies
-    /// write, or the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
+    /// Clocks of a multiprocessor for 16 of k, modelled: the wavefronts of shared memory (each of 4 rows of an operand) that
+    /// copies write and warps read, or the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
     fn clocks(self) -> usize {
-        ((self.m + self.n) * 3 / 4).max(self.m * self.n / 80)
+        ((self.m * (1 + self.warps) + self.n * (1 + 2)) / 4).max(self.m * self.n / 80)
     }
 
     /// Half-clocks, modelled, that a product [rows, cols] takes for each 16 of k, in `parts` side by side: the multiprocessor
@@ -63,10 +65,15 @@ impl Variant {
         (2 * most).max(3) * self.clocks()
     }
 
-    /// The faster one of the tiles for many rows. No bit depends on it.
+    /// The faster one, if they are alike the first. No bit depends on it.
+    fn faster([a, b]: [Self; 2], rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
+        let time = |v: Self| v.time(rows, cols, parts, multiprocessors);
+        if time(a) <= time(b) { a } else { b }
+    }
+
+    /// A tile for many rows.
     fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
-        let time = |v: &Self| v.time(rows, cols, parts, multiprocessors);
-        if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
+        Self::faster([T128X128, T64X64], rows, cols, parts, multiprocessors)
     }
 
     /// For a product with weights of `features` rows in all: while the tokens fit one tile, each byte of the weights
@@ -75,7 +82,7 @@ impl Variant {
         let wide = features >= multiprocessors as usize * 64;
         match tokens {
             0..=32 if wide => T32X64,
-            0..=32 => T32X32,
+            0..=32 => Self::faster([T32X32, T32X16], tokens, features, 1, multiprocessors),
             33..=64 if wide => T64X64,
             33..=64 => T64X32,
             _ => Self::large(tokens, features, 1, multiprocessors),
@@ -174,6 +181,7 @@ pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) 
         tiles += w[i].rows.div_ceil(variant.n);
     }
     let entry = match variant {
+        T32X16 => Entry::MatmulForward32x16,
         T32X32 => Entry::MatmulForward32x32,
         T32X64 => Entry::MatmulForward32x64,
         T64X32 => Entry::MatmulForward64x32,
@@ -543,7 +551,8 @@ mod tests {
     fn tiles_fill_the_multiprocessors_that_there_are() {
         let name = |v: Variant| (v.m, v.n);
         for (what, want, tile) in [
-            ("q k v, T = 32", [(32, 32); 3], (|sms| Variant::forward(32, 2560, sms)) as fn(u32) -> Variant),
+            ("q k v, T = 32", [(32, 16); 3], (|sms| Variant::forward(32, 2560, sms)) as fn(u32) -> Variant),
+            ("down, T = 32", [(32, 16); 3], |sms| Variant::forward(32, 2048, sms)),
             ("8192 features, T = 32", [(32, 64), (32, 64), (32, 32)], |sms| Variant::forward(32, 8192, sms)),
             ("8192 features, T = 64", [(64, 64), (64, 64), (64, 32)], |sms| Variant::forward(64, 8192, sms)),
             ("down, T = 256", [(64, 64); 3], |sms| Variant::forward(256, 2048, sms)),

@@ -17,6 +17,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
+#[allow(unreachable_pub)] // it is the library's
+#[path = "src/device/dependent.rs"]
+mod dependent;
+
 /// -arch: runs on Ampere, Ada, Hopper and Blackwell, through the driver's compiler.
 /// -fmad=false: a multiply-add is one where the kernel says `fmaf`. Otherwise ptxas may fuse what it likes, differently
 /// in each variant of a kernel and on each architecture, and a row would not have the same bits in all of them.
@@ -31,7 +35,7 @@ const PTX_VERSION: (u32, u32) = (7, 4);
 
 /// Compute capabilities of GPUs that machine code is made for: A100, RTX 30, RTX 40, H100, B200, RTX 50. It runs on later
 /// ones of the same major version, too.
-const ARCHITECTURES: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+const ARCHITECTURES: [(i32, i32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
 /// --suppress-debug-info: lines and text of the PTX are two thirds of a cubin otherwise. Who looks for them has the driver
 /// compile the PTX: see CONTRIBUTING.md.
 const PTXAS_FLAGS: [&str; 2] = ["-O3", "--suppress-debug-info"];
@@ -43,6 +47,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=src/device/dependent.rs");
     println!("cargo:rustc-check-cfg=cfg(has_kernels)");
     for variable in VARIABLES {
         println!("cargo:rerun-if-env-changed={variable}");
@@ -132,7 +137,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Option<R> + Sync
 /// A kernel's machine code for one architecture, in a file of OUT_DIR.
 struct Cubin {
     stem: String,
-    capability: (u32, u32),
+    capability: (i32, i32),
     /// Of the toolkit, as in 13.2.
     release: (u32, u32),
 }
@@ -178,17 +183,23 @@ fn assemble(nvcc: &Path, sources: &[PathBuf], out: &Path) -> Vec<Cubin> {
 }
 
 fn assemble_one(ptxas: &Path, assembler: u64, cubin: &Cubin, out: &Path) -> Result<(), String> {
-    let ptx = out.join(&cubin.stem).with_extension("ptx");
+    let mut ptx = out.join(&cubin.stem).with_extension("ptx");
     let file = out.join(cubin.file());
     let stamp = file.with_extension("stamp");
+    let mut text = fs::read_to_string(&ptx).map_err(|e| e.to_string())?;
+    let (major, minor) = cubin.capability;
+    if cubin.capability >= dependent::CAPABILITY {
+        text = dependent::dependent(&text);
+        ptx = file.with_extension("ptx");
+        fs::write(&ptx, &text).map_err(|e| e.to_string())?;
+    }
     let mut hash = DefaultHasher::new();
-    fs::read(&ptx).map_err(|e| e.to_string())?.hash(&mut hash);
+    text.hash(&mut hash);
     let made_of = format!("{assembler:016x} {:016x}\n", hash.finish());
     if file.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
         return Ok(());
     }
     let _ = fs::remove_file(&stamp);
-    let (major, minor) = cubin.capability;
     let run = Command::new(ptxas)
         .args(PTXAS_FLAGS)
         .arg(format!("-arch=sm_{major}{minor}"))
@@ -219,6 +230,7 @@ fn compiler(program: &Path, flags: &[&str]) -> u64 {
     (flags, env::var_os("NVCC_CCBIN")).hash(&mut hash);
     // What is done to the PTX afterwards.
     include_str!("build.rs").hash(&mut hash);
+    include_str!("src/device/dependent.rs").hash(&mut hash);
     hash.finish()
 }
 

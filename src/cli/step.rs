@@ -22,10 +22,12 @@ const TAIL: usize = 128;
 /// From one kernel's end to the next one's start in a CUDA graph. Gray, "Getting started with CUDA graphs" (NVIDIA technical
 /// blog, 2019): kernels of 2.9 us each take 3.4 us in a graph, on V100; newer chips are assumed to be alike.
 const GAP: f64 = 0.5e-6;
-/// Until a kernel's blocks run at full rate, and from the first that ends to the last: blocks are placed, parameters are
-/// read, the first accesses come back from memory one after another. Assumed: kernels that do hardly anything take 1.5 to
-/// 2.5 us each in a graph.
-const START_UP: f64 = 1.5e-6;
+/// Until a kernel's blocks have their places and parameters. Where blocks may take their places early, this and the gap pass
+/// while the kernel ahead runs. Assumed.
+const PLACING: f64 = 0.5e-6;
+/// Until its blocks run at full rate, and from the first that ends to the last: the first accesses come back from memory one
+/// after another, the last writes are awaited. Assumed: kernels that do hardly anything take 1.5 to 2.5 us each in a graph.
+const START_UP: f64 = 1e-6;
 /// What the host does for a step: tokens come back, tables and plans are made, uploads and a graph are launched. The device
 /// waits for it as far as the decode loop's lag does not hide it. Assumed.
 const HOST: f64 = 275e-6;
@@ -144,7 +146,8 @@ impl Step {
         kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let launches = kernels.iter().map(|share| share.launches).sum();
         let kernels_seconds = kernels.iter().map(|share| share.seconds).sum();
-        let launch_seconds = launches as f64 * (GAP + START_UP);
+        let exposed = if chip.launches_dependents() { 0.0 } else { GAP + PLACING };
+        let launch_seconds = launches as f64 * (exposed + START_UP);
         Self {
             model,
             chip: chip.name,

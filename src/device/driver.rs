@@ -13,6 +13,8 @@
 //! - A sequence ([`Device::begin_sequence`]) that comes again is recorded as a CUDA graph and replayed. While one is
 //!   collected, work is held back, so a table for a later launch may be written ahead of earlier ones; to keep that
 //!   harmless, small memory that is freed meanwhile is used again only after the sequence.
+//! - From compute capability 9.0 on a kernel's blocks take their places while the kernel before it still runs
+//!   ([`dependent`]).
 //! - A kernel that fails is noticed by whatever waits for it, so the message of such an error names the launches before.
 //! - With [`EXACT_ALLOC`] in the environment every allocation is one of the driver's, for tools that watch memory.
 //!
@@ -29,6 +31,7 @@ use std::{env, ptr};
 use serde::Serialize;
 
 use super::arena::{Arena, SMALL};
+use super::dependent::{self, dependent};
 use super::sequence::{Recordings, Step, Steps, Verdict};
 use super::sys::{self, CUresult, Missing};
 use super::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr, Reading};
@@ -53,6 +56,12 @@ const NO_TIMING: u32 = 2;
 
 /// Launches that are remembered for the message of an error.
 const REMEMBERED: usize = 16;
+
+/// The first CUDA version whose graphs keep programmatic dependencies between kernels.
+const DEPENDENTS_IN_GRAPHS: (i32, i32) = (12, 3);
+
+/// Environment variable: set to 0, a kernel is launched when the one before it has ended, on all GPUs.
+pub const DEPENDENT_LAUNCH: &str = "BON_GPU_DEPENDENT_LAUNCH";
 
 /// Environment variable: set to 1, every allocation is one of the driver's, of the exact size, and goes back to it when
 /// it is freed. compute-sanitizer then sees each tensor's bounds, and what nobody wrote; nothing is replayed, and
@@ -181,6 +190,8 @@ struct State {
     arena: Arena,
     /// Whether every allocation is one of the driver's ([`EXACT_ALLOC`]).
     exact: bool,
+    /// Whether kernels begin before those ahead of them have ended ([`dependent`]).
+    dependent: bool,
     staging: Staging,
     landings: Vec<Landing>,
     modules: Vec<sys::CUmodule>,
@@ -510,6 +521,10 @@ impl State {
         let mut context = ptr::null_mut();
         // SAFETY: the pointer is to a local. Released when the state is dropped.
         check(&name, "open the GPU", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
+        let dependent = description.capability >= dependent::CAPABILITY
+            && description.driver >= DEPENDENTS_IN_GRAPHS
+            && sys::launches_dependents()
+            && env::var_os(DEPENDENT_LAUNCH).is_none_or(|value| value != "0");
         // From here on, dropping gives back whatever is there.
         let mut state = Self {
             name,
@@ -520,6 +535,7 @@ impl State {
             shared,
             arena: Arena::default(),
             exact: env::var_os(EXACT_ALLOC).is_some_and(|value| value == "1"),
+            dependent,
             staging: Staging {
                 memory: ptr::null_mut(),
                 events: [ptr::null_mut(); STAGING_PARTS],
@@ -1021,23 +1037,28 @@ impl State {
             })
             .collect();
         let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
+        let (handle, params, stream) = (function.handle, params.as_mut_ptr(), self.stream);
         // SAFETY: the function is loaded; the parameters point to values that outlive the call, which copies them. That
-        // they are as many and as large as the kernel's is the launchers' part, and checked on the virtual GPU.
+        // they are as many and as large as the kernel's is the launchers' part, and checked on the virtual GPU. Where the
+        // stream may run it early, its text was made to wait first.
         let result = unsafe {
-            let (handle, params) = (function.handle, params.as_mut_ptr());
-            sys::cuLaunchKernel(
-                handle,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                shared_bytes,
-                self.stream,
-                params,
-                ptr::null_mut(),
-            )
+            if self.dependent {
+                sys::launch_dependent(handle, grid, block, shared_bytes, stream, params)
+            } else {
+                sys::cuLaunchKernel(
+                    handle,
+                    gx,
+                    gy,
+                    gz,
+                    bx,
+                    by,
+                    bz,
+                    shared_bytes,
+                    stream,
+                    params,
+                    ptr::null_mut(),
+                )
+            }
         };
         if result == CUresult::CUDA_SUCCESS {
             self.remember(Launched { kernel: kernel.0, shape: *launch });
@@ -1223,7 +1244,8 @@ impl Device for Gpu {
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
         // The driver compiles with the context current on this thread, and without our lock: other modules meanwhile, on
         // other threads.
-        drop(self.current()?);
+        let waits = self.current()?.description.capability >= dependent::CAPABILITY;
+        let ptx = if waits { &dependent(ptx) } else { ptx };
         let text = CString::new(ptx)
             .map_err(|_| DeviceError::new(&self.name, format!("{name} holds a zero byte")))?;
         let loaded = load_image(name, text.as_bytes_with_nul());

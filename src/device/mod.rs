@@ -4,9 +4,11 @@
 //! Work is ordered: what is asked first happens first. Only [`Device::read`], [`Device::end_read`] and
 //! [`Device::synchronize`] wait.
 //!
-//! [`arena`] keeps the books of a GPU's memory, [`sequence`] those of its CUDA graphs; both know no driver.
+//! [`arena`] keeps the books of a GPU's memory, [`sequence`] those of its CUDA graphs, [`dependent`] makes PTX whose launches
+//! overlap; they know no driver.
 
 pub mod arena;
+pub mod dependent;
 pub mod driver;
 pub mod host;
 pub mod sequence;
@@ -129,7 +131,8 @@ pub enum Reading {
     UnderWay(Arc<usize>),
 }
 
-/// Machine code of a module, as ptxas writes it.
+/// Machine code of a module, as ptxas writes it; from compute capability 9.0 on, of the text that [`dependent::dependent`]
+/// makes.
 #[derive(Debug, Clone, Copy)]
 pub struct Cubin<'a> {
     /// Compute capability that it is made for, as in (8, 6): it runs on GPUs of the same major version and this or a later

@@ -1,4 +1,5 @@
-//! The CUDA driver's functions: a table that [`load`] fills from the driver's library, all or none of them.
+//! The CUDA driver's functions: a table that [`load`] fills from the driver's library, all or none of them, but for those that
+//! only later drivers have.
 //!
 //! Handles, and the numbers that go in, are as cudarc declares them. Results that come out are integers here: a driver
 //! may be newer than the headers that a Rust enum was made from, and a number that the enum lacks would be undefined
@@ -92,20 +93,81 @@ pub(super) fn load() -> Result<(), Missing> {
         // Never closed: functions of it are called until the process ends.
         let library =
             LIBRARIES.iter().map(open).find(|library| !library.is_null()).ok_or(Missing::Library)?;
-        // SAFETY: the library stays open.
-        unsafe { Table::find(library) }
+        // SAFETY: the library stays open, and its functions of these names have these types.
+        unsafe {
+            let functions = Functions::find(library)?;
+            let launch = dlsym(library, c"cuLaunchKernelEx".as_ptr());
+            let launch_ex = (!launch.is_null()).then(|| std::mem::transmute::<*mut c_void, LaunchEx>(launch));
+            Ok(Table { functions, launch_ex })
+        }
     };
     TABLE.get_or_init(find).as_ref().map(drop).map_err(|missing| *missing)
+}
+
+/// cuLaunchKernelEx, of CUDA 11.8: the launch with its attributes, the kernel, its parameters, nothing.
+type LaunchEx = unsafe extern "C" fn(
+    *const sys::CUlaunchConfig,
+    CUfunction,
+    *mut *mut c_void,
+    *mut *mut c_void,
+) -> CUresult;
+
+struct Table {
+    functions: Functions,
+    launch_ex: Option<LaunchEx>,
+}
+
+/// Whether the driver has [`launch_dependent`].
+pub(super) fn launches_dependents() -> bool {
+    matches!(TABLE.get(), Some(Ok(Table { launch_ex: Some(_), .. })))
+}
+
+/// cuLaunchKernelEx with programmatic stream serialization: the kernel may begin before the one ahead of it in the stream
+/// has ended. Panics where [`launches_dependents`] is false.
+///
+/// # Safety
+/// As for [`cuLaunchKernel`]; and what the kernel does before it waits with `griddepcontrol.wait` does not depend on the
+/// work ahead.
+pub(super) unsafe fn launch_dependent(
+    function: CUfunction,
+    [grid_x, grid_y, grid_z]: [c_uint; 3],
+    [block_x, block_y, block_z]: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: CUstream,
+    params: *mut *mut c_void,
+) -> CUresult {
+    let Some(Ok(Table { launch_ex: Some(launch), .. })) = TABLE.get() else {
+        panic!("this driver launches no dependents")
+    };
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: grid_x,
+        gridDimY: grid_y,
+        gridDimZ: grid_z,
+        blockDimX: block_x,
+        blockDimY: block_y,
+        blockDimZ: block_z,
+        sharedMemBytes: shared_bytes,
+        hStream: stream,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: the caller's word; the attribute outlives the call.
+    unsafe { launch(&config, function, params, std::ptr::null_mut()) }
 }
 
 macro_rules! functions {
     ($($name:ident($($arg:ident: $type:ty),* $(,)?))*) => {
         #[allow(non_snake_case)] // the driver's names
-        struct Table {
+        struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> CUresult,)*
         }
 
-        impl Table {
+        impl Functions {
             /// # Safety
             /// `library` is open, and what it has of these names is the CUDA driver's.
             unsafe fn find(library: *mut c_void) -> Result<Self, Missing> {
@@ -132,7 +194,7 @@ macro_rules! functions {
             pub(super) unsafe fn $name($($arg: $type),*) -> CUresult {
                 let Some(Ok(table)) = TABLE.get() else { panic!("the driver is called before it is found") };
                 // SAFETY: the caller's word.
-                unsafe { (table.$name)($($arg),*) }
+                unsafe { (table.functions.$name)($($arg),*) }
             }
         )*
     };

@@ -12,7 +12,8 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries::MODULES;
 use bon_engine::backend::{Backend, DType};
 use bon_engine::device::arena::{ALIGN, Arena, SMALL};
-use bon_engine::device::driver::{EXACT_ALLOC, Gpu};
+use bon_engine::device::dependent::dependent;
+use bon_engine::device::driver::{DEPENDENT_LAUNCH, EXACT_ALLOC, Gpu};
 use bon_engine::device::sequence::{Recordings, Step, Steps, Verdict};
 use bon_engine::device::vm::{Options, Vm};
 use bon_engine::device::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr};
@@ -1008,6 +1009,58 @@ mod with_settings {
         let gpu = Gpu::open(0).unwrap();
         four_sequences(&gpu);
         assert_eq!(gpu.counts().recorded, 1);
+    }
+
+    /// Kernels that begin before those ahead have ended, one by one and in graphs, wait for them.
+    #[test]
+    fn kernels_that_begin_early() {
+        if !on_machine("kernels_that_begin_early", &[("VCUDA_CAPABILITY", "9.0")]) {
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let [kernel, ..] = kernels(&gpu);
+        let y = upload(&gpu, &[1.0; 64]);
+        for _ in 0..4 {
+            gpu.begin_sequence().unwrap();
+            (0..5).for_each(|_| combine(&gpu, kernel, [y, y, y], 64, 1.0));
+            gpu.end_sequence().unwrap();
+        }
+        combine(&gpu, kernel, [y, y, y], 64, 1.0);
+        assert!(download(&gpu, y, 64).iter().all(|y| *y == 2f32.powi(21)));
+        assert!(gpu.counts().recorded == 1 && gpu.counts().replayed > 0 && gpu.counts().refused == 0);
+        let message = one_that_does_not_wait(&gpu).unwrap_err().message;
+        assert!(message.contains("cannot launch combine with grid"), "{message}");
+        assert!(message.contains("something is still in use"), "{message}");
+    }
+
+    /// A kernel that uses memory before it waits may be launched where nothing begins early.
+    fn one_that_does_not_wait(gpu: &Gpu) -> Result<(), DeviceError> {
+        let ptx = dependent(PTX);
+        let late = ptx.replacen("griddepcontrol.wait;", "", 1);
+        assert!(late != ptx);
+        let image = machine_code(90, &late);
+        let cubins = [Cubin { capability: (9, 0), cuda: (12, 0), image: &image }];
+        let loaded = gpu.load_cubin("hand.cubin", &cubins, &["combine"])?.expect("it is for this GPU");
+        let y = upload(gpu, &[1.0; 64]);
+        let args = [y.into(), y.into(), y.into(), 64u32.into(), 1f32.into()];
+        gpu.launch(loaded[0], &Launch::linear(1, 64), &args)
+    }
+
+    #[test]
+    fn kernels_that_begin_late_by_request() {
+        let settings = [("VCUDA_CAPABILITY", "9.0"), (DEPENDENT_LAUNCH, "0")];
+        if on_machine("kernels_that_begin_late_by_request", &settings) {
+            one_that_does_not_wait(&Gpu::open(0).unwrap()).unwrap();
+        }
+    }
+
+    /// A driver whose graphs know no programmatic dependencies.
+    #[test]
+    fn kernels_that_begin_late_under_an_old_driver() {
+        let settings = [("VCUDA_CAPABILITY", "9.0"), ("VCUDA_VERSION", "12.2")];
+        if on_machine("kernels_that_begin_late_under_an_old_driver", &settings) {
+            one_that_does_not_wait(&Gpu::open(0).unwrap()).unwrap();
+        }
     }
 
     /// What stands for machine code on the virtual driver.

@@ -299,17 +299,22 @@ fn the_fast_stage_takes_what_the_machine_has() {
     assert_eq!(ran.steps("none").len() + 1, ran.summary().len());
     assert!(ran.out.contains("the GPU was not asked"), "{}", ran.out);
 
-    machine.script(&kit.join("benches/engine"), "echo \"$*\" >\"$3\"; echo 'decode 1.00 ms'");
+    let engine = "[[ $2 != --output ]] || echo \"$*\" >\"$3\"; echo \"decode 1.00 ms $2 ${BON_GPU_DEPENDENT_LAUNCH-}\"";
+    machine.script(&kit.join("benches/engine"), engine);
     machine.script(&kit.join("benches/kernels"), "echo \"$* $CRITERION_HOME\"");
     machine.script(&kit.join("benches/other"), "echo \"$*\"");
     let ran = machine.run(&kit, &["fast", "out"], &[]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert_eq!(ran.steps("ok"), ["00-machine", "10-engine", "20-kernels-2b", "21-kernels-270m", "25-other"]);
+    assert_eq!(
+        ran.steps("ok"),
+        ["00-machine", "10-engine", "11-engine-late", "20-kernels-2b", "21-kernels-270m", "25-other"]
+    );
     assert_eq!(ran.steps("none"), ["30-torch", "40-ncu", "50-sanitizer"]);
     let out = fs::canonicalize(machine.path("work/out")).unwrap();
     let json = out.join("engine.json");
     let asked = fs::read_to_string(&json).unwrap();
     assert_eq!(asked, format!("--bench --output {}\n", json.display()));
+    assert_eq!(ran.said("11-engine-late"), "decode 1.00 ms Gemma 3 270M/decode 0");
     let times = format!("--bench --noplot ^Gemma 2B/ {}", out.join("criterion").display());
     assert_eq!(ran.said("20-kernels-2b"), times);
 

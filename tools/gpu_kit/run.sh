@@ -347,6 +347,11 @@ fast() {
     step 00-machine 20 bash -c "$machine"
     if [[ -x $kit/benches/engine ]]; then
         ! step 10-engine 150 "$kit/benches/engine" --bench --output "$out/engine.json" || asked=true
+        # Where kernels begin while those before them run: what that gains, of the model whose launches cost most.
+        case $gpu in
+        *"compute capability 8."*) none 11-engine-late "kernels of this GPU begin one after the other anyway" ;;
+        *) step 11-engine-late 40 env BON_GPU_DEPENDENT_LAUNCH=0 "$kit/benches/engine" --bench 'Gemma 3 270M/decode' ;;
+        esac
     else
         none 10-engine "this kit has no bench of the engine"
     fi

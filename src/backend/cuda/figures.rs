@@ -24,6 +24,7 @@ use super::entries::{MODULES, Module, NO_KERNELS, PTXAS};
 use super::workload::Workload;
 use crate::backend::Backend;
 use crate::device::DeviceError;
+use crate::device::dependent::{self, dependent};
 use crate::device::vm::{BlockWork, Checks, Options, Report, Vm};
 
 // ---------------------------------------------------------------------------------------------------------- chips
@@ -179,6 +180,11 @@ impl Bound {
 }
 
 impl Chip {
+    /// Whether kernels take their places while those ahead of them run.
+    pub fn launches_dependents(&self) -> bool {
+        launches_dependents(self.arch)
+    }
+
     /// The op itself.
     pub fn of_op(&self, bytes: u64, flops: u64) -> Bound {
         let part = |seconds, limit| Bound { seconds, limit, uneven: false };
@@ -331,9 +337,17 @@ pub fn ptxas() -> Option<String> {
     env::var("BON_PTXAS").ok().or(PTXAS.map(str::to_owned)).filter(|ptxas| Path::new(ptxas).is_file())
 }
 
+/// Whether GPUs of an architecture, as ptxas calls it, begin kernels before those ahead of them have ended
+/// ([`dependent`]).
+fn launches_dependents(arch: &str) -> bool {
+    let capability = arch.trim_start_matches("sm_").parse().map(|sm: i32| (sm / 10, sm % 10));
+    capability.is_ok_and(|capability| capability >= dependent::CAPABILITY)
+}
+
 /// Assembles a module for an architecture.
 pub fn resources(module: &Module, arch: &str) -> Result<Vec<Resources>, FiguresError> {
     let ptx = module.ptx.ok_or(FiguresError::NoKernels)?;
+    let ptx = if launches_dependents(arch) { &dependent(ptx) } else { ptx };
     let ptxas = ptxas().ok_or(FiguresError::NoPtxas)?;
     let failed = |source| FiguresError::Run { ptxas: ptxas.clone(), source };
     let mut child = Command::new(&ptxas)

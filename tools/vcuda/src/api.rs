@@ -58,6 +58,59 @@ unsafe fn text<'a>(text: *const c_char) -> Result<&'a str, Code> {
     unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| Code::INVALID_VALUE)
 }
 
+/// CUlaunchAttributeID of launches that may begin before the kernel ahead has ended.
+const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
+
+/// CUlaunchAttribute.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Attribute {
+    id: c_uint,
+    _padding: c_uint,
+    value: [c_int; 16],
+}
+
+/// CUlaunchConfig.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Config {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: Handle,
+    attributes: *const Attribute,
+    count: c_uint,
+}
+
+/// Launches a kernel with the arguments at `params`.
+///
+/// # Safety
+/// As the driver's documentation says of cuLaunchKernel's pointers.
+unsafe fn launch(
+    function: Handle,
+    shape: Launch,
+    stream: Handle,
+    params: *mut Handle,
+    extra: *mut Handle,
+) -> Result<(), Code> {
+    if !extra.is_null() {
+        return Err(Code::NOT_SUPPORTED);
+    }
+    let sizes = with_context(|context| context.params(known(function)))?;
+    let mut args = Vec::with_capacity(sizes.len());
+    for (i, bytes) in sizes.iter().enumerate() {
+        // SAFETY: the caller has as many pointers as the kernel has parameters, or none.
+        let at = if params.is_null() { std::ptr::null_mut() } else { unsafe { params.add(i).read() } };
+        if at.is_null() {
+            say(&format!("argument {i} of {} is missing", sizes.len()));
+            return Err(Code::INVALID_VALUE);
+        }
+        // SAFETY: each points to a value of its parameter's size.
+        args.push(unsafe { std::slice::from_raw_parts(at.cast::<u8>(), *bytes as usize) }.to_vec());
+    }
+    with_context(|context| context.launch(known(function), shape, args, known(stream)))
+}
+
 /// Exports functions. Their callers keep to the driver's documentation: pointers are null or good, texts end.
 macro_rules! export {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {
@@ -350,26 +403,28 @@ export! {
         params: *mut Handle,
         extra: *mut Handle,
     ) {
-        if !extra.is_null() {
-            return Err(Code::NOT_SUPPORTED);
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let shape = Launch { grid, block, shared_bytes, cooperative: false };
+        launch(function, shape, stream, params, extra)
+    }
+
+    /// Launches a kernel with attributes.
+    fn cuLaunchKernelEx(config: *const Config, function: Handle, params: *mut Handle, extra: *mut Handle) {
+        if config.is_null() {
+            return Err(Code::INVALID_VALUE);
         }
-        let sizes = with_context(|context| context.params(known(function)))?;
-        let mut args = Vec::with_capacity(sizes.len());
-        for (i, bytes) in sizes.iter().enumerate() {
-            let at = if params.is_null() { std::ptr::null_mut() } else { params.add(i).read() };
-            if at.is_null() {
-                say(&format!("argument {i} of {} is missing", sizes.len()));
-                return Err(Code::INVALID_VALUE);
+        let Config { grid, block, shared_bytes, stream, attributes, count } = config.read();
+        for i in 0..count as usize {
+            let Attribute { id, value, .. } = attributes.add(i).read();
+            if id != PROGRAMMATIC_STREAM_SERIALIZATION {
+                say(&format!("launch attribute {id} is not built"));
+                return Err(Code::NOT_SUPPORTED);
             }
-            args.push(std::slice::from_raw_parts(at.cast::<u8>(), *bytes as usize).to_vec());
+            if value[0] != 0 {
+                with_context(|context| context.may_begin_early(known(function), known(stream)))?;
+            }
         }
-        let shape = Launch {
-            grid: [grid_x, grid_y, grid_z],
-            block: [block_x, block_y, block_z],
-            shared_bytes,
-            cooperative: false,
-        };
-        with_context(|context| context.launch(known(function), shape, args, known(stream)))
+        launch(function, Launch { grid, block, shared_bytes, cooperative: false }, stream, params, extra)
     }
 
     /// Makes a graph executable.

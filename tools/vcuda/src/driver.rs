@@ -63,6 +63,25 @@ pub struct Function {
     params: Vec<u32>,
     /// Static shared memory.
     shared: u32,
+    /// Whether it waits for the kernels ahead of it before it does anything.
+    waits: bool,
+}
+
+/// Whether an entry point's text runs `griddepcontrol.wait` before it uses memory, other than its parameters, or leaves the
+/// straight way.
+fn waits(ptx: &str, entry: &str) -> bool {
+    let body = ptx.split_once(&format!(".entry {entry}(")).and_then(|(_, rest)| rest.split_once('{'));
+    let early = |line: &str| {
+        let words = line.split(|c: char| c.is_whitespace() || ";.".contains(c));
+        let uses = line.contains('[') && !line.trim_start().starts_with("ld.param");
+        uses || words.into_iter().any(|word| ["bra", "brx", "call", "ret", "exit"].contains(&word))
+    };
+    let mut lines = body.map_or("", |(_, body)| body).lines();
+    lines
+        .find_map(|line| {
+            if line.contains("griddepcontrol.wait") { Some(true) } else { early(line).then_some(false) }
+        })
+        .unwrap_or(false)
 }
 
 struct Stream {
@@ -98,7 +117,7 @@ pub struct Context {
     memory: BTreeMap<u64, u64>,
     /// Page-locked host memory: address and layout.
     locked: BTreeMap<usize, Layout>,
-    modules: BTreeMap<u64, (LoadedModule, Module)>,
+    modules: BTreeMap<u64, (LoadedModule, Module, String)>,
     functions: HashMap<u64, Arc<Function>>,
     /// Dynamic shared memory that functions may have, where it was set.
     dynamic: HashMap<u64, u32>,
@@ -480,7 +499,7 @@ impl Context {
         let module = Module::load("module", text).map_err(|e| (Code::INVALID_PTX, e.to_string()))?;
         let loaded = self.gpu.load(&module).map_err(|e| (Code::OUT_OF_MEMORY, e.to_string()))?;
         let name = handle();
-        self.modules.insert(name, (loaded, module));
+        self.modules.insert(name, (loaded, module, text.to_owned()));
         Ok(name)
     }
 
@@ -498,7 +517,7 @@ impl Context {
 
     /// cuModuleGetFunction.
     pub fn function(&mut self, module: u64, name: &str) -> Result<u64, Code> {
-        let (loaded, decoded) = self.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
+        let (loaded, decoded, text) = self.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
         let known = self.functions.iter().find(|(_, f)| f.owner == module && f.name == name);
         if let Some((function, _)) = known {
             return Ok(*function);
@@ -510,6 +529,7 @@ impl Context {
             name: name.to_owned(),
             params: params.iter().map(|(bytes, _)| *bytes).collect(),
             shared: decoded.shared_bytes(name).unwrap_or(0),
+            waits: waits(text, name),
         };
         let name = handle();
         self.functions.insert(name, Arc::new(function));
@@ -595,6 +615,23 @@ impl Context {
         self.put(stream, Work::Launch(kernel, shape, args))?;
         let captured = self.streams.get(&stream).is_some_and(|s| s.capture.is_some());
         if self.settings.blocking && !captured { self.drain(stream, None) } else { Ok(()) }
+    }
+
+    /// A launch that may begin before the kernel ahead of it has ended: here it does not, so what would go wrong then is
+    /// refused.
+    pub fn may_begin_early(&self, function: u64, stream: u64) -> Result<(), Code> {
+        let kernel = self.functions.get(&function).ok_or(Code::INVALID_HANDLE)?;
+        let captured = self.streams.get(&stream).is_some_and(|s| s.capture.is_some());
+        let Settings { capability, version, .. } = self.settings;
+        if capability < (9, 0) || version < (11, 8) || captured && version < (12, 3) {
+            say(&format!("{}: no programmatic launch on {capability:?} with CUDA {version:?}", kernel.name));
+            return Err(Code::NOT_SUPPORTED);
+        }
+        if !kernel.waits {
+            say(&format!("{} may begin early, and uses memory before it waits", kernel.name));
+            return Err(Code::ILLEGAL_STATE);
+        }
+        Ok(())
     }
 
     // ----------------------------------------------------------------------------------------- streams and events

@@ -62,14 +62,20 @@ fn heads(c: &mut Criterion) {
         let targets: Vec<Target> =
             (0..rows as u32).map(|row| Target { row, token: row * 997 % V as u32 }).collect();
         group.bench_function(format!("logprob_forward R{rows}"), |b| {
-            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets));
+            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets, false));
         });
-        let (_, lse) = lm_head::logprob_forward(&x, &table, &head, &targets);
         let weights = vec![0.1; rows];
         let mut dtable = Tensor::f32(V, D, vec![0.0; V * D]);
-        group.bench_function(format!("logprob_backward R{rows}"), |b| {
-            b.iter(|| lm_head::logprob_backward(&x, &table, &head, &lse, &targets, &weights, &mut dtable));
-        });
+        // As training does it: the gradient with logits that are computed again, or that were kept.
+        for keep in [false, true] {
+            let kept = if keep { ", logits kept" } else { "" };
+            group.bench_function(format!("logprob_forward and backward R{rows}{kept}"), |b| {
+                b.iter(|| {
+                    let (_, trace) = lm_head::logprob_forward(&x, &table, &head, &targets, keep);
+                    lm_head::logprob_backward(&x, &table, &head, &trace, &targets, &weights, &mut dtable)
+                });
+            });
+        }
     }
 }
 

@@ -20,13 +20,14 @@
 // besides the walk: 12 R V, of which L2 has most, and 24 KB a block of the histogram, written and read.
 //
 // **lm_head_logprob_forward** is the same walk with 128 x 128 tiles, limited by the tensor cores: 2 R V D FLOPs, 4.3 T
-// for 4096 rows of Gemma 2B; the V R logits would be 2.1 GB in bf16, and never exist. Blocks of one chunk run side by
+// for 4096 rows of Gemma 2B; the V R logits, 4.2 GB in f32, are written only if there is room to keep them. Blocks of one chunk run side by
 // side, so E comes from DRAM once and otherwise, like X, from L2: 64 FLOPs a byte. Per mma, 1.1 other instructions of
 // PTX in the main loop, and 12 a logit behind it.
 //
 // **lm_head_logprob_backward** computes logit tiles again and writes dlogits, bf16, for a range of the vocabulary that
 // fits the workspace; kernels/matmul.cu makes dX = dlogits E, whose sums go on from range to range, and
-// dE += dlogits^T X of it. FLOPs: 6 R V D.
+// dE += dlogits^T X of it. FLOPs: 6 R V D. Where the forward pass has written its sums, f32, 4 R V bytes that are read once,
+// **.._kept** takes these: 4 R V D FLOPs and the same bits.
 
 #include "lm_head.cuh"
 
@@ -733,10 +734,12 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
 // while the other finishes its logits.
 using Rows128 = Walk<128, 2, 2>;
 
-// found[target.index] = the target's logit; sums as in sampling. Grid: row tiles x chunks.
+// found[target.index] = the target's logit; sums as in sampling; logits [rows][ld] as the products leave them, ld as many
+// tokens as all chunks have, or null. Grid: row tiles x chunks.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operands o, Head head, Targets targets,
                                                                           Sum *__restrict__ sums,
-                                                                          float *__restrict__ found) {
+                                                                          float *__restrict__ found,
+                                                                          float *__restrict__ logits, unsigned ld) {
     using W = Rows128;
     const unsigned row0 = blockIdx.x * W::ROWS, begin = blockIdx.y * CHUNK, end = min(begin + CHUNK, o.vocab);
     const unsigned list = blockIdx.y * gridDim.x + blockIdx.x;
@@ -744,6 +747,13 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operan
     W w;
     Sums<W> running;
     w.tiles(o, begin, end, row0, memory, [&](unsigned v0) {
+        if (logits != nullptr)
+            w.each_piece(logits, ld, v0, row0, o.rows, [&](int n, int j, float *to) {
+#pragma unroll
+                for (int i = 0; i < 8; i += 4)
+                    *reinterpret_cast<float4 *>(to + i) =
+                        make_float4(w.at(n, j, i), w.at(n, j, i + 1), w.at(n, j, i + 2), w.at(n, j, i + 3));
+            });
         finish_tile(w, head, v0, o.vocab);
         running.add_tile(w);
         if (!targets.met<W>(first, last, v0, row0)) return;
@@ -773,53 +783,90 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_forward_merge(
 
 // ---------------------------------------------------------------------------------------------------------- gradient
 
-// dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l, of the chunks from chunk0 (token v0)
-// on: [rows][ld], ld at least as many tokens as the grid's chunks have. Tokens beyond the vocabulary, up to the end of
-// their tile: 0. Grid: row tiles x chunks.
-extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(
-    Operands o, Head head, Targets targets, const float *__restrict__ lse, const float *__restrict__ total,
-    unsigned chunk0, bf16 *__restrict__ dlogits, unsigned ld) {
-    using W = Rows128;
-    const unsigned chunk = chunk0 + blockIdx.y, list = chunk * gridDim.x + blockIdx.x;
-    const unsigned row0 = blockIdx.x * W::ROWS, begin = chunk * CHUNK, end = min(begin + CHUNK, o.vocab);
-    const unsigned first = targets.offsets[list], last = targets.offsets[list + 1];
-    W w;
-    w.tiles(o, begin, end, row0, memory, [&](unsigned v0) {
+// What the gradient's kernels take: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l, of the
+// chunks from chunk0 (token v0) on: [rows][ld], ld at least as many tokens as the grid's chunks have. Tokens beyond the
+// vocabulary, up to the end of their tile: 0. Grid: row tiles x chunks.
+struct Gradient {
+    Targets targets;
+    const float *__restrict__ lse;
+    const float *__restrict__ total;
+    bf16 *__restrict__ dlogits;
+    unsigned chunk0, ld;
+};
+
+// A block's share of it.
+template <typename W>
+struct Share {
+    unsigned row0, begin, end;
+    unsigned first, last;  // targets
+
+    __device__ __forceinline__ Share(const Gradient &g, unsigned vocab) {
+        const unsigned chunk = g.chunk0 + blockIdx.y, list = chunk * gridDim.x + blockIdx.x;
+        row0 = blockIdx.x * W::ROWS, begin = chunk * CHUNK, end = min(begin + CHUNK, vocab);
+        first = g.targets.offsets[list], last = g.targets.offsets[list + 1];
+    }
+
+    // Of the tile whose logits are in w.
+    __device__ __forceinline__ void write(W &w, const Gradient &g, const Head &head, unsigned v0, unsigned rows,
+                                          unsigned vocab) const {
         const unsigned token = v0 + W::token();
-        const bool any = targets.met<W>(first, last, v0, row0);
+        const bool any = g.targets.met<W>(first, last, v0, row0);
+        w.each_piece(g.dlogits, g.ld, v0 - g.chunk0 * CHUNK, row0, rows, [&](int n, int j, bf16 *to) {
+            const unsigned row = row0 + W::column(n, j);
+            const float row_lse = g.lse[row], row_total = g.total[row];
+            float d[8], slope[8];
 #pragma unroll
-        for (int n = 0; n < W::N; n++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const unsigned row = row0 + W::column(n, j);
-                if (row >= o.rows) continue;
-                const float row_lse = lse[row], row_total = total[row];
-                float d[8], slope[8];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    float l = w.at(n, j, i);
-                    slope[i] = head.inverse_temperature;
-                    if (head.softcap > 0) {
-                        const float tanh = tanhf(l * head.inverse_softcap);
-                        l = head.softcap * tanh;
-                        slope[i] *= 1.0f - tanh * tanh;
-                    }
-                    const float p = exponential(l * head.inverse_temperature - row_lse);
-                    d[i] = token + i < o.vocab ? row_total * p : 0;
+            for (int i = 0; i < 8; i++) {
+                float l = w.at(n, j, i);
+                slope[i] = head.inverse_temperature;
+                if (head.softcap > 0) {
+                    const float tanh = tanhf(l * head.inverse_softcap);
+                    l = head.softcap * tanh;
+                    slope[i] *= 1.0f - tanh * tanh;
                 }
-                if (any)
-                    for (unsigned t = first; t < last; t++) {
-                        const Target target = targets.list[t];
-                        if (target.row != row) continue;
-#pragma unroll
-                        for (int i = 0; i < 8; i++)
-                            if (target.token == token + i) d[i] -= target.weight;
-                    }
-#pragma unroll
-                for (int i = 0; i < 8; i++) d[i] *= slope[i];
-                bf16 *to = dlogits + size_t(row) * ld + (token - chunk0 * CHUNK);
-                *reinterpret_cast<uint4 *>(to) =
-                    make_uint4(pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
+                const float p = exponential(l * head.inverse_temperature - row_lse);
+                d[i] = token + i < vocab ? row_total * p : 0;
             }
-    });
+            if (any)
+                for (unsigned t = first; t < last; t++) {
+                    const Target target = g.targets.list[t];
+                    if (target.row != row) continue;
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        if (target.token == token + i) d[i] -= target.weight;
+                }
+#pragma unroll
+            for (int i = 0; i < 8; i++) d[i] *= slope[i];
+            *reinterpret_cast<uint4 *>(to) =
+                make_uint4(pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
+        });
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Operands o, Head head, Gradient g) {
+    using W = Rows128;
+    const Share<W> share(g, o.vocab);
+    W w;
+    w.tiles(o, share.begin, share.end, share.row0, memory,
+            [&](unsigned v0) { share.write(w, g, head, v0, o.rows, o.vocab); });
+}
+
+// Of the logits that lm_head_logprob_forward has written, kept_ld apart.
+extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward_kept(Operands o, Head head, Gradient g,
+                                                                                const float *__restrict__ logits,
+                                                                                unsigned kept_ld) {
+    using W = Rows128;
+    const Share<W> share(g, o.vocab);
+    W w;
+    for (unsigned v0 = share.begin; v0 < share.end; v0 += TILE_V) {
+        w.each_piece(logits, kept_ld, v0, share.row0, o.rows, [&](int n, int j, const float *from) {
+#pragma unroll
+            for (int i = 0; i < 8; i += 4) {
+                const float4 four = *reinterpret_cast<const float4 *>(from + i);
+                w.at(n, j, i) = four.x, w.at(n, j, i + 1) = four.y;
+                w.at(n, j, i + 2) = four.z, w.at(n, j, i + 3) = four.w;
+            }
+        });
+        share.write(w, g, head, v0, o.rows, o.vocab);
+    }
 }

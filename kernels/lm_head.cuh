@@ -55,6 +55,19 @@ struct Walk {
         return warp_column() + n * 8 + threadIdx.x % 4 * 2 + j;
     }
 
+    // Calls f(logits of the thread's eight tokens, where they lie in a matrix [rows, ld]) for each of its columns that is one
+    // of `rows` rows from row0 on; its tokens from v0 on.
+    template <typename T, typename F>
+    __device__ __forceinline__ void each_piece(T *matrix, size_t ld, unsigned v0, unsigned row0, unsigned rows, F &&f) {
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const unsigned row = row0 + column(n, j);
+                if (row < rows) f(n, j, matrix + row * ld + v0 + token());
+            }
+    }
+
     // Calls visit(first token) with the logits in `sum` for every tile of tokens begin .. end (begin a multiple of
     // TILE_V) x rows row0 .. row0 + ROWS, in order. What has no token or no row is a product with zeros. Afterwards
     // `memory` (SHARED bytes) is free.

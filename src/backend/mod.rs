@@ -177,6 +177,22 @@ pub struct Unsupported {
 /// sampling; above, what is left is uniform.
 pub const TEMPERATURES: std::ops::RangeInclusive<f32> = 1e-6..=1e6;
 
+/// What the LM head's log-probs leave for their backward pass.
+#[derive(Debug, Clone)]
+pub struct HeadTrace<T> {
+    /// Log-sum-exp of each row's logits: `[1, R]`, f32.
+    pub lse: T,
+    /// The products that the logits are made of, in f32 as the backend lays them out.
+    pub logits: Option<T>,
+}
+
+impl<T> HeadTrace<T> {
+    /// An upper bound of the bytes of [`Self::logits`]: rows and tokens come in whole tiles.
+    pub fn logits_bytes(rows: usize, vocab: usize) -> u64 {
+        rows.next_multiple_of(64) as u64 * vocab.next_multiple_of(512) as u64 * DType::F32.bytes() as u64
+    }
+}
+
 /// What turns hidden states into probabilities: pi(v) = softmax(cap(x . E_v) / temperature).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadSpec {
@@ -563,23 +579,24 @@ pub trait Backend: Send + Sync {
         let nothing = |_| vec![Sampled { token: 0, logprob: 0.0 }; choices.len()];
         self.take_draw(&mut draws).unwrap_or_else(nothing)
     }
-    /// log pi(token | row) of every target, and each row's log-sum-exp `[1, R]` (f32) for the backward pass.
+    /// log pi(token | row) of every target, and what the backward pass needs of it: with `keep`, the logits as well.
     fn lm_head_logprob_forward(
         &self,
         x: &Self::Tensor,
         table: &Self::Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Self::Tensor);
-    /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and dtable +=. Logit tiles
-    /// are computed again.
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Self::Tensor>);
+    /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and dtable +=. Logits that were not
+    /// kept are computed again, in tiles; no bit depends on it.
     #[allow(clippy::too_many_arguments)]
     fn lm_head_logprob_backward(
         &self,
         x: &Self::Tensor,
         table: &Self::Tensor,
         head: &HeadSpec,
-        lse: &Self::Tensor,
+        trace: &HeadTrace<Self::Tensor>,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Self::Tensor,

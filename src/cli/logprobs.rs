@@ -108,7 +108,8 @@ fn score<B: Backend>(loaded: &ModelDir<B>, line: &str, temperature: f32) -> anyh
         model.forward(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs });
     let head = HeadSpec { softcap: config.final_softcap, temperature };
     let targets: Vec<Target> = ids[1..].iter().zip(0..).map(|(&token, row)| Target { row, token }).collect();
-    let (logprobs, _) = model.backend.lm_head_logprob_forward(&hidden, &model.params.embed, &head, &targets);
+    let (logprobs, _) =
+        model.backend.lm_head_logprob_forward(&hidden, &model.params.embed, &head, &targets, false);
     model.backend.check()?;
     Ok(Scored { ids, logprobs })
 }

@@ -200,12 +200,15 @@ pub(super) fn unjudged(kind: &str, count: u64) -> String {
 
 /// What is kept of the forward passes, in a sentence.
 fn activations(kept: &Kept) -> String {
-    let Kept { layers, attention, mlp } = kept;
+    let Kept { layers, attention, mlp, .. } = kept;
     match kept.share() {
         Share::All => "activations: all are kept for the backward pass".into(),
         Share::None => "activations: the backward pass computes all again; with more memory, or a higher \
              train.gradient_accumulation, they are kept"
             .into(),
+        Share::Some if mlp == layers => {
+            "activations: all layers keep theirs for the backward pass, which computes the LM head's logits again".into()
+        }
         Share::Some => format!(
             "activations: {attention} of {layers} layers keep their attention's and {mlp} their MLP's for the backward \
              pass; there is no memory for more"

@@ -3,12 +3,13 @@
 //! Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models").
 //!
 //! The residual stream before every layer is always kept. Of a layer's two blocks each may keep what it computed, or
-//! compute it again from that stream. The ops and their inputs are the same either way, and so are the gradients, to the
-//! bit. To compute all of it again takes a forward pass more, of three that a step has the work of.
+//! compute it again from that stream; so may the LM head its logits. The ops and their inputs are the same either way, and
+//! so are the gradients, to the bit. To compute all of it again takes a forward pass more, of three that a step has the work
+//! of.
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::DType;
+use crate::backend::{DType, HeadTrace};
 use crate::config::{GemmaConfig, NormPlacement};
 
 /// Which activations the backward pass computes again.
@@ -24,7 +25,7 @@ pub enum Recompute {
     All,
 }
 
-/// The blocks that keep their activations: those of the last layers, which the backward pass needs first, so that their
+/// What keeps its activations: of the blocks those of the last layers, which the backward pass needs first, so that their
 /// memory is free again when it comes to layers whose activations it must compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -34,33 +35,36 @@ pub struct Kept {
     pub attention: usize,
     /// Layers whose MLP keeps: the last so many.
     pub mlp: usize,
+    /// Whether the LM head keeps its logits.
+    pub logits: bool,
 }
 
-/// A share of all blocks.
+/// A share of all activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// No block.
+    /// None.
     None,
     /// Not all.
     Some,
-    /// Every block.
+    /// All of them.
     All,
 }
 
 impl Kept {
     /// Nothing beside the residual stream.
     pub fn none(config: &GemmaConfig) -> Self {
-        Self { layers: config.layers.len(), attention: 0, mlp: 0 }
+        Self { layers: config.layers.len(), attention: 0, mlp: 0, logits: false }
     }
 
     /// Everything.
     pub fn all(config: &GemmaConfig) -> Self {
         let layers = config.layers.len();
-        Self { layers, attention: layers, mlp: layers }
+        Self { layers, attention: layers, mlp: layers, logits: true }
     }
 
     /// As much as fits `bytes` of memory beside what the step needs in any case. Attention goes first: what it keeps is
-    /// small, and what it computes runs farther from a device's limits than the MLP's products.
+    /// small, and what it computes runs farther from a device's limits than the MLP's products. The logits go last: they
+    /// take 4 bytes for a chain of D products that is saved, an MLP in bf16 takes 3.
     pub fn within(bytes: u64, config: &GemmaConfig, activations: DType, size: &StepSize) -> Self {
         // What is free lies in pieces, and blocks do not fill them: an eighth is lost to that.
         let room = bytes.saturating_sub(size.least_bytes(config, activations)) / 8 * 7;
@@ -73,24 +77,26 @@ impl Kept {
         let attention = fitting(room, each.attention);
         let left = room - attention as u64 * each.attention as u64 * size.tokens as u64;
         let mlp = if attention == layers { fitting(left, each.mlp) } else { 0 };
-        Self { layers, attention, mlp }
+        let left = left - mlp as u64 * each.mlp as u64 * size.tokens as u64;
+        let logits = mlp == layers && left >= size.logits_bytes(config);
+        Self { layers, attention, mlp, logits }
     }
 
-    /// Blocks that keep their activations.
-    pub fn blocks(&self) -> usize {
-        self.attention + self.mlp
+    /// Blocks, and the head, that keep their activations.
+    pub fn parts(&self) -> usize {
+        self.attention + self.mlp + usize::from(self.logits)
     }
 
-    /// How large a share of the blocks keeps.
+    /// How large a share this is.
     pub fn share(&self) -> Share {
-        match self.blocks() {
+        match self.parts() {
             0 => Share::None,
-            blocks if blocks == 2 * self.layers => Share::All,
+            parts if parts == 2 * self.layers + 1 => Share::All,
             _ => Share::Some,
         }
     }
 
-    /// Bytes that this keeps for each token, beside the residual stream.
+    /// Bytes that the layers keep for each token, beside the residual stream.
     pub fn bytes_per_token(&self, config: &GemmaConfig, activations: DType) -> usize {
         let each = BlockBytes::new(config, activations);
         self.attention * each.attention + self.mlp * each.mlp
@@ -145,6 +151,11 @@ pub struct StepSize {
 const HEAD_WORKSPACE: u64 = 512 << 20;
 
 impl StepSize {
+    /// Bytes of the LM head's logits, where they are kept.
+    pub fn logits_bytes(&self, config: &GemmaConfig) -> u64 {
+        HeadTrace::<()>::logits_bytes(self.predicting, config.vocab_size)
+    }
+
     /// An upper bound of the bytes that a step takes which keeps nothing but the residual stream: that stream; the LM
     /// head; and, of one layer at a time, the activations and as much again for their gradients.
     fn least_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {

@@ -1,7 +1,7 @@
 //! Log-probs of given responses under a model and the gradient of a weighted sum of them: the one backward pass that
 //! every objective needs, L = - sum_j sum_t w_jt log pi(y_jt | x, y_j<t).
 
-use crate::backend::{Backend, Batch, HeadSpec, Target};
+use crate::backend::{Backend, Batch, HeadSpec, HeadTrace, Target};
 use crate::gemma::activations::{Kept, Recompute, StepSize};
 use crate::gemma::{Gemma, Params, Trace};
 use crate::segments::Layout;
@@ -27,7 +27,7 @@ pub struct Forward<B: Backend> {
     head_in: B::Tensor,
     head: HeadSpec,
     targets: Vec<Target>,
-    lse: B::Tensor,
+    head_trace: HeadTrace<B::Tensor>,
     /// log pi of every response token: groups, responses and tokens in order, flat.
     pub logprobs: Vec<f32>,
 }
@@ -72,9 +72,14 @@ impl<B: Backend> Forward<B> {
             let (hidden, trace) = model.forward_keeping(&batch, &kept);
             let head_in = model.backend.gather_rows(&hidden, &rows);
             let head = HeadSpec { softcap: config.final_softcap, temperature };
-            let (logprobs, lse) =
-                model.backend.lm_head_logprob_forward(&head_in, &model.params.embed, &head, &targets);
-            (trace, head_in, head, logprobs, lse)
+            let (logprobs, head_trace) = model.backend.lm_head_logprob_forward(
+                &head_in,
+                &model.params.embed,
+                &head,
+                &targets,
+                kept.logits,
+            );
+            (trace, head_in, head, logprobs, head_trace)
         };
         let mut kept = match recompute {
             Recompute::Auto => Kept::within(model.backend.training_bytes(), config, dtype, &size),
@@ -90,8 +95,8 @@ impl<B: Backend> Forward<B> {
             kept = Kept::none(config);
             ran = run(kept);
         }
-        let (trace, head_in, head, logprobs, lse) = ran;
-        Self { trace, recompute, size, kept, rows, head_in, head, targets, lse, logprobs }
+        let (trace, head_in, head, logprobs, head_trace) = ran;
+        Self { trace, recompute, size, kept, rows, head_in, head, targets, head_trace, logprobs }
     }
 
     /// Adds to `grads` the gradient of L = - sum_i weights\[i\] logprobs\[i\].
@@ -101,12 +106,13 @@ impl<B: Backend> Forward<B> {
         // Others may have taken the memory since.
         if self.recompute == Recompute::Auto && b.training_bytes() < needed {
             self.trace.forget_activations();
+            self.head_trace.logits = None;
         }
         let d_head_in = b.lm_head_logprob_backward(
             &self.head_in,
             &model.params.embed,
             &self.head,
-            &self.lse,
+            &self.head_trace,
             &self.targets,
             weights,
             &mut grads.embed,

@@ -97,7 +97,7 @@ impl<B: Backend> Stepper<'_, B> {
             for groups in weighed.chunks(micro) {
                 self.backward(&dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
             }
-            self.kept = self.kept.into_iter().chain(total.kept).min_by_key(Kept::blocks);
+            self.kept = self.kept.into_iter().chain(total.kept).min_by_key(Kept::parts);
             seconds.forward_backward += phase.elapsed().as_secs_f64();
             let phase = Instant::now();
             let t = (step - 1) * updates + update + 1;
@@ -212,7 +212,7 @@ impl<B: Backend> Stepper<'_, B> {
         let reference = self.reference.as_ref();
         let reference = reference.map(|m| Forward::with(m, &continued, temperature, Recompute::All).logprobs);
         let forward = Forward::with(model, &continued, temperature, config.train.recompute);
-        total.kept = total.kept.into_iter().chain([forward.kept]).min_by_key(Kept::blocks);
+        total.kept = total.kept.into_iter().chain([forward.kept]).min_by_key(Kept::parts);
         model.backend.check().map_err(|source| TrainError::Device { step, source })?;
 
         let count: usize = step_groups.iter().map(|g| g.responses.len()).sum();

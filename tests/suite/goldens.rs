@@ -109,8 +109,9 @@ fn logits_and_log_probs() {
                 .map(|at| Target { row: (at / vocab) as u32, token: (at % vocab) as u32 })
                 .collect();
             let (x, head) = (hidden(&model, ids), HeadSpec { softcap, temperature: 1.0 });
-            let (logprobs, lse) = Cpu.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets);
-            let lse = lse.as_f32();
+            let (logprobs, trace) =
+                Cpu.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets, false);
+            let lse = trace.lse.as_f32();
             let logits: Vec<f32> =
                 logprobs.iter().zip(&targets).map(|(l, t)| l + lse[t.row as usize]).collect();
             let rounding = |i: usize| EPS * f64::from(lse[i / vocab].abs() + logprobs[i].abs());

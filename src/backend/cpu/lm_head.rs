@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::Tensor;
 use super::matmul::{PANEL, Panels, accumulate, tile, widen_rows};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, tanh};
-use crate::backend::{Choice, HeadSpec, Sampled, Target, Truncation};
+use crate::backend::{Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
 
 /// Tokens per task.
@@ -262,15 +262,17 @@ multiversion! {
     }
 }
 
-/// Calls `visit(first token, tokens, panel, finished logits [tokens, 64])` for every tile of one chunk.
+/// Calls `visit(first token, tokens, panel, finished logits [tokens, 64])` for every tile of one chunk. Before they are
+/// finished they go to `keep`, the chunk's rows of [`HeadTrace::logits`], which is empty where they are not kept.
 fn for_each_tile(
     chunk: usize,
     table: &Tensor,
     panels: &Panels,
     head: &HeadSpec,
+    keep: &mut [f32],
     mut visit: impl FnMut(usize, usize, usize, &[f32]),
 ) {
-    let d = table.cols;
+    let (d, stride) = (table.cols, panels.count() * PANEL);
     let (mut w, mut logits) = (vec![0.0; BLOCK * d], vec![0.0; BLOCK * PANEL]);
     let end = table.rows.min((chunk + 1) * CHUNK);
     for v0 in (chunk * CHUNK..end).step_by(BLOCK) {
@@ -280,6 +282,11 @@ fn for_each_tile(
             let tile = &mut logits[..m * PANEL];
             tile.fill(0.0);
             panels.multiply(p, m, &w, d, tile, PANEL);
+            let first = (v0 - chunk * CHUNK) * stride;
+            let rows = keep.get_mut(first..).into_iter().flat_map(|keep| keep.chunks_mut(stride));
+            for (to, from) in rows.zip(tile.chunks(PANEL)) {
+                to[p * PANEL..][..PANEL].copy_from_slice(from);
+            }
             finish_logits(tile, head.softcap, head.temperature);
             visit(v0, m, p, tile);
         }
@@ -325,7 +332,7 @@ pub fn sample(
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; panels.count()];
             let mut best = vec![Best::NONE; panels.count()];
-            for_each_tile(chunk, table, &panels, head, |v0, m, p, tile| {
+            for_each_tile(chunk, table, &panels, head, &mut [], |v0, m, p, tile| {
                 let nv = panels.lanes(p).div_ceil(LANES);
                 update_lse(tile, m, nv, &mut lse[p]);
                 update_best(tile, m, nv, v0, &keys[p], &mut best[p]);
@@ -363,7 +370,7 @@ fn sample_truncated(
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; 1];
             let mut logits = vec![Vec::with_capacity(CHUNK); rows];
-            for_each_tile(chunk, table, &panels, head, |_, m, p, tile| {
+            for_each_tile(chunk, table, &panels, head, &mut [], |_, m, p, tile| {
                 update_lse(tile, m, 1, &mut lse[p]);
                 for i in 0..m {
                     for (l, out) in logits.iter_mut().enumerate() {
@@ -437,15 +444,22 @@ pub fn logprob_forward(
     table: &Tensor,
     head: &HeadSpec,
     targets: &[Target],
-) -> (Vec<f32>, Vec<f32>) {
+    keep: bool,
+) -> (Vec<f32>, HeadTrace<Tensor>) {
     let panels = Panels::from_rows(x.as_f32(), x.cols);
     let by_token = by_token(targets);
-    let parts: Vec<_> = (0..chunks(table))
+    let stride = panels.count() * PANEL;
+    // [V, rows in whole panels]
+    let mut logits = vec![0.0; if keep { table.rows * stride } else { 0 }];
+    let mut of_chunks: Vec<&mut [f32]> = logits.chunks_mut((CHUNK * stride).max(1)).collect();
+    of_chunks.resize_with(chunks(table), Default::default);
+    let parts: Vec<_> = of_chunks
         .into_par_iter()
-        .map(|chunk| {
+        .enumerate()
+        .map(|(chunk, keep)| {
             let mut lse = vec![Lse::EMPTY; panels.count()];
             let mut found = Vec::new();
-            for_each_tile(chunk, table, &panels, head, |v0, m, p, tile| {
+            for_each_tile(chunk, table, &panels, head, keep, |v0, m, p, tile| {
                 update_lse(tile, m, panels.lanes(p).div_ceil(LANES), &mut lse[p]);
                 for &i in within(&by_token, targets, v0, m) {
                     let t = targets[i as usize];
@@ -464,7 +478,8 @@ pub fn logprob_forward(
     for (i, logit) in parts.into_iter().flat_map(|p| p.1) {
         logprobs[i as usize] = logit - lse[targets[i as usize].row as usize];
     }
-    (logprobs, lse)
+    let logits = keep.then(|| Tensor::f32(table.rows, stride, logits));
+    (logprobs, HeadTrace { lse: Tensor::f32(1, lse.len(), lse), logits })
 }
 
 /// Indices of `targets` in order of token.
@@ -485,12 +500,12 @@ pub fn logprob_backward(
     x: &Tensor,
     table: &Tensor,
     head: &HeadSpec,
-    lse: &[f32],
+    trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
     dtable: &mut Tensor,
 ) -> Tensor {
-    let d = x.cols;
+    let (d, lse) = (x.cols, trace.lse.as_f32());
     let mut dx = vec![0.0; x.rows * d];
     for (tile, dx) in dx.chunks_mut(ROW_TILE * d).enumerate() {
         let rows = tile * ROW_TILE..tile * ROW_TILE + dx.len() / d;
@@ -503,12 +518,14 @@ pub fn logprob_backward(
             }
         }
         let x = &x.as_f32()[rows.start * d..rows.end * d];
-        backward_tile(x, table, head, &lse[rows], &local, &local_weights, dtable, dx);
+        let kept = trace.logits.as_ref().map(|logits| (&logits.as_f32()[rows.start..], logits.cols));
+        backward_tile(x, table, head, &lse[rows], kept, &local, &local_weights, dtable, dx);
     }
     Tensor::f32(x.rows, d, dx)
 }
 
-/// dX and dW of at most [`ROW_TILE`] rows: dlogits = (total_r softmax_r - sum of w_i onehot_i) * d cap / T, then
+/// dX and dW of at most [`ROW_TILE`] rows, whose logits are kept from the first element on, a token's so many after the one
+/// before: dlogits = (total_r softmax_r - sum of w_i onehot_i) * d cap / T, then
 /// dX = dlogits^T W (summed over chunks in order) and dW += dlogits X.
 #[allow(clippy::too_many_arguments)]
 fn backward_tile(
@@ -516,6 +533,7 @@ fn backward_tile(
     table: &Tensor,
     head: &HeadSpec,
     lse: &[f32],
+    kept: Option<(&[f32], usize)>,
     targets: &[Target],
     weights: &[f32],
     dtable: &mut Tensor,
@@ -549,9 +567,18 @@ fn backward_tile(
                 let (v0, m) = (chunk * CHUNK + b * BLOCK, dtable.len() / d);
                 widen_rows(table, v0..v0 + m, &mut w, padded);
                 let logits = &mut logits[..m * stride];
-                logits.fill(0.0);
-                for p in 0..by_row.count() {
-                    by_row.multiply(p, m, &w, padded, &mut logits[p * PANEL..], stride);
+                match kept {
+                    Some((kept, ld)) => {
+                        for (to, from) in logits.chunks_mut(stride).zip(kept[v0 * ld..].chunks(ld)) {
+                            to.copy_from_slice(&from[..stride]);
+                        }
+                    }
+                    None => {
+                        logits.fill(0.0);
+                        for p in 0..by_row.count() {
+                            by_row.multiply(p, m, &w, padded, &mut logits[p * PANEL..], stride);
+                        }
+                    }
                 }
                 softmax_gradient(
                     logits,

@@ -18,8 +18,8 @@ use std::collections::VecDeque;
 use half::bf16;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, RopeSpec, Sampled,
-    Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
+    Sampled, Target, Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -361,9 +361,9 @@ impl Backend for Cpu {
         table: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Tensor) {
-        let (logprobs, lse) = lm_head::logprob_forward(x, table, head, targets);
-        (logprobs, Tensor::f32(1, lse.len(), lse))
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        lm_head::logprob_forward(x, table, head, targets, keep)
     }
 
     fn lm_head_logprob_backward(
@@ -371,12 +371,12 @@ impl Backend for Cpu {
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
-        lse: &Tensor,
+        trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, lse.as_f32(), targets, weights, dtable)
+        lm_head::logprob_backward(x, table, head, trace, targets, weights, dtable)
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, Memory, PIECE, Tensor, matmul, narrow};
-use crate::backend::{Backend, Choice, DType, HeadSpec, Target, Truncation};
+use crate::backend::{Backend, Choice, DType, HeadSpec, HeadTrace, Target, Truncation};
 use crate::device::{Arg, Launch, Ptr};
 use crate::rng::DrawKey;
 
@@ -101,6 +101,18 @@ struct Entered {
     token: u32,
     index: u32,
     weight: f32,
+}
+
+/// `Gradient` of kernels/lm_head.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Gradient {
+    targets: [u64; 2],
+    lse: u64,
+    total: u64,
+    dlogits: u64,
+    chunk0: u32,
+    ld: u32,
 }
 
 /// What all kernels of one call share.
@@ -288,8 +300,8 @@ impl Lists {
         Self(cuda.table(&offsets), cuda.table(&entered))
     }
 
-    fn arg(&self) -> Arg {
-        bytes(&[self.0.ptr().0, self.1.ptr().0])
+    fn addresses(&self) -> [u64; 2] {
+        [self.0.ptr().0, self.1.ptr().0]
     }
 }
 
@@ -305,7 +317,8 @@ pub(super) fn logprob_forward(
     table: &Tensor,
     head: &HeadSpec,
     targets: &[Target],
-) -> (Vec<f32>, Tensor) {
+    keep: bool,
+) -> (Vec<f32>, HeadTrace<Tensor>) {
     assert_inside(x, table, targets);
     let call = Call::new(cuda, x, table, head);
     let entered = targets.iter().zip(0..);
@@ -315,13 +328,15 @@ pub(super) fn logprob_forward(
     let stride = ROWS_128.padded(x.rows);
     let sums = call.sums(stride);
     let [operands, spec] = call.args(&(0..x.rows));
-    let launch = ROWS_128.launch(x.rows, call.chunks());
-    cuda.launch(Entry::LmHeadLogprobForward, launch, &[operands, spec, lists.arg(), sums.arg(), found.arg()]);
+    let logits = keep.then(|| cuda.empty(DType::F32, x.rows, call.chunks() * CHUNK));
+    let (to, ld) = logits.as_ref().map_or((Arg::Ptr(Ptr(0)), 0), |logits| (logits.arg(), logits.cols));
+    let args = [operands, spec, bytes(&lists.addresses()), sums.arg(), found.arg(), to, ld.into()];
+    cuda.launch(Entry::LmHeadLogprobForward, ROWS_128.launch(x.rows, call.chunks()), &args);
     let lse = call.merge(&sums, stride, x.rows);
     // One subtraction, as the sampling kernels do it.
     let (found, of_row) = (cuda.read::<f32>(&found, targets.len()), cuda.to_f32(&lse));
     let logprobs = targets.iter().zip(found).map(|(t, logit)| logit - of_row[t.row as usize]);
-    (logprobs.collect(), lse)
+    (logprobs.collect(), HeadTrace { lse, logits })
 }
 
 /// See [`crate::backend::Backend::lm_head_logprob_backward`].
@@ -331,13 +346,13 @@ pub(super) fn logprob_backward(
     x: &Tensor,
     table: &Tensor,
     head: &HeadSpec,
-    lse: &Tensor,
+    trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
     dtable: &mut Tensor,
 ) -> Tensor {
     let free = cuda.attempt(|device| device.available()).flatten();
-    logprob_backward_within(workspace(free), cuda, x, table, head, lse, targets, weights, dtable)
+    logprob_backward_within(workspace(free), cuda, x, table, head, trace, targets, weights, dtable)
 }
 
 /// Bytes for the gradient of the logits where so many are free: a quarter of them, since every range of the vocabulary
@@ -357,11 +372,12 @@ pub fn logprob_backward_within(
     x: &Tensor,
     table: &Tensor,
     head: &HeadSpec,
-    lse: &Tensor,
+    trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
     dtable: &mut Tensor,
 ) -> Tensor {
+    let HeadTrace { lse, logits } = trace;
     assert_inside(x, table, targets);
     assert_eq!(targets.len(), weights.len(), "one weight per target");
     assert_eq!((lse.dtype, lse.rows, lse.cols), (DType::F32, 1, x.rows), "lse [1, R] in f32");
@@ -371,6 +387,11 @@ pub fn logprob_backward_within(
         return cuda.empty(DType::Bf16, 0, x.cols);
     }
     let call = Call::new(cuda, x, table, head);
+    let kept = logits.as_ref().map(|logits| {
+        let shape = (DType::F32, x.rows, call.chunks() * CHUNK);
+        assert_eq!((logits.dtype, logits.rows, logits.cols), shape, "logits of these rows in f32");
+        [logits.arg(), logits.cols.into()]
+    });
     let mut total = vec![0.0; x.rows];
     for (t, w) in targets.iter().zip(weights) {
         total[t.row as usize] += w;
@@ -386,9 +407,23 @@ pub fn logprob_backward_within(
     for first in (0..call.chunks()).step_by(chunks) {
         let here = chunks.min(call.chunks() - first);
         let [operands, spec] = call.args(&(0..x.rows));
-        let args = [operands, spec, lists.arg(), lse.arg(), total.arg(), first.into(), dlogits.arg()];
-        let args = [&args[..], &[dlogits.cols.into()]].concat();
-        cuda.launch(Entry::LmHeadLogprobBackward, ROWS_128.launch(x.rows, here), &args);
+        let gradient = Gradient {
+            targets: lists.addresses(),
+            lse: lse.memory.ptr().0,
+            total: total.ptr().0,
+            dlogits: dlogits.memory.ptr().0,
+            chunk0: narrow(first),
+            ld: narrow(dlogits.cols),
+        };
+        let args = [operands, spec, bytes(&gradient)];
+        let launch = ROWS_128.launch(x.rows, here);
+        match &kept {
+            None => cuda.launch(Entry::LmHeadLogprobBackward, launch, &args),
+            Some(kept) => {
+                let args = [&args[..], kept].concat();
+                cuda.launch(Entry::LmHeadLogprobBackwardKept, launch.shared(0), &args);
+            }
+        }
         let tokens = (here * CHUNK).min(table.rows - first * CHUNK);
         dx_sum.add(cuda, &dlogits, tokens, table, first * CHUNK);
         matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, dtable);
@@ -489,7 +524,7 @@ fn trained(shape: &Shape, slice: usize, rows: usize) -> Workload {
         prepare: Box::new(move |cuda| {
             let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
             let targets = targets.clone();
-            Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets)))
+            Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets, false)))
         }),
     }
 }
@@ -506,10 +541,11 @@ fn trained_backward(shape: &Shape, slice: usize, rows: usize) -> Workload {
             let targets = targets.clone();
             let weights = vec![0.5; targets.len()];
             let lse = random(cuda, 3, DType::F32, 1, rows);
+            let trace = HeadTrace { lse, logits: None };
             let dtable = Mutex::new(random(cuda, 4, DType::F32, slice, d));
             Box::new(move |cuda| {
                 let mut dtable = dtable.lock().unwrap_or_else(PoisonError::into_inner);
-                drop(logprob_backward(cuda, &x, &table, &HEAD, &lse, &targets, &weights, &mut dtable));
+                drop(logprob_backward(cuda, &x, &table, &HEAD, &trace, &targets, &weights, &mut dtable));
             })
         }),
     }

@@ -27,8 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, ModelShape, Pace,
-    RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, ModelShape,
+    Pace, RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
 use entries::{Entry, MODULES, Module, NO_KERNELS};
@@ -549,8 +549,9 @@ impl Backend for Cuda {
         table: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Tensor) {
-        lm_head::logprob_forward(self, x, table, head, targets)
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        lm_head::logprob_forward(self, x, table, head, targets, keep)
     }
 
     fn lm_head_logprob_backward(
@@ -558,12 +559,12 @@ impl Backend for Cuda {
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
-        lse: &Tensor,
+        trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(self, x, table, head, lse, targets, weights, dtable)
+        lm_head::logprob_backward(self, x, table, head, trace, targets, weights, dtable)
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {

@@ -5,7 +5,7 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::figures::CHIPS;
 use bon_engine::backend::cuda::lm_head::logprob_backward_within;
 use bon_engine::backend::cuda::workload::GEMMA_270M;
-use bon_engine::backend::{Backend, Choice, HeadSpec, Sampled, Target, Truncation};
+use bon_engine::backend::{Backend, Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 use bon_engine::rng::{DrawKey, philox4x32};
 
@@ -66,8 +66,12 @@ impl Case {
         weight(b, 2, self.vocab, self.width)
     }
 
-    fn forward<B: Backend>(&self, b: &B) -> (Vec<f32>, B::Tensor) {
-        b.lm_head_logprob_forward(&self.x(b), &self.table(b), &self.head, &self.targets)
+    fn forward<B: Backend>(&self, b: &B) -> (Vec<f32>, HeadTrace<B::Tensor>) {
+        self.forward_keeping(b, false)
+    }
+
+    fn forward_keeping<B: Backend>(&self, b: &B, keep: bool) -> (Vec<f32>, HeadTrace<B::Tensor>) {
+        b.lm_head_logprob_forward(&self.x(b), &self.table(b), &self.head, &self.targets, keep)
     }
 
     fn sample<B: Backend>(&self, b: &B, truncation: &Truncation, choices: &[Choice]) -> Vec<Sampled> {
@@ -83,8 +87,8 @@ struct Forward<'a>(&'a Case);
 
 impl super::Case for Forward<'_> {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
-        let (logprobs, lse) = self.0.forward(b);
-        vec![single_of(b, 1, logprobs.len(), &logprobs), lse]
+        let (logprobs, trace) = self.0.forward(b);
+        vec![single_of(b, 1, logprobs.len(), &logprobs), trace.lse]
     }
 }
 
@@ -94,12 +98,12 @@ impl super::Case for Backward<'_> {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let case = self.0;
         let mut dtable = single(b, 4, case.vocab, case.width);
-        let (x, table, (_, lse)) = (case.x(b), case.table(b), case.forward(b));
+        let (x, table, (_, trace)) = (case.x(b), case.table(b), case.forward(b));
         let dx = b.lm_head_logprob_backward(
             &x,
             &table,
             &case.head,
-            &lse,
+            &trace,
             &case.targets,
             &case.weights,
             &mut dtable,
@@ -235,7 +239,7 @@ fn nothing_asked_is_nothing_done() {
         let mut case = Case::new(2, 131, 8, PLAIN);
         case.targets.clear();
         case.weights.clear();
-        let (logprobs, lse) = case.forward(&device);
+        let (logprobs, HeadTrace { lse, .. }) = case.forward(&device);
         let want = outputs(&Cpu, &Forward(&case)).remove(1);
         assert!(logprobs.is_empty());
         let bound = Exact::new(&case).lse_error;
@@ -254,15 +258,18 @@ fn nothing_asked_is_nothing_done() {
 }
 
 /// The gradient of the logits comes in ranges of chunks where the workspace is small. Its sums go on from range to range,
-/// so how much memory was free does not tell.
+/// so how much memory was free does not tell; nor does it whether there was some to keep the logits.
 #[test]
-fn a_small_workspace_gives_the_same_bits() {
-    let run = |case: &Case, cuda: &Cuda, workspace: usize| -> [Vec<u32>; 2] {
+fn the_gradient_has_the_same_bits_whatever_memory_there_is() {
+    let run = |case: &Case, cuda: &Cuda, workspace: usize, keep: bool| -> [Vec<u32>; 2] {
         let mut dtable = single(cuda, 4, case.vocab, case.width);
-        let (x, table, (_, lse)) = (case.x(cuda), case.table(cuda), case.forward(cuda));
+        let (x, table, (_, trace)) = (case.x(cuda), case.table(cuda), case.forward_keeping(cuda, keep));
+        let kept = trace.logits.as_ref().map_or(0, |logits| cuda.download(logits).len() as u64);
+        assert_eq!(kept > 0, keep);
+        assert!(kept <= HeadTrace::<()>::logits_bytes(case.rows, case.vocab));
         let (head, targets, weights) = (&case.head, &case.targets, &case.weights);
         let dx =
-            logprob_backward_within(workspace, cuda, &x, &table, head, &lse, targets, weights, &mut dtable);
+            logprob_backward_within(workspace, cuda, &x, &table, head, &trace, targets, weights, &mut dtable);
         cuda.check().expect("the device is content");
         [(case.rows, dx), (case.vocab, dtable)]
             .map(|(rows, x)| bits(&CpuTensor::f32(rows, case.width, cuda.to_f32(&x))))
@@ -273,10 +280,10 @@ fn a_small_workspace_gives_the_same_bits() {
         (Case::new(3, 5080, 8, CAPPED), 3..6),
     ] {
         for device in orders() {
-            let want = run(&case, &device, usize::MAX);
-            for chunks in chunks.clone() {
-                let got = run(&case, &device, chunks * case.rows * 512 * 2);
-                assert!(got == want, "{chunks} chunks at once");
+            let want = run(&case, &device, usize::MAX, false);
+            for (chunks, keep) in chunks.clone().flat_map(|chunks| [(chunks, false), (chunks, true)]) {
+                let got = run(&case, &device, chunks * case.rows * 512 * 2, keep);
+                assert!(got == want, "{chunks} chunks at once, logits kept: {keep}");
             }
         }
     }
@@ -372,12 +379,12 @@ fn sampling_gives_the_log_prob_of_training() {
                 assert_same("a part", &again, &sampled[part]);
             }
         }
-        let (logprobs, lse) = whole.forward(&device);
+        let (logprobs, HeadTrace { lse, .. }) = whole.forward(&device);
         let lse = device.to_f32(&lse);
         for row in [0, 5, 128] {
             let (alone, mine) = whole.alone(row);
-            let (logprobs_alone, lse_alone) = alone.forward(&device);
-            assert_eq!(device.to_f32(&lse_alone)[0].to_bits(), lse[row].to_bits(), "row {row}");
+            let (logprobs_alone, alone) = alone.forward(&device);
+            assert_eq!(device.to_f32(&alone.lse)[0].to_bits(), lse[row].to_bits(), "row {row}");
             let want: Vec<u32> = mine.iter().map(|&i| logprobs[i].to_bits()).collect();
             assert_eq!(logprobs_alone.iter().map(|l| l.to_bits()).collect::<Vec<_>>(), want, "row {row}");
         }
@@ -522,7 +529,7 @@ fn a_broken_row_says_so_and_breaks_no_other() {
             let mut case = Case::new(20, 131, 16, head);
             let choices = choices(20);
             let run = |case: &Case| {
-                let (logprobs, lse) = case.forward(&device);
+                let (logprobs, HeadTrace { lse, .. }) = case.forward(&device);
                 let draws =
                     [&NONE, &TRUNCATIONS[0], &TRUNCATIONS[5]].map(|t| case.sample(&device, t, &choices));
                 (logprobs, device.to_f32(&lse), draws)
@@ -558,12 +565,12 @@ fn a_long_tail_is_not_lost() {
             e[peak * 8] = 0.0;
             let target = Target { row: 0, token: peak as u32 };
             let table = weight_of(&device, vocab, 8, &e);
-            let (logprobs, lse) = device.lm_head_logprob_forward(&x, &table, &PLAIN, &[target]);
+            let (logprobs, trace) = device.lm_head_logprob_forward(&x, &table, &PLAIN, &[target], false);
             let want = ((vocab - 1) as f64 * f64::exp(-17.0)).ln_1p();
             // Of a thread's 32 tokens a tile's 7 beside the peak are lost at worst, 4e-8 each; then some 14 sums near 1.
             let bound = 7.0 * f64::exp(-17.0) + 14.0 * EPS / 2.0;
             assert!(bound < want / 100.0);
-            assert_within("lse", &device.to_f32(&lse), &[want], |_| bound);
+            assert_within("lse", &device.to_f32(&trace.lse), &[want], |_| bound);
             assert_within("log-prob", &logprobs, &[-want], |_| bound);
         }
     }

@@ -37,16 +37,25 @@ impl Case {
     }
 
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
-        logprob_forward(&self.x, &self.table, &self.head, &self.targets)
+        let (logprobs, trace) = logprob_forward(&self.x, &self.table, &self.head, &self.targets, false);
+        (logprobs, trace.lse.as_f32().to_vec())
     }
 
-    /// Log-probs, lse, dX, dtable.
+    /// Log-probs, lse, dX, dtable. The last two do not depend on whether logits are kept.
     fn run(&self) -> [Tensor; 4] {
-        let (logprobs, lse) = self.forward();
-        let mut dtable = self.before.clone();
         let Case { x, table, head, targets, weights, .. } = self;
-        let dx = logprob_backward(x, table, head, &lse, targets, weights, &mut dtable);
-        [Tensor::f32(1, logprobs.len(), logprobs), Tensor::f32(1, lse.len(), lse), dx, dtable]
+        let [kept, again] = [true, false].map(|keep| {
+            let (logprobs, trace) = logprob_forward(x, table, head, targets, keep);
+            assert_eq!(trace.logits.is_some(), keep);
+            let mut dtable = self.before.clone();
+            let dx = logprob_backward(x, table, head, &trace, targets, weights, &mut dtable);
+            [Tensor::f32(1, logprobs.len(), logprobs), trace.lse, dx, dtable]
+        });
+        for (kept, again) in kept.iter().zip(&again) {
+            let bits = |x: &Tensor| x.as_f32().iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            assert!(bits(kept) == bits(again), "logits that are kept change bits");
+        }
+        again
     }
 
     fn check(&self) {
@@ -208,7 +217,7 @@ fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
         let out = same_everywhere(|| sampled(&case, truncation, &choices));
         let tokens = bits(&out[0]);
         let targets: Vec<Target> = (0..).zip(&tokens).map(|(row, &token)| Target { row, token }).collect();
-        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets);
+        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets, false);
         assert_eq!(bits(&out[1]), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
         // Not all the same token, and not the most probable one throughout.
         let greedy = bits(&sampled(&case, truncation, &[Choice::Greedy; 83])[0]);
@@ -264,10 +273,10 @@ fn a_long_tail_is_not_lost() {
         let mut logits = vec![-17.0; v];
         logits[peak] = 0.0;
         let target = Target { row: 0, token: peak as u32 };
-        let (_, lse) = logprob_forward(&row, &Tensor::f32(v, 1, logits), &PLAIN, &[target]);
+        let (_, trace) = logprob_forward(&row, &Tensor::f32(v, 1, logits), &PLAIN, &[target], false);
         let want = (8191.0 * f64::exp(-17.0)).ln_1p();
         // The additions of a block, and of the blocks.
-        assert_within("lse", &lse, &[want], |_| (96.0 + 86.0) / 2.0 * EPS);
+        assert_within("lse", trace.lse.as_f32(), &[want], |_| (96.0 + 86.0) / 2.0 * EPS);
     }
 }
 

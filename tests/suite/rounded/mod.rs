@@ -7,8 +7,8 @@ mod lm_head;
 
 use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, RopeSpec, Sampled,
-    Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
+    Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -295,8 +295,10 @@ impl Backend for Rounded {
         table: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
-    ) -> (Vec<f32>, Tensor) {
-        lm_head::logprob_forward(x, table, head, targets)
+        _keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        let (logprobs, lse) = lm_head::logprob_forward(x, table, head, targets);
+        (logprobs, HeadTrace { lse, logits: None })
     }
 
     fn lm_head_logprob_backward(
@@ -304,12 +306,12 @@ impl Backend for Rounded {
         x: &Tensor,
         table: &Tensor,
         head: &HeadSpec,
-        lse: &Tensor,
+        trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
         dtable: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, lse, targets, weights, dtable)
+        lm_head::logprob_backward(x, table, head, &trace.lse, targets, weights, dtable)
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {

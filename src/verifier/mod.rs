@@ -28,6 +28,7 @@
 mod boxed;
 mod command;
 mod exact;
+mod number;
 mod numeric;
 pub mod pool;
 mod regex;
@@ -204,7 +205,8 @@ pub enum VerifierConfig {
         case_insensitive: bool,
     },
     /// A number in the response equals the last number of the answer, up to
-    /// max(`absolute_tolerance`, `relative_tolerance` x |answer|).
+    /// max(`absolute_tolerance`, `relative_tolerance` x |answer|). Two whole numbers are compared exactly, unless a
+    /// tolerance above the default is set.
     Numeric {
         /// Which number of the response.
         #[serde(default)]
@@ -212,13 +214,19 @@ pub enum VerifierConfig {
         /// 0 unless set.
         #[serde(default)]
         absolute_tolerance: f64,
-        /// 1e-12 unless set: rounding of binary fractions, but no two different integers below 10^12.
+        /// 1e-12 unless set: rounding of binary fractions.
         #[serde(default = "default_relative_tolerance")]
         relative_tolerance: f64,
     },
     /// The response's last `\boxed{...}` means the same as the answer, judged as graders of MATH do.
-    Boxed {},
-    /// What the pattern captures, without surrounding white space, is the answer.
+    Boxed {
+        /// Arithmetic that is left in the box is worked out, as graders of MATH do: `17 \times 23` is 391. false unless
+        /// set, in evaluation too: who restates the question has not answered it.
+        #[serde(default)]
+        evaluate: bool,
+    },
+    /// What the pattern captures, without surrounding white space, is the answer, or what it captures of the answer;
+    /// decimal numbers are compared as numbers.
     Regex {
         /// In the syntax of the regex crate: no look-around, no back-references, linear time.
         pattern: String,
@@ -244,7 +252,7 @@ pub enum VerifierConfig {
 }
 
 fn default_relative_tolerance() -> f64 {
-    1e-12
+    numeric::ROUNDING
 }
 
 fn default_timeout_seconds() -> f64 {
@@ -313,7 +321,7 @@ pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
             }
             Box::new(numeric::Numeric { pick, absolute_tolerance, relative_tolerance })
         }
-        VerifierConfig::Boxed {} => Box::new(boxed::Boxed),
+        VerifierConfig::Boxed { evaluate } => Box::new(boxed::Boxed { evaluate: *evaluate }),
         VerifierConfig::Regex { pattern, group, pick } => {
             Box::new(regex::Regex::new(pattern, *group, *pick)?)
         }

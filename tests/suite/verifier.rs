@@ -1,5 +1,6 @@
 //! The verifiers: tables of what each kind accepts, hostile text, and hostile programs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -686,6 +687,43 @@ fn boxed_accepts_the_value_of_a_reference_that_is_not_reduced() {
             (r"\boxed{2^3 \cdot 45}", r"2^3 \cdot 3^2 \cdot 5", 0.0),
         ],
     );
+}
+
+/// `boxed` and math-verify on what people and a generator wrote. Lines of the file: what the box holds, the reference
+/// answer, the verdict of `boxed` (`e`: right to `evaluate` alone), math-verify's, and where they differ who is right.
+#[test]
+fn boxed_and_math_verify_differ_only_where_it_is_written_who_is_right() {
+    let path = crate::places::checkout().join("tests/goldens/math_verify.tsv");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (as_written, evaluated) = (boxed(false), boxed(true));
+    let (mut wrong, mut pairs, mut differ) = (Vec::new(), BTreeSet::new(), 0);
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [found, wanted, ours, theirs, ref reasons @ ..] = fields[..] else { panic!("{line:?}") };
+        let judge = |boxed: &dyn Verifier| score(boxed, &format!("\\boxed{{{found}}}"), wanted).unwrap();
+        let verdict = match (judge(&*as_written), judge(&*evaluated)) {
+            (0.0, 0.0) => "0",
+            (0.0, 1.0) => "e",
+            (1.0, 1.0) => "1",
+            other => panic!("{line:?}: {other:?}"),
+        };
+        if verdict != ours {
+            wrong.push(format!("{line:?}: now {verdict}"));
+        }
+        let agree = (verdict == "0") == (theirs == "0");
+        let ruled = |reason: &&str| reason.starts_with("ours: ") || reason.starts_with("theirs: ");
+        if reasons.iter().filter(|r| ruled(r)).count() != reasons.len()
+            || reasons.len() != usize::from(!agree)
+        {
+            wrong.push(format!(
+                "{line:?}: write who is right where the verdicts differ, and nothing elsewhere"
+            ));
+        }
+        differ += usize::from(!agree);
+        assert!(["0", "1"].contains(&theirs) && pairs.insert((found, wanted)), "{line:?}");
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(pairs.len() >= 2000 && differ >= 100, "{} pairs, {differ} disagreements", pairs.len());
 }
 
 #[test]

@@ -434,7 +434,13 @@ impl Parser<'_> {
     }
 
     fn power(&mut self) -> Option<Term> {
-        let base = self.atom()?;
+        let mut base = self.atom()?;
+        if self.take("!") {
+            let Value::Rational(n) = &base.value else { return None };
+            let n = n.to_u32().filter(|&most| n.is_integer() && most <= 150)?;
+            let product: BigInt = (1..=n).map(BigInt::from).product();
+            base = Term { value: Value::Rational(product.into()), form: Form::Open, signed: base.signed };
+        }
         // The writer wraps every exponent that is more than a number or a name.
         if self.take("^") { base.power(&self.atom()?) } else { Some(base) }
     }

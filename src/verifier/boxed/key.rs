@@ -83,12 +83,12 @@ pub(super) fn key(text: &str, work: Work, depth: usize) -> String {
             factors.sort_unstable();
             factors.join("*")
         }
-        Err(false) => words(text),
+        Err(false) => words(text, depth),
     }
 }
 
 /// The key of what is no number.
-fn words(text: &str) -> String {
+fn words(text: &str, depth: usize) -> String {
     // Words are the same in any case; `AB` and `ab`, `x` and `X` are not words.
     let letters = text.len() > 1 && text.bytes().all(|c| c.is_ascii_alphabetic());
     if letters && text.bytes().any(|c| c.is_ascii_lowercase()) {
@@ -102,7 +102,65 @@ fn words(text: &str) -> String {
         product += if implied { "" } else { "*" };
         product += factor;
     }
-    product
+    ordered(&product, depth)
+}
+
+/// Terms of a sum, and factors in parentheses, in one order. All else stays as it is.
+fn ordered(text: &str, depth: usize) -> String {
+    let terms = terms(text).filter(|_| depth <= DEEPEST);
+    let Some(terms) = terms else { return text.to_owned() };
+    let mut terms: Vec<String> = terms
+        .into_iter()
+        .map(|(sign, term)| format!("{sign}{}", factors(term, depth).unwrap_or_else(|| term.to_owned())))
+        .collect();
+    terms.sort_unstable();
+    let sum = terms.concat();
+    sum.strip_prefix('+').map_or(sum.clone(), str::to_owned)
+}
+
+/// The terms of a sum with their signs. `None` where `+` and `-` may not be what they look like.
+fn terms(text: &str) -> Option<Vec<(char, &str)>> {
+    if text.contains([' ', ',', ':', ';', '|', '…', '→', '∖', '⟦', '"']) {
+        return None;
+    }
+    let (mut found, mut sign, mut from, mut depth) = (Vec::new(), '+', 0, 0usize);
+    for (i, c) in text.char_indices() {
+        match c {
+            '(' | '[' | '{' | '⟨' => depth += 1,
+            ')' | ']' | '}' | '⟩' => depth = depth.checked_sub(1)?,
+            '+' | '-' if depth == 0 => {
+                if i > 0 {
+                    found.push((sign, &text[from..i]));
+                }
+                (sign, from) = (c, i + 1);
+            }
+            _ => {}
+        }
+    }
+    found.push((sign, &text[from..]));
+    let operand = |term: &str| !term.is_empty() && !term.ends_with(['^', '_', '*', '/', '\\', '⊕', '÷']);
+    (depth == 0 && found.iter().all(|(_, term)| operand(term))).then_some(found)
+}
+
+/// A number and factors in parentheses, `2(x+1)^2(x-1)`, in one order.
+fn factors(term: &str, depth: usize) -> Option<String> {
+    let number = |text: &str| text.bytes().take_while(|c| c.is_ascii_digit() || *c == b'.').count();
+    let (coefficient, mut rest) = term.split_at(number(term));
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let mut open = 0usize;
+        let end = rest.char_indices().find_map(|(i, c)| {
+            open = if c == '(' { open + 1 } else { open.saturating_sub(usize::from(c == ')')) };
+            (open == 0).then_some(i)
+        })?;
+        let inside = rest[..end].strip_prefix('(')?;
+        let power = rest[end + 1..].strip_prefix('^').map_or(0, |power| 1 + number(power));
+        let (factor, after) = rest.split_at(end + 1 + power);
+        found.push(format!("({}){}", ordered(inside, depth + 1), &factor[end + 1..]));
+        rest = after;
+    }
+    found.sort_unstable();
+    Some(coefficient.to_owned() + &found.concat())
 }
 
 /// Splits `x=5`, `f(x)=5` and `x∈S` into name and value.

@@ -571,7 +571,21 @@ impl Writer {
 
     /// Appends `above/below`; after a whole number it makes a mixed one, after another factor it gets parentheses.
     fn fraction(&mut self, above: &str, below: &str) {
-        let fraction = format!("{}/{}", wrapped(above), wrapped(below));
+        // A sign before a fraction is the numerator's.
+        let first = self.out.is_empty() || self.out.ends_with(['(', '[', '{', ',', '=', '<', '≤', '∈']);
+        let above = match above
+            .strip_prefix('-')
+            .filter(|above| first && !above.starts_with('-') && is_product(above))
+        {
+            Some(above) => {
+                self.out.push('-');
+                above
+            }
+            None => above,
+        };
+        let above = if is_product(above) { Cow::Borrowed(above) } else { wrapped(above) };
+        let fraction = format!("{above}/{}", wrapped(below));
+        let above = &*above;
         let is_whole = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
         let left = self.out.trim_end_matches(|c: char| c.is_ascii_digit());
         let whole = self.out[left.len()..].to_owned();
@@ -728,6 +742,13 @@ fn symbol(name: &str) -> Option<&'static str> {
         "prime" => "'",
         _ => return None,
     })
+}
+
+/// Whether `text/2` is a fraction of all of the text.
+fn is_product(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('*')
+        && text.chars().all(|c| c.is_alphanumeric() || "\\^*.".contains(c))
 }
 
 /// In parentheses, unless it is one number, letter or name.

@@ -20,7 +20,8 @@
 //! left in it ([`Work::None`]) equals only itself, because a model that is rewarded for restating the question will.
 //! The reference answer may be an unreduced fraction, root or power of ten nevertheless.
 //!
-//! It does no algebra: `x+1` and `1+x` differ. A user who needs that runs a computer algebra system as `command`.
+//! It knows no algebra but the order of terms and of factors in parentheses: `x+1` is `1+x`, and `2(x+1)` is not
+//! `2x+2`. A user who needs more runs a computer algebra system as `command`.
 
 mod arithmetic;
 mod key;

@@ -53,7 +53,8 @@ pub(super) fn fold(text: &str) -> Cow<'_, str> {
             c => match vulgar(c) {
                 // `1½` is a mixed number, and `½3` does not end in 23.
                 Some((above, below)) => {
-                    let before = if out.ends_with(|c: char| c.is_ascii_digit()) { " " } else { "" };
+                    let apart = out.ends_with(|c: char| c.is_alphanumeric() || c == '.');
+                    let before = if apart { " " } else { "" };
                     let after = if rest.peek().is_some_and(char::is_ascii_digit) { " " } else { "" };
                     out += &format!("{before}{above}/{below}{after}");
                 }

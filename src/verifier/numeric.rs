@@ -52,22 +52,50 @@ impl Verifier for Numeric {
             return Err(Failure::Answer { answer: excerpt(request.answer), wanted: "number" });
         };
         let found = self.pick.of(numbers(request.response).into_iter());
-        Ok(f64::from(found.is_some_and(|found| self.accepts(&found, &wanted))))
+        Ok(f64::from(found.is_some_and(|found| self.accepts(&found.value(), &wanted.value()))))
     }
 
     fn extract(&self, response: &str) -> Option<String> {
-        let found = self.pick.of(numbers(response).into_iter())?;
+        let found = self.pick.of(numbers(response).into_iter())?.value();
         if found.is_integer() { Some(found.to_string()) } else { Some(found.to_f64()?.to_string()) }
     }
 }
 
+/// A number as it was found: (whole + above / below), all of them literals that fit a finite f64.
+struct Number {
+    negative: bool,
+    whole: Option<String>,
+    above: String,
+    below: Option<String>,
+}
+
+impl Number {
+    fn value(&self) -> BigRational {
+        let exact = |digits: &String| {
+            let rounded = || BigRational::from_float(approximate(digits)?);
+            number::exact(digits).or_else(rounded).unwrap_or_default()
+        };
+        let mut value = exact(&self.above);
+        if let Some(below) = self.below.as_ref().map(exact).filter(|below| !below.is_zero()) {
+            value /= below;
+        }
+        value += self.whole.as_ref().map_or_else(BigRational::zero, exact);
+        if self.negative { -value } else { value }
+    }
+}
+
+/// The value of a literal, if it is finite.
+fn approximate(digits: &str) -> Option<f64> {
+    digits.parse().ok().filter(|x: &f64| x.is_finite())
+}
+
 /// The numbers of a text, in order.
-fn numbers(text: &str) -> Vec<BigRational> {
+fn numbers(text: &str) -> Vec<Number> {
     let text = &*fold(text);
     let bytes = text.as_bytes();
     let digit_at = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_digit);
     let one_dash = text.lines().filter(|line| line.trim_start().starts_with("- ")).count() < 2;
-    let mut found: Vec<BigRational> = Vec::new();
+    let mut found: Vec<Number> = Vec::new();
     // Where the number before ended, if it is a whole one.
     let mut whole_end = None;
     let mut i = 0;
@@ -79,7 +107,7 @@ fn numbers(text: &str) -> Vec<BigRational> {
             continue;
         }
         let start = i;
-        let Some((len, digits)) = number::literal(&text[start..], SEPARATORS) else { break };
+        let Some((len, above)) = number::literal(&text[start..], SEPARATORS) else { break };
         i += len;
         let latex = numerator(&text[..start]);
         let left = latex.unwrap_or(&text[..start]);
@@ -87,41 +115,35 @@ fn numbers(text: &str) -> Vec<BigRational> {
         negative ^= latex.is_some() && text[..start].ends_with('-');
         let raised = left_of_sign.ends_with('^') || left_of_sign.ends_with("^{");
         let glued = latex.is_none() && before.is_ascii_alphabetic() && unpaid(&text[..start]).is_none();
-        if raised || glued || before == b'_' {
+        let Some(size) = approximate(&above).filter(|_| !raised && !glued && before != b'_') else {
             continue;
-        }
-        let Some(mut value) = parse(&digits) else { continue };
-        let mut fraction = false;
+        };
         let (bar, end_mark) = if latex.is_some() { ("}{", "}") } else { ("/", "") };
+        let mut below = None;
         if text[i..].starts_with(bar) && digit_at(i + bar.len()) && before != b'/' {
             let from = i + bar.len();
-            let below = number::literal(&text[from..], SEPARATORS).and_then(|(len, digits)| {
-                let end = from + len;
+            let literal = number::literal(&text[from..], SEPARATORS);
+            if let Some((end, digits)) = literal.map(|(len, digits)| (from + len, digits)) {
                 let date = bytes.get(end) == Some(&b'/') && digit_at(end + 1);
-                (text[end..].starts_with(end_mark) && !date).then_some((end, parse(&digits)?))
-            });
-            if let Some((end, below)) = below.filter(|(_, below)| !below.is_zero()) {
-                (value, fraction, i) = (value / below, true, end + end_mark.len());
+                let divides = approximate(&digits).is_some_and(|below| below != 0.0);
+                if divides && !date && text[end..].starts_with(end_mark) {
+                    (below, i) = (Some(digits), end + end_mark.len());
+                }
             }
         }
         let gap = whole_end.take().and_then(|end| left.get(end..));
-        let mixed = gap == Some(" ") || latex.is_some() && gap == Some("");
-        if fraction && mixed && value.numer() < value.denom() {
-            if let Some(whole) = found.last_mut() {
-                *whole += if whole.is_negative() { -value } else { value };
-            }
+        let next_to_whole = gap == Some(" ") || latex.is_some() && gap == Some("");
+        let proper = below.as_deref().and_then(approximate).is_some_and(|below| size < below);
+        if let Some(mixed) = found.last_mut().filter(|_| next_to_whole && proper) {
+            mixed.whole = Some(std::mem::replace(&mut mixed.above, above));
+            mixed.below = below;
             continue;
         }
-        found.push(if negative { -value } else { value });
-        whole_end = (!fraction && digits.bytes().all(|c| c.is_ascii_digit())).then_some(i);
+        let is_whole = below.is_none() && above.bytes().all(|c| c.is_ascii_digit());
+        whole_end = is_whole.then_some(i);
+        found.push(Number { negative, whole: None, above, below });
     }
     found
-}
-
-/// The value of a number that fits a finite f64.
-fn parse(digits: &str) -> Option<BigRational> {
-    let rounded: f64 = digits.parse().ok().filter(|x: &f64| x.is_finite())?;
-    number::exact(digits).or_else(|| BigRational::from_float(rounded))
 }
 
 /// What stands left of `\frac{` or `\frac{-`, if the text ends so.

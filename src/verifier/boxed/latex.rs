@@ -226,9 +226,14 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes what says what a value counts, `\text{ km}/\text{h}^2`, `^\circ\text{C}`, `\%`, if the value ends there.
-    fn unit(&mut self) -> bool {
+    /// `tried`: the length of `rest` up to which this has been looked at in vain, and would be again.
+    fn unit(&mut self, tried: &mut usize) -> bool {
+        if self.rest.len() > *tried {
+            return false;
+        }
         let mut scan = self.clone();
         let taken = scan.unit_words() && scan.at_end();
+        *tried = scan.rest.len();
         if taken {
             self.rest = scan.rest;
         }
@@ -353,14 +358,14 @@ impl Writer {
         let work = self.work;
         let inner = |latex: &str| plain(latex, work, depth + 1);
         let begun = self.out.len();
-        let mut scan = Scan { rest: latex, open: 0 };
+        let (mut scan, mut tried) = (Scan { rest: latex, open: 0 }, usize::MAX);
         if latex.trim_start().starts_with(']') {
             // `]0, 1[`
             scan.open = 1;
         }
         loop {
             let before = scan.rest;
-            if self.ends_in_value() && self.worded != Some(self.out.len()) && scan.unit() {
+            if self.ends_in_value() && self.worded != Some(self.out.len()) && scan.unit(&mut tried) {
                 self.seal();
             }
             let Some(token) = scan.next() else { return Some(()) };

@@ -54,7 +54,7 @@ enum Value {
 }
 
 fn root(n: &BigRational, index: u32) -> Option<BigRational> {
-    if n.is_negative() && index % 2 == 0 {
+    if n.is_negative() && index.is_multiple_of(2) {
         return None;
     }
     let whole = |n: &BigInt| Some(n.nth_root(index)).filter(|root| pow(root.clone(), index as usize) == *n);
@@ -197,7 +197,7 @@ impl std::fmt::Display for Value {
                     above.abs() < 1e15 && (above - above.round()).abs() <= 1e-12 * above.abs().max(1.0)
                 });
                 match fraction {
-                    Some(below) if below == 1.0 => write!(f, "{}", x.round() + 0.0),
+                    Some(1.0) => write!(f, "{}", x.round() + 0.0),
                     Some(below) => write!(f, "{}/{below}", (x * below).round()),
                     None => write!(f, "{x:.11e}"),
                 }
@@ -307,7 +307,7 @@ impl Term {
             (
                 Form::Product { coefficient: above @ (None | Whole(_)), root, pi },
                 Form::Product { coefficient: below @ (None | Whole(_)), root: r, pi: p },
-            ) if !(*root && *r) && !(*pi && *p) => {
+            ) if !(*root && *r || *pi && *p) => {
                 // Numerator and denominator share no factor: 6/8, 391/17 and 6/√3 are not done.
                 let coprime = match (above, other.value.surd()) {
                     (Whole(above), Some((_, square, _))) => above.gcd(square.numer()).is_one(),

@@ -678,11 +678,11 @@ fn cells(inside: &str) -> Vec<(&str, bool)> {
             '\\' if inside[i..].starts_with("\\begin{") => depth += 1,
             '\\' if inside[i..].starts_with("\\end{") => depth = depth.saturating_sub(1),
             '\\' => {
-                if let Some((_, '\\')) = chars.next() {
-                    if depth == 0 {
-                        found.push((&inside[from..i], true));
-                        from = i + 2;
-                    }
+                if let Some((_, '\\')) = chars.next()
+                    && depth == 0
+                {
+                    found.push((&inside[from..i], true));
+                    from = i + 2;
                 }
             }
             _ => {}

@@ -391,22 +391,35 @@ fn sampling_gives_the_log_prob_of_training() {
     }
 }
 
+/// Draws that activations a few roundings away would decide otherwise may go either way, and are left out.
 #[test]
 fn truncated_draws_are_those_of_the_cpu() {
+    let (mut decided, mut all) = (0, 0);
     for (rows, vocab, head) in [(19, 1100, PLAIN), (3, 1, PLAIN), (3, 37, CAPPED), (3, 129, CAPPED)] {
         let (case, choices) = (Case::new(rows, vocab, 24, head), choices(rows));
         for truncation in &TRUNCATIONS {
             let tokens = |s: Vec<Sampled>| s.iter().map(|s| s.token).collect::<Vec<_>>();
             let want = tokens(case.sample(&Cpu, truncation, &choices));
+            // 24 products in f32 are off by less than 24 x 2^-24 of their sizes' sum.
+            let near = [11, 12, 13, 14].map(|seed| {
+                let noise = randoms(seed, case.x.len());
+                let x: Vec<f32> =
+                    case.x.iter().zip(noise).map(|(x, r)| x * (1.0 + r / (1 << 15) as f32)).collect();
+                let x = single_of(&Cpu, rows, case.width, &x);
+                tokens(Cpu.lm_head_sample(&x, &case.table(&Cpu), &head, truncation, &choices))
+            });
+            let clear: Vec<usize> =
+                (0..rows).filter(|&row| near.iter().all(|n| n[row] == want[row])).collect();
+            (decided, all) = (decided + clear.len(), all + rows);
             for cuda in devices() {
-                assert_eq!(
-                    tokens(case.sample(&cuda, truncation, &choices)),
-                    want,
-                    "{truncation:?} of {vocab}"
-                );
+                let got = tokens(case.sample(&cuda, truncation, &choices));
+                for &row in &clear {
+                    assert_eq!(got[row], want[row], "{truncation:?} of {vocab}, row {row}");
+                }
             }
         }
     }
+    assert!(decided * 20 >= all * 19, "{decided} of {all} draws are decided beyond rounding");
 }
 
 /// Few tokens and many draws, so that a token too many or too few is noticed.

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Reads JSON lines: {\"scores\": [...], \"rewards\": [...], \"expert_score\": x}, one group of responses to one prompt per \
-line. `scores` are the verifier's, `rewards` the environment's (default: the scores); `expert_score` belongs to bon-sft.
+line. `scores` are the verifier's, `rewards` the environment's (default: the scores); `expert_score` belongs to bon-sft. \
+null stands for what could not be judged: it gets 0 or, where that is lower, the least value of its list, and never passes.
 
 Writes a line {\"coefficients\": [...]} for each, as soon as it is read: coefficient j multiplies grad log pi(response \
 j). For sft and bon-sft, \"expert_coefficient\" multiplies the expert response's.")]
@@ -23,8 +24,8 @@ pub struct Args {
     /// The Best-of-N size; sft and rl need none
     #[arg(long, value_name = "N")]
     pub n: Option<usize>,
-    /// An option of the objective: estimator, negative_sign, weight_clip, selector or reward; may be given several
-    /// times
+    /// An option of the objective: estimator, negative_sign, weight_clip, selector, reward or pass_threshold; may be
+    /// given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// JSON lines; standard input if absent or `-`
@@ -99,7 +100,7 @@ struct Weighed {
 pub fn weigh(config: &ObjectiveConfig, input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     for (i, line) in input.lines().enumerate() {
         let at = || format!("line {}", i + 1);
-        let group = parse_group(&line.with_context(at)?).with_context(at)?;
+        let group = parse_group(&line.with_context(at)?, config.threshold()).with_context(at)?;
         let weighed = coefficients(config, &group).with_context(at)?;
         let weighed = Weighed { coefficients: weighed.samples, expert_coefficient: weighed.expert };
         let mut text = serde_json::to_string(&weighed)?;
@@ -111,7 +112,7 @@ pub fn weigh(config: &ObjectiveConfig, input: impl BufRead, mut output: impl Wri
 }
 
 /// One line of input. Fields are read one by one so that an error can name its field.
-fn parse_group(line: &str) -> anyhow::Result<ScoredGroup> {
+fn parse_group(line: &str, pass_threshold: f64) -> anyhow::Result<ScoredGroup> {
     const FIELDS: [&str; 3] = ["scores", "rewards", "expert_score"];
     if line.trim().is_empty() {
         bail!("the line is empty; a group is a JSON object with `scores`");
@@ -136,13 +137,15 @@ fn parse_group(line: &str) -> anyhow::Result<ScoredGroup> {
         }
         None => None,
     };
-    Ok(ScoredGroup { scores, rewards, expert_score })
+    Ok(ScoredGroup { expert_score, ..ScoredGroup::judged(&scores, &rewards, pass_threshold) })
 }
 
-fn numbers(field: &str, value: &serde_json::Value) -> anyhow::Result<Vec<f64>> {
+/// A list of numbers, in which null is `None`.
+fn numbers(field: &str, value: &serde_json::Value) -> anyhow::Result<Vec<Option<f64>>> {
     let list = value.as_array().with_context(|| format!("`{field}` is {value}, not a list of numbers"))?;
-    let number = |(i, x): (usize, &serde_json::Value)| {
-        x.as_f64().with_context(|| format!("`{field}[{i}]` is {x}, not a number"))
+    let number = |(i, x): (usize, &serde_json::Value)| match x.is_null() {
+        true => Ok(None),
+        false => x.as_f64().map(Some).with_context(|| format!("`{field}[{i}]` is {x}, not a number")),
     };
     list.iter().enumerate().map(number).collect()
 }

@@ -41,7 +41,7 @@ pub const DEFAULT_WEIGHT_CLIP: f64 = 10.0;
 /// What multiplies w_j.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
-    /// g+ (or gbar+), for samples with R = 1.
+    /// g+ (or gbar+), for samples that pass: those with R = 1.
     pub pass: f64,
     /// s g- (or 0), for samples with R = 0.
     pub fail: f64,

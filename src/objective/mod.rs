@@ -123,11 +123,24 @@ pub struct ObjectiveConfig {
     /// For `bon-rl`, and required there: what the pick earns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<Signal>,
+    /// The least reward R of a response that passes, which is to say, is right: in every figure, in evaluation and in
+    /// what the objectives count as a pass. [`DEFAULT_PASS_THRESHOLD`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_threshold: Option<f64>,
+}
+
+/// `pass_threshold` if it is not given: halfway between the rewards of built-in verifiers.
+pub const DEFAULT_PASS_THRESHOLD: f64 = 0.5;
+
+/// Whether a response passes: the one definition of "right".
+pub fn passes(reward: f64, pass_threshold: f64) -> bool {
+    reward >= pass_threshold
 }
 
 impl ObjectiveConfig {
     /// The settings beside `kind` and `n`, by name.
-    pub const OPTIONS: [&str; 5] = ["estimator", "negative_sign", "weight_clip", "selector", "reward"];
+    pub const OPTIONS: [&str; 6] =
+        ["estimator", "negative_sign", "weight_clip", "selector", "reward", "pass_threshold"];
 
     /// A configuration with every option at its default.
     pub fn new(kind: Kind, n: Option<usize>) -> Self {
@@ -139,7 +152,13 @@ impl ObjectiveConfig {
             weight_clip: None,
             selector: None,
             reward: None,
+            pass_threshold: None,
         }
+    }
+
+    /// `pass_threshold`, or its default.
+    pub fn threshold(&self) -> f64 {
+        self.pass_threshold.unwrap_or(DEFAULT_PASS_THRESHOLD)
     }
 
     /// Refuses values out of range, settings that are missing and settings that the kind would ignore.
@@ -158,6 +177,11 @@ impl ObjectiveConfig {
         };
         let tilted = matches!(kind, Kind::BonRl | Kind::BonRlV | Kind::BonRlS);
         let binary = matches!(kind, Kind::BonRlb | Kind::BonRlbP);
+        let threshold = self.threshold();
+        let undefined = passes(0.0, threshold) || !passes(1.0, threshold);
+        if !threshold.is_finite() || (binary && undefined) {
+            return Err(ObjectiveError::PassThreshold { kind, value: threshold });
+        }
         for (setting, given, applies) in [
             ("estimator", self.estimator.is_some(), tilted),
             ("negative_sign", self.negative_sign.is_some(), kind == Kind::BonRlb),
@@ -211,6 +235,22 @@ pub struct ScoredGroup {
     pub expert_score: Option<f64>,
 }
 
+impl ScoredGroup {
+    /// The group of what verifiers said, where `None` stands for a sample that could not be judged.
+    ///
+    /// Such a sample gets 0 or, where that is lower, the least value that was given in the group: nothing that was
+    /// judged, however wrong, is worth less to the objective. Its reward never passes either, so under a
+    /// `pass_threshold` of 0 or less it stays just below that.
+    pub fn judged(scores: &[Option<f64>], rewards: &[Option<f64>], pass_threshold: f64) -> Self {
+        let fill = |values: &[Option<f64>], most: f64| {
+            let least = values.iter().flatten().copied().fold(most, f64::min);
+            values.iter().map(|value| value.unwrap_or(least)).collect()
+        };
+        let most = pass_threshold.next_down().min(0.0);
+        Self { scores: fill(scores, 0.0), rewards: fill(rewards, most), expert_score: None }
+    }
+}
+
 /// An objective's answer for one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Coefficients {
@@ -222,39 +262,51 @@ pub struct Coefficients {
     pub metrics: Option<GroupMetrics>,
 }
 
-/// What to log of one group, whatever the objective is.
+/// What to log of one group, whatever the objective is. A sample passes by [`passes`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct GroupMetrics {
     /// Mean of R.
     pub mean_reward: f64,
-    /// Share of samples with R = 0.
+    /// Share of samples that do not pass.
     pub p_fail: f64,
-    /// Every R is 1.
+    /// Every sample passes.
     pub all_pass: bool,
-    /// Every R is 0.
+    /// None does.
     pub all_fail: bool,
+    /// All samples earn the same, right, wrong or in between: nothing but `bon-sft` and `bon-rlb` learns from that.
+    pub zero_variance: bool,
+    /// Unbiased estimate of pass@N, the chance that one of N samples passes.
+    pub pass_at_n: f64,
     /// Unbiased estimate of the expected R when the verifier picks the best of N: deployed Best-of-N.
     pub best_of_n: f64,
-    /// The same when the environment picks: for binary rewards, pass@N.
+    /// The same when the environment picks: the mean of the best reward among N.
     pub oracle_best_of_n: f64,
     /// Samples whose weight was clipped.
     pub clipped: usize,
 }
 
 impl GroupMetrics {
-    fn new(group: &ScoredGroup, n: usize, clipped: usize) -> Self {
+    fn new(group: &ScoredGroup, earned: &[f64], threshold: f64, n: usize, clipped: usize) -> Self {
         let ScoredGroup { scores, rewards, .. } = group;
-        let fails = rewards.iter().filter(|&&x| x == 0.0).count();
+        let passing: Vec<f64> = rewards.iter().map(|&x| f64::from(u8::from(passes(x, threshold)))).collect();
+        let fails = passing.iter().filter(|&&x| x == 0.0).count();
         Self {
             mean_reward: shared::mean(rewards.iter().copied()),
             p_fail: fails as f64 / rewards.len() as f64,
-            all_pass: rewards.iter().all(|&x| x == 1.0),
+            all_pass: fails == 0,
             all_fail: fails == rewards.len(),
+            zero_variance: equal(earned),
+            pass_at_n: shared::Ranking::new(&passing).best_of_n(&passing, n),
             best_of_n: shared::Ranking::new(scores).best_of_n(rewards, n),
             oracle_best_of_n: shared::Ranking::new(rewards).best_of_n(rewards, n),
             clipped,
         }
     }
+}
+
+/// Whether there is one value only. A single sample is compared with nothing, so it is no such case.
+fn equal(values: &[f64]) -> bool {
+    values.len() > 1 && values.iter().all(|x| *x == values[0])
 }
 
 /// Why a configuration or a group cannot be used.
@@ -282,6 +334,17 @@ pub enum ObjectiveError {
     /// The clip bound is not a positive number.
     #[error("`weight_clip` must be above 0 (`inf` for none), not {value}")]
     WeightClip {
+        /// The value given.
+        value: f64,
+    },
+    /// The threshold is no number, or calls both or neither of 0 and 1 a pass where nothing else occurs.
+    #[error(
+        "`pass_threshold` is {value}; it must be a finite number{}",
+        if matches!(kind, Kind::BonRlb | Kind::BonRlbP) { ", above 0 and at most 1 where rewards are 0 and 1" } else { "" }
+    )]
+    PassThreshold {
+        /// The objective.
+        kind: Kind,
         /// The value given.
         value: f64,
     },
@@ -362,8 +425,14 @@ pub fn coefficients(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<Coe
         Signal::Verifier => scores,
         Signal::Environment => rewards,
     };
+    let earned = match plan {
+        Plan::BonRl { reward, .. } => signal(reward),
+        _ => rewards,
+    };
     let mut clipped = 0;
     let (mut samples, expert) = match plan {
+        // Rounding would make noise of it.
+        Plan::Rl | Plan::BonRl { .. } if equal(earned) => (vec![0.0; earned.len()], None),
         Plan::Sft => sft::coefficients(scores.len()),
         Plan::BonSft { n } => {
             let expert_score =
@@ -388,7 +457,8 @@ pub fn coefficients(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<Coe
     if let Some(index) = samples.iter().position(|c| !c.is_finite()) {
         return Err(ObjectiveError::Overflow { index });
     }
-    let metrics = (!scores.is_empty()).then(|| GroupMetrics::new(group, config.n.unwrap_or(1), clipped));
+    let metrics = (!scores.is_empty())
+        .then(|| GroupMetrics::new(group, earned, config.threshold(), config.n.unwrap_or(1), clipped));
     Ok(Coefficients { samples, expert, metrics })
 }
 

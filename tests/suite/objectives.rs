@@ -605,6 +605,7 @@ fn names_round_trip() {
         weight_clip: Some(2.5),
         selector: Some(Signal::Environment),
         reward: Some(Signal::Verifier),
+        pass_threshold: Some(0.25),
     };
     let table = toml::Table::try_from(&full).unwrap();
     let mut keys: Vec<&str> = table.keys().map(String::as_str).collect();
@@ -714,6 +715,135 @@ proptest! {
             for (found, expected) in samples(&config, &there).iter().zip(expected) {
                 prop_assert!((found - expected).abs() <= 1e-12, "{}: {} {}", config.kind, found, expected);
             }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------- what is right, what is unjudged
+
+/// Rewards of a group, the threshold, and what follows: share that fails, pass@2, whether all earn the same.
+#[test]
+fn one_definition_of_a_pass_whatever_the_rewards() {
+    for (rewards, threshold, p_fail, pass_at_2, same) in [
+        (&[-1.0; 4][..], None, 1.0, 0.0, true),
+        (&[0.25; 4], None, 1.0, 0.0, true),
+        (&[0.1; 3], None, 1.0, 0.0, true),
+        (&[0.7; 4], None, 0.0, 1.0, true),
+        (&[3.0; 4], None, 0.0, 1.0, true),
+        (&[0.5, 0.499_999, 0.25, 0.0], None, 0.75, 0.5, false),
+        (&[0.6, 1.0, 0.6, 1.0], None, 0.0, 1.0, false),
+        (&[-1.0, 1.0, -1.0, -1.0], None, 0.75, 0.5, false),
+        (&[0.6, 1.0, 0.6, 1.0], Some(0.9), 0.5, 5.0 / 6.0, false),
+        (&[-3.0, -0.25, -8.0, -0.5], Some(-0.5), 0.5, 5.0 / 6.0, false),
+        (&[0.0, -1.0, 0.0, 0.0], Some(0.0), 0.25, 1.0, false),
+    ] {
+        for kind in [Kind::Rl, Kind::BonRlV, Kind::BonRlS, Kind::PassAtN, Kind::BonSft, Kind::Sft] {
+            let config = ObjectiveConfig { pass_threshold: threshold, ..ObjectiveConfig::new(kind, Some(2)) };
+            let expert_score = (kind == Kind::BonSft).then_some(1.0);
+            let answer =
+                coefficients(&config, &ScoredGroup { expert_score, ..group(rewards, rewards) }).unwrap();
+            let m = answer.metrics.unwrap();
+            let what = format!("{kind}, {rewards:?} at {threshold:?}");
+            assert_eq!((m.p_fail, m.zero_variance), (p_fail, same), "{what}");
+            assert_eq!((m.all_fail, m.all_pass), (p_fail == 1.0, p_fail == 0.0), "{what}");
+            assert_abs_diff_eq!(m.pass_at_n, pass_at_2, epsilon = 1e-15);
+            // To the last bit: what AdamW makes of rounding is a step like any other.
+            if same && matches!(kind, Kind::Rl | Kind::BonRlV | Kind::BonRlS | Kind::PassAtN) {
+                assert_eq!(answer.samples, vec![0.0; rewards.len()], "{what}");
+            }
+        }
+    }
+    // What is earned counts: here the score, which is the same for all.
+    let by_score = ObjectiveConfig {
+        selector: Some(Signal::Environment),
+        reward: Some(Signal::Verifier),
+        ..ObjectiveConfig::new(Kind::BonRl, Some(2))
+    };
+    for estimator in [Estimator::Exact, Estimator::Variational] {
+        let config = ObjectiveConfig { estimator: Some(estimator), ..by_score.clone() };
+        let answer = coefficients(&config, &group(&[0.1; 3], &[0.0, 1.0, 0.3])).unwrap();
+        assert!(answer.metrics.unwrap().zero_variance && answer.samples == [0.0; 3], "{answer:?}");
+    }
+    // A single sample is compared with nothing: REINFORCE.
+    let single = coefficients(&ObjectiveConfig::new(Kind::Rl, None), &group(&[0.25], &[0.25])).unwrap();
+    assert!(single.samples == [0.25] && !single.metrics.unwrap().zero_variance);
+}
+
+#[test]
+fn thresholds_that_define_nothing_are_refused() {
+    let with = |kind, threshold| ObjectiveConfig { pass_threshold: Some(threshold), ..config(kind, 2) };
+    for kind in [Kind::Rl, Kind::BonRlb, Kind::BonRlbP, Kind::BonSft] {
+        for threshold in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let error = with(kind, threshold).validate().unwrap_err();
+            assert!(matches!(error, ObjectiveError::PassThreshold { .. }), "{kind} {threshold}: {error}");
+        }
+    }
+    for kind in [Kind::BonRlb, Kind::BonRlbP] {
+        for threshold in [-1.0, 0.0, 1.000_1] {
+            let error = with(kind, threshold).validate().unwrap_err().to_string();
+            assert!(error.ends_with("above 0 and at most 1 where rewards are 0 and 1"), "{error}");
+        }
+        with(kind, 1.0).validate().unwrap();
+    }
+    with(Kind::Rl, -7.0).validate().unwrap();
+}
+
+#[test]
+fn what_could_not_be_judged_gets_the_least() {
+    let x = Some;
+    for (given, threshold, scores, rewards) in [
+        (&[x(1.0), None, x(-1.0)][..], 0.5, &[1.0, -1.0, -1.0][..], &[1.0, -1.0, -1.0][..]),
+        (&[None, x(0.25), x(1.0)], 0.5, &[0.0, 0.25, 1.0], &[0.0, 0.25, 1.0]),
+        (&[None, None], 0.5, &[0.0, 0.0], &[0.0, 0.0]),
+        (&[x(3.0), None, x(7.0)], 0.5, &[3.0, 0.0, 7.0], &[3.0, 0.0, 7.0]),
+        (&[x(-2.0), x(-5.0), None], -3.0, &[-2.0, -5.0, -5.0], &[-2.0, -5.0, -5.0]),
+        // 0 is the best there is, and passes: what nobody judged does not.
+        (&[x(0.0), None, x(0.0)], 0.0, &[0.0; 3], &[0.0, 0.0f64.next_down(), 0.0]),
+        (&[None, x(-2.0)], -3.0, &[-2.0, -2.0], &[(-3.0f64).next_down(), -2.0]),
+    ] {
+        let group = ScoredGroup::judged(given, given, threshold);
+        assert_eq!((&*group.scores, &*group.rewards), (scores, rewards), "{given:?} at {threshold}");
+    }
+}
+
+/// In every objective a response that could not be judged weighs what the worst one weighs, or less.
+#[test]
+fn no_objective_pays_for_what_could_not_be_judged() {
+    let scores = [Some(1.0), Some(-1.0), None, Some(0.5), Some(-1.0), Some(1.0)];
+    let binary = [Some(1.0), Some(0.0), None, Some(0.0), Some(0.0), Some(1.0)];
+    for kind in [
+        Kind::Rl,
+        Kind::BonRl,
+        Kind::BonRlV,
+        Kind::BonRlS,
+        Kind::PassAtN,
+        Kind::BonRlb,
+        Kind::BonRlbP,
+        Kind::BonSft,
+    ] {
+        let values = if matches!(kind, Kind::BonRlb | Kind::BonRlbP) { &binary } else { &scores };
+        let group = ScoredGroup {
+            expert_score: (kind == Kind::BonSft).then_some(1.0),
+            ..ScoredGroup::judged(values, values, 0.5)
+        };
+        let estimators = match kind {
+            Kind::BonRl | Kind::BonRlV | Kind::BonRlS => {
+                &[Some(Estimator::Exact), Some(Estimator::Variational)][..]
+            }
+            _ => &[None],
+        };
+        for &estimator in estimators {
+            let settings = ObjectiveConfig { estimator, ..config(kind, 2) };
+            let settings = match kind {
+                Kind::BonRl => ObjectiveConfig {
+                    selector: Some(Signal::Verifier),
+                    reward: Some(Signal::Environment),
+                    ..settings
+                },
+                _ => settings,
+            };
+            let c = coefficients(&settings, &group).unwrap().samples;
+            assert!(c[2] == c[1] && c[2] == c[4], "{kind} {estimator:?}: {c:?}");
         }
     }
 }

@@ -73,7 +73,8 @@ fn bad_settings_are_named() {
     );
     let unknown = error("bon-rlb", Some(2), &["kl=3"], "");
     assert!(
-        unknown.ends_with("known are estimator, negative_sign, weight_clip, selector, reward"),
+        unknown
+            .ends_with("known are estimator, negative_sign, weight_clip, selector, reward, pass_threshold"),
         "{unknown}"
     );
     assert_eq!(error("rl", None, &["estimator"], ""), "--set estimator: write it as key=value");
@@ -164,4 +165,40 @@ fn a_closed_pipe_ends_it_quietly() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn null_stands_for_what_could_not_be_judged() {
+    let weigh = |kind: &str, n, set: &[&str], line: &str| run(kind, n, set, line).unwrap();
+    // Worth what the worst is worth, or 0 where that is less: as if it had been written down.
+    for (kind, n, set, with_null, written) in [
+        ("rl", None, &[][..], r#"{"scores": [1, -1, null]}"#, r#"{"scores": [1, -1, -1]}"#),
+        ("bon-rl-v", Some(2), &[], r#"{"scores": [null, 3, 2]}"#, r#"{"scores": [0, 3, 2]}"#),
+        ("pass-at-n", Some(2), &[], r#"{"scores": [1, null, 0]}"#, r#"{"scores": [1, 0, 0]}"#),
+        ("bon-rlb", Some(2), &[], r#"{"scores": [1, null, 0]}"#, r#"{"scores": [1, 0, 0]}"#),
+        ("bon-rlb-p", Some(2), &[], r#"{"scores": [1, null, 1]}"#, r#"{"scores": [1, 0, 1]}"#),
+        (
+            "bon-rl",
+            Some(2),
+            &["selector=verifier", "reward=environment"],
+            r#"{"scores": [0.5, null, 0.25], "rewards": [null, 1, -2]}"#,
+            r#"{"scores": [0.5, 0, 0.25], "rewards": [-2, 1, -2]}"#,
+        ),
+        (
+            "bon-sft",
+            Some(2),
+            &[],
+            r#"{"scores": [null, -4], "expert_score": 1}"#,
+            r#"{"scores": [-4, -4], "expert_score": 1}"#,
+        ),
+    ] {
+        assert_eq!(weigh(kind, n, set, with_null), weigh(kind, n, set, written), "{kind}");
+    }
+    // Right by a threshold of 0, and yet not what nobody judged: just below.
+    let c = weigh("rl", None, &["pass_threshold=0"], r#"{"scores": [0, null]}"#);
+    assert!(c.starts_with("{\"coefficients\":[") && !c.contains("[0.0,0.0]"), "{c}");
+    let error = error("rl", None, &[], r#"{"scores": [1, "null"]}"#);
+    assert_eq!(error, "line 1: `scores[1]` is \"null\", not a number");
+    let error = self::error("bon-rlb", Some(2), &["pass_threshold=0"], "");
+    assert!(error.starts_with("`pass_threshold` is 0; it must be a finite number, above 0"), "{error}");
 }

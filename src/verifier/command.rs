@@ -5,6 +5,7 @@
 //! not writing, writing without end, leaving children that hold its pipes) can block us or leave a thread behind.
 //! It leads a process group of its own, which is killed as a whole.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Stdio};
@@ -37,6 +38,14 @@ pub(super) struct Command {
     idle: Mutex<Vec<Option<Process>>>,
     returned: Condvar,
     health: Mutex<Health>,
+    notes: Mutex<Notes>,
+}
+
+/// What was put up with: the causes, and the sentences that nobody has taken yet.
+#[derive(Default)]
+struct Notes {
+    causes: BTreeSet<&'static str>,
+    untold: Vec<String>,
 }
 
 /// Tells a program that does not work from one that some responses break.
@@ -81,6 +90,7 @@ impl Command {
             idle: Mutex::new(idle),
             returned: Condvar::new(),
             health: Mutex::default(),
+            notes: Mutex::default(),
         })
     }
 
@@ -105,6 +115,17 @@ impl Command {
             result
         });
         self.note(&result)
+    }
+
+    /// Notes that a process that had answered before was replaced, the first time for each kind of cause.
+    fn note_restart(&self, failure: &Failure) {
+        let mut notes = lock(&self.notes);
+        if notes.causes.insert(failure.kind()) {
+            notes.untold.push(format!(
+                "a verifier process that had answered before was started anew, and its request put once more, which \
+                 takes time; it must go on reading requests, and write one line for each. The first time: {failure}"
+            ));
+        }
     }
 
     /// Counts failures in a row; the one that proves the program hopeless is replaced by that news.
@@ -144,7 +165,8 @@ impl Verifier for Command {
         // Only what happens to a fresh process is this request's doing.
         let used = slot.as_ref().is_some_and(|process| process.answered);
         let mut result = self.attempt(&mut slot, id, &line);
-        if used && matches!(result, Err(Failure::Crashed { .. } | Failure::Protocol { .. })) {
+        if let (true, Err(failure @ (Failure::Crashed { .. } | Failure::Protocol { .. }))) = (used, &result) {
+            self.note_restart(failure);
             result = self.attempt(&mut slot, id, &line);
         }
         lock(&self.idle).push(slot);
@@ -154,6 +176,10 @@ impl Verifier for Command {
 
     fn extract(&self, _response: &str) -> Option<String> {
         None
+    }
+
+    fn notes(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.notes).untold)
     }
 
     fn parallelism(&self) -> usize {
@@ -183,10 +209,12 @@ fn read_answer(id: u64, line: &str, process: &Process) -> Result<f64, Failure> {
         Some(found) => return protocol(format!("id {found} answers the request with id {id}")),
         None => return protocol("it names no id".to_owned()),
     }
-    match answer.get("score").unwrap_or(&Value::Null) {
-        Value::Null if finite => Err(Failure::Missing { line: excerpt(line) }),
-        Value::Null => Err(Failure::Nan { line: excerpt(line) }),
-        score => score.as_f64().map_or_else(|| protocol("the score is no number".to_owned()), Ok),
+    let (quoted, stderr) = (excerpt(line), process.said());
+    match answer.get("score") {
+        None => Err(Failure::NoScore { line: quoted, stderr }),
+        Some(Value::Null) if finite => Err(Failure::Missing { line: quoted, stderr }),
+        Some(Value::Null) => Err(Failure::Nan { line: quoted, stderr }),
+        Some(score) => score.as_f64().map_or_else(|| protocol("the score is no number".to_owned()), Ok),
     }
 }
 
@@ -261,6 +289,10 @@ impl Process {
             let read = self.exchange(&mut unsent, left).map_err(|e| self.crashed(&e.to_string()))?;
             if read == Some(0) {
                 return Err(self.ended());
+            }
+            // One that has answered waits for nothing else; a fresh one may answer without reading to the end.
+            if self.answered && self.stdin.is_none() && !unsent.is_empty() {
+                return Err(self.crashed("it closed its stdin and runs on"));
             }
         }
     }

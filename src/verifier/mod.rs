@@ -16,14 +16,20 @@
 //! and writes one line to stdout, with the same id: `{"id": 17, "score": 1.0}`. Any finite number is a score; further
 //! fields are ignored; `"score": null` says that it cannot judge this response. It gets its next request after it has
 //! answered, so it must flush its stdout line by line. Everything else that it has to say belongs on stderr, whose
-//! end is quoted when something goes wrong.
+//! end is quoted when something goes wrong. Blank lines are passed over.
+//!
+//! Limits: an answer has at most 64 KiB in its line and `timeout_seconds` to come, which for a process's first answer
+//! includes its start; a request may be of any length. Of stderr the last 2 KiB are kept, of a line that is quoted the
+//! first 200 characters.
 //!
 //! A program that exceeds `timeout_seconds`, ends, or writes anything else is killed with its whole process group and
 //! started anew for the next request. So are all programs when the verifier is dropped. If a process that has
 //! answered before ends or breaks the protocol, the request is put once more to a fresh one, so that no response pays
-//! for an earlier one. A program that has never answered and fails three times in a row, or that can three times
-//! in a row not be started, is [`Failure::Unavailable`] from then on. Programs are not confined in any way: one that
-//! runs what the model wrote must bring its own sandbox.
+//! for an earlier one; the cause is told once, through [`Verifier::notes`]. A program that has never answered and fails
+//! three times in a row, or that can three times in a row not be started, is [`Failure::Unavailable`] from then on; an
+//! answer without the field `score` is a failure in this count. A verifier of any kind that could judge none of the
+//! first 64 responses, or none of an evaluation's or a whole run's, is [`Failure::Silent`]: the run stops. Programs are
+//! not confined in any way: one that runs what the model wrote must bring its own sandbox.
 
 mod boxed;
 mod command;
@@ -59,6 +65,12 @@ pub trait Verifier: Send + Sync {
     /// what majority voting and diversity count. `None` where there is none to read, as always for `command`.
     fn extract(&self, response: &str) -> Option<String>;
 
+    /// What it has put up with since it was last asked: deviations from its protocol that cost time or could cost
+    /// verdicts, each cause once in its life.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How many requests are worth judging at once. The built-in kinds take microseconds, so one thread does.
     fn parallelism(&self) -> usize {
         1
@@ -70,7 +82,8 @@ pub trait Verifier: Send + Sync {
 pub enum Failure {
     /// The program was too slow. It has been killed and is started again for the next request.
     #[error(
-        "the verifier program gave no answer within {seconds} s; make it faster or raise timeout_seconds{}",
+        "the verifier program gave no answer within {seconds} s; make it flush its stdout after each line, make it \
+         faster, or raise timeout_seconds{}",
         said(stderr)
     )]
     Timeout {
@@ -88,16 +101,32 @@ pub enum Failure {
         stderr: String,
     },
     /// The program's score is NaN or infinite.
-    #[error("the verifier program gave a score that is not finite: {line:?}")]
+    #[error("the verifier program gave a score that is not finite: {line:?}{}", said(stderr))]
     Nan {
         /// The line it wrote.
         line: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
     },
-    /// The program answered with no score, or with null: its way to say that it could not judge.
-    #[error("the verifier program answered without a score: {line:?}")]
+    /// The program answered with the score null: its way to say that it could not judge.
+    #[error("the verifier program answered without a score: {line:?}{}", said(stderr))]
     Missing {
         /// The line it wrote.
         line: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
+    },
+    /// The program's answer has no field `score`.
+    #[error(
+        "the verifier program answered without the field `score`: {line:?}; write {{\"id\": .., \"score\": ..}}, with \
+         null where it cannot judge{}",
+        said(stderr)
+    )]
+    NoScore {
+        /// The line it wrote.
+        line: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
     },
     /// The program wrote something other than the answer to the request.
     #[error(
@@ -133,6 +162,14 @@ pub enum Failure {
         /// The last of them.
         last: Box<Failure>,
     },
+    /// No response has ever been judged, so figures of them mean nothing.
+    #[error("none of {times} responses could be judged, the first for this reason: {first}")]
+    Silent {
+        /// How many were to be judged.
+        times: usize,
+        /// Why the first could not.
+        first: Box<Failure>,
+    },
     /// The task's own answer cannot be compared with anything.
     #[error(
         "the task's answer {answer:?} holds no {wanted}; correct the task or choose another verifier kind"
@@ -152,17 +189,22 @@ impl Failure {
             Self::Timeout { .. } => "timeout",
             Self::Crashed { .. } => "crashed",
             Self::Nan { .. } => "nan",
-            Self::Missing { .. } => "missing",
+            Self::Missing { .. } | Self::NoScore { .. } => "missing",
             Self::Protocol { .. } => "protocol",
             Self::Start { .. } => "start",
             Self::Unavailable { .. } => "unavailable",
+            Self::Silent { .. } => "silent",
             Self::Answer { .. } => "answer",
         }
     }
 }
 
 fn said(stderr: &str) -> String {
-    if stderr.is_empty() { String::new() } else { format!("\nits stderr ends with:\n{stderr}") }
+    match stderr.lines().count() {
+        0 => String::new(),
+        1 => format!("; its stderr ends with: {stderr}"),
+        _ => format!("\nits stderr ends with:\n{stderr}"),
+    }
 }
 
 /// The start of `text`, short enough for an error message.

@@ -33,6 +33,9 @@ pub struct Verdicts {
     pub scores: Vec<(usize, Result<f64, Failure>)>,
 }
 
+/// Responses without a single verdict that prove that none will come: fewer could be bad luck where few can be judged.
+const SILENT: usize = 64;
+
 /// A job's id and outcome, or what the verifier panicked with.
 type Outcome = Result<(usize, Result<f64, Failure>), Box<dyn Any + Send>>;
 
@@ -41,6 +44,9 @@ pub struct Pool {
     jobs: Option<Sender<Job>>,
     outcomes: Receiver<Outcome>,
     submitted: usize,
+    verifier: Arc<dyn Verifier>,
+    /// Until the first verdict: how many responses could not be judged, and why the first could not.
+    silence: Option<(usize, Option<Failure>)>,
     closing: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -72,7 +78,15 @@ impl Pool {
                 })
             })
             .collect();
-        Self { jobs: Some(jobs), outcomes, submitted: 0, closing, threads }
+        Self {
+            jobs: Some(jobs),
+            outcomes,
+            submitted: 0,
+            verifier,
+            silence: Some((0, None)),
+            closing,
+            threads,
+        }
     }
 
     /// Hands over a job and returns at once.
@@ -84,8 +98,8 @@ impl Pool {
 
     /// Waits for everything submitted since the last call. The pool can then be used again.
     ///
-    /// Fails, as [`Failure::Unavailable`], if the verifier does not work at all: such scores mean nothing, and more
-    /// of them would not come. A panic of the verifier goes on in the caller.
+    /// Fails, as [`Failure::Unavailable`] or [`Failure::Silent`], if the verifier does not work at all: such scores mean
+    /// nothing, and more of them would not come. A panic of the verifier goes on in the caller.
     pub fn collect(&mut self) -> Result<Verdicts, Failure> {
         let mut scores = Vec::with_capacity(self.submitted);
         let mut panicked = None;
@@ -106,7 +120,29 @@ impl Pool {
             return Err(failure);
         }
         scores.sort_by_key(|&(id, _)| id);
+        if scores.iter().any(|(_, score)| score.is_ok()) {
+            self.silence = None;
+        } else if let Some((count, first)) = &mut self.silence {
+            *count += scores.len();
+            *first = first.take().or_else(|| scores.iter().find_map(|(_, score)| score.clone().err()));
+            if *count >= SILENT
+                && let Some(failure) = self.silent()
+            {
+                return Err(failure);
+            }
+        }
         Ok(Verdicts { scores })
+    }
+
+    /// [`Failure::Silent`], if there were responses to judge and no verdict has ever come.
+    pub fn silent(&self) -> Option<Failure> {
+        let (times, first) = self.silence.as_ref()?;
+        Some(Failure::Silent { times: *times, first: Box::new(first.clone()?) })
+    }
+
+    /// [`Verifier::notes`] of what judges here.
+    pub fn notes(&self) -> Vec<String> {
+        self.verifier.notes()
     }
 }
 

@@ -4,9 +4,11 @@
 //! A kill at any moment leaves a usable newest checkpoint. A checkpoint is written in a `.partial-` directory: its
 //! files first, then the manifest with all their sizes and checksums, each synced to disk; then one rename puts it
 //! in place, and only after that are older ones removed, each renamed to `.trash-` first so that a half-removed one
-//! never looks whole. [`Snapshots::open`] clears away what a kill left behind.
+//! never looks whole. [`Snapshots::open`] clears away what a kill left behind. A checkpoint in which somebody else has
+//! put a file stays.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -20,7 +22,10 @@ const MODEL: &str = "model";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
-const LOCK: &str = ".lock";
+/// The name of the file that is locked.
+pub const LOCK: &str = ".lock";
+/// What the lock's file says: the sign that a run has begun here.
+const LOCK_TEXT: &str = "bon-engine train\n";
 const PREFIX: &str = "step-";
 const PARTIAL: &str = ".partial-";
 const TRASH: &str = ".trash-";
@@ -160,7 +165,15 @@ struct ManifestEntry {
 pub struct Snapshots {
     dir: PathBuf,
     keep: usize,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Snapshots {
+    fn drop(&mut self) {
+        // Closing the file would not do: a child between fork and exec has it open as well, and so holds the lock. That
+        // it cannot be given back is no news: it goes with the process.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Snapshots {
@@ -177,7 +190,10 @@ impl Snapshots {
                 return Err(SnapshotError::Io { doing: "lock", path, source });
             }
         }
-        let snapshots = Self { dir: dir.into(), keep: keep.max(1), _lock: lock };
+        if !begun(dir) {
+            op("write", &path, |p| fs::write(p, LOCK_TEXT))?;
+        }
+        let snapshots = Self { dir: dir.into(), keep: keep.max(1), lock };
         // Partial ones first: while a step is saved anew, its former checkpoint may lie in the trash.
         for (name, path) in entries(dir)? {
             let Some(name) = name.strip_prefix(PARTIAL) else { continue };
@@ -210,7 +226,7 @@ impl Snapshots {
         write_model: impl FnOnce(&Path) -> Result<(), WriteError>,
         write_optimizer: impl FnOnce(&Path) -> Result<(), WriteError>,
     ) -> Result<PathBuf, SnapshotError> {
-        let name = format!("{PREFIX}{:06}", state.step);
+        let name = name_of(state.step);
         let place = self.dir.join(&name);
         let partial = self.dir.join(format!("{PARTIAL}{name}"));
         let written = write(&partial, state, write_model, write_optimizer);
@@ -242,6 +258,10 @@ impl Snapshots {
         let later = all.iter().filter(|(step, _)| *step > newest);
         let oldest = all.iter().filter(|(step, _)| *step <= newest).skip(self.keep);
         for (_, path) in later.chain(oldest) {
+            // What others have put there, or made by hand under such a name, is not ours to remove.
+            if !all_written(path) {
+                continue;
+            }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let trash = self.dir.join(format!("{TRASH}{name}"));
             op("rename", path, |p| fs::rename(p, &trash))?;
@@ -259,6 +279,35 @@ impl Snapshots {
         }
         Ok(())
     }
+}
+
+/// Whether a run has begun in `dir`, with or without a checkpoint.
+pub fn begun(dir: &Path) -> bool {
+    fs::read(dir.join(LOCK)).is_ok_and(|text| text == LOCK_TEXT.as_bytes())
+}
+
+/// The step of the newest checkpoint in `dir`, whole or not.
+pub fn newest_step(dir: &Path) -> Result<Option<u64>, SnapshotError> {
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    Ok(list(dir)?.first().map(|(step, _)| *step))
+}
+
+/// Whether the checkpoint at `path` holds nothing but files that its manifest lists.
+fn all_written(path: &Path) -> bool {
+    fn only(listed: &BTreeSet<String>, dir: &Path, prefix: &str) -> bool {
+        entries(dir).is_ok_and(|entries| {
+            entries.iter().all(|(name, path)| match path.is_dir() {
+                true => only(listed, path, &format!("{prefix}{name}/")),
+                false => listed.contains(&format!("{prefix}{name}")),
+            })
+        })
+    }
+    let Ok(manifest) = read_json::<Manifest>(&path.join(MANIFEST)) else { return false };
+    let mut listed: BTreeSet<String> = manifest.files.into_iter().map(|entry| entry.path).collect();
+    listed.insert(MANIFEST.to_owned());
+    only(&listed, path, "")
 }
 
 /// The newest checkpoint in `dir` that is whole, going back over damaged ones. Reads every byte of it. A missing
@@ -380,11 +429,19 @@ fn checksum(path: &Path, sync: bool) -> Result<(u64, u32), SnapshotError> {
     })
 }
 
+/// The name of a step's checkpoint.
+fn name_of(step: u64) -> String {
+    format!("{PREFIX}{step:06}")
+}
+
 /// The checkpoints in `dir` by step, newest first, whole or not.
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, SnapshotError> {
     let mut all: Vec<(u64, PathBuf)> = entries(dir)?
         .into_iter()
-        .filter_map(|(name, path)| Some((name.strip_prefix(PREFIX)?.parse().ok()?, path)))
+        .filter_map(|(name, path)| {
+            let step: u64 = name.strip_prefix(PREFIX)?.parse().ok()?;
+            (name == name_of(step)).then_some((step, path))
+        })
         .collect();
     all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
     Ok(all)
@@ -706,5 +763,37 @@ mod tests {
         assert!(matches!(Snapshots::open(dir.path(), 1), Err(SnapshotError::Locked { .. })));
         drop(first);
         Snapshots::open(dir.path(), 1).unwrap();
+    }
+
+    /// A child that another thread is about to exec has all that is open here.
+    #[test]
+    fn the_lock_goes_though_a_child_has_its_file_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Snapshots::open(dir.path(), 1).unwrap();
+        let inherited = first.lock.try_clone().unwrap();
+        drop(first);
+        Snapshots::open(dir.path(), 1).unwrap();
+        drop(inherited);
+    }
+
+    #[test]
+    fn what_others_put_beside_checkpoints_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(dir.path(), 1).unwrap();
+        save(&snapshots, 1, "").unwrap();
+        // Names that no save gives, a directory that none made, a file in one that a save made.
+        for name in ["step-1", "step-0000007", "step-000009"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("mine"), "").unwrap();
+        }
+        fs::write(dir.path().join("step-000001/model/mine.gguf"), "").unwrap();
+        for step in [2, 3, 4] {
+            save(&snapshots, step, "").unwrap();
+        }
+        assert_eq!(
+            names(dir.path()),
+            ["step-000001", "step-000004", "step-0000007", "step-000009", "step-1"]
+        );
+        assert!(dir.path().join("step-000001/model/mine.gguf").exists());
     }
 }

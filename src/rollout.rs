@@ -1,15 +1,15 @@
 //! From tasks to scored groups: prompt, N streams, verdicts. Training and evaluation both begin here.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::config::GemmaConfig;
-use crate::eval::Sample;
+use crate::eval::{Sample, Unjudged};
 use crate::gemma::Gemma;
 use crate::generate::{GenerateError, Prompt, Response, Sampling, generate};
+use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
 use crate::tasks::Task;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::verifier::pool::{Job, Pool};
@@ -100,12 +100,45 @@ pub struct Judges {
     scores: Pool,
     /// Where the reward is not the verifier's score.
     rewards: Option<Pool>,
+    pass_threshold: f64,
 }
 
+/// The settings' name of what gives the score.
+const VERIFIER: &str = "verifier";
+/// The settings' name of what gives the reward, where that is not the verifier.
+const ENVIRONMENT: &str = "environment";
+
 impl Judges {
-    /// `verifier` gives the score r that selects; `environment`, where there is one, the reward R.
+    /// `verifier` gives the score r that selects; `environment`, where there is one, the reward R. A response passes
+    /// at [`DEFAULT_PASS_THRESHOLD`].
     pub fn new(verifier: Arc<dyn Verifier>, environment: Option<Arc<dyn Verifier>>) -> Self {
-        Self { scores: Pool::new(Arc::clone(&verifier)), rewards: environment.map(Pool::new), verifier }
+        let (scores, rewards) = (Pool::new(Arc::clone(&verifier)), environment.map(Pool::new));
+        Self { verifier, scores, rewards, pass_threshold: DEFAULT_PASS_THRESHOLD }
+    }
+
+    /// The same with another least reward of a response that passes.
+    pub fn passing_at(self, pass_threshold: f64) -> Self {
+        Self { pass_threshold, ..self }
+    }
+
+    fn pools(&self) -> impl Iterator<Item = (&'static str, &Pool)> {
+        [(VERIFIER, &self.scores)].into_iter().chain(self.rewards.as_ref().map(|pool| (ENVIRONMENT, pool)))
+    }
+
+    /// What the verifiers put up with and have not told yet, each with `verifier` or `environment` before it.
+    pub fn notes(&self) -> Vec<String> {
+        let told = |(name, pool): (&str, &Pool)| {
+            pool.notes().into_iter().map(move |note| format!("[{name}] {note}")).collect::<Vec<_>>()
+        };
+        self.pools().flat_map(told).collect()
+    }
+
+    /// Fails if responses have been put to a verifier and it has never judged one: figures of them mean nothing.
+    pub fn check(&self) -> Result<(), RolloutError> {
+        match self.pools().find_map(|(name, pool)| Some((name, pool.silent()?))) {
+            Some((section, source)) => Err(RolloutError::Verifier { section, source }),
+            None => Ok(()),
+        }
     }
 
     /// The verifier's score r of a task's expert response.
@@ -126,21 +159,23 @@ pub struct Group {
     pub texts: Vec<String>,
     /// The answer that the verifier read in each, for votes and counts of distinct answers.
     pub answers: Vec<Option<String>>,
-    /// r: what selects.
+    /// r: what selects. Of those that could not be judged, what [`ScoredGroup::judged`] makes of them.
     pub scores: Vec<f64>,
-    /// R: what counts.
+    /// R: what counts; likewise.
     pub rewards: Vec<f64>,
-    /// Responses that could not be judged, by kind. They get reward 0 and the lowest score of the group, at most 0.
-    pub failures: BTreeMap<String, u64>,
+    /// Whether it passes.
+    pub correct: Vec<bool>,
+    /// What could not be judged, and why.
+    pub unjudged: Vec<Unjudged>,
 }
 
 impl Group {
-    /// The group as evaluation sees it. A response counts as right if its reward is at least 0.5.
+    /// The group as evaluation sees it.
     pub fn samples(&self) -> Vec<Sample> {
-        let judged = self.scores.iter().zip(&self.rewards).zip(&self.answers);
-        let sample = |((&score, &reward), answer): ((&f64, &f64), &Option<String>)| Sample {
+        let judged = self.scores.iter().zip(&self.correct).zip(&self.answers);
+        let sample = |((&score, &correct), answer): ((&f64, &bool), &Option<String>)| Sample {
             score,
-            correct: reward >= 0.5,
+            correct,
             answer: answer.clone(),
         };
         judged.map(sample).collect()
@@ -157,8 +192,13 @@ pub enum RolloutError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The verifier does not work at all.
-    #[error("the verifier cannot be used")]
-    Verifier(#[from] Failure),
+    #[error("the {section} cannot be used")]
+    Verifier {
+        /// `verifier` or `environment`.
+        section: &'static str,
+        /// Why.
+        source: Failure,
+    },
     /// [`StopRule::interrupted_by`] said so.
     #[error("interrupted")]
     Interrupted,
@@ -261,17 +301,18 @@ impl<B: Backend> Rollout<'_, B> {
             }
             seconds.generate += started.elapsed().as_secs_f64();
             let started = std::time::Instant::now();
-            let mut scores = judges.scores.collect()?.scores.into_iter().map(|(_, s)| s);
-            let mut rewards = match &mut judges.rewards {
-                Some(pool) => Some(pool.collect()?.scores.into_iter().map(|(_, s)| s)),
-                None => None,
+            let collect = |section, pool: &mut Pool| {
+                let verdicts = pool.collect().map_err(|source| RolloutError::Verifier { section, source });
+                verdicts.map(|v| v.scores.into_iter().map(|(_, score)| score))
             };
-            for ((_, prompt), responses) in prompts.into_iter().zip(responses) {
+            let mut scores = collect(VERIFIER, &mut judges.scores)?;
+            let mut rewards = judges.rewards.as_mut().map(|pool| collect(ENVIRONMENT, pool)).transpose()?;
+            for (((_, prompt), responses), task) in prompts.into_iter().zip(responses).zip(tasks) {
                 let scores: Vec<_> = scores.by_ref().take(samples).collect();
                 let rewards: Option<Vec<_>> = rewards.as_mut().map(|r| r.by_ref().take(samples).collect());
                 let texts =
                     responses.iter().map(|r| self.stop.text(&r.tokens)).collect::<Result<Vec<_>, _>>()?;
-                groups.push(judged(prompt, responses, texts, scores, rewards, &*judges.verifier));
+                groups.push(judged(task, prompt, responses, texts, scores, rewards, judges));
             }
             seconds.verify += started.elapsed().as_secs_f64();
             first = groups.len();
@@ -306,22 +347,35 @@ fn fitting(costs: impl Iterator<Item = usize>, room: usize) -> usize {
 }
 
 fn judged(
+    task: &Task,
     prompt: Vec<u32>,
     responses: Vec<Response>,
     texts: Vec<String>,
     scores: Vec<Result<f64, Failure>>,
     rewards: Option<Vec<Result<f64, Failure>>>,
-    verifier: &dyn Verifier,
+    judges: &Judges,
 ) -> Group {
-    let mut failures = BTreeMap::new();
-    for failure in scores.iter().chain(rewards.iter().flatten()).filter_map(|s| s.as_ref().err()) {
-        *failures.entry(failure.kind().to_owned()).or_default() += 1;
+    let mut unjudged = Vec::new();
+    for (judge, verdicts) in [(VERIFIER, Some(&scores)), (ENVIRONMENT, rewards.as_ref())] {
+        for (text, verdict) in texts.iter().zip(verdicts.into_iter().flatten()) {
+            let Err(failure) = verdict else { continue };
+            unjudged.push(Unjudged {
+                prompt: task.prompt.clone(),
+                response: text.clone(),
+                judge: judge.to_owned(),
+                kind: failure.kind().to_owned(),
+                reason: failure.to_string(),
+            });
+        }
     }
-    let lowest = scores.iter().flatten().copied().fold(0.0, f64::min);
-    let rewards = rewards.as_ref().unwrap_or(&scores).iter().map(|r| *r.as_ref().unwrap_or(&0.0)).collect();
-    let scores = scores.iter().map(|s| *s.as_ref().unwrap_or(&lowest)).collect();
-    let answers = texts.iter().map(|t| verifier.extract(t)).collect();
-    Group { prompt, responses, texts, answers, scores, rewards, failures }
+    let values = |verdicts: &[Result<f64, Failure>]| -> Vec<Option<f64>> {
+        verdicts.iter().map(|verdict| verdict.as_ref().ok().copied()).collect()
+    };
+    let (threshold, rewards) = (judges.pass_threshold, values(rewards.as_ref().unwrap_or(&scores)));
+    let ScoredGroup { scores, rewards, .. } = ScoredGroup::judged(&values(&scores), &rewards, threshold);
+    let answers = texts.iter().map(|t| judges.verifier.extract(t)).collect();
+    let correct = rewards.iter().map(|&reward| passes(reward, threshold)).collect();
+    Group { prompt, responses, texts, answers, scores, rewards, correct, unjudged }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `bon-engine eval`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,15 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::device::{DeviceArg, Engine};
-use super::progress::{Screen, note};
-use super::train::unjudged;
+use super::progress::{Screen, note, unjudged};
 use super::{open_model, parse_dtype, positive};
 use crate::backend::{Backend, DType};
 use crate::checkpoint::atomic;
-use crate::eval::Report;
+use crate::eval::{Provenance, Report};
 use crate::tasks::Tasks;
 use crate::train::config::{ConfigError, TrainConfig};
-use crate::train::evaluation::{comparable, eval_sampling, evaluation};
+use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
 use crate::train::setup::{MAX_SAMPLES, check_prompts, check_sizes, judges, rollout, stop_rule};
 
 /// Arguments of `eval`.
@@ -25,7 +25,8 @@ Example, without a configuration file:
 
   bon-engine eval --model gemma-3-270m --tasks test.jsonl --samples 32 --set verifier.kind=numeric")]
 pub struct Args {
-    /// Configuration as for `train`; [model], [data], [generate], [verifier] and [environment] count
+    /// Configuration as for `train`; [model], [data], [generate], [verifier], [environment] and objective.pass_threshold
+    /// count
     #[arg(value_name = "CONFIG")]
     config: Option<PathBuf>,
     /// Set or override a setting, as in --set generate.temperature=0.8; may be given several times
@@ -45,10 +46,10 @@ pub struct Args {
     /// Responses per task [default: train.eval_samples, else 16]
     #[arg(long, value_name = "M", value_parser = positive(MAX_SAMPLES))]
     samples: Option<u64>,
-    /// Write the report as JSON
+    /// Write the report as JSON: the figures, what made them, and the responses that could not be judged
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Compare with an earlier report on the same tasks and as many samples
+    /// Compare with an earlier report on the same tasks, judged alike, and as many samples; says what else differs
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
 }
@@ -65,7 +66,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
     let tasks = Tasks::read(&config.data.tasks)?;
     let samples = config.train.eval_samples;
-    let before = args.compare.as_deref().map(|path| earlier(path, &tasks, samples)).transpose()?;
+    let model = config.model.path.display().to_string();
+    let provenance = provenance(config, model, &config.data.tasks, &tasks, backend.device_name())?;
+    let earlier = |path: &PathBuf| earlier(path, &tasks, samples, &provenance);
+    let before = args.compare.as_ref().map(earlier).transpose()?;
     if let Some(path) = &args.output {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         if path.is_dir() || parent.is_some_and(|p| !p.is_dir()) {
@@ -79,6 +83,7 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
     };
     let dir = open_model(backend, &config.model.path, config.model.dtype)?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
+    let provenance = with_model(provenance, &dir);
     let stop = stop_rule(config, &dir);
     let progress = Screen::default().responses((tasks.list.len() * samples) as u64);
     let evaluated = evaluation(
@@ -87,15 +92,20 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
         samples,
         &eval_sampling(config),
         &mut judges,
+        provenance,
         || {
             progress.inc(1);
         },
     );
     progress.finish_and_clear();
-    let (report, failures) = evaluated?;
-    for (kind, count) in failures {
-        note(&unjudged(&kind, count));
-    }
+    let notes = judges.notes();
+    let report = evaluated.inspect_err(|_| tell(&notes))?;
+    let place = match &args.output {
+        Some(path) => format!("all of them are in {}", path.display()),
+        None => "--output FILE keeps all of them".to_owned(),
+    };
+    unjudged(&report.unjudged, &place, &mut BTreeSet::new()).iter().for_each(|news| note(news));
+    tell(&notes);
     if let Some(path) = &args.output {
         let text = serde_json::to_string_pretty(&report)?;
         atomic::write_file(path, |f| f.write_all(text.as_bytes()))?;
@@ -106,6 +116,11 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
         Some(before) => writeln!(out, "{}", before.compare(&report)?.to_table())?,
     }
     Ok(())
+}
+
+/// What verifiers do that costs time.
+fn tell(notes: &[String]) {
+    notes.iter().for_each(|text| note(&format!("note: {text}")));
 }
 
 /// The settings of the file, `--set` and the other arguments, as far as they concern evaluation.
@@ -136,6 +151,8 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
             // Greedy decoding is for evaluation alone.
             "generate.temperature" => config.generate.temperature != 0.0,
             "model.path" | "data.tasks" | "environment" | "train.seed" => true,
+            // The objective itself does not matter.
+            "objective" => !config.objective.threshold().is_finite(),
             "generate.max_new_tokens" | "generate.stop" | "generate.top_p" | "generate.min_p" => true,
             _ => false,
         });
@@ -151,7 +168,7 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
 }
 
 /// The report to compare with, checked before any time is spent.
-fn earlier(path: &Path, tasks: &Tasks, samples: usize) -> anyhow::Result<Report> {
+fn earlier(path: &Path, tasks: &Tasks, samples: usize, now: &Provenance) -> anyhow::Result<Report> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let report: Report = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a report of `eval --output`", path.display()))?;
@@ -164,5 +181,6 @@ fn earlier(path: &Path, tasks: &Tasks, samples: usize) -> anyhow::Result<Report>
             report.problems.len()
         );
     }
+    same_measure(&report, now).with_context(|| path.display().to_string())?;
     Ok(report)
 }

@@ -1,9 +1,12 @@
 //! Progress for people: bars on a terminal, plain lines elsewhere. Standard output is for results alone.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::eval::{Unjudged, count_by_kind};
 
 /// Standard error: lines, and on a terminal bars below them.
 #[derive(Default)]
@@ -49,6 +52,24 @@ impl Screen {
 /// A line on standard error. That nobody reads it is no reason to stop working.
 pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The news that responses could not be judged: of each kind of reason that is not in `told` yet, how many there are, the
+/// first in full, and `place`, where to find the others.
+pub(super) fn unjudged(responses: &[Unjudged], place: &str, told: &mut BTreeSet<String>) -> Vec<String> {
+    let mut news = Vec::new();
+    for (kind, count) in count_by_kind(responses) {
+        let Some(first) = responses.iter().find(|response| response.kind == kind) else { continue };
+        if told.insert(kind.clone()) {
+            news.push(format!(
+                "warning: {count} responses could not be judged ({kind}); they count as wrong\n  the first, by the {}: \
+                 {}\n  {place}",
+                first.judge,
+                first.reason.replace('\n', "\n  ")
+            ));
+        }
+    }
+    news
 }
 
 /// `1h 02m`, `3m 20s` or `45s`.

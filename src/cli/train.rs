@@ -1,18 +1,18 @@
 //! `bon-engine train`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 
 use super::device::{DeviceArg, DeviceChoice, Engine};
-use super::progress::{Screen, duration, note};
+use super::progress::{Screen, duration, note, unjudged};
 use super::rounded;
 use crate::backend::Backend;
 use crate::gemma::activations::{Kept, Share};
 use crate::train::config::TrainConfig;
-use crate::train::metrics::StepMetrics;
+use crate::train::metrics::{PhaseSeconds, StepMetrics};
 use crate::train::run::{Event, run as train};
 use crate::train::stop::Stop;
 
@@ -28,12 +28,12 @@ A configuration that says what it must; all else has a default:
   train = { steps = 100, output = \"runs/first\" }
 
 The run directory, train.output, gets config.toml (the settings with all defaults), metrics.jsonl (a line per step), \
-eval.jsonl and eval/ (the evaluations), tensorboard/, and checkpoints/step-NNNNNN/model: a model directory for \
+eval.jsonl and eval/ (the evaluations), unjudged.jsonl (responses that no verifier could judge, and why), tensorboard/, and checkpoints/step-NNNNNN/model: a model directory for \
 `sample`, `eval` and Transformers.
 
-Ctrl-C or SIGTERM: the step ends, a checkpoint is saved, the command to go on is printed, and the exit code is 0. A \
+Ctrl-C, SIGTERM or SIGHUP (a closed terminal): the step ends, a checkpoint is saved, the command to go on is printed, and the exit code is 0. A \
 second one ends the run at once. After that, a kill or a power cut, --resume loses no more than the steps since the \
-newest checkpoint (train.save_every), and the result is to the bit that of an uninterrupted run.")]
+newest checkpoint (train.save_minutes, train.save_every), and the result is to the bit that of an uninterrupted run.")]
 pub struct Args {
     /// Configuration (TOML)
     #[arg(value_name = "CONFIG")]
@@ -46,7 +46,7 @@ pub struct Args {
     /// Go on from the newest checkpoint in train.output
     ///
     /// Settings that change what a step computes must be those of the run. What may change: train.output,
-    /// train.recompute, train.save_every, train.keep_checkpoints, the evaluation's settings, train.max_minutes (which
+    /// train.recompute, train.save_every, train.save_minutes, train.keep_checkpoints, a verifier's workers and timeout, the evaluation's settings, train.max_minutes (which
     /// counts anew) and, with a constant learning rate, train.steps. The device must be of the kind that the run was
     /// begun on: another rounds otherwise.
     #[arg(long)]
@@ -119,7 +119,7 @@ struct Progress<'a> {
     screen: Screen,
     run: Option<ProgressBar>,
     eval: Option<ProgressBar>,
-    /// Kinds of verifier failures that have been told.
+    /// Kinds of verifier failures that have been told, and whether it has been that verifiers are slow.
     told: BTreeSet<String>,
 }
 
@@ -145,19 +145,36 @@ impl<'a> Progress<'a> {
                     bar.inc(1);
                 }
             }
-            Event::Eval { report, failures, .. } => {
+            Event::Unjudged { responses, path } => {
+                let place = format!("all of them are in {}", path.display());
+                for news in unjudged(responses, &place, &mut self.told) {
+                    self.screen.line(&news);
+                }
+            }
+            Event::VerifierNote { note } => self.screen.line(&format!("note: {note}")),
+            Event::Replaced { path } => note(&format!(
+                "note: a run in {} ended before its first checkpoint; this one takes its place",
+                path.display()
+            )),
+            Event::Eval { report, .. } => {
                 if let Some(bar) = self.eval.take() {
                     bar.finish_and_clear();
                 }
                 self.screen.line(&report.to_table());
-                self.tell(failures);
             }
             Event::NoComparison => self.screen.line(
-                "there is no evaluation before training on these tasks and with so many samples: no comparison at the end",
+                "there is no evaluation before training on these tasks, judged as now and with so many samples: no comparison at the end",
             ),
             Event::Activations { kept } => self.screen.line(&activations(kept)),
             Event::Step { metrics, eta } => {
-                self.tell(&metrics.verifier_failures);
+                let PhaseSeconds { generate, verify, .. } = metrics.seconds;
+                if verify > generate.max(1.0) && self.told.insert("slow".to_owned()) {
+                    self.screen.line(&format!(
+                        "note: step {} waited {verify:.1} s for verdicts, longer than it sampled ({generate:.1} s); \
+                         raise the `workers` of the verifier, or make its program faster",
+                        metrics.step
+                    ));
+                }
                 let (steps, figures) = (self.config.train.steps, figures(metrics, self.config));
                 if self.screen.has_bars() {
                     let template = "step {pos}/{len} {wide_bar} {elapsed}, {prefix} left\n{msg}";
@@ -177,25 +194,11 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Says once of every kind of failure that it happens; the metrics count on.
-    fn tell(&mut self, failures: &BTreeMap<String, u64>) {
-        for (kind, count) in failures {
-            if self.told.insert(kind.clone()) {
-                self.screen.line(&unjudged(kind, *count));
-            }
-        }
-    }
-
     fn clear(&mut self) {
         for bar in [self.eval.take(), self.run.take()].into_iter().flatten() {
             bar.finish_and_clear();
         }
     }
-}
-
-/// The news that responses could not be judged.
-pub(super) fn unjudged(kind: &str, count: u64) -> String {
-    format!("warning: {count} responses could not be judged ({kind}); they count as wrong")
 }
 
 /// What is kept of the forward passes, in a sentence.
@@ -232,9 +235,9 @@ fn figures(m: &StepMetrics, config: &TrainConfig) -> String {
     if config.objective.kind.needs_samples() {
         all.push(format!("{:.0} tokens/s", m.tokens_per_second));
     }
-    // Exactly 0 is no coincidence: every group was all right or all wrong.
+    // Exactly 0 is no coincidence: nothing was worth more than what it was compared with.
     if m.grad_norm == 0.0 {
-        all.push("(nothing to learn: no group has both right and wrong responses)".to_owned());
+        all.push("(nothing to learn: in no group do responses earn different rewards)".to_owned());
     }
     all.join("  ")
 }

@@ -3,10 +3,12 @@
 
 pub mod estimators;
 mod interval;
+pub mod provenance;
 mod report;
 
 pub use interval::Estimate;
-pub use report::{Change, Comparison, Figures, ProblemReport, Report};
+pub use provenance::{Difference, Provenance};
+pub use report::{Change, Comparison, Figures, ProblemReport, Report, Unjudged, count_by_kind};
 
 use estimators::{answer_counts, best_of_n, entropy, majority_at_n, pass_at_n};
 use thiserror::Error;
@@ -16,7 +18,7 @@ use thiserror::Error;
 pub struct Sample {
     /// The verifier's score, which Best-of-N selects by.
     pub score: f64,
-    /// The environment's judgement.
+    /// Whether its reward passes.
     pub correct: bool,
     /// The answer found in the response, in a form in which equal answers are equal strings; `None` if it has none.
     pub answer: Option<String>,
@@ -67,6 +69,16 @@ pub enum EvalError {
         before: Vec<usize>,
         /// N of the second.
         after: Vec<usize>,
+    },
+    /// Two reports that are compared judge by different measures.
+    #[error(
+        "the two evaluations do not measure the same, so their difference means nothing; evaluate both with the same \
+         answers, the same verifier and the same `objective.pass_threshold`. What differs:{}",
+        differences.iter().map(|d| format!("\n  {d}")).collect::<String>()
+    )]
+    DifferentMeasure {
+        /// All that differs.
+        differences: Vec<Difference>,
     },
     /// Two reports that are compared are not about the same problems in the same order.
     #[error("the reports differ at problem {index}: {before} before, {after} after")]

@@ -2,7 +2,9 @@
 
 use super::EvalError;
 use super::interval::{Estimate, bootstrap};
+use super::provenance::{Difference, Provenance};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Every figure that is reported. `T` is f64 for one problem, [`Estimate`] for a mean over problems and [`Change`]
@@ -71,6 +73,30 @@ pub struct ProblemReport {
     pub figures: Figures<f64>,
 }
 
+/// A response that could not be judged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unjudged {
+    /// The task's prompt.
+    pub prompt: String,
+    /// The response.
+    pub response: String,
+    /// What could not judge it: `verifier` or `environment`.
+    pub judge: String,
+    /// A short name of the reason, for counting.
+    pub kind: String,
+    /// Why, in full.
+    pub reason: String,
+}
+
+/// How many responses could not be judged, by kind.
+pub fn count_by_kind<'a>(unjudged: impl IntoIterator<Item = &'a Unjudged>) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for response in unjudged {
+        *counts.entry(response.kind.clone()).or_default() += 1;
+    }
+    counts
+}
+
 /// The result of [`super::evaluate`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -82,13 +108,19 @@ pub struct Report {
     pub figures: Figures<Estimate>,
     /// Every problem, in the order given.
     pub problems: Vec<ProblemReport>,
+    /// What made it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
+    /// Responses that could not be judged, and count as wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unjudged: Vec<Unjudged>,
 }
 
 impl Report {
     pub(super) fn new(ns: Vec<usize>, seed: u64, problems: Vec<ProblemReport>) -> Self {
         let rows: Vec<Vec<f64>> = problems.iter().map(|p| p.figures.row()).collect();
         let figures = Figures::from_row(ns.len(), &bootstrap(&rows, seed));
-        Self { ns, seed, figures, problems }
+        Self { ns, seed, figures, problems, provenance: None, unjudged: Vec::new() }
     }
 
     /// A table: one row per N, then the diversity of answers.
@@ -116,8 +148,19 @@ impl Report {
         )
     }
 
-    /// What changed from this report to `after`, which must be about the same problems in the same order and list
-    /// the same N. Differences are paired: their intervals come from the differences of each problem, so what
+    /// In what this report and one of `after` were made differently, as far as both say; none where one does not. Fails
+    /// if they judge by different measures.
+    pub fn differences(&self, after: Option<&Provenance>) -> Result<Vec<Difference>, EvalError> {
+        let (Some(before), Some(after)) = (&self.provenance, after) else { return Ok(Vec::new()) };
+        let differences = before.differences(after);
+        match differences.iter().any(|difference| difference.of_measure) {
+            true => Err(EvalError::DifferentMeasure { differences }),
+            false => Ok(differences),
+        }
+    }
+
+    /// What changed from this report to `after`, which must be about the same problems in the same order, judged alike,
+    /// and list the same N. Differences are paired: their intervals come from the differences of each problem, so what
     /// problems have in common cancels.
     pub fn compare(&self, after: &Report) -> Result<Comparison, EvalError> {
         if self.ns != after.ns {
@@ -130,6 +173,7 @@ impl Report {
             let (before, after) = (name(self), name(after));
             return Err(EvalError::DifferentProblems { index, before, after });
         }
+        let differences = self.differences(after.provenance.as_ref())?;
         let rows: Vec<Vec<f64>> = self
             .problems
             .iter()
@@ -142,7 +186,8 @@ impl Report {
             .map(|(difference, (before, after))| Change { before, after, difference })
             .collect();
         let figures = Figures::from_row(self.ns.len(), &changes);
-        Ok(Comparison { ns: self.ns.clone(), problems: self.problems.len(), figures })
+        let unknown = self.provenance.is_some() != after.provenance.is_some();
+        Ok(Comparison { ns: self.ns.clone(), problems: self.problems.len(), differences, unknown, figures })
     }
 }
 
@@ -164,6 +209,10 @@ pub struct Comparison {
     pub ns: Vec<usize>,
     /// Number of problems.
     pub problems: usize,
+    /// In what the two were made differently.
+    pub differences: Vec<Difference>,
+    /// Whether one of the two does not say what made it.
+    pub unknown: bool,
     /// Every figure's change.
     pub figures: Figures<Change>,
 }
@@ -179,6 +228,15 @@ impl Comparison {
             "problems: {}; brackets: 95 % confidence intervals over problems, paired for differences\n",
             self.problems
         );
+        if self.unknown {
+            out.push_str("one of the two reports does not say what made it: only the prompts are known to be the same\n");
+        }
+        if !self.differences.is_empty() {
+            out.push_str("what differs between the two:\n");
+        }
+        for difference in &self.differences {
+            let _ = writeln!(out, "  {difference}");
+        }
         for (title, list) in self.figures.by_n() {
             let mut rows = vec![std::iter::once("N".to_owned()).chain(columns.clone()).collect()];
             rows.extend(self.ns.iter().zip(list).map(|(n, change)| row(n.to_string(), change)));

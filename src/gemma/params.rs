@@ -398,6 +398,13 @@ pub fn save<B: Backend>(
     })
 }
 
+/// CRC-32C over the weights' bytes as the backend stores them, tensor by tensor in the plan's order: the same for the
+/// same weights, wherever they came from.
+pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>) -> u32 {
+    let tensors = params.tensors();
+    tensors.iter().fold(0, |crc, tensor| crc32c::crc32c_append(crc, &backend.download(tensor)))
+}
+
 /// The weights alone, into a directory that [`atomic::replace_dir`] is filling: also for what else has a tensor per
 /// parameter, such as an optimizer's moments.
 pub fn write_weights<B: Backend>(

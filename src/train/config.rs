@@ -212,8 +212,11 @@ pub struct TrainSection {
     pub eval_every: u64,
     /// Samples per task in evaluation; at least the objective's N. Default: 16.
     pub eval_samples: usize,
-    /// Save a checkpoint every so many steps; 0 saves at the end alone. Default: 0.
+    /// Save a checkpoint every so many steps, beside those by time; 0 is off. Default: 0.
     pub save_every: u64,
+    /// Save a checkpoint after the step that ends so many minutes or more after the last one was saved; 0 is off, and
+    /// with `save_every` off, too, a run saves at its end alone. Default: 30.
+    pub save_minutes: f64,
     /// Newest checkpoints to keep, at least 1. Default: 2.
     pub keep_checkpoints: usize,
     /// The run directory. Required.
@@ -237,6 +240,7 @@ impl Default for TrainSection {
             eval_every: 0,
             eval_samples: 16,
             save_every: 0,
+            save_minutes: 30.0,
             keep_checkpoints: 2,
             output: PathBuf::new(),
             max_minutes: None,
@@ -307,13 +311,18 @@ impl fmt::Display for Problem {
 
 /// Fields that do not change what a step computes, so that a run may resume with others. Of the files behind paths
 /// it is the contents that must agree: see [`super::snapshot::TrainState`].
-const FREE_TO_CHANGE: [&str; 9] = [
+const FREE_TO_CHANGE: [&str; 14] = [
+    "verifier.workers",
+    "verifier.timeout_seconds",
+    "environment.workers",
+    "environment.timeout_seconds",
     "data.tasks",
     "data.eval_tasks",
     "train.recompute",
     "train.eval_every",
     "train.eval_samples",
     "train.save_every",
+    "train.save_minutes",
     "train.keep_checkpoints",
     "train.output",
     "train.max_minutes",
@@ -351,6 +360,12 @@ impl TrainConfig {
 
     /// Checks every value, and that the files to read exist. Reports all problems at once.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_for(true)
+    }
+
+    /// [`TrainConfig::validate`], where the starting model must exist only if it is to be read: a checkpoint has
+    /// weights of its own.
+    pub(super) fn validate_for(&self, needs_model: bool) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         let mut require = |ok: bool, key: &'static str, message: String| {
             if !ok {
@@ -364,7 +379,7 @@ impl TrainConfig {
 
         if unset(&model.path) {
             require(false, "model.path", "missing; give the directory of a Hugging Face checkpoint".into());
-        } else {
+        } else if needs_model {
             require(model.path.is_dir(), "model.path", format!("no directory at {}", model.path.display()));
         }
         if unset(&data.tasks) {
@@ -419,6 +434,7 @@ impl TrainConfig {
                 train.clip_epsilon > 0.0 && train.clip_epsilon < 1.0,
             ),
             ("train.kl_coefficient", train.kl_coefficient, "0 (off) or more", zero_up(train.kl_coefficient)),
+            ("train.save_minutes", train.save_minutes, "0 (off) or more", zero_up(train.save_minutes)),
         ] {
             require(ok, key, format!("is {value}; it must be {bounds}"));
         }
@@ -496,9 +512,8 @@ impl TrainConfig {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
     }
 
-    /// What must be equal for a resumed run to compute, bit for bit, what the uninterrupted run would have:
-    /// `section.field` to its TOML text.
-    fn resume_fields(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+    /// Every setting that is set: `section.field` to its TOML text.
+    pub(super) fn fields(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         fn flatten(prefix: &str, table: &toml::Table, out: &mut BTreeMap<String, String>) {
             for (name, value) in table {
                 let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
@@ -512,6 +527,13 @@ impl TrainConfig {
         }
         let mut fields = BTreeMap::new();
         flatten("", &toml::Table::try_from(self)?, &mut fields);
+        Ok(fields)
+    }
+
+    /// What must be equal for a resumed run to compute, bit for bit, what the uninterrupted run would have, of
+    /// [`TrainConfig::fields`].
+    fn resume_fields(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+        let mut fields = self.fields()?;
         for key in FREE_TO_CHANGE {
             fields.remove(key);
         }

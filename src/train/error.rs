@@ -17,7 +17,7 @@ use crate::objective::ObjectiveError;
 use crate::rollout::RolloutError;
 use crate::tasks::TaskError;
 use crate::tokenizer::TokenizerError;
-use crate::verifier::BuildError;
+use crate::verifier::{BuildError, Failure};
 
 /// What to do when a device failed within a step.
 fn after(source: &DeviceError) -> &'static str {
@@ -69,6 +69,17 @@ pub enum TrainError {
         step: u64,
         /// Why.
         source: RolloutError,
+    },
+    /// The run is over and nothing was ever judged.
+    #[error("the run has learnt nothing")]
+    Unjudged(#[source] RolloutError),
+    /// A file or directory where the run would write, which no run has written.
+    #[error(
+        "{path} is there already, and no run of this program wrote it; move it away, or choose another train.output"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
     },
     /// Sampling or scoring in evaluation.
     #[error("evaluation")]
@@ -122,6 +133,16 @@ pub enum TrainError {
         tokens: usize,
         /// The model's context.
         context: usize,
+    },
+    /// An expert response that the verifier cannot judge, and so not compare with samples.
+    #[error("{path}:{line}: the verifier cannot judge the expert response; correct or remove the task")]
+    Expert {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Why.
+        source: Failure,
     },
     /// The device failed.
     #[error("step {step}{}", after(source))]

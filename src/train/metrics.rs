@@ -1,5 +1,5 @@
-//! What a run reports: `metrics.jsonl` (a line per step), `eval.jsonl` (a line per evaluation) and the same figures
-//! as TensorBoard scalars in `tensorboard/`.
+//! What a run reports: `metrics.jsonl` (a line per step), `eval.jsonl` (a line per evaluation), the same figures as
+//! TensorBoard scalars in `tensorboard/`, and `unjudged.jsonl` (a line per response that could not be judged).
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -12,6 +12,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::tensorboard::EventWriter;
+use crate::eval::Unjudged;
 
 /// One optimizer step. Rates and means are over the step's sampled responses unless said otherwise; a figure that is
 /// not finite is written as null.
@@ -23,7 +24,7 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Mean reward R.
     pub reward_mean: f64,
-    /// Unbiased pass@1: the share of right responses.
+    /// Unbiased pass@1: the share of right responses, those with a reward of at least `objective.pass_threshold`.
     pub pass_at_1: f64,
     /// Unbiased pass@N at the objective's N, mean over prompts.
     pub pass_at_n: f64,
@@ -45,10 +46,14 @@ pub struct StepMetrics {
     pub logprob_gap_max: f64,
     /// Mean of the same.
     pub logprob_gap_mean: f64,
-    /// Groups in which every response is right: they teach nothing.
+    /// Groups in which every response is right.
     pub all_pass_groups: u64,
     /// Groups in which none is.
     pub all_fail_groups: u64,
+    /// Groups in which all responses earn the same, whatever that is: they teach nothing, except by `bon-sft` and
+    /// `bon-rlb`.
+    #[serde(default)]
+    pub zero_variance_groups: u64,
     /// Groups whose weights were cut at `objective.weight_clip`.
     pub clipped_groups: u64,
     /// Distinct answers per group, mean over prompts.
@@ -92,8 +97,9 @@ pub struct EvalMetrics {
     pub pass_at_1: f64,
     /// Unbiased pass@N.
     pub pass_at_n: f64,
-    /// Reward of the verifier's choice out of N.
-    pub best_of_n_reward: f64,
+    /// Share of tasks on which the verifier's choice out of N is right (unbiased).
+    #[serde(alias = "best_of_n_reward")]
+    pub best_of_n: f64,
     /// Wall-clock time.
     pub seconds: f64,
 }
@@ -124,18 +130,39 @@ pub enum MetricsError {
 pub struct Metrics {
     steps: JsonLines,
     evals: JsonLines,
+    unjudged: JsonLines,
     events: EventWriter,
     events_dir: PathBuf,
+}
+
+/// The name of [`StepMetrics`]' file in a run directory.
+pub const STEPS: &str = "metrics.jsonl";
+/// That of [`EvalMetrics`]'.
+pub const EVALS: &str = "eval.jsonl";
+/// That of the responses that could not be judged.
+pub const UNJUDGED: &str = "unjudged.jsonl";
+/// That of the directory of TensorBoard's events.
+pub const EVENTS: &str = "tensorboard";
+
+/// A line of [`UNJUDGED`].
+#[derive(Serialize)]
+struct UnjudgedLine<'a> {
+    /// The step that sampled the response, or after which the evaluation did.
+    step: u64,
+    evaluation: bool,
+    #[serde(flatten)]
+    response: &'a Unjudged,
 }
 
 impl Metrics {
     /// Opens the files in `run_dir` to go on after `completed` steps (0: from the start). Whatever they say of later
     /// steps is cut off, so that they end up as if the run had never been interrupted.
     pub fn open(run_dir: &Path, completed: u64) -> Result<Self, MetricsError> {
-        let events_dir = run_dir.join("tensorboard");
+        let events_dir = run_dir.join(EVENTS);
         Ok(Self {
-            steps: JsonLines::open(run_dir.join("metrics.jsonl"), completed)?,
-            evals: JsonLines::open(run_dir.join("eval.jsonl"), completed)?,
+            steps: JsonLines::open(run_dir.join(STEPS), completed)?,
+            evals: JsonLines::open(run_dir.join(EVALS), completed)?,
+            unjudged: JsonLines::open(run_dir.join(UNJUDGED), completed)?,
             events: EventWriter::create(&events_dir, completed + 1)
                 .map_err(|source| MetricsError::Io { path: events_dir.clone(), source })?,
             events_dir,
@@ -154,10 +181,23 @@ impl Metrics {
         self.scalars("eval", metrics.step, metrics)
     }
 
+    /// Records responses of a step, or of the evaluation after it, that could not be judged.
+    pub fn unjudged(
+        &mut self,
+        step: u64,
+        evaluation: bool,
+        responses: &[Unjudged],
+    ) -> Result<(), MetricsError> {
+        let lines = responses.iter().map(|response| UnjudgedLine { step, evaluation, response });
+        lines.into_iter().try_for_each(|line| self.unjudged.append(&line))
+    }
+
     /// Makes all lines so far durable. Call before saving a checkpoint, so that a resumed run finds the lines of
     /// every step that the checkpoint has taken.
     pub fn sync(&self) -> Result<(), MetricsError> {
-        [&self.steps, &self.evals].into_iter().try_for_each(|f| f.file.sync_data().map_err(|e| f.io_error(e)))
+        [&self.steps, &self.evals, &self.unjudged]
+            .into_iter()
+            .try_for_each(|f| f.file.sync_data().map_err(|e| f.io_error(e)))
     }
 
     fn scalars(&mut self, tag: &str, step: u64, metrics: &impl Serialize) -> Result<(), MetricsError> {

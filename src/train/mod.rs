@@ -1,8 +1,8 @@
 //! Training: what a run is told ([`config`]), what it draws on ([`schedule`], [`policy`], [`optimizer`]), what it leaves behind
 //! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`stop`]). [`run`] is the loop.
 //!
-//! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`,
-//! `tensorboard/` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
+//! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
+//! `eval/`, `tensorboard/` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
 //! configuration: the random numbers are a function of (seed, step, prompt, stream, position), and the place in
 //! the data is one integer.
 

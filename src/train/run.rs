@@ -1,6 +1,5 @@
 //! A run from start or checkpoint to its end: steps, evaluations, saves.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,20 +7,20 @@ use std::time::Instant;
 
 use super::config::{ConfigError, Problem, TrainConfig};
 use super::error::TrainError;
-use super::evaluation::{comparable, eval_sampling, evaluation};
-use super::metrics::{EvalMetrics, Metrics, StepMetrics};
+use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
+use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
 use super::setup::{arithmetic, check_experts, check_prompts, check_sizes, judges, rollout, stop_rule};
-use super::snapshot::{Newest, Snapshot, SnapshotError, Snapshots, TrainState};
+use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use super::stop::Stop;
 use crate::backend::{Backend, DType};
 use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
-use crate::eval::{Comparison, Report};
+use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::activations::Kept;
 use crate::gemma::params;
 use crate::model_dir::{ModelDir, OpenError};
-use crate::rollout::RolloutError;
+use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
 
 /// What a run tells while it runs.
@@ -59,8 +58,23 @@ pub enum Event<'a> {
         step: u64,
         /// What it found.
         report: &'a Report,
-        /// Responses that could not be judged, by kind of failure.
-        failures: &'a BTreeMap<String, u64>,
+    },
+    /// Responses of a step or an evaluation could not be judged.
+    Unjudged {
+        /// They, one at least.
+        responses: &'a [Unjudged],
+        /// The file that has them all.
+        path: &'a Path,
+    },
+    /// A verifier does something that is put up with and costs time.
+    VerifierNote {
+        /// What, and what to do about it.
+        note: &'a str,
+    },
+    /// An earlier run in this directory ended before its first checkpoint; this one takes its place.
+    Replaced {
+        /// The run directory.
+        path: &'a Path,
     },
     /// The evaluation before training is missing, or of other tasks or another number of samples than now: there
     /// will be no comparison at the end.
@@ -105,12 +119,13 @@ const CONFIG: &str = "config.toml";
 const CHECKPOINTS: &str = "checkpoints";
 /// Reports of evaluations.
 const EVAL_DIR: &str = "eval";
-/// Their lines, which [`Metrics`] writes.
-const EVAL_LOG: &str = "eval.jsonl";
+/// The evaluations before and after, compared.
+const COMPARISON: &str = "comparison.txt";
 
 /// Runs a training configuration on `backend` until it is done or `stop` is raised. `resume` goes on from the newest
 /// valid checkpoint in `train.output`; a run that was killed before its first checkpoint begins again. A new run
-/// writes nothing before the model, the tasks and the verifier have been found to be usable.
+/// writes nothing before the model, the tasks and the verifier have been found to be usable, and never over what is not
+/// a run's; that of a run without a checkpoint it replaces.
 ///
 /// `stop` lets a step end, but no evaluation: the resumed run repeats that. `train.max_minutes` counts from the start
 /// of this process, its evaluation before training included; a run that it ends is finished, and evaluated as such.
@@ -121,18 +136,18 @@ pub fn run<B: Backend + Clone>(
     stop: &Stop,
     mut report: impl FnMut(Event),
 ) -> Result<Outcome, TrainError> {
-    config.validate()?;
+    config.validate_for(!resume || config.train.kl_coefficient > 0.0)?;
     check_sizes(config)?;
     let out = &config.train.output;
     let (config_path, dir) = (out.join(CONFIG), out.join(CHECKPOINTS));
-    match (resume, config_path.exists()) {
-        (false, true) => return Err(TrainError::Exists { path: out.clone() }),
-        (true, false) if !dir.exists() => return Err(TrainError::NothingToResume { path: dir }),
-        _ => {}
+    if resume && !config_path.exists() && !dir.exists() {
+        return Err(TrainError::NothingToResume { path: dir });
     }
+    let replaces = !resume && !vacant(out)?;
     let tasks = Tasks::read(&config.data.tasks)?;
     let eval_tasks = config.data.eval_tasks.as_deref().map(Tasks::read).transpose()?;
-    let judges = judges(config)?;
+    let judged = config.objective.kind.needs_samples() || eval_tasks.is_some();
+    let judges = if judged { judges(config)? } else { None };
     if eval_tasks.is_some() && judges.is_none() {
         let message = "missing; the evaluation on data.eval_tasks needs one".into();
         return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
@@ -170,7 +185,13 @@ pub fn run<B: Backend + Clone>(
         Some(_) if newest.snapshot.is_some() || !newest.passed_over.is_empty() => {
             return Err(TrainError::Exists { path: out.clone() });
         }
-        Some(fresh) => fresh,
+        Some(fresh) => {
+            if replaces {
+                report(Event::Replaced { path: out });
+                remove_logs(out)?;
+            }
+            fresh
+        }
         None => {
             let start = go_on(&backend, config, &tasks, newest, open)?;
             report(Event::Resumed { step: start.step });
@@ -189,6 +210,55 @@ pub fn run<B: Backend + Clone>(
     let stepper = Stepper { config, tasks: &tasks, order, judges, reference, kept: None };
     let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
+}
+
+/// Whether nothing stands where a new run would write: `false` if that is left of a run that ended before its first
+/// checkpoint, which has nothing to go on from. A run with checkpoints, and what no run wrote, is refused.
+fn vacant(out: &Path) -> Result<bool, TrainError> {
+    let (config, dir) = (out.join(CONFIG), out.join(CHECKPOINTS));
+    let exists = || TrainError::Exists { path: out.into() };
+    let found = newest_step(&dir)?;
+    if found.is_some() {
+        return Err(exists());
+    }
+    if begun(&dir) {
+        return Ok(false);
+    }
+    if config.exists() && TrainConfig::load(&config, &[]).is_ok() {
+        return Err(exists());
+    }
+    for name in [CONFIG, STEPS, EVALS, UNJUDGED, COMPARISON, EVENTS, EVAL_DIR, CHECKPOINTS] {
+        let path = out.join(name);
+        // A kill may have kept its text from the lock.
+        let no_matter = |entry: &fs::DirEntry| {
+            entry.file_name() == LOCK && entry.metadata().is_ok_and(|meta| meta.len() == 0)
+        };
+        let empty = || fs::read_dir(&path).is_ok_and(|entries| entries.flatten().all(|e| no_matter(&e)));
+        if fs::symlink_metadata(&path).is_ok() && !empty() {
+            return Err(TrainError::Foreign { path });
+        }
+    }
+    Ok(true)
+}
+
+/// Removes what a run without a checkpoint logged; in directories, what bears names that runs give.
+fn remove_logs(out: &Path) -> Result<(), FileError> {
+    let mut found: Vec<PathBuf> = [STEPS, EVALS, UNJUDGED].map(|name| out.join(name)).into();
+    for (dir, ours) in [
+        (EVAL_DIR, (|name| name.starts_with("step-") && name.ends_with(".json")) as fn(&str) -> bool),
+        (EVENTS, |name| name.starts_with("events.out.tfevents.") && name.contains(".bon-engine.")),
+    ] {
+        let entries = fs::read_dir(out.join(dir)).into_iter().flatten().flatten();
+        found.extend(
+            entries
+                .map(|e| e.path())
+                .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(ours)),
+        );
+    }
+    for path in found.iter().filter(|path| path.is_file()) {
+        fs::remove_file(path).map_err(FileError::io(Action::Write, path))?;
+    }
+    Ok(())
 }
 
 /// Where a process begins.
@@ -310,13 +380,14 @@ impl<B: Backend> Trainer<'_, B> {
         if let Some(tasks) = eval_tasks {
             before = match self.first {
                 0 => self.eval(dir, tasks, 0, stop, report)?,
-                _ => self.filed(tasks, 0)?,
+                _ => self.filed(dir, tasks, 0)?,
             };
             if before.is_none() && !stop.requested() {
                 report(Event::NoComparison);
             }
         }
         let training = Instant::now();
+        let mut last_save = started;
         let mut saved = checkpoint.map(|path| (step, path));
         loop {
             // Here rather than after the step, so that a resumed run makes up for an evaluation that a kill cut short.
@@ -329,20 +400,29 @@ impl<B: Backend> Trainer<'_, B> {
             }
             step += 1;
             let before = self.stepper.kept.map(|kept| kept.share());
-            let metrics = self.stepper.step(dir, &mut optimizer, step)?;
+            let (metrics, unjudged) = self.stepper.step(dir, &mut optimizer, step)?;
             if let Some(kept) = self.stepper.kept.as_ref().filter(|kept| Some(kept.share()) != before) {
                 report(Event::Activations { kept });
             }
+            self.metrics.unjudged(step, false, &unjudged)?;
             self.metrics.step(&metrics)?;
+            self.tell(&unjudged, report);
             let per_step = training.elapsed().as_secs_f64() / (step - self.first) as f64;
             let mut eta = per_step * (train.steps - step) as f64;
             if let Some(minutes) = train.max_minutes {
                 eta = eta.min(minutes * 60.0 - started.elapsed().as_secs_f64()).max(0.0);
             }
             report(Event::Step { metrics: &metrics, eta });
-            if train.save_every > 0 && step.is_multiple_of(train.save_every) {
+            let minutes = last_save.elapsed().as_secs_f64() / 60.0;
+            if (train.save_every > 0 && step.is_multiple_of(train.save_every))
+                || (train.save_minutes > 0.0 && minutes >= train.save_minutes)
+            {
                 saved = Some((step, self.save(dir, &optimizer, step, report)?));
+                last_save = Instant::now();
             }
+        }
+        if let (false, Some(judges)) = (stop.requested(), &self.stepper.judges) {
+            judges.check().map_err(TrainError::Unjudged)?;
         }
         let checkpoint = match saved {
             Some((at, path)) if at == step => path,
@@ -354,11 +434,22 @@ impl<B: Backend> Trainer<'_, B> {
             if let (Some(before), Some(after)) = (before, after) {
                 let compared = before.compare(&after)?;
                 let text = compared.to_table();
-                atomic::write_file(&train.output.join("comparison.txt"), |f| f.write_all(text.as_bytes()))?;
+                atomic::write_file(&train.output.join(COMPARISON), |f| f.write_all(text.as_bytes()))?;
                 comparison = Some(compared);
             }
         }
         Ok(Outcome { step, taken: step - self.first, finished: !stop.requested(), checkpoint, comparison })
+    }
+
+    /// Tells of what could not be judged, and of what verifiers cost.
+    fn tell(&self, unjudged: &[Unjudged], report: &mut impl FnMut(Event)) {
+        if !unjudged.is_empty() {
+            let path = self.stepper.config.train.output.join(UNJUDGED);
+            report(Event::Unjudged { responses: unjudged, path: &path });
+        }
+        for note in self.stepper.judges.iter().flat_map(Judges::notes) {
+            report(Event::VerifierNote { note: &note });
+        }
     }
 
     /// Evaluates and files the report, unless the process before has. `None` if `stop` came in between.
@@ -372,11 +463,12 @@ impl<B: Backend> Trainer<'_, B> {
     ) -> Result<Option<Report>, TrainError> {
         if self.resumed
             && step == self.first
-            && let Some(filed) = self.filed(tasks, step)?
+            && let Some(filed) = self.filed(dir, tasks, step)?
         {
             return Ok(Some(filed));
         }
         let config = self.stepper.config;
+        let provenance = with_model(self.provenance(tasks, dir, step)?, dir);
         let Some(judges) = &mut self.stepper.judges else { unreachable!("evaluation needs a verifier") };
         let started = Instant::now();
         let samples = config.train.eval_samples;
@@ -389,9 +481,10 @@ impl<B: Backend> Trainer<'_, B> {
             samples,
             &eval_sampling(config),
             judges,
+            provenance,
             || report(Event::EvalResponse),
         );
-        let (found, failures) = match evaluated {
+        let found = match evaluated {
             Err(TrainError::Evaluation(RolloutError::Interrupted)) => return Ok(None),
             evaluated => evaluated?,
         };
@@ -404,6 +497,7 @@ impl<B: Backend> Trainer<'_, B> {
         let at = |n: usize| found.ns.iter().position(|&x| x >= n).unwrap_or(found.ns.len() - 1);
         let n = found.ns[at(config.objective.n.unwrap_or(1))];
         let figures = &found.figures;
+        self.metrics.unjudged(step, true, &found.unjudged)?;
         // After the report: `filed` takes this line for the sign that both are there.
         self.metrics.eval(&EvalMetrics {
             step,
@@ -412,16 +506,29 @@ impl<B: Backend> Trainer<'_, B> {
             n: n as u64,
             pass_at_1: figures.pass_at_n[0].mean,
             pass_at_n: figures.pass_at_n[at(n)].mean,
-            best_of_n_reward: figures.best_of_n[at(n)].mean,
+            best_of_n: figures.best_of_n[at(n)].mean,
             seconds: started.elapsed().as_secs_f64(),
         })?;
-        report(Event::Eval { step, report: &found, failures: &failures });
+        report(Event::Eval { step, report: &found });
+        self.tell(&found.unjudged, report);
         Ok(Some(found))
     }
 
-    /// The report that an earlier process filed after `step`, if it is of the present tasks and samples.
-    fn filed(&self, tasks: &Tasks, step: u64) -> Result<Option<Report>, TrainError> {
-        let log = fs::read_to_string(self.stepper.config.train.output.join(EVAL_LOG)).unwrap_or_default();
+    /// What an evaluation after `step` is made with, but for the weights.
+    fn provenance(&self, tasks: &Tasks, dir: &ModelDir<B>, step: u64) -> Result<Provenance, TrainError> {
+        let config = self.stepper.config;
+        let path = config.data.eval_tasks.as_deref().unwrap_or(&config.data.tasks);
+        let mut model = config.model.path.display().to_string();
+        if step > 0 {
+            model += &format!(" after {step} steps");
+        }
+        provenance(config, model, path, tasks, dir.model.backend.device_name())
+    }
+
+    /// The report that an earlier process filed after `step`, if it is of the present tasks and samples, and measures
+    /// the same.
+    fn filed(&self, dir: &ModelDir<B>, tasks: &Tasks, step: u64) -> Result<Option<Report>, TrainError> {
+        let log = fs::read_to_string(self.stepper.config.train.output.join(EVALS)).unwrap_or_default();
         let mut recorded = log.lines().filter_map(|line| serde_json::from_str::<EvalMetrics>(line).ok());
         let path = self.report_path(step);
         if !recorded.any(|line| line.step == step) || !path.exists() {
@@ -430,7 +537,10 @@ impl<B: Backend> Trainer<'_, B> {
         let text = fs::read(&path).map_err(FileError::io(Action::Read, &path))?;
         let filed: Report =
             serde_json::from_slice(&text).map_err(|source| TrainError::Report { path, source })?;
-        Ok(Some(filed).filter(|filed| comparable(filed, tasks, self.stepper.config.train.eval_samples)))
+        let (samples, provenance) =
+            (self.stepper.config.train.eval_samples, self.provenance(tasks, dir, step)?);
+        let fits = comparable(&filed, tasks, samples) && same_measure(&filed, &provenance).is_ok();
+        Ok(fits.then_some(filed))
     }
 
     fn report_path(&self, step: u64) -> PathBuf {

@@ -97,14 +97,16 @@ pub(super) fn expert<B: Backend>(
     stop_rule.complete(task.response(), end)
 }
 
-/// Builds the verifiers of a configuration. Objectives that draw no samples may have none.
+/// Builds the verifiers of a configuration, which say what passes by its objective's threshold. Objectives that draw no
+/// samples may have none.
 pub fn judges(config: &TrainConfig) -> Result<Option<Judges>, TrainError> {
     let build = |section: &'static str, verifier: &VerifierConfig| {
         build(verifier).map(Arc::from).map_err(|source| TrainError::Build { section, source })
     };
     let Some(verifier) = &config.verifier else { return Ok(None) };
     let environment = config.environment.as_ref().map(|e| build("[environment]", e)).transpose()?;
-    Ok(Some(Judges::new(build("[verifier]", verifier)?, environment)))
+    let judges = Judges::new(build("[verifier]", verifier)?, environment);
+    Ok(Some(judges.passing_at(config.objective.threshold())))
 }
 
 /// What computes, as far as bits may depend on it, of a [`Backend::device_name`]: `cpu`, on which they are the same

@@ -11,12 +11,13 @@ use super::schedule::learning_rate;
 use super::setup::{expert, line, prompt_format, rollout, sampling, stop_rule};
 use crate::backend::Backend;
 use crate::eval::estimators::{answer_counts, entropy};
+use crate::eval::{Unjudged, count_by_kind};
 use crate::gemma::Gemma;
 use crate::gemma::activations::{Kept, Recompute};
 use crate::generate::Finish;
 use crate::model_dir::ModelDir;
 use crate::objective::{Coefficients, GroupMetrics, ScoredGroup, coefficients};
-use crate::rollout::{Group, Judges, RolloutError};
+use crate::rollout::{Group, Judges};
 use crate::tasks::{Order, Task, Tasks};
 
 /// What steps are taken with.
@@ -45,13 +46,14 @@ struct Weighed {
 }
 
 impl<B: Backend> Stepper<'_, B> {
-    /// Step `step` (1, 2, 3...): `prompts_per_step` tasks from their places in the order.
+    /// Step `step` (1, 2, 3...): `prompts_per_step` tasks from their places in the order. Its figures, and the responses
+    /// that could not be judged.
     pub(super) fn step(
         &mut self,
         dir: &mut ModelDir<B>,
         optimizer: &mut Optimizer<B>,
         step: u64,
-    ) -> Result<StepMetrics, TrainError> {
+    ) -> Result<(StepMetrics, Vec<Unjudged>), TrainError> {
         let config = self.config;
         let started = Instant::now();
         let prompts = config.generate.prompts_per_step as u64;
@@ -60,14 +62,17 @@ impl<B: Backend> Stepper<'_, B> {
 
         let mut metrics = StepMetrics { step, ..StepMetrics::default() };
         let mut seconds = PhaseSeconds::default();
+        let mut unjudged = Vec::new();
         let weighed = if config.objective.kind.needs_samples() {
             let Some(judges) = &mut self.judges else { unreachable!("validated: there is a verifier") };
             let (stop_rule, sampling) = (stop_rule(config, dir), sampling(config, step));
             let rollout = rollout(config, dir, &stop_rule);
             let rolled = rollout.run(&tasks, config.generate.samples, &sampling, judges, || {});
-            let (groups, spent) = rolled.map_err(|source| TrainError::Rollout { step, source })?;
+            let (mut groups, spent) = rolled.map_err(|source| TrainError::Rollout { step, source })?;
             (seconds.generate, seconds.verify) = (spent.generate, spent.verify);
+            unjudged = groups.iter_mut().flat_map(|group| std::mem::take(&mut group.unjudged)).collect();
             count(&mut metrics, &groups);
+            metrics.verifier_failures = count_by_kind(&unjudged);
             self.weigh(dir, step, &picked, groups, &mut metrics)?
         } else {
             let stop_rule = stop_rule(config, dir);
@@ -117,7 +122,7 @@ impl<B: Backend> Stepper<'_, B> {
         metrics.lr = lr;
         metrics.seconds = seconds;
         metrics.tokens_per_second = metrics.tokens as f64 / started.elapsed().as_secs_f64();
-        Ok(metrics)
+        Ok((metrics, unjudged))
     }
 
     /// The objective's coefficients for the group of task `index`.
@@ -150,8 +155,11 @@ impl<B: Backend> Stepper<'_, B> {
                 let task = &self.tasks.list[index];
                 let (prompt, _) = prompt_format(self.config).apply(&dir.tokenizer, &task.prompt)?;
                 let score = judges.score(&prompt, task);
-                scored.expert_score =
-                    Some(score.map_err(|e| TrainError::Rollout { step, source: RolloutError::Verifier(e) })?);
+                scored.expert_score = Some(score.map_err(|source| TrainError::Expert {
+                    path: self.config.data.tasks.clone(),
+                    line: line(&self.config.data.tasks, index),
+                    source,
+                })?);
                 experts = Some(expert(self.config, dir, &stop_rule, task)?);
             }
             let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;
@@ -166,10 +174,11 @@ impl<B: Backend> Stepper<'_, B> {
         let mean = |f: fn(&GroupMetrics) -> f64| all.iter().map(f).sum::<f64>() / all.len().max(1) as f64;
         metrics.reward_mean = mean(|m| m.mean_reward);
         metrics.pass_at_1 = mean(|m| 1.0 - m.p_fail);
-        metrics.pass_at_n = mean(|m| m.oracle_best_of_n);
+        metrics.pass_at_n = mean(|m| m.pass_at_n);
         metrics.best_of_n_reward = mean(|m| m.best_of_n);
         metrics.all_pass_groups = all.iter().filter(|m| m.all_pass).count() as u64;
         metrics.all_fail_groups = all.iter().filter(|m| m.all_fail).count() as u64;
+        metrics.zero_variance_groups = all.iter().filter(|m| m.zero_variance).count() as u64;
         metrics.clipped_groups = all.iter().filter(|m| m.clipped > 0).count() as u64;
         Ok(weighed)
     }
@@ -291,9 +300,6 @@ fn count(metrics: &mut StepMetrics, groups: &[Group]) {
         metrics.tokens += group.responses.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
         metrics.truncated_responses +=
             group.responses.iter().filter(|r| r.finish == Finish::Length).count() as u64;
-        for (kind, n) in &group.failures {
-            *metrics.verifier_failures.entry(kind.clone()).or_default() += n;
-        }
         let (answers, _) = answer_counts(&group.samples());
         let share = 1.0 / groups.len() as f64;
         metrics.distinct_answers += answers.len() as f64 * share;

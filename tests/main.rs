@@ -26,6 +26,8 @@ mod goldens;
 mod gpu_kit;
 #[path = "suite/gradcheck.rs"]
 mod gradcheck;
+#[path = "suite/judging.rs"]
+mod judging;
 #[path = "suite/kernels/mod.rs"]
 mod kernels;
 #[path = "suite/objectives.rs"]
@@ -34,6 +36,8 @@ mod objectives;
 mod ops;
 #[path = "suite/places.rs"]
 mod places;
+#[path = "suite/reports.rs"]
+mod reports;
 #[path = "suite/resume.rs"]
 mod resume;
 #[path = "suite/rounded/mod.rs"]

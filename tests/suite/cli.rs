@@ -124,11 +124,15 @@ fn a_run_tells_its_progress_on_stderr_and_its_result_on_stdout() {
 #[test]
 fn verifier_failures_are_told_once() {
     let f = Fixture::new();
-    f.write("tasks.jsonl", "{\"prompt\": \"1+1=\", \"answer\": \"two\"}\n");
+    let tasks = ["2", "two", "two", "two"]
+        .map(|answer| format!("{{\"prompt\": \"1+1=\", \"answer\": {answer:?}}}\n"));
+    f.write("tasks.jsonl", tasks.concat());
     let ran = f.succeed(&["train", "run.toml"]);
-    let warning = "warning: 16 responses could not be judged (answer); they count as wrong\n";
-    assert_eq!(ran.stderr.matches(warning).count(), 1, "{}", ran.stderr);
-    assert_eq!(ran.stderr.matches("(nothing to learn: ").count(), 4, "{}", ran.stderr);
+    let warning = "warning: 12 responses could not be judged (answer); they count as wrong\n  the first, by the verifier: \
+        the task's answer \"two\" holds no number; correct the task or choose another verifier kind\n  all of them are in \
+        out/unjudged.jsonl\n";
+    assert_eq!(ran.stderr.matches("could not be judged").count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn twenty_kills_at_random_moments_change_nothing() {
 fn the_first_signal_saves_and_the_second_ends_at_once() {
     let f = Fixture::new();
     let set = ["train.steps=100000", "train.length_normalizer=per-token", "data.suffix= "];
-    for (signal_, output) in [(Signal::INT, "int"), (Signal::TERM, "term")] {
+    for (signal_, output) in [(Signal::INT, "int"), (Signal::TERM, "term"), (Signal::HUP, "hup")] {
         let (child, mut lines) = start(&f, &train(output, &set));
         lines.find(|line| line.starts_with("step 3/")).expect("it trains");
         signal(&child, signal_);
@@ -197,6 +197,186 @@ fn the_first_signal_saves_and_the_second_ends_at_once() {
     let began = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+/// As `nohup` has it: what the program was begun to ignore, it ignores.
+#[test]
+fn a_hang_up_that_is_ignored_from_the_start_does_not_stop_a_run() {
+    let f = Fixture::new();
+    let words = train("out", &["train.steps=300"]).join(" ");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("trap '' HUP; exec \"$0\" {words}"), program().to_str().unwrap()]);
+    shell.current_dir(f.root()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = shell.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.starts_with("step 3/")).expect("it trains");
+    signal(&child, Signal::HUP);
+    let last = lines.filter(|line| line.starts_with("step ")).last().unwrap_or_default();
+    assert!(last.starts_with("step 300/300 "), "{last}");
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert!(ran.stdout.starts_with("done after 300 steps\n"), "{}", ran.stdout);
+}
+
+#[test]
+fn a_run_saves_by_the_clock() {
+    let f = Fixture::new();
+    let saved = |output: &str, set: &[&str]| {
+        let ran = succeed(&f, &train(output, &[&["train.keep_checkpoints=9"], set].concat()));
+        ran.stderr.matches("\nsaved ").count()
+    };
+    // Every step takes longer than 6 microseconds; none takes half an hour.
+    assert_eq!(saved("often", &["train.save_minutes=1e-7"]), 4);
+    assert_eq!(saved("both", &["train.save_minutes=1e-7", "train.save_every=2"]), 4);
+    assert_eq!(saved("default", &[]), 1);
+    assert_eq!(saved("off", &["train.save_minutes=0"]), 1);
+    assert_same_end(&f, "often", "default", 4);
+    let config = fs::read_to_string(f.path("default/config.toml")).unwrap();
+    assert!(config.contains("\nsave_minutes = 30.0\n"), "{config}");
+    let ran = run(&f, &train("bad", &["train.save_minutes=-1"]));
+    assert!(ran.stderr.contains("train.save_minutes: is -1; it must be 0 (off) or more"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_no_run_wrote_is_not_touched() {
+    let f = Fixture::new();
+    let mine = "{\"step\":1,\"loss\":2.5,\"from\":\"another tool\"}\n";
+    for name in [
+        "metrics.jsonl",
+        "eval.jsonl",
+        "unjudged.jsonl",
+        "comparison.txt",
+        "config.toml",
+        "tensorboard/events.out.tfevents.1.host",
+        "eval/step-000000.json",
+        "checkpoints/checkpoint-500/model.safetensors",
+        "checkpoints/.lock",
+    ] {
+        let path = f.path("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, mine).unwrap();
+        let before = files(&f.path("out"));
+        let ran = run(&f, &train("out", &[]));
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{name}: {}", ran.stderr);
+        let top = name.split('/').next().unwrap();
+        let words =
+            format!("error: out/{top} is there already, and no run of this program wrote it; move it away");
+        assert!(ran.stderr.starts_with(&words), "{name}: {}", ran.stderr);
+        assert_eq!(files(&f.path("out")), before, "{name}");
+        fs::remove_dir_all(f.path("out")).unwrap();
+    }
+    // The tasks themselves, where a run would log its evaluations.
+    let tasks = fs::read(f.path("eval.jsonl")).unwrap();
+    let ran = run(&f, &train(".", &["data.eval_tasks=eval.jsonl", "train.eval_samples=2"]));
+    assert!(ran.stderr.starts_with("error: ./eval.jsonl is there already"), "{}", ran.stderr);
+    assert_eq!(fs::read(f.path("eval.jsonl")).unwrap(), tasks);
+    // The configuration, kept where the run is to be.
+    fs::create_dir(f.path("out")).unwrap();
+    fs::copy(f.path("run.toml"), f.path("out/config.toml")).unwrap();
+    let ran = f.run(&["train", "out/config.toml"]);
+    assert!(
+        ran.code == Some(1) && ran.stderr.starts_with("error: out already holds a run"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(fs::read(f.path("out/config.toml")).unwrap(), fs::read(f.path("run.toml")).unwrap());
+    fs::remove_dir_all(f.path("out")).unwrap();
+    // Other things may be there, and empty directories.
+    fs::create_dir_all(f.path("out/tensorboard")).unwrap();
+    fs::create_dir_all(f.path("out/checkpoints")).unwrap();
+    f.write("out/notes.txt", "mine");
+    succeed(&f, &train("out", &[]));
+    assert_eq!(fs::read(f.path("out/notes.txt")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_run_that_died_with_nothing_to_keep_makes_room() {
+    let f = Fixture::new();
+    let set = ["data.eval_tasks=eval.jsonl", "train.eval_samples=2"];
+    succeed(&f, &train("whole", &set));
+    let takes_over = |output: &str| {
+        let ran = succeed(&f, &train(output, &set));
+        let note =
+            format!("note: a run in {output} ended before its first checkpoint; this one takes its place\n");
+        assert!(ran.stderr.starts_with(&note), "{}", ran.stderr);
+        assert_same_end(&f, "whole", output, 4);
+    };
+    // Killed in its third step; it was another run.
+    let other = [&set[..], &["train.steps=100000", "train.seed=9", "train.eval_every=1"]].concat();
+    let (mut child, mut lines) = start(&f, &train("killed", &other));
+    lines.find(|line| line.starts_with("step 3/")).expect("it trains");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    f.write("killed/eval/mine.json", "");
+    f.write("whole/eval/mine.json", "");
+    takes_over("killed");
+    fs::remove_file(f.path("whole/eval/mine.json")).unwrap();
+    assert!(!f.path("killed/eval/step-000001.json").exists());
+
+    // Its verifier did not work.
+    let broken = [&set[..], &["verifier={kind=\"command\", program=[\"false\"]}"]].concat();
+    let config = crate::fixture::RUN.replace("kind = \"numeric\"\npick = \"first\"", "");
+    f.write("broken.toml", config.replace("[verifier]", ""));
+    let mut args = train("broken", &broken);
+    args[1] = "broken.toml".into();
+    assert_eq!(run(&f, &args).code, Some(1));
+    assert!(f.path("broken/config.toml").exists());
+    takes_over("broken");
+
+    // Killed between the lock and the settings, or before the lock had its text.
+    for (output, text) in [("locked", "bon-engine train\n"), ("empty", "")] {
+        fs::create_dir_all(f.path(output).join("checkpoints")).unwrap();
+        f.write(&format!("{output}/checkpoints/.lock"), text);
+        succeed(&f, &train(output, &set));
+        assert_same_end(&f, "whole", output, 4);
+    }
+
+    // While it lives it is not dead.
+    let (mut child, mut lines) = start(&f, &train("alive", &["train.steps=100000"]));
+    lines.find(|line| line.starts_with("step 1/")).expect("it trains");
+    let ran = run(&f, &train("alive", &[]));
+    assert!(ran.code == Some(1) && ran.stderr.contains("in use by another"), "{}", ran.stderr);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_run_resumes_with_what_its_steps_need() {
+    let f = Fixture::new();
+    succeed(&f, &train("whole", &[]));
+    // The starting model is gone: the checkpoint has its own.
+    crate::fixture::write_model(&f.path("gone"));
+    succeed(&f, &train("out", &["model.path=gone", "train.steps=2"]));
+    let held = ["model.path=gone", "train.kl_coefficient=0.1"];
+    succeed(&f, &train("held", &[&held[..], &["train.steps=2"]].concat()));
+    succeed(&f, &train("unsaved", &["model.path=gone", "train.steps=2"]));
+    fs::remove_dir_all(f.path("unsaved/checkpoints")).unwrap();
+    fs::remove_dir_all(f.path("gone")).unwrap();
+    succeed(&f, &resume("out", &["model.path=gone"]));
+    assert_same_end(&f, "whole", "out", 4);
+    // But for the KL term, which is taken from it, and where there is no checkpoint.
+    let ran = run(&f, &resume("held", &held));
+    assert!(ran.code == Some(1) && ran.stderr.contains("model.path: no directory at gone"), "{}", ran.stderr);
+    let ran = run(&f, &resume("unsaved", &["model.path=gone"]));
+    assert!(ran.code == Some(1) && ran.stderr.contains("gone is not a directory"), "{}", ran.stderr);
+    let ran = run(&f, &train("new", &["model.path=gone"]));
+    assert!(ran.code == Some(1) && ran.stderr.contains("model.path: no directory at gone"), "{}", ran.stderr);
+
+    // How fast a verifier's programs work changes no step.
+    crate::judging::by_programs(&f, "reply 1", Some("reply $((id % 2))"));
+    succeed(&f, &train("fast-whole", &[]));
+    succeed(&f, &train("fast", &["train.steps=2"]));
+    let faster = ["verifier.timeout_seconds=7", "verifier.workers=2", "environment.timeout_seconds=7"];
+    let ran = run(&f, &resume("fast", &faster));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // Imitation without evaluation asks no verifier, so it may be broken.
+    let sft = ["objective.kind=sft", "verifier.program=[\"./no-such-judge\"]"];
+    let mut args = train("sft", &sft);
+    f.write(
+        "sft.toml",
+        fs::read_to_string(f.path("run.toml")).unwrap().split("[environment]").next().unwrap(),
+    );
+    args[1] = "sft.toml".into();
+    succeed(&f, &args);
 }
 
 #[test]

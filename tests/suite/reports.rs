@@ -1,0 +1,190 @@
+//! What a report says of how it was made, and what becomes of that when two are compared.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::fixture::{Fixture, RUN, Ran};
+use crate::judging::by_programs;
+
+const EVAL: [&str; 6] = ["eval", "run.toml", "--samples", "4", "--set", "data.tasks=eval.jsonl"];
+
+fn eval(f: &Fixture, more: &[&str]) -> Ran {
+    f.run(&[&EVAL[..], more].concat())
+}
+
+fn report(f: &Fixture, name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(f.path(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn a_report_says_what_made_it() {
+    let f = Fixture::new();
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    let made = &report(&f, "r.json")["provenance"];
+    let settings = &made["settings"];
+    for (key, value) in [
+        ("program", concat!("bon-engine ", env!("CARGO_PKG_VERSION"))),
+        ("device", "cpu"),
+        ("model", "model"),
+        ("model.dtype", "f32"),
+        ("data.tasks", "eval.jsonl"),
+        ("data.prefix", "\"\""),
+        ("data.template", "\"none\""),
+        ("generate.temperature", "1.0"),
+        ("generate.max_new_tokens", "4"),
+        ("generate.stop", "[]"),
+        ("train.seed", "0"),
+        ("verifier.kind", "\"numeric\""),
+        ("verifier.pick", "\"first\""),
+        ("objective.pass_threshold", "0.5"),
+    ] {
+        assert_eq!(settings[key], value, "{key}: {settings}");
+    }
+    for key in ["model.weights", "model.config", "model.tokenizer", "data.other_fields"] {
+        assert!(settings[key].as_str().unwrap().starts_with("crc32c "), "{key}: {settings}");
+    }
+    assert_eq!(made["answers"], serde_json::json!(["0", "1", "2", "3"]));
+}
+
+#[test]
+fn a_comparison_of_like_with_like_has_nothing_to_say() {
+    let f = Fixture::new();
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    let ran = eval(&f, &["--compare", "r.json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(!ran.stdout.contains("differs"), "{}", ran.stdout);
+}
+
+/// Each with what it changes, and what the comparison must name of it.
+#[test]
+fn every_difference_is_named() {
+    let f = Fixture::new();
+    crate::fixture::write_model(&f.path("copy"));
+    crate::fixture::write_model(&f.path("other"));
+    let weights = f.path("other/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    fs::copy(f.path("eval.jsonl"), f.path("elsewhere.jsonl")).unwrap();
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    for (more, named) in [
+        (&["--set", "generate.temperature=0.1"][..], &["generate.temperature: 1.0 -> 0.1"][..]),
+        (&["--set", "data.prefix=ab\ncd"], &["data.prefix: \"\" -> ", "ab", "cd"]),
+        (&["--set", "data.suffix= ="], &["data.suffix: \"\" -> \" =\""]),
+        (&["--set", "data.template=turn"], &["data.template: \"none\" -> \"turn\""]),
+        (&["--set", "generate.stop=['1']"], &["generate.stop: [] -> [\"1\"]"]),
+        (&["--set", "generate.top_k=3"], &["generate.top_k: 0 -> 3"]),
+        (&["--set", "generate.max_new_tokens=3"], &["generate.max_new_tokens: 4 -> 3"]),
+        (&["--set", "train.seed=7"], &["train.seed: 0 -> 7"]),
+        (&["--dtype", "bf16"], &["model.dtype: f32 -> bf16", "model.weights: crc32c "]),
+        (&["--model", "copy"], &["\n  model: model -> copy\n"]),
+        (&["--model", "other"], &["\n  model: model -> other\n", "model.weights: crc32c "]),
+        (&["--tasks", "elsewhere.jsonl"], &["data.tasks: eval.jsonl -> elsewhere.jsonl"]),
+    ] {
+        let ran = eval(&f, &[more, &["--compare", "r.json"]].concat());
+        assert_eq!(ran.code, Some(0), "{more:?}: {}", ran.stderr);
+        let (list, _) = ran.stdout.split_once("\n\npass@N").unwrap();
+        let (_, list) = list.split_once("\nwhat differs between the two:").unwrap();
+        assert!(named.iter().all(|word| format!("{list}\n").contains(word)), "{more:?}: {list}");
+        let count = if named.len() == 2 && named[1].starts_with("model.weights") { 2 } else { 1 };
+        assert_eq!(list.lines().count() - 1, count, "{more:?}: {list}");
+    }
+}
+
+#[test]
+fn what_measures_otherwise_is_not_compared() {
+    let f = Fixture::new();
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    let refused = |more: &[&str], words: &[&str]| {
+        let ran = eval(&f, &[more, &["--compare", "r.json"]].concat());
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{more:?}: {}", ran.stderr);
+        let start = "error: r.json: the two evaluations do not measure the same";
+        assert!(ran.stderr.starts_with(start), "{more:?}: {}", ran.stderr);
+        assert!(words.iter().all(|word| ran.stderr.contains(word)), "{words:?}: {}", ran.stderr);
+        assert!(!ran.stderr.contains("model."), "{}", ran.stderr);
+    };
+    // All that differs is listed, what forbids the comparison first.
+    f.write("run.toml", RUN.replace("kind = \"numeric\"\npick = \"first\"", "kind = \"exact\""));
+    refused(
+        &["--set", "generate.temperature=0.5"],
+        &[
+            "What differs:\n  verifier",
+            "verifier.kind: \"numeric\" -> \"exact\"",
+            "\n  generate.temperature: 1.0 -> 0.5",
+        ],
+    );
+    f.write("run.toml", RUN);
+    refused(&["--set", "verifier.pick=last"], &["verifier.pick: \"first\" -> \"last\""]);
+    refused(&["--set", "verifier.absolute_tolerance=2"], &["verifier.absolute_tolerance: 0.0 -> 2"]);
+    refused(&["--set", "environment={kind=\"exact\"}"], &["environment.kind: unset -> \"exact\""]);
+    refused(&["--set", "objective.pass_threshold=0.7"], &["objective.pass_threshold: 0.5 -> 0.7"]);
+    let tasks = fs::read_to_string(f.path("eval.jsonl")).unwrap();
+    f.write("eval.jsonl", tasks.replace("\"answer\":\"2\"", "\"answer\":\"999\""));
+    refused(&[], &["the answer of problem 3: \"2\" -> \"999\""]);
+    f.write("eval.jsonl", tasks.replace("\"answer\":\"", "\"answer\":\"1"));
+    refused(&[], &["the answers of 4 problems, the first of problem 1: \"0\" -> \"10\""]);
+}
+
+#[test]
+fn what_a_program_reads_and_is_counts() {
+    let f = Fixture::new();
+    by_programs(&f, "reply 1", None);
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    let compare = |more: &[&str]| eval(&f, &[more, &["--compare", "r.json"]].concat());
+    // Its speed is no part of its judgement.
+    let ran = compare(&["--set", "verifier.workers=2", "--set", "verifier.timeout_seconds=9"]);
+    assert!(
+        ran.stdout.contains("verifier.workers: 1 -> 2") && ran.code == Some(0),
+        "{} {}",
+        ran.stdout,
+        ran.stderr
+    );
+    // Fields that only a program can see.
+    let tasks = fs::read_to_string(f.path("eval.jsonl")).unwrap();
+    f.write("eval.jsonl", tasks.replace("\"prompt\"", "\"tests\":[1],\"prompt\""));
+    let ran = compare(&[]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("data.other_fields: crc32c "), "{}", ran.stderr);
+    f.write("eval.jsonl", tasks);
+    // Another text of the script may judge otherwise, or not: that is for whoever reads the comparison.
+    by_programs(&f, ": the same; reply 1", None);
+    let ran = compare(&[]);
+    assert!(
+        ran.code == Some(0) && ran.stdout.contains("verifier_files.verifier.sh: crc32c "),
+        "{} {}",
+        ran.stdout,
+        ran.stderr
+    );
+}
+
+/// A report from before reports said what made them.
+#[test]
+fn what_is_not_known_is_said() {
+    let f = Fixture::new();
+    f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
+    let mut old = report(&f, "r.json");
+    old.as_object_mut().unwrap().remove("provenance");
+    f.write("r.json", old.to_string());
+    let ran = eval(&f, &["--compare", "r.json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("one of the two reports does not say what made it"), "{}", ran.stdout);
+}
+
+/// A run compares its end with its start by the same rules.
+#[test]
+fn a_resumed_run_does_not_compare_with_other_answers() {
+    let f = Fixture::new();
+    let set = ["--set", "data.eval_tasks=eval.jsonl", "--set", "train.eval_samples=2"];
+    let run = |more: &[&str]| f.succeed(&[&["train", "run.toml"], &set[..], more].concat());
+    let ran = run(&[]);
+    let named =
+        "what differs between the two:\n  model: model -> model after 4 steps\n  model.weights: crc32c ";
+    assert!(ran.stdout.contains(named), "{}", ran.stdout);
+    assert!(fs::read_to_string(f.path("out/comparison.txt")).unwrap().contains(named));
+    let tasks = fs::read_to_string(f.path("eval.jsonl")).unwrap();
+    f.write("eval.jsonl", tasks.replace("\"answer\":\"2\"", "\"answer\":\"7\""));
+    let ran = run(&["--set", "train.steps=5", "--resume"]);
+    assert!(ran.stderr.contains("no comparison at the end"), "{}", ran.stderr);
+    assert!(!ran.stdout.contains("before and after"), "{}", ran.stdout);
+}

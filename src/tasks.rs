@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::checkpoint::without_bom;
 use crate::rng::{Domain, Stream};
 
 /// One problem.
@@ -106,16 +107,11 @@ impl Tasks {
     /// Reads a task file. Blank lines are passed over; anything else that is no task is an error that names its line.
     pub fn read(path: &Path) -> Result<Self, TaskError> {
         let bytes = fs::read(path).map_err(|source| TaskError::Read { path: path.into(), source })?;
-        // Some editors open UTF-8 files with a byte order mark.
-        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let mut list = Vec::new();
-        for (i, line) in text.split(|&b| b == b'\n').enumerate() {
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
+        for (i, line) in task_lines(&bytes) {
             let task = parse_line(line).map_err(|problem| TaskError::Line {
                 path: path.into(),
-                line: i + 1,
+                line: i,
                 problem,
             })?;
             list.push(task);
@@ -127,12 +123,27 @@ impl Tasks {
     }
 }
 
+/// The lines of a task file that are not blank, without byte order marks (joined files have them in the middle), and
+/// their numbers from 1.
+pub fn task_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let lines = bytes.split(|&b| b == b'\n').map(without_bom).enumerate();
+    lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(i, line)| (i + 1, line))
+}
+
 fn parse_line(line: &[u8]) -> Result<Task, LineProblem> {
     let text = str::from_utf8(line).map_err(|e| LineProblem::Encoding(e.valid_up_to() + 1))?;
-    let fields = match serde_json::from_str(text).map_err(LineProblem::Syntax)? {
+    let mut fields = match serde_json::from_str(text).map_err(LineProblem::Syntax)? {
         Value::Object(fields) => fields,
         other => return Err(LineProblem::NotAnObject(kind(&other))),
     };
+    // Converters of tables carry the mark of their source into its first field.
+    for (_, value) in &mut fields {
+        if let Value::String(text) = value
+            && let Some(rest) = text.strip_prefix('\u{feff}')
+        {
+            *text = rest.to_owned();
+        }
+    }
     let prompt = match fields.get("prompt").ok_or(LineProblem::Missing("prompt"))? {
         Value::String(s) => s.clone(),
         other => return Err(wrong_type("prompt", other, "a string")),

@@ -118,7 +118,13 @@ fn open_file(path: &Path) -> Result<(std::fs::File, u64), FileError> {
     Ok((file, meta.len()))
 }
 
-/// Reads a regular file of at most `limit` bytes, so that a hostile or mistaken path cannot exhaust memory.
+/// A text without the byte order mark with which some editors begin UTF-8 files: it is no part of any text.
+pub fn without_bom(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
+/// Reads a regular file of at most `limit` bytes, so that a hostile or mistaken path cannot exhaust memory. A byte order
+/// mark is left out.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let (file, size) = open_file(path)?;
     if size > limit {
@@ -126,5 +132,6 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     }
     let mut bytes = Vec::with_capacity(size as usize);
     file.take(limit).read_to_end(&mut bytes).map_err(FileError::io(Action::Read, path))?;
+    bytes.drain(..bytes.len() - without_bom(&bytes).len());
     Ok(bytes)
 }

@@ -114,6 +114,7 @@ pub fn weigh(config: &ObjectiveConfig, input: impl BufRead, mut output: impl Wri
 /// One line of input. Fields are read one by one so that an error can name its field.
 fn parse_group(line: &str, pass_threshold: f64) -> anyhow::Result<ScoredGroup> {
     const FIELDS: [&str; 3] = ["scores", "rewards", "expert_score"];
+    let line = line.strip_prefix('\u{feff}').unwrap_or(line);
     if line.trim().is_empty() {
         bail!("the line is empty; a group is a JSON object with `scores`");
     }

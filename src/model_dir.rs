@@ -1,16 +1,21 @@
 //! A model directory, loaded: configuration, tokenizer, weights.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::backend::{Backend, DType, ModelShape, Unsupported};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
-use crate::config::{ConfigError, ConfigFile, GemmaConfig};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, INDEX_FILE, WEIGHTS_FILE, read_file};
+use crate::config::{CONFIG_FILE, ConfigError, ConfigFile, GemmaConfig};
 use crate::device::DeviceError;
 use crate::gemma::Gemma;
 use crate::gemma::params::{LoadError, load};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError};
+
+/// Gemma 3's tokenizer_config.json, with a line for each of its 6,000 reserved tokens, has 1.2 MB.
+const MAX_TEMPLATE_BYTES: u64 = 64 << 20;
 
 /// Everything in a model directory.
 pub struct ModelDir<B: Backend> {
@@ -34,6 +39,14 @@ pub enum OpenError {
     NoDirectory {
         /// The path.
         path: PathBuf,
+    },
+    /// Something that is known, and no model directory.
+    #[error("{path} {found}")]
+    Other {
+        /// The path.
+        path: PathBuf,
+        /// What it is, and what to do.
+        found: String,
     },
     /// config.json or generation_config.json.
     #[error(transparent)]
@@ -80,9 +93,7 @@ impl<B: Backend> ModelDir<B> {
     /// Loads a directory; weights in `dtype`, or as stored where it is `None`. A backend with bf16 activations has bf16
     /// weights, whatever is stored.
     pub fn open(backend: B, path: &Path, dtype: Option<DType>) -> Result<Self, OpenError> {
-        if !path.is_dir() {
-            return Err(OpenError::NoDirectory { path: path.into() });
-        }
+        look_at(path)?;
         let only_bf16 = backend.activation_dtype() == DType::Bf16;
         if only_bf16 && dtype == Some(DType::F32) {
             return Err(OpenError::DType { device: backend.device_name() });
@@ -102,6 +113,106 @@ impl<B: Backend> ModelDir<B> {
         let model = Gemma { backend, config: config.gemma.clone(), params };
         Ok(Self { path: path.into(), config, tokenizer, model, rounded })
     }
+}
+
+/// Refuses what people take for a model directory, with a word on what it is.
+pub fn look_at(path: &Path) -> Result<(), OpenError> {
+    match other(path) {
+        Some(found) => Err(OpenError::Other { path: path.into(), found }),
+        None if !path.is_dir() => Err(OpenError::NoDirectory { path: path.into() }),
+        None => Ok(()),
+    }
+}
+
+/// What a path is that is known, and no model directory; and what to do.
+fn other(path: &Path) -> Option<String> {
+    const GGUF: &str = "convert it to Hugging Face's layout first: Transformers' from_pretrained takes it as gguf_file, and \
+                        save_pretrained writes the directory";
+    let extension =
+        |path: &Path, wanted: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(wanted));
+    if path.is_file() {
+        return Some(match path {
+            _ if extension(path, "gguf") => format!("is a GGUF file; {GGUF}"),
+            _ if extension(path, "safetensors") => {
+                "is a file of weights; give the directory that it is in".into()
+            }
+            _ => return None,
+        });
+    }
+    let hub = path.to_str().is_some_and(|name| name.split('/').count() == 2 && !name.starts_with(['.', '/']));
+    // A name there is an owner and a model; here it would be a directory in a directory.
+    if hub && !path.parent().is_some_and(Path::is_dir) {
+        return Some(format!(
+            "is not a directory; if it is a model on the Hugging Face Hub, download it first: hf download {} --local-dir DIR",
+            path.display()
+        ));
+    }
+    let entries = fs::read_dir(path).ok()?;
+    let mut names: Vec<PathBuf> = entries.flatten().map(|entry| entry.file_name().into()).collect();
+    names.sort();
+    let has = |name: &str| path.join(name).exists();
+    let any = |wanted: &str| names.iter().find(|name| extension(name, wanted));
+    let weights = has(WEIGHTS_FILE) || has(INDEX_FILE);
+    if has(CONFIG_FILE) && weights {
+        return (!has(TOKENIZER_FILE) && has("tokenizer.model")).then(|| {
+            format!(
+                "has a tokenizer.model and no {TOKENIZER_FILE}; write that with Transformers: \
+                 AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        });
+    }
+    if has("adapter_config.json") {
+        let config = read_file(&path.join("adapter_config.json"), MAX_TEMPLATE_BYTES).unwrap_or_default();
+        let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+        let base =
+            config["base_model_name_or_path"].as_str().map_or(String::new(), |base| format!(" of {base}"));
+        return Some(format!(
+            "is an adapter{base}, not a model; merge it into its base model first (PEFT's merge_and_unload, then \
+             save_pretrained)"
+        ));
+    }
+    if let Some(file) = any("gguf") {
+        return Some(format!("holds a GGUF file, {}; {GGUF}", file.display()));
+    }
+    if !has(CONFIG_FILE) {
+        // A checkpoint of a run, a run, a snapshot folder of the Hub's cache.
+        let model = |dir: &Path| dir.join(CONFIG_FILE).is_file().then(|| dir.to_path_buf());
+        let models = |parent: &Path, inner: fn(PathBuf) -> PathBuf| {
+            let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+            let mut found: Vec<PathBuf> = entries.filter_map(|entry| model(&inner(entry.path()))).collect();
+            found.sort();
+            found
+        };
+        let newest = models(&path.join("checkpoints"), |dir| dir.join("model")).pop();
+        let snapshot = || models(&path.join("snapshots"), |dir| dir).pop();
+        let only = || Some(models(path, |dir| dir)).filter(|all| all.len() == 1)?.pop();
+        let within = model(&path.join("model")).or(newest).or_else(snapshot).or_else(only)?;
+        return Some(format!("is no model directory, but {} is; give that", within.display()));
+    }
+    let other = any("bin").or_else(|| any("pt")).or_else(|| any("pth")).or_else(|| any("npz"))?;
+    Some(format!(
+        "holds its weights as {}; write safetensors with Transformers: from_pretrained, then save_pretrained",
+        other.display()
+    ))
+}
+
+/// The file with a directory's chat template, if that does not write Gemma's turns: those of
+/// [`Tokenizer::encode_turn`] are then not what the model was tuned to. `None` where there is no template.
+pub fn foreign_template(dir: &Path) -> Option<PathBuf> {
+    let read = |name: &str| {
+        let bytes = read_file(&dir.join(name), MAX_TEMPLATE_BYTES).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let template = match name.ends_with(".json") {
+            true => serde_json::from_str::<Value>(&text).ok()?.get("chat_template")?.to_string(),
+            false => text,
+        };
+        Some((dir.join(name), template)).filter(|(_, template)| template != "null")
+    };
+    // In the order in which Transformers prefers them.
+    let (path, template) =
+        ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"].into_iter().find_map(read)?;
+    let gemmas = ["<start_of_turn>", "<end_of_turn>", "model"].iter().all(|part| template.contains(part));
+    (!gemmas).then_some(path)
 }
 
 /// What a backend needs to know of a model.

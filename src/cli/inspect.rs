@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigFile, GemmaConfig, LayerSpec, NormPlacement};
 use crate::gemma::params::{check, plan};
-use crate::model_dir::OpenError;
+use crate::model_dir::look_at;
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
 /// Arguments of `inspect`.
@@ -29,9 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Prints to `out`.
 pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    if !args.dir.is_dir() {
-        return Err(OpenError::NoDirectory { path: args.dir.clone() }.into());
-    }
+    look_at(&args.dir)?;
     let config = ConfigFile::open(&args.dir)?.gemma;
     write_config(&config, out)?;
 

@@ -20,6 +20,7 @@ use toml::de::{DeTable, DeValue};
 use super::schedule::Schedule;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
+use crate::model_dir::{OpenError, look_at};
 use crate::objective::{Kind, ObjectiveConfig};
 use crate::verifier::VerifierConfig;
 
@@ -109,7 +110,9 @@ pub struct GenerateSection {
     pub max_new_tokens: usize,
     /// Sampling temperature, from 1e-6 to 1e6; the loss is taken at the same temperature. Default: 1.
     pub temperature: f64,
-    /// Strings that end a response, beside the model's own end tokens. Default: none.
+    /// Strings that end a response, beside the model's own end tokens; the name of a control token ends it at that token.
+    /// An expert response ends at the first of them, too, and gets the first string of the list where it holds none.
+    /// Default: none.
     pub stop: Vec<String>,
     /// Sample among the k most probable tokens; 0 is off. Default: 0.
     pub top_k: usize,
@@ -334,7 +337,9 @@ impl TrainConfig {
     /// result stands on its own. Does not [`validate`](Self::validate).
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|e| ConfigError::Read { path: path.into(), source: e })
+            let text = fs::read_to_string(path);
+            let text = text.map(|t| t.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(t));
+            text.map_err(|e| ConfigError::Read { path: path.into(), source: e })
         };
         let mut config = Self::parse(&path.display().to_string(), &read(path)?, overrides)?;
         if let Some(file) = &config.data.prefix_file {
@@ -380,7 +385,12 @@ impl TrainConfig {
         if unset(&model.path) {
             require(false, "model.path", "missing; give the directory of a Hugging Face checkpoint".into());
         } else if needs_model {
-            require(model.path.is_dir(), "model.path", format!("no directory at {}", model.path.display()));
+            let usable = look_at(&model.path);
+            let message = match &usable {
+                Err(OpenError::Other { path, found }) => format!("{} {found}", path.display()),
+                _ => format!("no directory at {}", model.path.display()),
+            };
+            require(usable.is_ok(), "model.path", message);
         }
         if unset(&data.tasks) {
             require(false, "data.tasks", "missing; give a JSON lines file with `prompt` and `answer`".into());
@@ -571,6 +581,16 @@ impl TrainConfig {
     }
 }
 
+/// A line break or tabulator that was written as two characters and read as such, as in TOML's single quotes and in a
+/// shell's: `\n`, `\r` or `\t`. Beside formulas, where `\nu` and `\times` are meant, only before what is no small letter.
+pub fn escape(text: &str) -> Option<&str> {
+    let lower = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_lowercase);
+    let escapes = || text.match_indices('\\').map(|(at, _)| at).filter(|&at| !text[..at].ends_with('\\'));
+    let known = |at: usize| matches!(text.as_bytes().get(at + 1), Some(b'n' | b'r' | b't'));
+    let formulas = text.contains('$') || escapes().any(|at| lower(at + 1) && !known(at));
+    escapes().find(|&at| known(at) && !(formulas && lower(at + 2))).map(|at| &text[at..at + 2])
+}
+
 fn above_zero(x: f64) -> bool {
     x > 0.0 && x.is_finite()
 }
@@ -609,7 +629,7 @@ impl Sources {
             let table = DeTable::parse(text).map_err(|e| self.error(&e, None))?;
             match &mut merged {
                 None => merged = Some(table),
-                Some(base) => merge(base.get_mut(), table.into_inner()),
+                Some(base) => merge(base.get_mut(), table.into_inner(), text),
             }
         }
         let merged = merged.unwrap_or_else(|| Spanned::new(0..0, DeTable::new()));
@@ -623,6 +643,21 @@ impl Sources {
         let span = error.span().unwrap_or_default();
         let path = table.and_then(|t| find(t, &span)).unwrap_or_default();
         let source = self.texts.iter().position(|(_, text)| span.start <= text.len()).unwrap_or(0);
+        // Keys that another kind has were not written for this one.
+        let section = path.first().map_or("", String::as_str);
+        let kind =
+            self.texts[1..].iter().rfind(|(name, _)| name.starts_with(&format!("--set {section}.kind=")));
+        let tagged = ["verifier", "environment"].contains(&section);
+        if let (Some((name, _)), 0, true) =
+            (kind, source, tagged && error.message().starts_with("unknown field"))
+        {
+            let message = format!(
+                "{}; the keys that the file sets for another kind stay: to replace all of [{section}], --set \
+                 '{section}={{kind=\"...\", ...}}'",
+                explain(error.message(), path.clone())
+            );
+            return ConfigError::Parse { place: name.clone(), message };
+        }
         let (name, text) = &self.texts[source];
         // A missing section is on no line.
         let missing = path.is_empty() && error.message().starts_with("missing field");
@@ -634,20 +669,23 @@ impl Sources {
     }
 }
 
-/// Puts `over` on top of `base`, table by table. A table keeps the place where the file opens it.
-fn merge<'a>(base: &mut DeTable<'a>, over: DeTable<'a>) {
+/// Puts `over`, an override of that text, on top of `base`, table by table. A table keeps the place where the file opens
+/// it; one that is written as a whole and chooses a `kind` replaces the other choice with all its keys.
+fn merge<'a>(base: &mut DeTable<'a>, over: DeTable<'a>, text: &str) {
     for (key, value) in over {
         let name = key.get_ref().clone();
-        if let (Some(DeValue::Table(old)), DeValue::Table(_)) =
-            (base.get_mut(name.as_ref()).map(Spanned::get_mut), value.get_ref())
-        {
-            if let DeValue::Table(new) = value.into_inner() {
-                merge(old, new);
+        let whole = text.as_bytes().get(value.span().start) == Some(&b'{');
+        match (base.get_mut(name.as_ref()).map(Spanned::get_mut), value.get_ref()) {
+            (Some(DeValue::Table(old)), DeValue::Table(new)) if !(whole && new.contains_key("kind")) => {
+                if let DeValue::Table(new) = value.into_inner() {
+                    merge(old, new, text);
+                }
             }
-        } else {
-            // The map would keep the old key, and with it the old place.
-            base.remove(name.as_ref());
-            base.insert(key, value);
+            _ => {
+                // The map would keep the old key, and with it the old place.
+                base.remove(name.as_ref());
+                base.insert(key, value);
+            }
         }
     }
 }

@@ -55,6 +55,8 @@
 //! - **Nothing is drawn twice or by history.** Random numbers are counter-based, so a resumed run continues to the
 //!   same bits, and a stream does not depend on its neighbours.
 //! - **The loss is at the sampler's temperature**, and token ids are kept from sampling to loss.
+//! - **Text never becomes a control token, and a response's text is one function of its tokens**
+//!   ([`rollout::StopRule`]): for live output, verifiers, stop strings and experts.
 //! - **Logits exist only in tiles.** Sampling, log-probs and their gradient work on a tile of rows x vocabulary.
 //! - **A failure to judge is no verdict.** [`verifier::Failure`] is counted apart from a score of 0.
 //! - **Files appear whole.** They are written beside their place, synced and renamed; a kill at any moment leaves the

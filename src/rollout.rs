@@ -15,21 +15,26 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::verifier::pool::{Job, Pool};
 use crate::verifier::{Failure, Request, Verifier};
 
-/// When a response is complete, and what its text is.
+/// When a response is complete, and what its text is: for sampling, live output, verifiers and experts alike.
+///
+/// A response ends with the first end token, or with the token that completes the first occurrence of a stop string in
+/// the bytes of its text. Its text is what comes before either.
 pub struct StopRule<'a> {
     tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
     strings: &'a [String],
-    /// A string of so many bytes lies within so many tokens of text.
+    /// Length of the longest string in bytes.
     window: usize,
     interrupt: Option<&'a dyn Fn() -> bool>,
 }
 
 impl<'a> StopRule<'a> {
-    /// Ends at the model's end tokens, at `<end_of_turn>` and where the text contains one of `strings`.
+    /// Ends at the model's end tokens, at `<end_of_turn>` and where the text contains one of `strings`; a string that
+    /// is the name of a control token also ends at that token, which no text contains.
     pub fn new(config: &GemmaConfig, tokenizer: &'a Tokenizer, strings: &'a [String]) -> Self {
         let mut tokens = config.eos_tokens.clone();
         tokens.extend([tokenizer.eos(), tokenizer.end_of_turn()]);
+        tokens.extend(strings.iter().filter_map(|s| tokenizer.control(s)));
         let window = strings.iter().map(String::len).max().unwrap_or(0);
         Self { tokenizer, tokens, strings, window, interrupt: None }
     }
@@ -44,33 +49,88 @@ impl<'a> StopRule<'a> {
         self.interrupt.is_some_and(|interrupt| interrupt())
     }
 
-    /// Whether a response ends with the last of these tokens.
+    /// Whether a response that none of its earlier tokens ended ends with the last of these.
     pub fn reached(&self, tokens: &[u32]) -> bool {
-        if self.interrupted() || tokens.last().is_some_and(|t| self.tokens.contains(t)) {
+        self.interrupted() || self.ends(tokens)
+    }
+
+    /// [`StopRule::reached`] but for the interruption.
+    fn ends(&self, tokens: &[u32]) -> bool {
+        let Some(last) = tokens.last() else { return false };
+        if self.tokens.contains(last) {
             return true;
         }
-        let tail = &tokens[tokens.len().saturating_sub(self.window)..];
-        // A tail that cannot be decoded contains nothing.
-        !self.strings.is_empty()
-            && self.tokenizer.decode(tail).is_ok_and(|t| self.strings.iter().any(|s| t.contains(s.as_str())))
-    }
-
-    /// The response's text: without control tokens, up to the first stop string.
-    pub fn text(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
-        let mut text = self.tokenizer.decode(tokens)?;
-        if let Some(end) = self.strings.iter().filter_map(|s| text.find(s.as_str())).min() {
-            text.truncate(end);
+        // An occurrence that is new has a byte of the last token, and at most `window - 1` before it. Tokens without
+        // text, of which there may be any number, lie between.
+        let (mut begin, mut before) = (tokens.len() - 1, 0);
+        while begin > 0 && before + 1 < self.window {
+            begin -= 1;
+            before += self.tokenizer.bytes(&tokens[begin..=begin]).len();
         }
-        Ok(text)
+        !self.strings.is_empty() && self.stop_in(&self.tokenizer.bytes(&tokens[begin..])).is_some()
     }
 
-    /// The tokens that a response with this text would have: the text, then a stop string or else `end`.
+    /// Where the first stop string begins.
+    fn stop_in(&self, text: &[u8]) -> Option<usize> {
+        let find = |s: &String| text.windows(s.len().max(1)).position(|bytes| bytes == s.as_bytes());
+        self.strings.iter().filter_map(find).min()
+    }
+
+    /// The response's text: without control tokens, up to the first end token or stop string.
+    pub fn text(&self, tokens: &[u32]) -> String {
+        String::from_utf8_lossy(&self.bytes(tokens).0).into_owned()
+    }
+
+    /// The bytes of the text, and whether anything ends it.
+    fn bytes(&self, tokens: &[u32]) -> (Vec<u8>, bool) {
+        let end = tokens.iter().position(|t| self.tokens.contains(t));
+        let mut text = self.tokenizer.bytes(&tokens[..end.unwrap_or(tokens.len())]);
+        let stop = self.stop_in(&text);
+        text.truncate(stop.unwrap_or(text.len()));
+        (text, end.or(stop).is_some())
+    }
+
+    /// The beginning of [`StopRule::text`] that no further token can change: until the response ends, without a beginning
+    /// of a stop string at its end, and without a character whose bytes are not complete.
+    pub fn settled(&self, tokens: &[u32]) -> String {
+        let (mut text, ended) = self.bytes(tokens);
+        if !ended {
+            let beginnings = self.strings.iter().flat_map(|s| (1..s.len()).map(|end| &s.as_bytes()[..end]));
+            let held = beginnings.filter(|b| text.ends_with(b)).map(<[u8]>::len).max().unwrap_or(0);
+            text.truncate(text.len() - held);
+            let rest = text.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+            if str::from_utf8(rest).is_err_and(|e| e.error_len().is_none()) {
+                text.truncate(text.len() - rest.len());
+            }
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The tokens that a response with this text would have: the text up to where the rule ends it, with a stop string
+    /// or else `end` behind it.
     pub fn complete(&self, text: &str, end: u32) -> Result<Vec<u32>, TokenizerError> {
-        match self.strings.first() {
-            Some(stop) if text.contains(stop.as_str()) => self.tokenizer.encode(text),
-            Some(stop) => self.tokenizer.encode(&format!("{text}{stop}")),
-            None => Ok([self.tokenizer.encode(text)?, vec![end]].concat()),
+        let text = &text[..self.stop_in(text.as_bytes()).unwrap_or(text.len())];
+        let stop = self.strings.first();
+        let end = stop.and_then(|s| self.tokenizer.control(s)).unwrap_or(end);
+        if let Some(stop) = stop.filter(|s| self.tokenizer.control(s).is_none()) {
+            let tokens = self.cut(self.tokenizer.encode(&format!("{text}{stop}"))?);
+            // The end of the text and the stop string may hold an earlier occurrence, as "-" and "--" do.
+            if self.text(&tokens) == text {
+                return Ok(tokens);
+            }
         }
+        let mut tokens = self.cut(self.tokenizer.encode(text)?);
+        if !self.ends(&tokens) {
+            tokens.push(end);
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens up to the first with which the rule ends them.
+    fn cut(&self, mut tokens: Vec<u32>) -> Vec<u32> {
+        let end = (1..tokens.len()).find(|&n| self.ends(&tokens[..n]));
+        tokens.truncate(end.unwrap_or(tokens.len()));
+        tokens
     }
 }
 
@@ -141,10 +201,9 @@ impl Judges {
         }
     }
 
-    /// The verifier's score r of a task's expert response.
-    pub fn score(&self, prompt: &str, task: &Task) -> Result<f64, Failure> {
-        let (response, answer) = (task.response(), task.answer.as_str());
-        self.verifier.score(&Request { prompt, response, answer, task: &task.fields })
+    /// The verifier's score r of a response to a task that nobody sampled.
+    pub fn score(&self, prompt: &str, response: &str, task: &Task) -> Result<f64, Failure> {
+        self.verifier.score(&Request { prompt, response, answer: &task.answer, task: &task.fields })
     }
 }
 
@@ -188,7 +247,7 @@ pub enum RolloutError {
     /// Generation refused or failed.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// Text that is no tokens or the reverse.
+    /// Text that is no tokens.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The verifier does not work at all.
@@ -264,7 +323,6 @@ impl<B: Backend> Rollout<'_, B> {
                 .zip(&prompts)
                 .map(|(task, (text, _))| (text.as_str().into(), task.answer.as_str().into()))
                 .collect();
-            let mut undecodable = None;
             let responses = generate(
                 self.model,
                 &requests,
@@ -272,13 +330,7 @@ impl<B: Backend> Rollout<'_, B> {
                 |tokens| self.stop.reached(tokens),
                 |prompt, stream, response| {
                     progress();
-                    let response = match self.stop.text(&response.tokens) {
-                        Ok(text) => text,
-                        Err(e) => {
-                            undecodable = Some(e);
-                            return;
-                        }
-                    };
+                    let response = self.stop.text(&response.tokens);
                     let (text, answer) = &texts[prompt];
                     let job = Job {
                         id: prompt * samples + stream,
@@ -293,9 +345,6 @@ impl<B: Backend> Rollout<'_, B> {
                     judges.scores.submit(job);
                 },
             )?;
-            if let Some(e) = undecodable {
-                return Err(e.into());
-            }
             if self.stop.interrupted() {
                 return Err(RolloutError::Interrupted);
             }
@@ -310,8 +359,7 @@ impl<B: Backend> Rollout<'_, B> {
             for (((_, prompt), responses), task) in prompts.into_iter().zip(responses).zip(tasks) {
                 let scores: Vec<_> = scores.by_ref().take(samples).collect();
                 let rewards: Option<Vec<_>> = rewards.as_mut().map(|r| r.by_ref().take(samples).collect());
-                let texts =
-                    responses.iter().map(|r| self.stop.text(&r.tokens)).collect::<Result<Vec<_>, _>>()?;
+                let texts = responses.iter().map(|r| self.stop.text(&r.tokens)).collect();
                 groups.push(judged(task, prompt, responses, texts, scores, rewards, judges));
             }
             seconds.verify += started.elapsed().as_secs_f64();

@@ -2,8 +2,14 @@
 //!
 //! Text never becomes a control token: `<end_of_turn>` in a prompt is encoded as the characters it is made of,
 //! where Transformers would end the turn. A data set or a user can so not forge a turn, and a control token in a
-//! sequence always means that the engine put it there.
+//! sequence always means that the engine put it there. Which tokens are control tokens is known by their names in the
+//! vocabulary ([`role`]) and by the model's end tokens: the file's `special` flag may add to them, but Gemma 1's and 2's
+//! files leave it off tokens that it belongs to.
+//!
+//! The text of tokens is a function of each of them alone: its bytes, one after the other ([`Tokenizer::bytes`]). So a
+//! text only grows as tokens follow, and a run of byte tokens that ends within a character keeps its whole ones.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{FileError, read_file};
@@ -14,8 +20,13 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Gemma's have up to 34 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
-/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64.
-const MAX_SPARE_ROWS: usize = 255;
+/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
+/// other tools pad to up to 1024. Another Gemma's vocabulary differs by thousands.
+pub const MAX_SPARE_ROWS: usize = 1023;
+/// A space in the vocabulary's pieces.
+const SPACE: &str = "\u{2581}";
+/// What decoders that handle each token by itself are made of.
+const DECODERS: [&str; 5] = ["Sequence", "Replace", "ByteFallback", "Fuse", "Metaspace"];
 
 /// Why a tokenizer cannot be used, or a text not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +58,57 @@ pub enum TokenizerError {
         /// What does not fit.
         problem: String,
     },
-    /// A text that the tokenizer cannot encode, or ids that it cannot decode.
+    /// A text that the tokenizer cannot encode.
     #[error("the tokenizer failed on this text")]
     Text(#[source] tokenizers::Error),
+    /// A vocabulary whose merges lead to a control token.
+    #[error(
+        "the tokenizer makes the control token {token} from text; take the model's original {TOKENIZER_FILE}"
+    )]
+    Forged {
+        /// The token.
+        token: String,
+    },
+}
+
+/// What a token of a Gemma vocabulary is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It stands for the text of its name.
+    Text,
+    /// A placeholder without training of its own: no text becomes it, but a model that was tuned to use it says its
+    /// name.
+    Reserved,
+    /// It steers the model: no text becomes it, and it is no part of any text.
+    Control,
+}
+
+/// The role of a token by its name, in the vocabularies of Gemma 1, 2 and 3 and of models tuned from them.
+pub fn role(name: &str) -> Role {
+    match name {
+        "<pad>" | "<eos>" | "<bos>" | "<unk>" | "<mask>" | "<2mass>" | "[@BOS@]" | "[multimodal]" => {
+            Role::Control
+        }
+        "<start_of_turn>" | "<end_of_turn>" => Role::Control,
+        "<start_of_image>" | "<end_of_image>" | "<image_soft_token>" => Role::Control,
+        "<start_of_audio>" | "<end_of_audio>" | "<audio_soft_token>" => Role::Control,
+        _ if name.starts_with("<|") && name.ends_with("|>") && name.len() > 4 => Role::Control,
+        _ => match name.strip_prefix("<unused").and_then(|rest| rest.strip_suffix('>')) {
+            Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
+                Role::Reserved
+            }
+            _ => Role::Text,
+        },
+    }
 }
 
 /// Gemma's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    vocab_size: usize,
+    /// Tokens that no text becomes, by name.
+    no_text: BTreeMap<String, u32>,
+    /// Tokens that are no part of any text.
+    control: HashSet<u32>,
     bos: u32,
     eos: u32,
     start_of_turn: u32,
@@ -65,9 +118,8 @@ pub struct Tokenizer {
 /// The parts of tokenizer.json on which the `tokenizers` crate panics unless they are as Gemma's: checked first.
 #[derive(serde::Deserialize)]
 struct Probe {
-    /// Any JSON value.
-    #[serde(rename = "decoder", default)]
-    _decoder: serde_json::Value,
+    #[serde(default)]
+    decoder: serde_json::Value,
     #[serde(rename = "model")]
     _model: ProbeModel,
 }
@@ -85,7 +137,10 @@ impl Tokenizer {
         let path = dir.join(TOKENIZER_FILE);
         let bytes = read_file(&path, MAX_TOKENIZER_BYTES)?;
         let format = |source| TokenizerError::Format { path: path.clone(), source };
-        serde_json::from_slice::<Probe>(&bytes).map_err(|e| format(e.into()))?;
+        let probe = serde_json::from_slice::<Probe>(&bytes).map_err(|e| format(e.into()))?;
+        if let Some(name) = foreign_decoder(&probe.decoder) {
+            return Err(format(format!("its decoder is {name}, which is not Gemma's").into()));
+        }
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
         inner.with_truncation(None).map_err(format)?.with_padding(None).set_encode_special_tokens(true);
 
@@ -95,13 +150,36 @@ impl Tokenizer {
         let (bos, eos) = (id("<bos>")?, id("<eos>")?);
         let (start_of_turn, end_of_turn) = (id("<start_of_turn>")?, id("<end_of_turn>")?);
 
+        let added = inner.get_added_tokens_decoder();
+        let vocabulary = inner.get_vocab(true);
+        let role_of = |name: &str, id: u32| match (role(name), added.get(&id)) {
+            (Role::Control, _) => Role::Control,
+            (_, Some(token)) if token.special => Role::Control,
+            // An end token may be a word of the vocabulary, such as a line break: that stays text.
+            (_, Some(_)) if config.eos_tokens.contains(&id) && !name.trim().is_empty() => Role::Control,
+            (role, _) => role,
+        };
+        let (mut no_text, mut control, mut largest) = (BTreeMap::new(), HashSet::new(), 0);
+        for (name, id) in vocabulary {
+            let role = role_of(&name, id);
+            if role == Role::Control {
+                control.insert(id);
+            } else {
+                largest = largest.max(id as usize);
+            }
+            if role != Role::Text {
+                no_text.insert(name, id);
+            }
+        }
+        let unmarked =
+            added.iter().filter(|(_, token)| !token.special && no_text.contains_key(&token.content));
+        let marked: Vec<_> = unmarked.map(|(_, token)| token.clone().special(true)).collect();
+        inner.add_special_tokens(&marked);
+
         let other_model = |problem| Err(TokenizerError::OtherModel { path: path.clone(), problem });
         let vocab_size = config.vocab_size;
         // A control token may lie beyond the embedding, since text never becomes one: Gemma 3's text models have
         // the token of an image there.
-        let added = inner.get_added_tokens_decoder();
-        let ordinary = |id: &u32| added.get(id).is_none_or(|token| !token.special);
-        let largest = inner.get_vocab(true).into_values().filter(ordinary).max().map_or(0, |id| id as usize);
         if largest >= vocab_size || largest + 1 + MAX_SPARE_ROWS < vocab_size {
             return other_model(format!(
                 "its tokens end at {largest}, but config.json has vocab_size = {vocab_size}"
@@ -117,7 +195,7 @@ impl Tokenizer {
         {
             return other_model(format!("control token {id} lies beyond vocab_size = {vocab_size}"));
         }
-        Ok(Self { inner, vocab_size, bos, eos, start_of_turn, end_of_turn })
+        Ok(Self { inner, no_text, control, bos, eos, start_of_turn, end_of_turn })
     }
 
     /// `<bos>`, with which every sequence begins.
@@ -140,10 +218,15 @@ impl Tokenizer {
         self.end_of_turn
     }
 
-    /// The tokens of `text` alone: what follows a prompt, for instance an expert's response.
+    /// The tokens of `text` alone: what follows a prompt, for instance an expert's response. A character that the
+    /// vocabulary has neither as a token nor in bytes becomes `<unk>`.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, false).map_err(TokenizerError::Text)?;
-        Ok(encoding.get_ids().to_vec())
+        let unknown = self.no_text.get("<unk>");
+        match encoding.get_ids().iter().find(|id| self.control.contains(id) && Some(*id) != unknown) {
+            None => Ok(encoding.get_ids().to_vec()),
+            Some(&id) => Err(TokenizerError::Forged { token: self.name(id) }),
+        }
     }
 
     /// BOS and `text`: a prompt to be continued.
@@ -161,19 +244,64 @@ impl Tokenizer {
         Ok([vec![self.bos], start.clone(), user, end, between, start, model].concat())
     }
 
-    /// The text of `ids`, without control tokens. Bytes that are no UTF-8 come out as U+FFFD.
-    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, true).map_err(TokenizerError::Text)
+    /// The bytes of the text of `ids`: those of each token, control tokens and rows of the embedding without a token
+    /// having none.
+    pub fn bytes(&self, ids: &[u32]) -> Vec<u8> {
+        let text = ids.iter().filter(|id| !self.control.contains(id));
+        text.flat_map(|&id| {
+            let name = self.name(id);
+            byte(&name).map_or_else(|| name.replace(SPACE, " ").into_bytes(), |byte| vec![byte])
+        })
+        .collect()
     }
 
-    /// The text of one token, control tokens included; empty for a row of the embedding that has none.
-    pub fn token_text(&self, id: u32) -> Result<String, TokenizerError> {
-        self.inner.decode(&[id], false).map_err(TokenizerError::Text)
+    /// The text of `ids`, without control tokens: [`Tokenizer::bytes`] with U+FFFD for what is no UTF-8.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        String::from_utf8_lossy(&self.bytes(ids)).into_owned()
     }
 
-    /// For every token id of the model whether the token's own text contains `needle`. A text can also come to
-    /// contain it across two tokens.
-    pub fn ids_containing(&self, needle: &str) -> Result<Vec<bool>, TokenizerError> {
-        (0..self.vocab_size as u32).map(|id| Ok(self.token_text(id)?.contains(needle))).collect()
+    /// The name of a token in the vocabulary; empty for a row of the embedding that has none.
+    pub fn name(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
+    /// The control or reserved token of that name.
+    pub fn control(&self, name: &str) -> Option<u32> {
+        self.no_text.get(name).copied()
+    }
+
+    /// The names of control and reserved tokens that `text` spells, each once, in the order of the text. It becomes none
+    /// of them.
+    pub fn spelled<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        let longest = self.no_text.keys().map(String::len).max().unwrap_or(0);
+        let mut found = Vec::new();
+        for (start, open) in text.match_indices(['<', '[']) {
+            let close = if open == "<" { b'>' } else { b']' };
+            let near = text.as_bytes()[start..].iter().take(longest);
+            let Some(end) = near.enumerate().find_map(|(i, &b)| (b == close).then_some(start + i + 1)) else {
+                continue;
+            };
+            let name = &text[start..end];
+            if self.no_text.contains_key(name) && !found.contains(&name) {
+                found.push(name);
+            }
+        }
+        found
+    }
+}
+
+/// The byte that a token such as `<0x0A>` stands for.
+fn byte(name: &str) -> Option<u8> {
+    let digits = name.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// The part of a decoder, if any, under which a token's text depends on its neighbours or is not its name's.
+fn foreign_decoder(decoder: &serde_json::Value) -> Option<String> {
+    let name = decoder.get("type")?.as_str()?;
+    let parts = decoder.get("decoders").and_then(serde_json::Value::as_array);
+    match DECODERS.contains(&name) {
+        false => Some(name.to_owned()),
+        true => parts?.iter().find_map(foreign_decoder),
     }
 }

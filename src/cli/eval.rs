@@ -16,7 +16,7 @@ use crate::eval::{Provenance, Report};
 use crate::tasks::Tasks;
 use crate::train::config::{ConfigError, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
-use crate::train::setup::{MAX_SAMPLES, check_prompts, check_sizes, judges, rollout, stop_rule};
+use crate::train::setup::{MAX_SAMPLES, check_prompts, check_sizes, judges, rollout, stop_rule, warnings};
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
@@ -84,6 +84,9 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
     let dir = open_model(backend, &config.model.path, config.model.dtype)?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
     let provenance = with_model(provenance, &dir);
+    for text in warnings(config, &dir, &config.data.tasks, &tasks, false)? {
+        note(&format!("warning: {text}"));
+    }
     let stop = stop_rule(config, &dir);
     let progress = Screen::default().responses((tasks.list.len() * samples) as u64);
     let evaluated = evaluation(

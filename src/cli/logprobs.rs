@@ -8,11 +8,13 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceArg, Engine};
+use super::progress::note;
 use super::{number, open_model, parse_dtype};
 use crate::backend::{Backend, Batch, DType, HeadSpec, TEMPERATURES, Target};
 use crate::checkpoint::atomic;
 use crate::model_dir::ModelDir;
 use crate::segments::Segments;
+use crate::train::setup::spelled;
 
 /// Arguments of `logprobs`.
 #[derive(Debug, clap::Args)]
@@ -66,19 +68,36 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let input = File::open(&args.input).with_context(|| format!("cannot open {}", args.input.display()))?;
     let loaded = open_model(backend, &args.model, args.dtype)?;
     let mut written = Vec::new();
+    // Prompts that spell control tokens.
+    let mut spelling = 0;
     for (n, line) in BufReader::new(input).lines().enumerate() {
         let at = || format!("{}:{}", args.input.display(), n + 1);
         let line = line.with_context(at)?;
+        let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
         if line.trim().is_empty() {
             continue;
         }
-        let scored = score(&loaded, &line, args.temperature).with_context(at)?;
+        let line: Line = serde_json::from_str(line).with_context(at)?;
+        if let Some(problem) = line.prompt.as_ref().and_then(|text| spelled(&loaded.tokenizer, text)) {
+            if spelling == 0 {
+                note(&format!("warning: {}: the prompt {problem}", at()));
+            }
+            spelling += 1;
+        }
+        let scored = score(&loaded, line, args.temperature).with_context(at)?;
         let mut text = serde_json::to_vec(&scored)?;
         text.push(b'\n');
         match args.output {
             Some(_) => written.extend(text),
             None => std::io::stdout().write_all(&text)?,
         }
+    }
+    if spelling > 1 {
+        note(&format!(
+            "warning: {}: {} more prompts spell control tokens",
+            args.input.display(),
+            spelling - 1
+        ));
     }
     if let Some(path) = &args.output {
         atomic::write_file(path, |f| f.write_all(&written))?;
@@ -87,12 +106,13 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
 }
 
 /// The log-probs of one line of input.
-fn score<B: Backend>(loaded: &ModelDir<B>, line: &str, temperature: f32) -> anyhow::Result<Scored> {
+fn score<B: Backend>(loaded: &ModelDir<B>, line: Line, temperature: f32) -> anyhow::Result<Scored> {
     let (model, config) = (&loaded.model, &loaded.model.config);
-    let line: Line = serde_json::from_str(line)?;
     let ids = match (line.ids, line.prompt) {
         (Some(ids), _) => ids,
-        (None, Some(text)) => loaded.tokenizer.encode_prompt(&text)?,
+        (None, Some(text)) => {
+            loaded.tokenizer.encode_prompt(text.strip_prefix('\u{feff}').unwrap_or(&text))?
+        }
         (None, None) => bail!("neither \"prompt\" nor \"ids\""),
     };
     if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {

@@ -14,7 +14,9 @@ use super::{number, open_model, parse_dtype, positive};
 use crate::backend::{Backend, DType, TEMPERATURES, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
 use crate::rollout::StopRule;
-use crate::train::setup::{MAX_GROUP_TOKENS, MAX_SAMPLES};
+use crate::train::setup::{
+    MAX_GROUP_TOKENS, MAX_SAMPLES, escape_warning, spelled, stop_warnings, template_warning,
+};
 
 /// Arguments of `sample`.
 #[derive(Debug, clap::Args)]
@@ -111,10 +113,18 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
         }
         (None, None) => bail!("give --prompt or --prompt-file"),
     };
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     let loaded = open_model(backend, &args.model, args.dtype)?;
     let tokenizer = &loaded.tokenizer;
     let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
     let stop = StopRule::new(&loaded.model.config, tokenizer, &args.stop);
+    let mut warnings = stop_warnings("--stop", &args.stop, tokenizer);
+    warnings.extend(args.prompt.as_ref().and_then(|text| escape_warning("--prompt", text)));
+    warnings.extend(spelled(tokenizer, &text).map(|problem| format!("the prompt {problem}")));
+    if args.turn {
+        warnings.extend(template_warning("--turn", &args.model));
+    }
+    warnings.iter().for_each(|text| note(&format!("warning: {text}")));
     let sampling = Sampling {
         temperature: args.temperature,
         truncation: Truncation { top_k: args.top_k, top_p: args.top_p, min_p: args.min_p },
@@ -124,7 +134,7 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     };
     let prompts = [Prompt { ids: &ids, number: 0, streams }];
     let started = Instant::now();
-    let printer = Printer { stop: &stop, strings: &args.stop, shown: Cell::new(0) };
+    let printer = Printer { stop: &stop, shown: Cell::new(0) };
     let live = !args.json && streams == 1;
     let failed: RefCell<Option<anyhow::Error>> = RefCell::default();
     let note_failure = |printed: anyhow::Result<()>| {
@@ -138,7 +148,7 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
         &sampling,
         |tokens| {
             if live {
-                note_failure(printer.beginning(tokens, false));
+                note_failure(printer.beginning(&stop.settled(tokens)));
             }
             // When nobody reads on, nothing more need be sampled.
             failed.borrow().is_some() || stop.reached(tokens)
@@ -160,10 +170,10 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
                 Finish::Stop => "stop",
                 Finish::Length => "length",
             };
-            let text = &stop.text(tokens)?;
+            let text = &stop.text(tokens);
             writeln!(out, "{}", serde_json::to_string(&Line { text, tokens, logprobs, finish })?)?;
         } else if live {
-            printer.beginning(tokens, true)?;
+            printer.beginning(&stop.text(tokens))?;
             writeln!(out)?;
             let speed = tokens.len() as f64 / started.elapsed().as_secs_f64();
             note(&format!("--- {}, {speed:.1} tokens/s", summary(response)));
@@ -175,66 +185,30 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
 /// Prints responses as they come.
 struct Printer<'a> {
     stop: &'a StopRule<'a>,
-    strings: &'a [String],
     /// Bytes of a live response that have been printed.
     shown: Cell<usize>,
 }
 
 impl Printer<'_> {
-    /// What is new in a live response: until it is complete, as far as no further token can change it.
-    fn beginning(&self, tokens: &[u32], complete: bool) -> anyhow::Result<()> {
-        let text = self.stop.text(tokens)?;
-        let settled = if complete { text.len() } else { settled(&text, self.strings) };
-        if let Some(new) = text.get(self.shown.get()..settled) {
-            let mut out = io::stdout().lock();
-            out.write_all(new.as_bytes())?;
-            out.flush()?;
-            self.shown.set(settled);
-        }
+    /// What is new in the beginning of a live response.
+    fn beginning(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(&text.as_bytes()[self.shown.get()..])?;
+        out.flush()?;
+        self.shown.set(text.len());
         Ok(())
     }
 
     /// One complete response of several.
     fn numbered(&self, stream: usize, streams: usize, response: &Response) -> anyhow::Result<()> {
-        let text = self.stop.text(&response.tokens)?;
+        let text = self.stop.text(&response.tokens);
         writeln!(io::stdout(), "--- {} of {streams}: {}\n{text}", stream + 1, summary(response))?;
         Ok(())
     }
-}
-
-/// The length of `text` without what further tokens may change: a character whose bytes are not complete, and the
-/// beginning of a stop string.
-fn settled(text: &str, strings: &[String]) -> usize {
-    let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-    let beginnings = strings.iter().flat_map(|s| s.char_indices().map(|(end, _)| &s[..end]));
-    text.len() - beginnings.filter(|b| text.ends_with(b)).map(str::len).max().unwrap_or(0)
 }
 
 fn summary(response: &Response) -> String {
     let logprob: f32 = response.logprobs.iter().sum();
     let cut = if response.finish == Finish::Length { ", cut at --max-new-tokens" } else { "" };
     format!("{} tokens, log-prob {logprob:.2}{cut}", response.tokens.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_still_change_is_held_back() {
-        let stop = ["\n\n".to_owned(), "END".to_owned()];
-        for (text, shown) in [
-            ("", ""),
-            ("ab", "ab"),
-            ("ab\n", "ab"),
-            ("ab\nc", "ab\nc"),
-            ("an E", "an "),
-            ("an EN", "an "),
-            ("an ENOUGH", "an ENOUGH"),
-            ("caf\u{fffd}", "caf"),
-            ("x\n\u{fffd}", "x"),
-        ] {
-            assert_eq!(&text[..settled(text, &stop)], shown, "{text:?}");
-        }
-    }
 }

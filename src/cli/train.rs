@@ -131,6 +131,7 @@ impl<'a> Progress<'a> {
     fn show(&mut self, event: Event) {
         match event {
             Event::Rounded { path } => note(&rounded(path, &self.device)),
+            Event::Warning { text } => note(&format!("warning: {text}")),
             Event::Resumed { step: 0 } => note("no step completed yet: starting again"),
             Event::Resumed { step } => note(&format!("resuming after step {step}")),
             Event::PassedOver { path, error } => {

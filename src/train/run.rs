@@ -1,5 +1,6 @@
 //! A run from start or checkpoint to its end: steps, evaluations, saves.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use super::error::TrainError;
 use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
-use super::setup::{arithmetic, check_experts, check_prompts, check_sizes, judges, rollout, stop_rule};
+use super::setup::{
+    arithmetic, check_experts, check_prompts, check_sizes, judges, rollout, stop_rule, warnings,
+};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use super::stop::Stop;
@@ -30,6 +33,11 @@ pub enum Event<'a> {
     Resumed {
         /// Steps completed.
         step: u64,
+    },
+    /// Something in settings or tasks can be used, but is hardly meant.
+    Warning {
+        /// What.
+        text: &'a str,
     },
     /// The starting model's weights were rounded, because the device wants bf16.
     Rounded {
@@ -198,6 +206,17 @@ pub fn run<B: Backend + Clone>(
             start
         }
     };
+    let kind = config.objective.kind;
+    let eval_file = config.data.eval_tasks.as_deref().zip(eval_tasks.as_ref());
+    let files = [Some((&*config.data.tasks, &tasks)), eval_file];
+    let mut told = BTreeSet::new();
+    for (at, (path, tasks)) in files.into_iter().flatten().enumerate() {
+        for text in warnings(config, &start.dir, path, tasks, at == 0 && kind.needs_expert())? {
+            if told.insert(text.clone()) {
+                report(Event::Warning { text: &text });
+            }
+        }
+    }
     let text = config.to_toml()?;
     atomic::write_file(&config_path, |f| f.write_all(text.as_bytes()))?;
     let reference = match config.train.kl_coefficient > 0.0 {

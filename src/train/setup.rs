@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::config::{ConfigError, Problem, Template, TrainConfig};
+use super::config::{ConfigError, Problem, Template, TrainConfig, escape};
 use super::error::TrainError;
 use crate::backend::Backend;
 use crate::generate::Sampling;
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, foreign_template};
 use crate::rollout::{Judges, PromptFormat, Rollout, StopRule};
-use crate::tasks::{Task, Tasks};
-use crate::tokenizer::TokenizerError;
+use crate::tasks::{Task, Tasks, task_lines};
+use crate::tokenizer::{Role, Tokenizer, TokenizerError, role};
 use crate::verifier::{VerifierConfig, build};
 
 /// Most responses to one prompt; the paper's N goes up to 2^10.
@@ -79,8 +79,109 @@ pub(super) fn check_experts<B: Backend>(
 /// The line of a task file's task `index`. Blank lines hold none.
 pub(super) fn line(path: &Path, index: usize) -> usize {
     let bytes = fs::read(path).unwrap_or_default();
-    let filled = bytes.split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
-    filled.map(|(i, _)| i).nth(index).unwrap_or(index) + 1
+    task_lines(&bytes).nth(index).map_or(index + 1, |(line, _)| line)
+}
+
+/// What in settings and tasks can be used, but is hardly meant: a sentence each. Of tasks the first line and the number of
+/// others; `experts` says whether their responses count.
+pub fn warnings<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    path: &Path,
+    tasks: &Tasks,
+    experts: bool,
+) -> Result<Vec<String>, TokenizerError> {
+    let (data, stop_rule) = (&config.data, stop_rule(config, dir));
+    let mut all = stop_warnings("generate.stop", &config.generate.stop, &dir.tokenizer);
+    for (key, text) in [("data.prefix", &data.prefix), ("data.suffix", &data.suffix)] {
+        all.extend(escape_warning(key, text));
+        all.extend(spelled(&dir.tokenizer, text).map(|problem| format!("{key} {problem}")));
+    }
+    if data.template == Template::Turn {
+        all.extend(template_warning("data.template = \"turn\"", &dir.path));
+    }
+    let mut prompts = Vec::new();
+    let mut responses = Vec::new();
+    for (index, task) in tasks.list.iter().enumerate() {
+        prompts.extend(spelled(&dir.tokenizer, &task.prompt).map(|p| (index, format!("the prompt {p}"))));
+        if !experts {
+            continue;
+        }
+        let kept = stop_rule.text(&expert(config, dir, &stop_rule, task)?);
+        let problem = match spelled(&dir.tokenizer, task.response()) {
+            Some(problem) => format!("the expert response {problem}"),
+            None if kept.len() < task.response().len() => format!(
+                "the expert response ends where sampled ones do, at a stop string or end token: the last {} of its {} \
+                 bytes are left out",
+                task.response().len() - kept.len(),
+                task.response().len()
+            ),
+            None => continue,
+        };
+        responses.push((index, problem));
+    }
+    for found in [prompts, responses] {
+        let Some((index, problem)) = found.first() else { continue };
+        let others = match found.len() {
+            1 => String::new(),
+            n => format!(" (and {} more like it)", n - 1),
+        };
+        all.push(format!("{}:{}: {problem}{others}", path.display(), line(path, *index)));
+    }
+    Ok(all)
+}
+
+/// What is wrong with a text that spells control tokens.
+pub fn spelled(tokenizer: &Tokenizer, text: &str) -> Option<String> {
+    let names = tokenizer.spelled(text);
+    let turn = names.iter().any(|name| name.ends_with("_of_turn>"));
+    (!names.is_empty()).then(|| {
+        format!(
+            "spells {}, and text never becomes a control token, so that the model reads the characters; leave it out: BOS \
+             comes before every prompt, {}",
+            names.join(", "),
+            if turn { "and data.template = \"turn\" (--turn) writes the turns" } else { "and end tokens follow responses" }
+        )
+    })
+}
+
+/// What is wrong with stop strings, given by a setting or argument of that name.
+pub fn stop_warnings(name: &str, strings: &[String], tokenizer: &Tokenizer) -> Vec<String> {
+    let escaped = strings.iter().filter_map(|s| escape_warning(name, s));
+    // Reserved tokens are in the text of responses.
+    let within = |s: &&String| {
+        tokenizer.control(s).is_none() && tokenizer.spelled(s).iter().any(|t| role(t) != Role::Reserved)
+    };
+    let spelled = strings.iter().filter(within).map(|s| {
+        format!(
+            "{name}: {s:?} holds the name of a control token, which is in no response's text; give the token's name alone \
+             to end there"
+        )
+    });
+    escaped.chain(spelled).collect()
+}
+
+/// The hint that a line break was meant.
+pub fn escape_warning(name: &str, text: &str) -> Option<String> {
+    let escape = escape(text)?;
+    let meant = if escape == "\\t" { "tabulator" } else { "line break" };
+    let how = match name {
+        _ if name.starts_with("--") => format!("{name} $'...{escape}'"),
+        "generate.stop" => format!("double quotes, as in --set '{name}=[\"...{escape}\"]'"),
+        _ => format!("double quotes, as in --set '{name}=\"...{escape}\"'"),
+    };
+    Some(format!("{name}: {escape} is taken as the two characters that it is; if a {meant} is meant: {how}"))
+}
+
+/// The note that a model was tuned to other turns than `setting` writes.
+pub fn template_warning(setting: &str, dir: &Path) -> Option<String> {
+    foreign_template(dir).map(|path| {
+        format!(
+            "{}: this chat template does not write Gemma's turns, and {setting} does; the model was tuned to another format: \
+             take a model that knows Gemma's turns, or leave {setting} out and write prompts as the model knows them",
+            path.display()
+        )
+    })
 }
 
 /// A task's expert response as tokens.

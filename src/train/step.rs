@@ -154,13 +154,14 @@ impl<B: Backend> Stepper<'_, B> {
             if let (true, Some(judges)) = (self.config.objective.kind.needs_expert(), &self.judges) {
                 let task = &self.tasks.list[index];
                 let (prompt, _) = prompt_format(self.config).apply(&dir.tokenizer, &task.prompt)?;
-                let score = judges.score(&prompt, task);
+                let tokens = expert(self.config, dir, &stop_rule, task)?;
+                let score = judges.score(&prompt, &stop_rule.text(&tokens), task);
                 scored.expert_score = Some(score.map_err(|source| TrainError::Expert {
                     path: self.config.data.tasks.clone(),
                     line: line(&self.config.data.tasks, index),
                     source,
                 })?);
-                experts = Some(expert(self.config, dir, &stop_rule, task)?);
+                experts = Some(tokens);
             }
             let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;
             all.extend(found);

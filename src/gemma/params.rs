@@ -4,7 +4,7 @@
 //! or [`ParamSpec`]s.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::checkpoint::{
     write_tensors,
 };
 use crate::config::{CONFIG_FILE, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, NormPlacement};
-use crate::tokenizer::TOKENIZER_FILE;
+use crate::tokenizer::{MAX_SPARE_ROWS, TOKENIZER_FILE};
 
 /// One `T` for every parameter of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,6 +160,14 @@ impl ParamSpec {
 const EMBED: &str = "model.embed_tokens.weight";
 /// Some tools save the tied head a second time.
 const LM_HEAD: &str = "lm_head.weight";
+/// How the names of tensors end that Transformers computes from config.json: some tools save them, and no reader needs
+/// them.
+const BUFFERS: [&str; 5] = ["inv_freq", ".embed_scale", ".position_ids", ".causal_mask", ".masked_bias"];
+/// What names of quantised weights contain.
+const QUANTISED: [&str; 8] =
+    [".qweight", ".weight_scale", ".weight_packed", ".absmax", ".quant_map", ".SCB", ".scales", ".qzeros"];
+/// Most lines of a [`LoadError`].
+const MAX_LISTED: usize = 12;
 
 /// The tensors that this model has: nothing more and nothing less.
 pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
@@ -234,6 +242,19 @@ pub enum Mismatch {
     UntiedHead,
 }
 
+impl Mismatch {
+    /// The tensor.
+    fn name(&self) -> &str {
+        match self {
+            Self::Missing { name, .. }
+            | Self::Extra { name, .. }
+            | Self::Shape { name, .. }
+            | Self::DType { name, .. } => name,
+            Self::UntiedHead => LM_HEAD,
+        }
+    }
+}
+
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -257,21 +278,156 @@ impl fmt::Display for Mismatch {
 pub struct LoadError {
     /// The first file of the checkpoint.
     pub file: PathBuf,
+    /// What all or most of the mismatches come from, where that is known, and what to do.
+    pub cause: Option<String>,
     /// Never empty.
     pub mismatches: Vec<Mismatch>,
 }
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadError { file, mismatches } = self;
+        let LoadError { file, cause, mismatches } = self;
+        if let Some(cause) = cause {
+            return write!(f, "{}: {cause}", file.display());
+        }
         let count = mismatches.len();
         write!(
             f,
             "{}: not the model of {CONFIG_FILE} beside it; tensors that differ: {count}",
             file.display()
         )?;
-        mismatches.iter().try_for_each(|m| write!(f, "\n  {m}"))
+        // What differs in many layers is told once.
+        let mut groups: Vec<(String, Vec<&Mismatch>)> = Vec::new();
+        for mismatch in mismatches {
+            let text = any_layer(&mismatch.to_string());
+            match groups.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, group)) => group.push(mismatch),
+                None => groups.push((text, vec![mismatch])),
+            }
+        }
+        for (text, group) in groups.iter().take(MAX_LISTED) {
+            match group[..] {
+                [one] => write!(f, "\n  {one}")?,
+                _ => write!(f, "\n  {text} (in {} layers)", group.len())?,
+            }
+        }
+        match groups.len().saturating_sub(MAX_LISTED) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
+}
+
+/// A tensor's name, or a text that begins with one, with `*` for the number of its layer.
+fn any_layer(name: &str) -> String {
+    match layer_of(name) {
+        Some((_, number)) => name.replacen(&format!("layers.{number}."), "layers.*.", 1),
+        None => name.to_owned(),
+    }
+}
+
+/// What stands before the number of a tensor's layer in its name, and the number.
+fn layer_of(name: &str) -> Option<(&str, usize)> {
+    let (before, rest) = name.split_once("layers.")?;
+    Some((before, rest.split('.').next()?.parse().ok()?))
+}
+
+/// What most of the mismatches come from: another naming, another number of layers, another width.
+fn cause(plan: &Params<ParamSpec>, mismatches: &[Mismatch]) -> Option<String> {
+    let mut missing: Vec<&str> = Vec::new();
+    let mut extra: Vec<&str> = Vec::new();
+    for mismatch in mismatches {
+        match mismatch {
+            Mismatch::Missing { name, .. } => missing.push(name),
+            Mismatch::Extra { name, .. } => extra.push(name),
+            _ => {}
+        }
+    }
+    if let Some(name) = extra.iter().find(|name| name.contains("lora_") || name.contains(".base_layer.")) {
+        return Some(format!(
+            "tensor {name} is a LoRA adapter's; merge the adapter into its base model first (PEFT's merge_and_unload) and \
+             give the merged model's directory"
+        ));
+    }
+    if let Some(name) = extra.iter().find(|name| QUANTISED.iter().any(|part| name.contains(part))) {
+        return Some(format!(
+            "tensor {name} is of quantised weights; save the model in bfloat16 or float32 first"
+        ));
+    }
+    if let Some((own, other)) = renaming(&missing, &extra) {
+        let inside =
+            other.contains("language_model") || extra.iter().any(|name| name.contains("vision_tower"));
+        let what = match inside {
+            true => "the language model inside a vision-and-text checkpoint; save its language model alone",
+            false => "another layout than Transformers' text models have; save the model once more",
+        };
+        let names = match (own, other) {
+            ("", other) => format!("have the prefix `{other}`"),
+            (own, "") => format!("lack the prefix `{own}`"),
+            (own, other) => format!("begin with `{other}` where `{own}` is expected"),
+        };
+        return Some(format!(
+            "the names of its tensors {names}: this is {what} with Transformers' save_pretrained, or rename the tensors"
+        ));
+    }
+    if missing.len() == plan.tensors().len() {
+        let first = extra.first().map_or(String::new(), |name| format!(", and it has {name}"));
+        return Some(format!(
+            "none of the model's {} tensors is in it{first}: not a Gemma with Transformers' names; convert it to \
+             Hugging Face's layout first",
+            missing.len()
+        ));
+    }
+    if let Mismatch::Shape { expected, found, .. } = &mismatches[0]
+        && mismatches[0].name() == EMBED
+        && expected.last() != found.last()
+    {
+        return Some(format!(
+            "the embedding is {found:?}, and {CONFIG_FILE} beside it describes a model with {expected:?}: take both from \
+             the same model"
+        ));
+    }
+    // Whole layers at the end, and nothing else.
+    let layers = plan.layers.len();
+    let numbers = |names: &[&str]| -> Option<Vec<usize>> {
+        names.iter().map(|name| layer_of(name).map(|(_, number)| number)).collect()
+    };
+    let stored = if extra.len() == mismatches.len() {
+        let numbers = numbers(&extra)?;
+        numbers.iter().all(|&number| number >= layers).then(|| numbers.into_iter().max())?? + 1
+    } else if missing.len() == mismatches.len() {
+        let first = numbers(&missing)?.into_iter().min()?;
+        let each = (plan.tensors().len() - 2) / layers;
+        (missing.len() == (layers - first) * each).then_some(first)?
+    } else {
+        return None;
+    };
+    Some(format!(
+        "it has {stored} layers, and {CONFIG_FILE} beside it has num_hidden_layers = {layers}: take both from the same \
+         model"
+    ))
+}
+
+/// The beginnings of names in the model and in the checkpoint, if one in the place of the other explains most of what is
+/// missing.
+fn renaming<'a>(missing: &[&'a str], extra: &[&'a str]) -> Option<(&'a str, &'a str)> {
+    let known: BTreeSet<&str> = extra.iter().copied().collect();
+    let &sample = missing.iter().find(|name| layer_of(name).is_some())?;
+    let begins = sample
+        .match_indices('.')
+        .map(|(dot, _)| dot + 1)
+        .take_while(|&b| b <= sample.find("layers.").unwrap_or(0));
+    std::iter::once(0).chain(begins).find_map(|begin| {
+        let (own, rest) = sample.split_at(begin);
+        let theirs = extra.iter().filter_map(|name| name.strip_suffix(rest));
+        theirs.filter(|other| other.is_empty() || other.ends_with('.')).find_map(|other| {
+            let explained = missing.iter().filter(|name| {
+                name.strip_prefix(own).is_some_and(|rest| known.contains(format!("{other}{rest}").as_str()))
+            });
+            let explained = explained.count();
+            (explained > 2 && explained * 2 > missing.len()).then_some((own, other))
+        })
+    })
 }
 
 /// Compares a checkpoint with the model's table.
@@ -283,7 +439,7 @@ pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), Lo
         let (name, expected) = (spec.name.clone(), spec.shape());
         match checkpoint.tensor(&spec.name) {
             None => mismatches.push(Mismatch::Missing { name, expected }),
-            Some(t) if t.shape != expected => {
+            Some(t) if t.shape != expected && used(t, spec).is_none() => {
                 mismatches.push(Mismatch::Shape { name, expected, found: t.shape.to_vec() });
             }
             Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) => {
@@ -292,21 +448,59 @@ pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), Lo
             Some(_) => {}
         }
     }
+    let embed = checkpoint.tensor(EMBED).and_then(|t| used(t, &plan.embed));
     for name in checkpoint.names().filter(|name| !specs.contains_key(name)) {
         let found = checkpoint.tensor(name).expect("it names its tensors");
-        let is_embedding =
-            |e: TensorView| (e.dtype, e.shape, e.bytes) == (found.dtype, found.shape, found.bytes);
-        if name != LM_HEAD {
+        if name == LM_HEAD {
+            let head = used(found, &plan.embed);
+            if !embed.zip(head).is_some_and(|(embed, head)| same_values(embed, head)) {
+                mismatches.push(Mismatch::UntiedHead);
+            }
+        } else if !BUFFERS.iter().any(|end| name.ends_with(end)) {
             mismatches.push(Mismatch::Extra { name: name.to_owned(), found: found.shape.to_vec() });
-        } else if !checkpoint.tensor(EMBED).is_some_and(is_embedding) {
-            mismatches.push(Mismatch::UntiedHead);
         }
     }
     if mismatches.is_empty() {
         return Ok(());
     }
     let file = checkpoint.files().next().map(|(path, _)| path.to_owned()).unwrap_or_default();
-    Err(LoadError { file, mismatches })
+    Err(LoadError { file, cause: cause(plan, &mismatches), mismatches })
+}
+
+/// A stored tensor as far as the model has it: tools pad the rows of embeddings, and no token of the model's vocabulary is
+/// in those. `None` where the shapes differ otherwise.
+fn used<'a>(stored: TensorView<'a>, spec: &ParamSpec) -> Option<TensorView<'a>> {
+    if stored.shape == spec.shape() {
+        return Some(stored);
+    }
+    let spare = match *stored.shape {
+        [rows, cols] if spec.name == EMBED && cols == spec.cols => rows.checked_sub(spec.rows)?,
+        _ => return None,
+    };
+    let bytes = &stored.bytes[..stored.bytes.len() / (spec.rows + spare) * spec.rows];
+    (spare <= MAX_SPARE_ROWS).then_some(TensorView { bytes, ..stored })
+}
+
+/// Whether two tensors of one shape hold the same numbers, as far as the narrower type can tell.
+fn same_values(a: TensorView, b: TensorView) -> bool {
+    let size = |dtype| match dtype {
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        _ => None,
+    };
+    let (Some(of_a), Some(of_b)) = (size(a.dtype), size(b.dtype)) else { return false };
+    let read = |dtype, bytes: &[u8]| match (dtype, bytes) {
+        (Dtype::F16, &[low, high]) => f16::from_le_bytes([low, high]).to_f32(),
+        (_, &[low, high]) => bf16::from_le_bytes([low, high]).to_f32(),
+        (_, bytes) => f32::from_le_bytes(bytes.try_into().expect("4 bytes")),
+    };
+    let round = |dtype, x: f32| match dtype {
+        Dtype::F16 => f16::from_f32(x).to_f32(),
+        Dtype::BF16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    };
+    let mut pairs = a.bytes.chunks_exact(of_a).zip(b.bytes.chunks_exact(of_b));
+    pairs.all(|(x, y)| round(b.dtype, read(a.dtype, x)) == round(a.dtype, read(b.dtype, y)))
 }
 
 /// Loads all parameters, in `dtype` or, with `None`, as stored (f16 as f32, which holds it exactly).
@@ -319,7 +513,7 @@ pub fn load<B: Backend>(
     let plan = plan(config);
     check(&plan, checkpoint)?;
     Ok(plan.map(|spec| {
-        let stored = checkpoint.tensor(&spec.name).expect("checked");
+        let stored = checkpoint.tensor(&spec.name).and_then(|t| used(t, spec)).expect("checked");
         let (dtype, bytes) = convert(stored, dtype);
         backend.upload(dtype, spec.rows, spec.cols, &bytes)
     }))
@@ -327,8 +521,8 @@ pub fn load<B: Backend>(
 
 /// A parameter's elements in f32, where the checkpoint has them in more than bf16.
 pub fn wider_than_bf16<'a>(checkpoint: &'a Checkpoint, spec: &ParamSpec) -> Option<Cow<'a, [u8]>> {
-    let stored = checkpoint.tensor(&spec.name)?;
-    let wider = stored.shape == spec.shape() && matches!(stored.dtype, Dtype::F32 | Dtype::F16);
+    let stored = used(checkpoint.tensor(&spec.name)?, spec)?;
+    let wider = matches!(stored.dtype, Dtype::F32 | Dtype::F16);
     wider.then(|| convert(stored, Some(DType::F32)).1)
 }
 

@@ -28,6 +28,8 @@ mod gpu_kit;
 mod gradcheck;
 #[path = "suite/judging.rs"]
 mod judging;
+#[path = "suite/inputs.rs"]
+mod inputs;
 #[path = "suite/kernels/mod.rs"]
 mod kernels;
 #[path = "suite/objectives.rs"]
@@ -46,6 +48,8 @@ mod rounded;
 mod sampler;
 #[path = "suite/sharing.rs"]
 mod sharing;
+#[path = "suite/text.rs"]
+mod text;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/tiny.rs"]

@@ -623,3 +623,180 @@ fn inspect_describes_the_model() {
     let problem = format!("{:#}", report(dir.path().to_owned(), false).unwrap_err());
     assert!(problem.contains("model.safetensors: not a whole safetensors file (0 bytes)"), "{problem}");
 }
+
+// ---- what is nearly the model ----
+
+/// Loads tensors beside a configuration: the parameters' bytes, or the error.
+fn loaded(json: &Value, stored: &Tensors) -> Result<Vec<Vec<u8>>, params::LoadError> {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), json, stored);
+    let params = params::load(&Cpu, &config(json), &Checkpoint::open(dir.path()).unwrap(), None)?;
+    Ok(params.tensors().into_iter().map(|t| Cpu.download(t).into()).collect())
+}
+
+/// The elements in another type.
+fn in_type((from, shape, bytes): &(Dtype, Vec<usize>, Vec<u8>), to: Dtype) -> (Dtype, Vec<usize>, Vec<u8>) {
+    let read = |b: &[u8]| match from {
+        Dtype::F32 => f32::from_le_bytes(b.try_into().unwrap()),
+        Dtype::BF16 => bf16::from_le_bytes(b.try_into().unwrap()).to_f32(),
+        _ => f16::from_le_bytes(b.try_into().unwrap()).to_f32(),
+    };
+    let write = |x: f32| match to {
+        Dtype::F32 => x.to_le_bytes().to_vec(),
+        Dtype::BF16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+        _ => f16::from_f32(x).to_le_bytes().to_vec(),
+    };
+    (to, shape.clone(), bytes.chunks(from.bitsize() / 8).flat_map(|b| write(read(b))).collect())
+}
+
+#[test]
+fn what_cannot_matter_does_not_stop_a_load() {
+    const EMBED: &str = "model.embed_tokens.weight";
+    let json = tiny("gemma3_text");
+    for stored_as in [Dtype::F32, Dtype::BF16] {
+        let stored = tensors(&config(&json), stored_as);
+        let expected = loaded(&json, &stored).unwrap();
+        let with = |name: &str, tensor: (Dtype, Vec<usize>, Vec<u8>)| {
+            let mut stored = stored.clone();
+            stored.insert(name.into(), tensor);
+            stored
+        };
+        let padded = |tensor: &(Dtype, Vec<usize>, Vec<u8>), rows: usize| {
+            let (dtype, shape, mut bytes) = tensor.clone();
+            bytes.resize(bytes.len() / shape[0] * rows, 0x3f);
+            (dtype, vec![rows, shape[1]], bytes)
+        };
+        let mut harmless =
+            vec![with(EMBED, padded(&stored[EMBED], 12)), with(EMBED, padded(&stored[EMBED], 11 + 1023))];
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            // bf16 has exponents that f16 has not, and bits that f16 drops.
+            if (stored_as, dtype) != (Dtype::BF16, Dtype::F16) {
+                let head = in_type(&stored[EMBED], dtype);
+                harmless.push(with("lm_head.weight", padded(&head, 64)));
+                harmless.push(with("lm_head.weight", head));
+            }
+        }
+        for buffer in [
+            "model.rotary_emb.inv_freq",
+            "model.rotary_emb_local.inv_freq",
+            "model.layers.1.self_attn.rotary_emb.inv_freq",
+            "model.rotary_emb.full_attention_inv_freq",
+            "model.rotary_emb.sliding_attention_original_inv_freq",
+            "model.embed_tokens.embed_scale",
+            "model.position_ids",
+        ] {
+            harmless.push(with(buffer, (Dtype::F32, vec![3], vec![0; 12])));
+        }
+        for stored in &harmless {
+            assert!(loaded(&json, stored).unwrap() == expected, "{:?}", stored.keys());
+        }
+
+        // A head of its own, rows that are missing, and more spare ones than any tool leaves.
+        let mut head = in_type(&stored[EMBED], Dtype::F32);
+        head.2[43] ^= 0x01;
+        let mismatches = loaded(&json, &with("lm_head.weight", head)).unwrap_err().mismatches;
+        assert_eq!(mismatches, [Mismatch::UntiedHead]);
+        for rows in [10, 11 + 1024] {
+            let error = loaded(&json, &with(EMBED, padded(&stored[EMBED], rows))).unwrap_err();
+            assert!(matches!(error.mismatches[..], [Mismatch::Shape { .. }]), "{error}");
+        }
+    }
+}
+
+#[test]
+fn masters_start_from_a_padded_embedding() {
+    let json = tiny("gemma");
+    let mut stored = tensors(&config(&json), Dtype::F32);
+    let embed = stored.get_mut("model.embed_tokens.weight").unwrap();
+    let wide = embed.2.clone();
+    embed.1[0] += 5;
+    embed.2.resize(wide.len() + 5 * 6 * 4, 1);
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &json, &stored);
+    let (checkpoint, plan) = (Checkpoint::open(dir.path()).unwrap(), params::plan(&config(&json)));
+    assert_eq!(params::wider_than_bf16(&checkpoint, &plan.embed).unwrap(), wide);
+}
+
+/// Whatever differs in all tensors for one reason is told in one line with the reason and what to do.
+#[test]
+fn a_mismatch_with_one_cause_is_one_line() {
+    let json = tiny("gemma3_text");
+    let stored = tensors(&config(&json), Dtype::F32);
+    let renamed = |rename: &dyn Fn(&str) -> String| -> Tensors {
+        stored.iter().map(|(name, tensor)| (rename(name), tensor.clone())).collect()
+    };
+    let with = |name: &str| {
+        let mut stored = stored.clone();
+        stored.insert(name.into(), (Dtype::F32, vec![1], vec![0; 4]));
+        stored
+    };
+    let mut vision = renamed(&|name| name.replacen("model.", "model.language_model.", 1));
+    vision.insert("model.vision_tower.x.weight".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    let mut deeper = json.clone();
+    deeper["num_hidden_layers"] = json!(5);
+    let mut wider = json.clone();
+    wider["hidden_size"] = json!(8);
+    for (json, stored, words) in [
+        (
+            &json,
+            renamed(&|name| format!("language_model.{name}")),
+            &["the prefix `language_model.`", "vision-and-text"][..],
+        ),
+        (&json, renamed(&|name| format!("_orig_mod.{name}")), &["have the prefix `_orig_mod.`", "rename"]),
+        (&json, renamed(&|name| format!("module.{name}")), &["have the prefix `module.`"]),
+        (
+            &json,
+            renamed(&|name| name.replacen("model.", "", 1)),
+            &["lack the prefix `model.`", "save_pretrained"],
+        ),
+        (
+            &json,
+            renamed(&|name| name.replacen("model.", "transformer.", 1)),
+            &["`transformer.` where `model.`"],
+        ),
+        (&json, vision, &["`model.language_model.` where `model.` is expected", "vision-and-text"]),
+        (
+            &json,
+            renamed(&|name| name.replace("layers.", "blk.").replace("model.", "")),
+            &["none of the model's 28 tensors", "convert it"],
+        ),
+        (
+            &json,
+            with("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+            &["a LoRA adapter's", "merge"],
+        ),
+        (&json, with("model.layers.0.mlp.up_proj.weight.absmax"), &["quantised weights", "bfloat16"]),
+        (&deeper, stored.clone(), &["it has 2 layers", "num_hidden_layers = 5"]),
+        (&wider, stored.clone(), &["the embedding is [11, 6]", "[11, 8]", "same model"]),
+    ] {
+        let text = loaded(json, &stored).unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("model.safetensors: "), "{text}");
+        for word in words {
+            assert!(text.contains(word), "no {word:?} in {text}");
+        }
+    }
+    let shallow = tensors(&config(&deeper), Dtype::F32);
+    let text = loaded(&json, &shallow).unwrap_err().to_string();
+    assert!(text.contains("it has 5 layers") && text.contains("num_hidden_layers = 2"), "{text}");
+
+    // Several causes: what differs in every layer is one line, and no list is long.
+    let mut mixed = tensors(&config(&json), Dtype::F32);
+    for layer in 0..2 {
+        mixed.remove(&format!("model.layers.{layer}.self_attn.q_norm.weight")).unwrap();
+        mixed.insert(format!("model.layers.{layer}.extra"), (Dtype::F32, vec![1], vec![0; 4]));
+    }
+    for i in 0..30 {
+        mixed.insert(format!("other.{i}"), (Dtype::F32, vec![1], vec![0; 4]));
+    }
+    let text = loaded(&json, &mixed).unwrap_err().to_string();
+    for words in [
+        "tensors that differ: 34\n",
+        "\n  model.layers.*.self_attn.q_norm.weight: missing, expected [2] (in 2 layers)\n",
+        "\n  model.layers.*.extra: unknown, found [1] (in 2 layers)\n",
+        "\n  and 20 more",
+    ] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+    assert_eq!(text.lines().count(), 14, "{text}");
+}

@@ -59,7 +59,7 @@ pub(crate) fn write_model(dir: &Path) {
     write_model_of(&config_json(), dir);
 }
 
-fn write_model_of(config: &Value, dir: &Path) {
+pub(crate) fn write_model_of(config: &Value, dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     std::fs::write(dir.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();

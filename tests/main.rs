@@ -26,10 +26,10 @@ mod goldens;
 mod gpu_kit;
 #[path = "suite/gradcheck.rs"]
 mod gradcheck;
-#[path = "suite/judging.rs"]
-mod judging;
 #[path = "suite/inputs.rs"]
 mod inputs;
+#[path = "suite/judging.rs"]
+mod judging;
 #[path = "suite/kernels/mod.rs"]
 mod kernels;
 #[path = "suite/objectives.rs"]

@@ -65,24 +65,22 @@ impl Variant {
         (2 * most).max(3) * self.clocks()
     }
 
-    /// The faster one, if they are alike the first. No bit depends on it.
-    fn faster([a, b]: [Self; 2], rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
-        let time = |v: Self| v.time(rows, cols, parts, multiprocessors);
-        if time(a) <= time(b) { a } else { b }
-    }
-
-    /// A tile for many rows.
+    /// The faster one of the tiles for many rows. No bit depends on it.
     fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
-        Self::faster([T128X128, T64X64], rows, cols, parts, multiprocessors)
+        let time = |v: &Self| v.time(rows, cols, parts, multiprocessors);
+        if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
     }
 
     /// For a product with weights of `features` rows in all: while the tokens fit one tile, each byte of the weights
     /// is requested once; then the tile is as wide as leaves every multiprocessor a block that draws on memory.
     fn forward(tokens: usize, features: usize, multiprocessors: u32) -> Self {
         let wide = features >= multiprocessors as usize * 64;
+        // No multiprocessor has two of the narrowest: those read more of shared memory than one of 32 does.
+        let narrow = features.div_ceil(16) <= multiprocessors as usize;
         match tokens {
             0..=32 if wide => T32X64,
-            0..=32 => Self::faster([T32X32, T32X16], tokens, features, 1, multiprocessors),
+            0..=32 if narrow => T32X16,
+            0..=32 => T32X32,
             33..=64 if wide => T64X64,
             33..=64 => T64X32,
             _ => Self::large(tokens, features, 1, multiprocessors),
@@ -551,8 +549,8 @@ mod tests {
     fn tiles_fill_the_multiprocessors_that_there_are() {
         let name = |v: Variant| (v.m, v.n);
         for (what, want, tile) in [
-            ("q k v, T = 32", [(32, 16); 3], (|sms| Variant::forward(32, 2560, sms)) as fn(u32) -> Variant),
-            ("down, T = 32", [(32, 16); 3], |sms| Variant::forward(32, 2048, sms)),
+            ("q k v, T = 32", [(32, 32); 3], (|sms| Variant::forward(32, 2560, sms)) as fn(u32) -> Variant),
+            ("down, T = 32", [(32, 32), (32, 16), (32, 16)], |sms| Variant::forward(32, 2048, sms)),
             ("8192 features, T = 32", [(32, 64), (32, 64), (32, 32)], |sms| Variant::forward(32, 8192, sms)),
             ("8192 features, T = 64", [(64, 64), (64, 64), (64, 32)], |sms| Variant::forward(64, 8192, sms)),
             ("down, T = 256", [(64, 64); 3], |sms| Variant::forward(256, 2048, sms)),

@@ -338,13 +338,8 @@ fn products_are_lean() {
         if workload.bytes > 50 << 20 {
             continue;
         }
-        // A GPU of one multiprocessor takes large tiles for all that has more than 64 tokens; one of 48 has enough of the
-        // tiles of 32 features.
-        let multiprocessors = match &workload.name {
-            name if name.ends_with("q k v, T = 512") => 1,
-            name if name.ends_with("q k v, T = 32") => 48,
-            _ => 108,
-        };
+        // A GPU of one multiprocessor takes large tiles for all that has more than 64 tokens.
+        let multiprocessors = if workload.name.ends_with("q k v, T = 512") { 1 } else { 108 };
         let reports = counted_on(&workload, multiprocessors);
         let [report] = &reports[..] else { panic!("{}: one launch", workload.name) };
         let conflicts = report.shared.wavefronts as f64 / report.shared.ideal_wavefronts as f64;

@@ -396,6 +396,7 @@ impl Parser<'_> {
                 term.value = term.value.negate();
             }
             done &= matches!(term.form, Form::Product { .. }) && !term.signed && terms.len() < 8;
+            done = done && term.value.to_f64() != 0.0;
             done = done && terms.iter().all(|other| other.ratio(&term.value).is_none());
             let value = sum.value.plus(&term.value)?;
             sum = Term { value, form: if done { Form::Sum } else { Form::Open }, signed: false };

@@ -168,6 +168,8 @@ fn name(text: &str) -> Option<(&str, &str)> {
     let (name, value) = text.trim().split_once(['=', '∈'])?;
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || "(\\".contains(c))
         && name.bytes().any(|c| c.is_ascii_alphabetic())
+        // `\text{not } x = 5`
+        && !name.starts_with("not")
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_(),\\'".contains(c));
     (is_name && !value.is_empty() && !value.contains(['=', '∈'])).then_some((name, value))
 }

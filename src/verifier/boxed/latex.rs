@@ -17,10 +17,11 @@ const UNITS: &str = "acre acres cc cent cents centimeter centimeters centimetre 
     radians rupee rupees sec second seconds secs sq square ton tonne tonnes tons unit units usd volt volts watt watts \
     week weeks yard yards year years yen yuan";
 
-/// Words that say more of a number than what it counts.
-const NOT_UNITS: &str = "and approximately at base between billion but by choose cubed divided dozen factorial from \
-    hundred i is less million minus mod modulo more neither nor not or over plus r remainder squared than thousand \
-    through times to trillion unless with";
+/// Words that say more of a number than what it counts, directions and halves of the day among them.
+const NOT_UNITS: &str = "a above ad am and anticlockwise approximately at base bc bce below between billion but by ce \
+    choose clockwise counterclockwise cubed debt divided down dozen east even factorial from gain hundred i is left less \
+    loss million minus mod modulo more negative neither nor north not odd or over p plus pm positive profit r remainder \
+    right south squared than thousand through times to trillion unless up west with";
 
 /// Letters that stand for a unit even alone, if they are set upright.
 const UNIT_LETTERS: &str = "A C F J K L N V W g h l m s";

@@ -631,7 +631,7 @@ fn loaded(json: &Value, stored: &Tensors) -> Result<Vec<Vec<u8>>, params::LoadEr
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), json, stored);
     let params = params::load(&Cpu, &config(json), &Checkpoint::open(dir.path()).unwrap(), None)?;
-    Ok(params.tensors().into_iter().map(|t| Cpu.download(t).into()).collect())
+    Ok(params.tensors().into_iter().map(|t| Cpu.download(t)).collect())
 }
 
 /// The elements in another type.

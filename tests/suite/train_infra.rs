@@ -304,7 +304,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
         ("objective.n=5", "objective.n: 4 -> 5"),
         ("data.prefix=x", "data.prefix: \"\" -> \"x\""),
         ("model.dtype=f32", "model.dtype: unset -> \"f32\""),
-        ("environment.kind=boxed", "environment.kind: unset -> \"boxed\""),
+        ("environment.kind=exact", "environment.kind: unset -> \"exact\""),
     ] {
         let c = config(&[set]);
         assert_ne!(c.resume_hash().unwrap(), hash, "{set}");

@@ -1,10 +1,14 @@
 //! What ptxas makes of every kernel on every architecture that we name: no register goes to memory, and a
 //! multiprocessor has room for enough warps.
 
-use bon_engine::backend::cuda::entries::MODULES;
+use std::path::Path;
+use std::process::Command;
+
+use bon_engine::backend::cuda::entries::{MODULES, PTXAS};
 use bon_engine::backend::cuda::figures::{CHIPS, Resources, all_resources};
 use bon_engine::backend::cuda::workload::{GEMMA_2B, Shape, workloads};
 use bon_engine::cli::kernels::{ARCHS, TABLE_HEAD, section_of, table_line};
+use bon_engine::device::dependent::dependent;
 
 use super::{compiled, counted, counting, traffic};
 
@@ -56,6 +60,37 @@ fn no_kernel_spills_and_each_leaves_room_for_enough_warps() {
         }
     }
     assert!(wrong.is_empty(), "\n  {}", wrong.join("\n  "));
+}
+
+/// From compute capability 9.0 on kernels begin before those ahead have ended: by the machine code, whatever the order of the
+/// text, nothing is read or written before they wait.
+#[test]
+#[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
+fn no_kernel_uses_memory_before_it_waits() {
+    let ptxas = Path::new(PTXAS.expect("nvcc has a ptxas beside it"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut kernels = 0;
+    for module in MODULES {
+        let (text, cubin) = (dir.path().join("module.ptx"), dir.path().join("module.cubin"));
+        std::fs::write(&text, dependent(module.ptx.unwrap())).unwrap();
+        let run = Command::new(ptxas).args(["-arch=sm_90", "-O3", "-o"]).arg(&cubin).arg(&text).output();
+        assert!(run.as_ref().is_ok_and(|run| run.status.success()), "{}: {run:?}", module.name);
+        let listed =
+            Command::new(ptxas.with_file_name("cuobjdump")).arg("-sass").arg(&cubin).output().unwrap();
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        for function in listed.split("Function : ").skip(1) {
+            let name = function.split_whitespace().next().unwrap();
+            // The instruction of griddepcontrol.wait.
+            let (before, _) = function.split_once("ACQBULK").unwrap_or_else(|| panic!("{name} never waits"));
+            // Parameters are read by LDC.
+            const USES: [&str; 11] =
+                ["LD", "LDG", "LDGSTS", "LDL", "LDS", "ST", "STG", "STL", "STS", "ATOMG", "RED"];
+            let uses = |line: &&str| line.split([' ', '.', ';']).any(|word| USES.contains(&word));
+            assert_eq!(before.lines().find(uses), None, "{name}");
+            kernels += 1;
+        }
+    }
+    assert_eq!(kernels, MODULES.iter().map(|m| m.entries.len()).sum::<usize>());
 }
 
 /// ptxas may fuse a product and a sum that do not say how they round. What it would fuse depends on the variant of the

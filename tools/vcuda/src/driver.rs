@@ -68,9 +68,13 @@ pub struct Function {
 }
 
 /// Whether an entry point's text runs `griddepcontrol.wait` before it uses memory, other than its parameters, or leaves the
-/// straight way.
+/// straight way; and has no load (`ld.global.nc`) that an assembler may move ahead of that.
 fn waits(ptx: &str, entry: &str) -> bool {
     let body = ptx.split_once(&format!(".entry {entry}(")).and_then(|(_, rest)| rest.split_once('{'));
+    let whole = body.and_then(|(_, body)| body.split("\n}").next());
+    if whole.is_some_and(|body| body.contains("ld.global.nc")) {
+        return false;
+    }
     let early = |line: &str| {
         let words = line.split(|c: char| c.is_whitespace() || ";.".contains(c));
         let uses = line.contains('[') && !line.trim_start().starts_with("ld.param");

@@ -10,8 +10,13 @@ mod checkpoint;
 mod cli;
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/delegating.rs"]
+mod delegating;
 #[path = "suite/device.rs"]
 mod device;
+#[cfg(target_os = "linux")]
+#[path = "suite/durability.rs"]
+mod durability;
 #[path = "suite/engine.rs"]
 mod engine;
 #[path = "suite/errors.rs"]
@@ -48,6 +53,8 @@ mod rounded;
 mod sampler;
 #[path = "suite/sharing.rs"]
 mod sharing;
+#[path = "suite/steps.rs"]
+mod steps;
 #[path = "suite/text.rs"]
 mod text;
 #[path = "suite/tidy.rs"]

@@ -562,6 +562,32 @@ fn what_cannot_be_resumed_or_begun() {
     refused(&train("out", &[]), &["error: out already holds a run"]);
 }
 
+/// A checkpoint knows the settings that it was made with, whatever the file beside it says.
+#[test]
+fn settings_that_were_exchanged_under_a_checkpoint_are_noticed() {
+    let f = Fixture::new();
+    succeed(&f, &train("out", &["train.steps=2"]));
+    let path = f.path("out/config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    for (from, to, set) in [
+        ("lr = 0.01", "lr = 0.02", "optimizer.lr=0.02"),
+        ("temperature = 1.0", "temperature = 0.5", "generate.temperature=0.5"),
+        ("seed = 0", "seed = 1", "train.seed=1"),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let ran = run(&f, &resume("out", &["train.steps=3", set]));
+        assert_eq!(ran.code, Some(1), "{set}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains("out/config.toml: not the settings of the checkpoints"),
+            "{}",
+            ran.stderr
+        );
+    }
+    fs::write(&path, text).unwrap();
+    succeed(&f, &resume("out", &["train.steps=3"]));
+}
+
 #[test]
 fn a_start_that_was_killed_or_refused_can_be_repeated() {
     let f = Fixture::new();

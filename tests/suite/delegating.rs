@@ -1,0 +1,138 @@
+//! A backend that leaves everything to the CPU but what a test changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bon_engine::backend::cpu::{Cpu, Draws, Tables, Tensor};
+use bon_engine::backend::{
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
+    Sampled, Target, Truncation, Uniform, Update,
+};
+use bon_engine::device::DeviceError;
+
+/// The backend. Clones count together.
+#[derive(Debug, Clone)]
+pub(crate) struct Delegating {
+    /// What it says there is for generation.
+    pub(crate) generation_bytes: usize,
+    /// Added to the log-probs that training computes: of every third target the first, of the others the second.
+    pub(crate) shift: [f32; 2],
+    /// Batches of prompts that it has sampled.
+    pub(crate) turns: Arc<AtomicUsize>,
+}
+
+impl Delegating {
+    /// The CPU as it is.
+    pub(crate) fn new() -> Self {
+        Self { generation_bytes: Cpu.generation_bytes(), shift: [0.0; 2], turns: Arc::default() }
+    }
+
+    /// The number of batches since the last call.
+    pub(crate) fn take_turns(&self) -> usize {
+        self.turns.swap(0, Ordering::Relaxed)
+    }
+}
+
+macro_rules! to_cpu {
+    ($(fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $out:ty)?;)*) => {
+        $(fn $name(&self $(, $arg: $type)*) $(-> $out)? {
+            Cpu.$name($($arg),*)
+        })*
+    };
+}
+
+impl Backend for Delegating {
+    type Tensor = Tensor;
+    type Tables = Tables;
+    type Draws = Draws;
+
+    fn generation_bytes(&self) -> usize {
+        self.generation_bytes
+    }
+
+    fn draws(&self, rows: usize) -> Draws {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        Cpu.draws(rows)
+    }
+
+    fn lm_head_logprob_forward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        targets: &[Target],
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        let (mut logprobs, trace) = Cpu.lm_head_logprob_forward(x, table, head, targets, keep);
+        for (i, logprob) in logprobs.iter_mut().enumerate() {
+            *logprob += self.shift[usize::from(i % 3 != 0)];
+        }
+        (logprobs, trace)
+    }
+
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        Cpu.matmul_forward(x, w)
+    }
+
+    to_cpu! {
+        fn device_name(&self) -> String;
+        fn activation_dtype(&self) -> DType;
+        fn check(&self) -> Result<(), DeviceError>;
+        fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor;
+        fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor;
+        fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor;
+        fn download(&self, x: &Tensor) -> Vec<u8>;
+        fn to_f32(&self, x: &Tensor) -> Vec<f32>;
+        fn shape(&self, x: &Tensor) -> (usize, usize);
+        fn dtype(&self, x: &Tensor) -> DType;
+        fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables;
+        fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
+        fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor;
+        fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor);
+        fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor;
+        fn add_norm_forward(
+            &self, x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, eps: f32,
+        ) -> (Tensor, Tensor);
+        fn add_norm_backward(
+            &self, d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
+            post: Option<(&Tensor, &Tensor, &mut Tensor)>, eps: f32,
+        ) -> (Tensor, Option<Tensor>);
+        fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;
+        fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
+        fn rope_forward(
+            &self, x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec,
+        ) -> Tensor;
+        fn rope_append(
+            &self, q: &Tensor, k: &Tensor, v: &Tensor, norms: Option<[HeadNorm<&Tensor>; 2]>, tables: &Tables,
+            rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor,
+        ) -> Tensor;
+        fn rope_backward(
+            &self, dy: &Tensor, x: &Tensor, norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>, tables: &Tables,
+            rope: &RopeSpec,
+        ) -> Tensor;
+        fn attention_forward(
+            &self, q: &Tensor, k: &Tensor, v: &Tensor, tables: &Tables, spec: &AttentionSpec,
+        ) -> (Tensor, Tensor);
+        fn attention_backward(
+            &self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, lse: &Tensor, tables: &Tables,
+            spec: &AttentionSpec,
+        ) -> (Tensor, Tensor, Tensor);
+        fn geglu_forward(
+            &self, x: &Tensor, w_gate: &Tensor, w_up: &Tensor, keep: bool,
+        ) -> (Tensor, Option<(Tensor, Tensor)>);
+        fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor);
+        fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+        fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor;
+        fn lm_head_draw(
+            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, truncation: &Truncation, choices: &[Choice],
+            draws: &mut Draws,
+        );
+        fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError>;
+        fn lm_head_logprob_backward(
+            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
+            weights: &[f32], dtable: &mut Tensor,
+        ) -> Tensor;
+        fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64>;
+        fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]);
+    }
+}

@@ -69,6 +69,8 @@ mod tolerance;
 mod train_infra;
 #[path = "suite/training.rs"]
 mod training;
+#[path = "suite/turns.rs"]
+mod turns;
 #[path = "suite/verifier.rs"]
 mod verifier;
 #[path = "suite/weigh.rs"]

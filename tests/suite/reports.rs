@@ -188,3 +188,143 @@ fn a_resumed_run_does_not_compare_with_other_answers() {
     assert!(ran.stderr.contains("no comparison at the end"), "{}", ran.stderr);
     assert!(!ran.stdout.contains("before and after"), "{}", ran.stdout);
 }
+
+/// The rows of a report by problem: pass@N, Best-of-N and majority at every N.
+fn by_problem(report: &Value) -> Vec<Vec<f64>> {
+    let figures = |problem: &Value| {
+        let list = |name: &str| problem[name].as_array().unwrap().clone();
+        ["pass_at_n", "best_of_n", "majority_at_n"]
+            .map(list)
+            .concat()
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect()
+    };
+    report["problems"].as_array().unwrap().iter().map(figures).collect()
+}
+
+/// `[before, after, difference]` of every N in the three tables of a comparison, each as mean and interval.
+fn cells(text: &str) -> Vec<[(f64, [f64; 2]); 3]> {
+    let tables = text
+        .split("\n\n")
+        .filter(|t| ["pass@N", "best-of-N", "majority@N"].iter().any(|n| t.starts_with(&format!("{n}\nN"))));
+    let cell = |text: &str| {
+        let number = |s: &str| s.trim().parse::<f64>().unwrap();
+        let (mean, interval) = text.split_once('[').unwrap();
+        let (low, high) = interval.split_once(',').unwrap();
+        (number(mean), [number(low), number(high)])
+    };
+    let row = |line: &str| {
+        let (_, rest) = line.trim_start().split_once(' ').unwrap();
+        let found: Vec<_> = rest.split(']').filter(|c| !c.trim().is_empty()).map(cell).collect();
+        <[_; 3]>::try_from(found).unwrap()
+    };
+    tables.flat_map(|table| table.trim_end().lines().skip(2).map(row).collect::<Vec<_>>()).collect()
+}
+
+/// Mean and 95 % bootstrap interval, drawn by another generator than the program's.
+fn bootstrap(values: &[f64]) -> (f64, [f64; 2]) {
+    let mut state = 1u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    let n = values.len();
+    let mut means: Vec<f64> =
+        (0..8000).map(|_| (0..n).map(|_| values[below(n)]).sum::<f64>() / n as f64).collect();
+    means.sort_by(f64::total_cmp);
+    (values.iter().sum::<f64>() / n as f64, [means[200], means[7799]])
+}
+
+/// Experts teach a model the answers, so it is known which report is the better one: in `comparison.txt`, and in
+/// `eval --compare`, whichever of the two is measured last.
+#[test]
+fn the_better_model_is_called_so_from_both_sides() {
+    let f = Fixture::new();
+    f.write("run.toml", RUN.replace("kind = \"pass-at-n\"\nn = 2", "kind = \"sft\"\nn = 2"));
+    let tasks = crate::fixture::tasks_jsonl();
+    f.write("eval.jsonl", tasks.lines().take(20).collect::<Vec<_>>().join("\n"));
+    let set =
+        ["--set", "data.eval_tasks=eval.jsonl", "--set", "train.eval_samples=8", "--set", "train.steps=60"];
+    let trained = f.succeed(&[&["train", "run.toml"], &set[..]].concat());
+    let filed = fs::read_to_string(f.path("out/comparison.txt")).unwrap();
+    assert!(trained.stdout.contains(&filed), "{}", trained.stdout);
+    let [before, after] = ["000000", "000060"].map(|step| report(&f, &format!("out/eval/step-{step}.json")));
+    let (rows_before, rows_after) = (by_problem(&before), by_problem(&after));
+    let column = |rows: &[Vec<f64>], i: usize| rows.iter().map(|row| row[i]).collect::<Vec<f64>>();
+
+    // By the figures of each problem, and to the three decimals that a table has.
+    let check = |text: &str, from: &[Vec<f64>], to: &[Vec<f64>]| {
+        let found = cells(text);
+        assert_eq!(found.len(), 3 * 4, "N = 1, 2, 4, 8: {text}");
+        for (i, found) in found.iter().enumerate() {
+            let (from, to) = (column(from, i), column(to, i));
+            let pairs: Vec<f64> = from.iter().zip(&to).map(|(b, a)| a - b).collect();
+            for (which, (found, values)) in found.iter().zip([&from, &to, &pairs]).enumerate() {
+                let (mean, [low, high]) = bootstrap(values);
+                assert!(
+                    (found.0 - mean).abs() <= 0.0005 + 1e-9,
+                    "{i} {which}: {found:?}, want {mean} {text}"
+                );
+                // The ends of a percentile interval vary by some 2 % of its width.
+                let slack = 0.001 + 0.08 * (high - low);
+                let [l, h] = found.1;
+                assert!(
+                    (l - low).abs() < slack && (h - high).abs() < slack,
+                    "{i} {which}: {found:?}, want {low} {high}"
+                );
+            }
+        }
+    };
+    check(&filed, &rows_before, &rows_after);
+    assert!(cells(&filed)[0][2].0 > 0.15, "experts must have taught it much: {filed}");
+    assert!(
+        filed.contains("pass@N: gain beyond the interval at N = 1, 2") && !filed.contains("loss"),
+        "{filed}"
+    );
+
+    let args = ["eval", "run.toml", "--samples", "8", "--set", "data.tasks=eval.jsonl"];
+    let compared = |model: &str, with: &str| {
+        let ran = f.succeed(&[&args[..], &["--model", model, "--compare", with]].concat());
+        ran.stdout[ran.stdout.find("problems:").unwrap()..].to_owned()
+    };
+    let last = "out/checkpoints/step-000060/model";
+    // The same noise as in the run, so the same responses.
+    let forward = compared(last, "out/eval/step-000000.json");
+    check(&forward[forward.rfind("problems:").unwrap()..], &rows_before, &rows_after);
+    let backward = compared("model", "out/eval/step-000060.json");
+    let backward = &backward[backward.rfind("problems:").unwrap()..];
+    check(backward, &rows_after, &rows_before);
+    assert!(
+        backward.contains("pass@N: loss beyond the interval at N = 1, 2") && !backward.contains("gain"),
+        "{backward}"
+    );
+}
+
+/// A model that does not change is evaluated to the same figures, problem by problem, whatever was drawn in between.
+#[test]
+fn evaluations_of_a_run_share_their_noise() {
+    let f = Fixture::new();
+    let set =
+        ["data.eval_tasks=eval.jsonl", "train.eval_samples=8", "optimizer.lr=1e-30", "train.eval_every=2"];
+    let train = |output: &str, more: &str| {
+        let output = format!("train.output={output}");
+        let set = set.iter().copied().chain([&*output, more]).flat_map(|s| ["--set", s]);
+        f.succeed(&["train", "run.toml"].into_iter().chain(set).collect::<Vec<_>>());
+    };
+    train("out", "train.steps=4");
+    let problems = |output: &str, step: u64| {
+        report(&f, &format!("{output}/eval/step-{step:06}.json"))["problems"].clone()
+    };
+    for step in [2, 4] {
+        assert_eq!(problems("out", step), problems("out", 0));
+    }
+    let text = fs::read_to_string(f.path("out/comparison.txt")).unwrap();
+    for [before, after, difference] in cells(&text) {
+        assert_eq!((before, difference), (after, (0.0, [0.0; 2])));
+    }
+    assert_eq!(text.matches("no change beyond the interval at any N").count(), 3, "{text}");
+    // Other noise shows.
+    train("other", "train.seed=1");
+    assert_ne!(problems("other", 0), problems("out", 0));
+}

@@ -151,6 +151,24 @@ fn truncated_draws_follow_what_is_left_of_the_distribution() {
     }
 }
 
+/// Where the most probable token reaches top_p exactly, the next one is out; of equal ones the lower id is in.
+#[test]
+fn an_exact_sum_is_enough_for_top_p() {
+    let x = Tensor::f32(1, 1, vec![1.0]);
+    // Two halves, whose sum no rounding touches, among tokens that even f64 gives no probability.
+    let table = Tensor::f32(5, 1, vec![-1e4, 0.5, -1e4, 0.5, -1e4]);
+    for temperature in [0.5, 1.0, 1.7] {
+        let head = HeadSpec { softcap: None, temperature };
+        for (top_p, kept) in [(0.499_999, &[1][..]), (0.5, &[1]), (0.500_001, &[1, 3]), (1.0, &[1, 3])] {
+            let truncation = Truncation { top_p, ..NONE };
+            let drawn = draw(&x, &table, &head, &truncation, keys(500, 3, 0));
+            let found = counts(drawn.into_iter(), 5);
+            let found: Vec<usize> = (0..5).filter(|&v| found[v] > 0).collect();
+            assert_eq!(found, kept, "top_p = {top_p} at temperature {temperature}");
+        }
+    }
+}
+
 /// Draws under keys that differ in one field alone are independent: the joint distribution of the two is the product.
 #[test]
 fn neighbouring_keys_draw_independently() {

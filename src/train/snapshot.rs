@@ -259,7 +259,7 @@ impl Snapshots {
         let oldest = all.iter().filter(|(step, _)| *step <= newest).skip(self.keep);
         for (_, path) in later.chain(oldest) {
             // What others have put there, or made by hand under such a name, is not ours to remove.
-            if !all_written(path) {
+            if !all_written(path)? {
                 continue;
             }
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -295,17 +295,30 @@ pub fn newest_step(dir: &Path) -> Result<Option<u64>, SnapshotError> {
 }
 
 /// Whether the checkpoint at `path` holds nothing but files that its manifest lists.
-fn all_written(path: &Path) -> bool {
-    fn only(listed: &BTreeSet<String>, dir: &Path, prefix: &str) -> bool {
-        entries(dir).is_ok_and(|entries| {
-            entries.iter().all(|(name, path)| match path.is_dir() {
-                true => only(listed, path, &format!("{prefix}{name}/")),
-                false => listed.contains(&format!("{prefix}{name}")),
-            })
-        })
+fn all_written(path: &Path) -> Result<bool, SnapshotError> {
+    fn only(listed: &BTreeSet<String>, dir: &Path, prefix: &str) -> Result<bool, SnapshotError> {
+        for (name, path) in entries(dir)? {
+            let name = format!("{prefix}{name}");
+            let ours = if path.is_dir() {
+                only(listed, &path, &format!("{name}/"))?
+            } else {
+                listed.contains(&name)
+            };
+            if !ours {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
-    let Ok(manifest) = read_json::<Manifest>(&path.join(MANIFEST)) else { return false };
-    let mut listed: BTreeSet<String> = manifest.files.into_iter().map(|entry| entry.path).collect();
+    let manifest = path.join(MANIFEST);
+    if !manifest.is_file() {
+        return Ok(false);
+    }
+    let Manifest { files, .. } = match read_json(&manifest) {
+        Err(SnapshotError::Damaged { .. }) => return Ok(false),
+        read => read?,
+    };
+    let mut listed: BTreeSet<String> = files.into_iter().map(|entry| entry.path).collect();
     listed.insert(MANIFEST.to_owned());
     only(&listed, path, "")
 }
@@ -792,7 +805,7 @@ mod tests {
         }
         assert_eq!(
             names(dir.path()),
-            ["step-000001", "step-000004", "step-0000007", "step-000009", "step-1"]
+            ["step-0000007", "step-000001", "step-000004", "step-000009", "step-1"]
         );
         assert!(dir.path().join("step-000001/model/mine.gguf").exists());
     }

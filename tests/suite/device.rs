@@ -1232,16 +1232,12 @@ fn the_kernels_run_through_the_driver() {
     let run = |settings: &[(&str, &str)], tests: &[&str]| {
         assert_eq!(under(settings, &[&["--exact"], tests].concat()).0, tests.len(), "{settings:?}");
     };
-    let tests = [
-        "kernels::rows::rows_move_where_they_belong",
-        "engine::decode_steps_are_replayed_while_streams_end",
-    ];
+    let tests =
+        ["kernels::rows::rows_move_where_they_belong", "engine::decode_steps_are_replayed_while_streams_end"];
     run(&[], &tests);
     // Kernels that begin before those ahead have ended.
-    let tests = [
-        "engine::a_step_on_a_gpu_is_the_cpus_within_bf16",
-        "engine::decode_steps_are_replayed_on_a_gpu",
-    ];
+    let tests =
+        ["engine::a_step_on_a_gpu_is_the_cpus_within_bf16", "engine::decode_steps_are_replayed_on_a_gpu"];
     run(&[("VCUDA_CAPABILITY", "9.0")], &tests);
 }
 

@@ -122,6 +122,15 @@ mod tests {
         );
     }
 
+    /// Runs are resumed with the same keys by later versions.
+    #[test]
+    fn keys_are_made_of_all_of_seed_step_and_domain() {
+        for (domain, number) in [(Domain::Sample, 1), (Domain::Shuffle, 2), (Domain::Bootstrap, 3)] {
+            let [a, b, ..] = philox4x32([3, 5, number, 0], [7, 11]);
+            assert_eq!(derive_key(11 << 32 | 7, domain, 5 << 32 | 3), [a, b], "{domain:?}");
+        }
+    }
+
     #[test]
     fn shuffle_is_a_permutation_and_repeats() {
         let mut a: Vec<u32> = (0..100).collect();

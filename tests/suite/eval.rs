@@ -3,6 +3,7 @@
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use bon_engine::eval::estimators::{answer_counts, best_of_n, entropy, majority_at_n, pass_at_n};
 use bon_engine::eval::{EvalError, Problem, Report, Sample, evaluate};
+use bon_engine::rng::{Domain, Stream};
 use std::collections::BTreeMap;
 
 fn sample(score: f64, correct: bool, answer: &str) -> Sample {
@@ -149,6 +150,62 @@ fn intervals_cover_as_the_normal_one_does() {
     assert_ne!(figures(3), figures(4), "the seed is used");
     let single = evaluate(&problems(&[2]), &[1], 0).unwrap();
     assert_eq!(single.figures.pass_at_n[0].ci95, None);
+}
+
+/// The ends of an interval as their definition has them: 10,000 resamples of the rows under the seed, of which 2.5 % are cut
+/// off on either side.
+fn percentile_interval(rows: &[f64], seed: u64) -> [f64; 2] {
+    let mut stream = Stream::new(seed, Domain::Bootstrap, 0);
+    let n = rows.len();
+    let mut means: Vec<f64> = (0..10_000)
+        .map(|_| (0..n).map(|_| rows[stream.below(n as u64) as usize]).sum::<f64>() / n as f64)
+        .collect();
+    means.sort_by(f64::total_cmp);
+    [means[250], means[9_749]]
+}
+
+#[test]
+fn intervals_are_percentiles_of_resamples_under_the_first_reports_seed() {
+    let counts = |step: usize| -> Vec<usize> { (0..23).map(|i| i * i * step % 5).collect() };
+    let reports =
+        [(1, 5), (2, 6)].map(|(step, seed)| evaluate(&problems(&counts(step)), &[1], seed).unwrap());
+    let shares = [1, 2].map(|step| counts(step).iter().map(|c| *c as f64 / 4.0).collect::<Vec<f64>>());
+    let close = |found: Option<[f64; 2]>, want: [f64; 2]| {
+        let found = found.unwrap();
+        assert_abs_diff_eq!(found[0], want[0], epsilon = 1e-12);
+        assert_abs_diff_eq!(found[1], want[1], epsilon = 1e-12);
+    };
+    close(reports[0].figures.pass_at_n[0].ci95, percentile_interval(&shares[0], 5));
+    let change = reports[0].compare(&reports[1]).unwrap().figures.pass_at_n[0];
+    let gains: Vec<f64> = shares[1].iter().zip(&shares[0]).map(|(after, before)| after - before).collect();
+    close(change.difference.ci95, percentile_interval(&gains, 5));
+}
+
+#[test]
+fn a_change_is_one_where_its_interval_says_so() {
+    let report = |counts: &[usize]| evaluate(&problems(counts), &[1], 0).unwrap();
+    let told = |before: &[usize], after: &[usize]| {
+        let table = report(before).compare(&report(after)).unwrap().to_table();
+        table.lines().find_map(|line| line.strip_prefix("pass@N: ").map(str::to_owned)).unwrap()
+    };
+    let (few, many) = (vec![1; 30], vec![2; 30]);
+    assert_eq!(told(&few, &many), "gain beyond the interval at N = 1");
+    assert_eq!(told(&many, &few), "loss beyond the interval at N = 1");
+    // Half of the problems gain and half lose.
+    let mixed: Vec<usize> = (0..30).map(|i| 1 + 2 * (i % 2)).collect();
+    assert_eq!(told(&many, &mixed), "no change beyond the interval at any N");
+}
+
+#[test]
+fn unanswered_is_a_share() {
+    let samples = vec![
+        sample(0.0, false, ""),
+        sample(0.0, false, "a"),
+        sample(0.0, false, "b"),
+        sample(0.0, true, "c"),
+    ];
+    let report = evaluate(&[Problem { id: "one".into(), samples }], &[1], 0).unwrap();
+    assert_eq!(report.figures.unanswered.mean, 0.25);
 }
 
 #[test]

@@ -552,6 +552,15 @@ fn metrics_say_what_best_of_n_earns() {
     assert_abs_diff_eq!(metrics.oracle_best_of_n, 2.0 / 3.0, epsilon = 1e-15);
     assert_abs_diff_eq!(metrics.mean_reward, 1.0 / 3.0, epsilon = 1e-15);
     assert_abs_diff_eq!(metrics.p_fail, 2.0 / 3.0, epsilon = 1e-15);
+    // Rewards that are not 0 and 1: Best-of-N earns them, pass@N counts who passes.
+    let answer = coefficients(
+        &ObjectiveConfig::new(Kind::BonRlS, Some(2)),
+        &group(&[3.0, 2.0, 1.0], &[0.2, 0.9, 0.4]),
+    );
+    let metrics = answer.unwrap().metrics.unwrap();
+    assert_abs_diff_eq!(metrics.best_of_n, (0.2 + 0.2 + 0.9) / 3.0, epsilon = 1e-15);
+    assert_abs_diff_eq!(metrics.oracle_best_of_n, (0.9 + 0.4 + 0.9) / 3.0, epsilon = 1e-15);
+    assert_abs_diff_eq!(metrics.pass_at_n, 2.0 / 3.0, epsilon = 1e-15);
 }
 
 #[test]

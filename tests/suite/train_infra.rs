@@ -567,6 +567,21 @@ fn metrics_that_are_not_ours_are_not_cut() {
     assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
 }
 
+/// Behind the last step of the checkpoint.
+#[test]
+fn a_torn_line_is_cut_off_wherever_it_was_torn() {
+    let whole = "{\"step\":1}\n{\"step\":2}\n";
+    for torn in ["{", "{\"step\":3", "{\"step\":3}"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(&path, format!("{whole}{torn}")).unwrap();
+        let mut metrics = Metrics::open(dir.path(), 2).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole, "{torn}");
+        metrics.step(&step(3)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3, "{torn}");
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_a_number_stays_one_line_of_json() {
     let dir = tempfile::tempdir().unwrap();

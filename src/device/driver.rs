@@ -14,7 +14,7 @@
 //!   collected, work is held back, so a table for a later launch may be written ahead of earlier ones; to keep that
 //!   harmless, small memory that is freed meanwhile is used again only after the sequence.
 //! - From compute capability 9.0 on a kernel's blocks take their places while the kernel before it still runs
-//!   ([`dependent`]).
+//!   ([`mod@dependent`]).
 //! - A kernel that fails is noticed by whatever waits for it, so the message of such an error names the launches before.
 //! - With [`EXACT_ALLOC`] in the environment every allocation is one of the driver's, for tools that watch memory.
 //!
@@ -190,7 +190,7 @@ struct State {
     arena: Arena,
     /// Whether every allocation is one of the driver's ([`EXACT_ALLOC`]).
     exact: bool,
-    /// Whether kernels begin before those ahead of them have ended ([`dependent`]).
+    /// Whether kernels begin before those ahead of them have ended ([`mod@dependent`]).
     dependent: bool,
     staging: Staging,
     landings: Vec<Landing>,

@@ -338,7 +338,7 @@ pub fn ptxas() -> Option<String> {
 }
 
 /// Whether GPUs of an architecture, as ptxas calls it, begin kernels before those ahead of them have ended
-/// ([`dependent`]).
+/// ([`mod@dependent`]).
 fn launches_dependents(arch: &str) -> bool {
     let capability = arch.trim_start_matches("sm_").parse().map(|sm: i32| (sm / 10, sm % 10));
     capability.is_ok_and(|capability| capability >= dependent::CAPABILITY)

@@ -102,12 +102,20 @@ impl<B: Backend> ModelDir<B> {
         backend
             .supports(&shape(&config.gemma))
             .map_err(|source| OpenError::Unsupported { path: path.into(), source })?;
-        let tokenizer = Tokenizer::open(path, &config.gemma)?;
-        let checkpoint = Checkpoint::open(path)?;
-        let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
-        let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
-        let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
-        let params = load(&backend, &config.gemma, &checkpoint, dtype)?;
+        let weights = || {
+            let checkpoint = Checkpoint::open(path)?;
+            let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
+            let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
+            let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
+            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, rounded))
+        };
+        // Side by side, because a vocabulary of 2^18 pieces takes as long to read as the weights of a small model.
+        let (tokenizer, weights) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::open(path, &config.gemma));
+            let weights = weights();
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
+        });
+        let (tokenizer, (params, rounded)) = (tokenizer?, weights?);
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
         let model = Gemma { backend, config: config.gemma.clone(), params };

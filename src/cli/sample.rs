@@ -1,9 +1,10 @@
 //! `bon-engine sample`: N responses to a prompt.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -81,6 +82,9 @@ pub struct Args {
     /// Write JSON lines with tokens and log-probs
     #[arg(long)]
     json: bool,
+    /// Say on standard error what loading, the prompt and further tokens took
+    #[arg(long)]
+    timings: bool,
 }
 
 #[derive(Serialize)]
@@ -114,6 +118,7 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
         (None, None) => bail!("give --prompt or --prompt-file"),
     };
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+    let began = Instant::now();
     let loaded = open_model(backend, &args.model, args.dtype)?;
     let tokenizer = &loaded.tokenizer;
     let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
@@ -134,6 +139,8 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     };
     let prompts = [Prompt { ids: &ids, number: 0, streams }];
     let started = Instant::now();
+    // When the first token of a response is known: then the prompt has been read.
+    let first: Cell<Option<Instant>> = Cell::default();
     let printer = Printer { stop: &stop, shown: Cell::new(0) };
     let live = !args.json && streams == 1;
     let failed: RefCell<Option<anyhow::Error>> = RefCell::default();
@@ -147,6 +154,9 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
         &prompts,
         &sampling,
         |tokens| {
+            if first.get().is_none() {
+                first.set(Some(Instant::now()));
+            }
             if live {
                 note_failure(printer.beginning(&stop.settled(tokens)));
             }
@@ -161,6 +171,15 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     )?;
     if let Some(e) = failed.into_inner() {
         return Err(e);
+    }
+    if let (true, Some(first)) = (args.timings, first.get()) {
+        let further = groups[0].iter().map(|r| r.tokens.len()).sum::<usize>() - streams;
+        let timings = Timings {
+            loading: started - began,
+            prompt: (ids.len(), first - started),
+            further: (further, first.elapsed()),
+        };
+        note(&timings.to_string());
     }
     let mut out = io::stdout().lock();
     for response in &groups[0] {
@@ -180,6 +199,28 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What `--timings` says.
+struct Timings {
+    loading: Duration,
+    /// Tokens of the prompt, and the time for them and the first token of each response.
+    prompt: (usize, Duration),
+    /// All other tokens.
+    further: (usize, Duration),
+}
+
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |(tokens, time): (usize, Duration)| {
+            let seconds = time.as_secs_f64();
+            format!("{seconds:.3} s, {:.1} tokens/s", tokens as f64 / seconds)
+        };
+        let (loading, prompt, further) = (self.loading.as_secs_f64(), self.prompt, self.further);
+        write!(f, "--- loading: {loading:.3} s")?;
+        write!(f, "; prompt of {} tokens and the first of each response: {}", prompt.0, part(prompt))?;
+        write!(f, "; {} further tokens: {}", further.0, part(further))
+    }
 }
 
 /// Prints responses as they come.

@@ -55,6 +55,14 @@ fn sample_prints_one_response_alone_and_several_with_their_numbers() {
         assert!(rest.starts_with(&format!("{}\n", text(i))), "{rest}");
     }
 
+    // Prompt and decoding apart: all tokens are counted once.
+    let ran = f.run(&[&args[..], &["-n", "3", "--timings"]].concat());
+    let tokens: usize = lines.iter().map(|line| line["tokens"].as_array().unwrap().len()).sum();
+    let timings = ran.stderr.lines().find(|line| line.starts_with("--- loading: ")).unwrap();
+    assert!(timings.contains("; prompt of 5 tokens and the first of each response: "), "{timings}");
+    assert!(timings.contains(&format!("; {} further tokens: ", tokens - 3)), "{timings}");
+    assert_eq!(ran.stdout, several);
+
     // The text ends before the stop string.
     let stop = &text(0).chars().last().unwrap().to_string();
     let stopped = f.succeed(&[&args[..], &["--stop", stop]].concat()).stdout;

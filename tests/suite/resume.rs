@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -152,6 +153,8 @@ fn twenty_kills_at_random_moments_change_nothing() {
 
 #[test]
 fn the_first_signal_saves_and_the_second_ends_at_once() {
+    // A suite that was begun under `nohup` hands on that SIGHUP is ignored, unless this process listens to it.
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::default()).unwrap();
     let f = Fixture::new();
     let set = ["train.steps=100000", "train.length_normalizer=per-token", "data.suffix= "];
     for (signal_, output) in [(Signal::INT, "int"), (Signal::TERM, "term"), (Signal::HUP, "hup")] {

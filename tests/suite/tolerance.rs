@@ -71,7 +71,8 @@ impl Rule {
     }
 }
 
-/// Half the distance from 1 to the next bf16.
+/// Half a unit in the last place of a bf16, relative to a number just below a power of two; relative to one just above, it
+/// is twice that, the most that rounding takes off.
 pub(crate) const BF16_ROUNDOFF: f64 = 1.0 / 256.0 / 2.0;
 
 /// Holds `got` to a rule, in the mean square and at the worst element. `naive` is what bf16 gives where every op stores

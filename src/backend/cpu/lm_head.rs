@@ -10,9 +10,9 @@
 
 use rayon::prelude::*;
 
-use super::Tensor;
 use super::matmul::{PANEL, Panels, accumulate, tile, widen_rows};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, tanh};
+use super::{Tensor, zeroed};
 use crate::backend::{Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
 
@@ -450,7 +450,7 @@ pub fn logprob_forward(
     let by_token = by_token(targets);
     let stride = panels.count() * PANEL;
     // [V, rows in whole panels]
-    let mut logits = vec![0.0; if keep { table.rows * stride } else { 0 }];
+    let mut logits: Vec<f32> = zeroed(if keep { table.rows * stride } else { 0 });
     let mut of_chunks: Vec<&mut [f32]> = logits.chunks_mut((CHUNK * stride).max(1)).collect();
     of_chunks.resize_with(chunks(table), Default::default);
     let parts: Vec<_> = of_chunks

@@ -16,6 +16,7 @@ pub mod simd;
 use std::collections::VecDeque;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
@@ -93,6 +94,34 @@ pub struct Draws {
     not_taken: VecDeque<Vec<Sampled>>,
 }
 
+/// So many zeros. Large ones lie in huge pages where the system grants them: the first touch of a page costs as much as
+/// hundreds of its bytes.
+pub(crate) fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Vec<T> {
+    let x: Vec<T> = bytemuck::zeroed_vec(len);
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let bytes = size_of_val(&x[..]);
+        let first = x.as_ptr().addr().next_multiple_of(HUGE);
+        let end = (x.as_ptr().addr() + bytes) / HUGE * HUGE;
+        if first < end {
+            let at = x.as_ptr().with_addr(first).cast_mut().cast();
+            // SAFETY: whole pages of a vector that this function owns; the advice changes nothing that they hold.
+            let _ = unsafe { rustix::mm::madvise(at, end - first, rustix::mm::Advice::LinuxHugepage) };
+        }
+    }
+    x
+}
+
+/// The elements that `bytes` hold, which may lie at any address. Copied by all threads.
+fn collected<T: bytemuck::Pod + Send>(bytes: &[u8]) -> Vec<T> {
+    const CHUNK: usize = 1 << 20;
+    let mut x: Vec<T> = zeroed(bytes.len() / size_of::<T>());
+    let to: &mut [u8] = bytemuck::cast_slice_mut(&mut x);
+    to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+    x
+}
+
 /// The CPU as a device: no state, the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
@@ -116,8 +145,8 @@ impl Backend for Cpu {
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
         let data = match dtype {
-            DType::F32 => Data::F32(vec![0.0; rows * cols]),
-            DType::Bf16 => Data::Bf16(vec![bf16::ZERO; rows * cols]),
+            DType::F32 => Data::F32(zeroed(rows * cols)),
+            DType::Bf16 => Data::Bf16(zeroed(rows * cols)),
         };
         Tensor { rows, cols, data }
     }
@@ -128,10 +157,9 @@ impl Backend for Cpu {
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
         assert_eq!(bytes.len(), rows * cols * dtype.bytes(), "the bytes of a [{rows}, {cols}] matrix");
-        // `bytes` may lie at any address: it comes from a mapped file.
         let data = match dtype {
-            DType::F32 => Data::F32(bytemuck::pod_collect_to_vec(bytes)),
-            DType::Bf16 => Data::Bf16(bytemuck::pod_collect_to_vec(bytes)),
+            DType::F32 => Data::F32(collected(bytes)),
+            DType::Bf16 => Data::Bf16(collected(bytes)),
         };
         Tensor { rows, cols, data }
     }

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::Tensor;
 use super::matmul::widen_rows;
 use super::simd::multiversion;
+use super::{Tensor, zeroed};
 
 /// Elements per task: a few microseconds of work, so that a decode step's small matrices stay on one thread.
 const TASK: usize = 16 * 1024;
@@ -60,7 +60,7 @@ pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
 
 /// The rows of x in f32.
 pub fn widened(x: &Tensor) -> Tensor {
-    let mut y = vec![0.0; x.rows * x.cols];
+    let mut y = zeroed(x.rows * x.cols);
     for_row_blocks(&mut y, x.cols, |first, block| {
         widen_rows(x, first..first + block.len() / x.cols, block, x.cols);
     });

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::fixture::Fixture;
+use crate::fixture::{CONTEXT, Fixture, RUN};
 
 #[test]
 fn every_command_explains_itself() {
@@ -90,6 +90,93 @@ fn eval_needs_no_configuration_file() {
     f.write("eval.toml", "[model]\npath='model'\n[data]\ntasks='eval.jsonl'\n[generate]\nmax_new_tokens=4\n[verifier]\nkind='numeric'\npick='first'\n");
     assert_eq!(f.succeed(&["eval", "eval.toml", "--samples", "3"]).stdout, by_file);
     f.succeed(&["eval", "eval.toml", "--samples", "1", "--set", "generate.temperature=0"]);
+}
+
+#[test]
+fn arguments_count() {
+    let f = Fixture::new();
+    let sample = ["sample", "--model", "model", "--prompt", "1+1=", "--max-new-tokens", "12", "--seed"];
+    let drawn = |seed| f.succeed(&[&sample[..], &[seed]].concat()).stdout;
+    assert_ne!(drawn("3"), drawn("4"));
+    assert_eq!(drawn("3"), drawn("3"));
+
+    f.write("texts.jsonl", "{\"prompt\":\"1+1=2\"}\n");
+    let score = |temperature| {
+        let args = ["logprobs", "--model", "model", "--input", "texts.jsonl", "--temperature", temperature];
+        let line: Value = serde_json::from_str(&f.succeed(&args).stdout).unwrap();
+        line["logprobs"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    let (plain, flat) = (score("1"), score("1000000"));
+    assert_ne!(plain, flat);
+    // The 50 tokens are equally likely at last.
+    assert!(flat.iter().all(|l| (l + 50f64.ln()).abs() < 1e-3), "{flat:?}");
+
+    // What is said on the command line goes before the file.
+    let set = ["--set", "data.eval_tasks=tasks.jsonl", "--set", "model.dtype=f32", "--samples", "2"];
+    let more = ["--tasks", "eval.jsonl", "--dtype", "bf16", "--output", "r.json"];
+    let shown = f.succeed(&[&["eval", "run.toml"], &set[..], &more].concat()).stdout;
+    assert!(shown.contains("problems: 4, samples each: 2"), "{shown}");
+    let report: Value = serde_json::from_slice(&std::fs::read(f.path("r.json")).unwrap()).unwrap();
+    assert_eq!(report["provenance"]["settings"]["model.dtype"], "bf16");
+    let shown = f.succeed(&[&["eval", "run.toml"], &set[..]].concat()).stdout;
+    assert!(shown.contains("problems: 25, samples each: 2"), "{shown}");
+}
+
+/// Each leaves one token.
+#[test]
+fn truncation_of_the_configuration_counts() {
+    let f = Fixture::new();
+    for (set, truncated) in [
+        ("generate.top_k=1", true),
+        ("generate.top_p=1e-6", true),
+        ("generate.min_p=0.99999", true),
+        ("generate.top_k=0", false),
+    ] {
+        let args = ["eval", "run.toml", "--samples", "8", "--set", set, "--output", "r.json"];
+        f.succeed(&args);
+        let report: Value = serde_json::from_slice(&std::fs::read(f.path("r.json")).unwrap()).unwrap();
+        let most = |p: &Value| p["distinct_answers"].as_f64().unwrap();
+        let most = report["problems"].as_array().unwrap().iter().map(most).fold(0.0, f64::max);
+        assert_eq!(most <= 1.0, truncated, "{set}: {most} answers to a problem");
+    }
+}
+
+/// Prompt, response and the token that ends it.
+#[test]
+fn an_expert_may_fill_the_context() {
+    let f = Fixture::new();
+    f.write("run.toml", RUN.replace("kind = \"pass-at-n\"\nn = 2", "kind = \"sft\""));
+    let train = |letters: usize| {
+        let response = "a".repeat(letters);
+        f.write(
+            "tasks.jsonl",
+            format!("{{\"prompt\":\"1+1=\",\"answer\":\"2\",\"response\":\"{response}\"}}\n").repeat(4),
+        );
+        f.run(&[
+            "train",
+            "run.toml",
+            "--set",
+            "train.steps=1",
+            "--set",
+            &format!("train.output=of-{letters}"),
+        ])
+    };
+    let fits = CONTEXT - 5 - 1;
+    let ran = train(fits);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = train(fits + 1);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("tasks.jsonl:1: ") && ran.stderr.contains("65 tokens"), "{}", ran.stderr);
+}
+
+#[test]
+fn equal_warnings_are_told_once() {
+    let f = Fixture::new();
+    // Two characters, which may have been meant as one.
+    let set = ["--set", r"data.suffix='\n'", "--set", "data.eval_tasks=eval.jsonl"];
+    let few = ["--set", "train.steps=1", "--set", "train.eval_samples=2"];
+    let ran = f.succeed(&[&["train", "run.toml"], &set[..], &few].concat());
+    assert_eq!(ran.stderr.matches("warning: data.suffix").count(), 1, "{}", ran.stderr);
 }
 
 #[test]

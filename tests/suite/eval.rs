@@ -166,10 +166,17 @@ fn percentile_interval(rows: &[f64], seed: u64) -> [f64; 2] {
 
 #[test]
 fn intervals_are_percentiles_of_resamples_under_the_first_reports_seed() {
-    let counts = |step: usize| -> Vec<usize> { (0..23).map(|i| i * i * step % 5).collect() };
-    let reports =
-        [(1, 5), (2, 6)].map(|(step, seed)| evaluate(&problems(&counts(step)), &[1], seed).unwrap());
-    let shares = [1, 2].map(|step| counts(step).iter().map(|c| *c as f64 / 4.0).collect::<Vec<f64>>());
+    // Shares of different numbers of samples, so that no two resamples have one mean.
+    let counts = |step: usize| (0..41).map(move |i| (i * i * step % (i + 2), i + 2));
+    let problem = |(i, (correct, samples)): (usize, (usize, usize))| Problem {
+        id: format!("p{i}"),
+        samples: (0..samples).map(|j| sample(0.0, j < correct, "a")).collect(),
+    };
+    let reports = [(1, 5), (3, 6)].map(|(step, seed)| {
+        let problems: Vec<Problem> = counts(step).enumerate().map(problem).collect();
+        evaluate(&problems, &[1], seed).unwrap()
+    });
+    let shares = [1, 3].map(|step| counts(step).map(|(c, of)| c as f64 / of as f64).collect::<Vec<f64>>());
     let close = |found: Option<[f64; 2]>, want: [f64; 2]| {
         let found = found.unwrap();
         assert_abs_diff_eq!(found[0], want[0], epsilon = 1e-12);

@@ -260,6 +260,13 @@ fn a_verifier_without_a_verdict_stops_the_run() {
             None,
             &["the verifier cannot be used", "none of 16 responses", "null"],
         ),
+        // Of several reasons the first, in the order of the responses.
+        (
+            "first",
+            "case $id in 0) reply NaN;; *) reply null;; esac",
+            None,
+            &["the verifier cannot be used", "none of 16 responses", "NaN"],
+        ),
         ("reward", "reply 1", Some("reply null"), &["the environment cannot be used", "none of 16", "null"]),
         ("reward-name", "reply 1", Some(misnamed), &["the environment cannot be used", "field `score`"]),
     ] {

@@ -66,7 +66,13 @@ fn every_difference_is_named() {
     let mut bytes = fs::read(&weights).unwrap();
     let last = bytes.len() - 2;
     bytes[last] ^= 1;
-    fs::write(&weights, bytes).unwrap();
+    fs::write(&weights, &bytes).unwrap();
+    // Another tensor than the last.
+    crate::fixture::write_model(&f.path("another"));
+    bytes[last] ^= 1;
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[8 + header + 2] ^= 1;
+    fs::write(f.path("another/model.safetensors"), &bytes).unwrap();
     fs::copy(f.path("eval.jsonl"), f.path("elsewhere.jsonl")).unwrap();
     f.succeed(&[&EVAL[..], &["--output", "r.json"]].concat());
     for (more, named) in [
@@ -81,6 +87,7 @@ fn every_difference_is_named() {
         (&["--dtype", "bf16"], &["model.dtype: f32 -> bf16", "model.weights: crc32c "]),
         (&["--model", "copy"], &["\n  model: model -> copy\n"]),
         (&["--model", "other"], &["\n  model: model -> other\n", "model.weights: crc32c "]),
+        (&["--model", "another"], &["\n  model: model -> another\n", "model.weights: crc32c "]),
         (&["--tasks", "elsewhere.jsonl"], &["data.tasks: eval.jsonl -> elsewhere.jsonl"]),
     ] {
         let ran = eval(&f, &[more, &["--compare", "r.json"]].concat());
@@ -143,9 +150,14 @@ fn what_a_program_reads_and_is_counts() {
     );
     // Fields that only a program can see.
     let tasks = fs::read_to_string(f.path("eval.jsonl")).unwrap();
-    f.write("eval.jsonl", tasks.replace("\"prompt\"", "\"tests\":[1],\"prompt\""));
-    let ran = compare(&[]);
-    assert!(ran.code == Some(1) && ran.stderr.contains("data.other_fields: crc32c "), "{}", ran.stderr);
+    for tasks in [
+        tasks.replace("\"prompt\"", "\"tests\":[1],\"prompt\""),
+        tasks.replacen("\"prompt\"", "\"tests\":[1],\"prompt\"", 1),
+    ] {
+        f.write("eval.jsonl", tasks);
+        let ran = compare(&[]);
+        assert!(ran.code == Some(1) && ran.stderr.contains("data.other_fields: crc32c "), "{}", ran.stderr);
+    }
     f.write("eval.jsonl", tasks);
     // Another text of the script may judge otherwise, or not: that is for whoever reads the comparison.
     by_programs(&f, ": the same; reply 1", None);
@@ -187,6 +199,98 @@ fn a_resumed_run_does_not_compare_with_other_answers() {
     let ran = run(&["--set", "train.steps=5", "--resume"]);
     assert!(ran.stderr.contains("no comparison at the end"), "{}", ran.stderr);
     assert!(!ran.stdout.contains("before and after"), "{}", ran.stdout);
+}
+
+/// The line of an evaluation in `eval.jsonl` says of N = objective.n what its report says, and both are drawn under the
+/// run's seed.
+#[test]
+fn the_log_of_evaluations_is_that_of_the_reports() {
+    let f = Fixture::new();
+    // The verifier prefers the last digit, the environment pays the first.
+    let text = RUN.replace(
+        "pick = \"first\"",
+        "pick = \"last\"\n\n[environment]\nkind = \"numeric\"\npick = \"first\"",
+    );
+    f.write("run.toml", text);
+    f.write("eval.jsonl", crate::fixture::tasks_jsonl());
+    let set =
+        ["--set", "data.eval_tasks=eval.jsonl", "--set", "train.eval_samples=8", "--set", "train.seed=7"];
+    f.succeed(&[&["train", "run.toml"], &set[..]].concat());
+    let log = fs::read_to_string(f.path("out/eval.jsonl")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    let mut told = Vec::new();
+    for line in &lines {
+        let step = line["step"].as_u64().unwrap();
+        let report = report(&f, &format!("out/eval/step-{step:06}.json"));
+        assert_eq!((&report["seed"], &report["ns"]), (&7.into(), &serde_json::json!([1, 2, 4, 8])));
+        let mean = |list: &str, n: usize| {
+            let of = |problem: &Value| problem[list][n].as_f64().unwrap();
+            let problems = report["problems"].as_array().unwrap();
+            problems.iter().map(of).sum::<f64>() / problems.len() as f64
+        };
+        assert_eq!(line["n"], 2);
+        for (key, want) in [
+            ("pass_at_1", mean("pass_at_n", 0)),
+            ("pass_at_n", mean("pass_at_n", 1)),
+            ("best_of_n", mean("best_of_n", 1)),
+        ] {
+            let found = line[key].as_f64().unwrap();
+            assert!((found - want).abs() < 1e-12, "{key} of step {step}: {found}, {want}");
+            told.push(found);
+        }
+    }
+    assert!(told[0] < told[1] && told[2] < told[1], "the figures differ: {told:?}");
+}
+
+/// What is right is the environment's to say where there is one; the verifier chooses.
+#[test]
+fn right_is_what_the_environment_pays() {
+    let f = Fixture::new();
+    let pick = |which: &str| format!("kind = \"numeric\"\npick = \"{which}\"");
+    let passes = |sections: &str| {
+        f.write("run.toml", RUN.replace(&format!("[verifier]\n{}", pick("first")), sections));
+        let long = ["--samples", "16", "--set", "generate.max_new_tokens=16", "--output", "r.json"];
+        f.succeed(&[&["eval", "run.toml"], &long[..]].concat());
+        let problems = report(&f, "r.json")["problems"].clone();
+        problems.as_array().unwrap().iter().map(|p| p["pass_at_n"].clone()).collect::<Vec<Value>>()
+    };
+    let (first, last) = (format!("[verifier]\n{}", pick("first")), format!("[verifier]\n{}", pick("last")));
+    let both = passes(&format!("{last}\n\n[environment]\n{}", pick("first")));
+    let (first, last) = (passes(&first), passes(&last));
+    assert_eq!(both, first);
+    assert_ne!(both, last);
+}
+
+/// A report that was filed without its line in the log is of a run that died in between.
+#[test]
+fn a_report_without_its_line_does_not_count() {
+    let f = Fixture::new();
+    let set = ["--set", "data.eval_tasks=eval.jsonl", "--set", "train.eval_samples=2"];
+    let run = |more: &[&str]| f.succeed(&[&["train", "run.toml"], &set[..], more].concat());
+    run(&[]);
+    fs::write(f.path("out/eval.jsonl"), "").unwrap();
+    let ran = run(&["--set", "train.steps=5", "--resume"]);
+    assert!(ran.stderr.contains("no comparison at the end"), "{}", ran.stderr);
+}
+
+/// Of a step, what its prompts have in common is a mean over them.
+#[test]
+fn diversity_is_a_mean_over_prompts() {
+    let f = Fixture::new();
+    // Answers are whole responses, which differ.
+    f.succeed(&["train", "run.toml", "--set", "verifier={kind='exact'}"]);
+    let log = fs::read_to_string(f.path("out/metrics.jsonl")).unwrap();
+    let mut some = 0;
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let (answers, entropy) = (&line["distinct_answers"], &line["answer_entropy"]);
+        let (answers, entropy) = (answers.as_f64().unwrap(), entropy.as_f64().unwrap());
+        // 4 responses to each of 4 prompts.
+        assert!((0.0..=4.0).contains(&answers) && (0.0..=4f64.ln()).contains(&entropy), "{line}");
+        some += usize::from(answers > 1.0 && entropy > 4f64.ln() / 4.0);
+    }
+    assert!(some > 0, "sums over prompts would be within the bounds: {log}");
 }
 
 /// The rows of a report by problem: pass@N, Best-of-N and majority at every N.

@@ -239,6 +239,17 @@ fn a_run_saves_by_the_clock() {
     assert!(ran.stderr.contains("train.save_minutes: is -1; it must be 0 (off) or more"), "{}", ran.stderr);
 }
 
+/// Steps are counted from the run's beginning, wherever it was interrupted.
+#[test]
+fn a_resumed_run_saves_at_the_same_steps() {
+    let f = Fixture::new();
+    let set = |steps: &'static str| [steps, "train.save_every=2", "train.keep_checkpoints=9"];
+    succeed(&f, &train("out", &set("train.steps=3")));
+    succeed(&f, &resume("out", &set("train.steps=7")));
+    let saved = |step: &u32| f.path(&format!("out/checkpoints/step-{step:06}")).exists();
+    assert_eq!((1..=7).filter(saved).collect::<Vec<u32>>(), [2, 3, 4, 6, 7]);
+}
+
 #[test]
 fn what_no_run_wrote_is_not_touched() {
     let f = Fixture::new();

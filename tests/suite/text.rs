@@ -47,6 +47,8 @@ fn where_responses_end_and_what_their_text_is() {
         // The first of several, by its place in the text; an end token before any of them.
         (&["c", "b"], &["a", "b", "c"], Some(2), "a", "a"),
         (&["bc", "us"], &["a", "us", "b", "c"], Some(2), "a", "a"),
+        (&["u", "s"], &["b", "us"], Some(2), "b", "b"),
+        (&["s", "u"], &["b", "us"], Some(2), "b", "b"),
         (&["b"], &["a", "<eos>", "b"], Some(2), "a", "a"),
         // Characters in bytes: a stop string of them, and the bytes before one that is cut off.
         (&["\u{e9}"], &["a", "<0xC3>", "<0xA9>", "b"], Some(3), "a", "a"),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Backend, Truncation};
+use bon_engine::backend::{Backend, DType, Truncation};
 use bon_engine::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
@@ -14,7 +14,7 @@ use bon_engine::objective::{ScoredGroup, coefficients};
 use bon_engine::rollout::{PromptFormat, Rollout, StopRule};
 use bon_engine::tasks::{Order, Task, Tasks};
 use bon_engine::tokenizer::TOKENIZER_FILE;
-use bon_engine::train::config::{LengthNormalizer, TrainConfig};
+use bon_engine::train::config::{LengthNormalizer, OptimizerSection, TrainConfig};
 use bon_engine::train::metrics::StepMetrics;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::Forward;
@@ -434,5 +434,19 @@ fn every_objective_trains() {
         assert!(steps.iter().all(finite) && steps.iter().any(|m| m.grad_norm > 0.0), "{kind}: {steps:?}");
         assert!(steps.iter().all(|m| m.logprob_gap_max == 0.0 && m.tokens > 0), "{kind}");
         assert!(checkpoint(&config).0 != start, "{kind}: no weight has changed");
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_nothing() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut model = tiny::model("gemma1", DType::F32);
+        let before = model.params.embed.clone();
+        let mut optimizer = Optimizer::new(&model);
+        optimizer.grads.final_norm.as_f32_mut()[1] = value;
+        optimizer.grads.embed.as_f32_mut()[0] = 1.0;
+        let refused = optimizer.step(&mut model, &OptimizerSection::default(), 1e-3, 1).unwrap_err();
+        assert_eq!(refused.tensor, "model.norm.weight", "{value}");
+        assert!(model.params.embed == before, "{value}");
     }
 }

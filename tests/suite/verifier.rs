@@ -284,6 +284,12 @@ fn regex() {
 }
 
 #[test]
+fn boxed_reads_the_last_result_of_an_answer() {
+    let answer = "7 eggs a day.\n#### 7\nNo, 18.\n#### 18";
+    check(&*boxed(false), &[(r"\boxed{18}", answer, 1.0), (r"\boxed{7}", answer, 0.0)]);
+}
+
+#[test]
 fn regex_reads_the_answer_as_it_reads_the_response() {
     const SOLUTION: &str = "She sold 48/2 = <<48/2=24>>24 clips in May.\n#### 72";
     let strict = verifier(json!({"kind": "regex", "pattern": r"#### (-?[0-9.,]+)"}));

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::fixture::{CONTEXT, Fixture, RUN};
+use crate::fixture::{CONTEXT, Fixture, RUN, vocabulary};
 
 #[test]
 fn every_command_explains_itself() {
@@ -167,6 +167,34 @@ fn an_expert_may_fill_the_context() {
     let ran = train(fits + 1);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     assert!(ran.stderr.contains("tasks.jsonl:1: ") && ran.stderr.contains("65 tokens"), "{}", ran.stderr);
+}
+
+/// The loss of imitation is that of the expert's tokens and of the one that ends the model's turn.
+#[test]
+fn an_expert_of_a_turn_ends_it() {
+    let f = Fixture::new();
+    f.write("run.toml", RUN.replace("kind = \"pass-at-n\"\nn = 2", "kind = \"sft\""));
+    f.write("tasks.jsonl", "{\"prompt\":\"1+1=\",\"answer\":\"2\"}\n");
+    let set = ["data.template=turn", "train.steps=1", "generate.prompts_per_step=1"];
+    let set = set.into_iter().chain(["train.length_normalizer=per-sequence"]).flat_map(|s| ["--set", s]);
+    f.succeed(&["train", "run.toml"].into_iter().chain(set).collect::<Vec<&str>>());
+    let log = std::fs::read_to_string(f.path("out/metrics.jsonl")).unwrap();
+    let step: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+
+    let words = vocabulary();
+    let ids = |text: &str| -> Vec<usize> {
+        text.chars().map(|c| words.iter().position(|w| *w == c.to_string()).unwrap()).collect()
+    };
+    let (start, end) = (vec![4], vec![5]);
+    let turn =
+        [vec![2], start.clone(), ids("user\n1+1="), end.clone(), ids("\n"), start, ids("model\n2"), end];
+    f.write("texts.jsonl", serde_json::json!({ "ids": turn.concat() }).to_string());
+    let scored = f.succeed(&["logprobs", "--model", "model", "--input", "texts.jsonl"]).stdout;
+    let scored: Value = serde_json::from_str(&scored).unwrap();
+    let all: Vec<f64> = scored["logprobs"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+    let want = -all[all.len() - 2..].iter().sum::<f64>() / 2.0;
+    let loss = step["loss"].as_f64().unwrap();
+    assert!((loss - want).abs() < 1e-5, "{loss}, {want}");
 }
 
 #[test]

@@ -690,7 +690,9 @@ fn every_command_computes_on_the_device_that_it_is_told() {
     let scores = |device: &str| -> Vec<f64> {
         let args =
             ["logprobs", "--model", "model", "--input", "texts.jsonl", "--dtype", "bf16", "--device", device];
-        let line: serde_json::Value = serde_json::from_str(&f.succeed(&args).stdout).unwrap();
+        let ran = f.succeed(&args);
+        assert!(!ran.stderr.contains("rounded"), "that was asked for: {}", ran.stderr);
+        let line: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
         line["logprobs"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
     };
     let (cpu, vm) = (scores("cpu"), scores("vm"));

@@ -279,10 +279,10 @@ fn a_verifier_without_a_verdict_stops_the_run() {
             words.iter().map(|word| word.strip_prefix("step 1: ").unwrap_or(word)).collect();
         fails_with(&ran, &words);
     }
-    // In the middle of a long run: after 64 responses. The reason is that of the first of them, three steps before.
-    by_programs(&f, "if [ -e told ]; then reply null; else : > told; reply NaN; fi", None);
+    // In the middle of a long run: after 64 responses.
+    by_programs(&f, "reply null", None);
     let ran = train(&f, "long", &["train.steps=1000"]);
-    fails_with(&ran, &["step 4: the verifier cannot be used: none of 64 responses could be judged", "NaN"]);
+    fails_with(&ran, &["step 4: the verifier cannot be used: none of 64 responses could be judged", "null"]);
     // Built-in ones as well: here the tasks are at fault.
     f.write("run.toml", RUN);
     f.write("tasks.jsonl", "{\"prompt\": \"1+1=\", \"answer\": \"two\"}\n");

@@ -2,14 +2,14 @@
 //! kept and computed again: `cargo bench --bench cpu_ops`.
 //! Throughput is in FLOPs (criterion prints them as elements).
 
-use bon_engine::backend::cpu::{Cpu, Data, Tensor, lm_head, matmul};
+use bon_engine::backend::cpu::{Cpu, Data, Tensor, compute_on_this_thread, lm_head, matmul};
 use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
 use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::rng::{Domain, DrawKey, Stream, derive_key};
 use bon_engine::train::policy::{Continued, Forward};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use half::bf16;
 
 fn random(rows: usize, cols: usize, seed: u64) -> Tensor {
@@ -26,11 +26,14 @@ fn to_bf16(x: &Tensor) -> Tensor {
 fn matmuls(c: &mut Criterion) {
     let mut group = c.benchmark_group("matmul");
     group.sample_size(10);
-    for (t, out, k) in [(64, 2048, 640), (512, 2048, 640), (512, 640, 2048)] {
+    for (t, out, k) in [(1, 2048, 640), (8, 2048, 640), (64, 2048, 640), (512, 2048, 640), (512, 640, 2048)] {
         let (x, w, dy) = (random(t, k, 1), to_bf16(&random(out, k, 2)), random(t, out, 3));
         group.throughput(Throughput::Elements((2 * t * out * k) as u64));
         let shape = format!("T{t} {k}->{out}");
         group.bench_function(format!("forward {shape}"), |b| b.iter(|| matmul::forward(&x, &w)));
+        if t < 64 {
+            continue;
+        }
         let mut dx = random(t, k, 4);
         group.bench_function(format!("backward_input {shape}"), |b| {
             b.iter(|| matmul::backward_input(&dy, &w, &mut dx));
@@ -49,7 +52,7 @@ fn heads(c: &mut Criterion) {
     const D: usize = 640;
     let table = to_bf16(&random(V, D, 1));
     let head = HeadSpec { softcap: None, temperature: 1.0 };
-    for rows in [64, 256] {
+    for rows in [1, 8, 64, 256] {
         let x = random(rows, D, 2);
         group.throughput(Throughput::Elements((2 * rows * V * D) as u64));
         let key = derive_key(1, Domain::Sample, 0);
@@ -59,6 +62,9 @@ fn heads(c: &mut Criterion) {
         group.bench_function(format!("sample R{rows}"), |b| {
             b.iter(|| lm_head::sample(&x, &table, &head, &Truncation::default(), &choices));
         });
+        if rows < 64 {
+            continue;
+        }
         let targets: Vec<Target> =
             (0..rows as u32).map(|row| Target { row, token: row * 997 % V as u32 }).collect();
         group.bench_function(format!("logprob_forward R{rows}"), |b| {
@@ -130,4 +136,9 @@ fn steps(c: &mut Criterion) {
 }
 
 criterion_group!(benches, matmuls, heads, steps);
-criterion_main!(benches);
+
+fn main() {
+    compute_on_this_thread();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::cpu::{Cpu, compute_on_this_thread};
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M};
 use bon_engine::backend::{Backend, Batch, DType, Truncation, Uniform};
@@ -47,6 +47,7 @@ type Failure = Box<dyn Error>;
 // As a module of the tests it is not called.
 #[allow(dead_code)]
 fn main() -> ExitCode {
+    compute_on_this_thread();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments, &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,7 @@ use std::path::Path;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
+use crate::backend::cpu::compute_on_this_thread;
 use crate::backend::{Backend, DType};
 use crate::model_dir::{ModelDir, OpenError};
 
@@ -51,6 +52,7 @@ enum Command {
 
 /// Runs the command.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
+    compute_on_this_thread();
     match cli.command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::fixture::{CONTEXT, Fixture, RUN, vocabulary};
+use crate::fixture::{CONTEXT, Fixture, RUN, Ran, vocabulary};
 
 #[test]
 fn every_command_explains_itself() {
@@ -67,6 +67,24 @@ fn sample_prints_one_response_alone_and_several_with_their_numbers() {
     let stop = &text(0).chars().last().unwrap().to_string();
     let stopped = f.succeed(&[&args[..], &["--stop", stop]].concat()).stdout;
     assert_eq!(stopped, format!("{}\n", text(0).split(stop.as_str()).next().unwrap()));
+}
+
+/// The calling thread is one of those that compute: alone, it must not wait for others.
+#[test]
+fn one_thread_computes_what_several_do() {
+    let f = Fixture::new();
+    let sample =
+        ["sample", "--model", "model", "--prompt", "1+1=", "--max-new-tokens", "5", "-n", "3", "--json"];
+    let eval = ["eval", "run.toml", "--samples", "3", "--tasks", "eval.jsonl"];
+    for args in [&sample[..], &eval[..]] {
+        let [one, several] = ["1", "3"].map(|threads| {
+            let ran = Ran::of(f.command(args).env("RAYON_NUM_THREADS", threads));
+            assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+            ran.stdout
+        });
+        assert!(!one.is_empty());
+        assert_eq!(one, several);
+    }
 }
 
 #[test]

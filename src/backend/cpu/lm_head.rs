@@ -1,110 +1,82 @@
 //! The LM head fused with what consumes it: sampling, log-probs and their gradient. Logits exist for a tile of
-//! 96 tokens x 64 rows at a time.
+//! 192 rows x 96 tokens at a time.
 //!
 //! The vocabulary is cut into chunks of `CHUNK` tokens, the unit of parallelism. Inside a chunk, blocks of
 //! `BLOCK` tokens update a running (max, sum of exp) per row; chunks are merged in order. Cuts are constants, so
 //! a row's log-sum-exp has the same bits in sampling and in training, in any batch.
 //!
 //! Sampling is Gumbel-max: argmax_v l_v + G_v with G_v = -ln E_v, E_v ~ Exp(1), is a draw from softmax(l)
-//! (Maddison et al. 2014, "A* Sampling"). Noise is Philox of (vocabulary index / 4, position, stream, prompt).
+//! (Maddison et al. 2014, "A* Sampling"). Noise is Philox of (vocabulary index / 4, position, stream, prompt). E = -ln(1 - u)
+//! is at least u, so only tokens with u < exp(l_v - best so far) can win; that exponential is there already for the
+//! log-sum-exp, and the noise of the other tokens, nearly all, is never computed.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::matmul::{PANEL, Panels, accumulate, tile, widen_rows};
-use super::simd::{Block, LANES, exp, ln, map, multiversion, tanh};
+use super::matmul::{Out, PANEL, Panels, accumulate, products, tile, widen_rows};
+use super::simd::{LANES, exp, ln, map, multiversion, tanh};
 use super::{Tensor, zeroed};
 use crate::backend::{Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
 
 /// Tokens per task.
 const CHUNK: usize = 8192;
-/// Tokens per logit tile; a multiple of the 4 draws of one Philox block.
+/// Tokens per logit tile, a multiple of [`DRAWS`].
 const BLOCK: usize = 96;
+/// Rows per logit tile: so many share a packing of the table's block.
+const ROWS: usize = 192;
+/// Counters of Philox side by side.
+const COUNTERS: usize = 8;
+/// Tokens of so many counters, which make 4 draws each.
+const DRAWS: usize = 4 * COUNTERS;
 /// Rows per pass of the gradient: bounds the partial dX that every chunk keeps.
 const ROW_TILE: usize = 256;
 /// Rows per pass where truncation needs a row's whole vocabulary at once.
 const TRUNCATED_TILE: usize = 16;
 
-/// Running log-sum-exp of the rows of a panel.
+/// The running log-sum-exp of a row.
 #[derive(Clone, Copy)]
 struct Lse {
-    max: [f32; PANEL],
-    sum: [f32; PANEL],
+    max: f32,
+    sum: f32,
 }
 
 impl Lse {
-    const EMPTY: Self = Self { max: [f32::NEG_INFINITY; PANEL], sum: [0.0; PANEL] };
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 
-    fn merge(&mut self, other: &Self) {
-        for l in 0..PANEL {
-            let max = self.max[l].max(other.max[l]);
-            if max > f32::NEG_INFINITY {
-                self.sum[l] = self.sum[l] * exp(self.max[l] - max) + other.sum[l] * exp(other.max[l] - max);
-                self.max[l] = max;
-            } else {
-                // Nothing finite yet; a NaN sum must survive.
-                self.sum[l] += other.sum[l];
-            }
+    fn merge(self, other: Self) -> Self {
+        let max = self.max.max(other.max);
+        if max > f32::NEG_INFINITY {
+            Self { max, sum: self.sum * exp(self.max - max) + other.sum * exp(other.max - max) }
+        } else {
+            // Nothing finite yet; a NaN sum must survive.
+            Self { max, sum: self.sum + other.sum }
         }
     }
 
-    fn value(&self, lane: usize) -> f32 {
-        self.max[lane] + ln(self.sum[lane])
+    fn value(&self) -> f32 {
+        self.max + ln(self.sum)
     }
 }
 
-/// The best token so far of every row of a panel.
+/// The best token so far of a row.
 #[derive(Clone, Copy)]
 struct Best {
-    score: [f32; PANEL],
-    logit: [f32; PANEL],
-    token: [u32; PANEL],
+    score: f32,
+    logit: f32,
+    token: u32,
 }
 
 impl Best {
-    const NONE: Self =
-        Self { score: [f32::NEG_INFINITY; PANEL], logit: [f32::NEG_INFINITY; PANEL], token: [0; PANEL] };
+    const NONE: Self = Self { score: f32::NEG_INFINITY, logit: f32::NEG_INFINITY, token: 0 };
 
-    /// Later chunks have higher tokens, so a strict comparison leaves ties to the lowest.
-    fn merge(&mut self, other: &Self) {
-        for l in 0..PANEL {
-            if other.score[l] > self.score[l] {
-                (self.score[l], self.logit[l], self.token[l]) =
-                    (other.score[l], other.logit[l], other.token[l]);
-            }
+    /// Tokens come in ascending order, so a strict comparison leaves ties to the lowest.
+    #[inline(always)]
+    fn offer(&mut self, score: f32, logit: f32, token: u32) {
+        if score > self.score {
+            *self = Self { score, logit, token };
         }
-    }
-}
-
-/// The RNG keys of a panel's rows, one lane each. Rows that choose greedily have `noise` 0.
-struct Keys {
-    key: [[u32; PANEL]; 2],
-    position: [u32; PANEL],
-    stream: [u32; PANEL],
-    prompt: [u32; PANEL],
-    noise: [f32; PANEL],
-    any: bool,
-}
-
-impl Keys {
-    fn new(choices: &[Choice]) -> Self {
-        let mut k = Keys {
-            key: [[0; PANEL]; 2],
-            position: [0; PANEL],
-            stream: [0; PANEL],
-            prompt: [0; PANEL],
-            noise: [0.0; PANEL],
-            any: false,
-        };
-        for (l, choice) in choices.iter().enumerate() {
-            if let Choice::Draw(DrawKey { key, prompt, stream, position }) = *choice {
-                (k.key[0][l], k.key[1][l]) = (key[0], key[1]);
-                (k.prompt[l], k.stream[l], k.position[l]) = (prompt, stream, position);
-                k.noise[l] = 1.0;
-                k.any = true;
-            }
-        }
-        k
     }
 }
 
@@ -120,37 +92,33 @@ fn gumbel(bits: u32) -> f32 {
     -ln(e)
 }
 
-/// The noise of four tokens (a Philox block, number `counter`) for the 16 rows from lane `at`: [`philox4x32`] round
-/// by round over the lanes, so that it vectorises.
+/// Random bits of the tokens from 4 * `counter` on: [`philox4x32`] of several counters round by round, so that it
+/// vectorises.
 #[inline(always)]
-fn gumbel_block(counter: u32, keys: &Keys, at: usize) -> [[f32; LANES]; 4] {
-    let load = |x: &[u32; PANEL]| -> [u32; LANES] { std::array::from_fn(|l| x[at + l]) };
-    let mut c = [[counter; LANES], load(&keys.position), load(&keys.stream), load(&keys.prompt)];
-    let mut k = [load(&keys.key[0]), load(&keys.key[1])];
-    for _ in 0..PHILOX_ROUNDS {
-        for l in 0..LANES {
-            let [c0, c1, c2, c3] = philox_round([c[0][l], c[1][l], c[2][l], c[3][l]], [k[0][l], k[1][l]]);
-            (c[0][l], c[1][l], c[2][l], c[3][l]) = (c0, c1, c2, c3);
-        }
-        let [k0, k1] = &mut k;
-        for (k0, k1) in k0.iter_mut().zip(k1) {
-            [*k0, *k1] = philox_next_key([*k0, *k1]);
-        }
+fn philox_block(counter: u32, key: &DrawKey) -> [u32; DRAWS] {
+    let mut c0 = [counter; COUNTERS];
+    for (l, c) in c0.iter_mut().enumerate() {
+        *c += l as u32;
     }
-    c.map(|bits| std::array::from_fn(|l| gumbel(bits[l])))
+    let [mut c1, mut c2, mut c3] = [key.position, key.stream, key.prompt].map(|c| [c; COUNTERS]);
+    let mut k = key.key;
+    for _ in 0..PHILOX_ROUNDS {
+        for l in 0..COUNTERS {
+            [c0[l], c1[l], c2[l], c3[l]] = philox_round([c0[l], c1[l], c2[l], c3[l]], k);
+        }
+        k = philox_next_key(k);
+    }
+    let mut bits = [0; DRAWS];
+    for (l, bits) in bits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *bits = [c0[l], c1[l], c2[l], c3[l]];
+    }
+    bits
 }
 
-/// One row's noise for one token, as the tiles compute it.
-fn gumbel_of(key: &DrawKey, token: u32) -> f32 {
+/// The Gumbel noise of one row's draw for one token.
+pub fn gumbel_noise(key: &DrawKey, token: u32) -> f32 {
     let draw = philox4x32([token / 4, key.position, key.stream, key.prompt], key.key);
     gumbel(draw[token as usize % 4])
-}
-
-#[inline(always)]
-fn block(x: &[f32], at: usize) -> Block {
-    let mut b = [0.0; LANES];
-    b.copy_from_slice(&x[at..at + LANES]);
-    b
 }
 
 multiversion! {
@@ -170,54 +138,75 @@ multiversion! {
 }
 
 multiversion! {
-    /// Adds a tile `[m, 64]` of logits to the running log-sum-exp; `nv` vectors of lanes are in use.
-    fn update_lse(tile: &[f32], m: usize, nv: usize, lse: &mut Lse) {
-        for v in (0..nv * LANES).step_by(LANES) {
-            let old = block(&lse.max, v);
-            let mut max = old;
-            for i in 0..m {
-                let x = block(tile, i * PANEL + v);
-                for l in 0..LANES {
-                    max[l] = max[l].max(x[l]);
-                }
-            }
-            // The tile's own sum first: added one by one to a sum near 1, a long tail would be rounded away.
-            let mut sum = [0.0; LANES];
-            for i in 0..m {
-                let x = block(tile, i * PANEL + v);
-                for l in 0..LANES {
-                    sum[l] += exp(x[l] - max[l]);
-                }
-            }
-            let before = block(&lse.sum, v);
+    /// Adds a row's logits of one block of `m` tokens, in whole vectors, to the running log-sum-exp; `terms` become
+    /// e^(logit - max).
+    fn update_lse(logits: &[f32], m: usize, terms: &mut [f32], lse: &mut Lse) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for x in logits.as_chunks::<LANES>().0 {
             for l in 0..LANES {
-                sum[l] += before[l] * exp(old[l] - max[l]);
+                lanes[l] = lanes[l].max(x[l]);
             }
-            lse.max[v..v + LANES].copy_from_slice(&max);
-            lse.sum[v..v + LANES].copy_from_slice(&sum);
         }
+        let max = lanes.into_iter().fold(lse.max, f32::max);
+        for (x, term) in logits.as_chunks::<LANES>().0.iter().zip(terms.as_chunks_mut::<LANES>().0) {
+            *term = map(*x, |x| exp(x - max));
+        }
+        // The block's own sum first: added one by one to a sum near 1, a long tail would be rounded away.
+        let sum = terms[..m].iter().fold(0.0, |sum, term| sum + term);
+        *lse = Lse { max, sum: sum + lse.sum * exp(lse.max - max) };
     }
 }
 
 multiversion! {
-    /// Adds a tile `[m, 64]` of logits of tokens `v0..` to the running argmax of logit + noise.
-    fn update_best(tile: &[f32], m: usize, nv: usize, v0: usize, keys: &Keys, best: &mut Best) {
-        for v in (0..nv * LANES).step_by(LANES) {
-            let noise_on = block(&keys.noise, v);
-            for i0 in (0..m).step_by(4) {
-                let mut noise = [[0.0f32; LANES]; 4];
-                if keys.any {
-                    noise = gumbel_block(((v0 + i0) / 4) as u32, keys, v);
+    /// Adds a row's logits of tokens `v0..`, whole vectors, to the running argmax.
+    fn update_greedy(logits: &[f32], v0: usize, best: &mut Best) {
+        for (i, x) in logits.as_chunks::<LANES>().0.iter().enumerate() {
+            let mut better = false;
+            for x in x {
+                better |= *x > best.score;
+            }
+            if better {
+                for (l, &x) in x.iter().enumerate() {
+                    best.offer(x, x, (v0 + i * LANES + l) as u32);
                 }
-                for (i, noise) in noise.iter().enumerate().take(m - i0) {
-                    let token = (v0 + i0 + i) as u32;
-                    let logit = block(tile, (i0 + i) * PANEL + v);
+            }
+        }
+    }
+}
+
+/// A score's distance from the best below which a token is looked at, beyond what the exponentials say: covers their
+/// errors and those of the noise (1e-5 at most), and of adding it to a logit.
+fn margin(max: f32, best: f32) -> f32 {
+    0.01 + 4.0 * f32::EPSILON * max.abs().max(best.abs())
+}
+
+/// Exponents beyond which float products of exponentials are not relied upon.
+const FAR: f32 = 60.0;
+
+multiversion! {
+    /// Adds a row's logits of tokens `v0..`, whole vectors, to the running argmax of logit + noise; `terms` are
+    /// e^(logit - max).
+    fn update_best(logits: &[f32], terms: &[f32], max: f32, v0: usize, key: &DrawKey, best: &mut Best) {
+        for (i, (logits, terms)) in logits.chunks(DRAWS).zip(terms.chunks(DRAWS)).enumerate() {
+            let first = v0 + i * DRAWS;
+            let ahead = max - best.score + margin(max, best.score);
+            let all = ahead.is_nan() || ahead > FAR;
+            // u = bits / 2^32 < e^(logit - max) e^(max - best)
+            let reach = if all { f32::INFINITY } else { exp(ahead) * 4_294_967_296.0 };
+            let bits = philox_block((first / 4) as u32, key);
+            let vectors = logits.as_chunks::<LANES>().0.iter().zip(terms.as_chunks::<LANES>().0);
+            for (v, ((x, term), bits)) in vectors.zip(bits.as_chunks::<LANES>().0).enumerate() {
+                let mut any = all;
+                for l in 0..LANES {
+                    any |= (bits[l] as f32) < term[l] * reach;
+                }
+                if any {
+                    let mut scores = [0.0; LANES];
                     for l in 0..LANES {
-                        let score = noise[l].mul_add(noise_on[l], logit[l]);
-                        let better = score > best.score[v + l];
-                        best.score[v + l] = if better { score } else { best.score[v + l] };
-                        best.logit[v + l] = if better { logit[l] } else { best.logit[v + l] };
-                        best.token[v + l] = if better { token } else { best.token[v + l] };
+                        scores[l] = x[l] + gumbel(bits[l]);
+                    }
+                    for l in 0..LANES {
+                        best.offer(scores[l], x[l], (first + v * LANES + l) as u32);
                     }
                 }
             }
@@ -226,69 +215,65 @@ multiversion! {
 }
 
 multiversion! {
-    /// A tile `[m, stride]` of raw logits becomes total_weight * softmax * d(finished logit)/d(raw logit), row by
-    /// row of the vocabulary; `derivative` keeps that last factor for the one-hot terms.
+    /// A row's raw logits become total * softmax * d(finished logit)/d(raw logit); `derivative` keeps that last factor
+    /// for the one-hot terms.
     fn softmax_gradient(
-        tile: &mut [f32],
+        logits: &mut [f32],
         derivative: &mut [f32],
-        m: usize,
-        stride: usize,
         softcap: Option<f32>,
         temperature: f32,
-        lse: &[f32],
-        total: &[f32],
+        lse: f32,
+        total: f32,
     ) {
-        for i in 0..m {
-            for v in (0..stride).step_by(LANES) {
-                let at = i * stride + v;
-                let mut x = block(tile, at);
-                let mut d = [1.0; LANES];
-                if let Some(cap) = softcap {
-                    for l in 0..LANES {
-                        let t = tanh(x[l] / cap);
-                        x[l] = cap * t;
-                        d[l] = 1.0 - t * t;
-                    }
-                }
-                let (lse, total) = (block(lse, v), block(total, v));
+        let derivative = derivative.as_chunks_mut::<LANES>().0;
+        for (x, d) in logits.as_chunks_mut::<LANES>().0.iter_mut().zip(derivative) {
+            *d = [1.0; LANES];
+            if let Some(cap) = softcap {
                 for l in 0..LANES {
-                    d[l] /= temperature;
-                    x[l] = exp(x[l] / temperature - lse[l]) * total[l] * d[l];
+                    let t = tanh(x[l] / cap);
+                    x[l] = cap * t;
+                    d[l] = 1.0 - t * t;
                 }
-                tile[at..at + LANES].copy_from_slice(&x);
-                derivative[at..at + LANES].copy_from_slice(&d);
+            }
+            for l in 0..LANES {
+                d[l] /= temperature;
+                x[l] = exp(x[l] / temperature - lse) * total * d[l];
             }
         }
     }
 }
 
-/// Calls `visit(first token, tokens, panel, finished logits [tokens, 64])` for every tile of one chunk. Before they are
-/// finished they go to `keep`, the chunk's rows of [`HeadTrace::logits`], which is empty where they are not kept.
-fn for_each_tile(
+/// The blocks of one chunk of a vocabulary of so many tokens.
+fn blocks(chunk: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = vocab.min((chunk + 1) * CHUNK);
+    (chunk * CHUNK..end).step_by(BLOCK).map(move |v0| v0..end.min(v0 + BLOCK))
+}
+
+/// Calls `visit(tokens, row, raw logits, finished logits)` for every row of x and every block of one chunk. Finished
+/// logits come in whole vectors: those beyond the tokens are -inf.
+fn for_each_row(
     chunk: usize,
     table: &Tensor,
-    panels: &Panels,
+    x: &[f32],
     head: &HeadSpec,
-    keep: &mut [f32],
-    mut visit: impl FnMut(usize, usize, usize, &[f32]),
+    mut visit: impl FnMut(Range<usize>, usize, &[f32], &[f32]),
 ) {
-    let (d, stride) = (table.cols, panels.count() * PANEL);
-    let (mut w, mut logits) = (vec![0.0; BLOCK * d], vec![0.0; BLOCK * PANEL]);
-    let end = table.rows.min((chunk + 1) * CHUNK);
-    for v0 in (chunk * CHUNK..end).step_by(BLOCK) {
-        let m = BLOCK.min(end - v0);
-        widen_rows(table, v0..v0 + m, &mut w, d);
-        for p in 0..panels.count() {
-            let tile = &mut logits[..m * PANEL];
-            tile.fill(0.0);
-            panels.multiply(p, m, &w, d, tile, PANEL);
-            let first = (v0 - chunk * CHUNK) * stride;
-            let rows = keep.get_mut(first..).into_iter().flat_map(|keep| keep.chunks_mut(stride));
-            for (to, from) in rows.zip(tile.chunks(PANEL)) {
-                to[p * PANEL..][..PANEL].copy_from_slice(from);
+    let d = table.cols;
+    let mut packed = Vec::new();
+    let mut raw = vec![0.0; ROWS.min(x.len() / d) * BLOCK];
+    let mut finished = [0.0; BLOCK];
+    for tokens in blocks(chunk, table.rows) {
+        for (tile, x) in x.chunks(ROWS * d).enumerate() {
+            products(x, table, tokens.clone(), &mut packed, &mut raw, BLOCK);
+            for (row, raw) in (tile * ROWS..).zip(raw.chunks_exact(BLOCK).take(x.len() / d)) {
+                let raw = &raw[..tokens.len()];
+                let finished = &mut finished[..tokens.len().next_multiple_of(LANES)];
+                finished[..raw.len()].copy_from_slice(raw);
+                finished[raw.len()..].fill(0.0);
+                finish_logits(finished, head.softcap, head.temperature);
+                finished[raw.len()..].fill(f32::NEG_INFINITY);
+                visit(tokens.clone(), row, raw, finished);
             }
-            finish_logits(tile, head.softcap, head.temperature);
-            visit(v0, m, p, tile);
         }
     }
 }
@@ -297,11 +282,12 @@ fn chunks(table: &Tensor) -> usize {
     table.rows.div_ceil(CHUNK)
 }
 
-fn merge_lse(parts: impl Iterator<Item = Vec<Lse>>, panels: usize) -> Vec<Lse> {
-    let mut all = vec![Lse::EMPTY; panels];
-    for part in parts {
-        for (a, b) in all.iter_mut().zip(&part) {
-            a.merge(b);
+/// The log-sum-exp of every row, from those of its chunks in order.
+fn merged<'a>(chunks: impl Iterator<Item = &'a [Lse]>, rows: usize) -> Vec<Lse> {
+    let mut all = vec![Lse::EMPTY; rows];
+    for chunk in chunks {
+        for (a, b) in all.iter_mut().zip(chunk) {
+            *a = a.merge(*b);
         }
     }
     all
@@ -325,34 +311,33 @@ pub fn sample(
             .flat_map(|(x, choices)| sample_truncated(x, table, head, truncation, choices))
             .collect();
     }
-    let panels = Panels::from_rows(x.as_f32(), x.cols);
-    let keys: Vec<Keys> = choices.chunks(PANEL).map(Keys::new).collect();
     let parts: Vec<(Vec<Lse>, Vec<Best>)> = (0..chunks(table))
         .into_par_iter()
         .map(|chunk| {
-            let mut lse = vec![Lse::EMPTY; panels.count()];
-            let mut best = vec![Best::NONE; panels.count()];
-            for_each_tile(chunk, table, &panels, head, &mut [], |v0, m, p, tile| {
-                let nv = panels.lanes(p).div_ceil(LANES);
-                update_lse(tile, m, nv, &mut lse[p]);
-                update_best(tile, m, nv, v0, &keys[p], &mut best[p]);
+            let mut lse = vec![Lse::EMPTY; x.rows];
+            let mut best = vec![Best::NONE; x.rows];
+            let mut terms = [0.0; BLOCK];
+            for_each_row(chunk, table, x.as_f32(), head, |tokens, row, _, logits| {
+                let terms = &mut terms[..logits.len()];
+                update_lse(logits, tokens.len(), terms, &mut lse[row]);
+                match &choices[row] {
+                    Choice::Greedy => update_greedy(logits, tokens.start, &mut best[row]),
+                    Choice::Draw(key) => {
+                        update_best(logits, terms, lse[row].max, tokens.start, key, &mut best[row]);
+                    }
+                }
             });
             (lse, best)
         })
         .collect();
-    let mut best = vec![Best::NONE; panels.count()];
+    let mut best = vec![Best::NONE; x.rows];
     for (_, part) in &parts {
         for (a, b) in best.iter_mut().zip(part) {
-            a.merge(b);
+            a.offer(b.score, b.logit, b.token);
         }
     }
-    let lse = merge_lse(parts.into_iter().map(|p| p.0), panels.count());
-    (0..x.rows)
-        .map(|r| {
-            let (p, l) = (r / PANEL, r % PANEL);
-            Sampled { token: best[p].token[l], logprob: best[p].logit[l] - lse[p].value(l) }
-        })
-        .collect()
+    let lse = merged(parts.iter().map(|p| p.0.as_slice()), x.rows);
+    best.iter().zip(&lse).map(|(b, lse)| Sampled { token: b.token, logprob: b.logit - lse.value() }).collect()
 }
 
 /// Truncation ranks a row's whole vocabulary, so here logits exist for up to 16 rows.
@@ -363,34 +348,33 @@ fn sample_truncated(
     truncation: &Truncation,
     choices: &[Choice],
 ) -> Vec<Sampled> {
-    let panels = Panels::from_rows(x, table.cols);
-    let rows = choices.len();
-    let parts: Vec<(Vec<Lse>, Vec<Vec<f32>>)> = (0..chunks(table))
+    let (rows, vocab) = (choices.len(), table.rows);
+    let mut logits = zeroed(rows * vocab);
+    let out = Out::new(&mut logits);
+    let parts: Vec<Vec<Lse>> = (0..chunks(table))
         .into_par_iter()
         .map(|chunk| {
-            let mut lse = vec![Lse::EMPTY; 1];
-            let mut logits = vec![Vec::with_capacity(CHUNK); rows];
-            for_each_tile(chunk, table, &panels, head, &mut [], |_, m, p, tile| {
-                update_lse(tile, m, 1, &mut lse[p]);
-                for i in 0..m {
-                    for (l, out) in logits.iter_mut().enumerate() {
-                        out.push(tile[i * PANEL + l]);
-                    }
-                }
+            let mut lse = vec![Lse::EMPTY; rows];
+            let mut terms = [0.0; BLOCK];
+            for_each_row(chunk, table, x, head, |tokens, row, _, logits| {
+                update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
+                // SAFETY: this task alone owns the columns of its chunk.
+                let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
+                to.copy_from_slice(&logits[..tokens.len()]);
             });
-            (lse, logits)
+            lse
         })
         .collect();
-    let lse = merge_lse(parts.iter().map(|p| p.0.clone()), 1);
+    let lse = merged(parts.iter().map(Vec::as_slice), rows);
     choices
         .par_iter()
-        .enumerate()
-        .map(|(r, choice)| {
-            let logits: Vec<f32> = parts.iter().flat_map(|p| p.1[r].iter().copied()).collect();
-            let kept = keep(&logits, lse[0].value(r), truncation);
+        .zip(logits.par_chunks_exact(vocab))
+        .zip(&lse)
+        .map(|((choice, logits), lse)| {
+            let kept = keep(logits, lse.value(), truncation);
             let score = |t: u32| match choice {
                 Choice::Greedy => logits[t as usize],
-                Choice::Draw(key) => logits[t as usize] + gumbel_of(key, t),
+                Choice::Draw(key) => logits[t as usize] + gumbel_noise(key, t),
             };
             let mut token = kept[0];
             for &t in &kept[1..] {
@@ -399,7 +383,7 @@ fn sample_truncated(
                     token = t;
                 }
             }
-            Sampled { token, logprob: logits[token as usize] - lse[0].value(r) }
+            Sampled { token, logprob: logits[token as usize] - lse.value() }
         })
         .collect()
 }
@@ -446,40 +430,164 @@ pub fn logprob_forward(
     targets: &[Target],
     keep: bool,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
-    let panels = Panels::from_rows(x.as_f32(), x.cols);
-    let by_token = by_token(targets);
-    let stride = panels.count() * PANEL;
-    // [V, rows in whole panels]
-    let mut logits: Vec<f32> = zeroed(if keep { table.rows * stride } else { 0 });
-    let mut of_chunks: Vec<&mut [f32]> = logits.chunks_mut((CHUNK * stride).max(1)).collect();
-    of_chunks.resize_with(chunks(table), Default::default);
-    let parts: Vec<_> = of_chunks
+    let vocab = table.rows;
+    let by_row = by_row(targets, x.rows);
+    let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
+    let kept = Out::new(&mut logits);
+    let parts: Vec<_> = (0..chunks(table))
         .into_par_iter()
-        .enumerate()
-        .map(|(chunk, keep)| {
-            let mut lse = vec![Lse::EMPTY; panels.count()];
+        .map(|chunk| {
+            let mut lse = vec![Lse::EMPTY; x.rows];
+            let mut terms = [0.0; BLOCK];
             let mut found = Vec::new();
-            for_each_tile(chunk, table, &panels, head, keep, |v0, m, p, tile| {
-                update_lse(tile, m, panels.lanes(p).div_ceil(LANES), &mut lse[p]);
-                for &i in within(&by_token, targets, v0, m) {
-                    let t = targets[i as usize];
-                    if t.row as usize / PANEL == p {
-                        let logit = tile[(t.token as usize - v0) * PANEL + t.row as usize % PANEL];
-                        found.push((i, logit));
+            for_each_row(chunk, table, x.as_f32(), head, |tokens, row, raw, logits| {
+                update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
+                if keep {
+                    // SAFETY: this task alone owns the columns of its chunk.
+                    unsafe { kept.slice(row * vocab + tokens.start, raw.len()) }.copy_from_slice(raw);
+                }
+                for &i in &by_row[row] {
+                    let token = targets[i as usize].token as usize;
+                    if tokens.contains(&token) {
+                        found.push((i, logits[token - tokens.start]));
                     }
                 }
             });
             (lse, found)
         })
         .collect();
-    let lse = merge_lse(parts.iter().map(|p| p.0.clone()), panels.count());
-    let lse: Vec<f32> = (0..x.rows).map(|r| lse[r / PANEL].value(r % PANEL)).collect();
+    let lse = merged(parts.iter().map(|p| p.0.as_slice()), x.rows);
+    let lse: Vec<f32> = lse.iter().map(Lse::value).collect();
     let mut logprobs = vec![f32::NAN; targets.len()];
     for (i, logit) in parts.into_iter().flat_map(|p| p.1) {
         logprobs[i as usize] = logit - lse[targets[i as usize].row as usize];
     }
-    let logits = keep.then(|| Tensor::f32(table.rows, stride, logits));
+    let logits = keep.then(|| Tensor::f32(x.rows, vocab, logits));
     (logprobs, HeadTrace { lse: Tensor::f32(1, lse.len(), lse), logits })
+}
+
+/// Indices of `targets` by row, in order.
+fn by_row(targets: &[Target], rows: usize) -> Vec<Vec<u32>> {
+    let mut by_row = vec![Vec::new(); rows];
+    for (i, target) in (0..).zip(targets) {
+        by_row[target.row as usize].push(i);
+    }
+    by_row
+}
+
+/// See [`crate::backend::Backend::lm_head_logprob_backward`].
+#[allow(clippy::too_many_arguments)]
+pub fn logprob_backward(
+    x: &Tensor,
+    table: &Tensor,
+    head: &HeadSpec,
+    trace: &HeadTrace<Tensor>,
+    targets: &[Target],
+    weights: &[f32],
+    dtable: &mut Tensor,
+) -> Tensor {
+    let d = x.cols;
+    let mut dx = vec![0.0; x.rows * d];
+    for (tile, dx) in dx.chunks_mut(ROW_TILE * d).enumerate() {
+        let rows = tile * ROW_TILE..tile * ROW_TILE + dx.len() / d;
+        let pass = Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, table, head, trace };
+        pass.backward(targets, weights, dtable, dx);
+    }
+    Tensor::f32(x.rows, d, dx)
+}
+
+/// to\[i, r\] = from\[r, i\] for `rows` rows of `columns`.
+fn transpose(from: &[f32], columns: usize, rows: usize, to: &mut [f32]) {
+    // As many rows at a time as a line of the cache has floats.
+    for first in (0..rows).step_by(LANES) {
+        let end = rows.min(first + LANES);
+        for (i, to) in to.chunks_exact_mut(rows).take(columns).enumerate() {
+            for (r, to) in (first..end).zip(&mut to[first..end]) {
+                *to = from[r * columns + i];
+            }
+        }
+    }
+}
+
+/// A pass of the gradient: at most [`ROW_TILE`] rows of x.
+struct Pass<'a> {
+    rows: Range<usize>,
+    /// These rows.
+    x: &'a [f32],
+    table: &'a Tensor,
+    head: &'a HeadSpec,
+    trace: &'a HeadTrace<Tensor>,
+}
+
+impl Pass<'_> {
+    /// dX and dW: dlogits = (total_r softmax_r - sum of w_i onehot_i) * d cap / T, then
+    /// dX = dlogits W (summed over chunks in order) and dW += dlogits^T X.
+    fn backward(&self, targets: &[Target], weights: &[f32], dtable: &mut Tensor, dx: &mut [f32]) {
+        let (table, d, rows) = (self.table, self.table.cols, self.rows.len());
+        let HeadSpec { softcap, temperature } = *self.head;
+        let padded = d.next_multiple_of(LANES);
+        let columns = Panels::from_cols(self.x, d);
+        let lse = &self.trace.lse.as_f32()[self.rows.clone()];
+        let mut total = vec![0.0; rows];
+        let mine = |t: &Target| self.rows.contains(&(t.row as usize));
+        for (t, w) in targets.iter().zip(weights).filter(|(t, _)| mine(t)) {
+            total[t.row as usize - self.rows.start] += w;
+        }
+        let by_token = by_token(targets);
+
+        let parts: Vec<Vec<f32>> = dtable
+            .as_f32_mut()
+            .par_chunks_mut(CHUNK * d)
+            .enumerate()
+            .map(|(chunk, dtable)| {
+                let mut dx = vec![0.0; rows * padded];
+                let mut w = vec![0.0; BLOCK * padded];
+                let mut packed = Vec::new();
+                let mut dlogits = vec![0.0; rows * BLOCK];
+                let mut derivative = vec![0.0; rows * BLOCK];
+                let mut of_tokens = vec![0.0; BLOCK * rows];
+                for (tokens, dtable) in blocks(chunk, table.rows).zip(dtable.chunks_mut(BLOCK * d)) {
+                    let (v0, m) = (tokens.start, tokens.len());
+                    match &self.trace.logits {
+                        Some(kept) => {
+                            let kept = &kept.as_f32()[self.rows.start * table.rows + v0..];
+                            for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(table.rows)) {
+                                to[..m].copy_from_slice(&from[..m]);
+                            }
+                        }
+                        None => products(self.x, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK),
+                    }
+                    let of_rows = dlogits.chunks_exact_mut(BLOCK).zip(derivative.chunks_exact_mut(BLOCK));
+                    for ((x, d), (lse, total)) in of_rows.zip(lse.iter().zip(&total)) {
+                        x[m..].fill(0.0);
+                        softmax_gradient(x, d, softcap, temperature, *lse, *total);
+                    }
+                    for &i in within(&by_token, targets, v0, m) {
+                        let t = targets[i as usize];
+                        if mine(&t) {
+                            let at = (t.row as usize - self.rows.start) * BLOCK + t.token as usize - v0;
+                            dlogits[at] -= weights[i as usize] * derivative[at];
+                        }
+                    }
+                    transpose(&dlogits, BLOCK, rows, &mut of_tokens);
+                    accumulate(&columns, m, &of_tokens, rows, dtable, d);
+                    widen_rows(table, tokens, &mut w, padded);
+                    for at in (0..padded).step_by(PANEL) {
+                        let nv = PANEL.min(padded - at) / LANES;
+                        tile(rows, nv, m, &dlogits, BLOCK, &w[at..], padded, &mut dx[at..], padded);
+                    }
+                }
+                dx
+            })
+            .collect();
+        for part in parts {
+            for (dx, part) in dx.chunks_exact_mut(d).zip(part.chunks_exact(padded)) {
+                for (a, b) in dx.iter_mut().zip(part) {
+                    *a += b;
+                }
+            }
+        }
+    }
 }
 
 /// Indices of `targets` in order of token.
@@ -493,129 +601,6 @@ fn by_token(targets: &[Target]) -> Vec<u32> {
 fn within<'a>(order: &'a [u32], targets: &[Target], v0: usize, m: usize) -> &'a [u32] {
     let at = |v: usize| order.partition_point(|&i| (targets[i as usize].token as usize) < v);
     &order[at(v0)..at(v0 + m)]
-}
-
-/// See [`crate::backend::Backend::lm_head_logprob_backward`].
-pub fn logprob_backward(
-    x: &Tensor,
-    table: &Tensor,
-    head: &HeadSpec,
-    trace: &HeadTrace<Tensor>,
-    targets: &[Target],
-    weights: &[f32],
-    dtable: &mut Tensor,
-) -> Tensor {
-    let (d, lse) = (x.cols, trace.lse.as_f32());
-    let mut dx = vec![0.0; x.rows * d];
-    for (tile, dx) in dx.chunks_mut(ROW_TILE * d).enumerate() {
-        let rows = tile * ROW_TILE..tile * ROW_TILE + dx.len() / d;
-        let mut local = Vec::new();
-        let mut local_weights = Vec::new();
-        for (t, w) in targets.iter().zip(weights) {
-            if rows.contains(&(t.row as usize)) {
-                local.push(Target { row: t.row - rows.start as u32, token: t.token });
-                local_weights.push(*w);
-            }
-        }
-        let x = &x.as_f32()[rows.start * d..rows.end * d];
-        let kept = trace.logits.as_ref().map(|logits| (&logits.as_f32()[rows.start..], logits.cols));
-        backward_tile(x, table, head, &lse[rows], kept, &local, &local_weights, dtable, dx);
-    }
-    Tensor::f32(x.rows, d, dx)
-}
-
-/// dX and dW of at most [`ROW_TILE`] rows, whose logits are kept from the first element on, a token's so many after the one
-/// before: dlogits = (total_r softmax_r - sum of w_i onehot_i) * d cap / T, then
-/// dX = dlogits^T W (summed over chunks in order) and dW += dlogits X.
-#[allow(clippy::too_many_arguments)]
-fn backward_tile(
-    x: &[f32],
-    table: &Tensor,
-    head: &HeadSpec,
-    lse: &[f32],
-    kept: Option<(&[f32], usize)>,
-    targets: &[Target],
-    weights: &[f32],
-    dtable: &mut Tensor,
-    dx: &mut [f32],
-) {
-    let (d, rows) = (table.cols, lse.len());
-    let padded = d.next_multiple_of(LANES);
-    let by_row = Panels::from_rows(x, d);
-    let by_col = Panels::from_cols(x, d);
-    let stride = by_row.count() * PANEL;
-    let mut total = vec![0.0; stride];
-    for (t, w) in targets.iter().zip(weights) {
-        total[t.row as usize] += w;
-    }
-    // Lanes beyond the rows: weight 0, and an lse that keeps exp finite.
-    let mut lse_padded = vec![0.0; stride];
-    lse_padded[..rows].copy_from_slice(lse);
-    let by_token = by_token(targets);
-
-    let parts: Vec<Vec<f32>> = dtable
-        .as_f32_mut()
-        .par_chunks_mut(CHUNK * d)
-        .enumerate()
-        .map(|(chunk, dtable)| {
-            let mut dx = vec![0.0; rows * padded];
-            let mut w = vec![0.0; BLOCK * padded];
-            let mut logits = vec![0.0; BLOCK * stride];
-            let mut derivative = vec![0.0; BLOCK * stride];
-            let mut transposed = vec![0.0; rows * BLOCK];
-            for (b, dtable) in dtable.chunks_mut(BLOCK * d).enumerate() {
-                let (v0, m) = (chunk * CHUNK + b * BLOCK, dtable.len() / d);
-                widen_rows(table, v0..v0 + m, &mut w, padded);
-                let logits = &mut logits[..m * stride];
-                match kept {
-                    Some((kept, ld)) => {
-                        for (to, from) in logits.chunks_mut(stride).zip(kept[v0 * ld..].chunks(ld)) {
-                            to.copy_from_slice(&from[..stride]);
-                        }
-                    }
-                    None => {
-                        logits.fill(0.0);
-                        for p in 0..by_row.count() {
-                            by_row.multiply(p, m, &w, padded, &mut logits[p * PANEL..], stride);
-                        }
-                    }
-                }
-                softmax_gradient(
-                    logits,
-                    &mut derivative,
-                    m,
-                    stride,
-                    head.softcap,
-                    head.temperature,
-                    &lse_padded,
-                    &total,
-                );
-                for &i in within(&by_token, targets, v0, m) {
-                    let t = targets[i as usize];
-                    let at = (t.token as usize - v0) * stride + t.row as usize;
-                    logits[at] -= weights[i as usize] * derivative[at];
-                }
-                accumulate(&by_col, m, logits, stride, dtable, d);
-                for i in 0..m {
-                    for r in 0..rows {
-                        transposed[r * BLOCK + i] = logits[i * stride + r];
-                    }
-                }
-                for at in (0..padded).step_by(PANEL) {
-                    let nv = PANEL.min(padded - at) / LANES;
-                    tile(rows, nv, m, &transposed, BLOCK, &w[at..], padded, &mut dx[at..], padded);
-                }
-            }
-            dx
-        })
-        .collect();
-    for part in parts {
-        for (dx, part) in dx.chunks_exact_mut(d).zip(part.chunks_exact(padded)) {
-            for (a, b) in dx.iter_mut().zip(part) {
-                *a += b;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

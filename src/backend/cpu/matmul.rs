@@ -6,17 +6,19 @@
 //!
 //! | op | A (broadcast) | B (lanes) | k |
 //! |---|---|---|---|
-//! | forward Y | rows of W, as stored | X transposed, packed once | in |
+//! | forward Y | rows of X, as stored | W, transposed a block at a time | in |
 //! | dX += dY W | rows of dY, as stored | W, packed a block at a time | out |
 //! | dW += dY^T X | columns of dY, transposed a block at a time | X, packed once | tokens |
 //!
-//! The large operand is thereby never transposed: weights stream through once, widened to f32 in cache.
+//! Weights stream through once, widened to f32 in cache: lanes are outputs, so that one row of X costs one row's work.
+
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::{Block, Isa, LANES, Simd, isa};
-use super::{Data, Tensor};
+use super::simd::{Block, Isa, LANES, Simd, f32_from_bf16, isa, multiversion};
+use super::{Data, Tensor, zeroed};
 
 /// Lanes of a packed panel: four vectors.
 pub(super) const PANEL: usize = 4 * LANES;
@@ -24,8 +26,14 @@ pub(super) const PANEL: usize = 4 * LANES;
 const MR: usize = 6;
 /// Rows of A per block: the block and one panel of B stay in a 1 MiB L2.
 const ROWS: usize = 48;
-/// k per pass: a panel of B is KC * PANEL * 4 = 128 KiB.
+/// k per pass of the gradients: a panel of B is KC * PANEL * 4 = 128 KiB.
 const KC: usize = 512;
+/// k per pass over transposed weights: 16 lanes of them take 8 KiB of the first cache.
+const TRANSPOSED: usize = 128;
+/// bf16 in a line of the cache.
+const LINE: usize = 32;
+/// Rows of A that share a packing of W: beyond, batches are cut so that there are tasks enough.
+const T_CUT: usize = 4 * ROWS;
 
 /// Operands of one tile product. `a`: M rows of k floats, `lda` apart. `b`: k rows of vectors, `ldb` apart. `c`: M
 /// rows, `ldc` apart.
@@ -87,15 +95,20 @@ unsafe fn rows<S: Simd, const NV: usize>(m: usize, mut t: Tile) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn rows_avx512(m: usize, nv: usize, t: Tile) {
+unsafe fn rows_avx512(m: usize, nv: usize, mut t: Tile) {
     use super::simd::x86::Avx512;
     // SAFETY: the caller's contract, and AVX-512F is on.
     unsafe {
-        match nv {
+        let mut left = nv;
+        while left >= 4 {
+            rows::<Avx512, 4>(m, t);
+            (t.b, t.c, left) = (t.b.add(PANEL), t.c.add(PANEL), left - 4);
+        }
+        match left {
             1 => rows::<Avx512, 1>(m, t),
             2 => rows::<Avx512, 2>(m, t),
             3 => rows::<Avx512, 3>(m, t),
-            _ => rows::<Avx512, 4>(m, t),
+            _ => {}
         }
     }
 }
@@ -142,7 +155,7 @@ pub(super) fn tile(
         return;
     }
     let lanes = nv * LANES;
-    assert!(nv <= 4 && a.len() >= (m - 1) * lda + k);
+    assert!(a.len() >= (m - 1) * lda + k);
     assert!(b.len() >= (k - 1) * ldb + lanes && c.len() >= (m - 1) * ldc + lanes);
     let t = Tile { k, a: a.as_ptr(), lda, b: b.as_ptr(), ldb, c: c.as_mut_ptr(), ldc };
     // SAFETY: the assertions are the kernels' contract, and isa() says what the processor has.
@@ -177,9 +190,163 @@ fn widen(w: &Tensor, at: usize, out: &mut [f32]) {
     }
 }
 
-/// Lanes of panel `p` out of `n`, in vectors: 4, or what the last panel needs.
-fn vectors(p: usize, n: usize) -> usize {
-    (n - p * PANEL).min(PANEL).div_ceil(LANES)
+multiversion! {
+    /// The transposition of weights `[rows, cols]`: out\[k * ld + l\] = w\[l, ks.start + k\], widened.
+    fn transpose_bf16(w: &[bf16], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        const STEP: usize = 8;
+        let (rows, whole) = (w.len() / cols, ks.len() / STEP * STEP);
+        assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
+        let blocks = rows / LANES * LANES;
+        for l in (0..blocks).step_by(LANES) {
+            for k in (0..whole).step_by(STEP) {
+                // SAFETY: 16 rows of 8 weights, and 8 rows of 16 lanes, by the assertion.
+                unsafe {
+                    let from = w.as_ptr().add(l * cols + ks.start + k);
+                    let to = out.as_mut_ptr().add(k * ld + l);
+                    if k.is_multiple_of(LINE) {
+                        for r in 0..LANES {
+                            S::prefetch(from.wrapping_add(r * cols + 2 * LINE).cast());
+                        }
+                    }
+                    let pairs = S::transposed(from.cast(), cols * size_of::<bf16>());
+                    for (j, pair) in pairs.into_iter().enumerate() {
+                        pair.low().store(to.add(2 * j * ld));
+                        pair.high().store(to.add((2 * j + 1) * ld));
+                    }
+                }
+            }
+        }
+        for (l, w) in w.chunks_exact(cols).enumerate() {
+            let done = if l < blocks { whole } else { 0 };
+            for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
+                out[k * ld + l] = f32_from_bf16(*w);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// As [`transpose_bf16`], of f32.
+    fn transpose_f32(w: &[f32], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        const STEP: usize = 4;
+        let (rows, whole) = (w.len() / cols, ks.len() / STEP * STEP);
+        assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
+        let blocks = rows / LANES * LANES;
+        for l in (0..blocks).step_by(LANES) {
+            for k in (0..whole).step_by(STEP) {
+                // SAFETY: 16 rows of 4 weights, and 4 rows of 16 lanes, by the assertion.
+                unsafe {
+                    let from = w.as_ptr().add(l * cols + ks.start + k);
+                    let to = out.as_mut_ptr().add(k * ld + l);
+                    let words = S::transposed(from.cast(), cols * size_of::<f32>());
+                    for (j, word) in words.into_iter().enumerate() {
+                        word.store(to.add(j * ld));
+                    }
+                }
+            }
+        }
+        for (l, w) in w.chunks_exact(cols).enumerate() {
+            let done = if l < blocks { whole } else { 0 };
+            for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
+                out[k * ld + l] = *w;
+            }
+        }
+    }
+}
+
+/// M rows of X times 16 rows of W `[_, k]`, which are transposed in registers.
+#[inline(always)]
+unsafe fn in_registers<S: Simd, const M: usize>(
+    x: *const f32,
+    w: *const bf16,
+    k: usize,
+    y: *mut f32,
+    ldy: usize,
+) {
+    // SAFETY: the caller owns M rows of x and y, and 16 of w; k is a multiple of 8.
+    unsafe {
+        let mut acc = [S::splat(0.0); M];
+        for k0 in (0..k).step_by(8) {
+            // The next 16 rows, as far as these ones have come.
+            for line in 0..8 * LANES / LINE {
+                S::prefetch(w.wrapping_add((k + k0) * LANES + line * LINE).cast());
+            }
+            let pairs = S::transposed(w.add(k0).cast(), k * size_of::<bf16>());
+            for (j, pair) in pairs.into_iter().enumerate() {
+                let (low, high) = (pair.low(), pair.high());
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let x = x.add(i * k + k0 + 2 * j);
+                    *acc = acc.fma(S::splat(*x), low);
+                    *acc = acc.fma(S::splat(*x.add(1)), high);
+                }
+            }
+        }
+        for (i, acc) in acc.into_iter().enumerate() {
+            acc.store(y.add(i * ldy));
+        }
+    }
+}
+
+/// Rows of X that are multiplied with weights in registers: then accumulators leave room for a block of W.
+const FEW: usize = 6;
+
+multiversion! {
+    /// y\[m, outputs\] = X W^T for at most [`FEW`] rows of X, outputs a multiple of 16 and k of 8.
+    fn products_of_few(x: &[f32], w: &[bf16], k: usize, y: &mut [f32], ldy: usize) {
+        let (m, outputs) = (x.len() / k, w.len() / k);
+        assert!(matches!(m, 1..=FEW) && outputs.is_multiple_of(LANES) && k.is_multiple_of(8));
+        assert!(y.len() >= (m - 1) * ldy + outputs);
+        for at in (0..outputs).step_by(LANES) {
+            let (x, w, y) = (x.as_ptr(), w[at * k..].as_ptr(), y[at..].as_mut_ptr());
+            // SAFETY: by the assertions.
+            unsafe {
+                match m {
+                    1 => in_registers::<S, 1>(x, w, k, y, ldy),
+                    2 => in_registers::<S, 2>(x, w, k, y, ldy),
+                    3 => in_registers::<S, 3>(x, w, k, y, ldy),
+                    4 => in_registers::<S, 4>(x, w, k, y, ldy),
+                    5 => in_registers::<S, 5>(x, w, k, y, ldy),
+                    _ => in_registers::<S, FEW>(x, w, k, y, ldy),
+                }
+            }
+        }
+    }
+}
+
+/// y\[rows, outputs\] = X W\[outputs\]^T for the rows of x `[_, k]`; y's rows are `ldy` apart and have room for whole
+/// vectors, whose lanes beyond the outputs are left as they come. `packed` is scratch.
+pub(super) fn products(
+    x: &[f32],
+    w: &Tensor,
+    outputs: Range<usize>,
+    packed: &mut Vec<f32>,
+    y: &mut [f32],
+    ldy: usize,
+) {
+    let (k, lanes) = (w.cols, outputs.len().next_multiple_of(LANES));
+    let (m, weights) = (x.len() / k, outputs.start * k..outputs.end * k);
+    if let Data::Bf16(w) = &w.data
+        && m <= FEW
+        && lanes == outputs.len()
+        && k.is_multiple_of(8)
+    {
+        return products_of_few(x, &w[weights], k, y, ldy);
+    }
+    packed.resize(packed.len().max(TRANSPOSED * lanes), 0.0);
+    for y in y.chunks_mut(ldy).take(m) {
+        y[..lanes].fill(0.0);
+    }
+    for k0 in (0..k).step_by(TRANSPOSED) {
+        let ks = k0..k.min(k0 + TRANSPOSED);
+        match &w.data {
+            Data::F32(w) => transpose_f32(&w[weights.clone()], k, &ks, packed, lanes),
+            Data::Bf16(w) => transpose_bf16(&w[weights.clone()], k, &ks, packed, lanes),
+        }
+        for i in (0..m).step_by(ROWS) {
+            let (rows, x, y) = (ROWS.min(m - i), &x[i * k + k0..], &mut y[i * ldy..]);
+            tile(rows, lanes / LANES, ks.len(), x, k, packed, lanes, y, ldy);
+        }
+    }
 }
 
 /// A matrix cut into panels of 64 lanes, each `[k, 64]`, lanes beyond the matrix zero.
@@ -192,21 +359,6 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Lanes are rows of x `[n, k]`: x transposed.
-    pub(super) fn from_rows(x: &[f32], k: usize) -> Self {
-        let n = x.len().checked_div(k).unwrap_or(0);
-        let mut data = vec![0.0; n.div_ceil(PANEL) * PANEL * k];
-        data.par_chunks_mut((PANEL * k).max(1)).enumerate().for_each(|(p, out)| {
-            for lane in 0..PANEL.min(n - p * PANEL) {
-                let row = &x[(p * PANEL + lane) * k..][..k];
-                for (o, v) in out[lane..].iter_mut().step_by(PANEL).zip(row) {
-                    *o = *v;
-                }
-            }
-        });
-        Self { data, k, n }
-    }
-
     /// Lanes are columns of x `[k, n]`.
     pub(super) fn from_cols(x: &[f32], n: usize) -> Self {
         let k = x.len().checked_div(n).unwrap_or(0);
@@ -229,29 +381,33 @@ impl Panels {
     pub(super) fn lanes(&self, p: usize) -> usize {
         PANEL.min(self.n - p * PANEL)
     }
-
-    /// c\[m, 64\] += a\[m, k\] * panel p, k in blocks that keep the panel in cache.
-    pub(super) fn multiply(&self, p: usize, m: usize, a: &[f32], lda: usize, c: &mut [f32], ldc: usize) {
-        let panel = &self.data[p * PANEL * self.k..][..PANEL * self.k];
-        for k0 in (0..self.k).step_by(KC) {
-            let k = KC.min(self.k - k0);
-            tile(m, vectors(p, self.n), k, &a[k0..], lda, &panel[k0 * PANEL..], PANEL, c, ldc);
-        }
-    }
 }
 
 /// A raw pointer that tasks write through; each task owns its own elements.
 #[derive(Clone, Copy)]
-struct Out(*mut f32);
+pub(super) struct Out(*mut f32);
 // SAFETY: tasks that share an `Out` write disjoint elements; each use says which.
 unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
 
 impl Out {
+    pub(super) fn new(x: &mut [f32]) -> Self {
+        Self(x.as_mut_ptr())
+    }
+
     fn at(self, i: usize) -> *mut f32 {
         // Method, not field access: closures then capture the wrapper, which is Sync.
         self.0.wrapping_add(i)
+    }
+
+    /// Elements `i..i + len`.
+    ///
+    /// # Safety
+    /// They are there, and nobody else uses them.
+    pub(super) unsafe fn slice<'a>(self, i: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.at(i), len) }
     }
 }
 
@@ -259,33 +415,24 @@ impl Out {
 pub fn forward(x: &Tensor, w: &Tensor) -> Tensor {
     assert_eq!(x.cols, w.cols, "matmul: X is [T, {}], W is [out, {}]", x.cols, w.cols);
     let (t, k, n) = (x.rows, x.cols, w.rows);
-    let panels = Panels::from_rows(x.as_f32(), k);
-    let mut y = vec![0.0; t * n];
-    let out = Out(y.as_mut_ptr());
-    // Up to four panels share one widening of a block of W; more panels make more tasks.
-    let groups = panels.count().div_ceil(4);
-    (0..n.div_ceil(ROWS) * groups).into_par_iter().for_each_init(
-        || (vec![0.0; ROWS * k], vec![0.0; ROWS * PANEL]),
-        |(a, c), task| {
-            let (block, group) = (task / groups, task % groups);
-            let rows = block * ROWS..n.min((block + 1) * ROWS);
-            let m = rows.len();
-            let a: &[f32] = match &w.data {
-                Data::F32(d) => &d[rows.start * k..rows.end * k],
-                Data::Bf16(_) => {
-                    widen_rows(w, rows.clone(), a, k);
-                    a
-                }
-            };
-            for p in group * 4..panels.count().min(group * 4 + 4) {
-                c.fill(0.0);
-                panels.multiply(p, m, a, k, c, PANEL);
-                for lane in 0..panels.lanes(p) {
-                    for i in 0..m {
-                        // SAFETY: this task alone owns columns `rows` of the group's rows of Y.
-                        unsafe { *out.at((p * PANEL + lane) * n + rows.start + i) = c[i * PANEL + lane] };
-                    }
-                }
+    let mut y = zeroed(t * n);
+    if k == 0 {
+        return Tensor::f32(t, n, y);
+    }
+    let x = x.as_f32();
+    let out = Out::new(&mut y);
+    let cuts = t.div_ceil(T_CUT);
+    (0..n.div_ceil(PANEL) * cuts).into_par_iter().for_each_init(
+        || (Vec::new(), vec![0.0; T_CUT.min(t) * PANEL]),
+        |(packed, c), task| {
+            let (p, cut) = (task / cuts, task % cuts);
+            let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
+            let outputs = p * PANEL..n.min((p + 1) * PANEL);
+            products(&x[rows.start * k..rows.end * k], w, outputs.clone(), packed, c, PANEL);
+            for (row, c) in rows.zip(c.chunks_exact(PANEL)) {
+                // SAFETY: this task alone owns these rows and columns of Y.
+                let y = unsafe { out.slice(row * n + outputs.start, outputs.len()) };
+                y.copy_from_slice(&c[..outputs.len()]);
             }
         },
     );
@@ -330,9 +477,7 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor) {
     assert_eq!((dy.cols, dy.rows, w.cols), (w.rows, dx.rows, dx.cols), "matmul: dX += dY W");
     let (t, k, n) = (dy.rows, w.rows, w.cols);
     let a = dy.as_f32();
-    let out = Out(dx.as_f32_mut().as_mut_ptr());
-    // Long batches are cut so that there are tasks enough; each cut packs W's panel again.
-    const T_CUT: usize = 4 * ROWS;
+    let out = Out::new(dx.as_f32_mut());
     let cuts = t.div_ceil(T_CUT);
     (0..n.div_ceil(PANEL) * cuts).into_par_iter().for_each_init(
         || vec![0.0; KC * PANEL],
@@ -379,7 +524,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
 
 /// c\[m, n\] += a\[m, k\] times all panels, c row-major with n columns.
 pub(super) fn accumulate(panels: &Panels, m: usize, a: &[f32], lda: usize, c: &mut [f32], n: usize) {
-    let out = Out(c.as_mut_ptr());
+    let out = Out::new(c);
     assert!(c.len() >= m * n && panels.n == n);
     for p in 0..panels.count() {
         let panel = &panels.data[p * PANEL * panels.k..][..PANEL * panels.k];

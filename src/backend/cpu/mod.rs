@@ -122,6 +122,13 @@ fn collected<T: bytemuck::Pod + Send>(bytes: &[u8]) -> Vec<T> {
     x
 }
 
+/// Makes the calling thread, a program's main one, one of the thread pool's, because an op that is called from outside
+/// hands itself over and waits: two switches of threads for each, after which two of the pool may share a core.
+/// Does nothing where there is a pool already.
+pub fn compute_on_this_thread() {
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+}
+
 /// The CPU as a device: no state, the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;

@@ -94,6 +94,14 @@ pub(crate) trait Simd: Copy {
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     /// [`sum`] of each of four vectors.
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
+    /// Words of 32 bits: vector i holds word i of each of 16 rows `stride` bytes apart, the first at `p`.
+    unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4];
+    /// Asks for the line of the cache at `p`, which need not be there.
+    fn prefetch(p: *const u8);
+    /// The bf16 in the lower half of every lane, widened.
+    unsafe fn low(self) -> Self;
+    /// The bf16 in the upper half of every lane, widened.
+    unsafe fn high(self) -> Self;
 }
 
 impl Simd for Block {
@@ -122,6 +130,32 @@ impl Simd for Block {
     #[inline(always)]
     unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
         x.map(sum)
+    }
+
+    #[inline(always)]
+    unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4] {
+        let mut words = [[0.0; LANES]; 4];
+        for l in 0..LANES {
+            // SAFETY: the caller may read 16 bytes of each row.
+            let row: [f32; 4] = unsafe { p.add(l * stride).cast::<[f32; 4]>().read_unaligned() };
+            for (words, word) in words.iter_mut().zip(row) {
+                words[l] = word;
+            }
+        }
+        words
+    }
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn low(self) -> Self {
+        map(self, |x| f32::from_bits(x.to_bits() << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn high(self) -> Self {
+        map(self, |x| f32::from_bits(x.to_bits() & 0xffff_0000))
     }
 }
 
@@ -183,6 +217,47 @@ pub(crate) mod x86 {
                 )
             }
         }
+
+        #[inline(always)]
+        unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4] {
+            unsafe {
+                // Rows i, i + 4, i + 8 and i + 12 lie side by side, so that 4 x 4 words are transposed in each quarter.
+                let rows = |i: usize| {
+                    let row = |l: usize| _mm_loadu_ps(p.add(l * stride).cast());
+                    let x = _mm512_castps128_ps512(row(i));
+                    let x = _mm512_insertf32x4::<1>(x, row(i + 4));
+                    let x = _mm512_insertf32x4::<2>(x, row(i + 8));
+                    _mm512_insertf32x4::<3>(x, row(i + 12))
+                };
+                let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                [
+                    _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+                    _mm512_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high),
+                    _mm512_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn low(self) -> Self {
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self))) }
+        }
+
+        #[inline(always)]
+        unsafe fn high(self) -> Self {
+            unsafe {
+                let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self), mask))
+            }
+        }
     }
 
     impl super::Simd for Avx2 {
@@ -213,6 +288,56 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
             unsafe { sums_of_eight(x.map(|x| _mm256_add_ps(x.0, x.1))) }
+        }
+
+        #[inline(always)]
+        unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4] {
+            unsafe {
+                let (x, y) = (eight_rows(p, stride), eight_rows(p.add(8 * stride), stride));
+                [Avx2(x[0], y[0]), Avx2(x[1], y[1]), Avx2(x[2], y[2]), Avx2(x[3], y[3])]
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn low(self) -> Self {
+            unsafe {
+                let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+                Avx2(low(self.0), low(self.1))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn high(self) -> Self {
+            unsafe {
+                let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32));
+                Avx2(_mm256_and_ps(self.0, mask), _mm256_and_ps(self.1, mask))
+            }
+        }
+    }
+
+    /// [`transposed`](super::Simd::transposed) of 8 rows.
+    #[inline(always)]
+    unsafe fn eight_rows(p: *const u8, stride: usize) -> [__m256; 4] {
+        unsafe {
+            // Rows i and i + 4 lie side by side, so that 4 x 4 words are transposed in each half.
+            let rows = |i: usize| {
+                let row = |l: usize| _mm_loadu_ps(p.add(l * stride).cast());
+                _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(row(i)), row(i + 4))
+            };
+            let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            [
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high),
+            ]
         }
     }
 }

@@ -1,5 +1,5 @@
 use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::cpu::lm_head::{logprob_backward, logprob_forward, sample};
+use bon_engine::backend::cpu::lm_head::{gumbel_noise, logprob_backward, logprob_forward, sample};
 use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
 use bon_engine::rng::DrawKey;
 
@@ -224,6 +224,34 @@ fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
         let distinct: std::collections::BTreeSet<_> = tokens.iter().collect();
         assert!(distinct.len() > 20 && tokens != greedy);
     }
+}
+
+/// Most noise is never computed, because the token cannot win with it. The draw is that of all noise: of logits that are
+/// near and far apart, as large as temperatures make them, and rising, so that the best so far says little.
+#[test]
+fn a_draw_is_the_argmax_over_the_noise_of_all_tokens() {
+    const V: usize = 2 * 8192 + 97;
+    let mut winners = std::collections::BTreeSet::new();
+    for (scale, temperature) in [(0.01, 1.0), (1.0, 1.0), (8.0, 1.0), (1.0, 0.01), (1.0, 1e-6), (1.0, 1e6)] {
+        for rising in [0.0, 1e-3, 0.1] {
+            let x = Tensor::f32(20, 1, randoms(1, 20).iter().map(|x| 1.0 + x * x).collect());
+            let logits = randoms(2, V).into_iter().zip(0..).map(|(e, i)| e * scale + rising * i as f32);
+            let table = Tensor::f32(V, 1, logits.collect());
+            let head = HeadSpec { softcap: None, temperature };
+            let drawn = sample(&x, &table, &head, &Truncation::default(), &draws(20));
+            for (row, (drawn, choice)) in drawn.iter().zip(draws(20)).enumerate() {
+                let Choice::Draw(key) = choice else { panic!("a draw") };
+                let score = |v: usize| {
+                    let logit = x.as_f32()[row] * table.as_f32()[v] / temperature;
+                    logit + gumbel_noise(&key, v as u32)
+                };
+                let best = (0..V).rev().max_by(|&a, &b| score(a).total_cmp(&score(b)));
+                assert_eq!(Some(drawn.token as usize), best, "row {row}, {scale}, {temperature}, {rising}");
+                winners.insert(drawn.token);
+            }
+        }
+    }
+    assert!(winners.len() > 50, "{}", winners.len());
 }
 
 #[test]

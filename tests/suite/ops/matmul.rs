@@ -99,13 +99,22 @@ fn every_remainder_of_inputs_and_outputs() {
     check(pairs().map(|(k, n, t)| (t, k, n)));
 }
 
-/// Beyond 512 terms, which is one pass, beyond the four panels that share a block of W, beyond the 192 tokens of a cut.
+/// Beyond the terms of one pass, 128 and 512, and beyond the 192 tokens of a cut.
 #[test]
 fn long_reductions_and_many_tokens() {
     check(
         [(3, 1030, 50), (50, 3, 1030), (600, 20, 7), (321, 65, 49), (193, 513, 5), (257, 40, 130)]
             .into_iter(),
     );
+}
+
+/// Up to six tokens meet weights that are transposed in registers, if these come in whole blocks of 16 by 8.
+#[test]
+fn few_tokens() {
+    check((1..=8).flat_map(|t| {
+        [(8, 16), (16, 32), (24, 48), (136, 64), (640, 80), (640, 96), (136, 81), (137, 80)]
+            .map(|(k, n)| (t, k, n))
+    }));
 }
 
 #[test]

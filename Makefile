@@ -6,7 +6,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test gemma parity peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 # Made once: it needs PyTorch and Transformers (up to 3 GB to download).
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
+
+peers: rust gemma ## Time llama.cpp and Transformers at the same work on this CPU (4 GB to download and a build, once; then half an hour)
+	cargo build --locked --release
+	python3 tools/peers/peers.py
 
 vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M and differentiate it on the virtual GPU, and compare with the CPU (minutes)
 	cargo test --locked --test vm_gemma -- --nocapture

@@ -473,6 +473,11 @@ impl TrainConfig {
             "train.output",
             format!("{} is a file; give a directory", train.output.display()),
         );
+        require(
+            train.eval_samples > 0 || data.eval_tasks.is_none(),
+            "train.eval_samples",
+            "is 0; an evaluation needs at least 1".into(),
+        );
         if train.eval_every > 0 {
             require(
                 data.eval_tasks.is_some(),
@@ -480,7 +485,7 @@ impl TrainConfig {
                 "needs data.eval_tasks; set that, or this to 0".into(),
             );
             require(
-                train.eval_samples >= n.max(1),
+                train.eval_samples >= n || train.eval_samples == 0,
                 "train.eval_samples",
                 format!("is {}, less than the {n} of objective.n", train.eval_samples),
             );

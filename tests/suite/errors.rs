@@ -66,6 +66,10 @@ fn settings_of_a_training_run() {
         (&["train.max_minutes=0"], &["  train.max_minutes: is 0; it must be above 0"]),
         (&["objective.n=5"], &["  generate.samples: is 4, less than the 5 of objective.n"]),
         (&["objective.n=0"], &["  objective: "]),
+        (
+            &["data.eval_tasks=eval.jsonl", "train.eval_samples=0"],
+            &["  train.eval_samples: is 0; an evaluation needs at least 1"],
+        ),
         (&["model.path=nowhere"], &["  model.path: no directory at nowhere"]),
         (&["data.tasks=nowhere.jsonl"], &["  data.tasks: no file at nowhere.jsonl"]),
         (&["data.tasks=model"], &["  data.tasks: no file at model"]),

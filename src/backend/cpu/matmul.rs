@@ -190,67 +190,92 @@ fn widen(w: &Tensor, at: usize, out: &mut [f32]) {
     }
 }
 
-multiversion! {
-    /// The transposition of weights `[rows, cols]`: out\[k * ld + l\] = w\[l, ks.start + k\], widened.
-    fn transpose_bf16(w: &[bf16], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-        const STEP: usize = 8;
-        let (rows, whole) = (w.len() / cols, ks.len() / STEP * STEP);
-        assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
-        let blocks = rows / LANES * LANES;
-        for l in (0..blocks).step_by(LANES) {
-            for k in (0..whole).step_by(STEP) {
-                // SAFETY: 16 rows of 8 weights, and 8 rows of 16 lanes, by the assertion.
-                unsafe {
-                    let from = w.as_ptr().add(l * cols + ks.start + k);
-                    let to = out.as_mut_ptr().add(k * ld + l);
-                    if k.is_multiple_of(LINE) {
-                        for r in 0..LANES {
-                            S::prefetch(from.wrapping_add(r * cols + 2 * LINE).cast());
-                        }
-                    }
-                    let pairs = S::transposed(from.cast(), cols * size_of::<bf16>());
-                    for (j, pair) in pairs.into_iter().enumerate() {
-                        pair.low().store(to.add(2 * j * ld));
-                        pair.high().store(to.add((2 * j + 1) * ld));
-                    }
-                }
-            }
+/// How weights are stored.
+trait Weight: Copy {
+    /// Weights in 16 bytes.
+    const STEP: usize = 16 / size_of::<Self>();
+
+    fn widened(self) -> f32;
+
+    /// Writes the weights that 4 words of 16 rows hold, widened, to [`Self::STEP`] rows of 16 lanes.
+    ///
+    /// # Safety
+    /// The caller owns these rows, `ld` floats apart, and `S` is on.
+    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize);
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize) {
+        for (j, word) in words.into_iter().enumerate() {
+            // SAFETY: the caller's word.
+            unsafe { word.store(to.add(j * ld)) };
         }
-        for (l, w) in w.chunks_exact(cols).enumerate() {
-            let done = if l < blocks { whole } else { 0 };
-            for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
-                out[k * ld + l] = f32_from_bf16(*w);
+    }
+}
+
+impl Weight for bf16 {
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        f32_from_bf16(self)
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize) {
+        for (j, pair) in words.into_iter().enumerate() {
+            // SAFETY: the caller's word.
+            unsafe {
+                pair.low().store(to.add(2 * j * ld));
+                pair.high().store(to.add((2 * j + 1) * ld));
             }
         }
     }
 }
 
-multiversion! {
-    /// As [`transpose_bf16`], of f32.
-    fn transpose_f32(w: &[f32], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-        const STEP: usize = 4;
-        let (rows, whole) = (w.len() / cols, ks.len() / STEP * STEP);
-        assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
-        let blocks = rows / LANES * LANES;
-        for l in (0..blocks).step_by(LANES) {
-            for k in (0..whole).step_by(STEP) {
-                // SAFETY: 16 rows of 4 weights, and 4 rows of 16 lanes, by the assertion.
-                unsafe {
-                    let from = w.as_ptr().add(l * cols + ks.start + k);
-                    let to = out.as_mut_ptr().add(k * ld + l);
-                    let words = S::transposed(from.cast(), cols * size_of::<f32>());
-                    for (j, word) in words.into_iter().enumerate() {
-                        word.store(to.add(j * ld));
-                    }
+/// The transposition of weights `[rows, cols]`: out\[k * ld + l\] = w\[l, ks.start + k\], widened.
+#[inline(always)]
+fn transpose<S: Simd, W: Weight>(w: &[W], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+    let line = 4 * W::STEP;
+    let (rows, whole) = (w.len() / cols, ks.len() / W::STEP * W::STEP);
+    assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
+    let blocks = rows / LANES * LANES;
+    for l in (0..blocks).step_by(LANES) {
+        for k in (0..whole).step_by(W::STEP) {
+            let from = w[l * cols + ks.start + k..].as_ptr();
+            if k.is_multiple_of(line) {
+                for r in 0..LANES {
+                    S::prefetch(from.wrapping_add(r * cols + 2 * line).cast());
                 }
             }
-        }
-        for (l, w) in w.chunks_exact(cols).enumerate() {
-            let done = if l < blocks { whole } else { 0 };
-            for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
-                out[k * ld + l] = *w;
+            // SAFETY: 16 rows of so many weights, and so many rows of 16 lanes, by the assertion; `multiversion!` found `S`.
+            unsafe {
+                let words = S::transposed(from.cast(), cols * size_of::<W>());
+                W::put(words, out.as_mut_ptr().add(k * ld + l), ld);
             }
         }
+    }
+    for (l, w) in w.chunks_exact(cols).enumerate() {
+        let done = if l < blocks { whole } else { 0 };
+        for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
+            out[k * ld + l] = w.widened();
+        }
+    }
+}
+
+multiversion! {
+    fn transpose_f32(w: &[f32], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        transpose::<S, f32>(w, cols, ks, out, ld);
+    }
+}
+
+multiversion! {
+    fn transpose_bf16(w: &[bf16], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        transpose::<S, bf16>(w, cols, ks, out, ld);
     }
 }
 

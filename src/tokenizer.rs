@@ -10,7 +10,13 @@
 //! text only grows as tokens follow, and a run of byte tokens that ends within a character keeps its whole ones.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, de};
+use serde_json::{Value, json};
+use tokenizers::AddedToken;
+use tokenizers::models::bpe;
 
 use crate::checkpoint::{FileError, read_file};
 use crate::config::GemmaConfig;
@@ -115,20 +121,136 @@ pub struct Tokenizer {
     end_of_turn: u32,
 }
 
-/// The parts of tokenizer.json on which the `tokenizers` crate panics unless they are as Gemma's: checked first.
-#[derive(serde::Deserialize)]
-struct Probe {
+/// tokenizer.json, with its large parts in the types that the `tokenizers` crate wants in the end: its own way copies
+/// half a million merges five times.
+#[derive(Deserialize)]
+struct File {
+    model: Model,
     #[serde(default)]
-    decoder: serde_json::Value,
-    #[serde(rename = "model")]
-    _model: ProbeModel,
+    added_tokens: Vec<AddedToken>,
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default = "version")]
+    version: String,
 }
 
-#[derive(serde::Deserialize)]
-struct ProbeModel {
-    /// Null.
+fn version() -> String {
+    "1.0".to_owned()
+}
+
+/// Byte pair encoding, what Gemma has. The prefix, on which the crate panics, and the suffix, which the text of a token
+/// does not know, are null; a dropout of merges is left out, because it would make a text's tokens random.
+#[derive(Deserialize)]
+struct Model {
+    #[serde(rename = "type", default)]
+    _kind: Kind,
     #[serde(rename = "continuing_subword_prefix", default)]
     _prefix: (),
+    #[serde(rename = "end_of_word_suffix", default)]
+    _suffix: (),
+    unk_token: Option<String>,
+    #[serde(default, deserialize_with = "or_null")]
+    fuse_unk: bool,
+    #[serde(default, deserialize_with = "or_null")]
+    byte_fallback: bool,
+    #[serde(default, deserialize_with = "or_null")]
+    ignore_merges: bool,
+    vocab: bpe::Vocab,
+    merges: Vec<Merge>,
+}
+
+#[derive(Deserialize, Default)]
+enum Kind {
+    #[default]
+    #[serde(rename = "BPE")]
+    Bpe,
+}
+
+fn or_null<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
+}
+
+/// Two tokens that are joined: `["a", "b"]`, in older files `"a b"`.
+struct Merge(String, String);
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        struct Parts;
+
+        impl<'de> de::Visitor<'de> for Parts {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a merge of two tokens")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Merge, E> {
+                match text.split_once(' ') {
+                    Some((a, b)) if !b.contains(' ') => Ok(Merge(a.to_owned(), b.to_owned())),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut parts: A) -> Result<Merge, A::Error> {
+                let mut next = |i| parts.next_element()?.ok_or_else(|| de::Error::invalid_length(i, &self));
+                let merge = Merge(next(0)?, next(1)?);
+                match parts.next_element::<de::IgnoredAny>()? {
+                    None => Ok(merge),
+                    Some(_) => Err(de::Error::invalid_length(3, &self)),
+                }
+            }
+        }
+
+        value.deserialize_any(Parts)
+    }
+}
+
+impl File {
+    /// The crate's tokenizer, and what its vocabulary holds.
+    fn build(self) -> Result<(tokenizers::Tokenizer, Vocabulary), tokenizers::Error> {
+        let Model { unk_token, fuse_unk, byte_fallback, ignore_merges, vocab, merges, .. } = self.model;
+        let roles = vocab.iter().filter(|(name, _)| role(name) != Role::Text);
+        let vocabulary = Vocabulary {
+            ids: vocab.values().copied().collect(),
+            no_text: roles.map(|(name, id)| (name.clone(), *id)).collect(),
+        };
+        let merges = merges.into_iter().map(|Merge(a, b)| (a, b)).collect();
+        let mut model = bpe::BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .fuse_unk(fuse_unk)
+            .byte_fallback(byte_fallback)
+            .ignore_merges(ignore_merges);
+        if let Some(token) = unk_token {
+            model = model.unk_token(token);
+        }
+        // All but the model and the added tokens, which are to be found in it.
+        let parts = json!({
+            "version": self.version,
+            "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer,
+            "post_processor": self.post_processor,
+            "decoder": self.decoder,
+            "model": { "type": "BPE", "vocab": {}, "merges": [] },
+        });
+        let mut tokenizer: tokenizers::Tokenizer = serde_json::from_value(parts)?;
+        tokenizer.with_model(model.build()?).add_tokens(&self.added_tokens);
+        tokenizer.set_encode_special_tokens(true);
+        Ok((tokenizer, vocabulary))
+    }
+}
+
+/// What is asked of a vocabulary without its added tokens.
+struct Vocabulary {
+    /// All ids.
+    ids: Vec<u32>,
+    /// The tokens whose names say that no text becomes them.
+    no_text: Vec<(String, u32)>,
 }
 
 impl Tokenizer {
@@ -137,12 +259,12 @@ impl Tokenizer {
         let path = dir.join(TOKENIZER_FILE);
         let bytes = read_file(&path, MAX_TOKENIZER_BYTES)?;
         let format = |source| TokenizerError::Format { path: path.clone(), source };
-        let probe = serde_json::from_slice::<Probe>(&bytes).map_err(|e| format(e.into()))?;
-        if let Some(name) = foreign_decoder(&probe.decoder) {
+        let file = serde_json::from_slice::<File>(&bytes).map_err(|e| format(e.into()))?;
+        drop(bytes);
+        if let Some(name) = foreign_decoder(&file.decoder) {
             return Err(format(format!("its decoder is {name}, which is not Gemma's").into()));
         }
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
-        inner.with_truncation(None).map_err(format)?.with_padding(None).set_encode_special_tokens(true);
+        let (mut inner, vocabulary) = file.build().map_err(format)?;
 
         let id = |token| {
             inner.token_to_id(token).ok_or_else(|| TokenizerError::NoToken { path: path.clone(), token })
@@ -151,7 +273,6 @@ impl Tokenizer {
         let (start_of_turn, end_of_turn) = (id("<start_of_turn>")?, id("<end_of_turn>")?);
 
         let added = inner.get_added_tokens_decoder();
-        let vocabulary = inner.get_vocab(true);
         let role_of = |name: &str, id: u32| match (role(name), added.get(&id)) {
             (Role::Control, _) => Role::Control,
             (_, Some(token)) if token.special => Role::Control,
@@ -159,18 +280,19 @@ impl Tokenizer {
             (_, Some(_)) if config.eos_tokens.contains(&id) && !name.trim().is_empty() => Role::Control,
             (role, _) => role,
         };
-        let (mut no_text, mut control, mut largest) = (BTreeMap::new(), HashSet::new(), 0);
-        for (name, id) in vocabulary {
+        let (mut no_text, mut control) = (BTreeMap::new(), HashSet::new());
+        let added_names = added.iter().map(|(id, token)| (token.content.clone(), *id));
+        for (name, id) in vocabulary.no_text.into_iter().chain(added_names) {
             let role = role_of(&name, id);
             if role == Role::Control {
                 control.insert(id);
-            } else {
-                largest = largest.max(id as usize);
             }
             if role != Role::Text {
                 no_text.insert(name, id);
             }
         }
+        let ids = vocabulary.ids.iter().chain(added.keys());
+        let largest = ids.filter(|id| !control.contains(id)).max().map_or(0, |id| *id as usize);
         let unmarked =
             added.iter().filter(|(_, token)| !token.special && no_text.contains_key(&token.content));
         let marked: Vec<_> = unmarked.map(|(_, token)| token.clone().special(true)).collect();
@@ -297,9 +419,9 @@ fn byte(name: &str) -> Option<u8> {
 }
 
 /// The part of a decoder, if any, under which a token's text depends on its neighbours or is not its name's.
-fn foreign_decoder(decoder: &serde_json::Value) -> Option<String> {
+fn foreign_decoder(decoder: &Value) -> Option<String> {
     let name = decoder.get("type")?.as_str()?;
-    let parts = decoder.get("decoders").and_then(serde_json::Value::as_array);
+    let parts = decoder.get("decoders").and_then(Value::as_array);
     match DECODERS.contains(&name) {
         false => Some(name.to_owned()),
         true => parts?.iter().find_map(foreign_decoder),

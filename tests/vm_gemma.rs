@@ -18,7 +18,7 @@ use bon_engine::backend::{Backend, Truncation};
 use bon_engine::device::vm::{Options, Vm};
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{Prompt, Response, Sampling, generate};
-use bon_engine::model_dir::ModelDir;
+use bon_engine::model_dir::{ComputeChoice, ModelDir, Precision};
 use bon_engine::train::policy::{Continued, Forward};
 
 use rounded::Rounded;
@@ -29,9 +29,10 @@ const STREAMS: usize = 8;
 /// The first token comes from the prefill, each further one from a decode step.
 const DECODE_STEPS: usize = 8;
 
-fn open<B: Backend>(backend: B) -> ModelDir<B> {
+/// With the CPU's products in f32: they are what the kernels are held to.
+fn open<B: Backend>(backend: B, compute: ComputeChoice) -> ModelDir<B> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/gemma-3-270m");
-    ModelDir::open(backend, &dir, None).unwrap_or_else(|e| panic!("{e}"))
+    ModelDir::open(backend, &dir, Precision { dtype: None, compute }).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn sample<B: Backend>(model: &Gemma<B>, ids: &[u32]) -> Vec<Response> {
@@ -116,10 +117,10 @@ fn assert_gradient(got: &Step, exact: &Step, naive: &Step) {
 
 #[test]
 fn gemma_3_270m_on_the_kernels_is_the_cpus_within_bf16() {
-    let cpu = open(Cpu);
+    let cpu = open(Cpu::F32, ComputeChoice::F32);
     let ids = cpu.tokenizer.encode_prompt(PROMPT).unwrap();
     let vm = Cuda::new(Box::new(Vm::new(Options::default()))).unwrap_or_else(|e| panic!("{e}"));
-    let vm = open(vm).model;
+    let vm = open(vm, ComputeChoice::Auto).model;
     let started = Instant::now();
     let sampled = sample(&vm, &ids);
     eprintln!(
@@ -139,7 +140,7 @@ fn gemma_3_270m_on_the_kernels_is_the_cpus_within_bf16() {
     eprintln!("their log-probs and gradient in one pass: {:.0?}", started.elapsed());
     drop(vm);
     let exact = step(&cpu.model, &ids, &responses, &weights);
-    let naive = step(&open(Rounded).model, &ids, &responses, &weights);
+    let naive = step(&open(Rounded, ComputeChoice::Auto).model, &ids, &responses, &weights);
     let gap = largest(&at_sampling, &got.logprobs);
     eprintln!("log-probs, largest difference: sampling to training {gap:e}");
     eprintln!(

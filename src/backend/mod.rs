@@ -1,8 +1,9 @@
 //! The ops that Gemma needs, as one trait. [`cpu`] implements it natively, [`cuda`] with the kernels in `kernels/`.
 //!
 //! Conventions. Tensors are row-major matrices `[rows, cols]`; a vector is `[1, n]`. Activations and their gradients
-//! are f32 on the CPU and bf16 under CUDA, where each is rounded once, as an op stores it; sums and statistics are
-//! f32. Parameters are f32 or bf16 (CUDA: bf16); their gradients, AdamW's moments and master weights are f32. Linear
+//! are f32 on the CPU, where they are rounded to bf16 as they enter a product if [`Compute`] says so, and bf16 under
+//! CUDA, where each is rounded once, as an op stores it; sums and statistics are f32. Parameters are f32 or bf16
+//! (CUDA: bf16); their gradients, AdamW's moments and master weights are f32. Linear
 //! weights are `[out, in]` as in Transformers. Names as in Gemma's literature: T tokens (flat), D model width, H query
 //! heads, K key/value heads, Dh head width, F MLP width, V vocabulary.
 //!
@@ -34,6 +35,17 @@ impl DType {
             DType::Bf16 => 2,
         }
     }
+}
+
+/// What a device multiplies matrices in, where it has the choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// f32, whatever the weights are stored in.
+    #[default]
+    F32,
+    /// bf16 where the weights are bf16, with sums in f32.
+    Bf16,
 }
 
 /// Tokens to run: flat, with who attends to whom.
@@ -379,6 +391,13 @@ pub trait Backend: Send + Sync {
     }
     /// Storage type of activations and their gradients; bf16 activations want bf16 parameters.
     fn activation_dtype(&self) -> DType;
+    /// The same device, its products computed so. One that has no choice stays as it is.
+    fn computing(self, _compute: Compute) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
     /// The first error of the device, if any. Waits for what was asked of it.
     fn check(&self) -> Result<(), DeviceError>;
     /// Bytes that one batch of generation may take, above all its key/value cache; further prompts go in turns. A

@@ -74,7 +74,7 @@ impl DeviceChoice {
     /// Opens the device, with the kernels where it needs them.
     pub fn open(self) -> anyhow::Result<Engine> {
         Ok(match self {
-            Self::Cpu => Engine::Cpu(Cpu),
+            Self::Cpu => Engine::Cpu(Cpu::default()),
             Self::Vm => Engine::Cuda(Cuda::new(Box::new(Vm::new(Options::default())))?),
             Self::Cuda(index) => {
                 let gpu = Box::new(Gpu::open(index)?);
@@ -92,12 +92,12 @@ impl DeviceChoice {
             }
             Self::Auto => {
                 let opened = first_gpu().and_then(|index| {
-                    let Some(index) = index else { return Ok(Engine::Cpu(Cpu)) };
+                    let Some(index) = index else { return Ok(Engine::Cpu(Cpu::default())) };
                     Self::Cuda(index).open().map_err(|e| format!("{e:#}"))
                 });
                 opened.unwrap_or_else(|why| {
                     note(&format!("note: computing on the CPU, not on a GPU: {why}"));
-                    Engine::Cpu(Cpu)
+                    Engine::Cpu(Cpu::default())
                 })
             }
         })

@@ -14,6 +14,7 @@ pub struct Args {}
 pub fn run(_: Args) -> anyhow::Result<()> {
     let threads = rayon::current_num_threads();
     let vectors = match isa() {
+        Isa::Avx512Bf16 => "AVX-512 with bf16",
         Isa::Avx512 => "AVX-512",
         Isa::Avx2 => "AVX2 and FMA",
         Isa::Portable => "portable vector code",

@@ -9,10 +9,11 @@ use anyhow::{Context, bail};
 
 use super::device::{DeviceArg, Engine};
 use super::progress::{Screen, note, unjudged};
-use super::{open_model, parse_dtype, positive};
-use crate::backend::{Backend, DType};
+use super::{PrecisionArgs, open_model, positive};
+use crate::backend::Backend;
 use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
+use crate::model_dir::Precision;
 use crate::tasks::Tasks;
 use crate::train::config::{ConfigError, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
@@ -35,9 +36,8 @@ pub struct Args {
     /// Model directory [default: model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Storage of the weights: f32 or bf16 [default: model.dtype, else as in the checkpoint]
-    #[arg(long, value_parser = parse_dtype)]
-    dtype: Option<DType>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArg,
     /// Tasks [default: data.eval_tasks, else data.tasks]
@@ -81,7 +81,7 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
             "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
         )
     };
-    let dir = open_model(backend, &config.model.path, config.model.dtype)?;
+    let dir = open_model(backend, &config.model.path, config.model.precision())?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
     let provenance = with_model(provenance, &dir);
     for text in warnings(config, &dir, &config.data.tasks, &tasks, false)? {
@@ -138,7 +138,8 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
     if let Some(path) = args.tasks.clone().or(config.data.eval_tasks.take()) {
         config.data.tasks = path;
     }
-    config.model.dtype = args.dtype.or(config.model.dtype);
+    let Precision { dtype, compute } = args.precision.or(config.model.precision());
+    (config.model.dtype, config.model.compute) = (dtype, compute);
     config.train.eval_samples = args.samples.map_or(config.train.eval_samples, |samples| samples as usize);
     for (path, argument, key) in [
         (&config.model.path, "--model DIR", "model.path"),

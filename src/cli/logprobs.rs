@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceArg, Engine};
 use super::progress::note;
-use super::{number, open_model, parse_dtype};
-use crate::backend::{Backend, Batch, DType, HeadSpec, TEMPERATURES, Target};
+use super::{PrecisionArgs, number, open_model};
+use crate::backend::{Backend, Batch, HeadSpec, TEMPERATURES, Target};
 use crate::checkpoint::atomic;
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, Precision};
 use crate::segments::Segments;
 use crate::train::setup::spelled;
 
@@ -31,9 +31,8 @@ pub struct Args {
     /// Where to write [default: standard output]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
-    #[arg(long, value_parser = parse_dtype)]
-    dtype: Option<DType>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArg,
     /// Softmax temperature
@@ -66,7 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let input = File::open(&args.input).with_context(|| format!("cannot open {}", args.input.display()))?;
-    let loaded = open_model(backend, &args.model, args.dtype)?;
+    let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
     let mut written = Vec::new();
     // Prompts that spell control tokens.
     let mut spelling = 0;

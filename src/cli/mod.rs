@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::backend::cpu::compute_on_this_thread;
 use crate::backend::{Backend, DType};
-use crate::model_dir::{ModelDir, OpenError};
+use crate::model_dir::{ComputeChoice, ModelDir, OpenError, Precision};
 
 /// Fine-tunes Gemma so that it is best when you sample it N times and keep the best answer.
 #[derive(Debug, Parser)]
@@ -82,8 +82,8 @@ fn number(
 }
 
 /// Loads a model and says on standard error if that has rounded its weights.
-fn open_model<B: Backend>(backend: B, path: &Path, dtype: Option<DType>) -> Result<ModelDir<B>, OpenError> {
-    let opened = ModelDir::open(backend, path, dtype)?;
+fn open_model<B: Backend>(backend: B, path: &Path, precision: Precision) -> Result<ModelDir<B>, OpenError> {
+    let opened = ModelDir::open(backend, path, precision)?;
     if opened.rounded {
         progress::note(&rounded(path, &opened.model.backend.device_name()));
     }
@@ -98,7 +98,33 @@ fn rounded(path: &Path, device: &str) -> String {
     )
 }
 
-/// `--dtype`.
+/// `--dtype` and `--compute`.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct PrecisionArgs {
+    /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
+    #[arg(long, value_parser = parse_dtype)]
+    dtype: Option<DType>,
+    /// What matrix products are computed in on the CPU: bf16 (weights are stored so as well), f32, or auto: bf16 where the
+    /// weights are bf16 [default: auto]
+    #[arg(long, value_parser = parse_compute)]
+    compute: Option<ComputeChoice>,
+}
+
+impl PrecisionArgs {
+    fn or(self, default: Precision) -> Precision {
+        Precision { dtype: self.dtype.or(default.dtype), compute: self.compute.unwrap_or(default.compute) }
+    }
+}
+
+fn parse_compute(text: &str) -> Result<ComputeChoice, String> {
+    match text {
+        "auto" => Ok(ComputeChoice::Auto),
+        "bf16" => Ok(ComputeChoice::Bf16),
+        "f32" => Ok(ComputeChoice::F32),
+        _ => Err("must be auto, bf16 or f32".into()),
+    }
+}
+
 fn parse_dtype(text: &str) -> Result<DType, String> {
     match text {
         "f32" => Ok(DType::F32),

@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::device::{DeviceArg, Engine};
 use super::progress::note;
-use super::{number, open_model, parse_dtype, positive};
-use crate::backend::{Backend, DType, TEMPERATURES, Truncation};
+use super::{PrecisionArgs, number, open_model, positive};
+use crate::backend::{Backend, TEMPERATURES, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
+use crate::model_dir::Precision;
 use crate::rollout::StopRule;
 use crate::train::setup::{
     MAX_GROUP_TOKENS, MAX_SAMPLES, escape_warning, spelled, stop_warnings, template_warning,
@@ -74,9 +75,8 @@ pub struct Args {
     /// Seed; the same seed gives the same responses
     #[arg(long, default_value = "0")]
     seed: u64,
-    /// Storage of the weights: f32 or bf16 [default: as in the checkpoint]
-    #[arg(long, value_parser = parse_dtype)]
-    dtype: Option<DType>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     #[command(flatten)]
     device: DeviceArg,
     /// Write JSON lines with tokens and log-probs
@@ -119,7 +119,7 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     };
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     let began = Instant::now();
-    let loaded = open_model(backend, &args.model, args.dtype)?;
+    let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
     let tokenizer = &loaded.tokenizer;
     let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
     let stop = StopRule::new(&loaded.model.config, tokenizer, &args.stop);

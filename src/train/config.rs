@@ -20,7 +20,7 @@ use toml::de::{DeTable, DeValue};
 use super::schedule::Schedule;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
-use crate::model_dir::{OpenError, look_at};
+use crate::model_dir::{ComputeChoice, OpenError, Precision, look_at};
 use crate::objective::{Kind, ObjectiveConfig};
 use crate::verifier::VerifierConfig;
 
@@ -62,6 +62,16 @@ pub struct ModelSection {
     /// Storage of the parameters: `"f32"` or `"bf16"`. Default: as in the checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
+    /// What matrix products are computed in, where the device has the choice: `"auto"` (bf16 where the weights are
+    /// bf16), `"bf16"` or `"f32"`. In bf16 both operands are rounded and sums are f32. Default: `"auto"`.
+    pub compute: ComputeChoice,
+}
+
+impl ModelSection {
+    /// What the model is stored and computed in.
+    pub fn precision(&self) -> Precision {
+        Precision { dtype: self.dtype, compute: self.compute }
+    }
 }
 
 /// `[data]`

@@ -123,6 +123,7 @@ pub fn with_model<B: Backend>(provenance: Provenance, dir: &ModelDir<B>) -> Prov
     let tokenizer = fs::read(dir.path.join(TOKENIZER_FILE));
     for (key, value) in [
         ("model.dtype", format!("{:?}", backend.dtype(&params.embed)).to_lowercase()),
+        ("model.compute", format!("{:?}", dir.compute).to_lowercase()),
         ("model.weights", crc(params::checksum(backend, params))),
         ("model.config", config),
         ("model.tokenizer", tokenizer.map_or("unknown".to_owned(), |bytes| crc(crc32c::crc32c(&bytes)))),

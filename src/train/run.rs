@@ -17,12 +17,12 @@ use super::setup::{
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use super::stop::Stop;
-use crate::backend::{Backend, DType};
+use crate::backend::Backend;
 use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::activations::Kept;
 use crate::gemma::params;
-use crate::model_dir::{ModelDir, OpenError};
+use crate::model_dir::{ModelDir, OpenError, Precision};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
 
@@ -160,8 +160,8 @@ pub fn run<B: Backend + Clone>(
         let message = "missing; the evaluation on data.eval_tasks needs one".into();
         return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
     }
-    let open = |path: &Path, dtype: Option<DType>| -> Result<ModelDir<B>, TrainError> {
-        let model_dir = ModelDir::open(backend.clone(), path, dtype)?;
+    let open = |path: &Path, precision: Precision| -> Result<ModelDir<B>, TrainError> {
+        let model_dir = ModelDir::open(backend.clone(), path, precision)?;
         if config.objective.kind.needs_samples() {
             check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
         }
@@ -177,7 +177,7 @@ pub fn run<B: Backend + Clone>(
     let fresh = match resume {
         true => None,
         false => {
-            let dir = open(&config.model.path, config.model.dtype)?;
+            let dir = open(&config.model.path, config.model.precision())?;
             if dir.rounded {
                 report(Event::Rounded { path: &config.model.path });
             }
@@ -220,7 +220,7 @@ pub fn run<B: Backend + Clone>(
     let text = config.to_toml()?;
     atomic::write_file(&config_path, |f| f.write_all(text.as_bytes()))?;
     let reference = match config.train.kl_coefficient > 0.0 {
-        true => Some(ModelDir::open(backend.clone(), &config.model.path, config.model.dtype)?.model),
+        true => Some(ModelDir::open(backend.clone(), &config.model.path, config.model.precision())?.model),
         false => None,
     };
     let metrics = Metrics::open(out, start.step)?;
@@ -314,7 +314,7 @@ fn go_on<B: Backend>(
     config: &TrainConfig,
     tasks: &Tasks,
     newest: Newest,
-    open: impl Fn(&Path, Option<DType>) -> Result<ModelDir<B>, TrainError>,
+    open: impl Fn(&Path, Precision) -> Result<ModelDir<B>, TrainError>,
 ) -> Result<Start<B>, TrainError> {
     let out = &config.train.output;
     let differ = |differences: Vec<String>| match differences.is_empty() {
@@ -350,7 +350,10 @@ fn go_on<B: Backend>(
             ];
             let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
             differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
-            let mut start = Start::new(open(&snapshot.model_dir(), None)?)?;
+            let mut start = Start::new(open(
+                &snapshot.model_dir(),
+                Precision { dtype: None, ..config.model.precision() },
+            )?)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
             start.check()?;
             Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
@@ -364,7 +367,7 @@ fn go_on<B: Backend>(
                 let (old, new) = (saved.model.path.display(), config.model.path.display());
                 differ(vec![format!("model.path: {old} -> {new}")])?;
             }
-            Start::new(open(&config.model.path, config.model.dtype)?)
+            Start::new(open(&config.model.path, config.model.precision())?)
         }
         (None, None, None) => Err(TrainError::NothingToResume { path: out.join(CHECKPOINTS) }),
     }

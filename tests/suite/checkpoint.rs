@@ -454,8 +454,8 @@ fn saving_and_loading_change_no_bit() {
         std::fs::write(source.join("diary.txt"), "not the model's").unwrap();
 
         let file = ConfigFile::open(&source).unwrap();
-        let loaded = params::load(&Cpu, &file.gemma, &Checkpoint::open(&source).unwrap(), None).unwrap();
-        params::save(&Cpu, &file, &loaded, &source, &out).unwrap();
+        let loaded = params::load(&Cpu::F32, &file.gemma, &Checkpoint::open(&source).unwrap(), None).unwrap();
+        params::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
 
         assert_eq!(entries(&out), ["config.json", "model.safetensors", "tokenizer.json"]);
         assert_eq!(std::fs::read(out.join("tokenizer.json")).unwrap(), "any bytes \u{e9}".as_bytes());
@@ -471,9 +471,9 @@ fn saving_and_loading_change_no_bit() {
             assert_eq!((view.dtype, view.shape, view.bytes), (*dtype, &shape[..], &bytes[..]), "{name}");
         }
         // Onto itself: a second save replaces the first.
-        params::save(&Cpu, &file, &loaded, &source, &out).unwrap();
+        params::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
         // But never the directory that holds somebody's other file.
-        let problem = params::save(&Cpu, &file, &loaded, &source, &source).unwrap_err().to_string();
+        let problem = params::save(&Cpu::F32, &file, &loaded, &source, &source).unwrap_err().to_string();
         assert!(problem.contains("\"diary.txt\""), "{problem}");
     }
 }
@@ -486,9 +486,9 @@ fn loading_converts_on_request() {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &json, &tensors(&config, stored));
         let loaded: Params<Tensor> =
-            params::load(&Cpu, &config, &Checkpoint::open(dir.path()).unwrap(), dtype).unwrap();
+            params::load(&Cpu::F32, &config, &Checkpoint::open(dir.path()).unwrap(), dtype).unwrap();
         assert_eq!((loaded.final_norm.rows, loaded.final_norm.cols), (1, 6));
-        (loaded.embed.dtype(), Cpu.download(&loaded.embed))
+        (loaded.embed.dtype(), Cpu::F32.download(&loaded.embed))
     };
     let f32s =
         |bytes: &[u8]| bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>();
@@ -524,8 +524,8 @@ fn zeros_have_the_shapes_and_f32() {
     let config = config(&json);
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &json, &tensors(&config, Dtype::BF16));
-    let loaded = params::load(&Cpu, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap();
-    let zeros = loaded.zeros_like(&Cpu);
+    let loaded = params::load(&Cpu::F32, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap();
+    let zeros = loaded.zeros_like(&Cpu::F32);
     for (zero, tensor) in zeros.tensors().into_iter().zip(loaded.tensors()) {
         assert_eq!((zero.dtype(), zero.rows, zero.cols), (DType::F32, tensor.rows, tensor.cols));
         assert!(zero.as_f32().iter().all(|&x| x == 0.0));
@@ -544,7 +544,7 @@ fn one_error_lists_all_that_differs() {
     stored.insert("model.layers.2.mlp.up_proj.weight".into(), (Dtype::F32, vec![1], vec![0; 4]));
     write_model(dir.path(), &json, &stored);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let error = params::load(&Cpu, &config, &checkpoint, None).unwrap_err();
+    let error = params::load(&Cpu::F32, &config, &checkpoint, None).unwrap_err();
     assert_eq!(
         error.mismatches,
         [
@@ -578,11 +578,11 @@ fn a_second_copy_of_the_tied_head_must_be_a_copy() {
     let mut head = stored["model.embed_tokens.weight"].clone();
     stored.insert("lm_head.weight".into(), head.clone());
     write_model(dir.path(), &json, &stored);
-    params::load(&Cpu, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap();
+    params::load(&Cpu::F32, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap();
     head.2[0] ^= 1;
     stored.insert("lm_head.weight".into(), head);
     write_model(dir.path(), &json, &stored);
-    let error = params::load(&Cpu, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap_err();
+    let error = params::load(&Cpu::F32, &config, &Checkpoint::open(dir.path()).unwrap(), None).unwrap_err();
     assert_eq!(error.mismatches, [Mismatch::UntiedHead]);
 }
 
@@ -630,8 +630,8 @@ fn inspect_describes_the_model() {
 fn loaded(json: &Value, stored: &Tensors) -> Result<Vec<Vec<u8>>, params::LoadError> {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), json, stored);
-    let params = params::load(&Cpu, &config(json), &Checkpoint::open(dir.path()).unwrap(), None)?;
-    Ok(params.tensors().into_iter().map(|t| Cpu.download(t)).collect())
+    let params = params::load(&Cpu::F32, &config(json), &Checkpoint::open(dir.path()).unwrap(), None)?;
+    Ok(params.tensors().into_iter().map(|t| Cpu::F32.download(t)).collect())
 }
 
 /// The elements in another type.

@@ -24,7 +24,7 @@ pub(crate) struct Delegating {
 impl Delegating {
     /// The CPU as it is.
     pub(crate) fn new() -> Self {
-        Self { generation_bytes: Cpu.generation_bytes(), shift: [0.0; 2], turns: Arc::default() }
+        Self { generation_bytes: Cpu::F32.generation_bytes(), shift: [0.0; 2], turns: Arc::default() }
     }
 
     /// The number of batches since the last call.
@@ -36,7 +36,7 @@ impl Delegating {
 macro_rules! to_cpu {
     ($(fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $out:ty)?;)*) => {
         $(fn $name(&self $(, $arg: $type)*) $(-> $out)? {
-            Cpu.$name($($arg),*)
+            Cpu::F32.$name($($arg),*)
         })*
     };
 }
@@ -52,7 +52,7 @@ impl Backend for Delegating {
 
     fn draws(&self, rows: usize) -> Draws {
         self.turns.fetch_add(1, Ordering::Relaxed);
-        Cpu.draws(rows)
+        Cpu::F32.draws(rows)
     }
 
     fn lm_head_logprob_forward(
@@ -63,7 +63,7 @@ impl Backend for Delegating {
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        let (mut logprobs, trace) = Cpu.lm_head_logprob_forward(x, table, head, targets, keep);
+        let (mut logprobs, trace) = Cpu::F32.lm_head_logprob_forward(x, table, head, targets, keep);
         for (i, logprob) in logprobs.iter_mut().enumerate() {
             *logprob += self.shift[usize::from(i % 3 != 0)];
         }
@@ -71,7 +71,7 @@ impl Backend for Delegating {
     }
 
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        Cpu.matmul_forward(x, w)
+        Cpu::F32.matmul_forward(x, w)
     }
 
     to_cpu! {

@@ -243,7 +243,7 @@ fn same_up_to_a_close_call(
 
 fn check_samples(family: &str, want: &[Vec<Response>], got: &[Vec<Response>]) {
     let config = config(family);
-    let (exact, naive) = (model(Cpu, &config), model(Rounded, &config));
+    let (exact, naive) = (model(Cpu::F32, &config), model(Rounded, &config));
     let key = derive_key(SAMPLING.seed, Domain::Sample, SAMPLING.step);
     let mut same = 0;
     for (i, ((prompt, want), got)) in prompts().iter().zip(want).zip(got).enumerate() {
@@ -266,7 +266,7 @@ fn check_samples(family: &str, want: &[Vec<Response>], got: &[Vec<Response>]) {
 /// log-prob as sampled and as trained on.
 fn check_engine<B: Backend>(family: &str, backend: B) -> f32 {
     let config = config(family);
-    let mut exact = model(Cpu, &config);
+    let mut exact = model(Cpu::F32, &config);
     let want = sample(&exact);
     let mut tested = model(backend, &config);
     let got = sample(&tested);
@@ -280,7 +280,7 @@ fn check_engine<B: Backend>(family: &str, backend: B) -> f32 {
     // A step on the same samples everywhere.
     let weights = weigh(&want);
     assert!(weights.iter().any(|w| *w > 0.0) && weights.iter().any(|w| *w < 0.0));
-    let start: Vec<Vec<f32>> = exact.params.tensors().iter().map(|p| Cpu.to_f32(p)).collect();
+    let start: Vec<Vec<f32>> = exact.params.tensors().iter().map(|p| Cpu::F32.to_f32(p)).collect();
     let naive = step(&mut model(Rounded, &config), &want, &weights);
     let exact = step(&mut exact, &want, &weights);
     let got = step(&mut tested, &want, &weights);
@@ -303,20 +303,28 @@ fn check_engine<B: Backend>(family: &str, backend: B) -> f32 {
     }
 
     // The optimizer on the gradient that it was given: the CPU's update of it, rounded to bf16.
-    let mut again = model(Cpu, &config);
+    let mut again = model(Cpu::F32, &config);
     let mut optimizer = Optimizer::new(&again);
     for (grad, (_, values)) in optimizer.grads.tensors_mut().into_iter().zip(&got.gradients) {
         grad.as_f32_mut().copy_from_slice(values);
     }
     let norm = optimizer.step(&mut again, &optimizer_config(), 1e-2, 1).unwrap();
     assert!((got.norm / norm - 1.0).abs() < 1e-12, "{family}: gradient norm {}, want {norm}", got.norm);
-    let updated = again.params.tensors().into_iter().map(|p| Cpu.to_f32(p));
+    let updated = again.params.tensors().into_iter().map(|p| Cpu::F32.to_f32(p));
     for ((got, want), start) in got.updated.iter().zip(updated).zip(&start) {
         let different = got.iter().zip(&want).filter(|(a, b)| a != b).count();
         assert_eq!(different, 0, "{family}: of {} parameters", got.len());
         assert!(got != &rounded(start), "{family}: a tensor has not moved");
     }
     gap
+}
+
+#[test]
+fn a_step_with_bf16_products_is_that_in_f32_within_bf16() {
+    for family in FAMILIES {
+        let gap = check_engine(family, Cpu::BF16);
+        assert_eq!(gap, 0.0, "{family}: a log-prob is one thing in sampling and another in training");
+    }
 }
 
 #[test]
@@ -515,7 +523,7 @@ fn on_the_kernels_a_resumed_run_is_the_uninterrupted_run() {
     assert!(steps.iter().all(|m| m.logprob_gap_max == 0.0 && m.grad_norm > 0.0), "{steps:?}");
     train_on(vm(None), &parts, false, 1);
     // The CPU would round otherwise.
-    let refused = run(Cpu, &parts, true, &Stop::default(), |_| {}).unwrap_err();
+    let refused = run(Cpu::F32, &parts, true, &Stop::default(), |_| {}).unwrap_err();
     assert!(matches!(&refused, TrainError::Differs { .. }), "{refused}");
     assert!(refused.to_string().contains("--device: the run is on vm"), "{refused}");
     train_on(vm(None), &parts, true, 2);
@@ -730,6 +738,11 @@ fn devices_that_will_not_do_are_named_with_the_next_step() {
     assert!(shape.contains("head_dim 8: the attention kernels are made for 64, 128 and 256"), "{shape}");
     let wide = error(&["vm", "--dtype", "f32"]);
     assert!(wide.contains("computes with bf16 weights; ask for dtype bf16 or leave it out"), "{wide}");
+    let products = error(&["vm", "--compute", "f32"]);
+    assert!(
+        products.contains("computes with bf16 products; ask for compute bf16 or leave it out"),
+        "{products}"
+    );
     let word = error(&["gpu"]);
     assert!(word.contains("must be auto, cpu, cuda, cuda:<number> or vm"), "{word}");
     let none = error(&["cuda:99"]);

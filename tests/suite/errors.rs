@@ -230,10 +230,13 @@ fn arguments_of_sample() {
         (&["--prompt", "1", "--max-new-tokens", "0"], "0 is not in 1..="),
         (&["--prompt", "1", "--max-new-tokens", "18446744073709551615"], "is not in 1..="),
         (&["--prompt", "1", "--dtype", "f16"], "must be f32 or bf16"),
+        (&["--prompt", "1", "--compute", "f64"], "must be auto, bf16 or f32"),
         (&["--prompt", "1", "--stop", ""], "--stop"),
     ] {
         refuse(&f, &with(args), 2, &[words]);
     }
+    let mixed = ["--prompt", "1", "--dtype", "f32", "--compute", "bf16"];
+    refuse(&f, &with(&mixed), 1, &["compute bf16 wants bf16 weights"]);
     refuse(&f, &with(&["--prompt-file", "nowhere"]), 1, &["cannot read nowhere: No such file"]);
     refuse(
         &f,

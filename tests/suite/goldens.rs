@@ -110,7 +110,7 @@ fn logits_and_log_probs() {
                 .collect();
             let (x, head) = (hidden(&model, ids), HeadSpec { softcap, temperature: 1.0 });
             let (logprobs, trace) =
-                Cpu.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets, false);
+                Cpu::F32.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets, false);
             let lse = trace.lse.as_f32();
             let logits: Vec<f32> =
                 logprobs.iter().zip(&targets).map(|(l, t)| l + lse[t.row as usize]).collect();
@@ -254,7 +254,7 @@ fn bf16_weights_compute_as_the_numbers_that_they_hold() {
                     }
                 }
             });
-            let model = Gemma { backend: Cpu, config: config.clone(), params };
+            let model = Gemma { backend: Cpu::F32, config: config.clone(), params };
             let golden = Golden::open(name);
             let weights = vec![0.5; golden.predicted()];
             let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 0.7, &weights));

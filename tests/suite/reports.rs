@@ -28,6 +28,7 @@ fn a_report_says_what_made_it() {
         ("device", "cpu"),
         ("model", "model"),
         ("model.dtype", "f32"),
+        ("model.compute", "f32"),
         ("data.tasks", "eval.jsonl"),
         ("data.prefix", "\"\""),
         ("data.template", "\"none\""),
@@ -84,7 +85,15 @@ fn every_difference_is_named() {
         (&["--set", "generate.top_k=3"], &["generate.top_k: 0 -> 3"]),
         (&["--set", "generate.max_new_tokens=3"], &["generate.max_new_tokens: 4 -> 3"]),
         (&["--set", "train.seed=7"], &["train.seed: 0 -> 7"]),
-        (&["--dtype", "bf16"], &["model.dtype: f32 -> bf16", "model.weights: crc32c "]),
+        (
+            &["--dtype", "bf16"],
+            &["model.dtype: f32 -> bf16", "model.compute: f32 -> bf16", "model.weights: crc32c "],
+        ),
+        (&["--dtype", "bf16", "--compute", "f32"], &["model.dtype: f32 -> bf16", "model.weights: crc32c "]),
+        (
+            &["--compute", "bf16"],
+            &["model.dtype: f32 -> bf16", "model.compute: f32 -> bf16", "model.weights: crc32c "],
+        ),
         (&["--model", "copy"], &["\n  model: model -> copy\n"]),
         (&["--model", "other"], &["\n  model: model -> other\n", "model.weights: crc32c "]),
         (&["--model", "another"], &["\n  model: model -> another\n", "model.weights: crc32c "]),
@@ -95,7 +104,10 @@ fn every_difference_is_named() {
         let (list, _) = ran.stdout.split_once("\n\npass@N").unwrap();
         let (_, list) = list.split_once("\nwhat differs between the two:").unwrap();
         assert!(named.iter().all(|word| format!("{list}\n").contains(word)), "{more:?}: {list}");
-        let count = if named.len() == 2 && named[1].starts_with("model.weights") { 2 } else { 1 };
+        let count = match named.last() {
+            Some(last) if last.starts_with("model.weights") => named.len(),
+            _ => 1,
+        };
         assert_eq!(list.lines().count() - 1, count, "{more:?}: {list}");
     }
 }

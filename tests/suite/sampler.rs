@@ -3,7 +3,7 @@
 
 use bon_engine::backend::cpu::lm_head::sample;
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Choice, DType, HeadSpec, Truncation};
+use bon_engine::backend::{Choice, Compute, DType, HeadSpec, Truncation};
 use bon_engine::generate::{Prompt, Sampling, generate};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
 use bon_engine::train::policy::{Continued, Forward};
@@ -92,7 +92,10 @@ fn draw(
 ) -> Vec<usize> {
     let choices: Vec<Choice> = keys.map(Choice::Draw).collect();
     let rows = Tensor::f32(choices.len(), x.cols, x.as_f32().repeat(choices.len()));
-    sample(&rows, table, head, truncation, &choices).into_iter().map(|s| s.token as usize).collect()
+    sample(&rows, table, head, truncation, &choices, Compute::F32)
+        .into_iter()
+        .map(|s| s.token as usize)
+        .collect()
 }
 
 fn counts(drawn: impl Iterator<Item = usize>, cells: usize) -> Vec<u64> {

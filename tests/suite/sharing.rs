@@ -13,7 +13,7 @@ use bon_engine::train::policy::Forward;
 
 use crate::goldens::Golden;
 use crate::ops::{randoms, same_everywhere};
-use crate::tiny::{self, Groups, NAMES, tokens};
+use crate::tiny::{self, Groups, KINDS, NAMES, tokens};
 use crate::tolerance::rms;
 
 fn to_bits(x: &[f32]) -> Vec<u32> {
@@ -37,8 +37,8 @@ fn layouts() -> Vec<Groups> {
 #[test]
 fn shared_prompts_give_the_log_probs_of_separate_sequences_bit_for_bit() {
     for name in NAMES {
-        for dtype in [DType::F32, DType::Bf16] {
-            let model = tiny::model(name, dtype);
+        for kind in KINDS {
+            let model = tiny::model_of(name, kind);
             for groups in layouts() {
                 let logprobs = |g: &Groups| g.with(|groups| Forward::new(&model, groups, 0.7).logprobs);
                 let separate: Vec<f32> = groups.separate().flat_map(|g| logprobs(&g)).collect();
@@ -108,14 +108,16 @@ fn alone(model: &Gemma<Cpu>, prompt: &Prompt, stream: u32, sampling: &Sampling) 
         let segments = Segments::separate(&[ids.len()]);
         let (positions, runs) = (segments.positions(), segments.all_queries());
         let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
-        let last = Cpu.gather_rows(&model.forward(&batch).0, &[ids.len() as u32 - 1]);
+        let last = model.backend.gather_rows(&model.forward(&batch).0, &[ids.len() as u32 - 1]);
         let choice = if greedy {
             Choice::Greedy
         } else {
             let key = derive_key(sampling.seed, Domain::Sample, sampling.step);
             Choice::Draw(DrawKey { key, prompt: prompt.number, stream, position: ids.len() as u32 })
         };
-        let drawn = Cpu.lm_head_sample(&last, &model.params.embed, &head, &sampling.truncation, &[choice])[0];
+        let drawn =
+            model.backend.lm_head_sample(&last, &model.params.embed, &head, &sampling.truncation, &[choice])
+                [0];
         ids.push(drawn.token);
         response.tokens.push(drawn.token);
         response.logprobs.push(drawn.logprob);
@@ -148,8 +150,8 @@ fn streams_are_what_each_would_be_alone() {
     let prompts = prompts();
     let mut finishes = BTreeMap::new();
     for name in NAMES {
-        for dtype in [DType::F32, DType::Bf16] {
-            let model = tiny::model(name, dtype);
+        for kind in KINDS {
+            let model = tiny::model_of(name, kind);
             let truncation = Truncation { top_k: 40, top_p: 0.95, min_p: 0.01 };
             for sampling in [
                 SAMPLING,
@@ -178,7 +180,7 @@ fn streams_are_what_each_would_be_alone() {
 fn generation_gives_the_same_bits_on_any_threads_and_instruction_set() {
     let prompts = prompts();
     for name in NAMES {
-        let model = tiny::model(name, DType::Bf16);
+        let model = tiny::model_of(name, (DType::Bf16, Cpu::BF16));
         same_everywhere(|| {
             let groups = run(&model, &requests(&prompts, 5), &SAMPLING);
             groups
@@ -197,8 +199,8 @@ fn generation_gives_the_same_bits_on_any_threads_and_instruction_set() {
 fn the_samplers_log_probs_are_those_of_training_bit_for_bit() {
     let prompts = prompts();
     for name in NAMES {
-        for dtype in [DType::F32, DType::Bf16] {
-            let model = tiny::model(name, dtype);
+        for kind in KINDS {
+            let model = tiny::model_of(name, kind);
             for temperature in [0.7, 1.0] {
                 let groups = run(&model, &requests(&prompts, 6), &Sampling { temperature, ..SAMPLING });
                 let sampled: Vec<f32> = groups.iter().flatten().flat_map(|r| r.logprobs.clone()).collect();
@@ -241,7 +243,7 @@ fn every_pace_gives_the_same_responses() {
     let prompts = prompts();
     let requests = requests(&prompts, 3);
     for name in NAMES {
-        let model = tiny::model(name, DType::Bf16);
+        let model = tiny::model_of(name, (DType::Bf16, Cpu::BF16));
         for sampling in [SAMPLING, Sampling { max_new_tokens: 1, ..SAMPLING }] {
             let told = |pace: Pace| {
                 let mut told = Vec::new();
@@ -256,7 +258,7 @@ fn every_pace_gives_the_same_responses() {
                 };
                 told.into_iter().map(bits).collect::<Vec<_>>()
             };
-            let want = told(Cpu.pace());
+            let want = told(Cpu::F32.pace());
             for lag in [0, 1, 3, 100] {
                 for rows in [|n: usize| n, |n: usize| n.next_multiple_of(4), |n: usize| n.max(9)] {
                     assert_eq!(told(Pace { lag, rows }), want, "{name}, lag {lag}, {} rows for 5", rows(5));

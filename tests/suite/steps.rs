@@ -11,7 +11,7 @@ use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{Finish, Prompt, Response, Sampling, generate};
-use bon_engine::model_dir::ModelDir;
+use bon_engine::model_dir::{ModelDir, Precision};
 use bon_engine::objective::{Kind, NegativeSign, Signal};
 use bon_engine::rng::{Domain, Stream};
 use bon_engine::rollout::StopRule;
@@ -127,12 +127,12 @@ impl Case {
     /// The model and the optimizer's moments after a step.
     fn state(&self, step: u64) -> State {
         if step == 0 {
-            let dir = ModelDir::open(Cpu, &self.config.model.path, None).unwrap();
+            let dir = ModelDir::open(Cpu::F32, &self.config.model.path, Precision::default()).unwrap();
             let zeros: Vec<Vec<f64>> = flat(&dir.model).iter().map(|x| vec![0.0; x.len()]).collect();
             return State { dir, m: zeros.clone(), v: zeros };
         }
         let snapshot = self.snapshot(step);
-        let dir = ModelDir::open(Cpu, &snapshot.model_dir(), None).unwrap();
+        let dir = ModelDir::open(Cpu::F32, &snapshot.model_dir(), Precision::default()).unwrap();
         let saved = Arrays::open(&snapshot.optimizer_path()).unwrap();
         let moments = |kind: &str| {
             let plan = params::plan(&dir.model.config);
@@ -154,7 +154,7 @@ struct State {
 }
 
 fn flat(model: &Gemma<Cpu>) -> Vec<Vec<f64>> {
-    let wide = |x: &_| Cpu.to_f32(x).into_iter().map(f64::from).collect();
+    let wide = |x: &_| Cpu::F32.to_f32(x).into_iter().map(f64::from).collect();
     model.params.tensors().into_iter().map(wide).collect()
 }
 
@@ -447,10 +447,10 @@ fn take(
                 }
             }
         }
-        let mut grads = model.params.zeros_like(&Cpu);
+        let mut grads = model.params.zeros_like(&Cpu::F32);
         forward.backward(model, &weights, &mut grads);
         let grads: Vec<Vec<f64>> =
-            grads.tensors().iter().map(|g| Cpu.to_f32(g).into_iter().map(f64::from).collect()).collect();
+            grads.tensors().iter().map(|g| Cpu::F32.to_f32(g).into_iter().map(f64::from).collect()).collect();
         let norm = grads.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
         let clip = optimizer.clip_norm;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
@@ -497,7 +497,7 @@ fn assert_near(what: &str, found: f64, want: f64, tolerance: f64) {
 /// Runs the trainer, then takes every step again. Returns the trainer's figures.
 fn check(name: &str, case: &Case) -> Vec<StepMetrics> {
     let config = &case.config;
-    let steps = train_on(Cpu, config, false, STEPS);
+    let steps = train_on(Cpu::F32, config, false, STEPS);
     assert_eq!(steps.len() as u64, STEPS);
     let tasks = Tasks::read(&config.data.tasks).unwrap();
     let (start, mut held) = (case.state(0).dir.model, 0);

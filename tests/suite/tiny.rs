@@ -23,8 +23,17 @@ pub(crate) fn dir(name: &str) -> PathBuf {
 pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
     let dir = dir(name);
     let config = ConfigFile::open(&dir).unwrap().gemma;
-    let params = params::load(&Cpu, &config, &Checkpoint::open(&dir).unwrap(), Some(dtype)).unwrap();
-    Gemma { backend: Cpu, config, params }
+    let params = params::load(&Cpu::F32, &config, &Checkpoint::open(&dir).unwrap(), Some(dtype)).unwrap();
+    Gemma { backend: Cpu::F32, config, params }
+}
+
+/// What weights are stored in and multiplied in on the CPU.
+pub(crate) const KINDS: [(DType, Cpu); 3] =
+    [(DType::F32, Cpu::F32), (DType::Bf16, Cpu::F32), (DType::Bf16, Cpu::BF16)];
+
+/// A golden model of that kind.
+pub(crate) fn model_of(name: &str, (dtype, backend): (DType, Cpu)) -> Gemma<Cpu> {
+    Gemma { backend, ..model(name, dtype) }
 }
 
 /// `n` token ids of the golden models that are no control tokens.
@@ -81,7 +90,7 @@ pub(crate) fn gradient(
     temperature: f32,
     weights: &[f32],
 ) -> (Vec<f32>, Params<Tensor>) {
-    let mut grads = model.params.zeros_like(&Cpu);
+    let mut grads = model.params.zeros_like(&Cpu::F32);
     let forward = Forward::new(model, groups, temperature);
     let logprobs = forward.logprobs.clone();
     assert_eq!(logprobs.len(), weights.len());

@@ -273,6 +273,56 @@ fn a_tokenizer_that_is_not_gemmas() {
     assert!(problem.starts_with("cannot read /no/such/place/tokenizer.json: No such file"), "{problem}");
 }
 
+/// The crate's own reading of the file.
+fn crates_tokenizer(json: &Value) -> tokenizers::Tokenizer {
+    let mut t = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+    t.set_encode_special_tokens(true);
+    t
+}
+
+#[test]
+fn both_spellings_of_merges_are_read_as_the_crate_reads_them() {
+    let (now, mut before) = (tokenizer_json(), tokenizer_json());
+    before["model"]["merges"] = json!(["u s", "\u{2581} a"]);
+    before["model"].as_object_mut().unwrap().remove("type");
+    for json in [now, before] {
+        let (ours, crates) =
+            (load(json.to_string().as_bytes(), vocabulary().len()).unwrap(), crates_tokenizer(&json));
+        for text in ["a bus", "us us\n\n<eos> \u{e9}", " a aa", "<unused1>\u{2581}", ""] {
+            let want = crates.encode_fast(text, false).unwrap();
+            assert_eq!(ours.encode(text).unwrap(), want.get_ids(), "{text:?}");
+        }
+        assert_eq!(ours.encode("a bus").unwrap(), ids(&["a", "\u{2581}", "b", "us"]));
+    }
+}
+
+#[test]
+fn what_is_not_byte_pair_encoding_as_gemmas() {
+    for (key, value, part) in [
+        ("type", json!("Unigram"), "unknown variant `Unigram`, expected `BPE`"),
+        ("merges", json!(["u s t"]), "invalid value: string \"u s t\", expected a merge of two tokens"),
+        ("merges", json!([["u"]]), "invalid length 1, expected a merge of two tokens"),
+        ("merges", json!([["u", "s", "t"]]), "invalid length 3, expected a merge of two tokens"),
+        ("merges", json!([["u", "z"]]), "Token `uz` out of vocabulary"),
+        ("end_of_word_suffix", json!("</w>"), "expected unit"),
+        ("continuing_subword_prefix", json!("##"), "expected unit"),
+    ] {
+        let mut json = tokenizer_json();
+        json["model"][key] = value;
+        let problem = refusal(load(json.to_string().as_bytes(), vocabulary().len()));
+        assert!(problem.contains(part), "{key}: {problem}");
+    }
+}
+
+/// Merges that a training pipeline would leave out at random.
+#[test]
+fn a_dropout_of_merges_changes_nothing() {
+    let mut json = tokenizer_json();
+    json["model"]["dropout"] = json!(1.0);
+    let t = load(json.to_string().as_bytes(), vocabulary().len()).unwrap();
+    assert_eq!(t.encode("us").unwrap(), ids(&["us"]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

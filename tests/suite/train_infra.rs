@@ -304,6 +304,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
         ("objective.n=5", "objective.n: 4 -> 5"),
         ("data.prefix=x", "data.prefix: \"\" -> \"x\""),
         ("model.dtype=f32", "model.dtype: unset -> \"f32\""),
+        ("model.compute=f32", "model.compute: \"auto\" -> \"f32\""),
         (
             "environment.kind=exact",
             "environment.case_insensitive: unset -> false; environment.kind: unset -> \"exact\"",

@@ -9,7 +9,7 @@ use bon_engine::backend::{Backend, DType, Truncation};
 use bon_engine::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
-use bon_engine::model_dir::ModelDir;
+use bon_engine::model_dir::{ModelDir, Precision};
 use bon_engine::objective::{ScoredGroup, coefficients};
 use bon_engine::rollout::{PromptFormat, Rollout, StopRule};
 use bon_engine::tasks::{Order, Task, Tasks};
@@ -68,7 +68,7 @@ impl Workplace {
             let data = randoms(seed, spec.rows * spec.cols).iter().map(|x| size * x).collect();
             Tensor::f32(spec.rows, spec.cols, data)
         });
-        params::save(&Cpu, &config, &params, &source, &place.path("model")).unwrap();
+        params::save(&Cpu::F32, &config, &params, &source, &place.path("model")).unwrap();
         let tasks: String = ["first", "second", "third", "fourth"]
             .map(|prompt| {
                 format!("{{\"prompt\": \"{prompt}\", \"answer\": \"e\", \"response\": \"zeal\"}}\n")
@@ -106,7 +106,7 @@ impl Workplace {
 
 /// Runs to the end, or until `last` steps are done.
 fn train(config: &TrainConfig, resume: bool, last: u64) -> Vec<StepMetrics> {
-    train_on(Cpu, config, resume, last)
+    train_on(Cpu::F32, config, resume, last)
 }
 
 /// [`train`] on any backend.
@@ -171,7 +171,7 @@ fn bon_rl_learns() {
 #[test]
 fn masters_start_from_what_the_checkpoint_holds() {
     let place = Workplace::new();
-    let start = |dir: &Path| ModelDir::open(Cpu, dir, None).unwrap().model;
+    let start = |dir: &Path| ModelDir::open(Cpu::F32, dir, Precision::default()).unwrap().model;
     let check = |output: &str, dir: &Path| {
         let path = format!("model.path={}", dir.display());
         let settings = ["model.dtype=bf16", "train.steps=1", "optimizer.lr=1e-30", &path];
@@ -182,13 +182,13 @@ fn masters_start_from_what_the_checkpoint_holds() {
         let model = start(dir);
         for (spec, tensor) in params::plan(&model.config).tensors().iter().zip(model.params.tensors()) {
             let masters = saved.bytes(&format!("master.{}", spec.name), spec.rows, spec.cols).unwrap();
-            let want: Vec<u8> = Cpu.to_f32(tensor).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let want: Vec<u8> = Cpu::F32.to_f32(tensor).iter().flat_map(|x| x.to_le_bytes()).collect();
             assert!(masters == want, "{output}: {}", spec.name);
         }
         snapshot.model_dir()
     };
     let rounded = check("from-f32", &place.path("model"));
-    let embedding = |dir: &Path| Cpu.to_f32(&start(dir).params.embed);
+    let embedding = |dir: &Path| Cpu::F32.to_f32(&start(dir).params.embed);
     assert_ne!(embedding(&rounded), embedding(&place.path("model")), "rounding has lost nothing");
     check("from-bf16", &rounded);
 }
@@ -273,7 +273,7 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
         let config = place.config(normalizer, &settings);
         let trained = train(&config, false, 1).remove(0);
 
-        let open = || ModelDir::open(Cpu, &config.model.path, None).unwrap();
+        let open = || ModelDir::open(Cpu::F32, &config.model.path, Precision::default()).unwrap();
         let (mut dir, reference) = (open(), open().model);
         let tasks = Tasks::read(&config.data.tasks).unwrap();
         let mut order = Order::new(tasks.list.len(), config.train.seed);
@@ -344,7 +344,8 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
         let off = (norm / trained.grad_norm - 1.0).abs();
         assert!(off < 1e-5, "{normalizer}: gradient norm {}, want {norm}", trained.grad_norm);
         let snapshot = newest_valid(&config.train.output.join("checkpoints")).unwrap().snapshot.unwrap();
-        let found = ModelDir::open(Cpu, &snapshot.model_dir(), None).unwrap().model.params;
+        let found =
+            ModelDir::open(Cpu::F32, &snapshot.model_dir(), Precision::default()).unwrap().model.params;
         let distance = |a: &Params<Tensor>, b: &Params<Tensor>| {
             let squares =
                 a.tensors().into_iter().zip(b.tensors()).flat_map(|(a, b)| wide(a).into_iter().zip(wide(b)));
@@ -379,7 +380,7 @@ fn accumulation_does_not_change_the_gradient() {
 fn equal_tasks_are_sampled_independently() {
     let place = Workplace::new();
     let config = place.config("unused", &[]);
-    let dir = ModelDir::open(Cpu, &config.model.path, None).unwrap();
+    let dir = ModelDir::open(Cpu::F32, &config.model.path, Precision::default()).unwrap();
     let (tasks, stop) =
         (Tasks::read(&config.data.tasks).unwrap(), StopRule::new(&dir.model.config, &dir.tokenizer, &[]));
     let format = PromptFormat { prefix: "", suffix: "", turn: false };

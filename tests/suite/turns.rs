@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bon_engine::backend::Truncation;
 use bon_engine::generate::Sampling;
-use bon_engine::model_dir::ModelDir;
+use bon_engine::model_dir::{ModelDir, Precision};
 use bon_engine::rollout::{Group, Judges, PromptFormat, Rollout, StopRule};
 use bon_engine::tasks::{Task, Tasks};
 use bon_engine::train::config::TrainConfig;
@@ -43,7 +43,7 @@ fn fixture() -> Fixture {
 
 /// What a rollout makes of all tasks.
 fn rolled(f: &Fixture, backend: &Delegating) -> Vec<Group> {
-    let dir = ModelDir::open(backend.clone(), &f.path("model"), None).unwrap();
+    let dir = ModelDir::open(backend.clone(), &f.path("model"), Precision::default()).unwrap();
     let tasks = Tasks::read(&f.path("tasks.jsonl")).unwrap();
     let list: Vec<&Task> = tasks.list.iter().collect();
     let strings = ["a".to_owned()];

@@ -55,7 +55,7 @@ pub fn step(
         None => chunks.for_each(|((g, p), (m, v))| update(c, keep, g, p, m, v)),
         Some(copy) => {
             assert_eq!((copy.rows, copy.cols), shape);
-            let Data::Bf16(copy) = &mut copy.data else { panic!("the copy of a master weight is bf16") };
+            let Data::Bf16(copy) = copy.data_mut() else { panic!("the copy of a master weight is bf16") };
             chunks.zip(copy.par_chunks_mut(CHUNK)).for_each(|(((g, p), (m, v)), copy)| {
                 update(c, keep, g, p, m, v);
                 round(p, copy);

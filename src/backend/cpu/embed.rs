@@ -36,7 +36,7 @@ pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
     for_row_blocks(&mut out, cols, |first, block| {
         for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
             let row = id as usize * cols..(id as usize + 1) * cols;
-            match &table.data {
+            match table.data() {
                 Data::F32(t) => scale_f32(&t[row], scale, out),
                 Data::Bf16(t) => scale_bf16(&t[row], scale, out),
             }

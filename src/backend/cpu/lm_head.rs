@@ -14,10 +14,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::matmul::{Out, PANEL, Panels, accumulate, products, tile, widen_rows};
+use super::form::{Form, Rows, pack_weights, put};
+use super::matmul::{Out, PANEL, Panels, accumulate, products, tile};
 use super::simd::{LANES, exp, ln, map, multiversion, tanh};
 use super::{Tensor, zeroed};
-use crate::backend::{Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
+use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
 
 /// Tokens per task.
@@ -249,23 +250,24 @@ fn blocks(chunk: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
     (chunk * CHUNK..end).step_by(BLOCK).map(move |v0| v0..end.min(v0 + BLOCK))
 }
 
-/// Calls `visit(tokens, row, raw logits, finished logits)` for every row of x and every block of one chunk. Finished
-/// logits come in whole vectors: those beyond the tokens are -inf.
+/// Calls `visit(tokens, row, raw logits, finished logits)` for the `rows` rows of x and every block of one chunk.
+/// Finished logits come in whole vectors: those beyond the tokens are -inf.
 fn for_each_row(
     chunk: usize,
     table: &Tensor,
-    x: &[f32],
+    rows: usize,
+    x: &Rows,
     head: &HeadSpec,
     mut visit: impl FnMut(Range<usize>, usize, &[f32], &[f32]),
 ) {
-    let d = table.cols;
     let mut packed = Vec::new();
-    let mut raw = vec![0.0; ROWS.min(x.len() / d) * BLOCK];
+    let mut raw = vec![0.0; ROWS.min(rows) * BLOCK];
     let mut finished = [0.0; BLOCK];
     for tokens in blocks(chunk, table.rows) {
-        for (tile, x) in x.chunks(ROWS * d).enumerate() {
-            products(x, table, tokens.clone(), &mut packed, &mut raw, BLOCK);
-            for (row, raw) in (tile * ROWS..).zip(raw.chunks_exact(BLOCK).take(x.len() / d)) {
+        for first in (0..rows).step_by(ROWS) {
+            let m = ROWS.min(rows - first);
+            products(m, x, first, table, tokens.clone(), &mut packed, &mut raw, BLOCK);
+            for (row, raw) in (first..).zip(raw.chunks_exact(BLOCK).take(m)) {
                 let raw = &raw[..tokens.len()];
                 let finished = &mut finished[..tokens.len().next_multiple_of(LANES)];
                 finished[..raw.len()].copy_from_slice(raw);
@@ -300,24 +302,26 @@ pub fn sample(
     head: &HeadSpec,
     truncation: &Truncation,
     choices: &[Choice],
+    compute: Compute,
 ) -> Vec<Sampled> {
     assert_eq!(x.rows, choices.len(), "one choice per row");
+    let form = Form::with_weights(compute, &[table]);
     if !truncation.is_none() {
-        let d = x.cols;
-        return x
-            .as_f32()
-            .chunks(TRUNCATED_TILE * d)
-            .zip(choices.chunks(TRUNCATED_TILE))
-            .flat_map(|(x, choices)| sample_truncated(x, table, head, truncation, choices))
+        let tiles = x.as_f32().chunks(TRUNCATED_TILE * x.cols).zip(choices.chunks(TRUNCATED_TILE));
+        return tiles
+            .flat_map(|(tile, choices)| {
+                sample_truncated(&Rows::new(form, tile, x.cols), table, head, truncation, choices)
+            })
             .collect();
     }
+    let rows = Rows::new(form, x.as_f32(), x.cols);
     let parts: Vec<(Vec<Lse>, Vec<Best>)> = (0..chunks(table))
         .into_par_iter()
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; x.rows];
             let mut best = vec![Best::NONE; x.rows];
             let mut terms = [0.0; BLOCK];
-            for_each_row(chunk, table, x.as_f32(), head, |tokens, row, _, logits| {
+            for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
                 let terms = &mut terms[..logits.len()];
                 update_lse(logits, tokens.len(), terms, &mut lse[row]);
                 match &choices[row] {
@@ -342,7 +346,7 @@ pub fn sample(
 
 /// Truncation ranks a row's whole vocabulary, so here logits exist for up to 16 rows.
 fn sample_truncated(
-    x: &[f32],
+    x: &Rows,
     table: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
@@ -356,7 +360,7 @@ fn sample_truncated(
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; rows];
             let mut terms = [0.0; BLOCK];
-            for_each_row(chunk, table, x, head, |tokens, row, _, logits| {
+            for_each_row(chunk, table, rows, x, head, |tokens, row, _, logits| {
                 update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
                 // SAFETY: this task alone owns the columns of its chunk.
                 let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
@@ -429,8 +433,10 @@ pub fn logprob_forward(
     head: &HeadSpec,
     targets: &[Target],
     keep: bool,
+    compute: Compute,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
     let vocab = table.rows;
+    let rows = Rows::new(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
     let by_row = by_row(targets, x.rows);
     let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
     let kept = Out::new(&mut logits);
@@ -440,7 +446,7 @@ pub fn logprob_forward(
             let mut lse = vec![Lse::EMPTY; x.rows];
             let mut terms = [0.0; BLOCK];
             let mut found = Vec::new();
-            for_each_row(chunk, table, x.as_f32(), head, |tokens, row, raw, logits| {
+            for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
                 update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
                 if keep {
                     // SAFETY: this task alone owns the columns of its chunk.
@@ -485,12 +491,13 @@ pub fn logprob_backward(
     targets: &[Target],
     weights: &[f32],
     dtable: &mut Tensor,
+    compute: Compute,
 ) -> Tensor {
     let d = x.cols;
     let mut dx = vec![0.0; x.rows * d];
     for (tile, dx) in dx.chunks_mut(ROW_TILE * d).enumerate() {
         let rows = tile * ROW_TILE..tile * ROW_TILE + dx.len() / d;
-        let pass = Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, table, head, trace };
+        let pass = Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, table, head, trace, compute };
         pass.backward(targets, weights, dtable, dx);
     }
     Tensor::f32(x.rows, d, dx)
@@ -517,6 +524,7 @@ struct Pass<'a> {
     table: &'a Tensor,
     head: &'a HeadSpec,
     trace: &'a HeadTrace<Tensor>,
+    compute: Compute,
 }
 
 impl Pass<'_> {
@@ -526,7 +534,10 @@ impl Pass<'_> {
         let (table, d, rows) = (self.table, self.table.cols, self.rows.len());
         let HeadSpec { softcap, temperature } = *self.head;
         let padded = d.next_multiple_of(LANES);
-        let columns = Panels::from_cols(self.x, d);
+        let with_weights = Form::with_weights(self.compute, &[table]);
+        let of_activations = Form::of_activations(self.compute);
+        let x = Rows::new(with_weights, self.x, d);
+        let columns = Panels::from_cols(of_activations, self.x, d);
         let lse = &self.trace.lse.as_f32()[self.rows.clone()];
         let mut total = vec![0.0; rows];
         let mine = |t: &Target| self.rows.contains(&(t.row as usize));
@@ -541,11 +552,13 @@ impl Pass<'_> {
             .enumerate()
             .map(|(chunk, dtable)| {
                 let mut dx = vec![0.0; rows * padded];
-                let mut w = vec![0.0; BLOCK * padded];
+                let mut w = vec![0.0; with_weights.steps(BLOCK) * padded];
                 let mut packed = Vec::new();
                 let mut dlogits = vec![0.0; rows * BLOCK];
                 let mut derivative = vec![0.0; rows * BLOCK];
-                let mut of_tokens = vec![0.0; BLOCK * rows];
+                let mut columns_of_f32 = vec![0.0; BLOCK * rows];
+                let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
+                let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
                 for (tokens, dtable) in blocks(chunk, table.rows).zip(dtable.chunks_mut(BLOCK * d)) {
                     let (v0, m) = (tokens.start, tokens.len());
                     match &self.trace.logits {
@@ -555,7 +568,9 @@ impl Pass<'_> {
                                 to[..m].copy_from_slice(&from[..m]);
                             }
                         }
-                        None => products(self.x, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK),
+                        None => {
+                            products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK)
+                        }
                     }
                     let of_rows = dlogits.chunks_exact_mut(BLOCK).zip(derivative.chunks_exact_mut(BLOCK));
                     for ((x, d), (lse, total)) in of_rows.zip(lse.iter().zip(&total)) {
@@ -569,12 +584,32 @@ impl Pass<'_> {
                             dlogits[at] -= weights[i as usize] * derivative[at];
                         }
                     }
-                    transpose(&dlogits, BLOCK, rows, &mut of_tokens);
-                    accumulate(&columns, m, &of_tokens, rows, dtable);
-                    widen_rows(table, tokens, &mut w, padded);
+                    transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
+                    let lda = of_activations.steps(rows);
+                    for (x, a) in columns_of_f32.chunks_exact(rows).zip(dlogits_columns.chunks_exact_mut(lda))
+                    {
+                        put(of_activations, x, a);
+                    }
+                    accumulate(&columns, m, &dlogits_columns, lda, dtable);
+                    let lda = with_weights.steps(m);
+                    for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {
+                        put(with_weights, &x[..m], a);
+                    }
+                    pack_weights(with_weights, table, tokens, 0..d, &mut w[..lda * padded], padded);
                     for at in (0..padded).step_by(PANEL) {
-                        let nv = PANEL.min(padded - at) / LANES;
-                        tile(rows, nv, m, &dlogits, BLOCK, &w[at..], padded, &mut dx[at..], padded);
+                        let (nv, b) = (PANEL.min(padded - at) / LANES, &w[at..]);
+                        tile(
+                            with_weights,
+                            rows,
+                            nv,
+                            lda,
+                            &dlogits_rows,
+                            lda,
+                            b,
+                            padded,
+                            &mut dx[at..],
+                            padded,
+                        );
                     }
                 }
                 dx

@@ -1,24 +1,29 @@
 //! Y = X W^T and its two gradients, on one micro-kernel.
 //!
 //! The kernel computes a tile C\[M, lanes\] += A\[M, k\] B\[k, lanes\]: rows of A are broadcast, B is read as vectors of
-//! 16 lanes. Every element of C is one chain of fused multiply-adds in the order of k, continued from what C
-//! holds, so its bits depend neither on the tile it falls in, nor on threads, batch or instruction set.
+//! 16 lanes. Every element of C is one chain of fused multiply-adds in the order of k (in bf16 the odd term of a pair
+//! before the even one, see [`super::form`]), so its bits depend neither on the tile it falls in, nor on threads, batch
+//! or instruction set. An element of Y is one chain from zero; to one of a gradient chains of `KC` terms from zero are
+//! added in order.
 //!
 //! | op | A (broadcast) | B (lanes) | k |
 //! |---|---|---|---|
-//! | forward Y | rows of X, as stored | W, transposed a block at a time | in |
-//! | dX += dY W | rows of dY, as stored | W, packed a block at a time | out |
+//! | forward Y | rows of X | W, transposed a block at a time | in |
+//! | dX += dY W | rows of dY | W, packed a block at a time | out |
 //! | dW += dY^T X | columns of dY, transposed a block at a time | X, packed once | tokens |
 //!
-//! Weights stream through once, widened to f32 in cache: lanes are outputs, so that one row of X costs one row's work.
+//! Weights stream through once and become a product's operands in cache: lanes are outputs, so that one row of X costs
+//! one row's work.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::{Block, Isa, LANES, Simd, f32_from_bf16, isa, multiversion};
-use super::{Data, Tensor, zeroed};
+use super::form::{Floats, Form, InOrder, InPairs, Layout, OddFirst, Rows, pack_weights, put_rows};
+use super::simd::{Block, Isa, LANES, Simd, isa, multiversion};
+use super::{Data, Tensor, form, zeroed};
+use crate::backend::Compute;
 
 /// Lanes of a packed panel: four vectors.
 pub(super) const PANEL: usize = 4 * LANES;
@@ -26,17 +31,17 @@ pub(super) const PANEL: usize = 4 * LANES;
 const MR: usize = 6;
 /// Rows of A per block: the block and one panel of B stay in a 1 MiB L2.
 const ROWS: usize = 48;
-/// k per pass of the gradients: a panel of B is KC * PANEL * 4 = 128 KiB.
+/// Terms per chain of the gradients: a panel of B is at most KC * PANEL * 4 = 128 KiB.
 const KC: usize = 512;
 /// k per pass over transposed weights: 16 lanes of them take 8 KiB of the first cache.
 const TRANSPOSED: usize = 128;
-/// bf16 in a line of the cache.
-const LINE: usize = 32;
+/// Bytes in a line of the cache.
+const LINE: usize = 64;
 /// Rows of A that share a packing of W: beyond, batches are cut so that there are tasks enough.
 const T_CUT: usize = 4 * ROWS;
 
 /// Operands of one tile product. `a`: M rows of k floats, `lda` apart. `b`: k rows of vectors, `ldb` apart. `c`: M
-/// rows, `ldc` apart.
+/// rows, `ldc` apart. A float holds a pair of bf16 where the form says so.
 #[derive(Clone, Copy)]
 struct Tile {
     k: usize,
@@ -93,24 +98,37 @@ unsafe fn rows<S: Simd, const NV: usize>(m: usize, mut t: Tile) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn rows_avx512(m: usize, nv: usize, mut t: Tile) {
-    use super::simd::x86::Avx512;
-    // SAFETY: the caller's contract, and AVX-512F is on.
+/// Four vectors of lanes at a time.
+#[inline(always)]
+unsafe fn panels<S: Simd>(m: usize, nv: usize, mut t: Tile) {
+    // SAFETY: the caller's contract.
     unsafe {
         let mut left = nv;
         while left >= 4 {
-            rows::<Avx512, 4>(m, t);
+            rows::<S, 4>(m, t);
             (t.b, t.c, left) = (t.b.add(PANEL), t.c.add(PANEL), left - 4);
         }
         match left {
-            1 => rows::<Avx512, 1>(m, t),
-            2 => rows::<Avx512, 2>(m, t),
-            3 => rows::<Avx512, 3>(m, t),
+            1 => rows::<S, 1>(m, t),
+            2 => rows::<S, 2>(m, t),
+            3 => rows::<S, 3>(m, t),
             _ => {}
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn rows_avx512(m: usize, nv: usize, t: Tile) {
+    // SAFETY: the caller's contract, and AVX-512F is on.
+    unsafe { panels::<super::simd::x86::Avx512>(m, nv, t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn rows_pairs(m: usize, nv: usize, t: Tile) {
+    // SAFETY: the caller's contract, and AVX-512 with bf16 is on.
+    unsafe { panels::<super::simd::x86::Pairs>(m, nv, t) }
 }
 
 /// 16 registers hold one vector of lanes (two ymm) at a time.
@@ -138,9 +156,11 @@ unsafe fn rows_portable(m: usize, nv: usize, mut t: Tile) {
     }
 }
 
-/// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\] on slices: `a`, `b`, `c` are row-major with row strides `lda`, `ldb`, `ldc`.
+/// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\] on slices: `a`, `b`, `c` are row-major with row strides `lda`, `ldb`, `ldc`,
+/// and k counts [`Form::steps`].
 #[allow(clippy::too_many_arguments)]
 pub(super) fn tile(
+    form: Form,
     m: usize,
     nv: usize,
     k: usize,
@@ -160,149 +180,112 @@ pub(super) fn tile(
     let t = Tile { k, a: a.as_ptr(), lda, b: b.as_ptr(), ldb, c: c.as_mut_ptr(), ldc };
     // SAFETY: the assertions are the kernels' contract, and isa() says what the processor has.
     unsafe {
-        match isa() {
+        match (form, isa()) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => rows_avx512(m, nv, t),
+            (Form::Pairs, _) => rows_pairs(m, nv, t),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => rows_avx2(m, nv, t),
+            (_, Isa::Avx512 | Isa::Avx512Bf16) => rows_avx512(m, nv, t),
+            #[cfg(target_arch = "x86_64")]
+            (_, Isa::Avx2) => rows_avx2(m, nv, t),
             _ => rows_portable(m, nv, t),
         }
     }
 }
 
-/// Widens `rows` of `w` into `out`, row stride `ld`; the columns between are left as they are.
-pub(super) fn widen_rows(w: &Tensor, rows: std::ops::Range<usize>, out: &mut [f32], ld: usize) {
-    let n = w.cols;
-    for (i, r) in rows.enumerate() {
-        widen(w, r * n, &mut out[i * ld..i * ld + n]);
-    }
-}
-
-/// Widens the elements of `w` from flat index `at` into `out`.
-fn widen(w: &Tensor, at: usize, out: &mut [f32]) {
-    match &w.data {
-        Data::F32(d) => out.copy_from_slice(&d[at..at + out.len()]),
-        Data::Bf16(d) => {
-            for (o, x) in out.iter_mut().zip(&d[at..]) {
-                *o = f32::from_bits(u32::from(bf16::to_bits(*x)) << 16);
-            }
-        }
-    }
-}
-
-/// How weights are stored.
-trait Weight: Copy {
-    /// Weights in 16 bytes.
-    const STEP: usize = 16 / size_of::<Self>();
-
-    fn widened(self) -> f32;
-
-    /// Writes the weights that 4 words of 16 rows hold, widened, to [`Self::STEP`] rows of 16 lanes.
-    ///
-    /// # Safety
-    /// The caller owns these rows, `ld` floats apart, and `S` is on.
-    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize);
-}
-
-impl Weight for f32 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize) {
-        for (j, word) in words.into_iter().enumerate() {
-            // SAFETY: the caller's word.
-            unsafe { word.store(to.add(j * ld)) };
-        }
-    }
-}
-
-impl Weight for bf16 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        f32_from_bf16(self)
-    }
-
-    #[inline(always)]
-    unsafe fn put<S: Simd>(words: [S; 4], to: *mut f32, ld: usize) {
-        for (j, pair) in words.into_iter().enumerate() {
-            // SAFETY: the caller's word.
-            unsafe {
-                pair.low().store(to.add(2 * j * ld));
-                pair.high().store(to.add((2 * j + 1) * ld));
-            }
-        }
-    }
-}
-
-/// The transposition of weights `[rows, cols]`: out\[k * ld + l\] = w\[l, ks.start + k\], widened.
+/// The transposition of weights `[rows, cols]`, as floats of a product: those that word k of row l becomes (words count
+/// from `ks.start`) lie in lane l of rows of `out` from `k * L::FLOATS` on, `ld` apart. Lanes come in whole vectors.
 #[inline(always)]
-fn transpose<S: Simd, W: Weight>(w: &[W], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-    let line = 4 * W::STEP;
-    let (rows, whole) = (w.len() / cols, ks.len() / W::STEP * W::STEP);
-    assert!(ks.end <= cols && rows <= ld && out.len() >= ks.len() * ld);
-    let blocks = rows / LANES * LANES;
-    for l in (0..blocks).step_by(LANES) {
-        for k in (0..whole).step_by(W::STEP) {
-            let from = w[l * cols + ks.start + k..].as_ptr();
-            if k.is_multiple_of(line) {
+fn transpose<S: Simd, L: Layout>(
+    w: &[L::Weight],
+    cols: usize,
+    ks: &Range<usize>,
+    out: &mut [f32],
+    ld: usize,
+) {
+    let (rows, words) = (w.len() / cols, ks.len().div_ceil(L::WEIGHTS));
+    assert!(ks.end <= cols && rows.next_multiple_of(LANES) <= ld && out.len() >= words * L::FLOATS * ld);
+    for l in (0..rows).step_by(LANES) {
+        let w = &w[l * cols..];
+        let whole = if rows - l < LANES { 0 } else { ks.len() / L::WEIGHTS / 4 * 4 };
+        for k in (0..whole).step_by(4) {
+            let from = w[ks.start + k * L::WEIGHTS..].as_ptr().cast::<u8>();
+            if k.is_multiple_of(LINE / 4) {
                 for r in 0..LANES {
-                    S::prefetch(from.wrapping_add(r * cols + 2 * line).cast());
+                    S::prefetch(from.wrapping_add(r * cols * size_of::<L::Weight>() + 2 * LINE));
                 }
             }
-            // SAFETY: 16 rows of so many weights, and so many rows of 16 lanes, by the assertion; `multiversion!` found `S`.
+            // SAFETY: 16 bytes of 16 rows, and vectors in the rows of these words, by the assertion; `multiversion!`
+            // found `S`.
             unsafe {
-                let words = S::transposed(from.cast(), cols * size_of::<W>());
-                W::put(words, out.as_mut_ptr().add(k * ld + l), ld);
+                let words = S::transposed(from, cols * size_of::<L::Weight>());
+                put::<S, L>(words, out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld);
+            }
+        }
+        for k in whole..words {
+            let mut lanes = [0.0; LANES];
+            let at = ks.start + k * L::WEIGHTS..ks.end.min(ks.start + (k + 1) * L::WEIGHTS);
+            for (lane, w) in lanes.iter_mut().zip(w.chunks_exact(cols)) {
+                *lane = L::word(&w[at.clone()]);
+            }
+            // SAFETY: as above, of one word.
+            unsafe {
+                put::<S, L>([S::load(lanes.as_ptr())], out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld)
+            };
+        }
+    }
+}
+
+/// Writes the floats that words become.
+///
+/// # Safety
+/// The caller owns a vector in each of their rows, `ld` floats apart, and `S` is on.
+#[inline(always)]
+unsafe fn put<S: Simd, L: Layout>(words: impl IntoIterator<Item = S>, to: *mut f32, ld: usize) {
+    for (j, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller's word.
+        unsafe {
+            let floats = L::floats(word);
+            for (f, float) in floats.into_iter().take(L::FLOATS).enumerate() {
+                float.store(to.add((j * L::FLOATS + f) * ld));
             }
         }
     }
-    for (l, w) in w.chunks_exact(cols).enumerate() {
-        let done = if l < blocks { whole } else { 0 };
-        for (k, w) in w[ks.clone()].iter().enumerate().skip(done) {
-            out[k * ld + l] = w.widened();
-        }
-    }
 }
 
 multiversion! {
-    fn transpose_f32(w: &[f32], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-        transpose::<S, f32>(w, cols, ks, out, ld);
+    fn transposed<L: Layout>(w: &[L::Weight], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        transpose::<S, L>(w, cols, ks, out, ld);
     }
 }
 
-multiversion! {
-    fn transpose_bf16(w: &[bf16], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-        transpose::<S, bf16>(w, cols, ks, out, ld);
-    }
-}
-
-/// M rows of X times 16 rows of W `[_, k]`, which are transposed in registers.
+/// M rows of X, `ldx` apart, times 16 rows of W `[_, k]`, which are transposed in registers.
 #[inline(always)]
-unsafe fn in_registers<S: Simd, const M: usize>(
+unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
     x: *const f32,
-    w: *const bf16,
+    ldx: usize,
+    w: *const L::Weight,
     k: usize,
     y: *mut f32,
     ldy: usize,
 ) {
-    // SAFETY: the caller owns M rows of x and y, and 16 of w; k is a multiple of 8.
+    // SAFETY: the caller owns M rows of x and y, and 16 of w; 16 bytes divide a row of w.
     unsafe {
+        let (w, row) = (w.cast::<u8>(), k * size_of::<L::Weight>());
         let mut acc = [S::splat(0.0); M];
-        for k0 in (0..k).step_by(8) {
+        for at in (0..row).step_by(16) {
             // The next 16 rows, as far as these ones have come.
-            for line in 0..8 * LANES / LINE {
-                S::prefetch(w.wrapping_add((k + k0) * LANES + line * LINE).cast());
+            for line in (0..16 * LANES).step_by(LINE) {
+                S::prefetch(w.wrapping_add((row + at) * LANES + line));
             }
-            let pairs = S::transposed(w.add(k0).cast(), k * size_of::<bf16>());
-            for (j, pair) in pairs.into_iter().enumerate() {
-                let (low, high) = (pair.low(), pair.high());
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = x.add(i * k + k0 + 2 * j);
-                    *acc = acc.fma(S::splat(*x), low);
-                    *acc = acc.fma(S::splat(*x.add(1)), high);
+            let words = S::transposed(w.add(at), row);
+            let mut x = x.add(at / 4 * L::FLOATS);
+            for word in words {
+                let floats = L::floats(word);
+                for float in floats.into_iter().take(L::FLOATS) {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = acc.fma(S::splat(*x.add(i * ldx)), float);
+                    }
+                    x = x.add(1);
                 }
             }
         }
@@ -312,36 +295,84 @@ unsafe fn in_registers<S: Simd, const M: usize>(
     }
 }
 
-/// Rows of X that are multiplied with weights in registers: then accumulators leave room for a block of W.
-const FEW: usize = 6;
+/// The most rows of X that are multiplied with weights in registers; [`Simd::FEW`] on this machine.
+const FEW: usize = 10;
 
-multiversion! {
-    /// y\[m, outputs\] = X W^T for at most [`FEW`] rows of X, outputs a multiple of 16 and k of 8.
-    fn products_of_few(x: &[f32], w: &[bf16], k: usize, y: &mut [f32], ldy: usize) {
-        let (m, outputs) = (x.len() / k, w.len() / k);
-        assert!(matches!(m, 1..=FEW) && outputs.is_multiple_of(LANES) && k.is_multiple_of(8));
-        assert!(y.len() >= (m - 1) * ldy + outputs);
-        for at in (0..outputs).step_by(LANES) {
-            let (x, w, y) = (x.as_ptr(), w[at * k..].as_ptr(), y[at..].as_mut_ptr());
-            // SAFETY: by the assertions.
-            unsafe {
-                match m {
-                    1 => in_registers::<S, 1>(x, w, k, y, ldy),
-                    2 => in_registers::<S, 2>(x, w, k, y, ldy),
-                    3 => in_registers::<S, 3>(x, w, k, y, ldy),
-                    4 => in_registers::<S, 4>(x, w, k, y, ldy),
-                    5 => in_registers::<S, 5>(x, w, k, y, ldy),
-                    _ => in_registers::<S, FEW>(x, w, k, y, ldy),
-                }
+/// [`Simd::FEW`] of the instruction set in use.
+fn few_rows() -> usize {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => super::simd::x86::Avx512::FEW,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::simd::x86::Avx2::FEW,
+        _ => Block::FEW,
+    }
+}
+
+/// y\[m, outputs\] = X W^T for m <= [`Simd::FEW`] rows of X, `ldx` apart; outputs come in whole vectors, rows of W in
+/// blocks of 16 bytes.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn few<S: Simd, L: Layout>(
+    m: usize,
+    x: &[f32],
+    ldx: usize,
+    w: &[L::Weight],
+    k: usize,
+    y: &mut [f32],
+    ldy: usize,
+) {
+    let (words, outputs) = (k / L::WEIGHTS, w.len() / k);
+    assert!(outputs.is_multiple_of(LANES) && k.is_multiple_of(4 * L::WEIGHTS));
+    assert!(x.len() >= (m - 1) * ldx + words * L::FLOATS && y.len() >= (m - 1) * ldy + outputs);
+    for at in (0..outputs).step_by(LANES) {
+        let (x, w, y) = (x.as_ptr(), w[at * k..].as_ptr(), y[at..].as_mut_ptr());
+        // SAFETY: by the assertions.
+        unsafe {
+            match m {
+                1 => in_registers::<S, L, 1>(x, ldx, w, k, y, ldy),
+                2 => in_registers::<S, L, 2>(x, ldx, w, k, y, ldy),
+                3 => in_registers::<S, L, 3>(x, ldx, w, k, y, ldy),
+                4 => in_registers::<S, L, 4>(x, ldx, w, k, y, ldy),
+                5 => in_registers::<S, L, 5>(x, ldx, w, k, y, ldy),
+                6 => in_registers::<S, L, 6>(x, ldx, w, k, y, ldy),
+                7 if S::FEW == FEW => in_registers::<S, L, 7>(x, ldx, w, k, y, ldy),
+                8 if S::FEW == FEW => in_registers::<S, L, 8>(x, ldx, w, k, y, ldy),
+                9 if S::FEW == FEW => in_registers::<S, L, 9>(x, ldx, w, k, y, ldy),
+                FEW if S::FEW == FEW => in_registers::<S, L, FEW>(x, ldx, w, k, y, ldy),
+                _ => unreachable!("few rows"),
             }
         }
     }
 }
 
-/// y\[rows, outputs\] = X W\[outputs\]^T for the rows of x `[_, k]`; y's rows are `ldy` apart and have room for whole
-/// vectors, whose lanes beyond the outputs are left as they come. `packed` is scratch.
+multiversion! {
+    fn products_of_few<L: Layout>(
+        m: usize,
+        x: &[f32],
+        ldx: usize,
+        w: &[L::Weight],
+        k: usize,
+        y: &mut [f32],
+        ldy: usize,
+    ) {
+        few::<S, L>(m, x, ldx, w, k, y, ldy);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn products_of_few_pairs(m: usize, x: &[f32], ldx: usize, w: &[bf16], k: usize, y: &mut [f32], ldy: usize) {
+    few::<super::simd::x86::Pairs, InPairs>(m, x, ldx, w, k, y, ldy);
+}
+
+/// y\[m, outputs\] = X W\[outputs\]^T for m rows of X from row `first` on; y's rows are `ldy` apart and have room for
+/// whole vectors, whose lanes beyond the outputs are left as they come. `packed` is scratch.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn products(
-    x: &[f32],
+    m: usize,
+    x: &Rows,
+    first: usize,
     w: &Tensor,
     outputs: Range<usize>,
     packed: &mut Vec<f32>,
@@ -349,13 +380,21 @@ pub(super) fn products(
     ldy: usize,
 ) {
     let (k, lanes) = (w.cols, outputs.len().next_multiple_of(LANES));
-    let (m, weights) = (x.len() / k, outputs.start * k..outputs.end * k);
-    if let Data::Bf16(w) = &w.data
-        && m <= FEW
-        && lanes == outputs.len()
-        && k.is_multiple_of(8)
-    {
-        return products_of_few(x, &w[weights], k, y, ldy);
+    let (form, ldx, x) = (x.form, x.stride, x.from(first));
+    let weights = outputs.start * k..outputs.end * k;
+    if m <= few_rows() && lanes == outputs.len() && k.is_multiple_of(16 / w.dtype().bytes()) {
+        return match (w.data(), form) {
+            (Data::F32(w), _) => products_of_few::<Floats>(m, x, ldx, &w[weights], k, y, ldy),
+            (Data::Bf16(w), Form::F32) => products_of_few::<InOrder>(m, x, ldx, &w[weights], k, y, ldy),
+            (Data::Bf16(w), Form::Widened) => products_of_few::<OddFirst>(m, x, ldx, &w[weights], k, y, ldy),
+            // SAFETY: the form is chosen where the machine has the instruction.
+            #[cfg(target_arch = "x86_64")]
+            (Data::Bf16(w), Form::Pairs) => unsafe {
+                products_of_few_pairs(m, x, ldx, &w[weights], k, y, ldy)
+            },
+            #[cfg(not(target_arch = "x86_64"))]
+            (Data::Bf16(_), Form::Pairs) => unreachable!("pairs are x86's"),
+        };
     }
     packed.resize(packed.len().max(TRANSPOSED * lanes), 0.0);
     for y in y.chunks_mut(ldy).take(m) {
@@ -363,38 +402,46 @@ pub(super) fn products(
     }
     for k0 in (0..k).step_by(TRANSPOSED) {
         let ks = k0..k.min(k0 + TRANSPOSED);
-        match &w.data {
-            Data::F32(w) => transpose_f32(&w[weights.clone()], k, &ks, packed, lanes),
-            Data::Bf16(w) => transpose_bf16(&w[weights.clone()], k, &ks, packed, lanes),
+        match (w.data(), form) {
+            (Data::F32(w), _) => transposed::<Floats>(&w[weights.clone()], k, &ks, packed, lanes),
+            (Data::Bf16(w), Form::F32) => transposed::<InOrder>(&w[weights.clone()], k, &ks, packed, lanes),
+            (Data::Bf16(w), Form::Widened) => {
+                transposed::<OddFirst>(&w[weights.clone()], k, &ks, packed, lanes)
+            }
+            (Data::Bf16(w), Form::Pairs) => transposed::<InPairs>(&w[weights.clone()], k, &ks, packed, lanes),
         }
         for i in (0..m).step_by(ROWS) {
-            let (rows, x, y) = (ROWS.min(m - i), &x[i * k + k0..], &mut y[i * ldy..]);
-            tile(rows, lanes / LANES, ks.len(), x, k, packed, lanes, y, ldy);
+            let (rows, x, y) = (ROWS.min(m - i), &x[i * ldx + form.steps(k0)..], &mut y[i * ldy..]);
+            tile(form, rows, lanes / LANES, form.steps(ks.len()), x, ldx, packed, lanes, y, ldy);
         }
     }
 }
 
-/// A matrix cut into panels of 64 lanes, each `[k, 64]`, lanes beyond the matrix zero.
+/// A matrix cut into panels of 64 lanes, each `[steps, 64]`, lanes beyond the matrix zero.
 pub(super) struct Panels {
     data: Vec<f32>,
-    /// Length of the reduction.
-    k: usize,
+    form: Form,
+    /// [`Form::steps`] of the reduction.
+    steps: usize,
     /// Number of lanes.
     n: usize,
 }
 
 impl Panels {
     /// Lanes are columns of x `[k, n]`.
-    pub(super) fn from_cols(x: &[f32], n: usize) -> Self {
+    pub(super) fn from_cols(form: Form, x: &[f32], n: usize) -> Self {
         let k = x.len().checked_div(n).unwrap_or(0);
-        let mut data = vec![0.0; n.div_ceil(PANEL) * PANEL * k];
-        data.par_chunks_mut((PANEL * k).max(1)).enumerate().for_each(|(p, out)| {
-            let lanes = PANEL.min(n - p * PANEL);
-            for (row, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(PANEL)) {
-                out[..lanes].copy_from_slice(&row[p * PANEL..p * PANEL + lanes]);
+        let steps = form.steps(k);
+        let mut data = vec![0.0; n.div_ceil(PANEL) * PANEL * steps];
+        data.par_chunks_mut((PANEL * steps).max(1)).enumerate().for_each(|(p, out)| {
+            let lanes = p * PANEL..n.min((p + 1) * PANEL);
+            for (two, out) in x.chunks(2 * n).zip(out.chunks_mut(form.steps(2) * PANEL)) {
+                let (even, odd) = two.split_at(n);
+                let odd = if odd.is_empty() { odd } else { &odd[lanes.clone()] };
+                put_rows(form, &even[lanes.clone()], odd, out, PANEL);
             }
         });
-        Self { data, k, n }
+        Self { data, form, steps, n }
     }
 }
 
@@ -426,38 +473,44 @@ impl Out {
     }
 }
 
-/// Y = X W^T: X `[T, in]`, W `[out, in]`, Y `[T, out]`.
-pub fn forward(x: &Tensor, w: &Tensor) -> Tensor {
-    assert_eq!(x.cols, w.cols, "matmul: X is [T, {}], W is [out, {}]", x.cols, w.cols);
-    let (t, k, n) = (x.rows, x.cols, w.rows);
-    let mut y = zeroed(t * n);
-    if k == 0 {
-        return Tensor::f32(t, n, y);
+/// Y = X W^T for each W: X `[T, in]`, W `[out, in]`, Y `[T, out]`. Weights are all stored in one type.
+pub fn forward<const N: usize>(x: &Tensor, w: [&Tensor; N], compute: Compute) -> [Tensor; N] {
+    for w in w {
+        assert_eq!(x.cols, w.cols, "matmul: X is [T, {}], W is [out, {}]", x.cols, w.cols);
     }
-    let x = x.as_f32();
-    let out = Out::new(&mut y);
-    let cuts = t.div_ceil(T_CUT);
-    (0..n.div_ceil(PANEL) * cuts).into_par_iter().for_each_init(
-        || (Vec::new(), vec![0.0; T_CUT.min(t) * PANEL]),
-        |(packed, c), task| {
-            let (p, cut) = (task / cuts, task % cuts);
-            let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
-            let outputs = p * PANEL..n.min((p + 1) * PANEL);
-            products(&x[rows.start * k..rows.end * k], w, outputs.clone(), packed, c, PANEL);
-            for (row, c) in rows.zip(c.chunks_exact(PANEL)) {
-                // SAFETY: this task alone owns these rows and columns of Y.
-                let y = unsafe { out.slice(row * n + outputs.start, outputs.len()) };
-                y.copy_from_slice(&c[..outputs.len()]);
-            }
-        },
-    );
-    Tensor::f32(t, n, y)
+    let t = x.rows;
+    let mut y = w.map(|w| zeroed(t * w.rows));
+    if x.cols > 0 {
+        let x = Rows::new(Form::with_weights(compute, &w), x.as_f32(), x.cols);
+        let out = y.each_mut().map(|y| Out::new(y));
+        // Panels of all W side by side, because each wait for the other threads costs as much as a small panel.
+        let panels = |i: usize| (0..w[i].rows.div_ceil(PANEL)).map(move |p| (i, p));
+        let cuts = |(i, p)| (0..t.div_ceil(T_CUT)).map(move |cut| (i, p, cut));
+        let tasks: Vec<_> = (0..N).flat_map(panels).flat_map(cuts).collect();
+        tasks.into_par_iter().for_each_init(
+            || (Vec::new(), vec![0.0; T_CUT.min(t) * PANEL]),
+            |(packed, c), (i, p, cut)| {
+                let n = w[i].rows;
+                let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
+                let outputs = p * PANEL..n.min((p + 1) * PANEL);
+                products(rows.len(), &x, rows.start, w[i], outputs.clone(), packed, c, PANEL);
+                for (row, c) in rows.zip(c.chunks_exact(PANEL)) {
+                    // SAFETY: this task alone owns these rows and columns of this Y.
+                    let y = unsafe { out[i].slice(row * n + outputs.start, outputs.len()) };
+                    y.copy_from_slice(&c[..outputs.len()]);
+                }
+            },
+        );
+    }
+    let mut y = y.into_iter();
+    w.map(|w| Tensor::f32(t, w.rows, y.next().unwrap_or_default()))
 }
 
-/// c\[m, cols\] += a\[m, k\] b\[k, cols..\] where c is a block of a larger matrix (row stride `ldc`) and `cols` need not
-/// be a multiple of the lanes: the ragged last panel goes through a copy.
+/// c\[m, cols\] += a\[m, k\] b\[k, cols..\] where c is a block of a larger matrix (row stride `ldc`), k counts steps of at
+/// most KC terms, and `cols` need not be a multiple of the lanes.
 #[allow(clippy::too_many_arguments)]
-fn tile_into(
+fn add_product(
+    form: Form,
     m: usize,
     cols: usize,
     k: usize,
@@ -470,28 +523,23 @@ fn tile_into(
 ) {
     for i0 in (0..m).step_by(ROWS) {
         let rows = ROWS.min(m - i0);
-        let mut buf = [0.0; ROWS * PANEL];
-        for i in 0..rows {
-            for j in 0..cols {
+        let mut chains = [0.0; ROWS * PANEL];
+        tile(form, rows, cols.div_ceil(LANES), k, &a[i0 * lda..], lda, b, PANEL, &mut chains, PANEL);
+        for (i, chains) in chains.chunks_exact(PANEL).take(rows).enumerate() {
+            for (j, chain) in chains.iter().take(cols).enumerate() {
                 // SAFETY: the caller's task alone owns rows i of c at these columns.
-                buf[i * PANEL + j] = unsafe { *c.at(at + (i0 + i) * ldc + j) };
-            }
-        }
-        tile(rows, cols.div_ceil(LANES), k, &a[i0 * lda..], lda, b, PANEL, &mut buf, PANEL);
-        for i in 0..rows {
-            for j in 0..cols {
-                // SAFETY: as above.
-                unsafe { *c.at(at + (i0 + i) * ldc + j) = buf[i * PANEL + j] };
+                unsafe { *c.at(at + (i0 + i) * ldc + j) += chain };
             }
         }
     }
 }
 
 /// dX += dY W: dY `[T, out]`, W `[out, in]`, dX `[T, in]`.
-pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor) {
+pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor, compute: Compute) {
     assert_eq!((dy.cols, dy.rows, w.cols), (w.rows, dx.rows, dx.cols), "matmul: dX += dY W");
     let (t, k, n) = (dy.rows, w.rows, w.cols);
-    let a = dy.as_f32();
+    let form = Form::with_weights(compute, &[w]);
+    let dy = Rows::new(form, dy.as_f32(), k);
     let out = Out::new(dx.as_f32_mut());
     let cuts = t.div_ceil(T_CUT);
     (0..n.div_ceil(PANEL) * cuts).into_par_iter().for_each_init(
@@ -499,55 +547,60 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor) {
         |b, task| {
             let (p, cut) = (task / cuts, task % cuts);
             let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
-            let lanes = PANEL.min(n - p * PANEL);
+            let lanes = p * PANEL..n.min((p + 1) * PANEL);
             for k0 in (0..k).step_by(KC) {
-                let kc = KC.min(k - k0);
-                for (i, row) in b.chunks_exact_mut(PANEL).take(kc).enumerate() {
-                    widen(w, (k0 + i) * n + p * PANEL, &mut row[..lanes]);
-                    row[lanes..].fill(0.0);
-                }
+                let terms = k0..k.min(k0 + KC);
+                let steps = form.steps(terms.len());
+                pack_weights(form, w, terms, lanes.clone(), &mut b[..steps * PANEL], PANEL);
                 // This task alone owns these rows and columns of dX.
-                let a = &a[rows.start * k + k0..];
-                tile_into(rows.len(), lanes, kc, a, k, b, out, rows.start * n + p * PANEL, n);
+                let a = &dy.from(rows.start)[form.steps(k0)..];
+                let at = rows.start * n + lanes.start;
+                add_product(form, rows.len(), lanes.len(), steps, a, dy.stride, b, out, at, n);
             }
         },
     );
 }
 
 /// dW += dY^T X: dY `[T, out]`, X `[T, in]`, dW `[out, in]`.
-pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor, compute: Compute) {
     assert_eq!((dy.rows, dy.cols, x.cols), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
     let (k, m, n) = (dy.rows, dy.cols, x.cols);
     if k == 0 {
         return;
     }
-    let panels = Panels::from_cols(x.as_f32(), n);
+    let form = Form::of_activations(compute);
+    let panels = Panels::from_cols(form, x.as_f32(), n);
     let dy = dy.as_f32();
     dw.as_f32_mut().par_chunks_mut(ROWS * n).enumerate().for_each_init(
-        || vec![0.0; ROWS * k],
-        |a, (block, dw)| {
+        || (vec![0.0; ROWS * k], vec![0.0; ROWS * form.steps(k)]),
+        |(columns, a), (block, dw)| {
             let rows = dw.len() / n;
             for (t, row) in dy.chunks_exact(m).enumerate() {
                 for (i, v) in row[block * ROWS..][..rows].iter().enumerate() {
-                    a[i * k + t] = *v;
+                    columns[i * k + t] = *v;
                 }
             }
-            accumulate(&panels, rows, a, k, dw);
+            let lda = form.steps(k);
+            for (column, a) in columns.chunks_exact(k).zip(a.chunks_exact_mut(lda)).take(rows) {
+                form::put(form, column, a);
+            }
+            accumulate(&panels, rows, a, lda, dw);
         },
     );
 }
 
-/// c\[m, n\] += a\[m, k\] times all panels, c row-major.
+/// c\[m, n\] += a\[m, k\] times all panels, c row-major; `a` in the panels' form.
 pub(super) fn accumulate(panels: &Panels, m: usize, a: &[f32], lda: usize, c: &mut [f32]) {
-    let n = panels.n;
-    assert!(c.len() >= m * n);
+    let Panels { form, steps, n, .. } = *panels;
+    assert!(c.len() >= m * n && (steps == 0 || lda >= steps));
     let out = Out::new(c);
+    let pass = form.steps(KC);
     for p in 0..n.div_ceil(PANEL) {
         let lanes = PANEL.min(n - p * PANEL);
-        let panel = &panels.data[p * PANEL * panels.k..][..PANEL * panels.k];
-        for k0 in (0..panels.k).step_by(KC) {
-            let kc = KC.min(panels.k - k0);
-            tile_into(m, lanes, kc, &a[k0..], lda, &panel[k0 * PANEL..], out, p * PANEL, n);
+        let panel = &panels.data[p * PANEL * steps..][..PANEL * steps];
+        for k0 in (0..steps).step_by(pass) {
+            let (a, b) = (&a[k0..], &panel[k0 * PANEL..]);
+            add_product(form, m, lanes, pass.min(steps - k0), a, lda, b, out, p * PANEL, n);
         }
     }
 }

@@ -1,8 +1,10 @@
-//! The native backend: f32 arithmetic throughout, parameters stored as f32 or bf16.
+//! The native backend: f32 arithmetic, with operands of matrix products rounded to bf16 where [`Compute`] says so;
+//! parameters stored as f32 or bf16.
 
 pub mod adamw;
 pub mod attention;
 pub mod embed;
+pub mod form;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
@@ -14,26 +16,34 @@ pub mod rows;
 pub mod simd;
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
-    Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, HeadNorm, HeadSpec, HeadTrace,
+    RopeSpec, Sampled, Target, Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
 
 /// A row-major matrix in memory.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Tensor {
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
-    /// `rows * cols` elements.
-    pub data: Data,
+    data: Data,
+    /// [`Tensor::has_small`], once somebody has asked.
+    small: OnceLock<bool>,
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        (self.rows, self.cols, &self.data) == (other.rows, other.cols, &other.data)
+    }
 }
 
 /// The elements of a [`Tensor`].
@@ -46,10 +56,39 @@ pub enum Data {
 }
 
 impl Tensor {
+    /// A matrix of `rows * cols` elements.
+    pub fn new(rows: usize, cols: usize, data: Data) -> Self {
+        let len = match &data {
+            Data::F32(data) => data.len(),
+            Data::Bf16(data) => data.len(),
+        };
+        assert_eq!(len, rows * cols, "the elements of a [{rows}, {cols}] matrix");
+        Self { rows, cols, data, small: OnceLock::new() }
+    }
+
     /// An f32 matrix.
     pub fn f32(rows: usize, cols: usize, data: Vec<f32>) -> Self {
-        assert_eq!(data.len(), rows * cols);
-        Self { rows, cols, data: Data::F32(data) }
+        Self::new(rows, cols, Data::F32(data))
+    }
+
+    /// The elements.
+    pub fn data(&self) -> &Data {
+        &self.data
+    }
+
+    /// The elements; their number must stay.
+    pub fn data_mut(&mut self) -> &mut Data {
+        self.small = OnceLock::new();
+        &mut self.data
+    }
+
+    /// Whether a bf16 element is below [`form::SMALL`] without being zero: there are none in a model that was trained.
+    fn has_small(&self) -> bool {
+        const CHUNK: usize = 1 << 16;
+        match &self.data {
+            Data::F32(_) => false,
+            Data::Bf16(x) => *self.small.get_or_init(|| x.par_chunks(CHUNK).any(form::any_small)),
+        }
     }
 
     /// Storage type.
@@ -129,9 +168,19 @@ pub fn compute_on_this_thread() {
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
-/// The CPU as a device: no state, the thread pool is rayon's.
+/// The CPU as a device; the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Cpu;
+pub struct Cpu {
+    /// What matrix products are computed in.
+    pub compute: Compute,
+}
+
+impl Cpu {
+    /// f32 throughout.
+    pub const F32: Self = Self { compute: Compute::F32 };
+    /// Products with bf16 weights in bf16.
+    pub const BF16: Self = Self { compute: Compute::Bf16 };
+}
 
 impl Backend for Cpu {
     type Tensor = Tensor;
@@ -146,6 +195,10 @@ impl Backend for Cpu {
         DType::F32
     }
 
+    fn computing(self, compute: Compute) -> Self {
+        Self { compute }
+    }
+
     fn check(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -155,7 +208,7 @@ impl Backend for Cpu {
             DType::F32 => Data::F32(zeroed(rows * cols)),
             DType::Bf16 => Data::Bf16(zeroed(rows * cols)),
         };
-        Tensor { rows, cols, data }
+        Tensor::new(rows, cols, data)
     }
 
     fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
@@ -168,7 +221,7 @@ impl Backend for Cpu {
             DType::F32 => Data::F32(collected(bytes)),
             DType::Bf16 => Data::Bf16(collected(bytes)),
         };
-        Tensor { rows, cols, data }
+        Tensor::new(rows, cols, data)
     }
 
     fn download(&self, x: &Tensor) -> Vec<u8> {
@@ -179,9 +232,7 @@ impl Backend for Cpu {
     }
 
     fn to_f32(&self, x: &Tensor) -> Vec<f32> {
-        let mut out = vec![0.0; x.rows * x.cols];
-        matmul::widen_rows(x, 0..x.rows, &mut out, x.cols);
-        out
+        rows::to_f32(x)
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {
@@ -251,20 +302,20 @@ impl Backend for Cpu {
     }
 
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        w.map(|w| matmul::forward(x, w))
+        matmul::forward(x, w, self.compute)
     }
 
     fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
         let (dy, w) = pairs[0];
         let mut dx = self.zeros(DType::F32, dy.rows, w.cols);
         for (dy, w) in pairs {
-            matmul::backward_input(dy, w, &mut dx);
+            matmul::backward_input(dy, w, &mut dx, self.compute);
         }
         dx
     }
 
     fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
-        matmul::backward_weight(dy, x, dw);
+        matmul::backward_weight(dy, x, dw, self.compute);
     }
 
     fn rope_forward(
@@ -344,7 +395,7 @@ impl Backend for Cpu {
         w_up: &Tensor,
         keep: bool,
     ) -> (Tensor, Option<(Tensor, Tensor)>) {
-        let (gate, up) = (matmul::forward(x, w_gate), matmul::forward(x, w_up));
+        let [gate, up] = matmul::forward(x, [w_gate, w_up], self.compute);
         let h = geglu::forward(&gate, &up);
         (h, keep.then_some((gate, up)))
     }
@@ -380,7 +431,7 @@ impl Backend for Cpu {
         choices: &[Choice],
         draws: &mut Draws,
     ) {
-        let drawn = lm_head::sample(x, table, head, truncation, choices);
+        let drawn = lm_head::sample(x, table, head, truncation, choices, self.compute);
         let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
         draws.latest = drawn.iter().map(|s| any(s.token)).collect();
         draws.not_taken.push_back(drawn);
@@ -398,7 +449,7 @@ impl Backend for Cpu {
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        lm_head::logprob_forward(x, table, head, targets, keep)
+        lm_head::logprob_forward(x, table, head, targets, keep, self.compute)
     }
 
     fn lm_head_logprob_backward(
@@ -411,7 +462,7 @@ impl Backend for Cpu {
         weights: &[f32],
         dtable: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, trace, targets, weights, dtable)
+        lm_head::logprob_backward(x, table, head, trace, targets, weights, dtable, self.compute)
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {

@@ -24,7 +24,7 @@ pub fn random(uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tens
             Data::Bf16(x)
         }
     };
-    Tensor { rows, cols, data }
+    Tensor::new(rows, cols, data)
 }
 
 fn fill<T: Send>(uniform: &Uniform, x: &mut [T], round: impl Fn(f32) -> T + Sync) {

@@ -11,7 +11,7 @@ use super::{Data, Tensor};
 
 /// 1 + w in f32.
 fn scales(w: &Tensor) -> Vec<f32> {
-    let w: Cow<[f32]> = match &w.data {
+    let w: Cow<[f32]> = match w.data() {
         Data::F32(w) => Cow::Borrowed(w),
         Data::Bf16(w) => w.iter().map(|&w| f32_from_bf16(w)).collect(),
     };

@@ -1,10 +1,10 @@
 //! Moving, adding and widening rows, and how the other ops split rows among threads.
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::matmul::widen_rows;
-use super::simd::multiversion;
-use super::{Tensor, zeroed};
+use super::simd::{f32_from_bf16, multiversion};
+use super::{Data, Tensor, zeroed};
 
 /// Elements per task: a few microseconds of work, so that a decode step's small matrices stay on one thread.
 const TASK: usize = 16 * 1024;
@@ -58,11 +58,27 @@ pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
     }
 }
 
-/// The rows of x in f32.
+multiversion! {
+    fn widen(x: &[bf16], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = f32_from_bf16(*x);
+        }
+    }
+}
+
+/// The elements of x in f32.
+pub fn to_f32(x: &Tensor) -> Vec<f32> {
+    match x.data() {
+        Data::F32(x) => x.clone(),
+        Data::Bf16(x) => {
+            let mut y = zeroed(x.len());
+            for_row_blocks(&mut y, 1, |at, block| widen(&x[at..], block));
+            y
+        }
+    }
+}
+
+/// x in f32.
 pub fn widened(x: &Tensor) -> Tensor {
-    let mut y = zeroed(x.rows * x.cols);
-    for_row_blocks(&mut y, x.cols, |first, block| {
-        widen_rows(x, first..first + block.len() / x.cols, block, x.cols);
-    });
-    Tensor::f32(x.rows, x.cols, y)
+    Tensor::f32(x.rows, x.cols, to_f32(x))
 }

@@ -25,6 +25,13 @@ pub enum Isa {
     Avx2 = 2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512 = 3,
+    /// AVX-512 and its bf16 instructions; only products of bf16 matrices differ from [`Isa::Avx512`].
+    Avx512Bf16 = 4,
+}
+
+impl Isa {
+    /// All of them, the least first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 }
 
 /// The instruction set in use; 0 until somebody asks.
@@ -34,6 +41,7 @@ static CURRENT: AtomicU8 = AtomicU8::new(0);
 #[inline]
 pub fn isa() -> Isa {
     match CURRENT.load(Ordering::Relaxed) {
+        4 => Isa::Avx512Bf16,
         3 => Isa::Avx512,
         2 => Isa::Avx2,
         1 => Isa::Portable,
@@ -54,7 +62,9 @@ pub fn detect() -> Isa {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
         {
-            return Isa::Avx512;
+            // SAFETY: the machine has the instruction, and what else the function needs.
+            let bf16 = is_x86_feature_detected!("avx512bf16") && unsafe { x86::vdpbf16ps_is_as_documented() };
+            return if bf16 { Isa::Avx512Bf16 } else { Isa::Avx512 };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return Isa::Avx2;
@@ -84,6 +94,8 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
 ///
 /// Safety of all of it: the instruction set that the type stands for must be on.
 pub(crate) trait Simd: Copy {
+    /// Sums that stay in registers beside a block of 16 x 4 words while it is transposed.
+    const FEW: usize;
     /// The 16 floats at `p`, which the caller may read.
     unsafe fn load(p: *const f32) -> Self;
     /// Writes the 16 floats at `p`, which the caller may write.
@@ -105,6 +117,8 @@ pub(crate) trait Simd: Copy {
 }
 
 impl Simd for Block {
+    const FEW: usize = 6;
+
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: the caller may read 16 floats at p.
@@ -167,8 +181,103 @@ pub(crate) mod x86 {
 
     use std::arch::x86_64::*;
 
+    use super::Simd;
+
     /// One AVX-512 register.
     pub(crate) type Avx512 = __m512;
+
+    /// The bits of a register as pairs of bf16.
+    #[inline(always)]
+    fn pairs(x: __m512) -> __m512bh {
+        // SAFETY: both are 64 bytes of which every pattern is a value.
+        unsafe { std::mem::transmute(x) }
+    }
+
+    /// Whether VDPBF16PS gives the bits that Intel documents ("Intel 64 and IA-32 Architectures Software Developer's
+    /// Manual", volume 2): the product of the pairs' odd elements is added first, then that of the even ones, each fused
+    /// and rounded to nearest even. The other paths compute that; a processor that rounds otherwise goes without it.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn vdpbf16ps_is_as_documented() -> bool {
+        let mut state = 1_u32;
+        // Both signs, magnitudes from 2^-16 to 2^15, all bits of the significand.
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let exponent = 111 + (state >> 3 & 31);
+            f32::from_bits((state & 0x8000_0000) | exponent << 23 | (state >> 8 & 0x7f) << 16)
+        };
+        (0..64).all(|_| {
+            let mut lanes = || -> [f32; super::LANES] { std::array::from_fn(|_| random()) };
+            let [odd_a, even_a, odd_b, even_b] = [lanes(), lanes(), lanes(), lanes()];
+            let sum: [f32; super::LANES] = std::array::from_fn(|_| random() * (1.0 + random() * 1e-6));
+            let pair = |odd: f32, even: f32| f32::from_bits(odd.to_bits() | even.to_bits() >> 16);
+            let a: super::Block = std::array::from_fn(|l| pair(odd_a[l], even_a[l]));
+            let b: super::Block = std::array::from_fn(|l| pair(odd_b[l], even_b[l]));
+            let mut got = [0.0f32; super::LANES];
+            // SAFETY: arrays of 16 floats.
+            unsafe {
+                let load = |x: &super::Block| _mm512_loadu_ps(x.as_ptr());
+                let sum = _mm512_dpbf16_ps(load(&sum), pairs(load(&a)), pairs(load(&b)));
+                _mm512_storeu_ps(got.as_mut_ptr(), sum);
+            }
+            (0..super::LANES).all(|l| {
+                let want = even_a[l].mul_add(even_b[l], odd_a[l].mul_add(odd_b[l], sum[l]));
+                got[l].to_bits() == want.to_bits()
+            })
+        })
+    }
+
+    /// Lanes whose `fma` adds two products, of a pair of bf16 in every lane: VDPBF16PS.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Pairs(__m512);
+
+    impl Simd for Pairs {
+        const FEW: usize = Avx512::FEW;
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { Self(_mm512_loadu_ps(p)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(x)) }
+        }
+
+        #[inline(always)]
+        unsafe fn fma(self, a: Self, b: Self) -> Self {
+            unsafe { Self(_mm512_dpbf16_ps(self.0, pairs(a.0), pairs(b.0))) }
+        }
+
+        #[inline(always)]
+        unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
+            unsafe { Avx512::sums(x.map(|x| x.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4] {
+            unsafe { Avx512::transposed(p, stride).map(Self) }
+        }
+
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            Avx512::prefetch(p);
+        }
+
+        #[inline(always)]
+        unsafe fn low(self) -> Self {
+            unsafe { Self(self.0.low()) }
+        }
+
+        #[inline(always)]
+        unsafe fn high(self) -> Self {
+            unsafe { Self(self.0.high()) }
+        }
+    }
 
     /// Two AVX registers.
     #[derive(Clone, Copy)]
@@ -188,7 +297,9 @@ pub(crate) mod x86 {
         }
     }
 
-    impl super::Simd for __m512 {
+    impl Simd for __m512 {
+        const FEW: usize = 10;
+
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
             unsafe { _mm512_loadu_ps(p) }
@@ -260,7 +371,9 @@ pub(crate) mod x86 {
         }
     }
 
-    impl super::Simd for Avx2 {
+    impl Simd for Avx2 {
+        const FEW: usize = 6;
+
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
             unsafe { Avx2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
@@ -344,36 +457,42 @@ pub(crate) mod x86 {
 
 /// Compiles a function for every instruction set and calls the one that [`isa`] names. Functions that the body
 /// calls must be `#[inline(always)]`, else they stay at the baseline (slow, never wrong). In the body, `S` names the
-/// set's [`Simd`] type.
+/// set's [`Simd`] type. Calls name the function's own type parameters.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$($param:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+        $body:block
+    ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$($param: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::extra_unused_type_parameters)]
-            fn body<S: $crate::backend::cpu::simd::Simd>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<S: $crate::backend::cpu::simd::Simd $($(, $param: $bound)+)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                body::<$crate::backend::cpu::simd::x86::Avx512>($($arg),*)
+            fn avx512 $(<$($param: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::backend::cpu::simd::x86::Avx512 $($(, $param)+)?>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                body::<$crate::backend::cpu::simd::x86::Avx2>($($arg),*)
+            fn avx2 $(<$($param: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::backend::cpu::simd::x86::Avx2 $($(, $param)+)?>($($arg),*)
             }
 
             match $crate::backend::cpu::simd::isa() {
                 // SAFETY: `isa` names a set only where the machine has it.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::backend::cpu::simd::Isa::Avx512 | $crate::backend::cpu::simd::Isa::Avx512Bf16 => unsafe {
+                    avx512 $(::<$($param),+>)? ($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body::<$crate::backend::cpu::simd::Block>($($arg),*),
+                $crate::backend::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$($param),+>)? ($($arg),*) },
+                _ => body::<$crate::backend::cpu::simd::Block $($(, $param)+)?>($($arg),*),
             }
         }
     };
@@ -625,7 +744,7 @@ mod tests {
             let off = ulps(y, reference(f64::from(x)));
             assert!(off <= bound, "f({x:e}) = {y:e}: off by {off} ulp");
         }
-        for isa in [Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL {
             for ((&x, y), want) in x.iter().zip(run(isa)).zip(&portable) {
                 let same = y.to_bits() == want.to_bits() || y.is_nan() && want.is_nan();
                 assert!(same, "f({x:e}) differs on {isa:?}: {y:e}, {want:e}");
@@ -673,7 +792,7 @@ mod tests {
         let bits =
             |(s, c): (Vec<f32>, Vec<f32>)| -> Vec<u32> { s.iter().chain(&c).map(|x| x.to_bits()).collect() };
         let portable = bits((sin, cos));
-        for isa in [Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL {
             assert!(bits(run(isa)) == portable, "{isa:?} differs");
         }
     }
@@ -712,7 +831,7 @@ mod tests {
             // n / 16 fused additions and a tree of four.
             let bound = (n / LANES + 5) as f64 * f64::from(f32::EPSILON) / 2.0 * norm;
             assert!((f64::from(got) - want).abs() <= bound, "length {n}");
-            for isa in [Isa::Avx2, Isa::Avx512] {
+            for isa in Isa::ALL {
                 assert_eq!(run(isa).to_bits(), got.to_bits(), "length {n} on {isa:?}");
             }
         }

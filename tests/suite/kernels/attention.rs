@@ -424,7 +424,7 @@ fn lse_is_as_good_as_f32_allows() {
     for (softcap, window) in [(None, None), (Some(1.5), Some(1)), (Some(5.0), None), (Some(50.0), Some(8))] {
         let spec = spec(3, 1, 64, softcap, window);
         let case = Attention::training(&tree(), spec);
-        let exact = outputs(&Cpu, &case);
+        let exact = outputs(&Cpu::F32, &case);
         // The largest sum of |scale q k|, and so of any part of it. One rounding per product for the kernel, one for
         // 16 and a tree for the oracle, 16 for what follows in both.
         let (dim, rows) = (spec.head_dim, case.rows);

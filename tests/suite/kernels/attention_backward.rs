@@ -26,8 +26,9 @@ impl Case for Gradient {
         positions.resize(rows, 0);
         let batch = Batch { ids: &ids, positions: &positions, segments, runs: &runs };
         let (o, lse) = {
-            let [q, k, v] = [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(&Cpu, s, rows, c));
-            Cpu.attention_forward(&q, &k, &v, &Cpu.tables(&batch, &[*spec]), spec)
+            let [q, k, v] =
+                [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(&Cpu::F32, s, rows, c));
+            Cpu::F32.attention_forward(&q, &k, &v, &Cpu::F32.tables(&batch, &[*spec]), spec)
         };
         let [q, k, v] = [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(b, s, rows, c));
         let d_o = activation(b, 4, rows, wide);

@@ -61,7 +61,7 @@ fn rows_of_every_width() {
 fn forward_has_the_bits_of_the_cpu() {
     let case = Forward { ids: &IDS, cols: 640 };
     for cuda in devices() {
-        assert!(outputs(&cuda, &case)[0].as_f32() == rounded(outputs(&Cpu, &case)[0].as_f32()));
+        assert!(outputs(&cuda, &case)[0].as_f32() == rounded(outputs(&Cpu::F32, &case)[0].as_f32()));
     }
 }
 

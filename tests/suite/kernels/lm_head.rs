@@ -240,7 +240,7 @@ fn nothing_asked_is_nothing_done() {
         case.targets.clear();
         case.weights.clear();
         let (logprobs, HeadTrace { lse, .. }) = case.forward(&device);
-        let want = outputs(&Cpu, &Forward(&case)).remove(1);
+        let want = outputs(&Cpu::F32, &Forward(&case)).remove(1);
         assert!(logprobs.is_empty());
         let bound = Exact::new(&case).lse_error;
         let want: Vec<f64> = want.as_f32().iter().map(|x| f64::from(*x)).collect();
@@ -327,7 +327,7 @@ fn draws_are_exact_but_for_rounding() {
         let case = Case::new(rows, vocab, width, [PLAIN, CAPPED][i % 2]);
         let choices = choices(rows);
         let got = case.sample(&device, &NONE, &choices);
-        let (cpu, exact) = (case.sample(&Cpu, &NONE, &choices), Exact::new(&case));
+        let (cpu, exact) = (case.sample(&Cpu::F32, &NONE, &choices), Exact::new(&case));
         for (row, choice) in choices.iter().enumerate() {
             let r = row as u32;
             let score = |v: u32| {
@@ -399,14 +399,14 @@ fn truncated_draws_are_those_of_the_cpu() {
         let (case, choices) = (Case::new(rows, vocab, 24, head), choices(rows));
         for truncation in &TRUNCATIONS {
             let tokens = |s: Vec<Sampled>| s.iter().map(|s| s.token).collect::<Vec<_>>();
-            let want = tokens(case.sample(&Cpu, truncation, &choices));
+            let want = tokens(case.sample(&Cpu::F32, truncation, &choices));
             // 24 products in f32 are off by less than 24 x 2^-24 of their sizes' sum.
             let near = [11, 12, 13, 14].map(|seed| {
                 let noise = randoms(seed, case.x.len());
                 let x: Vec<f32> =
                     case.x.iter().zip(noise).map(|(x, r)| x * (1.0 + r / (1 << 15) as f32)).collect();
-                let x = single_of(&Cpu, rows, case.width, &x);
-                tokens(Cpu.lm_head_sample(&x, &case.table(&Cpu), &head, truncation, &choices))
+                let x = single_of(&Cpu::F32, rows, case.width, &x);
+                tokens(Cpu::F32.lm_head_sample(&x, &case.table(&Cpu::F32), &head, truncation, &choices))
             });
             let clear: Vec<usize> =
                 (0..rows).filter(|&row| near.iter().all(|n| n[row] == want[row])).collect();
@@ -442,8 +442,8 @@ fn truncation_cuts_where_the_cpu_cuts() {
             let tokens = |s: &[Sampled]| s.iter().map(|s| s.token).collect::<Vec<_>>();
             let (xs, es) = (activation_of(&device, rows, 8, &x), weight_of(&device, vocab, 8, &e));
             let got = tokens(&device.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
-            let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
-            let want = tokens(&Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
+            let (xs, es) = (activation_of(&Cpu::F32, rows, 8, &x), weight_of(&Cpu::F32, vocab, 8, &e));
+            let want = tokens(&Cpu::F32.lm_head_sample(&xs, &es, &PLAIN, truncation, &choices));
             assert_eq!(got, want, "{truncation:?}");
             sizes.push(got.iter().collect::<std::collections::BTreeSet<_>>().len());
         }
@@ -464,8 +464,8 @@ fn weights_add_up_beyond_32_bits() {
     let truncation = Truncation { top_p: ((first + 0.75 * (total - first)) / total) as f32, ..NONE };
     // What draws one of the 2000 from the whole vocabulary still draws it if it is kept.
     let choices = choices(rows);
-    let (xs, es) = (activation_of(&Cpu, rows, 8, &x.repeat(rows)), weight_of(&Cpu, vocab, 8, &e));
-    let whole = Cpu.lm_head_sample(&xs, &es, &PLAIN, &NONE, &choices);
+    let (xs, es) = (activation_of(&Cpu::F32, rows, 8, &x.repeat(rows)), weight_of(&Cpu::F32, vocab, 8, &e));
+    let whole = Cpu::F32.lm_head_sample(&xs, &es, &PLAIN, &NONE, &choices);
     let (choices, tokens): (Vec<Choice>, Vec<u32>) =
         choices.into_iter().zip(whole.iter().map(|s| s.token)).filter(|(_, token)| *token > 0).unzip();
     for device in devices() {
@@ -509,8 +509,9 @@ fn ties_go_to_the_lowest_token() {
         let (xs, es) = (activation_of(&device, rows, 8, &x), weight_of(&device, vocab, 8, &e));
         let got = sample(&|truncation, choices| device.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
         device.check().expect("the device is content");
-        let (xs, es) = (activation_of(&Cpu, rows, 8, &x), weight_of(&Cpu, vocab, 8, &e));
-        let want = sample(&|truncation, choices| Cpu.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
+        let (xs, es) = (activation_of(&Cpu::F32, rows, 8, &x), weight_of(&Cpu::F32, vocab, 8, &e));
+        let want =
+            sample(&|truncation, choices| Cpu::F32.lm_head_sample(&xs, &es, &PLAIN, truncation, choices));
         assert_eq!(got, want);
         let logit = |row: usize, v: usize| (0..8).map(|j| x[row * 8 + j] * e[v * 8 + j]).sum::<f32>();
         for (row, token) in got[0].iter().enumerate() {

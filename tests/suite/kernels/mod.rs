@@ -245,7 +245,7 @@ pub(crate) fn check(what: &[&str], rule: Rule, case: &impl Case) {
     if !compiled() {
         return;
     }
-    let (exact, naive) = (outputs(&Cpu, case), outputs(&Rounded, case));
+    let (exact, naive) = (outputs(&Cpu::F32, case), outputs(&Rounded, case));
     let orders = if counting() && has_products(case) { GPU_ORDERS.map(vm_in).into() } else { Vec::new() };
     let mut all: Vec<(Cuda, bool)> = devices().into_iter().map(|device| (device, true)).collect();
     all.extend(orders.into_iter().map(|device| (device, false)));

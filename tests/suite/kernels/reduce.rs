@@ -22,7 +22,7 @@ fn sums_of_any_length() {
     let tensors: Vec<Vec<f32>> = (1..).zip(lengths).map(|(seed, n)| randoms(seed, n)).collect();
     for cuda in devices() {
         let got = sums(&cuda, &tensors);
-        for ((got, x), want) in got.iter().zip(&tensors).zip(sums(&Cpu, &tensors)) {
+        for ((got, x), want) in got.iter().zip(&tensors).zip(sums(&Cpu::F32, &tensors)) {
             // Roundings of the longest way: a thread's sum, four of them, the warp, the warps, the chunks; the CPU's is
             // shorter, but counts as much.
             let roundings = CHUNK / BLOCK / 4 + 3 + 5 + 8 + 2 * x.len().div_ceil(CHUNK);

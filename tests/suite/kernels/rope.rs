@@ -150,10 +150,10 @@ fn long_context_frequencies() {
 fn a_rotation_has_the_bits_of_the_cpu() {
     let rope = Rope::new(1500, 2, 128, false);
     for cuda in devices() {
-        for (got, want) in outputs(&cuda, &Forward(rope)).iter().zip(outputs(&Cpu, &Forward(rope))) {
+        for (got, want) in outputs(&cuda, &Forward(rope)).iter().zip(outputs(&Cpu::F32, &Forward(rope))) {
             assert!(got.as_f32() == rounded(want.as_f32()));
         }
-        let (got, want) = (outputs(&cuda, &Backward(rope)), outputs(&Cpu, &Backward(rope)));
+        let (got, want) = (outputs(&cuda, &Backward(rope)), outputs(&Cpu::F32, &Backward(rope)));
         assert!(got[0].as_f32() == rounded(want[0].as_f32()));
         assert_eq!(got[1].as_f32(), randoms(4, 128), "without a norm there is no gradient of its weight");
     }

@@ -1,16 +1,22 @@
 use bon_engine::backend::cpu::Tensor;
 use bon_engine::backend::cpu::lm_head::{gumbel_noise, logprob_backward, logprob_forward, sample};
-use bon_engine::backend::{Choice, HeadSpec, Target, Truncation};
+use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
 use bon_engine::rng::DrawKey;
 
+use half::bf16;
+
 use super::{bits, random, random_bf16, randoms, same_everywhere, wide};
-use crate::tolerance::{EPS, assert_within};
+use crate::tolerance::{BF16_ROUNDOFF, EPS, assert_within};
 
 const PLAIN: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
 const CAPPED: HeadSpec = HeadSpec { softcap: Some(1.5), temperature: 0.7 };
 
+/// What products with a bf16 table are computed in.
+const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
+
 /// R rows, V tokens, D columns, with targets: some rows have none, some several, some the same one twice.
 struct Case {
+    compute: Compute,
     head: HeadSpec,
     x: Tensor,
     table: Tensor,
@@ -33,22 +39,27 @@ impl Case {
         targets.push(targets[0]);
         targets.push(Target { row: 0, token: v as u32 - 1 });
         let weights = randoms(3, targets.len());
-        Self { head, x, table, e, targets, weights, before: random(4, v, d) }
+        Self { compute: Compute::F32, head, x, table, e, targets, weights, before: random(4, v, d) }
+    }
+
+    fn computing(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
-        let (logprobs, trace) = logprob_forward(&self.x, &self.table, &self.head, &self.targets, false);
+        let (logprobs, trace) =
+            logprob_forward(&self.x, &self.table, &self.head, &self.targets, false, self.compute);
         (logprobs, trace.lse.as_f32().to_vec())
     }
 
     /// Log-probs, lse, dX, dtable. The last two do not depend on whether logits are kept.
     fn run(&self) -> [Tensor; 4] {
-        let Case { x, table, head, targets, weights, .. } = self;
+        let Case { compute, x, table, head, targets, weights, .. } = self;
         let [kept, again] = [true, false].map(|keep| {
-            let (logprobs, trace) = logprob_forward(x, table, head, targets, keep);
+            let (logprobs, trace) = logprob_forward(x, table, head, targets, keep, *compute);
             assert_eq!(trace.logits.is_some(), keep);
             let mut dtable = self.before.clone();
-            let dx = logprob_backward(x, table, head, &trace, targets, weights, &mut dtable);
+            let dx = logprob_backward(x, table, head, &trace, targets, weights, &mut dtable, *compute);
             [Tensor::f32(1, logprobs.len(), logprobs), trace.lse, dx, dtable]
         });
         for (kept, again) in kept.iter().zip(&again) {
@@ -60,7 +71,14 @@ impl Case {
 
     fn check(&self) {
         let (r, v, d) = (self.x.rows, self.table.rows, self.x.cols);
-        let (x, t, cap) = (wide(&self.x), f64::from(self.head.temperature), self.head.softcap.map(f64::from));
+        let (t, cap) = (f64::from(self.head.temperature), self.head.softcap.map(f64::from));
+        let mut x = wide(&self.x);
+        // In bf16, dlogits are rounded as the hidden states are.
+        let mut entering = 0.0;
+        if self.compute == Compute::Bf16 {
+            x.iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64());
+            entering = 2.0 * BF16_ROUNDOFF;
+        }
         let dots = |f: fn(f64) -> f64| -> Vec<f64> {
             let dot = |at: usize| (0..d).map(|j| f(x[at / v * d + j] * self.e[at % v * d + j])).sum();
             (0..r * v).map(dot).collect()
@@ -133,6 +151,7 @@ impl Case {
         let (dx_sums, de_sums) = (EPS * (v.min(8192) + v / 8192) as f64 / 2.0, EPS * r as f64 / 2.0);
         let mut de_bound: Vec<f64> = de.iter().map(|e| de_sums * e.abs()).collect();
         for i in 0..r * v {
+            dl_error[i] += entering * (dl[i].abs() + dl_error[i]);
             let (row, token) = (i / v, i % v);
             for j in 0..d {
                 let (e, x) = (self.e[token * d + j], x[row * d + j]);
@@ -151,7 +170,9 @@ impl Case {
 fn agrees_at_every_remainder_of_the_vocabulary() {
     for v in (1..=20).chain([95, 96, 97, 131, 191, 192, 193]) {
         Case::new(5, v, 9, PLAIN, false).check();
-        Case::new(5, v, 9, CAPPED, true).check();
+        for compute in BOTH {
+            Case::new(5, v, 9, CAPPED, true).computing(compute).check();
+        }
     }
 }
 
@@ -159,36 +180,43 @@ fn agrees_at_every_remainder_of_the_vocabulary() {
 fn agrees_at_every_remainder_of_rows_and_columns() {
     for n in (1..=20).chain([47, 48, 49, 63, 64, 65, 97]) {
         Case::new(n, 101, 9, CAPPED, false).check();
-        Case::new(5, 101, n, CAPPED, true).check();
+        for compute in BOTH {
+            Case::new(n, 21, 9, PLAIN, true).computing(compute).check();
+            Case::new(5, 101, n, CAPPED, true).computing(compute).check();
+        }
     }
 }
 
 /// Chunks of 8192 tokens, and the 256 rows of a pass of the gradient.
 #[test]
 fn agrees_beyond_a_chunk_and_a_pass() {
-    Case::new(3, 8192 + 97, 24, CAPPED, true).check();
+    for compute in BOTH {
+        Case::new(3, 8192 + 97, 24, CAPPED, true).computing(compute).check();
+        Case::new(2 * 256, 97, 16, PLAIN, true).computing(compute).check();
+    }
     Case::new(3, 2 * 8192 + 1, 10, PLAIN, false).check();
     Case::new(256 + 67, 203, 17, CAPPED, false).check();
-    Case::new(2 * 256, 97, 16, PLAIN, true).check();
 }
 
 /// What a row gives must not depend on the rows beside it: sampling and training meet a row in different company.
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    let case = Case::new(140, 8192 + 97, 20, CAPPED, true);
-    let [logprobs, lse, dx, _] = case.run();
-    for row in [0, 15, 16, 63, 64, 139] {
-        let mut alone = Case::new(140, 8192 + 97, 20, CAPPED, true);
-        alone.x = Tensor::f32(1, 20, case.x.as_f32()[row * 20..(row + 1) * 20].to_vec());
-        let mine: Vec<usize> =
-            (0..case.targets.len()).filter(|&i| case.targets[i].row as usize == row).collect();
-        alone.targets = mine.iter().map(|&i| Target { row: 0, ..case.targets[i] }).collect();
-        alone.weights = mine.iter().map(|&i| case.weights[i]).collect();
-        let [logprobs_alone, lse_alone, dx_alone, _] = alone.run();
-        assert_eq!(lse_alone.as_f32()[0].to_bits(), lse.as_f32()[row].to_bits(), "row {row}");
-        assert_eq!(bits(&dx_alone), bits(&dx)[row * 20..(row + 1) * 20], "row {row}");
-        let want: Vec<u32> = mine.iter().map(|&i| logprobs.as_f32()[i].to_bits()).collect();
-        assert_eq!(bits(&logprobs_alone), want, "row {row}");
+    for compute in BOTH {
+        let case = Case::new(140, 8192 + 97, 20, CAPPED, true).computing(compute);
+        let [logprobs, lse, dx, _] = case.run();
+        for row in [0, 15, 16, 63, 64, 139] {
+            let mut alone = Case::new(140, 8192 + 97, 20, CAPPED, true).computing(compute);
+            alone.x = Tensor::f32(1, 20, case.x.as_f32()[row * 20..(row + 1) * 20].to_vec());
+            let mine: Vec<usize> =
+                (0..case.targets.len()).filter(|&i| case.targets[i].row as usize == row).collect();
+            alone.targets = mine.iter().map(|&i| Target { row: 0, ..case.targets[i] }).collect();
+            alone.weights = mine.iter().map(|&i| case.weights[i]).collect();
+            let [logprobs_alone, lse_alone, dx_alone, _] = alone.run();
+            assert_eq!(lse_alone.as_f32()[0].to_bits(), lse.as_f32()[row].to_bits(), "row {row}");
+            assert_eq!(bits(&dx_alone), bits(&dx)[row * 20..(row + 1) * 20], "row {row}");
+            let want: Vec<u32> = mine.iter().map(|&i| logprobs.as_f32()[i].to_bits()).collect();
+            assert_eq!(bits(&logprobs_alone), want, "row {row}");
+        }
     }
 }
 
@@ -200,7 +228,7 @@ fn draws(rows: usize) -> Vec<Choice> {
 
 /// Tokens and log-probs of a sampling call, so that they can be compared by bits.
 fn sampled(case: &Case, truncation: &Truncation, choices: &[Choice]) -> Vec<Tensor> {
-    let out = sample(&case.x, &case.table, &case.head, truncation, choices);
+    let out = sample(&case.x, &case.table, &case.head, truncation, choices, case.compute);
     let tokens = out.iter().map(|s| f32::from_bits(s.token)).collect();
     let logprobs = out.iter().map(|s| s.logprob).collect();
     vec![Tensor::f32(1, out.len(), tokens), Tensor::f32(1, out.len(), logprobs)]
@@ -211,13 +239,13 @@ const TRUNCATIONS: [Truncation; 2] =
 
 #[test]
 fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
-    let case = Case::new(83, 8192 + 97, 20, CAPPED, true);
-    for truncation in &TRUNCATIONS {
+    for (compute, truncation) in BOTH.iter().flat_map(|c| TRUNCATIONS.iter().map(move |t| (*c, t))) {
+        let case = Case::new(83, 8192 + 97, 20, CAPPED, true).computing(compute);
         let choices = draws(83);
         let out = same_everywhere(|| sampled(&case, truncation, &choices));
         let tokens = bits(&out[0]);
         let targets: Vec<Target> = (0..).zip(&tokens).map(|(row, &token)| Target { row, token }).collect();
-        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets, false);
+        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets, false, case.compute);
         assert_eq!(bits(&out[1]), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
         // Not all the same token, and not the most probable one throughout.
         let greedy = bits(&sampled(&case, truncation, &[Choice::Greedy; 83])[0]);
@@ -238,7 +266,7 @@ fn a_draw_is_the_argmax_over_the_noise_of_all_tokens() {
             let logits = randoms(2, V).into_iter().zip(0..).map(|(e, i)| e * scale + rising * i as f32);
             let table = Tensor::f32(V, 1, logits.collect());
             let head = HeadSpec { softcap: None, temperature };
-            let drawn = sample(&x, &table, &head, &Truncation::default(), &draws(20));
+            let drawn = sample(&x, &table, &head, &Truncation::default(), &draws(20), Compute::F32);
             for (row, (drawn, choice)) in drawn.iter().zip(draws(20)).enumerate() {
                 let Choice::Draw(key) = choice else { panic!("a draw") };
                 let score = |v: usize| {
@@ -301,7 +329,8 @@ fn a_long_tail_is_not_lost() {
         let mut logits = vec![-17.0; v];
         logits[peak] = 0.0;
         let target = Target { row: 0, token: peak as u32 };
-        let (_, trace) = logprob_forward(&row, &Tensor::f32(v, 1, logits), &PLAIN, &[target], false);
+        let (_, trace) =
+            logprob_forward(&row, &Tensor::f32(v, 1, logits), &PLAIN, &[target], false, Compute::F32);
         let want = (8191.0 * f64::exp(-17.0)).ln_1p();
         // The additions of a block, and of the blocks.
         assert_within("lse", trace.lse.as_f32(), &[want], |_| (96.0 + 86.0) / 2.0 * EPS);

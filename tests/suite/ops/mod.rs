@@ -12,7 +12,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 
-use bon_engine::backend::cpu::simd::{Isa, with_isa};
+use bon_engine::backend::cpu::simd::{Isa, detect, with_isa};
 use bon_engine::backend::cpu::{Data, Tensor};
 use bon_engine::rng::philox4x32;
 use bon_engine::segments::{Segment, Segments};
@@ -32,7 +32,7 @@ pub(crate) fn random(seed: u32, rows: usize, cols: usize) -> Tensor {
 pub(crate) fn random_bf16(seed: u32, rows: usize, cols: usize) -> (Tensor, Vec<f64>) {
     let data: Vec<bf16> = randoms(seed, rows * cols).into_iter().map(bf16::from_f32).collect();
     let values = data.iter().map(|x| x.to_f64()).collect();
-    (Tensor { rows, cols, data: Data::Bf16(data) }, values)
+    (Tensor::new(rows, cols, Data::Bf16(data)), values)
 }
 
 /// In f64.
@@ -42,21 +42,21 @@ pub(crate) fn wide(x: &Tensor) -> Vec<f64> {
 
 /// Bit patterns, which tell -0 from 0.
 pub(crate) fn bits(x: &Tensor) -> Vec<u32> {
-    match &x.data {
+    match x.data() {
         Data::F32(x) => x.iter().map(|x| x.to_bits()).collect(),
         Data::Bf16(x) => x.iter().map(|x| u32::from(x.to_bits())).collect(),
     }
 }
 
-/// Runs `f` on every instruction set and on 1, 2 and 3 threads, asserts that it gives the same bits each time, and
-/// returns its result.
+/// Runs `f` on every instruction set that the machine has and on 1, 2 and 3 threads, asserts that it gives the same bits
+/// each time, and returns its result.
 #[track_caller]
 pub(crate) fn same_everywhere(f: impl Fn() -> Vec<Tensor> + Sync) -> Vec<Tensor> {
     let want = f();
     let want_bits: Vec<_> = want.iter().map(bits).collect();
     for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL.into_iter().filter(|&isa| isa <= detect()) {
             let got = with_isa(isa, || pool.install(&f));
             let same = got.iter().map(bits).eq(want_bits.iter().cloned());
             assert!(same, "other bits with {threads} threads on {isa:?}");

@@ -53,7 +53,7 @@ fn widening_keeps_every_number() {
         let x = random(1, rows, cols);
         let narrow: Vec<bf16> = x.as_f32().iter().map(|x| bf16::from_f32(*x)).collect();
         let want: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
-        let narrow = Tensor { rows, cols, data: Data::Bf16(narrow) };
+        let narrow = Tensor::new(rows, cols, Data::Bf16(narrow));
         assert_eq!(same_everywhere(|| vec![widened(&narrow)])[0].as_f32(), want);
         assert_eq!(widened(&x), x);
     }

@@ -8,7 +8,7 @@ use super::{add_rounded, round};
 
 /// The stored logits `[R, V]`, finished, and d finished / d logit.
 fn logits(x: &Tensor, table: &Tensor, head: &HeadSpec) -> (Tensor, Vec<f32>) {
-    let [raw] = Cpu.matmul_forward(x, [table]);
+    let [raw] = Cpu::F32.matmul_forward(x, [table]);
     let mut l = round(raw);
     let mut slope = vec![1.0; x.rows * table.rows];
     if let Some(cap) = head.softcap {
@@ -68,6 +68,6 @@ pub(crate) fn logprob_backward(
         *d *= slope;
     }
     let d = round(d);
-    add_rounded(dtable, |dtable| Cpu.matmul_backward_weight(&d, x, dtable));
-    round(Cpu.matmul_backward_input(&[(&d, table)]))
+    add_rounded(dtable, |dtable| Cpu::F32.matmul_backward_weight(&d, x, dtable));
+    round(Cpu::F32.matmul_backward_input(&[(&d, table)]))
 }

@@ -19,7 +19,7 @@ pub(crate) struct Rounded;
 
 /// To the nearest bf16.
 fn round(mut x: Tensor) -> Tensor {
-    if let Data::F32(data) = &mut x.data {
+    if let Data::F32(data) = x.data_mut() {
         for x in data {
             *x = bf16::from_f32(*x).to_f32();
         }
@@ -64,51 +64,51 @@ impl Backend for Rounded {
     }
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
-        Cpu.zeros(dtype, rows, cols)
+        Cpu::F32.zeros(dtype, rows, cols)
     }
 
     fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-        Cpu.random(uniform, dtype, rows, cols)
+        Cpu::F32.random(uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
-        Cpu.upload(dtype, rows, cols, bytes)
+        Cpu::F32.upload(dtype, rows, cols, bytes)
     }
 
     fn download(&self, x: &Tensor) -> Vec<u8> {
-        Cpu.download(x)
+        Cpu::F32.download(x)
     }
 
     fn to_f32(&self, x: &Tensor) -> Vec<f32> {
-        Cpu.to_f32(x)
+        Cpu::F32.to_f32(x)
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {
-        Cpu.shape(x)
+        Cpu::F32.shape(x)
     }
 
     fn dtype(&self, x: &Tensor) -> DType {
-        Cpu.dtype(x)
+        Cpu::F32.dtype(x)
     }
 
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables {
-        (Cpu.tables(batch, attention), Owned::new(batch))
+        (Cpu::F32.tables(batch, attention), Owned::new(batch))
     }
 
     fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self::Tables {
-        (Cpu.decode_tables(step, attention), Owned::new(&step.with_ids(&[])))
+        (Cpu::F32.decode_tables(step, attention), Owned::new(&step.with_ids(&[])))
     }
 
     fn embed_forward(&self, table: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
-        round(Cpu.embed_forward(table, &tables.0, scale))
+        round(Cpu::F32.embed_forward(table, &tables.0, scale))
     }
 
     fn embed_backward(&self, dx: &Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Tensor) {
-        add_rounded(dtable, |d| Cpu.embed_backward(dx, &tables.0, scale, d));
+        add_rounded(dtable, |d| Cpu::F32.embed_backward(dx, &tables.0, scale, d));
     }
 
     fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
-        round(Cpu.rms_norm_forward(x, w, eps))
+        round(Cpu::F32.rms_norm_forward(x, w, eps))
     }
 
     fn add_norm_forward(
@@ -150,16 +150,16 @@ impl Backend for Rounded {
     }
 
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        Cpu.matmul_forward(x, w).map(round)
+        Cpu::F32.matmul_forward(x, w).map(round)
     }
 
     fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
-        let parts = pairs.iter().map(|pair| round(Cpu.matmul_backward_input(&[*pair])));
+        let parts = pairs.iter().map(|pair| round(Cpu::F32.matmul_backward_input(&[*pair])));
         parts.reduce(|sum, part| add(&sum, &part)).expect("at least one pair")
     }
 
     fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
-        add_rounded(dw, |dw| Cpu.matmul_backward_weight(dy, x, dw));
+        add_rounded(dw, |dw| Cpu::F32.matmul_backward_weight(dy, x, dw));
     }
 
     fn rope_forward(
@@ -170,7 +170,7 @@ impl Backend for Rounded {
         rope: &RopeSpec,
     ) -> Tensor {
         let x = norm.map_or_else(|| x.clone(), |norm| self.rms_norm_forward(x, norm.weight, norm.eps));
-        round(Cpu.rope_forward(&x, None, &tables.0, rope))
+        round(Cpu::F32.rope_forward(&x, None, &tables.0, rope))
     }
 
     fn rope_append(
@@ -199,7 +199,7 @@ impl Backend for Rounded {
         tables: &Self::Tables,
         rope: &RopeSpec,
     ) -> Tensor {
-        let dx = round(Cpu.rope_backward(dy, x, None, &tables.0, rope));
+        let dx = round(Cpu::F32.rope_backward(dy, x, None, &tables.0, rope));
         match norm {
             None => dx,
             Some(HeadNorm { weight: (w, dw), eps }) => {
@@ -261,15 +261,15 @@ impl Backend for Rounded {
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor {
-        Cpu.gather_rows(x, rows)
+        Cpu::F32.gather_rows(x, rows)
     }
 
     fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
-        Cpu.scatter_rows(dy, rows, total)
+        Cpu::F32.scatter_rows(dy, rows, total)
     }
 
     fn draws(&self, rows: usize) -> Draws {
-        Cpu.draws(rows)
+        Cpu::F32.draws(rows)
     }
 
     fn lm_head_draw(
@@ -282,11 +282,11 @@ impl Backend for Rounded {
         draws: &mut Draws,
     ) {
         // What it draws is not asked of it.
-        Cpu.lm_head_draw(x, table, head, truncation, choices, draws);
+        Cpu::F32.lm_head_draw(x, table, head, truncation, choices, draws);
     }
 
     fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
-        Cpu.take_draw(draws)
+        Cpu::F32.take_draw(draws)
     }
 
     fn lm_head_logprob_forward(
@@ -315,11 +315,11 @@ impl Backend for Rounded {
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
-        Cpu.sum_squares(x)
+        Cpu::F32.sum_squares(x)
     }
 
     fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
-        Cpu.adamw(hyper, updates);
+        Cpu::F32.adamw(hyper, updates);
     }
 }
 

@@ -1,0 +1,338 @@
+//! How the operands of a matrix product are rounded and laid out.
+//!
+//! With [`Compute::Bf16`] both operands are bf16, products are exact in f32, and sums are f32: terms come in pairs, the
+//! odd one of a pair is added before the even one, each with one rounding. That is what VDPBF16PS computes, and what
+//! all other paths reproduce. The instruction differs in one thing: it takes subnormal numbers for zero. So
+//! activations below [`SMALL`] become zero where they are rounded, and products with a matrix that holds
+//! smaller weights do without the instruction: elsewhere every partial sum is a multiple of 2^-126, the least normal
+//! number, because a product of two numbers of at least 2^-56 with 8 significant bits is a multiple of
+//! 2^(-56 - 7 - 56 - 7).
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::simd::{Isa, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
+use super::{Data, Tensor, zeroed};
+use crate::backend::{Compute, DType};
+
+/// The least magnitude of a bf16 operand that is not zero: 2^-56.
+pub const SMALL: f32 = f32::from_bits((127 - 56) << 23);
+
+/// The operands of one product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// f32, a term after the other.
+    F32,
+    /// bf16 as f32, the odd term of a pair before the even one.
+    Widened,
+    /// bf16, a pair of terms in the place of one f32, for VDPBF16PS.
+    Pairs,
+}
+
+impl Form {
+    /// Of activations and matrices of one type.
+    pub(super) fn with_weights(compute: Compute, w: &[&Tensor]) -> Self {
+        let dtype = w[0].dtype();
+        assert!(w.iter().all(|w| w.dtype() == dtype), "matrices of one type");
+        match Self::of_activations(compute) {
+            _ if dtype == DType::F32 => Self::F32,
+            Self::Pairs if w.iter().any(|w| w.has_small()) => Self::Widened,
+            form => form,
+        }
+    }
+
+    /// Of activations alone.
+    pub(super) fn of_activations(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => Self::F32,
+            Compute::Bf16 if isa() == Isa::Avx512Bf16 => Self::Pairs,
+            Compute::Bf16 => Self::Widened,
+        }
+    }
+
+    /// Floats that hold `terms` terms of one element; the last pair may be half empty.
+    pub(super) fn steps(self, terms: usize) -> usize {
+        match self {
+            Self::F32 => terms,
+            Self::Widened => terms.next_multiple_of(2),
+            Self::Pairs => terms.div_ceil(2),
+        }
+    }
+}
+
+/// What operands are made of.
+pub(super) trait Term: Copy {
+    /// In [`Form::F32`].
+    fn wide(self) -> f32;
+    /// The bits of a bf16 in the other forms.
+    fn rounded(self) -> u16;
+}
+
+impl Term for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+
+    /// The nearest, or zero below [`SMALL`].
+    #[inline(always)]
+    fn rounded(self) -> u16 {
+        let bits = bf16_from_f32(self).to_bits();
+        let small = bits & 0x7fff < (SMALL.to_bits() >> 16) as u16;
+        if small { 0 } else { bits }
+    }
+}
+
+impl Term for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32_from_bf16(self)
+    }
+
+    /// Weights are bf16 already.
+    #[inline(always)]
+    fn rounded(self) -> u16 {
+        self.to_bits()
+    }
+}
+
+/// The f32 of a bf16's bits.
+#[inline(always)]
+fn wide(bits: u16) -> f32 {
+    f32_from_bf16(bf16::from_bits(bits))
+}
+
+/// A pair of bf16 in the place of an f32, the even term in the lower half.
+#[inline(always)]
+fn pair(even: u16, odd: u16) -> f32 {
+    f32::from_bits(u32::from(odd) << 16 | u32::from(even))
+}
+
+multiversion! {
+    /// Lays down one row of terms: [`Form::steps`] floats.
+    pub(super) fn put(form: Form, x: &[f32], out: &mut [f32]) {
+        let (pairs, rest) = x.as_chunks::<2>();
+        match form {
+            Form::F32 => out.copy_from_slice(x),
+            Form::Widened => {
+                for (out, [even, odd]) in out.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                    *out = [wide(odd.rounded()), wide(even.rounded())];
+                }
+                if let [even] = rest {
+                    out[x.len() - 1..].copy_from_slice(&[0.0, wide(even.rounded())]);
+                }
+            }
+            Form::Pairs => {
+                for (out, [even, odd]) in out.iter_mut().zip(pairs) {
+                    *out = pair(even.rounded(), odd.rounded());
+                }
+                if let [even] = rest {
+                    out[pairs.len()] = pair(even.rounded(), 0);
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Lays down two terms of many elements, the second perhaps missing (then empty), in rows `ld` apart.
+    pub(super) fn put_rows<T: Term>(form: Form, even: &[T], odd: &[T], out: &mut [f32], ld: usize) {
+        match form {
+            Form::F32 => {
+                for (out, x) in out.iter_mut().zip(even) {
+                    *out = x.wide();
+                }
+                for (out, x) in out.iter_mut().skip(ld).zip(odd) {
+                    *out = x.wide();
+                }
+            }
+            Form::Widened => {
+                let (first, second) = out.split_at_mut(ld);
+                for (out, x) in first.iter_mut().zip(odd) {
+                    *out = wide(x.rounded());
+                }
+                first[odd.len()..even.len()].fill(0.0);
+                for (out, x) in second.iter_mut().zip(even) {
+                    *out = wide(x.rounded());
+                }
+            }
+            Form::Pairs if odd.is_empty() => {
+                for (out, even) in out.iter_mut().zip(even) {
+                    *out = pair(even.rounded(), 0);
+                }
+            }
+            Form::Pairs => {
+                for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
+                    *out = pair(even.rounded(), odd.rounded());
+                }
+            }
+        }
+    }
+}
+
+/// Rows of activations, as products take them.
+pub(super) struct Rows<'a> {
+    pub(super) form: Form,
+    data: Cow<'a, [f32]>,
+    /// Floats from row to row.
+    pub(super) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Of rows of `cols` elements.
+    pub(super) fn new(form: Form, x: &'a [f32], cols: usize) -> Self {
+        let stride = form.steps(cols);
+        let data = if form == Form::F32 {
+            Cow::Borrowed(x)
+        } else {
+            let mut data = zeroed(x.len().checked_div(cols).unwrap_or(0) * stride);
+            let rows = data.par_chunks_exact_mut(stride.max(1)).zip(x.par_chunks_exact(cols.max(1)));
+            rows.with_min_len(32).for_each(|(out, x)| put(form, x, out));
+            Cow::Owned(data)
+        };
+        Self { form, data, stride }
+    }
+
+    /// From row `first` on.
+    pub(super) fn from(&self, first: usize) -> &[f32] {
+        &self.data[first * self.stride..]
+    }
+}
+
+/// Columns `lanes` of rows `terms` of W, for products in which W's rows are the terms: rows of `ld` floats, zero
+/// beyond the lanes.
+pub(super) fn pack_weights(
+    form: Form,
+    w: &Tensor,
+    terms: Range<usize>,
+    lanes: Range<usize>,
+    out: &mut [f32],
+    ld: usize,
+) {
+    let n = w.cols;
+    let end = terms.end;
+    for (r, out) in terms.step_by(2).zip(out.chunks_mut(form.steps(2) * ld)) {
+        out.fill(0.0);
+        let even = r * n + lanes.start..r * n + lanes.end;
+        let odd = if r + 1 < end { even.start + n..even.end + n } else { 0..0 };
+        match w.data() {
+            Data::F32(w) => put_rows(form, &w[even], &w[odd], out, ld),
+            Data::Bf16(w) => put_rows(form, &w[even], &w[odd], out, ld),
+        }
+    }
+}
+
+multiversion! {
+    /// Whether a weight is below [`SMALL`] without being zero.
+    pub(super) fn any_small(w: &[bf16]) -> bool {
+        let mut any = 0_u16;
+        for w in w {
+            // Zero wraps around to the largest.
+            let less_one = (w.to_bits() & 0x7fff).wrapping_sub(1);
+            any |= u16::from(less_one < (SMALL.to_bits() >> 16) as u16 - 1);
+        }
+        any != 0
+    }
+}
+
+/// A [`Form`] of weights, as a type: how the words of a row, 32 bits each, become floats of a product.
+pub(super) trait Layout {
+    /// As stored.
+    type Weight: Copy;
+    /// Weights in a word.
+    const WEIGHTS: usize = 4 / size_of::<Self::Weight>();
+    /// Floats that a word becomes.
+    const FLOATS: usize;
+
+    /// A word of [`Layout::WEIGHTS`] weights, or of less and zeros.
+    fn word(w: &[Self::Weight]) -> f32;
+
+    /// What a word in every lane becomes: [`Layout::FLOATS`] vectors, the rest is not used.
+    ///
+    /// # Safety
+    /// `S` is on.
+    unsafe fn floats<S: Simd>(words: S) -> [S; 2];
+}
+
+/// f32 weights in [`Form::F32`].
+pub(super) struct Floats;
+
+impl Layout for Floats {
+    type Weight = f32;
+    const FLOATS: usize = 1;
+
+    #[inline(always)]
+    fn word(w: &[f32]) -> f32 {
+        w[0]
+    }
+
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
+        [words, words]
+    }
+}
+
+/// A word of two bf16 weights, or of one.
+#[inline(always)]
+fn word(w: &[bf16]) -> f32 {
+    pair(w[0].to_bits(), w.get(1).map_or(0, |odd| odd.to_bits()))
+}
+
+/// bf16 weights in [`Form::F32`].
+pub(super) struct InOrder;
+
+impl Layout for InOrder {
+    type Weight = bf16;
+    const FLOATS: usize = 2;
+
+    #[inline(always)]
+    fn word(w: &[bf16]) -> f32 {
+        word(w)
+    }
+
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
+        // SAFETY: the caller's word.
+        unsafe { [words.low(), words.high()] }
+    }
+}
+
+/// bf16 weights in [`Form::Widened`].
+pub(super) struct OddFirst;
+
+impl Layout for OddFirst {
+    type Weight = bf16;
+    const FLOATS: usize = 2;
+
+    #[inline(always)]
+    fn word(w: &[bf16]) -> f32 {
+        word(w)
+    }
+
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
+        // SAFETY: the caller's word.
+        unsafe { [words.high(), words.low()] }
+    }
+}
+
+/// bf16 weights in [`Form::Pairs`].
+pub(super) struct InPairs;
+
+impl Layout for InPairs {
+    type Weight = bf16;
+    const FLOATS: usize = 1;
+
+    #[inline(always)]
+    fn word(w: &[bf16]) -> f32 {
+        word(w)
+    }
+
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
+        [words, words]
+    }
+}

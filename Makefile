@@ -46,7 +46,7 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
 
-peers: rust gemma ## Time llama.cpp and Transformers at the same work on this CPU (4 GB to download and a build, once; then 20 minutes)
+peers: rust gemma ## Time llama.cpp, Transformers and vLLM at the same work on this CPU (5 GB to download and a build, once; then half an hour)
 	cargo build --locked --release
 	python3 tools/peers/peers.py
 

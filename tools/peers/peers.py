@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""Time llama.cpp, PyTorch with Transformers, and the engine at the same work on this machine's CPU.
+"""Time llama.cpp, PyTorch with Transformers, vLLM, and the engine at the same work on this machine's CPU.
 
-    make peers                              # all of it: downloads up to 4 GB and builds llama.cpp, once
+    make peers                              # all of it: downloads up to 5 GB and builds llama.cpp, once
     python3 tools/peers/peers.py --rounds 1 # one round instead of five
+    python3 tools/peers/peers.py --plot     # only what the engine's cost grows with: .cache/peers/cost.svg
 
-The model is Gemma 3 270M with bf16 weights, the same numbers for all three. One prompt is shared by N streams:
+The model is Gemma 3 270M with bf16 weights, the same numbers for all four. One prompt is shared by N streams:
 
 - llama.cpp: `llama-batched-bench -pps`, weights in BF16. It does not sample: its tokens are made up.
-- Transformers, in bf16 or f32, whichever this machine multiplies faster: the prompt runs once and its cache is repeated N times; each token is drawn by inverting the
-  distribution function of the softmax, which is faster than `torch.multinomial`.
+- Transformers, in bf16 or f32, whichever this machine multiplies faster: the prompt runs once and its cache is repeated
+  N times; each token is drawn by inverting the distribution function of the softmax, which is faster than
+  `torch.multinomial`.
+- vLLM, in the same of the two: one request of N responses, the prompt in the prefix cache. See vllm_peer.py. Where it
+  does not run, the table says so and why.
 - the engine: `bon-engine sample --timings`, which draws each token from the whole softmax and records its log-prob.
 
 The training step is the policy gradient of 16 responses to one prompt, then AdamW on f32 master weights. In PyTorch
 the prompt is shared by hand, which Transformers does not offer: it runs once with its graph kept, and its keys and
-values are repeated for the responses. Products are computed under autocast to bf16 where that is the faster.
+values are repeated for the responses. Products are computed under autocast to bf16 where that is the faster. The
+memory told is the most that the process was resident with, its programs and libraries included.
 
 Rounds alternate between the programs, and medians are told, because machines are noisy; of training they are those of
 as many steps in a row, after one that warms up. Each round begins with the ceilings of this machine, of which the best
@@ -33,6 +38,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cost_plot
 import fetch_gemma
 import venv_setup
 from venv_setup import REPO, UserError
@@ -52,6 +58,15 @@ for line in sys.stdin:
     job = json.loads(line)
     print(json.dumps({"id": job["id"], "score": len(job["response"]) % 2}), flush=True)
 """
+# Runs a command and writes down its peak, in KiB on Linux.
+PEAK = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as out:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=out)
+sys.exit(code)
+"""
+# The plot.
+PLOT_STREAMS, PLOT_PROMPTS, PLOT_RUNS = (1, 2, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024), 3
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
 
 
@@ -66,6 +81,18 @@ def run(command, log, **options):
     if code != 0:
         last = Path(log).read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"{Path(command[0]).name} failed ({last[0]}); all it said is in {log}")
+
+
+def with_peak(command):
+    """Runs a command; the most bytes it was resident with come second.
+
+    A small process starts it, because the peak of a process begins with that of the one that started it.
+    """
+    peak = HOME / "peak"
+    peak.unlink(missing_ok=True)
+    command = [sys.executable, "-c", PEAK, peak, *command]
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+    return done, 1024 * int(peak.read_text()) if peak.exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -157,30 +184,36 @@ def with_llama(program, gguf, threads):
     return cells
 
 
-def with_engine(text):
+def run_engine(prompt, tokens, streams, new, seed):
+    """Seconds of the prompt and of a decode step, which is not a number if all responses ended at once."""
+    command = [ENGINE, "sample", "--device", "cpu", "--model", MODEL, "--prompt-file", prompt]
+    command += ["-n", streams, "--max-new-tokens", new, "--seed", seed, "--json", "--timings"]
+    done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+    found = re.search(
+        r"loading: ([\d.]+) s; prompt of (\d+) tokens and the first of each response: ([\d.]+) s.*?; "
+        r"(\d+) further tokens: ([\d.]+) s",
+        done.stderr,
+    )
+    if done.returncode != 0 or not found:
+        raise UserError(f"bon-engine sample failed: {done.stderr.strip()}")
+    if int(found[2]) != tokens:
+        raise UserError(f"the prompt has {found[2]} tokens instead of {tokens}")
+    # Responses that ended early leave fewer streams; seconds are counted for full ones.
+    further = int(found[4])
+    return float(found[3]), float(found[5]) / further * streams if further else float("nan")
+
+
+def with_engine():
     cells = {}
     for streams in STREAMS:
-        command = [ENGINE, "sample", "--device", "cpu", "--model", MODEL, "--prompt-file", HOME / "prompt.txt"]
-        command += ["-n", streams, "--max-new-tokens", NEW, "--seed", 1, "--json", "--timings"]
-        done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
-        found = re.search(
-            r"loading: ([\d.]+) s; prompt of (\d+) tokens and the first of each response: ([\d.]+) s.*?; "
-            r"(\d+) further tokens: ([\d.]+) s",
-            done.stderr,
-        )
-        if done.returncode != 0 or not found:
-            raise UserError(f"bon-engine sample failed: {done.stderr.strip()}")
-        if int(found[2]) != PROMPT:
-            raise UserError(f"the prompt has {found[2]} tokens instead of {PROMPT}")
-        # Responses that ended early leave fewer streams; seconds are counted for full ones.
-        cells[f"decode {streams}"] = float(found[5]) / int(found[4]) * streams
+        prefill, cells[f"decode {streams}"] = run_engine(HOME / "prompt.txt", PROMPT, streams, NEW, 1)
         if streams == 1:
-            cells["prefill"] = float(found[3])
+            cells["prefill"] = prefill
     return cells
 
 
 def train_with_engine(rounds):
-    """Seconds of each step but the first, which touches the optimizer's memory.
+    """Seconds of each step but the first, which touches the optimizer's memory; and the peak of memory.
 
     Rewards differ, as they must for a gradient: a response is right if it has an odd number of characters.
     """
@@ -195,7 +228,7 @@ def train_with_engine(rounds):
     config = HOME / "train.toml"
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
     command = [ENGINE, "train", config, "--device", "cpu"]
-    done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+    done, peak = with_peak(command)
     metrics = out / "metrics.jsonl"
     if done.returncode != 0 or not metrics.exists():
         raise UserError(f"bon-engine train failed: {done.stderr.strip()}")
@@ -203,7 +236,7 @@ def train_with_engine(rounds):
     if any(step["grad_norm"] == 0 for step in steps):
         raise UserError("a step of bon-engine had no gradient: all responses were right, or none")
     shutil.rmtree(out)
-    return [s["seconds"]["forward_backward"] + s["seconds"]["optimizer"] for s in steps[1:]]
+    return [s["seconds"]["forward_backward"] + s["seconds"]["optimizer"] for s in steps[1:]], peak
 
 
 class Torch:
@@ -215,9 +248,14 @@ class Torch:
 
         torch.set_num_threads(threads)
         self.torch, self.load = torch, AutoModelForCausalLM.from_pretrained
-        self.ceilings = self.measure()
-        self.bf16 = self.ceilings["bf16"] >= self.ceilings["f32"]
+
+    def prepare(self):
+        """The ceilings of this machine, and the model in what they say is the faster."""
+        torch = self.torch
+        ceilings = self.measure()
+        self.bf16 = ceilings["bf16"] >= ceilings["f32"]
         self.model = self.load(MODEL, dtype=torch.bfloat16 if self.bf16 else torch.float32).eval()
+        return ceilings
 
     def measure(self):
         """Bytes read and operations done per second, at best."""
@@ -264,7 +302,7 @@ class Torch:
         at = torch.rand(len(mass), 1) * mass[:, -1:]
         return torch.searchsorted(mass, at).clamp_(max=mass.shape[1] - 1)
 
-    def train(self, rounds):
+    def train(self, rounds, bf16):
         """Seconds of each step but the first."""
         torch = self.torch
         model = self.load(MODEL, dtype=torch.float32).train()
@@ -275,7 +313,7 @@ class Torch:
         seconds = []
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 head = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
                 cache = head.past_key_values
                 cache.batch_repeat_interleave(RESPONSES)
@@ -292,8 +330,50 @@ class Torch:
         return seconds[1:]
 
 
+def train_with_torch(rounds, bf16):
+    """The same in a process of its own, and the peak of memory."""
+    steps = ["--rounds", rounds, "--torch-steps", "bf16" if bf16 else "f32"]
+    done, peak = with_peak([sys.executable, Path(__file__).resolve(), *steps])
+    if done.returncode != 0:
+        raise UserError(f"PyTorch's training steps failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1]), peak
+
+
+class Vllm:
+    """vLLM in a process that stays for all rounds. Where it does not run, `error` tells why."""
+
+    def __init__(self, ids, threads, bf16):
+        program = Path(__file__).with_name("vllm_peer.py")
+        self.log, self.error = HOME / "vllm.log", None
+        with open(self.log, "wb") as log:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            self.process = subprocess.Popen([sys.executable, str(program)], text=True, **pipes)
+        dtype = "bfloat16" if bf16 else "float32"
+        cache = str(HOME / "vllm")
+        self.ask(model=str(MODEL), prompt=ids, streams=STREAMS, new=NEW, threads=threads, dtype=dtype, cache=cache)
+
+    def ask(self, **line):
+        """One line there and one back; None where vLLM does not run."""
+        if self.error is None:
+            try:
+                print(json.dumps(line), file=self.process.stdin, flush=True)
+            except BrokenPipeError:
+                pass  # what it said last tells why
+            lines = (json.loads(text) for text in self.process.stdout if text.startswith("{"))
+            answer = next(lines, {"error": f"it ended; all it said is in {self.log}"})
+            self.error = answer.get("error")
+        return None if self.error else answer
+
+    def close(self):
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        self.process.wait()
+
+
 # ---------------------------------------------------------------------------------------------------
-# The table
+# The table and the plot
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -305,23 +385,57 @@ def table(measured, steps, ceilings):
     """Markdown: rates by program, and the engine's share of the better peer and of the machine's limit."""
     parameters, width, vocabulary = 268_098_176, 640, 262_144
     programs = list(measured)
-    lines = ["| work | " + " | ".join(programs) + " | against the best peer | of the limit |", "|---|" + "---:|" * (len(programs) + 2)]
+    lines = ["| work | " + " | ".join(programs) + " | against the best peer | of the limit |"]
+    lines.append("|---|" + "---:|" * (len(programs) + 2))
     for cell in ["prefill", *(f"decode {n}" for n in STREAMS)]:
-        medians = {p: statistics.median(round_[cell] for round_ in measured[p]) for p in programs}
-        rates = {p: tokens_of(cell) / seconds for p, seconds in medians.items()}
+        tokens = tokens_of(cell)
+        medians = {p: statistics.median(round_[cell] for round_ in measured[p]) for p in programs if measured[p]}
+        rates = {p: tokens / seconds for p, seconds in medians.items()}
         ours, best = rates["bon-engine"], max(rate for p, rate in rates.items() if p != "bon-engine")
         # Weights are read once; products take two operations per weight and token. A prompt needs logits once.
-        flops = 2 * (tokens_of(cell) * (parameters - vocabulary * width) + (1 if cell == "prefill" else tokens_of(cell)) * vocabulary * width)
+        logits = 1 if cell == "prefill" else tokens
+        flops = 2 * (tokens * (parameters - vocabulary * width) + logits * vocabulary * width)
         least = max(2 * parameters / ceilings["read"], flops / max(ceilings["f32"], ceilings["bf16"]))
         share = least / medians["bon-engine"]
-        name = f"prompt of {PROMPT} tokens" if cell == "prefill" else f"decode, {tokens_of(cell)} stream" + "s" * (tokens_of(cell) > 1)
-        row = " | ".join(f"{rates[p]:.1f} tokens/s" for p in programs)
+        name = f"prompt of {PROMPT} tokens" if cell == "prefill" else f"decode, {tokens} stream" + "s" * (tokens > 1)
+        row = " | ".join(f"{rates[p]:.1f} tokens/s" if p in rates else "does not run here" for p in programs)
         lines.append(f"| {name} | {row} | {ours / best:.2f} x | {100 * share:.0f} % |")
-    ours, theirs = statistics.median(steps["bon-engine"]), statistics.median(steps["Transformers"])
-    row = {"llama.cpp": "cannot", "Transformers": f"{theirs:.2f} s", "bon-engine": f"{ours:.2f} s"}
+    medians = {p: statistics.median(seconds) for p, (seconds, _) in steps.items()}
+    row = {p: f"{medians[p]:.2f} s, {peak / 1e9:.1f} GB" for p, (_, peak) in steps.items()}
     name = f"training step, {RESPONSES} x {NEW} tokens on a prompt of {TASK}"
-    lines.append(f"| {name} | " + " | ".join(row[p] for p in programs) + f" | {theirs / ours:.2f} x | |")
+    share = medians["Transformers"] / medians["bon-engine"]
+    lines.append(f"| {name} | " + " | ".join(row.get(p, "cannot") for p in programs) + f" | {share:.2f} x | |")
     return "\n".join(lines)
+
+
+def plot(threads):
+    """Writes the plot of what the engine's cost grows with, and tells its points."""
+    say("the engine's cost over streams and prompts")
+    decode, prompts = {n: [] for n in PLOT_STREAMS}, {n: [] for n in PLOT_PROMPTS}
+    text = HOME / "plot.txt"
+    for seed in range(1, PLOT_RUNS + 1):
+        text.write_text(prompt_of(PROMPT)[0])
+        for streams, seconds in decode.items():
+            seconds.append(run_engine(text, PROMPT, streams, NEW, seed)[1])
+        for tokens, seconds in prompts.items():
+            text.write_text(prompt_of(tokens)[0])
+            seconds.append(run_engine(text, tokens, 1, 1, seed)[0])
+    # Not a number: the only response of a run ended at once.
+    measured = [
+        [(n, statistics.median(s for s in seconds if s == s)) for n, seconds in runs.items()]
+        for runs in (decode, prompts)
+    ]
+    title = f"bon-engine, Gemma 3 270M in bf16, on {machine()}, {threads} threads"
+    panels = [
+        (f"a decode step, prompt of {PROMPT} tokens", "streams", "seconds per step", "stream"),
+        ("the prompt, with the first token of 1 stream", "tokens of the prompt", "seconds", "token"),
+    ]
+    axes = (0, 8, 16, 32, 64), (0, 256, 512, 1024)
+    panels = [(*panel, points, at) for panel, points, at in zip(panels, measured, axes)]
+    (HOME / "cost.svg").write_text(cost_plot.svg(title, panels))
+    for (heading, *_, unit, points, _) in panels:
+        print(f"{heading}: {cost_plot.formula(points, unit)}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in points))
+    say(f"the plot is {HOME / 'cost.svg'}")
 
 
 def machine():
@@ -334,17 +448,25 @@ def machine():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which medians are told (default: 5)")
+    parser.add_argument("--plot", action="store_true", help="only the plot of the engine's cost")
+    parser.add_argument("--torch-steps", choices=("bf16", "f32"), help="only PyTorch's training steps, as JSON")
     args = parser.parse_args()
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")
     reference = (REPO / "tools" / "reference" / "requirements.txt").read_text().splitlines()
     requirements = [line for line in reference if line and not line.startswith("#")] + TOOLS
     venv_setup.enter("venv-peers", requirements, note=" (torch: up to 3 GB to download, once)")
+    threads = len(os.sched_getaffinity(0))
+    if args.torch_steps:
+        print(json.dumps(Torch(threads).train(args.rounds, args.torch_steps == "bf16")))
+        return
     if not ENGINE.exists():
         raise UserError("target/release/bon-engine is missing; cargo build --locked --release")
 
-    threads = len(os.sched_getaffinity(0))
     HOME.mkdir(parents=True, exist_ok=True)
+    if args.plot:
+        plot(threads)
+        return
     bench, quantize = build_llama(threads)
     gguf = write_gguf(quantize)
     text, ids = prompt_of(PROMPT)
@@ -353,23 +475,34 @@ def main():
     (HOME / "tasks.jsonl").write_text(json.dumps({"prompt": task, "answer": "odd"}) + "\n")
 
     torch = Torch(threads)
-    ceilings = torch.ceilings
-    say(f"{machine()}, {threads} threads; Transformers computes in {'bf16' if torch.bf16 else 'f32'}")
-    measured = {"llama.cpp": [], "Transformers": [], "bon-engine": []}
+    ceilings = torch.prepare()
+    say(f"{machine()}, {threads} threads; Transformers and vLLM compute in {'bf16' if torch.bf16 else 'f32'}")
+    vllm = Vllm(ids, threads, torch.bf16)
+    measured = {"llama.cpp": [], "Transformers": [], "vLLM": [], "bon-engine": []}
     for i in range(args.rounds):
         say(f"round {i + 1} of {args.rounds}")
         ceilings = {key: max(rate, ceilings[key]) for key, rate in torch.measure().items()}
         measured["llama.cpp"].append(with_llama(bench, gguf, threads))
         measured["Transformers"].append(torch.cells(ids))
-        measured["bon-engine"].append(with_engine(text))
+        measured["vLLM"].append(vllm.ask())
+        measured["bon-engine"].append(with_engine())
+    vllm.close()
+    if vllm.error:
+        measured["vLLM"] = []
     say("training steps")
-    steps = {"Transformers": torch.train(args.rounds), "bon-engine": train_with_engine(args.rounds)}
+    steps = {"Transformers": train_with_torch(args.rounds, torch.bf16)}
+    steps["bon-engine"] = train_with_engine(args.rounds)
     result = table(measured, steps, ceilings)
-    raw = dict(machine=machine(), threads=threads, ceilings=ceilings, seconds=measured, step_seconds=steps)
+    raw = dict(machine=machine(), threads=threads, ceilings=ceilings, seconds=measured, vllm_error=vllm.error)
+    raw["step_seconds"], raw["step_peak_bytes"] = ({p: step[i] for p, step in steps.items()} for i in (0, 1))
     (HOME / "peers.json").write_text(json.dumps(raw, indent=1) + "\n")
     read, f32, bf16 = (ceilings[key] / 1e9 for key in ("read", "f32", "bf16"))
-    print(f"The machine reads {read:.1f} GB/s; products reach {f32:.0f} GFLOP/s in f32, {bf16:.0f} in bf16.\n\n{result}")
+    print(f"The machine reads {read:.1f} GB/s; products reach {f32:.0f} GFLOP/s in f32, {bf16:.0f} in bf16.\n")
+    print(result)
+    if vllm.error:
+        print(f"\nvLLM does not run here: {vllm.error}")
     say(f"all figures are in {HOME / 'peers.json'}")
+    plot(threads)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,15 @@
 //! - **Files appear whole.** They are written beside their place, synced and renamed; a kill at any moment leaves the
 //!   newest checkpoint usable.
 //! - **Bad input is an error that says what to do**, not a panic; a typed one below [`cli`].
+//!
+//! # Deliberately absent
+//!
+//! - No autograd: each op's backward pass is written beside its forward pass, and the model's mirrors the model.
+//! - No second engine for inference: what samples is what trains.
+//! - No tensor library: a tensor is a matrix `[rows, cols]`, ops are functions of whole matrices, nothing broadcasts.
+//! - No async runtime: threads and channels.
+//! - No plug-ins in process: a verifier of one's own is a program that reads lines, an objective is code here.
+//! - No Python: it fetches weights, makes goldens and times peers, in `tools/`.
 
 pub mod backend;
 pub mod checkpoint;

@@ -1,4 +1,19 @@
 //! A run from start or checkpoint to its end: steps, evaluations, saves.
+//!
+//! What happens in a step, in this order, and the function that does it:
+//!
+//! 1. tasks are drawn: [`Order::task`]
+//! 2. prompts are formatted and tokenised: [`PromptFormat::apply`](crate::rollout::PromptFormat::apply)
+//! 3. M responses to each are sampled, with their log-probs: [`generate`](crate::generate::generate())
+//! 4. the verifier judges responses while others are still sampled: [`Rollout::run`](crate::rollout::Rollout::run)
+//! 5. rewards and scores become a coefficient c_j per response: [`coefficients`](crate::objective::coefficients)
+//! 6. the responses that count run again, forward: [`Forward::with`](super::policy::Forward::with)
+//! 7. a coefficient becomes a weight per token (length, PPO's clip, KL term): `Stepper::backward` in `step.rs`
+//! 8. gradients of the weighted log-probs are summed: [`Forward::backward`](super::policy::Forward::backward)
+//! 9. its norm is clipped, AdamW updates masters and weights: [`Optimizer::step`]
+//! 10. the step's figures are written: [`Metrics::step`]
+//!
+//! Steps 6 to 8 repeat for each of `gradient_accumulation` micro-batches, 6 to 9 for each of `updates_per_batch` updates.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -69,6 +69,8 @@ pub(super) trait Term: Copy {
     fn wide(self) -> f32;
     /// The bits of a bf16 in the other forms.
     fn rounded(self) -> u16;
+    /// As many as 32 bits hold, or less and zeros.
+    fn word(x: &[Self]) -> f32;
 }
 
 impl Term for f32 {
@@ -84,6 +86,11 @@ impl Term for f32 {
         let small = bits & 0x7fff < (SMALL.to_bits() >> 16) as u16;
         if small { 0 } else { bits }
     }
+
+    #[inline(always)]
+    fn word(x: &[Self]) -> f32 {
+        x[0]
+    }
 }
 
 impl Term for bf16 {
@@ -96,6 +103,11 @@ impl Term for bf16 {
     #[inline(always)]
     fn rounded(self) -> u16 {
         self.to_bits()
+    }
+
+    #[inline(always)]
+    fn word(x: &[Self]) -> f32 {
+        pair(x[0].to_bits(), x.get(1).map_or(0, |odd| odd.to_bits()))
     }
 }
 
@@ -241,14 +253,11 @@ multiversion! {
 /// A [`Form`] of weights, as a type: how the words of a row, 32 bits each, become floats of a product.
 pub(super) trait Layout {
     /// As stored.
-    type Weight: Copy;
+    type Weight: Term;
     /// Weights in a word.
     const WEIGHTS: usize = 4 / size_of::<Self::Weight>();
     /// Floats that a word becomes.
     const FLOATS: usize;
-
-    /// A word of [`Layout::WEIGHTS`] weights, or of less and zeros.
-    fn word(w: &[Self::Weight]) -> f32;
 
     /// What a word in every lane becomes: [`Layout::FLOATS`] vectors, the rest is not used.
     ///
@@ -265,20 +274,9 @@ impl Layout for Floats {
     const FLOATS: usize = 1;
 
     #[inline(always)]
-    fn word(w: &[f32]) -> f32 {
-        w[0]
-    }
-
-    #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
         [words, words]
     }
-}
-
-/// A word of two bf16 weights, or of one.
-#[inline(always)]
-fn word(w: &[bf16]) -> f32 {
-    pair(w[0].to_bits(), w.get(1).map_or(0, |odd| odd.to_bits()))
 }
 
 /// bf16 weights in [`Form::F32`].
@@ -287,11 +285,6 @@ pub(super) struct InOrder;
 impl Layout for InOrder {
     type Weight = bf16;
     const FLOATS: usize = 2;
-
-    #[inline(always)]
-    fn word(w: &[bf16]) -> f32 {
-        word(w)
-    }
 
     #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
@@ -308,11 +301,6 @@ impl Layout for OddFirst {
     const FLOATS: usize = 2;
 
     #[inline(always)]
-    fn word(w: &[bf16]) -> f32 {
-        word(w)
-    }
-
-    #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
         // SAFETY: the caller's word.
         unsafe { [words.high(), words.low()] }
@@ -325,11 +313,6 @@ pub(super) struct InPairs;
 impl Layout for InPairs {
     type Weight = bf16;
     const FLOATS: usize = 1;
-
-    #[inline(always)]
-    fn word(w: &[bf16]) -> f32 {
-        word(w)
-    }
 
     #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {

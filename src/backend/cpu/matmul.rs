@@ -20,7 +20,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::form::{Floats, Form, InOrder, InPairs, Layout, OddFirst, Rows, pack_weights, put_rows};
+use super::form::{Floats, Form, InOrder, InPairs, Layout, OddFirst, Rows, Term, pack_weights, put_rows};
 use super::simd::{Block, Isa, LANES, Simd, isa, multiversion};
 use super::{Data, Tensor, form, zeroed};
 use crate::backend::Compute;
@@ -225,7 +225,7 @@ fn transpose<S: Simd, L: Layout>(
             let mut lanes = [0.0; LANES];
             let at = ks.start + k * L::WEIGHTS..ks.end.min(ks.start + (k + 1) * L::WEIGHTS);
             for (lane, w) in lanes.iter_mut().zip(w.chunks_exact(cols)) {
-                *lane = L::word(&w[at.clone()]);
+                *lane = Term::word(&w[at.clone()]);
             }
             // SAFETY: as above, of one word.
             unsafe {

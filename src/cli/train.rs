@@ -223,7 +223,7 @@ fn activations(kept: &Kept) -> String {
 /// A step's figures in one line, those that its objective has.
 fn figures(m: &StepMetrics, config: &TrainConfig) -> String {
     let mut all = Vec::new();
-    if config.objective.kind.needs_samples() {
+    if config.objective.kind.objective().needs_samples {
         all.push(format!("reward {:.3}  pass@1 {:.3}", m.reward_mean, m.pass_at_1));
         if let Some(n) = config.objective.n.filter(|&n| n > 1) {
             all.push(format!("pass@{n} {:.3}", m.pass_at_n));
@@ -233,7 +233,7 @@ fn figures(m: &StepMetrics, config: &TrainConfig) -> String {
     if let Some(kl) = m.kl {
         all.push(format!("kl {kl:.4}"));
     }
-    if config.objective.kind.needs_samples() {
+    if config.objective.kind.objective().needs_samples {
         all.push(format!("{:.0} tokens/s", m.tokens_per_second));
     }
     // Exactly 0 is no coincidence: nothing was worth more than what it was compared with.

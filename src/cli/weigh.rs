@@ -1,7 +1,7 @@
 //! `bon-engine weigh`: the objectives as a filter, for training loops that are not ours. JSON lines of scored groups
 //! in, JSON lines of coefficients out, one for one and each as soon as it is there.
 
-use crate::objective::{ObjectiveConfig, ScoredGroup, coefficients};
+use crate::objective::{Kind, ObjectiveConfig, ScoredGroup, coefficients};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -16,20 +16,35 @@ line. `scores` are the verifier's, `rewards` the environment's (default: the sco
 null stands for what could not be judged: it gets 0 or, where that is lower, the least value of its list, and never passes.
 
 Writes a line {\"coefficients\": [...]} for each, as soon as it is read: coefficient j multiplies grad log pi(response \
-j). For sft and bon-sft, \"expert_coefficient\" multiplies the expert response's.")]
+j). Where an expert response takes part, \"expert_coefficient\" multiplies the expert response's.")]
 pub struct Args {
-    /// sft, bon-sft, rl, bon-rl, bon-rl-v, bon-rl-s, bon-rlb, bon-rlb-p or pass-at-n
-    #[arg(long, value_name = "KIND")]
+    /// What is maximised
+    #[arg(
+        long, value_name = "KIND",
+        help = format!("What is maximised: {}", names().join(", ")),
+        long_help = format!("What is maximised, by the coefficient of a response:\n{}", described())
+    )]
     pub objective: String,
     /// The Best-of-N size; sft and rl need none
     #[arg(long, value_name = "N")]
     pub n: Option<usize>,
-    /// An option of the objective: estimator, negative_sign, weight_clip, selector, reward or pass_threshold; may be
-    /// given several times
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// An option of the objective
+    #[arg(
+        long, value_name = "KEY=VALUE",
+        help = format!("An option of the objective, may be given several times: {}", ObjectiveConfig::options().join(", "))
+    )]
     pub set: Vec<String>,
     /// JSON lines; standard input if absent or `-`
     pub file: Option<PathBuf>,
+}
+
+fn names() -> Vec<String> {
+    Kind::ALL.iter().map(Kind::to_string).collect()
+}
+
+fn described() -> String {
+    let line = |kind: &Kind| format!("- {kind}: {}\n", kind.objective().coefficient);
+    Kind::ALL.iter().map(line).collect()
 }
 
 /// Runs the command on its file or standard input.
@@ -58,10 +73,11 @@ pub fn config(objective: &str, n: Option<usize>, set: &[String]) -> anyhow::Resu
             bail!("--set {assignment}: write it as key=value");
         };
         let (key, value) = (key.trim(), value.trim());
-        if !ObjectiveConfig::OPTIONS.contains(&key) {
-            let hint = match nearest(key, &ObjectiveConfig::OPTIONS) {
+        let options = ObjectiveConfig::options();
+        if !options.contains(&key) {
+            let hint = match nearest(key, &options) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => format!("known are {}", ObjectiveConfig::OPTIONS.join(", ")),
+                None => format!("known are {}", options.join(", ")),
             };
             bail!("--set {assignment}: `{key}` is no option of an objective; {hint}");
         }

@@ -34,10 +34,68 @@
 //! ```
 
 use super::rl;
-use super::shared::{Ranking, lambda_n, mean, rank_weights, tilt_gradient};
+use super::shared::{Ranking, equal, lambda_n, mean, rank_weights, tilt_gradient};
+use super::{Estimator, Expert, Objective, ObjectiveConfig, ObjectiveError, ScoredGroup, Signal, Weighed};
+
+/// `bon-rl-v`: the verifier selects and rewards.
+pub const BON_RL_V: Objective = Objective {
+    coefficient: "its marginal contribution to the best of N, the verifier selecting and rewarding",
+    when: "the verifier's score is what you want",
+    needs_n: true,
+    needs_samples: true,
+    expert: Expert::Unused,
+    binary: false,
+    required: &[],
+    optional: &["estimator"],
+    compute: |config, group| coefficients(config, group, Signal::Verifier, Signal::Verifier),
+};
+
+/// `bon-rl-s`: the environment selects and rewards.
+pub const BON_RL_S: Objective = Objective {
+    coefficient: "the same, the environment selecting and rewarding",
+    when: "upper bound: a perfect verifier at deployment",
+    compute: |config, group| coefficients(config, group, Signal::Environment, Signal::Environment),
+    ..BON_RL_V
+};
+
+/// `bon-rl`: `selector` selects, `reward` rewards.
+pub const BON_RL: Objective = Objective {
+    coefficient: "the same, `selector` and `reward` set one by one",
+    when: "`selector = \"verifier\"`, `reward = \"environment\"` is deployed Best-of-N itself",
+    required: &["selector", "reward"],
+    compute: |config, group| {
+        let selector = config.required("selector", config.selector)?;
+        coefficients(config, group, selector, config.required("reward", config.reward)?)
+    },
+    ..BON_RL_V
+};
+
+/// `pass-at-n`: `bon-rl-s` with the exact estimator.
+pub const PASS_AT_N: Objective = Objective {
+    coefficient: "`bon-rl-s` with the exact estimator",
+    when: "pass@N by its plain name",
+    optional: &[],
+    ..BON_RL_S
+};
+
+fn coefficients(
+    config: &ObjectiveConfig,
+    group: &ScoredGroup,
+    selector: Signal,
+    earned: Signal,
+) -> Result<Weighed, ObjectiveError> {
+    let (n, reward) = (config.required("n", config.n)?, group.signal(earned));
+    let samples = match config.estimator.unwrap_or_default() {
+        // Exactly 0, because rounding would make noise of it.
+        _ if equal(reward) => vec![0.0; reward.len()],
+        Estimator::Exact => exact(n, group.signal(selector), reward),
+        Estimator::Variational => variational(n, group.signal(selector), reward),
+    };
+    Ok(Weighed { earned, ..samples.into() })
+}
 
 /// c_j by marginal contribution: unbiased for grad J.
-pub(super) fn exact(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
+fn exact(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
     if n == 1 {
         return rl::coefficients(reward);
     }
@@ -65,7 +123,7 @@ pub(super) fn exact(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
 }
 
 /// c_j by the score function of the variational Best-of-N policy.
-pub(super) fn variational(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
+fn variational(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
     let lambda = lambda_n(n);
     let ranking = Ranking::new(selector);
     let baselines = ranking.leave_one_out_best_of_n(reward, n);

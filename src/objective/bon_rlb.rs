@@ -32,8 +32,30 @@
 //! changes a lot: with s = +1 the default is up to ten times too long on prompts that nearly always fail. Only
 //! `weight_clip = inf` is unbiased.
 
-use super::NegativeSign;
 use super::shared::{Ranking, ln_none_of};
+use super::{Expert, NegativeSign, Objective, ObjectiveConfig, ObjectiveError, ScoredGroup, Weighed};
+
+/// `bon-rlb`.
+pub const BON_RLB: Objective = Objective {
+    coefficient: "the paper's weights for passing and failing responses",
+    when: "rewards of 0 and 1: pass@N, hard prompts weigh more",
+    needs_n: true,
+    needs_samples: true,
+    expert: Expert::Unused,
+    binary: true,
+    required: &[],
+    optional: &["negative_sign", "weight_clip"],
+    compute: |config, group| coefficients(config, group, Some(config.negative_sign.unwrap_or_default())),
+};
+
+/// `bon-rlb-p`.
+pub const BON_RLB_P: Objective = Objective {
+    coefficient: "the same from passing responses alone",
+    when: "as above, when failures are noisy",
+    optional: &["weight_clip"],
+    compute: |config, group| coefficients(config, group, None),
+    ..BON_RLB
+};
 
 /// `weight_clip` if it is not given: a hard prompt may weigh ten times as much as its selection probability.
 pub const DEFAULT_WEIGHT_CLIP: f64 = 10.0;
@@ -67,20 +89,14 @@ impl Weights {
     }
 }
 
-/// Coefficients, and how many of them were clipped.
-pub(super) struct Weighed {
-    pub(super) coefficients: Vec<f64>,
-    pub(super) clipped: usize,
-}
-
 /// c_j of every sample; `sign: None` is `bon-rlb-p`.
-pub(super) fn coefficients(
-    n: usize,
-    scores: &[f64],
-    rewards: &[f64],
+fn coefficients(
+    config: &ObjectiveConfig,
+    group: &ScoredGroup,
     sign: Option<NegativeSign>,
-    clip: f64,
-) -> Weighed {
+) -> Result<Weighed, ObjectiveError> {
+    let (n, clip) = (config.required("n", config.n)?, config.clip());
+    let rewards = &group.rewards;
     let failures = rewards.iter().filter(|&&x| x == 0.0).count();
     let raw = Weights::estimate(n, rewards.len(), failures, sign);
     let weights = Weights { pass: raw.pass.min(clip), fail: raw.fail.clamp(-clip, clip) };
@@ -91,7 +107,7 @@ pub(super) fn coefficients(
     if weights.fail != raw.fail {
         clipped += failures;
     }
-    Weighed { coefficients: weigh(n, scores, rewards, weights), clipped }
+    Ok(Weighed { clipped, ..weigh(n, &group.scores, rewards, weights).into() })
 }
 
 /// w_j times the weight of sample j's outcome.

@@ -14,13 +14,30 @@
 //! over the group, as `bon-sft` does, costs a bias of order 1/M.
 
 use super::shared::{Ranking, lambda_n, tilt_gradient};
+use super::{Expert, Objective, ObjectiveConfig, ObjectiveError, ScoredGroup, Weighed};
+
+/// `bon-sft`.
+pub const BON_SFT: Objective = Objective {
+    coefficient: "1 for the expert response; samples are pushed down as Best-of-N would favour them, and up as the \
+                  expert beats them",
+    when: "experts to imitate, and Best-of-N at deployment",
+    needs_n: true,
+    needs_samples: true,
+    expert: Expert::Scored,
+    binary: false,
+    required: &[],
+    optional: &[],
+    compute: coefficients,
+};
 
 /// Coefficients of the samples and of the expert, with v from the group's own win rates.
-pub(super) fn coefficients(n: usize, scores: &[f64], expert_score: f64) -> (Vec<f64>, Option<f64>) {
-    let lambda = lambda_n(n);
-    let ranking = Ranking::new(scores);
+fn coefficients(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<Weighed, ObjectiveError> {
+    let expert_score = group.expert_score.ok_or(ObjectiveError::MissingExpertScore { kind: config.kind })?;
+    let lambda = lambda_n(config.required("n", config.n)?);
+    let ranking = Ranking::new(&group.scores);
     let v = ranking.tilt(lambda);
-    (sample_coefficients(lambda, &ranking, expert_score, &v), Some(1.0))
+    let samples = sample_coefficients(lambda, &ranking, expert_score, &v);
+    Ok(Weighed { expert: Some(1.0), ..samples.into() })
 }
 
 /// c_j of every sample under the tilt `lambda`, given the weights v_i (length M) of the Best-of-N policy.

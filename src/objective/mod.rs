@@ -8,55 +8,111 @@
 //! Notation, here and in the files below: M samples in the group, N the Best-of-N size, r verifier scores (they
 //! select), R environment rewards (they are what we care about), w_j the chance that Best-of-N returns sample j.
 
-mod bon_rl;
+pub mod bon_rl;
 pub mod bon_rlb;
 pub mod bon_sft;
-mod rl;
-mod sft;
+pub mod rl;
+pub mod sft;
 pub mod shared;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Which objective to optimise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Maximum likelihood of the expert response.
-    Sft,
-    /// Maximum likelihood of the expert response under the variational Best-of-N policy.
-    BonSft,
-    /// REINFORCE on the mean reward with the leave-one-out baseline (RLOO).
-    Rl,
-    /// Best-of-N reward, with `selector` and `reward` given explicitly.
-    BonRl,
-    /// Best-of-N reward: the verifier selects and rewards.
-    BonRlV,
-    /// Best-of-N reward: the environment selects and rewards.
-    BonRlS,
-    /// 1 - p^N for binary rewards, from positive and negative samples.
-    BonRlb,
-    /// 1 - p^N for binary rewards, from positive samples alone.
-    BonRlbP,
-    /// pass@N: `bon-rl-s` with the exact estimator.
-    PassAtN,
+/// An objective: what it asks for and its formula, told in its own file and named once in the list below. The help of
+/// `weigh`, the README's table and every check follow from it.
+#[derive(Debug)]
+pub struct Objective {
+    /// What the coefficient of a response is, in words.
+    pub coefficient: &'static str,
+    /// When to choose it, in words.
+    pub when: &'static str,
+    /// Whether it reads `n`. Where it does not, that only sets the N of the metrics.
+    pub needs_n: bool,
+    /// Whether prompts need samples from the policy.
+    pub needs_samples: bool,
+    /// What it needs of an expert response.
+    pub expert: Expert,
+    /// Whether it is defined for rewards of 0 and 1 alone.
+    pub binary: bool,
+    /// The settings that it must be given, and those that it may be given, of [`ObjectiveConfig::settings`]. Any other
+    /// has no effect and is refused.
+    pub required: &'static [&'static str],
+    /// See `required`.
+    pub optional: &'static [&'static str],
+    /// The formula: the coefficients of a group that has passed the checks above.
+    compute: fn(&ObjectiveConfig, &ScoredGroup) -> Result<Weighed, ObjectiveError>,
 }
 
-impl Kind {
-    /// Whether the objective reads `n`. `sft` and `rl` do not; there it only sets the N of the metrics.
-    pub fn needs_n(self) -> bool {
-        !matches!(self, Kind::Sft | Kind::Rl)
-    }
-
+impl Objective {
     /// Whether prompts need an expert response.
-    pub fn needs_expert(self) -> bool {
-        matches!(self, Kind::Sft | Kind::BonSft)
+    pub fn needs_expert(&self) -> bool {
+        self.expert != Expert::Unused
     }
+}
 
-    /// Whether prompts need samples from the policy.
-    pub fn needs_samples(self) -> bool {
-        self != Kind::Sft
+/// What an objective needs of an expert response y*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expert {
+    /// Nothing.
+    Unused,
+    /// Its tokens.
+    Response,
+    /// Its tokens and its score r*, which is compared with the samples'.
+    Scored,
+}
+
+/// What a formula returns.
+struct Weighed {
+    /// c_j; length M.
+    samples: Vec<f64>,
+    /// c*.
+    expert: Option<f64>,
+    /// What a sample earns here: a group in which all earn the same has zero variance.
+    earned: Signal,
+    /// Samples whose weight was clipped.
+    clipped: usize,
+}
+
+/// Coefficients of samples that earn the environment's reward.
+impl From<Vec<f64>> for Weighed {
+    fn from(samples: Vec<f64>) -> Self {
+        Self { samples, expert: None, earned: Signal::Environment, clipped: 0 }
     }
+}
+
+macro_rules! objectives {
+    ($($kind:ident: $objective:path,)*) => {
+        /// Which objective to optimise. Configuration files use the names in kebab-case: `bon-rl-v`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Kind {
+            $(#[doc = concat!("See [`", stringify!($objective), "`].")] $kind,)*
+        }
+
+        impl Kind {
+            /// All of them, the paper's baselines first.
+            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
+
+            /// What it asks for, and its formula.
+            pub fn objective(self) -> &'static Objective {
+                match self {
+                    $(Kind::$kind => &$objective,)*
+                }
+            }
+        }
+    };
+}
+
+objectives! {
+    Sft: sft::SFT,
+    BonSft: bon_sft::BON_SFT,
+    Rl: rl::RL,
+    BonRlV: bon_rl::BON_RL_V,
+    BonRlS: bon_rl::BON_RL_S,
+    BonRl: bon_rl::BON_RL,
+    BonRlb: bon_rlb::BON_RLB,
+    BonRlbP: bon_rlb::BON_RLB_P,
+    PassAtN: bon_rl::PASS_AT_N,
 }
 
 /// The name that configuration files use.
@@ -138,10 +194,6 @@ pub fn passes(reward: f64, pass_threshold: f64) -> bool {
 }
 
 impl ObjectiveConfig {
-    /// The settings beside `kind` and `n`, by name.
-    pub const OPTIONS: [&str; 6] =
-        ["estimator", "negative_sign", "weight_clip", "selector", "reward", "pass_threshold"];
-
     /// A configuration with every option at its default.
     pub fn new(kind: Kind, n: Option<usize>) -> Self {
         Self {
@@ -156,72 +208,69 @@ impl ObjectiveConfig {
         }
     }
 
+    /// The settings that some objectives read, by name, and whether each is given.
+    pub fn settings(&self) -> [(&'static str, bool); 5] {
+        [
+            ("estimator", self.estimator.is_some()),
+            ("negative_sign", self.negative_sign.is_some()),
+            ("weight_clip", self.weight_clip.is_some()),
+            ("selector", self.selector.is_some()),
+            ("reward", self.reward.is_some()),
+        ]
+    }
+
+    /// The names of all settings beside `kind` and `n`.
+    pub fn options() -> Vec<&'static str> {
+        Self::new(Kind::Sft, None)
+            .settings()
+            .map(|(name, _)| name)
+            .into_iter()
+            .chain(["pass_threshold"])
+            .collect()
+    }
+
     /// `pass_threshold`, or its default.
     pub fn threshold(&self) -> f64 {
         self.pass_threshold.unwrap_or(DEFAULT_PASS_THRESHOLD)
     }
 
-    /// Refuses values out of range, settings that are missing and settings that the kind would ignore.
-    pub fn validate(&self) -> Result<(), ObjectiveError> {
-        self.plan().map(|_| ())
+    /// `weight_clip`, or its default.
+    fn clip(&self) -> f64 {
+        self.weight_clip.unwrap_or(bon_rlb::DEFAULT_WEIGHT_CLIP)
     }
 
-    /// The settings resolved into what is to be computed.
-    fn plan(&self) -> Result<Plan, ObjectiveError> {
+    /// A setting that the objective cannot do without.
+    fn required<T>(&self, setting: &'static str, value: Option<T>) -> Result<T, ObjectiveError> {
+        value.ok_or(ObjectiveError::MissingSetting { kind: self.kind, setting })
+    }
+
+    /// Refuses values out of range, settings that are missing and settings that the kind would ignore.
+    pub fn validate(&self) -> Result<(), ObjectiveError> {
         let kind = self.kind;
-        let required = |setting| ObjectiveError::MissingSetting { kind, setting };
-        let n = match self.n {
+        let objective = kind.objective();
+        match self.n {
             Some(0) => return Err(ObjectiveError::ZeroN),
-            None if kind.needs_n() => return Err(required("n")),
-            n => n.unwrap_or(1),
+            n if objective.needs_n => self.required("n", n)?,
+            _ => 1,
         };
-        let tilted = matches!(kind, Kind::BonRl | Kind::BonRlV | Kind::BonRlS);
-        let binary = matches!(kind, Kind::BonRlb | Kind::BonRlbP);
         let threshold = self.threshold();
         let undefined = passes(0.0, threshold) || !passes(1.0, threshold);
-        if !threshold.is_finite() || (binary && undefined) {
+        if !threshold.is_finite() || (objective.binary && undefined) {
             return Err(ObjectiveError::PassThreshold { kind, value: threshold });
         }
-        for (setting, given, applies) in [
-            ("estimator", self.estimator.is_some(), tilted),
-            ("negative_sign", self.negative_sign.is_some(), kind == Kind::BonRlb),
-            ("weight_clip", self.weight_clip.is_some(), binary),
-            ("selector", self.selector.is_some(), kind == Kind::BonRl),
-            ("reward", self.reward.is_some(), kind == Kind::BonRl),
-        ] {
-            if given && !applies {
+        for (setting, given) in self.settings() {
+            let required = objective.required.contains(&setting);
+            if given && !required && !objective.optional.contains(&setting) {
                 return Err(ObjectiveError::NotApplicable { kind, setting });
             }
+            self.required(setting, (given || !required).then_some(()))?;
         }
-        let clip = self.weight_clip.unwrap_or(bon_rlb::DEFAULT_WEIGHT_CLIP);
+        let clip = self.clip();
         if clip.is_nan() || clip <= 0.0 {
             return Err(ObjectiveError::WeightClip { value: clip });
         }
-        let estimator = self.estimator.unwrap_or_default();
-        let best_of_n = |selector, reward| Plan::BonRl { n, estimator, selector, reward };
-        Ok(match kind {
-            Kind::Sft => Plan::Sft,
-            Kind::BonSft => Plan::BonSft { n },
-            Kind::Rl => Plan::Rl,
-            Kind::BonRl => best_of_n(
-                self.selector.ok_or_else(|| required("selector"))?,
-                self.reward.ok_or_else(|| required("reward"))?,
-            ),
-            Kind::BonRlV => best_of_n(Signal::Verifier, Signal::Verifier),
-            Kind::BonRlS | Kind::PassAtN => best_of_n(Signal::Environment, Signal::Environment),
-            Kind::BonRlb => Plan::BonRlb { n, clip, sign: Some(self.negative_sign.unwrap_or_default()) },
-            Kind::BonRlbP => Plan::BonRlb { n, clip, sign: None },
-        })
+        Ok(())
     }
-}
-
-/// A validated configuration, down to the file that computes it.
-enum Plan {
-    Sft,
-    BonSft { n: usize },
-    Rl,
-    BonRl { n: usize, estimator: Estimator, selector: Signal, reward: Signal },
-    BonRlb { n: usize, clip: f64, sign: Option<NegativeSign> },
 }
 
 /// What is known of the M responses that were sampled for one prompt.
@@ -236,6 +285,14 @@ pub struct ScoredGroup {
 }
 
 impl ScoredGroup {
+    /// One figure of merit of every sample; length M.
+    fn signal(&self, signal: Signal) -> &[f64] {
+        match signal {
+            Signal::Verifier => &self.scores,
+            Signal::Environment => &self.rewards,
+        }
+    }
+
     /// The group of what verifiers said, where `None` stands for a sample that could not be judged.
     ///
     /// Such a sample gets 0 or, where that is lower, the least value that was given in the group: nothing that was
@@ -295,18 +352,13 @@ impl GroupMetrics {
             p_fail: fails as f64 / rewards.len() as f64,
             all_pass: fails == 0,
             all_fail: fails == rewards.len(),
-            zero_variance: equal(earned),
+            zero_variance: shared::equal(earned),
             pass_at_n: shared::Ranking::new(&passing).best_of_n(&passing, n),
             best_of_n: shared::Ranking::new(scores).best_of_n(rewards, n),
             oracle_best_of_n: shared::Ranking::new(rewards).best_of_n(rewards, n),
             clipped,
         }
     }
-}
-
-/// Whether there is one value only. A single sample is compared with nothing, so it is no such case.
-fn equal(values: &[f64]) -> bool {
-    values.len() > 1 && values.iter().all(|x| *x == values[0])
 }
 
 /// Why a configuration or a group cannot be used.
@@ -340,7 +392,7 @@ pub enum ObjectiveError {
     /// The threshold is no number, or calls both or neither of 0 and 1 a pass where nothing else occurs.
     #[error(
         "`pass_threshold` is {value}; it must be a finite number{}",
-        if matches!(kind, Kind::BonRlb | Kind::BonRlbP) { ", above 0 and at most 1 where rewards are 0 and 1" } else { "" }
+        if kind.objective().binary { ", above 0 and at most 1 where rewards are 0 and 1" } else { "" }
     )]
     PassThreshold {
         /// The objective.
@@ -418,59 +470,29 @@ pub enum ObjectiveError {
 
 /// The coefficients of one group under one objective.
 pub fn coefficients(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<Coefficients, ObjectiveError> {
-    let plan = config.plan()?;
+    config.validate()?;
     check(config, group)?;
-    let ScoredGroup { scores, rewards, expert_score } = group;
-    let signal = |s| match s {
-        Signal::Verifier => scores,
-        Signal::Environment => rewards,
-    };
-    let earned = match plan {
-        Plan::BonRl { reward, .. } => signal(reward),
-        _ => rewards,
-    };
-    let mut clipped = 0;
-    let (mut samples, expert) = match plan {
-        // Rounding would make noise of it.
-        Plan::Rl | Plan::BonRl { .. } if equal(earned) => (vec![0.0; earned.len()], None),
-        Plan::Sft => sft::coefficients(scores.len()),
-        Plan::BonSft { n } => {
-            let expert_score =
-                expert_score.ok_or(ObjectiveError::MissingExpertScore { kind: config.kind })?;
-            bon_sft::coefficients(n, scores, expert_score)
-        }
-        Plan::Rl => (rl::coefficients(rewards), None),
-        Plan::BonRl { n, estimator, selector, reward } => {
-            let estimate = match estimator {
-                Estimator::Exact => bon_rl::exact,
-                Estimator::Variational => bon_rl::variational,
-            };
-            (estimate(n, signal(selector), signal(reward)), None)
-        }
-        Plan::BonRlb { n, clip, sign } => {
-            let weighed = bon_rlb::coefficients(n, scores, rewards, sign, clip);
-            clipped = weighed.clipped;
-            (weighed.coefficients, None)
-        }
-    };
+    let Weighed { mut samples, expert, earned, clipped } = (config.kind.objective().compute)(config, group)?;
     samples.iter_mut().for_each(|c| *c += 0.0); // -0 is a confusing way to write 0
     if let Some(index) = samples.iter().position(|c| !c.is_finite()) {
         return Err(ObjectiveError::Overflow { index });
     }
-    let metrics = (!scores.is_empty())
-        .then(|| GroupMetrics::new(group, earned, config.threshold(), config.n.unwrap_or(1), clipped));
+    let n = config.n.unwrap_or(1);
+    let metrics = (!group.scores.is_empty())
+        .then(|| GroupMetrics::new(group, group.signal(earned), config.threshold(), n, clipped));
     Ok(Coefficients { samples, expert, metrics })
 }
 
 /// Refuses a group that the objective cannot be computed on.
 fn check(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<(), ObjectiveError> {
     let kind = config.kind;
+    let Objective { needs_samples, binary, expert, .. } = *kind.objective();
     let ScoredGroup { scores, rewards, expert_score } = group;
     let m = scores.len();
     if m != rewards.len() {
         return Err(ObjectiveError::LengthMismatch { scores: m, rewards: rewards.len() });
     }
-    if m == 0 && kind.needs_samples() {
+    if m == 0 && needs_samples {
         return Err(ObjectiveError::EmptyGroup { kind });
     }
     match config.n {
@@ -482,14 +504,12 @@ fn check(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<(), ObjectiveE
             return Err(ObjectiveError::NonFinite { field, index, value: values[index] });
         }
     }
-    if matches!(kind, Kind::BonRlb | Kind::BonRlbP)
-        && let Some(index) = rewards.iter().position(|&x| x != 0.0 && x != 1.0)
-    {
+    if binary && let Some(index) = rewards.iter().position(|&x| x != 0.0 && x != 1.0) {
         return Err(ObjectiveError::NotBinary { kind, index, value: rewards[index] });
     }
     match *expert_score {
-        None if kind == Kind::BonSft => Err(ObjectiveError::MissingExpertScore { kind }),
-        Some(_) if kind != Kind::BonSft => Err(ObjectiveError::UnneededExpertScore { kind }),
+        None if expert == Expert::Scored => Err(ObjectiveError::MissingExpertScore { kind }),
+        Some(_) if expert != Expert::Scored => Err(ObjectiveError::UnneededExpertScore { kind }),
         Some(value) if !value.is_finite() => Err(ObjectiveError::NonFiniteExpert { value }),
         _ => Ok(()),
     }

@@ -13,6 +13,11 @@ pub(crate) fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
     first + sum / count as f64
 }
 
+/// Whether there is one value only. A single sample is compared with nothing, so it is no such case.
+pub(super) fn equal(values: &[f64]) -> bool {
+    values.len() > 1 && values.iter().all(|x| *x == values[0])
+}
+
 /// log of C(m - marked, n) / C(m, n): the chance that a uniformly drawn n-subset of m items holds none of the
 /// `marked` ones. Accurate also where the chance is near 1; needs `marked <= m` and `n <= m`.
 pub fn ln_none_of(m: usize, marked: usize, n: usize) -> f64 {

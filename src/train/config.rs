@@ -21,7 +21,7 @@ use super::schedule::Schedule;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
 use crate::model_dir::{ComputeChoice, OpenError, Precision, look_at};
-use crate::objective::{Kind, ObjectiveConfig};
+use crate::objective::{Objective, ObjectiveConfig};
 use crate::verifier::VerifierConfig;
 
 /// A training run.
@@ -389,7 +389,7 @@ impl TrainConfig {
         };
         let Self { model, data, generate, objective, verifier, environment, optimizer, train } = self;
         let unset = |p: &Path| p.as_os_str().is_empty();
-        let sft = objective.kind == Kind::Sft;
+        let Objective { needs_samples, .. } = *objective.kind.objective();
         let n = objective.n.unwrap_or(1);
 
         if unset(&model.path) {
@@ -501,17 +501,20 @@ impl TrainConfig {
             );
         }
 
-        if sft {
+        if !needs_samples {
             require(
                 train.kl_coefficient == 0.0 || train.kl_coefficient.is_nan(),
                 "train.kl_coefficient",
-                "is taken over sampled responses, and objective \"sft\" draws none; set it to 0".into(),
+                format!(
+                    "is taken over sampled responses, and objective \"{}\" draws none; set it to 0",
+                    objective.kind
+                ),
             );
         } else {
             require(
                 verifier.is_some(),
                 "verifier",
-                "missing; only objective \"sft\" trains without one".into(),
+                format!("missing; it scores the samples that objective \"{}\" learns from", objective.kind),
             );
             require(
                 generate.samples != 1,

@@ -169,7 +169,7 @@ pub fn run<B: Backend + Clone>(
     let replaces = !resume && !vacant(out)?;
     let tasks = Tasks::read(&config.data.tasks)?;
     let eval_tasks = config.data.eval_tasks.as_deref().map(Tasks::read).transpose()?;
-    let judged = config.objective.kind.needs_samples() || eval_tasks.is_some();
+    let judged = config.objective.kind.objective().needs_samples || eval_tasks.is_some();
     let judges = if judged { judges(config)? } else { None };
     if eval_tasks.is_some() && judges.is_none() {
         let message = "missing; the evaluation on data.eval_tasks needs one".into();
@@ -177,10 +177,10 @@ pub fn run<B: Backend + Clone>(
     }
     let open = |path: &Path, precision: Precision| -> Result<ModelDir<B>, TrainError> {
         let model_dir = ModelDir::open(backend.clone(), path, precision)?;
-        if config.objective.kind.needs_samples() {
+        if config.objective.kind.objective().needs_samples {
             check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
         }
-        if config.objective.kind.needs_expert() {
+        if config.objective.kind.objective().needs_expert() {
             check_experts(config, &model_dir, &tasks)?;
         }
         if let (Some(path), Some(tasks)) = (&config.data.eval_tasks, &eval_tasks) {
@@ -226,7 +226,7 @@ pub fn run<B: Backend + Clone>(
     let files = [Some((&*config.data.tasks, &tasks)), eval_file];
     let mut told = BTreeSet::new();
     for (at, (path, tasks)) in files.into_iter().flatten().enumerate() {
-        for text in warnings(config, &start.dir, path, tasks, at == 0 && kind.needs_expert())? {
+        for text in warnings(config, &start.dir, path, tasks, at == 0 && kind.objective().needs_expert())? {
             if told.insert(text.clone()) {
                 report(Event::Warning { text: &text });
             }

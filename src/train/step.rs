@@ -63,7 +63,7 @@ impl<B: Backend> Stepper<'_, B> {
         let mut metrics = StepMetrics { step, ..StepMetrics::default() };
         let mut seconds = PhaseSeconds::default();
         let mut unjudged = Vec::new();
-        let weighed = if config.objective.kind.needs_samples() {
+        let weighed = if config.objective.kind.objective().needs_samples {
             let Some(judges) = &mut self.judges else { unreachable!("validated: there is a verifier") };
             let (stop_rule, sampling) = (stop_rule(config, dir), sampling(config, step));
             let rollout = rollout(config, dir, &stop_rule);
@@ -151,7 +151,9 @@ impl<B: Backend> Stepper<'_, B> {
         for (group, &index) in groups.into_iter().zip(picked) {
             let mut experts = None;
             let mut scored = ScoredGroup { scores: group.scores, rewards: group.rewards, expert_score: None };
-            if let (true, Some(judges)) = (self.config.objective.kind.needs_expert(), &self.judges) {
+            if let (true, Some(judges)) =
+                (self.config.objective.kind.objective().needs_expert(), &self.judges)
+            {
                 let task = &self.tasks.list[index];
                 let (prompt, _) = prompt_format(self.config).apply(&dir.tokenizer, &task.prompt)?;
                 let tokens = expert(self.config, dir, &stop_rule, task)?;

@@ -618,7 +618,7 @@ fn names_round_trip() {
     };
     let table = toml::Table::try_from(&full).unwrap();
     let mut keys: Vec<&str> = table.keys().map(String::as_str).collect();
-    let mut known = [&["kind", "n"][..], &ObjectiveConfig::OPTIONS].concat();
+    let mut known = [&["kind", "n"][..], &ObjectiveConfig::options()].concat();
     keys.sort_unstable();
     known.sort_unstable();
     assert_eq!(keys, known);

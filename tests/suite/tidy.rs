@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bon_engine::objective::{Kind, Objective, ObjectiveConfig};
 use bon_engine::train::config::TrainConfig;
 
 use crate::places::checkout as root;
@@ -337,6 +338,29 @@ const REQUIRED: [&str; 7] = [
     "train.steps",
     "train.output",
 ];
+
+#[test]
+fn objectives_are_listed_where_they_are_told_of() {
+    let row = |kind: &Kind| {
+        let Objective { coefficient, when, .. } = kind.objective();
+        format!("| `{kind}` | {coefficient} | {when} |\n")
+    };
+    let table = "| kind | coefficient of a response | when |\n|---|---|---|\n".to_owned()
+        + &Kind::ALL.iter().map(row).collect::<String>()
+        + "\n";
+    assert!(read("README.md").contains(&table), "README.md does not hold the table\n{table}");
+    let names = Kind::ALL.iter().map(|kind| format!("\"{kind}\"")).collect::<Vec<_>>().join(", ");
+    assert!(
+        read(REFERENCE).contains(&format!("# Required. One of {names}.\n")),
+        "{REFERENCE} does not list {names}"
+    );
+    // A setting that no objective reads could not be set, and one that is not in the list could not be read.
+    let taken: BTreeSet<&str> =
+        Kind::ALL.iter().flat_map(|k| [k.objective().required, k.objective().optional].concat()).collect();
+    let settings: BTreeSet<&str> =
+        ObjectiveConfig::new(Kind::Sft, None).settings().map(|(name, _)| name).into_iter().collect();
+    assert_eq!(taken, settings);
+}
 
 /// One `[section]` of the reference with its `key = value` lines. `#key = value` is a setting that is unset.
 #[derive(Debug, Default)]

@@ -4,9 +4,9 @@
 
 use bon_engine::backend::cpu::{Cpu, Data, Tensor, compute_on_this_thread, lm_head, matmul};
 use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
-use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::gemma::activations::Recompute;
-use bon_engine::gemma::{Gemma, params};
+use bon_engine::gemma::config::GemmaConfig;
+use bon_engine::gemma::{Gemma, params, published};
 use bon_engine::rng::{Domain, DrawKey, Stream, derive_key};
 use bon_engine::train::policy::{Continued, Forward};
 use criterion::{Criterion, Throughput, criterion_group};
@@ -106,26 +106,7 @@ fn heads(c: &mut Criterion) {
 fn steps(c: &mut Criterion) {
     let mut group = c.benchmark_group("step");
     group.sample_size(10);
-    let layer = |window, rope_theta| LayerSpec { window, rope_theta, rope_factor: 1.0 };
-    let config = GemmaConfig {
-        model_type: "gemma3_text".to_owned(),
-        vocab_size: 4096,
-        hidden_size: 640,
-        intermediate_size: 2048,
-        num_heads: 4,
-        num_kv_heads: 1,
-        head_dim: 256,
-        layers: (1..=18).map(|l| if l % 6 == 0 { layer(None, 1e6) } else { layer(Some(512), 1e4) }).collect(),
-        rms_norm_eps: 1e-6,
-        attention_scale: 0.0625,
-        attention_softcap: None,
-        final_softcap: None,
-        norms: NormPlacement::Sandwich,
-        qk_norm: true,
-        max_positions: 32_768,
-        eos_tokens: vec![1],
-        bos_token: 2,
-    };
+    let config = GemmaConfig { vocab_size: 4096, ..published::gemma_3_270m() };
     let mut seed = 0;
     let params = params::plan(&config).map(|spec| {
         seed += 1;

@@ -28,12 +28,12 @@ use bon_engine::backend::cpu::{Cpu, compute_on_this_thread};
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M};
 use bon_engine::backend::{Backend, Batch, DType, Truncation, Uniform};
-use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::device::driver::{Counts, Gpu};
 use bon_engine::device::vm::{Options as VmOptions, Vm};
 use bon_engine::device::{Device, DeviceError};
+use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec};
 use bon_engine::gemma::params::ParamKind;
-use bon_engine::gemma::{Gemma, KvCache, params};
+use bon_engine::gemma::{Gemma, KvCache, params, published};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate};
 use bon_engine::rng::philox4x32;
 use bon_engine::segments::Layout;
@@ -128,9 +128,9 @@ const TINY: Sizes = Sizes {
 };
 
 const MODELS: [Spec; 4] = [
-    Spec { key: "270m", name: GEMMA_270M.name, config: gemma3_270m, sizes: &REAL },
-    Spec { key: "1b", name: "Gemma 3 1B", config: gemma3_1b, sizes: &REAL },
-    Spec { key: "2b", name: GEMMA_2B.name, config: gemma_2b, sizes: &REAL },
+    Spec { key: "270m", name: GEMMA_270M.name, config: published::gemma_3_270m, sizes: &REAL },
+    Spec { key: "1b", name: "Gemma 3 1B", config: published::gemma_3_1b, sizes: &REAL },
+    Spec { key: "2b", name: GEMMA_2B.name, config: published::gemma_2b, sizes: &REAL },
     Spec { key: "tiny", name: "tiny", config: tiny, sizes: &TINY },
 ];
 
@@ -170,75 +170,17 @@ impl Spec {
     }
 }
 
-/// Gemma 3's text models: five layers of a window to one without, from the first on.
-fn gemma3(layers: usize, window: usize, shape: GemmaConfig) -> GemmaConfig {
-    let layer = |i: usize| match (i + 1) % 6 {
-        0 => LayerSpec { window: None, rope_theta: 1e6, rope_factor: 1.0 },
-        _ => LayerSpec { window: Some(window), rope_theta: 1e4, rope_factor: 1.0 },
-    };
-    GemmaConfig {
-        model_type: "gemma3_text".into(),
-        layers: (0..layers).map(layer).collect(),
-        norms: NormPlacement::Sandwich,
-        qk_norm: true,
-        ..shape
-    }
-}
-
-fn gemma3_270m() -> GemmaConfig {
-    let shape = GemmaConfig {
-        vocab_size: 262_144,
-        hidden_size: 640,
-        intermediate_size: 2048,
-        num_heads: 4,
-        max_positions: 32_768,
-        ..gemma_2b()
-    };
-    gemma3(18, 512, shape)
-}
-
-fn gemma3_1b() -> GemmaConfig {
-    let shape = GemmaConfig { hidden_size: 1152, intermediate_size: 6912, ..gemma3_270m() };
-    gemma3(26, 512, shape)
-}
-
-fn gemma_2b() -> GemmaConfig {
-    GemmaConfig {
-        model_type: "gemma".into(),
-        vocab_size: 256_000,
-        hidden_size: 2048,
-        intermediate_size: 16_384,
-        num_heads: 8,
-        num_kv_heads: 1,
-        head_dim: 256,
-        layers: vec![LayerSpec { window: None, rope_theta: 1e4, rope_factor: 1.0 }; 18],
-        rms_norm_eps: 1e-6,
-        // 256^-1/2: `head_dim` of Gemma 2B, `query_pre_attn_scalar` of Gemma 3 270M and 1B.
-        attention_scale: 0.0625,
-        attention_softcap: None,
-        final_softcap: None,
-        norms: NormPlacement::Pre,
-        qk_norm: false,
-        max_positions: 8192,
-        eos_tokens: vec![1],
-        bos_token: 2,
-    }
-}
-
 /// As small as the kernels take it, with all that Gemma 3 has and a layer of either kind.
 fn tiny() -> GemmaConfig {
-    let shape = GemmaConfig {
+    let shape = LayerShape { heads: 4, kv_heads: 1, head_dim: 64, intermediate: 200 };
+    GemmaConfig {
         vocab_size: 333,
         hidden_size: 104,
-        intermediate_size: 200,
-        num_heads: 4,
-        head_dim: 64,
+        layers: published::five_to_one(shape, 8).skip(4).take(2).collect(),
         attention_scale: 0.125,
         max_positions: 64,
-        ..gemma_2b()
-    };
-    let all = gemma3(6, 8, shape);
-    GemmaConfig { layers: all.layers[4..].to_vec(), ..all }
+        ..published::gemma_3_270m()
+    }
 }
 
 /// Random weights. A linear map's have a variance of 1 over its width, so what it maps keeps its size; the embedding is
@@ -271,18 +213,17 @@ fn parameters(config: &GemmaConfig) -> usize {
 /// Bytes that a step of decoding must read: all weights, and the keys and values that its queries see, those of a
 /// prompt once for all its streams. The mean over the steps that sample `new` tokens.
 fn bytes_of_step(config: &GemmaConfig, prompts: usize, prompt: usize, streams: usize, new: usize) -> f64 {
-    let row = 2 * config.num_kv_heads * config.head_dim * DType::Bf16.bytes();
-    let rows = |tail: usize| {
+    let elements = |tail: usize| {
         let of = |layer: &LayerSpec| {
             let window = layer.window.unwrap_or(usize::MAX);
             let own = tail.min(window);
-            prompts * (streams * own + prompt.min(window - own))
+            2 * layer.shape.kv_width() * prompts * (streams * own + prompt.min(window - own))
         };
         config.layers.iter().map(of).sum::<usize>()
     };
     let steps = (new - 1).max(1);
-    let mean = (1..=steps).map(rows).sum::<usize>() as f64 / steps as f64;
-    (parameters(config) * DType::Bf16.bytes()) as f64 + mean * row as f64
+    let mean = (1..=steps).map(elements).sum::<usize>() as f64 / steps as f64;
+    (parameters(config) as f64 + mean) * DType::Bf16.bytes() as f64
 }
 
 /// FLOPs of matrix products that a forward pass over prompts with responses needs, its head aside: two for each weight
@@ -296,10 +237,10 @@ fn forward_flops(config: &GemmaConfig, groups: usize, prompt: usize, responses: 
             (0..prompt + rows).map(seen).enumerate().fold((0, 0), |(shared, own), (at, n)| {
                 if at < prompt { (shared + n, own) } else { (shared, own + n) }
             });
-        groups * (shared + responses * own)
+        groups * (shared + responses * own) * layer.shape.q_width()
     };
     let pairs: usize = config.layers.iter().map(pairs).sum();
-    2.0 * (body as f64) * tokens as f64 + 4.0 * (pairs * config.num_heads * config.head_dim) as f64
+    2.0 * (body as f64) * tokens as f64 + 4.0 * pairs as f64
 }
 
 /// FLOPs of a training step without anything computed twice: a backward pass has two products for each of a forward's.

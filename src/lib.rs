@@ -32,15 +32,16 @@
 //! - [`segments`]: runs of tokens and the prefixes that they see. A few-shot header is a segment, each prompt is one
 //!   that continues it, each of its N responses one that continues the prompt; what is shared exists once.
 //! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
+//! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
 //! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU.
 //! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
-//! - [`config`]: config.json to [`config::GemmaConfig`]. What differs between Gemma 1, 2 and 3 is data here.
+//! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemma 1, 2 and 3), parameters, forward
+//!   pass, backward pass.
 //! - [`tokenizer`]: text to ids and back, and the turn template.
 //! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.
 //! - [`objective`]: scored groups to coefficients. Pure functions.
 //! - [`verifier`]: text to score, in process or by the user's program; a pool that judges beside generation.
 //! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majority@N with intervals. Pure functions.
-//! - [`gemma`]: parameters, forward pass, backward pass.
 //! - [`generate`]: one prefill, N streams per prompt.
 //! - [`model_dir`]: a model directory, opened.
 //! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.
@@ -56,7 +57,7 @@
 //!   same bits, and a stream does not depend on its neighbours.
 //! - **The loss is at the sampler's temperature**, and token ids are kept from sampling to loss.
 //! - **Text never becomes a control token, and a response's text is one function of its tokens**
-//!   ([`rollout::StopRule`]): for live output, verifiers, stop strings and experts.
+//!   ([`rollout::ResponseEnd`]): for live output, verifiers, stop strings and experts.
 //! - **Logits exist only in tiles.** Sampling, log-probs and their gradient work on a tile of rows x vocabulary.
 //! - **A failure to judge is no verdict.** [`verifier::Failure`] is counted apart from a score of 0.
 //! - **Files appear whole.** They are written beside their place, synced and renamed; a kill at any moment leaves the
@@ -75,11 +76,11 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod cli;
-pub mod config;
 pub mod device;
 pub mod eval;
 pub mod gemma;
 pub mod generate;
+pub mod layered;
 pub mod model_dir;
 pub mod objective;
 pub mod rng;

@@ -7,11 +7,15 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::backend::{Backend, Compute, DType, ModelShape, Unsupported};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, INDEX_FILE, WEIGHTS_FILE, read_file};
-use crate::config::{CONFIG_FILE, ConfigError, ConfigFile, GemmaConfig};
+use crate::checkpoint::{
+    Action, Checkpoint, CheckpointError, Dtype, FileError, INDEX_FILE, WEIGHTS_FILE, atomic, read_file,
+};
 use crate::device::DeviceError;
 use crate::gemma::Gemma;
-use crate::gemma::params::{LoadError, load};
+use crate::gemma::config::{
+    CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
+};
+use crate::gemma::params::{LoadError, Params, load, write_weights};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError};
 
 /// Gemma 3's tokenizer_config.json, with a line for each of its 6,000 reserved tokens, has 1.2 MB.
@@ -121,8 +125,8 @@ impl<B: Backend> ModelDir<B> {
             Precision { dtype, .. } => dtype,
         };
         let config = ConfigFile::open(path)?;
-        backend
-            .supports(&shape(&config.gemma))
+        shapes(&config.gemma)
+            .try_for_each(|shape| backend.supports(&shape))
             .map_err(|source| OpenError::Unsupported { path: path.into(), source })?;
         let weights = || {
             let checkpoint = Checkpoint::open(path)?;
@@ -272,14 +276,51 @@ pub fn foreign_template(dir: &Path) -> Option<PathBuf> {
     (!gemmas).then_some(path)
 }
 
-/// What a backend needs to know of a model.
-fn shape(config: &GemmaConfig) -> ModelShape {
-    ModelShape {
-        hidden: config.hidden_size,
-        heads: config.num_heads,
-        kv_heads: config.num_kv_heads,
-        head_dim: config.head_dim,
-        intermediate: config.intermediate_size,
-        vocab: config.vocab_size,
-    }
+/// What a backend needs to know of each of a model's layers.
+fn shapes(config: &GemmaConfig) -> impl Iterator<Item = ModelShape> {
+    config.layers.iter().map(|layer| {
+        let LayerShape { heads, kv_heads, head_dim, intermediate } = layer.shape;
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab }
+    })
+}
+
+/// What a model directory holds beside config.json and weights: the tokenizer, generation defaults, and the terms
+/// under which Gemma and its derivatives are passed on.
+const COMPANIONS: [&str; 12] = [
+    TOKENIZER_FILE,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG_FILE,
+    "LICENSE",
+    "NOTICE",
+    "NOTICE.md",
+    "GEMMA_TERMS.html",
+];
+
+/// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
+/// stores them, and from `source` the tokenizer and the rest that belongs to a model. An older save at `out` is
+/// replaced whole or, on any error, not at all (see [`atomic::replace_dir`]).
+pub fn save<B: Backend>(
+    backend: &B,
+    config: &ConfigFile,
+    params: &Params<B::Tensor>,
+    source: &Path,
+    out: &Path,
+) -> Result<(), FileError> {
+    atomic::replace_dir(out, |dir| {
+        let dtype = backend.dtype(&params.embed);
+        atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;
+        for name in COMPANIONS {
+            let from = source.join(name);
+            if from.is_file() {
+                fs::copy(&from, dir.join(name)).map_err(FileError::io(Action::Write, &dir.join(name)))?;
+            }
+        }
+        write_weights(backend, &config.gemma, params, dir)
+    })
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::config::GemmaConfig;
 use crate::eval::{Sample, Unjudged};
 use crate::gemma::Gemma;
+use crate::gemma::config::GemmaConfig;
 use crate::generate::{GenerateError, Prompt, Response, Sampling, generate};
 use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
 use crate::tasks::Task;
@@ -19,7 +19,7 @@ use crate::verifier::{Failure, Request, Verifier};
 ///
 /// A response ends with the first end token, or with the token that completes the first occurrence of a stop string in
 /// the bytes of its text. Its text is what comes before either.
-pub struct StopRule<'a> {
+pub struct ResponseEnd<'a> {
     tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
     strings: &'a [String],
@@ -28,7 +28,7 @@ pub struct StopRule<'a> {
     interrupt: Option<&'a dyn Fn() -> bool>,
 }
 
-impl<'a> StopRule<'a> {
+impl<'a> ResponseEnd<'a> {
     /// Ends at the model's end tokens, at `<end_of_turn>` and where the text contains one of `strings`; a string that
     /// is the name of a control token also ends at that token, which no text contains.
     pub fn new(config: &GemmaConfig, tokenizer: &'a Tokenizer, strings: &'a [String]) -> Self {
@@ -54,7 +54,7 @@ impl<'a> StopRule<'a> {
         self.interrupted() || self.ends(tokens)
     }
 
-    /// [`StopRule::reached`] but for the interruption.
+    /// [`ResponseEnd::reached`] but for the interruption.
     fn ends(&self, tokens: &[u32]) -> bool {
         let Some(last) = tokens.last() else { return false };
         if self.tokens.contains(last) {
@@ -90,7 +90,7 @@ impl<'a> StopRule<'a> {
         (text, end.or(stop).is_some())
     }
 
-    /// The beginning of [`StopRule::text`] that no further token can change: until the response ends, without a beginning
+    /// The beginning of [`ResponseEnd::text`] that no further token can change: until the response ends, without a beginning
     /// of a stop string at its end, and without a character whose bytes are not complete.
     pub fn settled(&self, tokens: &[u32]) -> String {
         let (mut text, ended) = self.bytes(tokens);
@@ -258,7 +258,7 @@ pub enum RolloutError {
         /// Why.
         source: Failure,
     },
-    /// [`StopRule::interrupted_by`] said so.
+    /// [`ResponseEnd::interrupted_by`] said so.
     #[error("interrupted")]
     Interrupted,
 }
@@ -281,7 +281,7 @@ pub struct Rollout<'a, B: Backend> {
     /// Prompts.
     pub format: PromptFormat<'a>,
     /// Ends of responses.
-    pub stop: &'a StopRule<'a>,
+    pub stop: &'a ResponseEnd<'a>,
 }
 
 impl<B: Backend> Rollout<'_, B> {
@@ -323,6 +323,7 @@ impl<B: Backend> Rollout<'_, B> {
                 .zip(&prompts)
                 .map(|(task, (text, _))| (text.as_str().into(), task.answer.as_str().into()))
                 .collect();
+            let mut decoded = vec![vec![String::new(); samples]; prompts.len()];
             let responses = generate(
                 self.model,
                 &requests,
@@ -331,6 +332,7 @@ impl<B: Backend> Rollout<'_, B> {
                 |prompt, stream, response| {
                     progress();
                     let response = self.stop.text(&response.tokens);
+                    decoded[prompt][stream].clone_from(&response);
                     let (text, answer) = &texts[prompt];
                     let job = Job {
                         id: prompt * samples + stream,
@@ -356,10 +358,10 @@ impl<B: Backend> Rollout<'_, B> {
             };
             let mut scores = collect(VERIFIER, &mut judges.scores)?;
             let mut rewards = judges.rewards.as_mut().map(|pool| collect(ENVIRONMENT, pool)).transpose()?;
-            for (((_, prompt), responses), task) in prompts.into_iter().zip(responses).zip(tasks) {
+            let groups_of = prompts.into_iter().zip(responses).zip(decoded).zip(tasks);
+            for ((((_, prompt), responses), texts), task) in groups_of {
                 let scores: Vec<_> = scores.by_ref().take(samples).collect();
                 let rewards: Option<Vec<_>> = rewards.as_mut().map(|r| r.by_ref().take(samples).collect());
-                let texts = responses.iter().map(|r| self.stop.text(&r.tokens)).collect();
                 groups.push(judged(task, prompt, responses, texts, scores, rewards, judges));
             }
             seconds.verify += started.elapsed().as_secs_f64();
@@ -372,8 +374,10 @@ impl<B: Backend> Rollout<'_, B> {
     /// of one layer for the prompt and for a token of each stream.
     fn bytes(&self, prompt: usize, samples: usize, new: usize) -> usize {
         let config = &self.model.config;
-        let cached = config.layers.len() * 2 * config.num_kv_heads * config.head_dim;
-        let active = config.intermediate_size + 6 * (config.hidden_size + config.num_heads * config.head_dim);
+        let shapes = || config.layers.iter().map(|layer| layer.shape);
+        let cached = shapes().map(|shape| 2 * shape.kv_width()).sum();
+        let widths = shapes().map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
+        let active = widths.max().unwrap_or(0);
         let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
         let tokens = samples.saturating_mul(new).saturating_add(prompt);
         elements(tokens, cached)

@@ -19,6 +19,8 @@ pub struct Task {
     pub prompt: String,
     /// What a right response amounts to; not blank. A number in the file becomes its decimal text.
     pub answer: String,
+    /// The line of the file, counted from 1.
+    pub line: usize,
     /// The whole line, for verifiers that read further fields.
     pub fields: Arc<Map<String, Value>>,
 }
@@ -109,7 +111,7 @@ impl Tasks {
         let bytes = fs::read(path).map_err(|source| TaskError::Read { path: path.into(), source })?;
         let mut list = Vec::new();
         for (i, line) in task_lines(&bytes) {
-            let task = parse_line(line).map_err(|problem| TaskError::Line {
+            let task = parse_line(i, line).map_err(|problem| TaskError::Line {
                 path: path.into(),
                 line: i,
                 problem,
@@ -125,12 +127,12 @@ impl Tasks {
 
 /// The lines of a task file that are not blank, without byte order marks (joined files have them in the middle), and
 /// their numbers from 1.
-pub fn task_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+fn task_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let lines = bytes.split(|&b| b == b'\n').map(without_bom).enumerate();
     lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(i, line)| (i + 1, line))
 }
 
-fn parse_line(line: &[u8]) -> Result<Task, LineProblem> {
+fn parse_line(number: usize, line: &[u8]) -> Result<Task, LineProblem> {
     let text = str::from_utf8(line).map_err(|e| LineProblem::Encoding(e.valid_up_to() + 1))?;
     let mut fields = match serde_json::from_str(text).map_err(LineProblem::Syntax)? {
         Value::Object(fields) => fields,
@@ -168,7 +170,7 @@ fn parse_line(line: &[u8]) -> Result<Task, LineProblem> {
         Some(Value::String(_)) => {}
         Some(other) => return Err(wrong_type("response", other, "a string")),
     }
-    Ok(Task { prompt, answer, fields: Arc::new(fields) })
+    Ok(Task { prompt, answer, line: number, fields: Arc::new(fields) })
 }
 
 fn wrong_type(field: &'static str, value: &Value, expected: &'static str) -> LineProblem {

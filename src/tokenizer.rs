@@ -19,16 +19,13 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe;
 
 use crate::checkpoint::{FileError, read_file};
-use crate::config::GemmaConfig;
+use crate::gemma::config::{GemmaConfig, MAX_SPARE_ROWS};
 
 /// The tokenizer, in a Hugging Face directory.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Gemma's have up to 34 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
-/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
-/// other tools pad to up to 1024. Another Gemma's vocabulary differs by thousands.
-pub const MAX_SPARE_ROWS: usize = 1023;
 /// A space in the vocabulary's pieces.
 const SPACE: &str = "\u{2581}";
 /// What decoders that handle each token by itself are made of.

@@ -15,9 +15,9 @@ use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
 use crate::model_dir::Precision;
 use crate::tasks::Tasks;
-use crate::train::config::{ConfigError, TrainConfig};
+use crate::train::config::{MAX_SAMPLES, Problems, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
-use crate::train::setup::{MAX_SAMPLES, check_prompts, check_sizes, judges, rollout, stop_rule, warnings};
+use crate::train::setup::{check_prompts, judges, rollout, stop_rule, warnings};
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
@@ -128,10 +128,12 @@ fn tell(notes: &[String]) {
 
 /// The settings of the file, `--set` and the other arguments, as far as they concern evaluation.
 fn config(args: &Args) -> anyhow::Result<TrainConfig> {
-    // An objective is mandatory in a configuration, and of no concern here.
+    // A training configuration must say its objective, and an evaluation reads no more of that than what passes.
     let set: Vec<String> = std::iter::once("objective.kind=sft".to_owned()).chain(args.set.clone()).collect();
-    // Without a file --set says everything, on top of an empty one.
-    let mut config = TrainConfig::load(args.config.as_deref().unwrap_or(Path::new("/dev/null")), &set)?;
+    let mut config = match &args.config {
+        Some(path) => TrainConfig::load(path, &set)?,
+        None => TrainConfig::parse("--set", "", &set)?.with_prefix_file()?,
+    };
     if let Some(path) = &args.model {
         config.model.path = path.clone();
     }
@@ -149,25 +151,19 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
             bail!("give {argument}, or {key} in CONFIG");
         }
     }
-    if let Err(e) = config.validate() {
-        let ConfigError::Invalid { mut problems } = e else { return Err(e.into()) };
-        problems.retain(|problem| match problem.key {
-            // Greedy decoding is for evaluation alone.
-            "generate.temperature" => config.generate.temperature != 0.0,
-            "model.path" | "data.tasks" | "environment" | "train.seed" => true,
-            // The objective itself does not matter.
-            "objective" => !config.objective.threshold().is_finite(),
-            "generate.max_new_tokens" | "generate.stop" | "generate.top_p" | "generate.min_p" => true,
-            _ => false,
-        });
-        if !problems.is_empty() {
-            return Err(ConfigError::Invalid { problems }.into());
-        }
-    }
-    if config.train.eval_samples == 0 {
-        bail!("train.eval_samples: must be at least 1");
-    }
-    check_sizes(&config)?;
+    let mut problems = Problems::default();
+    config.model.check(true, &mut problems);
+    config.data.check(&mut problems);
+    config.generate.check(true, &mut problems);
+    config.check_judges(&mut problems);
+    config.train.check_seed(&mut problems);
+    config.check_sizes(&mut problems);
+    let threshold = config.objective.threshold();
+    problems.require(threshold.is_finite(), "objective.pass_threshold", || {
+        format!("is {threshold}; it must be a finite number")
+    });
+    problems.require(config.train.eval_samples >= 1, "train.eval_samples", || "must be at least 1".into());
+    problems.none()?;
     Ok(config)
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigFile, GemmaConfig, LayerSpec, NormPlacement};
+use crate::gemma::config::{ConfigFile, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use crate::gemma::params::{check, plan};
 use crate::model_dir::look_at;
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
@@ -82,21 +82,19 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
 
 fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "family       {}", c.model_type)?;
-    writeln!(
-        out,
-        "shape        L {}, D {}, H {}, K {}, Dh {}, F {}, V {}, context {}",
-        c.layers.len(),
-        c.hidden_size,
-        c.num_heads,
-        c.num_kv_heads,
-        c.head_dim,
-        c.intermediate_size,
-        c.vocab_size,
-        c.max_positions
-    )?;
+    let widths = |layer: &LayerSpec| {
+        let LayerShape { heads, kv_heads, head_dim, intermediate } = layer.shape;
+        format!("H {heads}, K {kv_heads}, Dh {head_dim}, F {intermediate}, ")
+    };
+    // Widths that all layers have are the model's.
+    let uniform = c.layers.iter().all(|layer| layer.shape == c.layers[0].shape);
+    let of_model = if uniform { widths(&c.layers[0]) } else { String::new() };
+    let (layers, hidden, vocab, context) = (c.layers.len(), c.hidden_size, c.vocab_size, c.max_positions);
+    writeln!(out, "shape        L {layers}, D {hidden}, {of_model}V {vocab}, context {context}")?;
     for (layer, numbers) in layer_kinds(&c.layers) {
         let window = layer.window.map_or("everything before".to_owned(), |w| format!("a window of {w}"));
-        write!(out, "layers       {numbers}: see {window}, RoPE base {}", layer.rope_theta)?;
+        let of_layer = if uniform { String::new() } else { widths(&layer) };
+        write!(out, "layers       {numbers}: {of_layer}see {window}, RoPE base {}", layer.rope_theta)?;
         if layer.rope_factor != 1.0 {
             write!(out, ", positions / {}", layer.rope_factor)?;
         }

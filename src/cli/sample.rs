@@ -15,10 +15,9 @@ use super::{PrecisionArgs, number, open_model, positive};
 use crate::backend::{Backend, TEMPERATURES, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
 use crate::model_dir::Precision;
-use crate::rollout::StopRule;
-use crate::train::setup::{
-    MAX_GROUP_TOKENS, MAX_SAMPLES, escape_warning, spelled, stop_warnings, template_warning,
-};
+use crate::rollout::ResponseEnd;
+use crate::train::config::{MAX_GROUP_TOKENS, MAX_SAMPLES};
+use crate::train::setup::{escape_warning, spelled, stop_warnings, template_warning};
 
 /// Arguments of `sample`.
 #[derive(Debug, clap::Args)]
@@ -122,7 +121,7 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
     let tokenizer = &loaded.tokenizer;
     let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
-    let stop = StopRule::new(&loaded.model.config, tokenizer, &args.stop);
+    let stop = ResponseEnd::new(&loaded.model.config, tokenizer, &args.stop);
     let mut warnings = stop_warnings("--stop", &args.stop, tokenizer);
     warnings.extend(args.prompt.as_ref().and_then(|text| escape_warning("--prompt", text)));
     warnings.extend(spelled(tokenizer, &text).map(|problem| format!("the prompt {problem}")));
@@ -225,7 +224,7 @@ impl fmt::Display for Timings {
 
 /// Prints responses as they come.
 struct Printer<'a> {
-    stop: &'a StopRule<'a>,
+    stop: &'a ResponseEnd<'a>,
     /// Bytes of a live response that have been printed.
     shown: Cell<usize>,
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::backend::cuda::figures::{Bound, Chip, Counted, FiguresError, count};
 use crate::backend::cuda::{Cuda, PACE};
 use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
-use crate::config::{GemmaConfig, LayerSpec, NormPlacement};
+use crate::gemma::config::{GemmaConfig, LayerSpec};
+use crate::gemma::published;
 use crate::gemma::{Gemma, KvCache, params};
 use crate::rng::DrawKey;
 use crate::segments::{QueryRun, Segment, Segments};
@@ -38,50 +39,12 @@ struct Model {
     config: GemmaConfig,
 }
 
-/// The models of `--step`: their config.json.
-fn models() -> Vec<Model> {
-    let global = LayerSpec { window: None, rope_theta: 1e4, rope_factor: 1.0 };
-    let gemma_2b = GemmaConfig {
-        model_type: "gemma".into(),
-        vocab_size: 256_000,
-        hidden_size: 2048,
-        intermediate_size: 16_384,
-        num_heads: 8,
-        num_kv_heads: 1,
-        head_dim: 256,
-        layers: vec![global; 18],
-        rms_norm_eps: 1e-6,
-        attention_scale: 0.0625,
-        attention_softcap: None,
-        final_softcap: None,
-        norms: NormPlacement::Pre,
-        qk_norm: false,
-        max_positions: 8192,
-        eos_tokens: vec![1],
-        bos_token: 2,
-    };
-    // Every sixth layer sees all, the others a window.
-    let layers = |n: usize| -> Vec<LayerSpec> {
-        let local = LayerSpec { window: Some(512), rope_theta: 1e4, rope_factor: 1.0 };
-        let global = LayerSpec { window: None, rope_theta: 1e6, rope_factor: 1.0 };
-        (1..=n).map(|l| if l % 6 == 0 { global } else { local }).collect()
-    };
-    let gemma_3 = |hidden_size, intermediate_size, n| GemmaConfig {
-        model_type: "gemma3_text".into(),
-        vocab_size: 262_144,
-        hidden_size,
-        intermediate_size,
-        num_heads: 4,
-        layers: layers(n),
-        norms: NormPlacement::Sandwich,
-        qk_norm: true,
-        max_positions: 32_768,
-        ..gemma_2b.clone()
-    };
-    vec![
-        Model { name: "Gemma 3 270M", config: gemma_3(640, 2048, 18) },
-        Model { name: "Gemma 3 1B", config: gemma_3(1152, 6912, 26) },
-        Model { name: "Gemma 2B", config: gemma_2b },
+/// The models of `--step`.
+fn models() -> [Model; 3] {
+    [
+        Model { name: "Gemma 3 270M", config: published::gemma_3_270m() },
+        Model { name: "Gemma 3 1B", config: published::gemma_3_1b() },
+        Model { name: "Gemma 2B", config: published::gemma_2b() },
     ]
 }
 

@@ -12,9 +12,9 @@ use super::rounded;
 use crate::backend::Backend;
 use crate::gemma::activations::{Kept, Share};
 use crate::train::config::TrainConfig;
+use crate::train::interrupt::Interrupt;
 use crate::train::metrics::{PhaseSeconds, StepMetrics};
 use crate::train::run::{Event, run as train};
-use crate::train::stop::Stop;
 
 /// Arguments of `train`.
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
     let device = backend.device_name();
-    let stop = Stop::on_signals()?;
+    let stop = Interrupt::on_signals()?;
     let mut progress = Progress::new(config, device);
     let outcome = train(backend, config, args.resume, &stop, |event| progress.show(event));
     progress.clear();

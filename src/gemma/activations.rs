@@ -9,8 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use crate::backend::{DType, HeadTrace};
-use crate::config::{GemmaConfig, NormPlacement};
 
 /// Which activations the backward pass computes again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,16 +68,20 @@ impl Kept {
     pub fn within(bytes: u64, config: &GemmaConfig, activations: DType, size: &StepSize) -> Self {
         // What is free lies in pieces, and blocks do not fill them: an eighth is lost to that.
         let room = bytes.saturating_sub(size.least_bytes(config, activations)) / 8 * 7;
-        let each = BlockBytes::new(config, activations);
         let layers = config.layers.len();
-        let fitting = |room: u64, each: usize| {
-            let whole = room / (each as u64 * size.tokens as u64).max(1);
-            usize::try_from(whole).unwrap_or(usize::MAX).min(layers)
+        // How many of the last layers there is room for, by the bytes of a token of each, and what is left of it.
+        let fitting = |room: u64, each: fn(BlockBytes) -> usize| {
+            let mut left = room;
+            let fits = |layer: &&LayerSpec| {
+                let bytes = each(BlockBytes::new(config, layer, activations)) as u64 * size.tokens as u64;
+                let after = left.checked_sub(bytes);
+                left = after.unwrap_or(left);
+                after.is_some()
+            };
+            (config.layers.iter().rev().take_while(fits).count(), left)
         };
-        let attention = fitting(room, each.attention);
-        let left = room - attention as u64 * each.attention as u64 * size.tokens as u64;
-        let mlp = if attention == layers { fitting(left, each.mlp) } else { 0 };
-        let left = left - mlp as u64 * each.mlp as u64 * size.tokens as u64;
+        let (attention, left) = fitting(room, |block| block.attention);
+        let (mlp, left) = if attention == layers { fitting(left, |block| block.mlp) } else { (0, left) };
         let logits = mlp == layers && left >= size.logits_bytes(config);
         Self { layers, attention, mlp, logits }
     }
@@ -98,8 +102,11 @@ impl Kept {
 
     /// Bytes that the layers keep for each token, beside the residual stream.
     pub fn bytes_per_token(&self, config: &GemmaConfig, activations: DType) -> usize {
-        let each = BlockBytes::new(config, activations);
-        self.attention * each.attention + self.mlp * each.mlp
+        let bytes = |(l, layer): (usize, &LayerSpec)| {
+            let each = BlockBytes::new(config, layer, activations);
+            usize::from(self.attention_of(l)) * each.attention + usize::from(self.mlp_of(l)) * each.mlp
+        };
+        config.layers.iter().enumerate().map(bytes).sum()
     }
 
     /// Whether the attention block of layer `l` keeps.
@@ -120,9 +127,9 @@ struct BlockBytes {
 }
 
 impl BlockBytes {
-    fn new(config: &GemmaConfig, activations: DType) -> Self {
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    fn new(config: &GemmaConfig, layer: &LayerSpec, activations: DType) -> Self {
+        let (d, LayerShape { heads, intermediate: f, .. }) = (config.hidden_size, layer.shape);
+        let (q, kv) = (layer.shape.q_width(), layer.shape.kv_width());
         // A block's output is asked for by the gradient of the norm behind it, and by nothing else.
         let out = match config.norms {
             NormPlacement::Pre => 0,
@@ -131,7 +138,7 @@ impl BlockBytes {
         let size = activations.bytes();
         Self {
             // q and k before and after RoPE, v, o, the residual stream behind the block; lse.
-            attention: size * (3 * q + 3 * kv + d + out) + DType::F32.bytes() * config.num_heads,
+            attention: size * (3 * q + 3 * kv + d + out) + DType::F32.bytes() * heads,
             // gate, up and their product.
             mlp: size * (3 * f + out),
         }
@@ -161,12 +168,16 @@ impl StepSize {
     fn least_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
         let (tokens, predicting) = (self.tokens as u64, self.predicting as u64);
         let (width, size) = (config.hidden_size as u64, activations.bytes() as u64);
-        let each = BlockBytes::new(config, activations);
+        let block = |layer: &LayerSpec| {
+            let each = BlockBytes::new(config, layer, activations);
+            (each.attention + each.mlp) as u64
+        };
+        let largest = config.layers.iter().map(block).max().unwrap_or(0);
         let stream = (config.layers.len() as u64 + 1) * tokens * width * size;
         // Hidden states, those that predict, and the gradients of both, one of them in f32.
         let head = (2 * tokens + 3 * predicting) * width * DType::F32.bytes() as u64;
         let logits = predicting * config.vocab_size as u64 * DType::F32.bytes() as u64;
-        let layer = 2 * tokens * ((each.attention + each.mlp) as u64 + 4 * width * size);
+        let layer = 2 * tokens * (largest + 4 * width * size);
         stream + head + logits.min(HEAD_WORKSPACE) + layer
     }
 

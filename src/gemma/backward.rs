@@ -98,7 +98,7 @@ impl<B: Backend> Gemma<B> {
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
         let (b, c, p) = (&self.backend, &self.config, &self.params.layers[l]);
-        let (spec, rope) = (attention_spec(c, &c.layers[l]), rope_spec(c, &c.layers[l]));
+        let (spec, rope) = (attention_spec(c, &c.layers[l]), rope_spec(&c.layers[l]));
         b.matmul_backward_weight(d_out, &a.o, &mut g.o);
         let d_o = b.matmul_backward_input(&[(d_out, &p.o)]);
         let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, &a.k, &a.v, &a.o, &a.lse, tables, &spec);

@@ -2,8 +2,8 @@
 
 use super::Gemma;
 use super::activations::Kept;
+use super::config::{GemmaConfig, LayerSpec};
 use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, RopeSpec};
-use crate::config::{GemmaConfig, LayerSpec};
 
 /// Keys and values of every layer, rows as the segment table says: shared prompts once, tails per stream.
 pub struct KvCache<B: Backend> {
@@ -13,9 +13,9 @@ pub struct KvCache<B: Backend> {
 impl<B: Backend> KvCache<B> {
     /// Room for `rows` tokens.
     pub fn new(backend: &B, config: &GemmaConfig, rows: usize) -> Self {
-        let width = config.num_kv_heads * config.head_dim;
-        let room = || backend.zeros(backend.activation_dtype(), rows, width);
-        Self { layers: config.layers.iter().map(|_| (room(), room())).collect() }
+        let room =
+            |layer: &LayerSpec| backend.zeros(backend.activation_dtype(), rows, layer.shape.kv_width());
+        Self { layers: config.layers.iter().map(|layer| (room(layer), room(layer))).collect() }
     }
 }
 
@@ -165,7 +165,7 @@ impl<B: Backend> Gemma<B> {
     /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own.
     fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables) -> Attention<B> {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
-        let rope = rope_spec(&self.config, spec);
+        let rope = rope_spec(spec);
         let [q_raw, k_raw, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
         let q = b.rope_forward(&q_raw, self.head_norm(p.q_norm.as_ref()), tables, &rope);
         let k = b.rope_forward(&k_raw, self.head_norm(p.k_norm.as_ref()), tables, &rope);
@@ -198,7 +198,7 @@ impl<B: Backend> Gemma<B> {
         (cached_k, cached_v): &mut (B::Tensor, B::Tensor),
     ) -> B::Tensor {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
-        let rope = rope_spec(&self.config, spec);
+        let rope = rope_spec(spec);
         let [q, k, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
         let norms =
             self.head_norm(p.q_norm.as_ref()).zip(self.head_norm(p.k_norm.as_ref())).map(<[_; 2]>::from);
@@ -242,9 +242,9 @@ impl<B: Backend> Gemma<B> {
 /// What attention needs to know of a layer.
 pub(super) fn attention_spec(config: &GemmaConfig, layer: &LayerSpec) -> AttentionSpec {
     AttentionSpec {
-        heads: config.num_heads,
-        kv_heads: config.num_kv_heads,
-        head_dim: config.head_dim,
+        heads: layer.shape.heads,
+        kv_heads: layer.shape.kv_heads,
+        head_dim: layer.shape.head_dim,
         scale: config.attention_scale,
         softcap: config.attention_softcap,
         window: layer.window,
@@ -252,6 +252,6 @@ pub(super) fn attention_spec(config: &GemmaConfig, layer: &LayerSpec) -> Attenti
 }
 
 /// RoPE of a layer.
-pub(super) fn rope_spec(config: &GemmaConfig, layer: &LayerSpec) -> RopeSpec {
-    RopeSpec { head_dim: config.head_dim, theta: layer.rope_theta, factor: layer.rope_factor }
+pub(super) fn rope_spec(layer: &LayerSpec) -> RopeSpec {
+    RopeSpec { head_dim: layer.shape.head_dim, theta: layer.rope_theta, factor: layer.rope_factor }
 }

@@ -6,14 +6,16 @@
 
 pub mod activations;
 mod backward;
+pub mod config;
 mod forward;
 pub mod params;
+pub mod published;
 
 pub use forward::{KvCache, Trace};
 pub use params::Params;
 
 use crate::backend::Backend;
-use crate::config::GemmaConfig;
+use config::GemmaConfig;
 
 /// A model: its shape, its parameters and the device that they live on.
 pub struct Gemma<B: Backend> {

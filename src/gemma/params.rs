@@ -10,13 +10,11 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
+use super::config::{CONFIG_FILE, GemmaConfig, LayerShape, LayerSpec, MAX_SPARE_ROWS, NormPlacement};
 use crate::backend::{Backend, DType};
 use crate::checkpoint::{
-    self, Action, Checkpoint, Dtype, FileError, MAX_SHARD_BYTES, TensorSpec, TensorView, atomic,
-    write_tensors,
+    self, Checkpoint, Dtype, FileError, MAX_SHARD_BYTES, TensorSpec, TensorView, write_tensors,
 };
-use crate::config::{CONFIG_FILE, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, NormPlacement};
-use crate::tokenizer::{MAX_SPARE_ROWS, TOKENIZER_FILE};
 
 /// One `T` for every parameter of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -171,12 +169,13 @@ const MAX_LISTED: usize = 12;
 
 /// The tensors that this model has: nothing more and nothing less.
 pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
-    let (d, f, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_heads * head, config.num_kv_heads * head);
+    let d = config.hidden_size;
     let matrix = |name: String, rows, cols| ParamSpec { name, kind: ParamKind::Matrix, rows, cols };
     let norm = |name: String, cols| ParamSpec { name, kind: ParamKind::Norm, rows: 1, cols };
     let sandwich = config.norms == NormPlacement::Sandwich;
-    let layer = |i: usize| {
+    let layer = |(i, spec): (usize, &LayerSpec)| {
+        let LayerShape { head_dim: head, intermediate: f, .. } = spec.shape;
+        let (q, kv) = (spec.shape.q_width(), spec.shape.kv_width());
         let name = |part: &str| format!("model.layers.{i}.{part}.weight");
         LayerParams {
             attn_pre_norm: norm(name("input_layernorm"), d),
@@ -200,7 +199,7 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     };
     Params {
         embed: matrix(EMBED.to_owned(), config.vocab_size, d),
-        layers: (0..config.layers.len()).map(layer).collect(),
+        layers: config.layers.iter().enumerate().map(layer).collect(),
         final_norm: norm("model.norm.weight".to_owned(), d),
     }
 }
@@ -551,47 +550,6 @@ fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]
     (dtype, converted.into())
 }
 
-/// What a model directory holds beside config.json and weights: the tokenizer, generation defaults, and the terms
-/// under which Gemma and its derivatives are passed on.
-const COMPANIONS: [&str; 12] = [
-    TOKENIZER_FILE,
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    GENERATION_CONFIG_FILE,
-    "LICENSE",
-    "NOTICE",
-    "NOTICE.md",
-    "GEMMA_TERMS.html",
-];
-
-/// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
-/// stores them, and from `source` the tokenizer and the rest that belongs to a model. An older save at `out` is
-/// replaced whole or, on any error, not at all (see [`atomic::replace_dir`]).
-pub fn save<B: Backend>(
-    backend: &B,
-    config: &ConfigFile,
-    params: &Params<B::Tensor>,
-    source: &Path,
-    out: &Path,
-) -> Result<(), FileError> {
-    atomic::replace_dir(out, |dir| {
-        let dtype = backend.dtype(&params.embed);
-        atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;
-        for name in COMPANIONS {
-            let from = source.join(name);
-            if from.is_file() {
-                std::fs::copy(&from, dir.join(name))
-                    .map_err(FileError::io(Action::Write, &dir.join(name)))?;
-            }
-        }
-        write_weights(backend, &config.gemma, params, dir)
-    })
-}
-
 /// CRC-32C over the weights' bytes as the backend stores them, tensor by tensor in the plan's order: the same for the
 /// same weights, wherever they came from.
 pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>) -> u32 {
@@ -599,7 +557,7 @@ pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>) -> u32 {
     tensors.iter().fold(0, |crc, tensor| crc32c::crc32c_append(crc, &backend.download(tensor)))
 }
 
-/// The weights alone, into a directory that [`atomic::replace_dir`] is filling: also for what else has a tensor per
+/// The weights alone, into a directory that [`atomic::replace_dir`](crate::checkpoint::atomic::replace_dir) is filling: also for what else has a tensor per
 /// parameter, such as an optimizer's moments.
 pub fn write_weights<B: Backend>(
     backend: &B,

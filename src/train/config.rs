@@ -1,28 +1,29 @@
 //! The training configuration: a TOML file, then `--set key.path=value` overrides. The fields' docs below are its
 //! reference.
 //!
-//! Unknown keys and values of the wrong type are errors that name the file and line (or the override), the key and
-//! the nearest known name. [`TrainConfig::validate`] then reports all that is out of range at once. Relative paths
-//! are relative to the working directory.
+//! [`layered`](crate::layered) reads it; [`TrainConfig::validate`] then reports all that is out of range at once.
+//! Relative paths are relative to the working directory.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
 
-use super::schedule::Schedule;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
+use crate::layered::{LayeredError, parse, read_text};
 use crate::model_dir::{ComputeChoice, OpenError, Precision, look_at};
-use crate::objective::{Objective, ObjectiveConfig};
+use crate::objective::ObjectiveConfig;
 use crate::verifier::VerifierConfig;
+
+/// Most responses to one prompt; the paper's N goes up to 2^10.
+pub const MAX_SAMPLES: usize = 1 << 16;
+/// Most tokens of one prompt's responses together: the smallest Gemma's cache of them takes terabytes.
+pub const MAX_GROUP_TOKENS: usize = 1 << 28;
+/// Most prompts per step.
+const MAX_PROMPTS: usize = 1 << 20;
 
 /// A training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +73,19 @@ impl ModelSection {
     pub fn precision(&self) -> Precision {
         Precision { dtype: self.dtype, compute: self.compute }
     }
+
+    /// Refuses a path that is missing or, where the model is to be read, leads to none.
+    pub fn check(&self, read: bool, problems: &mut Problems) {
+        if unset(&self.path) {
+            problems.add("model.path", "missing; give the directory of a Hugging Face checkpoint".into());
+        } else if read && let Err(e) = look_at(&self.path) {
+            let message = match e {
+                OpenError::Other { path, found } => format!("{} {found}", path.display()),
+                _ => format!("no directory at {}", self.path.display()),
+            };
+            problems.add("model.path", message);
+        }
+    }
 }
 
 /// `[data]`
@@ -95,6 +109,21 @@ pub struct DataSection {
     pub suffix: String,
     /// `"none"`, or `"turn"` for models tuned to Gemma's chat turns. Default: `"none"`.
     pub template: Template,
+}
+
+impl DataSection {
+    /// Refuses files that are not there.
+    pub fn check(&self, problems: &mut Problems) {
+        if unset(&self.tasks) {
+            problems.add("data.tasks", "missing; give a JSON lines file with `prompt` and `answer`".into());
+        }
+        let files = [("data.tasks", Some(&self.tasks)), ("data.eval_tasks", self.eval_tasks.as_ref())];
+        for (key, path) in
+            files.into_iter().filter_map(|(key, path)| Some((key, path.filter(|p| !unset(p))?)))
+        {
+            problems.require(path.is_file(), key, || format!("no file at {}", path.display()));
+        }
+    }
 }
 
 /// What is put around a prompt.
@@ -155,6 +184,20 @@ impl GenerateSection {
     pub fn truncation(&self) -> Truncation {
         Truncation { top_k: self.top_k, top_p: self.top_p as f32, min_p: self.min_p as f32 }
     }
+
+    /// Refuses values out of range. A temperature of 0, greedy decoding, is for evaluation alone.
+    pub fn check(&self, greedy: bool, problems: &mut Problems) {
+        problems.at_least_one("generate.samples", self.samples as u64);
+        problems.at_least_one("generate.prompts_per_step", self.prompts_per_step as u64);
+        problems.at_least_one("generate.max_new_tokens", self.max_new_tokens as u64);
+        let temperature =
+            TEMPERATURES.contains(&(self.temperature as f32)) || (greedy && self.temperature == 0.0);
+        problems.bound("generate.temperature", self.temperature, "in [1e-6, 1e6]", temperature);
+        problems.bound("generate.top_p", self.top_p, "in (0, 1]", self.top_p > 0.0 && self.top_p <= 1.0);
+        problems.bound("generate.min_p", self.min_p, "in [0, 1)", (0.0..1.0).contains(&self.min_p));
+        let stops = self.stop.iter().all(|s| !s.is_empty());
+        problems.require(stops, "generate.stop", || "holds an empty string".into());
+    }
 }
 
 /// `[optimizer]`: AdamW (Loshchilov and Hutter 2019).
@@ -194,6 +237,40 @@ impl Default for OptimizerSection {
             warmup_steps: 0,
             min_lr_ratio: 0.1,
         }
+    }
+}
+
+/// The course of the learning rate after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stays at `lr`.
+    Constant,
+    /// Falls on a straight line to `lr * min_lr_ratio` at the last step.
+    Linear,
+    /// Falls on half a cosine to `lr * min_lr_ratio` at the last step (Loshchilov and Hutter 2017, one cycle).
+    Cosine,
+}
+
+impl OptimizerSection {
+    /// Refuses values out of range in a run of that many steps.
+    fn check(&self, steps: u64, problems: &mut Problems) {
+        let Self { lr, beta1, beta2, eps, weight_decay, clip_norm, min_lr_ratio, .. } = *self;
+        problems.bound("optimizer.lr", lr, "above 0", above_zero(lr));
+        problems.bound("optimizer.beta1", beta1, "in [0, 1)", (0.0..1.0).contains(&beta1));
+        problems.bound("optimizer.beta2", beta2, "in [0, 1)", (0.0..1.0).contains(&beta2));
+        problems.bound("optimizer.eps", eps, "above 0", above_zero(eps));
+        problems.bound("optimizer.weight_decay", weight_decay, "0 or more", zero_up(weight_decay));
+        problems.bound("optimizer.clip_norm", clip_norm, "0 (off) or more", zero_up(clip_norm));
+        problems.bound(
+            "optimizer.min_lr_ratio",
+            min_lr_ratio,
+            "in [0, 1]",
+            (0.0..=1.0).contains(&min_lr_ratio),
+        );
+        problems.require(self.warmup_steps <= steps, "optimizer.warmup_steps", || {
+            format!("is {}, more than the {steps} of train.steps", self.warmup_steps)
+        });
     }
 }
 
@@ -261,6 +338,49 @@ impl Default for TrainSection {
     }
 }
 
+impl TrainSection {
+    /// Refuses values out of range where a step has that many prompts.
+    fn check(&self, prompts_per_step: usize, problems: &mut Problems) {
+        let Self { clip_epsilon, kl_coefficient, save_minutes, .. } = *self;
+        problems.at_least_one("train.steps", self.steps);
+        problems.at_least_one("train.gradient_accumulation", self.gradient_accumulation as u64);
+        problems.at_least_one("train.updates_per_batch", self.updates_per_batch as u64);
+        problems.at_least_one("train.keep_checkpoints", self.keep_checkpoints as u64);
+        problems.bound(
+            "train.clip_epsilon",
+            clip_epsilon,
+            "in (0, 1)",
+            clip_epsilon > 0.0 && clip_epsilon < 1.0,
+        );
+        problems.bound("train.kl_coefficient", kl_coefficient, "0 (off) or more", zero_up(kl_coefficient));
+        problems.bound("train.save_minutes", save_minutes, "0 (off) or more", zero_up(save_minutes));
+        if let Some(minutes) = self.max_minutes {
+            problems.bound("train.max_minutes", minutes, "above 0", above_zero(minutes));
+        }
+        self.check_seed(problems);
+        let parts = self.gradient_accumulation;
+        problems.require(
+            prompts_per_step.is_multiple_of(parts.max(1)),
+            "train.gradient_accumulation",
+            || {
+                format!(
+                    "is {parts}, which does not divide the {prompts_per_step} of generate.prompts_per_step"
+                )
+            },
+        );
+        let output = &self.output;
+        problems.require(!unset(output), "train.output", || "missing; give the run's directory".into());
+        problems.require(!output.is_file(), "train.output", || {
+            format!("{} is a file; give a directory", output.display())
+        });
+    }
+
+    /// Refuses a seed that TOML cannot hold.
+    pub fn check_seed(&self, problems: &mut Problems) {
+        problems.require(self.seed < 1 << 63, "train.seed", || "must be below 2^63".into());
+    }
+}
+
 /// What a response's token weights c_j are divided by, after the mean over the step's prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -277,25 +397,9 @@ pub enum LengthNormalizer {
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// A file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// TOML that does not parse, an unknown key, a value of the wrong type.
-    #[error("{place}: {message}")]
-    Parse {
-        /// `file:line`, or the override.
-        place: String,
-        /// What is wrong, and what was meant.
-        message: String,
-    },
-    /// An override that is no `key.path=value`.
-    #[error("--set {0}: expected key.path=value, such as --set optimizer.lr=1e-5")]
-    Override(String),
+    /// The file or an override cannot be read.
+    #[error(transparent)]
+    Layered(#[from] LayeredError),
     /// Values out of range.
     #[error("the configuration cannot be used:{}", problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
     Invalid {
@@ -346,26 +450,26 @@ impl TrainConfig {
     /// as a string, so that paths need no quotes. The text of `data.prefix_file` moves into `data.prefix`, so the
     /// result stands on its own. Does not [`validate`](Self::validate).
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
-        let read = |path: &Path| {
-            let text = fs::read_to_string(path);
-            let text = text.map(|t| t.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(t));
-            text.map_err(|e| ConfigError::Read { path: path.into(), source: e })
-        };
-        let mut config = Self::parse(&path.display().to_string(), &read(path)?, overrides)?;
-        if let Some(file) = &config.data.prefix_file {
-            if !config.data.prefix.is_empty() {
-                let message = "both `prefix` and `prefix_file` are set in [data]; remove one".into();
-                return Err(ConfigError::Parse { place: path.display().to_string(), message });
-            }
-            config.data.prefix = read(file)?;
-            config.data.prefix_file = None;
-        }
-        Ok(config)
+        Self::parse(&path.display().to_string(), &read_text(path)?, overrides)?.with_prefix_file()
     }
 
     /// [`TrainConfig::load`] on text; `name` stands for the file in errors. Reads no other file.
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        Sources::new(name, text, overrides)?.deserialize()
+        Ok(parse(name, text, overrides)?)
+    }
+
+    /// The text of `data.prefix_file` moved into `data.prefix`.
+    pub fn with_prefix_file(mut self) -> Result<Self, ConfigError> {
+        if let Some(file) = self.data.prefix_file.take() {
+            if !self.data.prefix.is_empty() {
+                let message = "is set beside data.prefix; remove one".into();
+                return Err(ConfigError::Invalid {
+                    problems: vec![Problem { key: "data.prefix_file", message }],
+                });
+            }
+            self.data.prefix = read_text(&file)?;
+        }
+        Ok(self)
     }
 
     /// The configuration as TOML, every default spelled out.
@@ -381,163 +485,81 @@ impl TrainConfig {
     /// [`TrainConfig::validate`], where the starting model must exist only if it is to be read: a checkpoint has
     /// weights of its own.
     pub(super) fn validate_for(&self, needs_model: bool) -> Result<(), ConfigError> {
-        let mut problems = Vec::new();
-        let mut require = |ok: bool, key: &'static str, message: String| {
-            if !ok {
-                problems.push(Problem { key, message });
-            }
-        };
-        let Self { model, data, generate, objective, verifier, environment, optimizer, train } = self;
-        let unset = |p: &Path| p.as_os_str().is_empty();
-        let Objective { needs_samples, .. } = *objective.kind.objective();
-        let n = objective.n.unwrap_or(1);
-
-        if unset(&model.path) {
-            require(false, "model.path", "missing; give the directory of a Hugging Face checkpoint".into());
-        } else if needs_model {
-            let usable = look_at(&model.path);
-            let message = match &usable {
-                Err(OpenError::Other { path, found }) => format!("{} {found}", path.display()),
-                _ => format!("no directory at {}", model.path.display()),
-            };
-            require(usable.is_ok(), "model.path", message);
-        }
-        if unset(&data.tasks) {
-            require(false, "data.tasks", "missing; give a JSON lines file with `prompt` and `answer`".into());
-        } else {
-            require(data.tasks.is_file(), "data.tasks", format!("no file at {}", data.tasks.display()));
-        }
-        if let Some(path) = &data.eval_tasks {
-            require(path.is_file(), "data.eval_tasks", format!("no file at {}", path.display()));
-        }
-
-        for (key, value) in [
-            ("generate.samples", generate.samples as u64),
-            ("generate.prompts_per_step", generate.prompts_per_step as u64),
-            ("generate.max_new_tokens", generate.max_new_tokens as u64),
-            ("train.steps", train.steps),
-            ("train.gradient_accumulation", train.gradient_accumulation as u64),
-            ("train.updates_per_batch", train.updates_per_batch as u64),
-            ("train.keep_checkpoints", train.keep_checkpoints as u64),
-        ] {
-            require(value >= 1, key, "must be at least 1".into());
-        }
+        let mut problems = Problems::default();
+        let Self { model, data, generate, objective, verifier, optimizer, train, .. } = self;
+        model.check(needs_model, &mut problems);
+        data.check(&mut problems);
+        generate.check(false, &mut problems);
         if let Err(e) = objective.validate() {
-            require(false, "objective", e.to_string());
+            problems.add("objective", e.to_string());
         }
-        // The bounds read `value is in ...`, so that NaN is in none.
-        for (key, value, bounds, ok) in [
-            (
-                "generate.temperature",
-                generate.temperature,
-                "in [1e-6, 1e6]",
-                TEMPERATURES.contains(&(generate.temperature as f32)),
-            ),
-            ("generate.top_p", generate.top_p, "in (0, 1]", generate.top_p > 0.0 && generate.top_p <= 1.0),
-            ("generate.min_p", generate.min_p, "in [0, 1)", (0.0..1.0).contains(&generate.min_p)),
-            ("optimizer.lr", optimizer.lr, "above 0", above_zero(optimizer.lr)),
-            ("optimizer.beta1", optimizer.beta1, "in [0, 1)", (0.0..1.0).contains(&optimizer.beta1)),
-            ("optimizer.beta2", optimizer.beta2, "in [0, 1)", (0.0..1.0).contains(&optimizer.beta2)),
-            ("optimizer.eps", optimizer.eps, "above 0", above_zero(optimizer.eps)),
-            ("optimizer.weight_decay", optimizer.weight_decay, "0 or more", zero_up(optimizer.weight_decay)),
-            ("optimizer.clip_norm", optimizer.clip_norm, "0 (off) or more", zero_up(optimizer.clip_norm)),
-            (
-                "optimizer.min_lr_ratio",
-                optimizer.min_lr_ratio,
-                "in [0, 1]",
-                (0.0..=1.0).contains(&optimizer.min_lr_ratio),
-            ),
-            (
-                "train.clip_epsilon",
-                train.clip_epsilon,
-                "in (0, 1)",
-                train.clip_epsilon > 0.0 && train.clip_epsilon < 1.0,
-            ),
-            ("train.kl_coefficient", train.kl_coefficient, "0 (off) or more", zero_up(train.kl_coefficient)),
-            ("train.save_minutes", train.save_minutes, "0 (off) or more", zero_up(train.save_minutes)),
-        ] {
-            require(ok, key, format!("is {value}; it must be {bounds}"));
-        }
-        if let Some(minutes) = train.max_minutes {
-            require(above_zero(minutes), "train.max_minutes", format!("is {minutes}; it must be above 0"));
-        }
+        optimizer.check(train.steps, &mut problems);
+        train.check(generate.prompts_per_step, &mut problems);
+        self.check_judges(&mut problems);
+        self.check_sizes(&mut problems);
 
-        require(generate.stop.iter().all(|s| !s.is_empty()), "generate.stop", "holds an empty string".into());
-        require(
-            optimizer.warmup_steps <= train.steps,
-            "optimizer.warmup_steps",
-            format!("is {}, more than the {} of train.steps", optimizer.warmup_steps, train.steps),
-        );
-        require(train.seed < 1 << 63, "train.seed", "must be below 2^63".into());
-        require(
-            generate.prompts_per_step.is_multiple_of(train.gradient_accumulation.max(1)),
-            "train.gradient_accumulation",
-            format!(
-                "is {}, which does not divide the {} of generate.prompts_per_step",
-                train.gradient_accumulation, generate.prompts_per_step
-            ),
-        );
-        require(!unset(&train.output), "train.output", "missing; give the run's directory".into());
-        require(
-            !train.output.is_file(),
-            "train.output",
-            format!("{} is a file; give a directory", train.output.display()),
-        );
-        require(
-            train.eval_samples > 0 || data.eval_tasks.is_none(),
-            "train.eval_samples",
-            "is 0; an evaluation needs at least 1".into(),
-        );
+        let n = objective.n.unwrap_or(1);
+        problems.require(train.eval_samples > 0 || data.eval_tasks.is_none(), "train.eval_samples", || {
+            "is 0; an evaluation needs at least 1".into()
+        });
         if train.eval_every > 0 {
-            require(
-                data.eval_tasks.is_some(),
-                "train.eval_every",
-                "needs data.eval_tasks; set that, or this to 0".into(),
-            );
-            require(
+            problems.require(data.eval_tasks.is_some(), "train.eval_every", || {
+                "needs data.eval_tasks; set that, or this to 0".into()
+            });
+            problems.require(
                 train.eval_samples >= n || train.eval_samples == 0,
                 "train.eval_samples",
-                format!("is {}, less than the {n} of objective.n", train.eval_samples),
+                || format!("is {}, less than the {n} of objective.n", train.eval_samples),
             );
         }
-
-        if !needs_samples {
-            require(
+        if !objective.kind.objective().needs_samples {
+            problems.require(
                 train.kl_coefficient == 0.0 || train.kl_coefficient.is_nan(),
                 "train.kl_coefficient",
-                format!(
-                    "is taken over sampled responses, and objective \"{}\" draws none; set it to 0",
-                    objective.kind
-                ),
+                || {
+                    let kind = objective.kind;
+                    format!(
+                        "is taken over sampled responses, and objective \"{kind}\" draws none; set it to 0"
+                    )
+                },
             );
         } else {
-            require(
-                verifier.is_some(),
-                "verifier",
-                format!("missing; it scores the samples that objective \"{}\" learns from", objective.kind),
-            );
-            require(
-                generate.samples != 1,
-                "generate.samples",
-                "is 1; a response is compared with others of its group, so at least 2 are needed".into(),
-            );
-            require(
-                generate.samples >= n,
-                "generate.samples",
-                format!("is {}, less than the {n} of objective.n", generate.samples),
-            );
-            require(
-                generate.allow_truncated_sampling || generate.truncation().is_none(),
-                "generate.allow_truncated_sampling",
-                "top_k, top_p or min_p biases the gradient; turn them off, or set this to true to accept that".into(),
-            );
+            problems.require(verifier.is_some(), "verifier", || {
+                format!("missing; it scores the samples that objective \"{}\" learns from", objective.kind)
+            });
+            problems.require(generate.samples != 1, "generate.samples", || {
+                "is 1; a response is compared with others of its group, so at least 2 are needed".into()
+            });
+            problems.require(generate.samples >= n, "generate.samples", || {
+                format!("is {}, less than the {n} of objective.n", generate.samples)
+            });
+            let untruncated = generate.allow_truncated_sampling || generate.truncation().is_none();
+            problems.require(untruncated, "generate.allow_truncated_sampling", || {
+                "top_k, top_p or min_p biases the gradient; turn them off, or set this to true to accept that".into()
+            });
         }
-        require(
-            environment.is_none() || verifier.is_some(),
-            "environment",
-            "is set without [verifier]; a single one goes there".into(),
-        );
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
+        problems.none()
+    }
+
+    /// Refuses an environment without a verifier.
+    pub fn check_judges(&self, problems: &mut Problems) {
+        problems.require(self.environment.is_none() || self.verifier.is_some(), "environment", || {
+            "is set without [verifier]; a single one goes there".into()
+        });
+    }
+
+    /// Refuses sizes that could only end in a failed allocation.
+    pub fn check_sizes(&self, problems: &mut Problems) {
+        let Self { generate, train, .. } = self;
+        let tokens = MAX_GROUP_TOKENS / generate.samples.max(train.eval_samples).clamp(1, MAX_SAMPLES);
+        for (key, value, max) in [
+            ("generate.samples", generate.samples, MAX_SAMPLES),
+            ("train.eval_samples", train.eval_samples, MAX_SAMPLES),
+            ("generate.prompts_per_step", generate.prompts_per_step, MAX_PROMPTS),
+            ("generate.max_new_tokens", generate.max_new_tokens, tokens),
+        ] {
+            problems.require(value <= max, key, || format!("is {value}; it must be at most {max}"));
+        }
     }
 
     /// Every setting that is set: `section.field` to its TOML text.
@@ -609,187 +631,46 @@ pub fn escape(text: &str) -> Option<&str> {
     escapes().find(|&at| known(at) && !(formulas && lower(at + 2))).map(|at| &text[at..at + 2])
 }
 
+/// Values out of range, as they are found.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Notes one.
+    pub fn add(&mut self, key: &'static str, message: String) {
+        self.0.push(Problem { key, message });
+    }
+
+    /// Notes one where something does not hold.
+    pub fn require(&mut self, ok: bool, key: &'static str, message: impl FnOnce() -> String) {
+        if !ok {
+            self.add(key, message());
+        }
+    }
+
+    /// Notes a number out of its bounds. `ok` is to be written so that NaN is in none.
+    fn bound(&mut self, key: &'static str, value: f64, bounds: &str, ok: bool) {
+        self.require(ok, key, || format!("is {value}; it must be {bounds}"));
+    }
+
+    fn at_least_one(&mut self, key: &'static str, value: u64) {
+        self.require(value >= 1, key, || "must be at least 1".into());
+    }
+
+    /// All of them as an error, if there are any.
+    pub fn none(self) -> Result<(), ConfigError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems: self.0 }) }
+    }
+}
+
+fn unset(path: &Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
 fn above_zero(x: f64) -> bool {
     x > 0.0 && x.is_finite()
 }
 
 fn zero_up(x: f64) -> bool {
     x >= 0.0 && x.is_finite()
-}
-
-/// The file and the overrides, laid end to end in one space of byte offsets: a TOML span then tells which of them
-/// an error is about.
-struct Sources {
-    /// What errors call each text, and the text. All but the file are padded with line ends, from offset 0 to their
-    /// place.
-    texts: Vec<(String, String)>,
-}
-
-impl Sources {
-    fn new(name: &str, file: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let mut end = file.len() + 1;
-        let mut texts = vec![(name.to_string(), file.to_string())];
-        for text in overrides {
-            let bad = || ConfigError::Override(text.clone());
-            let (key, value) = text.split_once('=').ok_or_else(bad)?;
-            let quoted = format!("{key} = {}", toml::Value::from(value));
-            let line = [text, &quoted].into_iter().find(|t| DeTable::parse(t).is_ok()).ok_or_else(bad)?;
-            let padded = "\n".repeat(end) + line;
-            end = padded.len() + 1;
-            texts.push((format!("--set {text}"), padded));
-        }
-        Ok(Self { texts })
-    }
-
-    fn deserialize<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let mut merged: Option<Spanned<DeTable<'_>>> = None;
-        for (_, text) in &self.texts {
-            let table = DeTable::parse(text).map_err(|e| self.error(&e, None))?;
-            match &mut merged {
-                None => merged = Some(table),
-                Some(base) => merge(base.get_mut(), table.into_inner(), text),
-            }
-        }
-        let merged = merged.unwrap_or_else(|| Spanned::new(0..0, DeTable::new()));
-        T::deserialize(toml::de::Deserializer::from(merged.clone()))
-            .map_err(|e| self.error(&e, Some(merged.get_ref())))
-    }
-
-    /// Turns a TOML error into one that says where and, for an unknown name, which known one is nearest. `table` is
-    /// the document, where it parsed.
-    fn error(&self, error: &toml::de::Error, table: Option<&DeTable<'_>>) -> ConfigError {
-        let span = error.span().unwrap_or_default();
-        let path = table.and_then(|t| find(t, &span)).unwrap_or_default();
-        let source = self.texts.iter().position(|(_, text)| span.start <= text.len()).unwrap_or(0);
-        // Keys that another kind has were not written for this one.
-        let section = path.first().map_or("", String::as_str);
-        let kind =
-            self.texts[1..].iter().rfind(|(name, _)| name.starts_with(&format!("--set {section}.kind=")));
-        let tagged = ["verifier", "environment"].contains(&section);
-        if let (Some((name, _)), 0, true) =
-            (kind, source, tagged && error.message().starts_with("unknown field"))
-        {
-            let message = format!(
-                "{}; the keys that the file sets for another kind stay: to replace all of [{section}], --set \
-                 '{section}={{kind=\"...\", ...}}'",
-                explain(error.message(), path.clone())
-            );
-            return ConfigError::Parse { place: name.clone(), message };
-        }
-        let (name, text) = &self.texts[source];
-        // A missing section is on no line.
-        let missing = path.is_empty() && error.message().starts_with("missing field");
-        let place = match text.get(..span.start) {
-            Some(before) if source == 0 && !missing => format!("{name}:{}", before.matches('\n').count() + 1),
-            _ => name.clone(),
-        };
-        ConfigError::Parse { place, message: explain(error.message(), path) }
-    }
-}
-
-/// Puts `over`, an override of that text, on top of `base`, table by table. A table keeps the place where the file opens
-/// it; one that is written as a whole and chooses a `kind` replaces the other choice with all its keys.
-fn merge<'a>(base: &mut DeTable<'a>, over: DeTable<'a>, text: &str) {
-    for (key, value) in over {
-        let name = key.get_ref().clone();
-        let whole = text.as_bytes().get(value.span().start) == Some(&b'{');
-        match (base.get_mut(name.as_ref()).map(Spanned::get_mut), value.get_ref()) {
-            (Some(DeValue::Table(old)), DeValue::Table(new)) if !(whole && new.contains_key("kind")) => {
-                if let DeValue::Table(new) = value.into_inner() {
-                    merge(old, new, text);
-                }
-            }
-            _ => {
-                // The map would keep the old key, and with it the old place.
-                base.remove(name.as_ref());
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// The path of the key or value that lies at `span`.
-fn find(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
-    table.iter().find_map(|(key, value)| {
-        let name = key.get_ref().to_string();
-        let in_array = value.get_ref().is_array() && value.span().contains(&span.start);
-        if key.span() == *span || value.span() == *span || in_array {
-            return Some(vec![name]);
-        }
-        let mut path = find(value.get_ref().as_table()?, span)?;
-        path.insert(0, name);
-        Some(path)
-    })
-}
-
-/// Serde words an unknown name as "unknown field `x`, expected one of `a`, `b`": the names stand between backticks.
-fn explain(message: &str, mut path: Vec<String>) -> String {
-    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let is_key = message.starts_with("unknown field");
-    let ([unknown, known @ ..], true) = (&names[..], is_key || message.starts_with("unknown variant")) else {
-        return if path.is_empty() { message.to_string() } else { format!("{}: {message}", path.join(".")) };
-    };
-    let nearest = known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(unknown, k), k))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let hint = match nearest {
-        Some((_, name)) => format!("did you mean `{name}`?"),
-        None if known.is_empty() => "none is known here".to_string(),
-        None => format!("known: {}", known.join(", ")),
-    };
-    if is_key {
-        path.pop_if(|last| last == unknown);
-        let section =
-            if path.is_empty() { "at the top level".into() } else { format!("in [{}]", path.join(".")) };
-        format!("unknown key `{unknown}` {section}; {hint}")
-    } else {
-        format!("{}: unknown value `{unknown}`; {hint}", path.join("."))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As the verifier's section is: serde buffers the table to find `kind`, and its errors lose their place in it.
-    #[derive(Debug, Deserialize)]
-    #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-    #[allow(dead_code)]
-    enum Tagged {
-        Exact { strict: bool },
-        Numeric {},
-    }
-
-    #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
-    struct Outer {
-        verifier: Tagged,
-    }
-
-    #[test]
-    fn errors_inside_a_tagged_section_name_the_section() {
-        for (text, set, message) in [
-            (
-                "\n[verifier]\nkind = \"exact\"\nstrikt = true",
-                "",
-                "a:2: unknown key `strikt` in [verifier]; did you mean `strict`?",
-            ),
-            (
-                "[verifier]\nkind = \"exakt\"",
-                "",
-                "a:2: verifier.kind: unknown value `exakt`; did you mean `exact`?",
-            ),
-            (
-                "[verifier]\nkind = \"numeric\"",
-                "verifier.kind=exact",
-                "a:1: verifier: missing field `strict`",
-            ),
-        ] {
-            let set = if set.is_empty() { vec![] } else { vec![set.to_string()] };
-            let error = Sources::new("a", text, &set).and_then(|s| s.deserialize::<Outer>()).unwrap_err();
-            assert_eq!(error.to_string(), message);
-        }
-    }
 }

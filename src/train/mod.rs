@@ -1,5 +1,5 @@
 //! Training: what a run is told ([`config`]), what it draws on ([`schedule`], [`policy`], [`optimizer`]), what it leaves behind
-//! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`stop`]). [`run`] is the loop.
+//! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`interrupt`]). [`run`] is the loop.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
 //! `eval/`, `tensorboard/` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
@@ -9,6 +9,7 @@
 pub mod config;
 pub mod error;
 pub mod evaluation;
+pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;
 pub mod policy;
@@ -17,5 +18,4 @@ pub mod schedule;
 pub mod setup;
 pub mod snapshot;
 mod step;
-pub mod stop;
 pub mod tensorboard;

@@ -24,20 +24,17 @@ use std::time::Instant;
 use super::config::{ConfigError, Problem, TrainConfig};
 use super::error::TrainError;
 use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
+use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
-use super::setup::{
-    arithmetic, check_experts, check_prompts, check_sizes, judges, rollout, stop_rule, warnings,
-};
+use super::setup::{arithmetic, check_experts, check_prompts, judges, rollout, stop_rule, warnings};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
-use super::stop::Stop;
 use crate::backend::Backend;
 use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::activations::Kept;
-use crate::gemma::params;
-use crate::model_dir::{ModelDir, OpenError, Precision};
+use crate::model_dir::{self, ModelDir, OpenError, Precision};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
 
@@ -156,11 +153,10 @@ pub fn run<B: Backend + Clone>(
     backend: B,
     config: &TrainConfig,
     resume: bool,
-    stop: &Stop,
+    stop: &Interrupt,
     mut report: impl FnMut(Event),
 ) -> Result<Outcome, TrainError> {
     config.validate_for(!resume || config.train.kl_coefficient > 0.0)?;
-    check_sizes(config)?;
     let out = &config.train.output;
     let (config_path, dir) = (out.join(CONFIG), out.join(CHECKPOINTS));
     if resume && !config_path.exists() && !dir.exists() {
@@ -404,7 +400,7 @@ impl<B: Backend> Trainer<'_, B> {
         mut self,
         start: Start<B>,
         eval_tasks: Option<&Tasks>,
-        stop: &Stop,
+        stop: &Interrupt,
         report: &mut impl FnMut(Event),
     ) -> Result<Outcome, TrainError> {
         let Start { mut dir, mut optimizer, mut step, checkpoint } = start;
@@ -495,7 +491,7 @@ impl<B: Backend> Trainer<'_, B> {
         dir: &ModelDir<B>,
         tasks: &Tasks,
         step: u64,
-        stop: &Stop,
+        stop: &Interrupt,
         report: &mut impl FnMut(Event),
     ) -> Result<Option<Report>, TrainError> {
         if self.resumed
@@ -596,8 +592,6 @@ impl<B: Backend> Trainer<'_, B> {
         self.metrics.sync()?;
         let state = TrainState {
             step,
-            position: step * self.stepper.config.generate.prompts_per_step as u64,
-            seed: self.stepper.config.train.seed,
             config_hash: self.stepper.config.resume_hash()?,
             data_hash: self.stepper.tasks.fingerprint,
             device: arithmetic(&dir.model.backend.device_name()),
@@ -606,7 +600,7 @@ impl<B: Backend> Trainer<'_, B> {
         let path = self.snapshots.save(
             &state,
             |out| {
-                params::save(b, &dir.config, &model.params, &dir.path, out)?;
+                model_dir::save(b, &dir.config, &model.params, &dir.path, out)?;
                 Ok(b.check()?)
             },
             |out| {

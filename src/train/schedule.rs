@@ -1,20 +1,6 @@
 //! The learning rate as a pure function of the step.
 
-use serde::{Deserialize, Serialize};
-
-use super::config::OptimizerSection;
-
-/// The course of the learning rate after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Stays at `lr`.
-    Constant,
-    /// Falls on a straight line to `lr * min_lr_ratio` at the last step.
-    Linear,
-    /// Falls on half a cosine to `lr * min_lr_ratio` at the last step (Loshchilov and Hutter 2017, one cycle).
-    Cosine,
-}
+use super::config::{OptimizerSection, Schedule};
 
 /// The learning rate of update `step`, which counts 1, 2, ... `steps`.
 ///

@@ -1,43 +1,18 @@
 //! From a configuration to what a run works with: prompts, ends of responses, verifiers; and the checks that need
 //! the model or the tasks.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::config::{ConfigError, Problem, Template, TrainConfig, escape};
+use super::config::{Template, TrainConfig, escape};
 use super::error::TrainError;
 use crate::backend::Backend;
 use crate::generate::Sampling;
 use crate::model_dir::{ModelDir, foreign_template};
-use crate::rollout::{Judges, PromptFormat, Rollout, StopRule};
-use crate::tasks::{Task, Tasks, task_lines};
+use crate::rollout::{Judges, PromptFormat, ResponseEnd, Rollout};
+use crate::tasks::{Task, Tasks};
 use crate::tokenizer::{Role, Tokenizer, TokenizerError, role};
 use crate::verifier::{VerifierConfig, build};
-
-/// Most responses to one prompt; the paper's N goes up to 2^10.
-pub const MAX_SAMPLES: usize = 1 << 16;
-/// Most tokens of one prompt's responses together: the smallest Gemma's cache of them takes terabytes.
-pub const MAX_GROUP_TOKENS: usize = 1 << 28;
-/// Most prompts per step.
-const MAX_PROMPTS: usize = 1 << 20;
-
-/// Refuses sizes that could only end in a failed allocation.
-pub fn check_sizes(config: &TrainConfig) -> Result<(), ConfigError> {
-    let (generate, train) = (&config.generate, &config.train);
-    let most = MAX_GROUP_TOKENS / generate.samples.max(train.eval_samples).clamp(1, MAX_SAMPLES);
-    let sizes = [
-        ("generate.samples", generate.samples, MAX_SAMPLES),
-        ("train.eval_samples", train.eval_samples, MAX_SAMPLES),
-        ("generate.prompts_per_step", generate.prompts_per_step, MAX_PROMPTS),
-        ("generate.max_new_tokens", generate.max_new_tokens, most),
-    ];
-    let too_large = sizes.into_iter().filter(|(_, value, most)| value > most);
-    let problems: Vec<Problem> = too_large
-        .map(|(key, value, most)| Problem { key, message: format!("is {value}; it must be at most {most}") })
-        .collect();
-    if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
-}
 
 /// Checks that behind every prompt of a task file there is room for the longest response that may be sampled.
 pub fn check_prompts<B: Backend>(
@@ -47,10 +22,10 @@ pub fn check_prompts<B: Backend>(
     tasks: &Tasks,
 ) -> Result<(), TrainError> {
     let (context, new) = (dir.model.config.max_positions, config.generate.max_new_tokens);
-    for (i, task) in tasks.list.iter().enumerate() {
+    for task in &tasks.list {
         let tokens = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?.1.len();
         if tokens.saturating_add(new) > context {
-            let (path, line) = (path.into(), line(path, i));
+            let (path, line) = (path.into(), task.line);
             return Err(TrainError::PromptTooLong { path, line, tokens, new, context });
         }
     }
@@ -65,21 +40,15 @@ pub(super) fn check_experts<B: Backend>(
 ) -> Result<(), TrainError> {
     let (context, path) = (dir.model.config.max_positions, &config.data.tasks);
     let stop_rule = stop_rule(config, dir);
-    for (i, task) in tasks.list.iter().enumerate() {
+    for task in &tasks.list {
         let (_, prompt) = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?;
         let tokens = prompt.len() + expert(config, dir, &stop_rule, task)?.len();
         if tokens > context {
-            let (path, line) = (path.clone(), line(path, i));
+            let (path, line) = (path.clone(), task.line);
             return Err(TrainError::ExpertTooLong { path, line, tokens, context });
         }
     }
     Ok(())
-}
-
-/// The line of a task file's task `index`. Blank lines hold none.
-pub(super) fn line(path: &Path, index: usize) -> usize {
-    let bytes = fs::read(path).unwrap_or_default();
-    task_lines(&bytes).nth(index).map_or(index + 1, |(line, _)| line)
 }
 
 /// What in settings and tasks can be used, but is hardly meant: a sentence each. Of tasks the first line and the number of
@@ -102,8 +71,8 @@ pub fn warnings<B: Backend>(
     }
     let mut prompts = Vec::new();
     let mut responses = Vec::new();
-    for (index, task) in tasks.list.iter().enumerate() {
-        prompts.extend(spelled(&dir.tokenizer, &task.prompt).map(|p| (index, format!("the prompt {p}"))));
+    for task in &tasks.list {
+        prompts.extend(spelled(&dir.tokenizer, &task.prompt).map(|p| (task.line, format!("the prompt {p}"))));
         if !experts {
             continue;
         }
@@ -118,15 +87,15 @@ pub fn warnings<B: Backend>(
             ),
             None => continue,
         };
-        responses.push((index, problem));
+        responses.push((task.line, problem));
     }
     for found in [prompts, responses] {
-        let Some((index, problem)) = found.first() else { continue };
+        let Some((line, problem)) = found.first() else { continue };
         let others = match found.len() {
             1 => String::new(),
             n => format!(" (and {} more like it)", n - 1),
         };
-        all.push(format!("{}:{}: {problem}{others}", path.display(), line(path, *index)));
+        all.push(format!("{}:{line}: {problem}{others}", path.display()));
     }
     Ok(all)
 }
@@ -188,7 +157,7 @@ pub fn template_warning(setting: &str, dir: &Path) -> Option<String> {
 pub(super) fn expert<B: Backend>(
     config: &TrainConfig,
     dir: &ModelDir<B>,
-    stop_rule: &StopRule,
+    stop_rule: &ResponseEnd,
     task: &Task,
 ) -> Result<Vec<u32>, TokenizerError> {
     let end = match config.data.template {
@@ -230,15 +199,15 @@ pub(super) fn prompt_format(config: &TrainConfig) -> PromptFormat<'_> {
 }
 
 /// Where a configuration ends responses.
-pub fn stop_rule<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> StopRule<'a> {
-    StopRule::new(&dir.model.config, &dir.tokenizer, &config.generate.stop)
+pub fn stop_rule<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> ResponseEnd<'a> {
+    ResponseEnd::new(&dir.model.config, &dir.tokenizer, &config.generate.stop)
 }
 
 /// Prompts as a configuration describes them, to a model.
 pub fn rollout<'a, B: Backend>(
     config: &'a TrainConfig,
     dir: &'a ModelDir<B>,
-    stop: &'a StopRule<'a>,
+    stop: &'a ResponseEnd<'a>,
 ) -> Rollout<'a, B> {
     Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format: prompt_format(config), stop }
 }

@@ -30,7 +30,7 @@ const PREFIX: &str = "step-";
 const PARTIAL: &str = ".partial-";
 const TRASH: &str = ".trash-";
 /// Version of the layout of `manifest.json` and `state.json`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Everything of a run but its arrays and its configuration. Random numbers are counter-based and have no state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,22 +38,12 @@ const FORMAT: u32 = 1;
 pub struct TrainState {
     /// Steps completed.
     pub step: u64,
-    /// Tasks drawn: the position in [`crate::tasks::Order`].
-    pub position: u64,
-    /// `train.seed`.
-    pub seed: u64,
     /// [`super::config::TrainConfig::resume_hash`].
     pub config_hash: u32,
     /// [`crate::tasks::Tasks::fingerprint`].
     pub data_hash: u32,
     /// What computed: see [`super::setup::arithmetic`].
-    #[serde(default = "cpu")]
     pub device: String,
-}
-
-/// The device of checkpoints from before there was a choice.
-fn cpu() -> String {
-    "cpu".into()
 }
 
 /// A checkpoint whose files have all been found as they were written.
@@ -629,7 +619,7 @@ mod tests {
     }
 
     fn state(step: u64) -> TrainState {
-        TrainState { step, position: step * 8, seed: 1, config_hash: 2, data_hash: 3, device: "cpu".into() }
+        TrainState { step, config_hash: 2, data_hash: 3, device: "cpu".into() }
     }
 
     /// A save with contents that tell its step and `tag`, in pieces with a boundary before each.

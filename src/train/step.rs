@@ -8,7 +8,7 @@ use super::metrics::{PhaseSeconds, StepMetrics};
 use super::optimizer::Optimizer;
 use super::policy::{Continued, Forward};
 use super::schedule::learning_rate;
-use super::setup::{expert, line, prompt_format, rollout, sampling, stop_rule};
+use super::setup::{expert, prompt_format, rollout, sampling, stop_rule};
 use crate::backend::Backend;
 use crate::eval::estimators::{answer_counts, entropy};
 use crate::eval::{Unjudged, count_by_kind};
@@ -127,11 +127,10 @@ impl<B: Backend> Stepper<'_, B> {
 
     /// The objective's coefficients for the group of task `index`.
     fn coefficients(&self, step: u64, index: usize, group: &ScoredGroup) -> Result<Coefficients, TrainError> {
-        let path = &self.config.data.tasks;
         coefficients(&self.config.objective, group).map_err(|source| TrainError::Objective {
             step,
-            path: path.clone(),
-            line: line(path, index),
+            path: self.config.data.tasks.clone(),
+            line: self.tasks.list[index].line,
             source,
         })
     }
@@ -160,7 +159,7 @@ impl<B: Backend> Stepper<'_, B> {
                 let score = judges.score(&prompt, &stop_rule.text(&tokens), task);
                 scored.expert_score = Some(score.map_err(|source| TrainError::Expert {
                     path: self.config.data.tasks.clone(),
-                    line: line(&self.config.data.tasks, index),
+                    line: task.line,
                     source,
                 })?);
                 experts = Some(tokens);

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, DType};
-use bon_engine::config::GemmaConfig;
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
+use bon_engine::gemma::config::{GemmaConfig, LayerShape};
 use bon_engine::gemma::params::{self, ParamKind};
 use bon_engine::gemma::{Gemma, Params};
 use bon_engine::segments::Segments;
+use bon_engine::train::interrupt::Interrupt;
 use bon_engine::train::policy::{Continued, Forward};
 use bon_engine::train::run::{Event, run};
-use bon_engine::train::stop::Stop;
 
 use crate::engine::{FAMILIES, config, model};
 use crate::kernels::{activation, compiled, counting, vm};
@@ -352,15 +352,10 @@ fn with_kept_activations_a_step_is_three_times_the_forward_products() {
     }
     const TOKENS: u64 = 256;
     const PREDICTING: u64 = 128;
-    let config = GemmaConfig {
-        hidden_size: 256,
-        intermediate_size: 512,
-        num_heads: 4,
-        num_kv_heads: 2,
-        vocab_size: 1024,
-        max_positions: 512,
-        ..config("gemma3_text")
-    };
+    let mut config =
+        GemmaConfig { hidden_size: 256, vocab_size: 1024, max_positions: 512, ..config("gemma3_text") };
+    let shape = LayerShape { heads: 4, kv_heads: 2, head_dim: 64, intermediate: 512 };
+    config.layers.iter_mut().for_each(|layer| layer.shape = shape);
     let plan = params::plan(&config);
     let elements = |matrix: &params::ParamSpec| (matrix.rows * matrix.cols) as u64;
     let matrices = plan.tensors().into_iter().filter(|spec| spec.kind == ParamKind::Matrix);
@@ -393,7 +388,7 @@ fn a_run_says_once_what_it_keeps_and_ends_the_same_either_way() {
     let ran = |output: &str, recompute: &str| {
         let config = place.config(output, &["train.steps=2", &format!("train.recompute={recompute}")]);
         let mut told = Vec::new();
-        run(Cpu::F32, &config, false, &Stop::default(), |event| {
+        run(Cpu::F32, &config, false, &Interrupt::default(), |event| {
             if let Event::Activations { kept } = event {
                 told.push(kept.share());
             }

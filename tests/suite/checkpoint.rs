@@ -11,8 +11,9 @@ use bon_engine::checkpoint::{
     Checkpoint, CheckpointError, Dtype, FileError, TensorSpec, atomic, write_tensors,
 };
 use bon_engine::cli::inspect;
-use bon_engine::config::{ConfigFile, GemmaConfig};
+use bon_engine::gemma::config::{ConfigFile, GemmaConfig};
 use bon_engine::gemma::params::{self, Mismatch, ParamSpec, Params};
+use bon_engine::model_dir;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -455,7 +456,7 @@ fn saving_and_loading_change_no_bit() {
 
         let file = ConfigFile::open(&source).unwrap();
         let loaded = params::load(&Cpu::F32, &file.gemma, &Checkpoint::open(&source).unwrap(), None).unwrap();
-        params::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
+        model_dir::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
 
         assert_eq!(entries(&out), ["config.json", "model.safetensors", "tokenizer.json"]);
         assert_eq!(std::fs::read(out.join("tokenizer.json")).unwrap(), "any bytes \u{e9}".as_bytes());
@@ -471,9 +472,9 @@ fn saving_and_loading_change_no_bit() {
             assert_eq!((view.dtype, view.shape, view.bytes), (*dtype, &shape[..], &bytes[..]), "{name}");
         }
         // Onto itself: a second save replaces the first.
-        params::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
+        model_dir::save(&Cpu::F32, &file, &loaded, &source, &out).unwrap();
         // But never the directory that holds somebody's other file.
-        let problem = params::save(&Cpu::F32, &file, &loaded, &source, &source).unwrap_err().to_string();
+        let problem = model_dir::save(&Cpu::F32, &file, &loaded, &source, &source).unwrap_err().to_string();
         assert!(problem.contains("\"diary.txt\""), "{problem}");
     }
 }

@@ -2,7 +2,7 @@
 //! Transformers 5.23 makes of the same JSON.
 
 use bon_engine::backend::DType;
-use bon_engine::config::{ConfigError, ConfigFile, GemmaConfig, LayerSpec, NormPlacement};
+use bon_engine::gemma::config::{ConfigError, ConfigFile, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -24,8 +24,13 @@ fn refusal(config: &Value) -> String {
     format!("{:#}", anyhow::Error::from(open(config, None).expect_err(&config.to_string())))
 }
 
+/// The shape that absent fields mean in Gemma 1.
+const GEMMA_1: LayerShape = LayerShape { heads: 16, kv_heads: 16, head_dim: 256, intermediate: 24_576 };
+
+/// A layer of the shape that absent fields mean in Gemma 2 and 3.
 fn layer(window: Option<usize>, rope_theta: f64, rope_factor: f64) -> LayerSpec {
-    LayerSpec { window, rope_theta, rope_factor }
+    let shape = LayerShape { heads: 8, kv_heads: 4, head_dim: 256, intermediate: 9216 };
+    LayerSpec { shape, window, rope_theta, rope_factor }
 }
 
 fn merged(mut base: Value, changes: Value) -> Value {
@@ -40,11 +45,7 @@ fn absent_fields_have_transformers_defaults() {
         model_type: "gemma".into(),
         vocab_size: 256_000,
         hidden_size: 3072,
-        intermediate_size: 24_576,
-        num_heads: 16,
-        num_kv_heads: 16,
-        head_dim: 256,
-        layers: vec![layer(None, 1e4, 1.0); 28],
+        layers: vec![LayerSpec { shape: GEMMA_1, ..layer(None, 1e4, 1.0) }; 28],
         rms_norm_eps: 1e-6,
         attention_scale: 1.0 / 16.0,
         attention_softcap: None,
@@ -61,9 +62,6 @@ fn absent_fields_have_transformers_defaults() {
     let expected = GemmaConfig {
         model_type: "gemma2".into(),
         hidden_size: 2304,
-        intermediate_size: 9216,
-        num_heads: 8,
-        num_kv_heads: 4,
         layers: (0..26).map(alternating).collect(),
         attention_softcap: Some(50.0),
         final_softcap: Some(30.0),
@@ -97,15 +95,12 @@ fn every_field_is_read() {
         "layer_types": ["full_attention", "full_attention", "sliding_attention"],
         "eos_token_id": [3, 5], "bos_token_id": 4,
     }));
+    let shape = LayerShape { heads: 6, kv_heads: 3, head_dim: 10, intermediate: 56 };
     let expected = GemmaConfig {
         model_type: "gemma2".into(),
         vocab_size: 131,
         hidden_size: 40,
-        intermediate_size: 56,
-        num_heads: 6,
-        num_kv_heads: 3,
-        head_dim: 10,
-        layers: vec![layer(None, 77.0, 1.0), layer(None, 77.0, 1.0), layer(Some(9), 77.0, 1.0)],
+        layers: [None, None, Some(9)].map(|window| LayerSpec { shape, ..layer(window, 77.0, 1.0) }).to_vec(),
         rms_norm_eps: 1e-5,
         attention_scale: 0.5,
         attention_softcap: Some(7.0),
@@ -354,7 +349,10 @@ proptest! {
         }
         if let Ok(file) = open(&config, None) {
             let c = file.gemma;
-            prop_assert!(c.num_heads % c.num_kv_heads == 0 && c.head_dim % 2 == 0 && !c.layers.is_empty());
+            prop_assert!(!c.layers.is_empty());
+            for LayerShape { heads, kv_heads, head_dim, .. } in c.layers.iter().map(|layer| layer.shape) {
+                prop_assert!(heads % kv_heads == 0 && head_dim % 2 == 0);
+            }
             prop_assert!(c.attention_scale > 0.0 && c.attention_scale.is_finite());
         }
     }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, HeadSpec, Pace, Truncation};
-use bon_engine::config::{GemmaConfig, LayerSpec, NormPlacement};
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
+use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::objective::{Kind, ObjectiveConfig, ScoredGroup, Signal, coefficients};
@@ -20,10 +20,10 @@ use bon_engine::rollout::RolloutError;
 use bon_engine::segments::Segments;
 use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::error::TrainError;
+use bon_engine::train::interrupt::Interrupt;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::Forward;
 use bon_engine::train::run::run;
-use bon_engine::train::stop::Stop;
 
 use crate::device::gpu;
 use crate::fixture::Fixture;
@@ -49,15 +49,15 @@ const SAMPLING: Sampling = Sampling {
 /// A Gemma as small as the kernels take it, with all that its family has; no width is a multiple of a tile, and the
 /// vocabulary is odd.
 pub(crate) fn config(family: &str) -> GemmaConfig {
-    let layer = |window, rope_theta, rope_factor| LayerSpec { window, rope_theta, rope_factor };
+    let shape = match family {
+        "gemma2" => LayerShape { heads: 4, kv_heads: 2, head_dim: 64, intermediate: 200 },
+        _ => LayerShape { heads: 3, kv_heads: 1, head_dim: 64, intermediate: 200 },
+    };
+    let layer = |window, rope_theta, rope_factor| LayerSpec { shape, window, rope_theta, rope_factor };
     let base = GemmaConfig {
         model_type: family.to_owned(),
         vocab_size: 333,
         hidden_size: 104,
-        intermediate_size: 200,
-        num_heads: 3,
-        num_kv_heads: 1,
-        head_dim: 64,
         layers: vec![layer(None, 1e4, 1.0); 2],
         rms_norm_eps: 1e-6,
         attention_scale: 0.125,
@@ -72,8 +72,6 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
     match family {
         "gemma" => base,
         "gemma2" => GemmaConfig {
-            num_heads: 4,
-            num_kv_heads: 2,
             layers: vec![layer(Some(9), 1e4, 1.0), layer(None, 1e4, 1.0)],
             attention_scale: 0.2,
             attention_softcap: Some(4.0),
@@ -523,7 +521,7 @@ fn on_the_kernels_a_resumed_run_is_the_uninterrupted_run() {
     assert!(steps.iter().all(|m| m.logprob_gap_max == 0.0 && m.grad_norm > 0.0), "{steps:?}");
     train_on(vm(None), &parts, false, 1);
     // The CPU would round otherwise.
-    let refused = run(Cpu::F32, &parts, true, &Stop::default(), |_| {}).unwrap_err();
+    let refused = run(Cpu::F32, &parts, true, &Interrupt::default(), |_| {}).unwrap_err();
     assert!(matches!(&refused, TrainError::Differs { .. }), "{refused}");
     assert!(refused.to_string().contains("--device: the run is on vm"), "{refused}");
     train_on(vm(None), &parts, true, 2);
@@ -627,7 +625,7 @@ fn a_device_that_fails_leaves_nothing_wrong_behind() {
     let failing = |left: usize| Arc::new(Failing::new(left));
     let on = |device: &Arc<Failing>, output: &str| {
         let cuda = Cuda::new(Box::new(Arc::clone(device))).unwrap();
-        run(cuda, &place.config(output, &settings), false, &Stop::default(), |_| {})
+        run(cuda, &place.config(output, &settings), false, &Interrupt::default(), |_| {})
     };
     const PLENTY: usize = 1 << 20;
     let device = failing(PLENTY);

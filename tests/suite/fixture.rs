@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use bon_engine::checkpoint::{Dtype, TensorSpec, write_tensors};
-use bon_engine::config::ConfigFile;
+use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::params::{ParamKind, plan};
 use serde_json::{Value, json};
 

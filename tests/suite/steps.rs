@@ -14,12 +14,11 @@ use bon_engine::generate::{Finish, Prompt, Response, Sampling, generate};
 use bon_engine::model_dir::{ModelDir, Precision};
 use bon_engine::objective::{Kind, NegativeSign, Signal};
 use bon_engine::rng::{Domain, Stream};
-use bon_engine::rollout::StopRule;
+use bon_engine::rollout::ResponseEnd;
 use bon_engine::tasks::{Task, Tasks};
-use bon_engine::train::config::{LengthNormalizer, TrainConfig};
+use bon_engine::train::config::{LengthNormalizer, Schedule, TrainConfig};
 use bon_engine::train::metrics::StepMetrics;
 use bon_engine::train::policy::Forward;
-use bon_engine::train::schedule::Schedule;
 use bon_engine::train::snapshot::{Arrays, Snapshot, verify};
 
 use crate::delegating::Delegating;
@@ -306,7 +305,7 @@ fn groups(case: &Case, dir: &ModelDir<Cpu>, tasks: &Tasks, step: u64) -> Vec<Gro
             &tasks.list[epoch[(position % all) as usize]]
         })
         .collect();
-    let stop = StopRule::new(&dir.model.config, &dir.tokenizer, &generate_.stop);
+    let stop = ResponseEnd::new(&dir.model.config, &dir.tokenizer, &generate_.stop);
     let prompt = |task: &&Task| {
         let text = format!("{}{}{}", config.data.prefix, task.prompt, config.data.suffix);
         dir.tokenizer.encode_prompt(&text).unwrap()

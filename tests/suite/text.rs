@@ -1,7 +1,7 @@
 //! Where responses end, what their text is, and what prompts are made of: tables that say it row by row, and the rules
 //! written down once more for random tokens.
 
-use bon_engine::rollout::{PromptFormat, StopRule};
+use bon_engine::rollout::{PromptFormat, ResponseEnd};
 use bon_engine::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde_json::json;
@@ -14,7 +14,7 @@ fn strings(list: &[&str]) -> Vec<String> {
 
 /// What a rule makes of tokens that come one by one: how many it takes, or all of them and no end; the text; and what of
 /// it was settled before each token, the last included.
-fn read(rule: &StopRule, tokens: &[u32]) -> (Option<usize>, String, Vec<String>) {
+fn read(rule: &ResponseEnd, tokens: &[u32]) -> (Option<usize>, String, Vec<String>) {
     let end = (1..=tokens.len()).find(|&n| rule.reached(&tokens[..n]));
     let taken = &tokens[..end.unwrap_or(tokens.len())];
     let settled = (0..=taken.len()).map(|n| rule.settled(&taken[..n])).collect();
@@ -70,12 +70,12 @@ fn where_responses_end_and_what_their_text_is() {
         (&["<pad>", "b"], &["a", "<bos>", "b"], Some(3), "a", "a"),
     ] {
         let stop = strings(stop);
-        let (found, found_text, settled) = read(&StopRule::new(&config, &t, &stop), &ids(pieces));
+        let (found, found_text, settled) = read(&ResponseEnd::new(&config, &t, &stop), &ids(pieces));
         let case = format!("{pieces:?} until {stop:?}");
         assert_eq!((found, found_text.as_str()), (end, text), "{case}");
         assert_eq!(settled.last().unwrap(), last, "{case}: {settled:?}");
     }
-    let stop = StopRule::new(&config, &t, &[]).interrupted_by(&|| true);
+    let stop = ResponseEnd::new(&config, &t, &[]).interrupted_by(&|| true);
     assert!(stop.reached(&ids(&["a"])));
 }
 
@@ -99,7 +99,7 @@ fn experts_end_where_sampled_responses_do() {
         (&["\u{e9}"], "a\u{e9}b", &["a", "<0xC3>", "<0xA9>"], "a"),
     ] {
         let stop = strings(stop);
-        let rule = StopRule::new(&config, &t, &stop);
+        let rule = ResponseEnd::new(&config, &t, &stop);
         let tokens = rule.complete(text, eos).unwrap();
         assert_eq!(tokens, ids(pieces), "{text:?} until {stop:?}");
         assert_eq!(rule.text(&tokens), kept, "{text:?} until {stop:?}");
@@ -108,7 +108,7 @@ fn experts_end_where_sampled_responses_do() {
     // An end token that is a word ends an expert, too.
     let mut config = config.clone();
     config.eos_tokens.push(ids(&["b"])[0]);
-    assert_eq!(StopRule::new(&config, &t, &[]).complete("abc", eos).unwrap(), ids(&["a", "b"]));
+    assert_eq!(ResponseEnd::new(&config, &t, &[]).complete("abc", eos).unwrap(), ids(&["a", "b"]));
 }
 
 #[test]
@@ -172,11 +172,11 @@ fn stops() -> impl Strategy<Value = Vec<String>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// The rules of `StopRule`, from their definition: the whole text at every length.
+    /// The rules of `ResponseEnd`, from their definition: the whole text at every length.
     #[test]
     fn a_response_is_one_function_of_its_tokens(tokens in tokens(), stop in stops()) {
         let t = unmarked();
-        let rule = StopRule::new(&config(vocabulary().len(), 2), &t, &stop);
+        let rule = ResponseEnd::new(&config(vocabulary().len(), 2), &t, &stop);
         let find = |text: &[u8]| {
             let at = |s: &String| (0..text.len()).find(|&i| text[i..].starts_with(s.as_bytes()));
             stop.iter().filter_map(at).min()
@@ -207,7 +207,7 @@ proptest! {
     #[test]
     fn an_expert_is_a_response(text in "[ab\nus\u{e9}<>]{0,12}", stop in stops()) {
         let t = unmarked();
-        let rule = StopRule::new(&config(vocabulary().len(), 2), &t, &stop);
+        let rule = ResponseEnd::new(&config(vocabulary().len(), 2), &t, &stop);
         let tokens = rule.complete(&text, 1).unwrap();
         let (end, kept, _) = read(&rule, &tokens);
         prop_assert_eq!(end, Some(tokens.len()));

@@ -156,7 +156,7 @@ const PRIVILEGES: [(&str, &[&str]); 17] = [
             "src/backend/cuda/figures.rs",
         ],
     ),
-    ("signal_hook", &["src/train/stop.rs"]),
+    ("signal_hook", &["src/train/interrupt.rs"]),
     ("backend::cpu", &["src/cli/", "src/backend/cpu/"]),
     ("backend::cuda", &["src/cli/"]),
     ("ptxvm", &["src/device/vm.rs"]),

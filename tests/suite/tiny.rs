@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::checkpoint::Checkpoint;
-use bon_engine::config::ConfigFile;
+use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::train::policy::{Continued, Forward};
 

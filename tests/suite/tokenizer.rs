@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use bon_engine::config::{ConfigFile, GemmaConfig};
+use bon_engine::gemma::config::{ConfigFile, GemmaConfig};
 use bon_engine::tokenizer::{Tokenizer, TokenizerError};
 use proptest::prelude::*;
 use serde_json::{Value, json};

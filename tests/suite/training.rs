@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::backend::{Backend, DType, Truncation};
-use bon_engine::config::{CONFIG_FILE, ConfigFile};
+use bon_engine::gemma::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
-use bon_engine::model_dir::{ModelDir, Precision};
+use bon_engine::model_dir::{self, ModelDir, Precision};
 use bon_engine::objective::{ScoredGroup, coefficients};
-use bon_engine::rollout::{PromptFormat, Rollout, StopRule};
+use bon_engine::rollout::{PromptFormat, ResponseEnd, Rollout};
 use bon_engine::tasks::{Order, Task, Tasks};
 use bon_engine::tokenizer::TOKENIZER_FILE;
 use bon_engine::train::config::{LengthNormalizer, OptimizerSection, TrainConfig};
+use bon_engine::train::interrupt::Interrupt;
 use bon_engine::train::metrics::StepMetrics;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::Forward;
 use bon_engine::train::run::{Event, run};
 use bon_engine::train::setup::judges;
 use bon_engine::train::snapshot::{Arrays, newest_valid};
-use bon_engine::train::stop::Stop;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -68,7 +68,7 @@ impl Workplace {
             let data = randoms(seed, spec.rows * spec.cols).iter().map(|x| size * x).collect();
             Tensor::f32(spec.rows, spec.cols, data)
         });
-        params::save(&Cpu::F32, &config, &params, &source, &place.path("model")).unwrap();
+        model_dir::save(&Cpu::F32, &config, &params, &source, &place.path("model")).unwrap();
         let tasks: String = ["first", "second", "third", "fourth"]
             .map(|prompt| {
                 format!("{{\"prompt\": \"{prompt}\", \"answer\": \"e\", \"response\": \"zeal\"}}\n")
@@ -116,7 +116,7 @@ pub(crate) fn train_on<B: Backend + Clone>(
     resume: bool,
     last: u64,
 ) -> Vec<StepMetrics> {
-    let (stop, mut steps) = (Stop::default(), Vec::new());
+    let (stop, mut steps) = (Interrupt::default(), Vec::new());
     let outcome = run(backend, config, resume, &stop, |event| {
         if let Event::Step { metrics, .. } = event {
             steps.push(metrics.clone());
@@ -285,7 +285,7 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
             seed: config.train.seed,
             step: 1,
         };
-        let stop = StopRule::new(&dir.model.config, &dir.tokenizer, &[]);
+        let stop = ResponseEnd::new(&dir.model.config, &dir.tokenizer, &[]);
         let rollout = Rollout {
             model: &dir.model,
             tokenizer: &dir.tokenizer,
@@ -382,7 +382,7 @@ fn equal_tasks_are_sampled_independently() {
     let config = place.config("unused", &[]);
     let dir = ModelDir::open(Cpu::F32, &config.model.path, Precision::default()).unwrap();
     let (tasks, stop) =
-        (Tasks::read(&config.data.tasks).unwrap(), StopRule::new(&dir.model.config, &dir.tokenizer, &[]));
+        (Tasks::read(&config.data.tasks).unwrap(), ResponseEnd::new(&dir.model.config, &dir.tokenizer, &[]));
     let format = PromptFormat { prefix: "", suffix: "", turn: false };
     let rollout = Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format, stop: &stop };
     let truncation = Truncation::default();

@@ -11,9 +11,36 @@ use serde_json::{Map, Value};
 use crate::backend::DType;
 use crate::checkpoint::{FileError, read_file};
 
+/// The widths of one decoder layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerShape {
+    /// H, query heads.
+    pub heads: usize,
+    /// K, key/value heads; divides H.
+    pub kv_heads: usize,
+    /// Dh, the width of a head; independent of D / H.
+    pub head_dim: usize,
+    /// F, the MLP's inner width.
+    pub intermediate: usize,
+}
+
+impl LayerShape {
+    /// Width of all query heads, H Dh.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads, K Dh.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
 /// One decoder layer's share of the differences between Gemma variants.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
+    /// Its widths.
+    pub shape: LayerShape,
     /// Sliding window in tokens, the query's own included; `None` attends to everything before it.
     pub window: Option<usize>,
     /// RoPE base.
@@ -40,15 +67,7 @@ pub struct GemmaConfig {
     pub vocab_size: usize,
     /// D, the model width.
     pub hidden_size: usize,
-    /// F, the MLP's inner width.
-    pub intermediate_size: usize,
-    /// H, query heads.
-    pub num_heads: usize,
-    /// K, key/value heads; divides H.
-    pub num_kv_heads: usize,
-    /// Dh, the width of a head; independent of D / H.
-    pub head_dim: usize,
-    /// One entry per decoder layer.
+    /// One entry per decoder layer; not empty.
     pub layers: Vec<LayerSpec>,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f32,
@@ -90,6 +109,9 @@ pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const MAX_JSON_BYTES: u64 = 1 << 20;
 /// Bound on every width, so that no product of sizes overflows 64 bits. The largest Gemma vocabulary is 2^18.
 const MAX_WIDTH: usize = 1 << 22;
+/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
+/// other tools pad to up to 1024. Another Gemma's vocabulary differs by thousands.
+pub const MAX_SPARE_ROWS: usize = 1023;
 /// Bound on the number of layers, for the same reason.
 const MAX_LAYERS: usize = 1 << 12;
 /// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. The largest
@@ -330,6 +352,8 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
         let problem = format!("{head_dim} x num_attention_heads = {num_heads} exceeds {MAX_WIDTH}");
         return Err(json.bad("head_dim", problem));
     }
+    let intermediate = json.count("intermediate_size", family.intermediate_size, MAX_WIDTH)?;
+    let shape = LayerShape { heads: num_heads, kv_heads: num_kv_heads, head_dim, intermediate };
     let vocab_size = json.count("vocab_size", family.vocab_size, MAX_WIDTH)?;
     let attention_scale = match family.norms {
         NormPlacement::Pre => head_dim as f64,
@@ -350,11 +374,7 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
         model_type: family.model_type.to_owned(),
         vocab_size,
         hidden_size: json.count("hidden_size", family.hidden_size, MAX_WIDTH)?,
-        intermediate_size: json.count("intermediate_size", family.intermediate_size, MAX_WIDTH)?,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        layers: layers(json, family)?,
+        layers: layers(json, family, shape)?,
         rms_norm_eps: json.positive("rms_norm_eps", 1e-6)? as f32,
         attention_scale,
         attention_softcap,
@@ -391,7 +411,7 @@ fn family(json: &Fields) -> Result<&'static Family, ConfigError> {
 }
 
 /// Which layers are local, with their window, and every layer's RoPE.
-fn layers(json: &Fields, family: &Family) -> Result<Vec<LayerSpec>, ConfigError> {
+fn layers(json: &Fields, family: &Family, shape: LayerShape) -> Result<Vec<LayerSpec>, ConfigError> {
     let count = json.count("num_hidden_layers", family.layers, MAX_LAYERS)?;
     let local: Vec<bool> = match (family.pattern, json.map.get("layer_types")) {
         (None, _) => vec![false; count],
@@ -431,7 +451,7 @@ fn layers(json: &Fields, family: &Family) -> Result<Vec<LayerSpec>, ConfigError>
         .into_iter()
         .map(|local| {
             let (rope_theta, rope_factor) = if local { local_rope } else { global_rope };
-            LayerSpec { window: window.filter(|_| local), rope_theta, rope_factor }
+            LayerSpec { shape, window: window.filter(|_| local), rope_theta, rope_factor }
         })
         .collect())
 }

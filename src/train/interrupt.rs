@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// A request to stop, raised by a signal or by [`Stop::request`]. Clones share the request.
+/// A request to stop, raised by a signal or by [`Interrupt::request`]. Clones share the request.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
+pub struct Interrupt {
     requested: Arc<AtomicBool>,
 }
 
-impl Stop {
+impl Interrupt {
     /// Listens for Ctrl-C (SIGINT), SIGTERM and SIGHUP for the rest of the process. A signal that finds the request
     /// already made ends the process at once with the shell's code for it: 130 after Ctrl-C, 143 after SIGTERM, 129
     /// after SIGHUP. A SIGHUP that the process was begun to ignore, as `nohup` has it, stays ignored.

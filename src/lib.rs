@@ -35,7 +35,7 @@
 //! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
 //! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU.
 //! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
-//! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemma 1, 2 and 3), parameters, forward
+//! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemmas), parameters, forward
 //!   pass, backward pass.
 //! - [`tokenizer`]: text to ids and back, and the turn template.
 //! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.

@@ -8,14 +8,15 @@ use thiserror::Error;
 
 use crate::backend::{Backend, Compute, DType, ModelShape, Unsupported};
 use crate::checkpoint::{
-    Action, Checkpoint, CheckpointError, Dtype, FileError, INDEX_FILE, WEIGHTS_FILE, atomic, read_file,
+    Action, Checkpoint, CheckpointError, Dtype, FileError, INDEX_FILE, MAX_SHARD_BYTES, TensorSpec,
+    TensorView, WEIGHTS_FILE, atomic, read_file, write_tensors,
 };
 use crate::device::DeviceError;
 use crate::gemma::Gemma;
 use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
-use crate::gemma::params::{LoadError, Params, load, write_weights};
+use crate::gemma::params::{LoadError, Params, TextNames, load, plan};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError};
 
 /// Gemma 3's tokenizer_config.json, with a line for each of its 6,000 reserved tokens, has 1.2 MB.
@@ -129,7 +130,7 @@ impl<B: Backend> ModelDir<B> {
             .try_for_each(|shape| backend.supports(&shape))
             .map_err(|source| OpenError::Unsupported { path: path.into(), source })?;
         let weights = || {
-            let checkpoint = Checkpoint::open(path)?;
+            let checkpoint = open_weights(path, &config)?;
             let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
             let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
             let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
@@ -285,9 +286,18 @@ fn shapes(config: &GemmaConfig) -> impl Iterator<Item = ModelShape> {
     })
 }
 
-/// What a model directory holds beside config.json and weights: the tokenizer, generation defaults, and the terms
-/// under which Gemma and its derivatives are passed on.
-const COMPANIONS: [&str; 12] = [
+/// Opens the weights beside a configuration; of a vision-and-text model those of its text part, by a text model's names.
+pub fn open_weights(dir: &Path, config: &ConfigFile) -> Result<Checkpoint, CheckpointError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    match TextNames::of(&checkpoint).filter(|_| config.wrapped) {
+        Some(names) => Ok(checkpoint.part(|stored| names.inner(stored))),
+        None => Ok(checkpoint),
+    }
+}
+
+/// What a model directory holds beside config.json and weights: the tokenizer, generation defaults, how images are
+/// prepared, and the terms under which Gemma and its derivatives are passed on.
+const COMPANIONS: [&str; 14] = [
     TOKENIZER_FILE,
     "tokenizer.model",
     "tokenizer_config.json",
@@ -296,6 +306,8 @@ const COMPANIONS: [&str; 12] = [
     "chat_template.jinja",
     "chat_template.json",
     GENERATION_CONFIG_FILE,
+    "preprocessor_config.json",
+    "processor_config.json",
     "LICENSE",
     "NOTICE",
     "NOTICE.md",
@@ -303,15 +315,21 @@ const COMPANIONS: [&str; 12] = [
 ];
 
 /// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
-/// stores them, and from `source` the tokenizer and the rest that belongs to a model. An older save at `out` is
-/// replaced whole or, on any error, not at all (see [`atomic::replace_dir`]).
+/// stores them, and from `source` the tokenizer and the rest that belongs to a model: of a vision-and-text model also
+/// the other parts' tensors, byte for byte, and its names. An older save at `out` is replaced whole or, on any error,
+/// not at all (see [`atomic::replace_dir`]).
 pub fn save<B: Backend>(
     backend: &B,
     config: &ConfigFile,
     params: &Params<B::Tensor>,
     source: &Path,
     out: &Path,
-) -> Result<(), FileError> {
+) -> Result<(), CheckpointError> {
+    let wrapper = config.wrapped.then(|| Checkpoint::open(source)).transpose()?;
+    let names = wrapper.as_ref().and_then(TextNames::of);
+    let wrapper = wrapper.map(|checkpoint| {
+        checkpoint.part(|stored| names.map_or(Some(stored.to_owned()), |n| n.inner(stored)))
+    });
     atomic::replace_dir(out, |dir| {
         let dtype = backend.dtype(&params.embed);
         atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;
@@ -321,6 +339,27 @@ pub fn save<B: Backend>(
                 fs::copy(&from, dir.join(name)).map_err(FileError::io(Action::Write, &dir.join(name)))?;
             }
         }
-        write_weights(backend, &config.gemma, params, dir)
+        let plan = plan(&config.gemma);
+        let tensors = params.tensors();
+        let own = plan.tensors().into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
+            name: names.map_or(spec.name.clone(), |names| names.outer(&spec.name)),
+            dtype: match backend.dtype(tensor) {
+                DType::F32 => Dtype::F32,
+                DType::Bf16 => Dtype::BF16,
+            },
+            shape: spec.shape(),
+        });
+        let others: Vec<(&str, TensorView)> = wrapper.iter().flat_map(Checkpoint::others).collect();
+        let other = |(name, view): &(&str, TensorView)| TensorSpec {
+            name: (*name).to_owned(),
+            dtype: view.dtype,
+            shape: view.shape.to_vec(),
+        };
+        let specs: Vec<TensorSpec> = own.chain(others.iter().map(other)).collect();
+        write_tensors(dir, &specs, MAX_SHARD_BYTES, |i| match tensors.get(i) {
+            Some(tensor) => backend.download(tensor).into(),
+            None => others[i - tensors.len()].1.bytes.into(),
+        })?;
+        Ok(())
     })
 }

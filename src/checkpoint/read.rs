@@ -90,13 +90,16 @@ struct Entry {
 pub struct Checkpoint {
     shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
+    /// What [`Checkpoint::part`] left out, under its own names.
+    others: BTreeMap<String, Entry>,
 }
 
 impl Checkpoint {
     /// Maps `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks all that
     /// can be checked without a model: headers, offsets against sizes, names, and that index and shards agree.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        let mut checkpoint = Checkpoint { shards: Vec::new(), entries: BTreeMap::new() };
+        let mut checkpoint =
+            Checkpoint { shards: Vec::new(), entries: BTreeMap::new(), others: BTreeMap::new() };
         let (single, index) = (dir.join(WEIGHTS_FILE), dir.join(INDEX_FILE));
         // A dangling link counts as present, so that the error says what is wrong with it.
         let present = |path: &Path| std::fs::symlink_metadata(path).is_ok();
@@ -194,6 +197,24 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The tensors for which `name` gives a new name, under that; all others become [`Checkpoint::others`].
+    pub fn part(self, name: impl Fn(&str) -> Option<String>) -> Self {
+        let Self { shards, entries, mut others } = self;
+        let mut inner = BTreeMap::new();
+        for (stored, entry) in entries {
+            match name(&stored) {
+                Some(name) => drop(inner.insert(name, entry)),
+                None => drop(others.insert(stored, entry)),
+            }
+        }
+        Self { shards, entries: inner, others }
+    }
+
+    /// The tensors that are no longer part of it, sorted by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
+        self.others.iter().map(|(name, entry)| (name.as_str(), self.view(entry)))
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
@@ -201,8 +222,12 @@ impl Checkpoint {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let Entry { shard, dtype, shape, range } = self.entries.get(name)?;
-        Some(TensorView { dtype: *dtype, shape, bytes: &self.shards[*shard].map[range.clone()] })
+        self.entries.get(name).map(|entry| self.view(entry))
+    }
+
+    fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
+        let Entry { shard, dtype, shape, range } = entry;
+        TensorView { dtype: *dtype, shape, bytes: &self.shards[*shard].map[range.clone()] }
     }
 
     /// The mapped files and their sizes in bytes.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::checkpoint::Checkpoint;
 use crate::gemma::config::{ConfigFile, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use crate::gemma::params::{check, plan};
-use crate::model_dir::look_at;
+use crate::model_dir::{look_at, open_weights};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
 /// Arguments of `inspect`.
@@ -30,10 +29,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Prints to `out`.
 pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     look_at(&args.dir)?;
-    let config = ConfigFile::open(&args.dir)?.gemma;
+    let file = ConfigFile::open(&args.dir)?;
+    let checkpoint = open_weights(&args.dir, &file)?;
+    let config = file.gemma;
     write_config(&config, out)?;
-
-    let checkpoint = Checkpoint::open(&args.dir)?;
     let plan = plan(&config);
     check(&plan, &checkpoint)?;
     let specs = plan.tensors();
@@ -46,6 +45,12 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "parameters   {count} ({embedding} embedding, {} other)", count - embedding)?;
     for (dtype, bytes) in dtypes {
         writeln!(out, "stored as    {dtype}, {}", megabytes(bytes as u64))?;
+    }
+    if file.wrapped {
+        let (count, bytes) =
+            checkpoint.others().fold((0, 0), |(n, sum), (_, t)| (n + 1, sum + t.bytes.len()));
+        let size = megabytes(bytes as u64);
+        writeln!(out, "beside it    {count} tensors of other parts, {size}, kept as they are")?;
     }
     for (path, bytes) in checkpoint.files() {
         writeln!(
@@ -75,6 +80,9 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         for name in checkpoint.names() {
             let view = checkpoint.tensor(name).expect("it names its tensors");
             writeln!(out, "tensor       {name} {:?} {:?}", view.dtype, view.shape)?;
+        }
+        for (name, view) in checkpoint.others() {
+            writeln!(out, "beside it    {name} {:?} {:?}", view.dtype, view.shape)?;
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ pub struct LayerSpec {
 /// Where a layer puts its norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormPlacement {
-    /// Gemma 1: one norm before attention, one before the MLP.
+    /// Gemma 1, VaultGemma: one norm before attention, one before the MLP.
     Pre,
     /// Gemma 2 and 3: one before and one after each.
     Sandwich,
@@ -61,7 +61,7 @@ pub enum NormPlacement {
 /// Everything the engine knows of a model's shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GemmaConfig {
-    /// Transformers' `model_type`: `gemma`, `gemma2` or `gemma3_text`. For messages and for saving only.
+    /// Transformers' `model_type` of the text model, such as `gemma3_text`. For messages only.
     pub model_type: String,
     /// V.
     pub vocab_size: usize,
@@ -73,12 +73,14 @@ pub struct GemmaConfig {
     pub rms_norm_eps: f32,
     /// Factor on q . k: `head_dim^-1/2` (Gemma 1) or `query_pre_attn_scalar^-1/2`.
     pub attention_scale: f32,
-    /// Attention scores become `c tanh(s / c)` (Gemma 2).
+    /// Attention scores become `c tanh(s / c)` (Gemma 2, VaultGemma).
     pub attention_softcap: Option<f32>,
-    /// Final logits become `c tanh(l / c)` (Gemma 2).
+    /// Final logits become `c tanh(l / c)` (Gemma 2, VaultGemma).
     pub final_softcap: Option<f32>,
     /// Placement of norms.
     pub norms: NormPlacement,
+    /// Transformers' name of the norm before the MLP, in each layer.
+    pub mlp_pre_norm: &'static str,
     /// RMSNorm of every q and k head (Gemma 3).
     pub qk_norm: bool,
     /// Context length in tokens.
@@ -133,20 +135,12 @@ pub enum ConfigError {
         source: serde_json::Error,
     },
     /// Another architecture.
-    #[error("{}: {found} is not a Gemma that the engine runs; it runs text models with model_type gemma, gemma2 or \
-             gemma3_text (GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM)", path.display())]
+    #[error("{}: {found} is not a Gemma that the engine runs; it runs {}", path.display(), known_models())]
     NotGemma {
         /// The file.
         path: PathBuf,
         /// The field and its value.
         found: String,
-    },
-    /// The text model is inside a vision wrapper.
-    #[error("{}: model_type gemma3 is the vision-and-text wrapper; use a text-only checkpoint (model_type \
-             gemma3_text: 270M and 1B are published so), or extract the language model with Transformers", path.display())]
-    Multimodal {
-        /// The file.
-        path: PathBuf,
     },
     /// A value that makes no sense.
     #[error("{}: {field}: {problem}", path.display())]
@@ -177,6 +171,8 @@ pub enum ConfigError {
 pub struct ConfigFile {
     /// What the engine understands.
     pub gemma: GemmaConfig,
+    /// Whether `gemma` is the text part of a vision-and-text model, whose other tensors the checkpoint holds as well.
+    pub wrapped: bool,
     /// config.json, unchanged, in its own order.
     pub json: Map<String, Value>,
 }
@@ -186,7 +182,7 @@ impl ConfigFile {
     pub fn open(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join(CONFIG_FILE);
         let json = read_object(&path)?;
-        let mut gemma = parse(&Fields { path: &path, prefix: "", map: &json })?;
+        let (mut gemma, wrapped) = parse(&Fields { path: &path, prefix: "", map: &json })?;
         let path = dir.join(GENERATION_CONFIG_FILE);
         if std::fs::symlink_metadata(&path).is_ok() {
             let map = read_object(&path)?;
@@ -207,7 +203,7 @@ impl ConfigFile {
                 Fields { path: &dir.join(CONFIG_FILE), prefix: "", map: &json }.bad("eos_token_id", problem)
             );
         }
-        Ok(Self { gemma, json })
+        Ok(Self { gemma, wrapped, json })
     }
 
     /// config.json as it was, except that it names `dtype`.
@@ -220,6 +216,13 @@ impl ConfigFile {
         // Transformers 4 writes `torch_dtype`, 5 writes `dtype`; both read the former.
         let key = if json.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         json.insert(key.to_owned(), name.into());
+        if let (true, Some(Value::Object(text))) = (self.wrapped, json.get_mut(TEXT_CONFIG)) {
+            let named = ["dtype", "torch_dtype"]
+                .into_iter()
+                .filter(|key| text.contains_key(*key))
+                .collect::<Vec<_>>();
+            named.into_iter().for_each(|key| drop(text.insert(key.to_owned(), name.into())));
+        }
         format!("{:#}\n", Value::Object(json))
     }
 }
@@ -229,7 +232,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
         .map_err(|source| ConfigError::Json { path: path.to_owned(), source })
 }
 
-/// What the families' configuration classes differ in (Transformers 5.23, `configuration_gemma*.py`).
+/// What the families' configuration classes differ in (Transformers 5.23, `configuration_*gemma*.py`).
 struct Family {
     model_type: &'static str,
     architecture: &'static str,
@@ -248,10 +251,13 @@ struct Family {
     /// Local and global layers have RoPE bases of their own.
     local_rope: bool,
     norms: NormPlacement,
+    mlp_pre_norm: &'static str,
+    /// Scores are scaled by this setting to the power of -1/2, not by the head's width.
+    query_pre_attn_scalar: bool,
     qk_norm: bool,
 }
 
-const FAMILIES: [Family; 3] = [
+const FAMILIES: [Family; 4] = [
     Family {
         model_type: "gemma",
         architecture: "GemmaForCausalLM",
@@ -268,6 +274,8 @@ const FAMILIES: [Family; 3] = [
         pattern: None,
         local_rope: false,
         norms: NormPlacement::Pre,
+        mlp_pre_norm: "post_attention_layernorm",
+        query_pre_attn_scalar: false,
         qk_norm: false,
     },
     Family {
@@ -286,6 +294,29 @@ const FAMILIES: [Family; 3] = [
         pattern: Some(2),
         local_rope: false,
         norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
+        query_pre_attn_scalar: true,
+        qk_norm: false,
+    },
+    // Gemma 2 without the norms behind attention and MLP.
+    Family {
+        model_type: "vaultgemma",
+        architecture: "VaultGemmaForCausalLM",
+        vocab_size: 256_000,
+        hidden_size: 2304,
+        intermediate_size: 9216,
+        layers: 26,
+        heads: 8,
+        kv_heads: 4,
+        max_positions: 8192,
+        activation: "hidden_activation",
+        attention_softcap: Some(50.0),
+        final_softcap: Some(30.0),
+        pattern: Some(2),
+        local_rope: false,
+        norms: NormPlacement::Pre,
+        mlp_pre_norm: "pre_feedforward_layernorm",
+        query_pre_attn_scalar: true,
         qk_norm: false,
     },
     Family {
@@ -304,15 +335,70 @@ const FAMILIES: [Family; 3] = [
         pattern: Some(6),
         local_rope: true,
         norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
+        query_pre_attn_scalar: true,
         qk_norm: true,
     },
 ];
 
+/// A vision-and-text model around a text model.
+struct Wrapper {
+    model_type: &'static str,
+    architecture: &'static str,
+    /// The `model_type` of the text model.
+    text: &'static str,
+}
+
+const WRAPPERS: [Wrapper; 1] =
+    [Wrapper { model_type: "gemma3", architecture: "Gemma3ForConditionalGeneration", text: "gemma3_text" }];
+
+/// The text model's configuration within a wrapper's.
+const TEXT_CONFIG: &str = "text_config";
 const LOCAL: &str = "sliding_attention";
 const GLOBAL: &str = "full_attention";
 
-fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
-    let family = family(json)?;
+/// What the engine runs, as error messages say it.
+fn known_models() -> String {
+    let text = FAMILIES.iter().map(|f| format!("{} ({})", f.model_type, f.architecture));
+    let wrapped = WRAPPERS.iter().map(|w| format!("the text part of {} ({})", w.model_type, w.architecture));
+    text.chain(wrapped).collect::<Vec<_>>().join(", ")
+}
+
+/// The configuration, and whether it is that of a wrapper's text part.
+fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
+    let model_type = json.map.get("model_type").and_then(Value::as_str);
+    let Some(wrapper) = WRAPPERS.iter().find(|w| Some(w.model_type) == model_type) else {
+        return Ok((parse_text(json, family(json)?, json)?, false));
+    };
+    check_architecture(json, wrapper.architecture)?;
+    check_weights(json)?;
+    let Some(map) = json.object(TEXT_CONFIG)? else {
+        return Err(json.bad(TEXT_CONFIG, "missing; it describes the text model".into()));
+    };
+    let text = Fields { path: json.path, prefix: TEXT_CONFIG, map };
+    let family = match FAMILIES.iter().find(|f| f.model_type == wrapper.text) {
+        Some(family) if map.get("model_type").is_none_or(|name| name == family.model_type) => family,
+        _ => {
+            let found = brief(map.get("model_type").unwrap_or(&Value::Null));
+            return Err(text.bad("model_type", format!("expected {:?}, found {found}", wrapper.text)));
+        }
+    };
+    Ok((parse_text(&text, family, json)?, true))
+}
+
+/// Refuses weights that the engine would read as something else than they are.
+fn check_weights(json: &Fields) -> Result<(), ConfigError> {
+    if !matches!(json.map.get("tie_word_embeddings"), None | Some(Value::Null | Value::Bool(true))) {
+        return Err(json.unsupported("tie_word_embeddings", "the engine's LM head is the embedding"));
+    }
+    if !matches!(json.map.get("quantization_config"), None | Some(Value::Null)) {
+        return Err(json.unsupported("quantization_config", "save the weights as bfloat16 or float32 first"));
+    }
+    Ok(())
+}
+
+/// A text model's configuration. `top` is the whole file: wrappers name control tokens there.
+fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfig, ConfigError> {
     for (field, reason) in [
         ("attention_bias", "the engine's projections have no bias"),
         ("use_bidirectional_attention", "the engine's attention is causal"),
@@ -321,12 +407,7 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
             return Err(json.unsupported(field, reason));
         }
     }
-    if !matches!(json.map.get("tie_word_embeddings"), None | Some(Value::Bool(true))) {
-        return Err(json.unsupported("tie_word_embeddings", "the engine's LM head is the embedding"));
-    }
-    if !matches!(json.map.get("quantization_config"), None | Some(Value::Null)) {
-        return Err(json.unsupported("quantization_config", "save the weights as bfloat16 or float32 first"));
-    }
+    check_weights(json)?;
     // Gemma 1's first release said "gelu" and meant the tanh approximation, as Transformers knows.
     let tanh = ["gelu_pytorch_tanh", "gelu"];
     let spellings = if family.activation == "hidden_act" { &tanh[..] } else { &tanh[..1] };
@@ -355,9 +436,9 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
     let intermediate = json.count("intermediate_size", family.intermediate_size, MAX_WIDTH)?;
     let shape = LayerShape { heads: num_heads, kv_heads: num_kv_heads, head_dim, intermediate };
     let vocab_size = json.count("vocab_size", family.vocab_size, MAX_WIDTH)?;
-    let attention_scale = match family.norms {
-        NormPlacement::Pre => head_dim as f64,
-        NormPlacement::Sandwich => json.positive("query_pre_attn_scalar", 256.0)?,
+    let attention_scale = match family.query_pre_attn_scalar {
+        false => head_dim as f64,
+        true => json.positive("query_pre_attn_scalar", 256.0)?,
     }
     .powf(-0.5) as f32;
     let attention_softcap = json.softcap("attn_logit_softcapping", family.attention_softcap)?;
@@ -366,7 +447,12 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
             json.unsupported("attn_logit_softcapping", "Transformers' Gemma 3 ignores it; set it to null")
         );
     }
-    let bos_token = match json.tokens("bos_token_id", &[2], vocab_size)?[..] {
+    let tokens = |field, default: &[u32]| {
+        // Within a wrapper, what its text part does not say.
+        let fields = if json.map.contains_key(field) { json } else { top };
+        fields.tokens(field, default, vocab_size)
+    };
+    let bos_token = match tokens("bos_token_id", &[2])?[..] {
         [id] => id,
         _ => return Err(json.bad("bos_token_id", "must be one token id; Gemma cannot do without".into())),
     };
@@ -378,36 +464,43 @@ fn parse(json: &Fields) -> Result<GemmaConfig, ConfigError> {
         rms_norm_eps: json.positive("rms_norm_eps", 1e-6)? as f32,
         attention_scale,
         attention_softcap,
-        final_softcap: match family.norms {
-            NormPlacement::Pre => None,
-            NormPlacement::Sandwich => json.softcap("final_logit_softcapping", family.final_softcap)?,
+        final_softcap: match family.final_softcap {
+            None if family.norms == NormPlacement::Pre => None,
+            default => json.softcap("final_logit_softcapping", default)?,
         },
         norms: family.norms,
+        mlp_pre_norm: family.mlp_pre_norm,
         qk_norm: family.qk_norm,
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
-        eos_tokens: json.tokens("eos_token_id", &[1], vocab_size)?,
+        eos_tokens: tokens("eos_token_id", &[1])?,
         bos_token,
     })
 }
 
 fn family(json: &Fields) -> Result<&'static Family, ConfigError> {
-    let path = json.path.to_owned();
-    let found = |field: &str| match json.map.get(field) {
+    let model_type = json.map.get("model_type").and_then(Value::as_str);
+    let Some(family) = FAMILIES.iter().find(|f| Some(f.model_type) == model_type) else {
+        return Err(not_gemma(json, "model_type"));
+    };
+    check_architecture(json, family.architecture)?;
+    Ok(family)
+}
+
+fn check_architecture(json: &Fields, architecture: &str) -> Result<(), ConfigError> {
+    match json.map.get("architectures") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(names)) if names.iter().any(|n| n == architecture) => Ok(()),
+        Some(_) => Err(not_gemma(json, "architectures")),
+    }
+}
+
+/// The refusal of a model for the value of a field.
+fn not_gemma(json: &Fields, field: &str) -> ConfigError {
+    let found = match json.map.get(field) {
         None => format!("a configuration without {field}"),
         Some(value) => format!("{field} {}", brief(value)),
     };
-    let model_type = json.map.get("model_type").and_then(Value::as_str);
-    let Some(family) = FAMILIES.iter().find(|f| Some(f.model_type) == model_type) else {
-        return Err(match model_type {
-            Some("gemma3") => ConfigError::Multimodal { path },
-            _ => ConfigError::NotGemma { path, found: found("model_type") },
-        });
-    };
-    match json.map.get("architectures") {
-        None | Some(Value::Null) => Ok(family),
-        Some(Value::Array(names)) if names.iter().any(|n| n == family.architecture) => Ok(family),
-        Some(_) => Err(ConfigError::NotGemma { path, found: found("architectures") }),
-    }
+    ConfigError::NotGemma { path: json.path.to_owned(), found }
 }
 
 /// Which layers are local, with their window, and every layer's RoPE.
@@ -458,7 +551,7 @@ fn layers(json: &Fields, family: &Family, shape: LayerShape) -> Result<Vec<Layer
 
 type Rope = (f64, f64);
 
-/// Gemma 1 and 2: `rope_scaling` or else `rope_parameters`, flat; the base inside or beside it.
+/// Gemma 1 and 2, VaultGemma: `rope_scaling` or else `rope_parameters`, flat; the base inside or beside it.
 fn uniform_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
     let theta = json.positive("rope_theta", 10_000.0)?;
     let name = if json.object("rope_scaling")?.is_some_and(|m| !m.is_empty()) {

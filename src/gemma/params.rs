@@ -6,15 +6,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use half::{bf16, f16};
 
 use super::config::{CONFIG_FILE, GemmaConfig, LayerShape, LayerSpec, MAX_SPARE_ROWS, NormPlacement};
 use crate::backend::{Backend, DType};
-use crate::checkpoint::{
-    self, Checkpoint, Dtype, FileError, MAX_SHARD_BYTES, TensorSpec, TensorView, write_tensors,
-};
+use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 
 /// One `T` for every parameter of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -167,6 +165,41 @@ const QUANTISED: [&str; 8] =
 /// Most lines of a [`LoadError`].
 const MAX_LISTED: usize = 12;
 
+/// How a vision-and-text checkpoint names the tensors of its text model: what stands where a text model has
+/// [`TextNames::BODY`], and its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextNames {
+    body: &'static str,
+    head: &'static str,
+}
+
+impl TextNames {
+    const BODY: &'static str = "model.";
+    /// In the order of Transformers' versions: since 5, and before (as Gemma 3 was published).
+    const KNOWN: [Self; 2] = [
+        Self { body: "model.language_model.", head: LM_HEAD },
+        Self { body: "language_model.model.", head: "language_model.lm_head.weight" },
+    ];
+
+    /// The naming of a checkpoint, if it is one of these.
+    pub fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        Self::KNOWN.into_iter().find(|names| checkpoint.names().any(|name| name.starts_with(names.body)))
+    }
+
+    /// A text model's name of a stored tensor; `None` for those of other parts.
+    pub fn inner(&self, stored: &str) -> Option<String> {
+        if stored == self.head {
+            return Some(LM_HEAD.to_owned());
+        }
+        Some(format!("{}{}", Self::BODY, stored.strip_prefix(self.body)?))
+    }
+
+    /// The stored name of a text model's tensor.
+    pub fn outer(&self, name: &str) -> String {
+        name.strip_prefix(Self::BODY).map_or(name.to_owned(), |rest| format!("{}{rest}", self.body))
+    }
+}
+
 /// The tensors that this model has: nothing more and nothing less.
 pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     let d = config.hidden_size;
@@ -187,10 +220,7 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
             k_norm: config.qk_norm.then(|| norm(name("self_attn.k_norm"), head)),
             // Transformers calls by one name what stands after attention in Gemma 2 and before the MLP in Gemma 1.
             attn_post_norm: sandwich.then(|| norm(name("post_attention_layernorm"), d)),
-            mlp_pre_norm: match config.norms {
-                NormPlacement::Pre => norm(name("post_attention_layernorm"), d),
-                NormPlacement::Sandwich => norm(name("pre_feedforward_layernorm"), d),
-            },
+            mlp_pre_norm: norm(name(config.mlp_pre_norm), d),
             gate: matrix(name("mlp.gate_proj"), f, d),
             up: matrix(name("mlp.up_proj"), f, d),
             down: matrix(name("mlp.down_proj"), d, f),
@@ -357,7 +387,10 @@ fn cause(plan: &Params<ParamSpec>, mismatches: &[Mismatch]) -> Option<String> {
         let inside =
             other.contains("language_model") || extra.iter().any(|name| name.contains("vision_tower"));
         let what = match inside {
-            true => "the language model inside a vision-and-text checkpoint; save its language model alone",
+            true => {
+                "the language model inside a vision-and-text checkpoint, and config.json beside it describes a text model \
+                     alone: take that of the same checkpoint, or save the language model once more"
+            }
             false => "another layout than Transformers' text models have; save the model once more",
         };
         let names = match (own, other) {
@@ -555,26 +588,4 @@ fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]
 pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>) -> u32 {
     let tensors = params.tensors();
     tensors.iter().fold(0, |crc, tensor| crc32c::crc32c_append(crc, &backend.download(tensor)))
-}
-
-/// The weights alone, into a directory that [`atomic::replace_dir`](crate::checkpoint::atomic::replace_dir) is filling: also for what else has a tensor per
-/// parameter, such as an optimizer's moments.
-pub fn write_weights<B: Backend>(
-    backend: &B,
-    config: &GemmaConfig,
-    params: &Params<B::Tensor>,
-    dir: &Path,
-) -> Result<(), FileError> {
-    let plan = plan(config);
-    let tensors = params.tensors();
-    let spec = |(spec, tensor): (&ParamSpec, &&B::Tensor)| TensorSpec {
-        name: spec.name.clone(),
-        dtype: match backend.dtype(tensor) {
-            DType::F32 => checkpoint::Dtype::F32,
-            DType::Bf16 => checkpoint::Dtype::BF16,
-        },
-        shape: spec.shape(),
-    };
-    let specs: Vec<TensorSpec> = plan.tensors().into_iter().zip(&tensors).map(spec).collect();
-    write_tensors(dir, &specs, MAX_SHARD_BYTES, |i| backend.download(tensors[i]).into())
 }

@@ -17,6 +17,7 @@ pub fn gemma_2b() -> GemmaConfig {
         attention_softcap: None,
         final_softcap: None,
         norms: NormPlacement::Pre,
+        mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
         max_positions: 8192,
         eos_tokens: vec![1],
@@ -42,6 +43,7 @@ fn gemma_3(hidden_size: usize, intermediate: usize, layers: usize) -> GemmaConfi
         hidden_size,
         layers: five_to_one(shape, 512).take(layers).collect(),
         norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
         qk_norm: true,
         max_positions: 32_768,
         ..gemma_2b()

@@ -31,10 +31,10 @@ use super::setup::{arithmetic, check_experts, check_prompts, judges, rollout, st
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use crate::backend::Backend;
-use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
+use crate::checkpoint::{Action, FileError, atomic};
 use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::activations::Kept;
-use crate::model_dir::{self, ModelDir, OpenError, Precision};
+use crate::model_dir::{self, ModelDir, OpenError, Precision, open_weights};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
 
@@ -304,7 +304,7 @@ struct Start<B: Backend> {
 impl<B: Backend> Start<B> {
     fn new(dir: ModelDir<B>) -> Result<Self, TrainError> {
         let mut optimizer = Optimizer::new(&dir.model);
-        let checkpoint = Checkpoint::open(&dir.path).map_err(OpenError::from)?;
+        let checkpoint = open_weights(&dir.path, &dir.config).map_err(OpenError::from)?;
         optimizer.start_from(&dir.model.backend, &checkpoint);
         let start = Self { optimizer, dir, step: 0, checkpoint: None };
         start.check()?;

@@ -30,9 +30,10 @@ fn measured(device: &str, more: &[&str]) -> (BTreeMap<String, Value>, Value, Str
     (by_name, json, said)
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "ceiling/copy",
     "ceiling/product",
+    "tiny/decode 3 prompts",
     "tiny/decode N = 1",
     "tiny/decode N = 3",
     "tiny/optimizer start",
@@ -62,9 +63,14 @@ fn check(device: &str) {
     assert_eq!(figures["tiny/weights"]["parameters"], parameters);
     // Three steps after the first token: rows of 64 keys and values in bf16. The layer with a window of 8 reads tails
     // of 1 to 3 and 7 to 5 rows of the prompt, the other the whole prompt and the same tails.
-    let rows = |n: f64| (7.0 + 6.0 + 5.0) / 3.0 + 12.0 + 2.0 * n * (1.0 + 2.0 + 3.0) / 3.0;
-    for (name, n) in [("tiny/decode N = 1", 1.0), ("tiny/decode N = 3", 3.0)] {
-        let want = 2.0 * f64::from(parameters) + rows(n) * 2.0 * 2.0 * 64.0;
+    let rows =
+        |prompts: f64, n: f64| prompts * ((7.0 + 6.0 + 5.0) / 3.0 + 12.0) + 2.0 * n * (1.0 + 2.0 + 3.0) / 3.0;
+    for (name, prompts, n) in [
+        ("tiny/decode N = 1", 1.0, 1.0),
+        ("tiny/decode N = 3", 1.0, 3.0),
+        ("tiny/decode 3 prompts", 3.0, 3.0),
+    ] {
+        let want = 2.0 * f64::from(parameters) + rows(prompts, n) * 2.0 * 2.0 * 64.0;
         let got = figures[name]["bytes_per_step"].as_f64().unwrap();
         assert!((got - want).abs() < 1e-6, "{name}: {got} bytes, want {want}");
     }
@@ -94,9 +100,9 @@ fn the_engine_is_measured_on_the_cpu() {
 #[test]
 fn a_name_chooses_and_time_runs_out() {
     let (figures, ..) = measured("cpu", &["^tiny/decode N = 3"]);
-    assert_eq!(Vec::from_iter(figures.keys()), ["ceiling/copy", "ceiling/product", NAMES[3], NAMES[9]]);
+    assert_eq!(Vec::from_iter(figures.keys()), ["ceiling/copy", "ceiling/product", NAMES[4], NAMES[10]]);
     let (figures, ..) = measured("cpu", &["--seconds", "0"]);
-    for name in [NAMES[2], NAMES[3], NAMES[5], NAMES[7], NAMES[8]] {
+    for name in [NAMES[2], NAMES[3], NAMES[4], NAMES[6], NAMES[8], NAMES[9]] {
         assert_eq!(figures[name]["left_out"], "the model's 0 seconds are over", "{name}");
     }
 }

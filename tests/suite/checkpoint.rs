@@ -13,7 +13,7 @@ use bon_engine::checkpoint::{
 use bon_engine::cli::inspect;
 use bon_engine::gemma::config::{ConfigFile, GemmaConfig};
 use bon_engine::gemma::params::{self, Mismatch, ParamSpec, Params};
-use bon_engine::model_dir;
+use bon_engine::model_dir::{self, open_weights};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -476,6 +476,77 @@ fn saving_and_loading_change_no_bit() {
         // But never the directory that holds somebody's other file.
         let problem = model_dir::save(&Cpu::F32, &file, &loaded, &source, &source).unwrap_err().to_string();
         assert!(problem.contains("\"diary.txt\""), "{problem}");
+    }
+}
+
+/// A vision-and-text model, in either naming: its text part is a text model, and what is saved is the same checkpoint with
+/// other numbers in that part.
+#[test]
+fn a_wrapper_keeps_its_other_parts() {
+    let golden = crate::tiny::dir("gemma3_wrapper");
+    let file = ConfigFile::open(&golden).unwrap();
+    let stored = Checkpoint::open(&golden).unwrap();
+    let old = |name: &str| match name.strip_prefix("model.language_model.") {
+        Some(rest) => format!("language_model.model.{rest}"),
+        None => name.replacen("model.", "", 1),
+    };
+    for rename in [&(|name: &str| name.to_owned()) as &dyn Fn(&str) -> String, &old] {
+        let root = tempfile::tempdir().unwrap();
+        let (source, out) = (root.path().join("source"), root.path().join("out"));
+        std::fs::create_dir(&source).unwrap();
+        let mut all: Tensors = stored
+            .names()
+            .map(|name| {
+                let view = stored.tensor(name).unwrap();
+                (rename(name), (view.dtype, view.shape.to_vec(), view.bytes.to_vec()))
+            })
+            .collect();
+        // Another type than the text part's, as towers may have.
+        let (name, tower) = all.iter_mut().find(|(name, _)| name.contains("vision_tower")).unwrap();
+        assert_eq!(tower.0, Dtype::F32);
+        let name = name.clone();
+        *tower = in_type(tower, Dtype::F16);
+        write_model(
+            &source,
+            &serde_json::from_slice(&std::fs::read(golden.join("config.json")).unwrap()).unwrap(),
+            &all,
+        );
+        std::fs::write(source.join("preprocessor_config.json"), "{}").unwrap();
+
+        let weights = open_weights(&source, &file).unwrap();
+        let text: Vec<&str> = weights.names().collect();
+        assert!(text.iter().all(|name| name.starts_with("model.layers.") || !name.contains("layers.")));
+        assert_eq!(text.len() + weights.others().count(), all.len());
+        let mut params = params::load(&Cpu::F32, &file.gemma, &weights, None).unwrap();
+        let final_norm = params.final_norm.as_f32_mut();
+        final_norm[0] += 1.0;
+        let changed: Vec<u8> = final_norm.iter().flat_map(|x| x.to_le_bytes()).collect();
+        model_dir::save(&Cpu::F32, &file, &params, &source, &out).unwrap();
+
+        assert_eq!(entries(&out), ["config.json", "model.safetensors", "preprocessor_config.json"]);
+        let saved = Checkpoint::open(&out).unwrap();
+        assert_eq!(saved.names().collect::<Vec<_>>(), all.keys().collect::<Vec<_>>());
+        assert_eq!(saved.tensor(&name).unwrap().dtype, Dtype::F16);
+        for (name, (dtype, shape, bytes)) in &all {
+            let view = saved.tensor(name).unwrap();
+            let trained = *name == rename("model.language_model.norm.weight");
+            let bytes = if trained { &changed } else { bytes };
+            assert_eq!((view.dtype, view.shape, view.bytes), (*dtype, &shape[..], &bytes[..]), "{name}");
+        }
+        // What was saved is such a model again.
+        let again = ConfigFile::open(&out).unwrap();
+        assert_eq!((again.wrapped, &again.gemma), (true, &file.gemma));
+        let loaded: Params<Tensor> =
+            params::load(&Cpu::F32, &again.gemma, &open_weights(&out, &again).unwrap(), None).unwrap();
+        assert_eq!(loaded, params);
+
+        let mut text = Vec::new();
+        inspect::report(&inspect::Args { dir: out, tensors: true }, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let others = all.len() - params.tensors().len();
+        assert!(text.contains(&format!("beside it    {others} tensors of other parts, ")), "{text}");
+        assert_eq!(text.matches("\nbeside it    ").count(), 1 + others, "{text}");
+        assert!(text.contains("\ntensor       model.norm.weight F32 [40]\n"), "{text}");
     }
 }
 

@@ -51,6 +51,7 @@ fn absent_fields_have_transformers_defaults() {
         attention_softcap: None,
         final_softcap: None,
         norms: NormPlacement::Pre,
+        mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
         max_positions: 8192,
         eos_tokens: vec![1],
@@ -66,6 +67,7 @@ fn absent_fields_have_transformers_defaults() {
         attention_softcap: Some(50.0),
         final_softcap: Some(30.0),
         norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
         ..expected
     };
     assert_eq!(gemma(json!({ "model_type": "gemma2" })), expected);
@@ -106,6 +108,7 @@ fn every_field_is_read() {
         attention_softcap: Some(7.0),
         final_softcap: None,
         norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
         qk_norm: false,
         max_positions: 64,
         eos_tokens: vec![3, 5],
@@ -205,10 +208,16 @@ fn other_models_are_named() {
         (json!({ "model_type": "llama" }), "model_type \"llama\" is not a Gemma"),
         (json!({ "model_type": "gemma3n_text" }), "model_type \"gemma3n_text\" is not a Gemma"),
         (json!({ "model_type": 3 }), "model_type 3 is not a Gemma"),
+        (json!({ "model_type": "gemma3" }), "text_config: missing; it describes the text model"),
         (
-            json!({ "model_type": "gemma3", "text_config": {} }),
-            "the vision-and-text wrapper; use a text-only",
+            json!({ "model_type": "gemma3", "text_config": { "model_type": "gemma2" } }),
+            "text_config.model_type: expected \"gemma3_text\", found \"gemma2\"",
         ),
+        (
+            json!({ "model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"], "text_config": {} }),
+            "the text part of gemma3 (Gemma3ForConditionalGeneration)",
+        ),
+        (json!({ "model_type": "gemma4", "text_config": {} }), "model_type \"gemma4\" is not a Gemma"),
         (
             json!({ "model_type": "gemma2", "architectures": ["Gemma2ForSequenceClassification"] }),
             "architectures [\"Gemma2ForSequenceClassification\"] is not a Gemma",
@@ -218,6 +227,53 @@ fn other_models_are_named() {
         let problem = refusal(&config);
         assert!(problem.contains("config.json: ") && problem.contains(expected), "{problem}");
     }
+}
+
+/// Gemma 3 4B as it is published: what equals a default is left out, and end tokens stand outside.
+#[test]
+fn a_wrapper_describes_its_text_model() {
+    let published = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10_240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": { "model_type": "siglip_vision_model", "hidden_size": 1152 },
+    });
+    let file = open(&published, None).unwrap();
+    let shape = LayerShape { heads: 8, kv_heads: 4, head_dim: 256, intermediate: 10_240 };
+    let layer = |number| match number % 6 {
+        0 => LayerSpec { shape, window: None, rope_theta: 1e6, rope_factor: 8.0 },
+        _ => LayerSpec { shape, window: Some(1024), rope_theta: 1e4, rope_factor: 1.0 },
+    };
+    let expected = GemmaConfig {
+        hidden_size: 2560,
+        layers: (1..=34).map(layer).collect(),
+        eos_tokens: vec![1, 106],
+        ..gemma(json!({ "model_type": "gemma3_text" }))
+    };
+    assert!(file.wrapped);
+    assert_eq!(file.gemma, expected);
+    assert!(!open(&json!({ "model_type": "gemma3_text" }), None).unwrap().wrapped);
+
+    // Both say the dtype, if both did.
+    let said = merged(published.clone(), json!({ "text_config": { "dtype": "bfloat16" } }));
+    for (json, inner) in [(published, json!(null)), (said, json!("float32"))] {
+        let saved: Value = serde_json::from_str(&open(&json, None).unwrap().to_json(DType::F32)).unwrap();
+        assert_eq!((&saved["torch_dtype"], &saved["text_config"]["dtype"]), (&json!("float32"), &inner));
+        assert_eq!(saved["vision_config"], json["vision_config"]);
+    }
+    // What would be ignored is refused in either place.
+    for text in [json!({ "attention_bias": true }), json!({ "tie_word_embeddings": false })] {
+        let problem = refusal(&json!({ "model_type": "gemma3", "text_config": text }));
+        assert!(problem.contains("text_config."), "{problem}");
+    }
+    let problem =
+        refusal(&json!({ "model_type": "gemma3", "text_config": {}, "quantization_config": { "bits": 4 } }));
+    assert!(problem.contains("config.json: quantization_config"), "{problem}");
 }
 
 #[test]

@@ -64,6 +64,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         attention_softcap: None,
         final_softcap: None,
         norms: NormPlacement::Pre,
+        mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
         max_positions: 64,
         eos_tokens: vec![1],
@@ -77,11 +78,13 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
             attention_softcap: Some(4.0),
             final_softcap: Some(6.0),
             norms: NormPlacement::Sandwich,
+            mlp_pre_norm: "pre_feedforward_layernorm",
             ..base
         },
         _ => GemmaConfig {
             layers: vec![layer(Some(8), 1e4, 1.0), layer(None, 1e6, 8.0), layer(Some(8), 1e4, 1.0)],
             norms: NormPlacement::Sandwich,
+            mlp_pre_norm: "pre_feedforward_layernorm",
             qk_norm: true,
             ..base
         },

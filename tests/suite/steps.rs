@@ -545,8 +545,7 @@ fn check(name: &str, case: &Case) -> Vec<StepMetrics> {
         }
 
         let saved = case.snapshot(step).state;
-        let prompts = config.generate.prompts_per_step as u64;
-        assert_eq!((saved.step, saved.position, saved.seed), (step, step * prompts, config.train.seed));
+        assert_eq!(saved.step, step);
         assert_eq!(
             (saved.config_hash, saved.data_hash),
             (config.resume_hash().unwrap(), tasks.fingerprint),

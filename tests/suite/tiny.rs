@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::checkpoint::Checkpoint;
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::{Gemma, Params, params};
+use bon_engine::model_dir::open_weights;
 use bon_engine::train::policy::{Continued, Forward};
 
 use crate::ops::randoms;
 
-/// One of every family, and one with linear RoPE scaling.
-pub(crate) const NAMES: [&str; 4] = ["gemma1", "gemma2", "gemma3", "gemma3_linear"];
+/// One of every family, one with linear RoPE scaling, and one inside a vision-and-text model.
+pub(crate) const NAMES: [&str; 6] =
+    ["gemma1", "gemma2", "gemma3", "gemma3_linear", "gemma3_wrapper", "vaultgemma"];
 
 /// The directory of a golden model.
 pub(crate) fn dir(name: &str) -> PathBuf {
@@ -22,8 +23,9 @@ pub(crate) fn dir(name: &str) -> PathBuf {
 /// A golden model, weights in `dtype` (they are the same numbers in f32 and bf16).
 pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
     let dir = dir(name);
-    let config = ConfigFile::open(&dir).unwrap().gemma;
-    let params = params::load(&Cpu::F32, &config, &Checkpoint::open(&dir).unwrap(), Some(dtype)).unwrap();
+    let file = ConfigFile::open(&dir).unwrap();
+    let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
+    let params = params::load(&Cpu::F32, &config, &weights, Some(dtype)).unwrap();
     Gemma { backend: Cpu::F32, config, params }
 }
 

@@ -137,7 +137,74 @@ MODELS = {
             "sliding_window_pattern": 3,
         },
     },
+    # The text part of a vision-and-text model; the vision tower is there and takes no part.
+    "gemma3_wrapper": {
+        "seed": 5,
+        "shards": 2,
+        "embed_std": 0.2,
+        "qk_std": 1.0,
+        "config": {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "dtype": "float32",
+            "eos_token_id": [1, 106],
+            "boi_token_index": 128,
+            "eoi_token_index": 129,
+            "image_token_index": 130,
+            "mm_tokens_per_image": 4,
+            "text_config": {
+                **{key: value for key, value in SHAPE.items() if key not in ("bos_token_id", "eos_token_id")},
+                "model_type": "gemma3_text",
+                "layer_types": layer_types("LLG"),
+                "num_hidden_layers": 3,
+                "num_key_value_heads": 2,
+                "query_pre_attn_scalar": 20,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 8,
+            },
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 8,
+                "image_size": 8,
+                "intermediate_size": 12,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "patch_size": 4,
+                "vision_use_head": False,
+            },
+        },
+    },
+    "vaultgemma": {
+        "seed": 6,
+        "shards": 1,
+        "embed_std": 0.8,
+        "qk_std": 1.8,
+        "config": {
+            **SHAPE,
+            "architectures": ["VaultGemmaForCausalLM"],
+            "model_type": "vaultgemma",
+            "dtype": "float32",
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 6.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": layer_types("LGL"),
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 24,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2000.0},
+            "sliding_window": 8,
+        },
+    },
 }
+
+# What stands before the name of a text model's tensor inside a vision-and-text model, and alone.
+INSIDE, ALONE = "model.language_model.", "model."
+
+
+def text_model(model):
+    """The decoder, inside a vision-and-text model or alone."""
+    return getattr(model.model, "language_model", model.model)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -154,7 +221,7 @@ def draw_weights(model, recipe):
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
         shape = tuple(parameter.shape)
-        if name.endswith("norm.weight"):
+        if len(shape) == 1 or name.endswith("norm.weight"):
             std = 0.3  # Gemma multiplies by (1 + w): zero would hide a missing weight
         elif "embed_tokens" in name:
             std = recipe["embed_std"]
@@ -213,7 +280,9 @@ def draw_sequences(recipe):
     import torch
 
     rng = np.random.default_rng(100 + recipe["seed"])
-    vocab = recipe["config"]["vocab_size"]
+    config = recipe["config"]
+    # In vision-and-text models the last stand for images.
+    vocab = config.get("vocab_size", config.get("boi_token_index"))
     return [torch.from_numpy(np.concatenate([[2], rng.integers(3, vocab, n - 1)])) for n in LENGTHS]
 
 
@@ -246,8 +315,9 @@ def hidden_states(model, ids):
 
         return hook
 
-    parts = {"embed": model.model.embed_tokens, "norm": model.model.norm}
-    parts.update({f"layer.{i}": layer for i, layer in enumerate(model.model.layers)})
+    text = text_model(model)
+    parts = {"embed": text.embed_tokens, "norm": text.norm}
+    parts.update({f"layer.{i}": layer for i, layer in enumerate(text.layers)})
     handles = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
     with torch.no_grad():
         logits_of(model, ids)
@@ -308,7 +378,9 @@ def write_golden(name, recipe):
 
     loss = mean_nll(model, sequences)
     loss.backward()
-    tensors.update({f"grad.{key}": p.grad.clone() for key, p in model.named_parameters()})
+    gradients = {key.replace(INSIDE, ALONE): p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(list(text_model(model).parameters()))
+    tensors.update({f"grad.{key}": grad.clone() for key, grad in gradients.items()})
     model.zero_grad()
     losses, norms = train(model, sequences)
     assert losses[0] == loss.item()

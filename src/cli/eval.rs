@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::device::{DeviceArg, Engine};
+use super::engine::{DeviceArg, with_backend};
 use super::progress::{Screen, note, unjudged};
 use super::{PrecisionArgs, open_model, positive};
 use crate::backend::Backend;
@@ -57,10 +57,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = config(&args)?;
-    match args.device.choice.open()? {
-        Engine::Cpu(backend) => run_on(backend, &args, &config),
-        Engine::Cuda(backend) => run_on(backend, &args, &config),
-    }
+    with_backend!(args.device.choice.open()?, |backend| run_on(backend, &args, &config))
 }
 
 fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {

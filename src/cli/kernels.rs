@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::device::DeviceChoice;
+use super::engine::DeviceChoice;
 use super::gpu_kernels;
 use super::progress::note;
 use super::step;

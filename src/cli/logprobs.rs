@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::device::{DeviceArg, Engine};
+use super::engine::{DeviceArg, with_backend};
 use super::progress::note;
 use super::{PrecisionArgs, number, open_model};
 use crate::backend::{Backend, Batch, HeadSpec, TEMPERATURES, Target};
@@ -57,10 +57,7 @@ struct Scored {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.device.choice.open()? {
-        Engine::Cpu(backend) => run_on(backend, args),
-        Engine::Cuda(backend) => run_on(backend, args),
-    }
+    with_backend!(args.device.choice.open()?, |backend| run_on(backend, args))
 }
 
 fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {

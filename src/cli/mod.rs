@@ -1,7 +1,7 @@
 //! The commands: one file each. The only place that knows anyhow, the terminal and the environment.
 
-pub mod device;
 pub mod devices;
+pub mod engine;
 pub mod eval;
 mod gpu_kernels;
 pub mod inspect;

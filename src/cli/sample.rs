@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::device::{DeviceArg, Engine};
+use super::engine::{DeviceArg, with_backend};
 use super::progress::note;
 use super::{PrecisionArgs, number, open_model, positive};
 use crate::backend::{Backend, TEMPERATURES, Truncation};
@@ -96,10 +96,7 @@ struct Line<'a> {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.device.choice.open()? {
-        Engine::Cpu(backend) => run_on(backend, args),
-        Engine::Cuda(backend) => run_on(backend, args),
-    }
+    with_backend!(args.device.choice.open()?, |backend| run_on(backend, args))
 }
 
 fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {

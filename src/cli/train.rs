@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 
-use super::device::{DeviceArg, DeviceChoice, Engine};
+use super::engine::{DeviceArg, DeviceChoice, with_backend};
 use super::progress::{Screen, duration, note, unjudged};
 use super::rounded;
 use crate::backend::Backend;
@@ -56,10 +56,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = TrainConfig::load(&args.config, &args.set)?;
-    match args.device.choice.open()? {
-        Engine::Cpu(backend) => run_on(backend, &args, &config),
-        Engine::Cuda(backend) => run_on(backend, &args, &config),
-    }
+    with_backend!(args.device.choice.open()?, |backend| run_on(backend, &args, &config))
 }
 
 fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {

@@ -70,6 +70,17 @@ pub enum Engine {
     Cuda(Cuda),
 }
 
+/// Runs a command that is generic over its backend with that of an [`Engine`].
+macro_rules! with_backend {
+    ($engine:expr, |$backend:ident| $command:expr) => {
+        match $engine {
+            $crate::cli::engine::Engine::Cpu($backend) => $command,
+            $crate::cli::engine::Engine::Cuda($backend) => $command,
+        }
+    };
+}
+pub(super) use with_backend;
+
 impl DeviceChoice {
     /// Opens the device, with the kernels where it needs them.
     pub fn open(self) -> anyhow::Result<Engine> {

@@ -37,6 +37,7 @@
 //! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
 //! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemmas), parameters, forward
 //!   pass, backward pass.
+//! - [`chat`]: conversations, and the chat templates that turn them into prompts.
 //! - [`tokenizer`]: text to ids and back, and the turn template.
 //! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.
 //! - [`objective`]: scored groups to coefficients. Pure functions.
@@ -74,6 +75,7 @@
 //! - No Python: it fetches weights, makes goldens and times peers, in `tools/`.
 
 pub mod backend;
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod device;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::backend::{Backend, Compute, DType, ModelShape, Unsupported};
+use crate::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES, template_text};
 use crate::checkpoint::{
     Action, Checkpoint, CheckpointError, Dtype, FileError, INDEX_FILE, MAX_SHARD_BYTES, TensorSpec,
     TensorView, WEIGHTS_FILE, atomic, read_file, write_tensors,
@@ -19,9 +20,6 @@ use crate::gemma::config::{
 use crate::gemma::params::{LoadError, Params, TextNames, load, plan};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError};
 
-/// Gemma 3's tokenizer_config.json, with a line for each of its 6,000 reserved tokens, has 1.2 MB.
-const MAX_TEMPLATE_BYTES: u64 = 64 << 20;
-
 /// Everything in a model directory.
 pub struct ModelDir<B: Backend> {
     /// The directory.
@@ -30,6 +28,8 @@ pub struct ModelDir<B: Backend> {
     pub config: ConfigFile,
     /// The tokenizer.
     pub tokenizer: Tokenizer,
+    /// The chat template, where [`ModelDir::with_chat`] has read it.
+    pub chat: Option<ChatTemplate>,
     /// The model.
     pub model: Gemma<B>,
     /// What its products are computed in.
@@ -61,6 +61,9 @@ pub enum OpenError {
     /// tokenizer.json.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// The safetensors files.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -151,7 +154,13 @@ impl<B: Backend> ModelDir<B> {
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
         let model = Gemma { backend, config: config.gemma.clone(), params };
-        Ok(Self { path: path.into(), config, tokenizer, model, compute, rounded })
+        Ok(Self { path: path.into(), config, tokenizer, chat: None, model, compute, rounded })
+    }
+
+    /// The same with its chat template, where that is `wanted`.
+    pub fn with_chat(self, wanted: bool) -> Result<Self, OpenError> {
+        let chat = wanted.then(|| ChatTemplate::open(&self.path)).transpose()?;
+        Ok(Self { chat, ..self })
     }
 }
 
@@ -259,20 +268,9 @@ fn other(path: &Path) -> Option<String> {
 }
 
 /// The file with a directory's chat template, if that does not write Gemma's turns: those of
-/// [`Tokenizer::encode_turn`] are then not what the model was tuned to. `None` where there is no template.
+/// [`Tokenizer::encode_turns`] are then not what the model was tuned to. `None` where there is no template.
 pub fn foreign_template(dir: &Path) -> Option<PathBuf> {
-    let read = |name: &str| {
-        let bytes = read_file(&dir.join(name), MAX_TEMPLATE_BYTES).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
-        let template = match name.ends_with(".json") {
-            true => serde_json::from_str::<Value>(&text).ok()?.get("chat_template")?.to_string(),
-            false => text,
-        };
-        Some((dir.join(name), template)).filter(|(_, template)| template != "null")
-    };
-    // In the order in which Transformers prefers them.
-    let (path, template) =
-        ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"].into_iter().find_map(read)?;
+    let (path, template) = template_text(dir)?;
     let gemmas = ["<start_of_turn>", "<end_of_turn>", "model"].iter().all(|part| template.contains(part));
     (!gemmas).then_some(path)
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::chat::{ChatTemplate, Message, Role};
 use crate::eval::{Sample, Unjudged};
 use crate::gemma::Gemma;
 use crate::gemma::config::GemmaConfig;
 use crate::generate::{GenerateError, Prompt, Response, Sampling, generate};
 use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
 use crate::tasks::Task;
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{ChatTextError, Tokenizer, TokenizerError};
 use crate::verifier::pool::{Job, Pool};
 use crate::verifier::{Failure, Request, Verifier};
 
@@ -141,15 +142,40 @@ pub struct PromptFormat<'a> {
     pub prefix: &'a str,
     /// Text after every prompt.
     pub suffix: &'a str,
-    /// Whether to wrap it as a user's turn.
-    pub turn: bool,
+    /// What stands around it.
+    pub wrapping: Wrapping<'a>,
+}
+
+/// What stands around a prompt.
+#[derive(Debug, Clone, Copy)]
+pub enum Wrapping<'a> {
+    /// BOS before it.
+    None,
+    /// Gemma's turns.
+    Turn,
+    /// What the checkpoint's chat template writes.
+    Chat(&'a ChatTemplate),
 }
 
 impl PromptFormat<'_> {
-    /// The text and the tokens of a prompt.
-    pub fn apply(&self, tokenizer: &Tokenizer, prompt: &str) -> Result<(String, Vec<u32>), TokenizerError> {
+    /// The text and the tokens of a prompt that `history` comes before. Of a conversation the text is the last turn's.
+    pub fn apply(
+        &self,
+        tokenizer: &Tokenizer,
+        history: &[Message],
+        prompt: &str,
+    ) -> Result<(String, Vec<u32>), ChatTextError> {
         let text = [self.prefix, prompt, self.suffix].concat();
-        let ids = if self.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
+        let turns = || {
+            let last = Message { role: Role::User, content: text.clone() };
+            history.iter().cloned().chain([last]).collect::<Vec<_>>()
+        };
+        let ids = match self.wrapping {
+            Wrapping::None if !history.is_empty() => return Err(ChatTextError::NoTurns),
+            Wrapping::None => tokenizer.encode_prompt(&text)?,
+            Wrapping::Turn => tokenizer.encode_turns(&turns())?,
+            Wrapping::Chat(template) => tokenizer.encode_chat(template, &turns())?,
+        };
         Ok((text, ids))
     }
 }
@@ -247,9 +273,9 @@ pub enum RolloutError {
     /// Generation refused or failed.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// Text that is no tokens.
+    /// A prompt that does not become tokens.
     #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    Prompt(#[from] ChatTextError),
     /// The verifier does not work at all.
     #[error("the {section} cannot be used")]
     Verifier {
@@ -300,7 +326,7 @@ impl<B: Backend> Rollout<'_, B> {
         let started = std::time::Instant::now();
         let mut prompts = tasks
             .iter()
-            .map(|task| self.format.apply(self.tokenizer, &task.prompt))
+            .map(|task| self.format.apply(self.tokenizer, &task.history, &task.prompt))
             .collect::<Result<Vec<_>, _>>()?;
         seconds.generate += started.elapsed().as_secs_f64();
         let room = self.model.backend.generation_bytes();

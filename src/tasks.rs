@@ -1,4 +1,4 @@
-//! Tasks: JSON lines with a `prompt`, its `answer` and whatever else the verifier reads, and the order in which
+//! Tasks: JSON lines with a `prompt` (or `messages`, a conversation that ends with one), its `answer` and whatever else the verifier reads, and the order in which
 //! training draws them.
 
 use std::fs;
@@ -6,17 +6,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::chat::{Message, Role};
 use crate::checkpoint::without_bom;
 use crate::rng::{Domain, Stream};
 
 /// One problem.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
-    /// The text put to the model; not blank.
+    /// The text put to the model; not blank. Of a conversation, the user's last turn.
     pub prompt: String,
+    /// The turns of a conversation before that.
+    pub history: Vec<Message>,
     /// What a right response amounts to; not blank. A number in the file becomes its decimal text.
     pub answer: String,
     /// The line of the file, counted from 1.
@@ -100,6 +104,12 @@ pub enum LineProblem {
     /// A field with nothing but white space in it.
     #[error("field `{0}` is blank")]
     Blank(&'static str),
+    /// Two fields of which a task has one.
+    #[error("fields `prompt` and `messages`: a task has one of them")]
+    Twice,
+    /// A conversation that is none.
+    #[error("field `messages`: {0}")]
+    Messages(String),
     /// A number that JSON readers round.
     #[error("field `answer`: {0} is too large to be read exactly; write it as a string")]
     Inexact(f64),
@@ -146,9 +156,12 @@ fn parse_line(number: usize, line: &[u8]) -> Result<Task, LineProblem> {
             *text = rest.to_owned();
         }
     }
-    let prompt = match fields.get("prompt").ok_or(LineProblem::Missing("prompt"))? {
-        Value::String(s) => s.clone(),
-        other => return Err(wrong_type("prompt", other, "a string")),
+    let (prompt, history) = match (fields.get("prompt"), fields.get("messages")) {
+        (Some(_), Some(_)) => return Err(LineProblem::Twice),
+        (Some(Value::String(s)), None) => (s.clone(), Vec::new()),
+        (Some(other), None) => return Err(wrong_type("prompt", other, "a string")),
+        (None, Some(messages)) => conversation(messages)?,
+        (None, None) => return Err(LineProblem::Missing("prompt")),
     };
     let answer = match fields.get("answer").ok_or(LineProblem::Missing("answer"))? {
         Value::String(s) => s.clone(),
@@ -170,7 +183,24 @@ fn parse_line(number: usize, line: &[u8]) -> Result<Task, LineProblem> {
         Some(Value::String(_)) => {}
         Some(other) => return Err(wrong_type("response", other, "a string")),
     }
-    Ok(Task { prompt, answer, line: number, fields: Arc::new(fields) })
+    Ok(Task { prompt, history, answer, line: number, fields: Arc::new(fields) })
+}
+
+/// The user's last turn, and what came before it.
+fn conversation(messages: &Value) -> Result<(String, Vec<Message>), LineProblem> {
+    let bad = |problem: &str| LineProblem::Messages(problem.to_owned());
+    let mut messages: Vec<Message> = Vec::deserialize(messages)
+        .map_err(|e| bad(&format!("{e}; each is {{\"role\": \"user\", \"content\": \"...\"}}")))?;
+    if messages.iter().any(|message| message.content.trim().is_empty()) {
+        return Err(bad("a turn is blank"));
+    }
+    if messages.iter().skip(1).any(|message| message.role == Role::System) {
+        return Err(bad("`system` speaks first or not at all"));
+    }
+    match messages.pop() {
+        Some(Message { role: Role::User, content }) => Ok((content, messages)),
+        _ => Err(bad("the last turn must be the user's: the model answers it")),
+    }
 }
 
 fn wrong_type(field: &'static str, value: &Value, expected: &'static str) -> LineProblem {

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe;
 
+use crate::chat::{ChatError, ChatTemplate, Message, Role as Speaker};
 use crate::checkpoint::{FileError, read_file};
 use crate::gemma::config::{GemmaConfig, MAX_SPARE_ROWS};
 
@@ -72,6 +74,23 @@ pub enum TokenizerError {
         /// The token.
         token: String,
     },
+}
+
+/// Why a conversation does not become tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatTextError {
+    /// The template.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The text.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Turns where nothing writes turns.
+    #[error(
+        "the task is a conversation, and data.template = \"none\" writes no turns; set it to \"chat\", the template of the \
+         model, or to \"turn\", Gemma's turns"
+    )]
+    NoTurns,
 }
 
 /// What a token of a Gemma vocabulary is for.
@@ -353,14 +372,63 @@ impl Tokenizer {
         Ok([vec![self.bos], self.encode(text)?].concat())
     }
 
-    /// BOS and one user turn, up to where the model's turn begins:
-    /// `<bos><start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n`. Space around the prompt is
-    /// trimmed, as by Gemma's chat template.
+    /// BOS and a conversation in Gemma's turns, up to where the model's begins:
+    /// `<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n`. As by the chat templates of Gemma 1 to
+    /// 3, space around a turn is trimmed, and what the system says stands at the head of the user's first turn.
+    pub fn encode_turns(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = vec![self.bos];
+        let mut system = String::new();
+        for Message { role, content } in messages {
+            let role = match role {
+                Speaker::System => {
+                    system = format!("{content}\n\n");
+                    continue;
+                }
+                Speaker::User => "user",
+                Speaker::Assistant => "model",
+            };
+            ids.push(self.start_of_turn);
+            ids.extend(self.encode(&format!("{role}\n{}{}", std::mem::take(&mut system), content.trim()))?);
+            ids.push(self.end_of_turn);
+            ids.extend(self.encode("\n")?);
+        }
+        ids.push(self.start_of_turn);
+        ids.extend(self.encode("model\n")?);
+        Ok(ids)
+    }
+
+    /// [`Tokenizer::encode_turns`] of one user's turn.
     pub fn encode_turn(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
-        let user = self.encode(&format!("user\n{}", prompt.trim()))?;
-        let (between, model) = (self.encode("\n")?, self.encode("model\n")?);
-        let (start, end) = (vec![self.start_of_turn], vec![self.end_of_turn]);
-        Ok([vec![self.bos], start.clone(), user, end, between, start, model].concat())
+        self.encode_turns(&[Message { role: Speaker::User, content: prompt.to_owned() }])
+    }
+
+    /// A conversation as a checkpoint's chat template writes it. The names of control tokens that the template writes
+    /// become those tokens, those that a message spells stay text.
+    pub fn encode_chat(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> Result<Vec<u32>, ChatTextError> {
+        let said = |c: char| messages.iter().any(|message| message.content.contains(c));
+        // Characters that Unicode keeps for such uses: no text has all of them.
+        let guard = ('\u{fdd0}'..='\u{fdef}').find(|&c| !said(c)).unwrap_or('\u{fdd0}');
+        let spelled = |text: &str| self.spelled(text).into_iter().map(str::to_owned).collect();
+        let text = template.render(messages, guard, spelled)?;
+        let mut ids = Vec::new();
+        let encode = |ids: &mut Vec<u32>, text: &str| -> Result<(), TokenizerError> {
+            if !text.is_empty() {
+                ids.extend(self.encode(&text.replace(guard, ""))?);
+            }
+            Ok(())
+        };
+        let mut from = 0;
+        for (range, id) in self.names_in(&text) {
+            encode(&mut ids, &text[from..range.start])?;
+            ids.push(id);
+            from = range.end;
+        }
+        encode(&mut ids, &text[from..])?;
+        Ok(ids)
     }
 
     /// The bytes of the text of `ids`: those of each token, control tokens and rows of the embedding without a token
@@ -392,20 +460,26 @@ impl Tokenizer {
     /// The names of control and reserved tokens that `text` spells, each once, in the order of the text. It becomes none
     /// of them.
     pub fn spelled<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let longest = self.no_text.keys().map(String::len).max().unwrap_or(0);
         let mut found = Vec::new();
-        for (start, open) in text.match_indices(['<', '[']) {
-            let close = if open == "<" { b'>' } else { b']' };
-            let near = text.as_bytes()[start..].iter().take(longest);
-            let Some(end) = near.enumerate().find_map(|(i, &b)| (b == close).then_some(start + i + 1)) else {
-                continue;
-            };
-            let name = &text[start..end];
-            if self.no_text.contains_key(name) && !found.contains(&name) {
+        for (range, _) in self.names_in(text) {
+            let name = &text[range];
+            if !found.contains(&name) {
                 found.push(name);
             }
         }
         found
+    }
+
+    /// Where `text` spells control and reserved tokens, and which.
+    fn names_in(&self, text: &str) -> impl Iterator<Item = (Range<usize>, u32)> {
+        let longest = self.no_text.keys().map(String::len).max().unwrap_or(0);
+        text.match_indices(['<', '[']).filter_map(move |(start, open)| {
+            let close = if open == "<" { b'>' } else { b']' };
+            let near = text.as_bytes()[start..].iter().take(longest);
+            let end = near.enumerate().find_map(|(i, &b)| (b == close).then_some(start + i + 1))?;
+            let id = self.no_text.get(&text[start..end])?;
+            Some((start..end, *id))
+        })
     }
 }
 

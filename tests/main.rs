@@ -4,6 +4,8 @@
 mod activations;
 #[path = "suite/bench.rs"]
 mod bench;
+#[path = "suite/chat.rs"]
+mod chat;
 #[path = "suite/checkpoint.rs"]
 mod checkpoint;
 #[path = "suite/cli.rs"]

@@ -15,7 +15,7 @@ use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
 use crate::model_dir::Precision;
 use crate::tasks::Tasks;
-use crate::train::config::{MAX_SAMPLES, Problems, TrainConfig};
+use crate::train::config::{MAX_SAMPLES, Problems, Template, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
 use crate::train::setup::{check_prompts, judges, rollout, stop_rule, warnings};
 
@@ -79,6 +79,7 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
         )
     };
     let dir = open_model(backend, &config.model.path, config.model.precision())?;
+    let dir = dir.with_chat(config.data.template == Template::Chat)?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
     let provenance = with_model(provenance, &dir);
     for text in warnings(config, &dir, &config.data.tasks, &tasks, false)? {

@@ -15,7 +15,7 @@ use super::{PrecisionArgs, number, open_model, positive};
 use crate::backend::{Backend, TEMPERATURES, Truncation};
 use crate::generate::{Finish, Prompt, Response, Sampling, generate};
 use crate::model_dir::Precision;
-use crate::rollout::ResponseEnd;
+use crate::rollout::{PromptFormat, ResponseEnd, Wrapping};
 use crate::train::config::{MAX_GROUP_TOKENS, MAX_SAMPLES};
 use crate::train::setup::{escape_warning, spelled, stop_warnings, template_warning};
 
@@ -39,6 +39,9 @@ pub struct Args {
     /// Wrap the prompt as a user's turn, for instruction-tuned models
     #[arg(long)]
     turn: bool,
+    /// Wrap the prompt as the model's own chat template does
+    #[arg(long, conflicts_with = "turn")]
+    chat: bool,
     /// Responses to sample
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = positive(MAX_SAMPLES))]
     n: u64,
@@ -116,8 +119,14 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     let began = Instant::now();
     let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
+    let loaded = loaded.with_chat(args.chat)?;
     let tokenizer = &loaded.tokenizer;
-    let ids = if args.turn { tokenizer.encode_turn(&text)? } else { tokenizer.encode_prompt(&text)? };
+    let wrapping = match (args.turn, &loaded.chat) {
+        (_, Some(template)) => Wrapping::Chat(template),
+        (true, None) => Wrapping::Turn,
+        (false, None) => Wrapping::None,
+    };
+    let (_, ids) = PromptFormat { prefix: "", suffix: "", wrapping }.apply(tokenizer, &[], &text)?;
     let stop = ResponseEnd::new(&loaded.model.config, tokenizer, &args.stop);
     let mut warnings = stop_warnings("--stop", &args.stop, tokenizer);
     warnings.extend(args.prompt.as_ref().and_then(|text| escape_warning("--prompt", text)));

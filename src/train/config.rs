@@ -107,7 +107,8 @@ pub struct DataSection {
     pub prefix_file: Option<PathBuf>,
     /// Text after every prompt. Default: empty.
     pub suffix: String,
-    /// `"none"`, or `"turn"` for models tuned to Gemma's chat turns. Default: `"none"`.
+    /// `"none"`, `"turn"` for models tuned to Gemma's chat turns, or `"chat"` for the chat template that the model comes with.
+    /// Default: `"none"`.
     pub template: Template,
 }
 
@@ -135,6 +136,8 @@ pub enum Template {
     None,
     /// A user turn, and the opening of the model's turn.
     Turn,
+    /// What the checkpoint's own chat template writes.
+    Chat,
 }
 
 /// `[generate]`

@@ -16,7 +16,7 @@ use crate::model_dir::OpenError;
 use crate::objective::ObjectiveError;
 use crate::rollout::RolloutError;
 use crate::tasks::TaskError;
-use crate::tokenizer::TokenizerError;
+use crate::tokenizer::{ChatTextError, TokenizerError};
 use crate::verifier::{BuildError, Failure};
 
 /// What to do when a device failed within a step.
@@ -102,6 +102,16 @@ pub enum TrainError {
     /// Text that is no tokens.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A prompt that does not become tokens.
+    #[error("{path}:{line}")]
+    Prompt {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Why.
+        source: ChatTextError,
+    },
     /// A prompt that leaves no room for a response.
     #[error(
         "{path}:{line}: the prompt has {tokens} tokens and generate.max_new_tokens is {new}, but the model's context \

@@ -21,7 +21,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::config::{ConfigError, Problem, TrainConfig};
+use super::config::{ConfigError, Problem, Template, TrainConfig};
 use super::error::TrainError;
 use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
 use super::interrupt::Interrupt;
@@ -172,7 +172,8 @@ pub fn run<B: Backend + Clone>(
         return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
     }
     let open = |path: &Path, precision: Precision| -> Result<ModelDir<B>, TrainError> {
-        let model_dir = ModelDir::open(backend.clone(), path, precision)?;
+        let chat = config.data.template == Template::Chat;
+        let model_dir = ModelDir::open(backend.clone(), path, precision)?.with_chat(chat)?;
         if config.objective.kind.objective().needs_samples {
             check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
         }

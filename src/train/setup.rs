@@ -9,7 +9,7 @@ use super::error::TrainError;
 use crate::backend::Backend;
 use crate::generate::Sampling;
 use crate::model_dir::{ModelDir, foreign_template};
-use crate::rollout::{Judges, PromptFormat, ResponseEnd, Rollout};
+use crate::rollout::{Judges, PromptFormat, ResponseEnd, Rollout, Wrapping};
 use crate::tasks::{Task, Tasks};
 use crate::tokenizer::{Role, Tokenizer, TokenizerError, role};
 use crate::verifier::{VerifierConfig, build};
@@ -23,7 +23,7 @@ pub fn check_prompts<B: Backend>(
 ) -> Result<(), TrainError> {
     let (context, new) = (dir.model.config.max_positions, config.generate.max_new_tokens);
     for task in &tasks.list {
-        let tokens = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?.1.len();
+        let tokens = prompt(config, dir, path, task)?.1.len();
         if tokens.saturating_add(new) > context {
             let (path, line) = (path.into(), task.line);
             return Err(TrainError::PromptTooLong { path, line, tokens, new, context });
@@ -41,7 +41,7 @@ pub(super) fn check_experts<B: Backend>(
     let (context, path) = (dir.model.config.max_positions, &config.data.tasks);
     let stop_rule = stop_rule(config, dir);
     for task in &tasks.list {
-        let (_, prompt) = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?;
+        let (_, prompt) = prompt(config, dir, path, task)?;
         let tokens = prompt.len() + expert(config, dir, &stop_rule, task)?.len();
         if tokens > context {
             let (path, line) = (path.clone(), task.line);
@@ -72,7 +72,11 @@ pub fn warnings<B: Backend>(
     let mut prompts = Vec::new();
     let mut responses = Vec::new();
     for task in &tasks.list {
-        prompts.extend(spelled(&dir.tokenizer, &task.prompt).map(|p| (task.line, format!("the prompt {p}"))));
+        let said = task.history.iter().map(|message| &message.content).chain([&task.prompt]);
+        prompts.extend(
+            said.filter_map(|text| spelled(&dir.tokenizer, text))
+                .map(|p| (task.line, format!("the prompt {p}"))),
+        );
         if !experts {
             continue;
         }
@@ -147,7 +151,8 @@ pub fn template_warning(setting: &str, dir: &Path) -> Option<String> {
     foreign_template(dir).map(|path| {
         format!(
             "{}: this chat template does not write Gemma's turns, and {setting} does; the model was tuned to another format: \
-             take a model that knows Gemma's turns, or leave {setting} out and write prompts as the model knows them",
+             use that template (data.template = \"chat\", --chat), take a model that knows Gemma's turns, or leave {setting} out and \
+             write prompts as the model knows them",
             path.display()
         )
     })
@@ -161,7 +166,7 @@ pub(super) fn expert<B: Backend>(
     task: &Task,
 ) -> Result<Vec<u32>, TokenizerError> {
     let end = match config.data.template {
-        Template::Turn => dir.tokenizer.end_of_turn(),
+        Template::Turn | Template::Chat => dir.tokenizer.end_of_turn(),
         Template::None => dir.tokenizer.eos(),
     };
     stop_rule.complete(task.response(), end)
@@ -189,13 +194,26 @@ pub fn arithmetic(device: &str) -> String {
     }
 }
 
-/// The prompts of a configuration.
-pub(super) fn prompt_format(config: &TrainConfig) -> PromptFormat<'_> {
-    PromptFormat {
-        prefix: &config.data.prefix,
-        suffix: &config.data.suffix,
-        turn: config.data.template == Template::Turn,
-    }
+/// The prompts of a configuration, to a model that was opened for it.
+fn prompt_format<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> PromptFormat<'a> {
+    let wrapping = match (config.data.template, &dir.chat) {
+        (Template::None, _) => Wrapping::None,
+        (Template::Chat, Some(template)) => Wrapping::Chat(template),
+        (Template::Turn | Template::Chat, _) => Wrapping::Turn,
+    };
+    PromptFormat { prefix: &config.data.prefix, suffix: &config.data.suffix, wrapping }
+}
+
+/// The text and the tokens of a task's prompt; errors name its line.
+pub(super) fn prompt<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    path: &Path,
+    task: &Task,
+) -> Result<(String, Vec<u32>), TrainError> {
+    prompt_format(config, dir)
+        .apply(&dir.tokenizer, &task.history, &task.prompt)
+        .map_err(|source| TrainError::Prompt { path: path.to_owned(), line: task.line, source })
 }
 
 /// Where a configuration ends responses.
@@ -209,7 +227,7 @@ pub fn rollout<'a, B: Backend>(
     dir: &'a ModelDir<B>,
     stop: &'a ResponseEnd<'a>,
 ) -> Rollout<'a, B> {
-    Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format: prompt_format(config), stop }
+    Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format: prompt_format(config, dir), stop }
 }
 
 /// How a configuration samples at an RNG step. Validation has seen to it that training truncates nothing unasked.

@@ -8,7 +8,7 @@ use super::metrics::{PhaseSeconds, StepMetrics};
 use super::optimizer::Optimizer;
 use super::policy::{Continued, Forward};
 use super::schedule::learning_rate;
-use super::setup::{expert, prompt_format, rollout, sampling, stop_rule};
+use super::setup::{expert, prompt, rollout, sampling, stop_rule};
 use crate::backend::Backend;
 use crate::eval::estimators::{answer_counts, entropy};
 use crate::eval::{Unjudged, count_by_kind};
@@ -80,7 +80,7 @@ impl<B: Backend> Stepper<'_, B> {
                 .iter()
                 .map(|&index| {
                     let task = &self.tasks.list[index];
-                    let (_, prompt) = prompt_format(config).apply(&dir.tokenizer, &task.prompt)?;
+                    let (_, prompt) = prompt(config, dir, &config.data.tasks, task)?;
                     let unit = self.coefficients(step, index, &ScoredGroup::default())?;
                     Ok(Weighed {
                         prompt,
@@ -154,7 +154,7 @@ impl<B: Backend> Stepper<'_, B> {
                 (self.config.objective.kind.objective().needs_expert(), &self.judges)
             {
                 let task = &self.tasks.list[index];
-                let (prompt, _) = prompt_format(self.config).apply(&dir.tokenizer, &task.prompt)?;
+                let (prompt, _) = prompt(self.config, dir, &self.config.data.tasks, task)?;
                 let tokens = expert(self.config, dir, &stop_rule, task)?;
                 let score = judges.score(&prompt, &stop_rule.text(&tokens), task);
                 scored.expert_score = Some(score.map_err(|source| TrainError::Expert {

@@ -1,7 +1,7 @@
 //! Where responses end, what their text is, and what prompts are made of: tables that say it row by row, and the rules
 //! written down once more for random tokens.
 
-use bon_engine::rollout::{PromptFormat, ResponseEnd};
+use bon_engine::rollout::{PromptFormat, ResponseEnd, Wrapping};
 use bon_engine::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde_json::json;
@@ -134,8 +134,9 @@ fn what_a_prompt_is_made_of() {
         ("", "<end_of_turn>", "", false, "<end_of_turn>", plain(&forged)),
         ("", "<end_of_turn>", "", true, "<end_of_turn>", turn(&forged)),
     ] {
-        let format = PromptFormat { prefix, suffix, turn: in_turn };
-        let found = format.apply(&t, prompt).unwrap();
+        let format =
+            PromptFormat { prefix, suffix, wrapping: if in_turn { Wrapping::Turn } else { Wrapping::None } };
+        let found = format.apply(&t, &[], prompt).unwrap();
         assert_eq!(found, (text.to_owned(), ids(&pieces)), "{prefix:?} {prompt:?} {suffix:?} {in_turn}");
     }
 }

@@ -11,7 +11,7 @@ use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
 use bon_engine::model_dir::{self, ModelDir, Precision};
 use bon_engine::objective::{ScoredGroup, coefficients};
-use bon_engine::rollout::{PromptFormat, ResponseEnd, Rollout};
+use bon_engine::rollout::{PromptFormat, ResponseEnd, Rollout, Wrapping};
 use bon_engine::tasks::{Order, Task, Tasks};
 use bon_engine::tokenizer::TOKENIZER_FILE;
 use bon_engine::train::config::{LengthNormalizer, OptimizerSection, TrainConfig};
@@ -289,7 +289,7 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
         let rollout = Rollout {
             model: &dir.model,
             tokenizer: &dir.tokenizer,
-            format: PromptFormat { prefix: &config.data.prefix, suffix: "", turn: false },
+            format: PromptFormat { prefix: &config.data.prefix, suffix: "", wrapping: Wrapping::None },
             stop: &stop,
         };
         let mut judges = judges(&config).unwrap().unwrap();
@@ -383,7 +383,7 @@ fn equal_tasks_are_sampled_independently() {
     let dir = ModelDir::open(Cpu::F32, &config.model.path, Precision::default()).unwrap();
     let (tasks, stop) =
         (Tasks::read(&config.data.tasks).unwrap(), ResponseEnd::new(&dir.model.config, &dir.tokenizer, &[]));
-    let format = PromptFormat { prefix: "", suffix: "", turn: false };
+    let format = PromptFormat { prefix: "", suffix: "", wrapping: Wrapping::None };
     let rollout = Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format, stop: &stop };
     let truncation = Truncation::default();
     let sampling = Sampling { temperature: 1.0, truncation, max_new_tokens: 5, seed: 1, step: 0 };

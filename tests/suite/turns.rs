@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bon_engine::backend::Truncation;
 use bon_engine::generate::Sampling;
 use bon_engine::model_dir::{ModelDir, Precision};
-use bon_engine::rollout::{Group, Judges, PromptFormat, ResponseEnd, Rollout};
+use bon_engine::rollout::{Group, Judges, PromptFormat, ResponseEnd, Rollout, Wrapping};
 use bon_engine::tasks::{Task, Tasks};
 use bon_engine::train::config::TrainConfig;
 use bon_engine::verifier::{Failure, Request, Verifier};
@@ -48,7 +48,7 @@ fn rolled(f: &Fixture, backend: &Delegating) -> Vec<Group> {
     let list: Vec<&Task> = tasks.list.iter().collect();
     let strings = ["a".to_owned()];
     let stop = ResponseEnd::new(&dir.model.config, &dir.tokenizer, &strings);
-    let format = PromptFormat { prefix: "see ", suffix: "", turn: false };
+    let format = PromptFormat { prefix: "see ", suffix: "", wrapping: Wrapping::None };
     let rollout = Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format, stop: &stop };
     let sampling =
         Sampling { temperature: 1.0, truncation: Truncation::default(), max_new_tokens: 8, seed: 5, step: 3 };

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::program::{Constant, Special, Virtual};
 use super::symbols::{Symbol, Symbols};
 use super::{Refusal, invalid, unsupported};
-use crate::machine::inst::{Class, Defs, Exec, Guard, Inst, LaneFn, Sync, WarpOp};
+use crate::machine::inst::{Class, Exec, Guard, Inst, LaneFn, WarpOp};
 use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
 use crate::machine::registers::{Reg, Width};
 use crate::ops::lane::Isa;
@@ -397,20 +397,7 @@ impl<'m, 'a> Decoder<'m, 'a> {
 
     /// Appends an instruction under the current guard and place; its other fields can be set through the result.
     pub fn emit(&mut self, exec: Exec, class: Class, dsts: &[Reg], srcs: &[Reg]) -> &mut Inst {
-        let defs = if matches!(exec, Exec::Lane(_)) { Defs::All } else { Defs::Own };
-        self.code.push(Inst {
-            exec,
-            guard: self.guard,
-            regs: dsts.iter().chain(srcs).copied().collect(),
-            dsts: dsts.len() as u8,
-            defs,
-            class,
-            sync: Sync::None,
-            may_wait: false,
-            imm: 0,
-            flops: 0,
-            place: self.place,
-        });
+        self.code.push(Inst { guard: self.guard, ..Inst::new(exec, class, dsts, srcs, self.place) });
         self.code.last_mut().expect("just pushed")
     }
 

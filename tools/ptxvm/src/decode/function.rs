@@ -8,9 +8,9 @@ use super::mods::{Mods, written};
 use super::program::{Constant, Function, Param, PlaceLine, Virtual};
 use super::symbols::{Symbol, Symbols};
 use super::{Refusal, invalid, slots, unsupported};
-use crate::machine::inst::{BarrierKind, Class, Control, Defs, Exec, Guard, Inst, ParamCopy, Sync, System};
+use crate::machine::inst::{BarrierKind, Class, Control, Exec, Guard, Inst, ParamCopy, System};
 use crate::machine::layout::{LOCAL_WINDOW, PARAM_WINDOW};
-use crate::machine::registers::Reg;
+use crate::machine::registers::{Reg, Width};
 use crate::ops;
 use crate::ops::lane::Isa;
 use crate::ptx::ast::{self, Instruction, Operand, Statement, Variable};
@@ -341,9 +341,15 @@ impl<'m, 'a> Walk<'m, 'a> {
                 let control = if self.is_entry { Control::Exit } else { Control::Return };
                 self.emit(control, Class::Control, &[], &[]);
             }
-            "exit" => self.emit(Control::Exit, Class::Control, &[], &[]),
-            "trap" => self.emit(Control::Trap, Class::Control, &[], &[]),
-            "brkpt" => self.emit(Control::Yield, Class::Control, &[], &[]),
+            "exit" => {
+                self.emit(Control::Exit, Class::Control, &[], &[]);
+            }
+            "trap" => {
+                self.emit(Control::Trap, Class::Control, &[], &[]);
+            }
+            "brkpt" => {
+                self.emit(Control::Yield, Class::Control, &[], &[]);
+            }
             "nanosleep" => {
                 mods.ty()?;
                 let [amount] = operands(i)?;
@@ -366,13 +372,12 @@ impl<'m, 'a> Walk<'m, 'a> {
             }
             _ => return Ok(false),
         };
-        let () = ();
         mods.finish()?;
         Ok(true)
     }
 
-    fn emit(&mut self, control: Control, class: Class, dsts: &[Reg], srcs: &[Reg]) {
-        self.d.emit(Exec::Control(control), class, dsts, srcs);
+    fn emit(&mut self, control: Control, class: Class, dsts: &[Reg], srcs: &[Reg]) -> &mut Inst {
+        self.d.emit(Exec::Control(control), class, dsts, srcs)
     }
 
     fn label(&self, name: &str) -> Result<u32, Refusal> {
@@ -391,17 +396,11 @@ impl<'m, 'a> Walk<'m, 'a> {
             let [mask] = operands(i)?;
             let mask = self.d.src(mask, Type::B32)?;
             self.emit(Control::WarpBarrier, Class::Sync, &[], &[mask]);
-            self.d.code.last_mut().expect("just pushed").sync = Sync::None;
             return Ok(());
         }
         let aligned = mods.take("aligned") || i.opcode == "bar";
-        let mut ops = i.operands.as_slice();
-        let mut next = |what: &str| -> Result<&Operand<'a>, Refusal> {
-            let (first, rest) =
-                ops.split_first().ok_or_else(|| invalid(format!("`{}` lacks {what}", written(i))))?;
-            ops = rest;
-            Ok(first)
-        };
+        let mut ops = i.operands.iter();
+        let lacks = |what: &str| invalid(format!("`{}` lacks {what}", written(i)));
         let (kind, dst, has_pred) = if mods.take("sync") {
             (BarrierKind::Sync, Reg::NONE, false)
         } else if mods.take("arrive") {
@@ -414,34 +413,30 @@ impl<'m, 'a> Walk<'m, 'a> {
             if (ty == Type::Pred) == (kind == BarrierKind::Popc) || !matches!(ty, Type::Pred | Type::U32) {
                 return Err(invalid(format!("`{}` with {ty}", written(i))));
             }
-            (kind, self.d.dst(next("a destination")?, ty)?, true)
+            let dst = ops.next().ok_or_else(|| lacks("a destination"))?;
+            (kind, self.d.dst(dst, ty)?, true)
         } else {
             return Err(unsupported(format!("`{}`", written(i))));
         };
         mods.finish()?;
-        let id = self.d.src(next("a barrier")?, Type::U32)?;
+        let id = self.d.src(ops.next().ok_or_else(|| lacks("a barrier"))?, Type::U32)?;
         let has_count = ops.len() > usize::from(has_pred);
-        let mut next = |what: &str| -> Result<&Operand<'a>, Refusal> {
-            let (first, rest) =
-                ops.split_first().ok_or_else(|| invalid(format!("`{}` lacks {what}", written(i))))?;
-            ops = rest;
-            Ok(first)
-        };
-        let count = if has_count { self.d.src(next("a count")?, Type::U32)? } else { Reg::NONE };
-        let (pred, negated) = if has_pred { self.d.pred(next("a predicate")?)? } else { (Reg::NONE, false) };
+        let mut count = Reg::NONE;
+        if has_count {
+            count = self.d.src(ops.next().ok_or_else(|| lacks("a count"))?, Type::U32)?;
+        }
+        let (mut pred, mut negated) = (Reg::NONE, false);
+        if has_pred {
+            (pred, negated) = self.d.pred(ops.next().ok_or_else(|| lacks("a predicate"))?)?;
+        }
         if kind == BarrierKind::Arrive && !has_count {
             return Err(invalid("`bar.arrive` needs a thread count"));
         }
-        if !ops.is_empty() {
+        if ops.len() > 0 {
             return Err(invalid(format!("`{}` has too many operands", written(i))));
         }
-        self.emit(
-            Control::Barrier { kind, aligned, counted: has_count },
-            Class::Sync,
-            &[dst],
-            &[id, count, pred],
-        );
-        self.d.code.last_mut().expect("just pushed").imm = u64::from(negated);
+        let control = Control::Barrier { kind, aligned, counted: has_count };
+        self.emit(control, Class::Sync, &[dst], &[id, count, pred]).imm = u64::from(negated);
         Ok(())
     }
 
@@ -474,11 +469,9 @@ impl<'m, 'a> Walk<'m, 'a> {
             _ => Box::default(),
         };
         if let Ok((reg, _)) = self.d.register(callee) {
-            let reg = if reg.width == crate::machine::registers::Width::B64 {
-                reg
-            } else {
+            if reg.width != Width::B64 {
                 return Err(invalid(format!("`{callee}` does not hold the address of a function")));
-            };
+            }
             self.calls_any = true;
             self.emit(Control::CallIndirect { args, results }, Class::Control, &[], &[reg]);
             return Ok(());
@@ -636,19 +629,7 @@ fn with_joins(code: Vec<Inst>, flow: &Flow, is_entry: bool) -> Vec<Inst> {
     for (i, mut inst) in code.into_iter().enumerate() {
         let b = flow.block_of(i);
         if flow.blocks[b].start == i && has_join[b] {
-            out.push(Inst {
-                exec: Exec::Control(Control::Join),
-                guard: None,
-                regs: Box::default(),
-                dsts: 0,
-                defs: Defs::Own,
-                class: Class::Control,
-                sync: Sync::None,
-                may_wait: false,
-                imm: 0,
-                flops: 0,
-                place: inst.place,
-            });
+            out.push(Inst::new(Exec::Control(Control::Join), Class::Control, &[], &[], inst.place));
         }
         if let Exec::Control(control) = &mut inst.exec {
             let meet = joins[i].map(|b| moved[flow.blocks[b].start]);

@@ -22,13 +22,26 @@ pub struct Context<'a> {
     pub worker: &'a mut Worker,
     /// The running instruction's index in the code.
     pub pc: u32,
-    /// Bytes of local memory below the running frame.
-    pub local_base: u32,
     /// Instructions that the block's warps have executed so far: what its clocks show.
     pub ticks: u64,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// The surroundings of the instruction at `pc`, for the frame that the warp has selected. `ran` instructions have
+    /// run that the block does not count yet.
+    #[inline(always)]
+    pub(crate) fn new(
+        warp: &'a mut Warp,
+        block: &'a mut Block,
+        launch: &'a LaunchState<'a>,
+        worker: &'a mut Worker,
+        pc: u32,
+        ran: u64,
+    ) -> Self {
+        let ticks = block.executed + ran;
+        Self { warp, block, launch, worker, pc, ticks }
+    }
+
     /// The warp's registers.
     #[inline(always)]
     pub fn regs(&mut self) -> &mut Registers {

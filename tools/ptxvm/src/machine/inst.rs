@@ -130,6 +130,24 @@ pub struct Inst {
 }
 
 impl Inst {
+    /// An instruction that nothing guards, whose lanes wait for no others.
+    pub fn new(exec: Exec, class: Class, dsts: &[Reg], srcs: &[Reg], place: u32) -> Self {
+        let defs = if matches!(exec, Exec::Lane(_)) { Defs::All } else { Defs::Own };
+        Self {
+            exec,
+            guard: None,
+            regs: dsts.iter().chain(srcs).copied().collect(),
+            dsts: dsts.len() as u8,
+            defs,
+            class,
+            sync: Sync::None,
+            may_wait: false,
+            imm: 0,
+            flops: 0,
+            place,
+        }
+    }
+
     /// The i-th destination.
     #[inline(always)]
     pub fn dst(&self, i: usize) -> Reg {

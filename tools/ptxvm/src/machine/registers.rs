@@ -115,9 +115,9 @@ pub struct Registers {
     /// For registers with lanes of which only some bytes are written: a bit a byte. Rare, so kept apart; empty mostly.
     partly: HashMap<usize, [u16; LANES]>,
     /// First row of the running frame.
-    pub base: usize,
+    base: usize,
     /// First predicate of the running frame.
-    pub pred_base: usize,
+    pred_base: usize,
 }
 
 fn clear(bytes: &mut [u16; LANES], mask: u32) {
@@ -131,6 +131,12 @@ fn clear(bytes: &mut [u16; LANES], mask: u32) {
 static ZEROS: [Row; 4] = [Row([0; LANES]); 4];
 
 impl Registers {
+    /// Registers are counted from these rows and predicates on; [`Warp::select`](super::warp::Warp) alone calls it.
+    #[inline(always)]
+    pub(super) fn select(&mut self, base: usize, pred_base: usize) {
+        (self.base, self.pred_base) = (base, pred_base);
+    }
+
     /// Makes room for a frame of `rows` and `preds` above the current base. New registers count as never written.
     pub fn reserve(&mut self, rows: usize, preds: usize) {
         let rows = self.base + rows;

@@ -110,15 +110,8 @@ impl BlockRun {
             let mask = if here == LANES as u32 { u32::MAX } else { (1 << here) - 1 };
             let f = launch.kernel;
             w.start(f.start, mask, launch.kernel_index);
-            w.warp.regs.base = 0;
-            w.warp.regs.pred_base = 0;
-            enter(
-                w,
-                launch,
-                Frame { function: launch.kernel_index, ..Frame::default() },
-                u32::MAX,
-                &self.block,
-            );
+            let frame = Frame { function: launch.kernel_index, ..Frame::default() };
+            enter(w, launch, frame, u32::MAX, &self.block);
         }
     }
 
@@ -313,8 +306,7 @@ impl BlockRun {
         let run = &mut self.warps[w];
         let split = &run.splits[s];
         let (mut pc, mask, frame) = (split.pc, split.mask, split.frame);
-        run.warp.regs.base = frame.base as usize;
-        run.warp.regs.pred_base = frame.pred_base as usize;
+        run.warp.select(frame);
         let mut ran = 0;
         while ran < most {
             let inst = &code[pc as usize];
@@ -325,10 +317,7 @@ impl BlockRun {
                 if init && run.warp.regs.defined(guard.pred) & mask != mask {
                     let lanes = mask & !run.warp.regs.defined(guard.pred);
                     run.splits[s].pc = pc;
-                    let ticks = self.block.executed + ran;
-                    let block = &mut self.block;
-                    let mut ctx =
-                        Context { warp: &mut run.warp, block, launch, worker, pc, local_base: 0, ticks };
+                    let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, ran);
                     ctx.finding(Kind::Uninitialized, lanes, None, || {
                         "the predicate that guards this was never written, or follows from a value that was not".into()
                     });
@@ -360,15 +349,7 @@ impl BlockRun {
                             self.meet(w, launch, worker)?;
                             return Ok(ran);
                         }
-                        let mut ctx = Context {
-                            ticks: self.block.executed + ran,
-                            warp: &mut run.warp,
-                            block: &mut self.block,
-                            launch,
-                            worker,
-                            pc,
-                            local_base: frame.local_base,
-                        };
+                        let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, ran);
                         op.execute(&mut ctx, inst, m)?;
                         if inst.may_wait {
                             run.spins = if run.anyone_joined() { run.spins + 1 } else { 0 };
@@ -498,8 +479,8 @@ impl BlockRun {
                     self.reach(w, pc, m, launch, worker)?;
                 }
             }
-            Control::Call { function, args, results } => {
-                let _ = results;
+            // `Return` reads the results from the call.
+            Control::Call { function, args, results: _ } => {
                 self.call(w, s, m, *function, args, launch)?;
             }
             Control::CallIndirect { args, .. } => {
@@ -537,9 +518,7 @@ impl BlockRun {
                 self.call(w, s, same, index as u32, &args, launch)?;
             }
             Control::System { function, args, results } => {
-                let local_base = run.splits[s].frame.local_base;
-                let (ticks, block) = (self.block.executed, &mut self.block);
-                let mut ctx = Context { warp: &mut run.warp, block, launch, worker, pc, local_base, ticks };
+                let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
                 system::call(&mut ctx, *function, args, results, m)?;
                 run.splits[s].pc = pc + 1;
             }
@@ -583,8 +562,7 @@ impl BlockRun {
     ) {
         let run = &mut self.warps[w];
         let lanes = m & !run.warp.regs.defined(reg);
-        let (ticks, block) = (self.block.executed, &mut self.block);
-        let mut ctx = Context { warp: &mut run.warp, block, launch, worker, pc, local_base: 0, ticks };
+        let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
         ctx.finding(Kind::Uninitialized, lanes, None, || format!("{what} was never written"));
     }
 
@@ -650,8 +628,6 @@ impl BlockRun {
         run.splits[s].stack.push((caller, pc));
         run.splits[s].frame = frame;
         run.splits[s].pc = to.start;
-        run.warp.regs.base = frame.base as usize;
-        run.warp.regs.pred_base = frame.pred_base as usize;
         enter(run, launch, frame, m, &self.block);
         for a in args {
             run.warp.local.copy(m, caller.local_base + a.caller, frame.local_base + a.callee, a.bytes);
@@ -696,8 +672,7 @@ impl BlockRun {
     ) -> Result<bool, Stop> {
         let inst = &launch.program.code[pc as usize];
         let run = &mut self.warps[w];
-        run.warp.regs.base = frame.base as usize;
-        run.warp.regs.pred_base = frame.pred_base as usize;
+        run.warp.select(frame);
         let live = run.warp.live;
         let waits = |s: &&super::warp::Split| s.state == State::Sync && s.pc == pc && s.frame == frame;
         let here = run.splits.iter().filter(waits).fold(0, |all, s| all | s.mask);
@@ -753,17 +728,17 @@ impl BlockRun {
     /// Lanes that wait at a `bar.warp.sync` with this mask, wherever it stands.
     fn at_warp_barriers(&mut self, w: usize, members: u32, launch: &LaunchState<'_>) -> u32 {
         let run = &mut self.warps[w];
-        let (base, pred_base) = (run.warp.regs.base, run.warp.regs.pred_base);
+        let selected = run.warp.frame();
         let mut all = 0;
         for s in run.splits.iter().filter(|s| s.state == State::Sync) {
             let inst = &launch.program.code[s.pc as usize];
             if matches!(inst.exec, Exec::Control(Control::WarpBarrier)) {
-                run.warp.regs.base = s.frame.base as usize;
+                run.warp.select(s.frame);
                 let masks = run.warp.regs.get::<u32>(inst.src(0));
                 all |= lanes_of(s.mask).filter(|i| masks[*i] == members).fold(0, |all, i| all | 1 << i);
             }
         }
-        (run.warp.regs.base, run.warp.regs.pred_base) = (base, pred_base);
+        run.warp.select(selected);
         all
     }
 
@@ -827,9 +802,7 @@ impl BlockRun {
             split.pc = pc + 1;
         }
         if let Exec::Warp(op) = &inst.exec {
-            let local_base = frame.local_base;
-            let (ticks, block) = (self.block.executed, &mut self.block);
-            let mut ctx = Context { warp: &mut run.warp, block, launch, worker, pc, local_base, ticks };
+            let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
             op.execute(&mut ctx, inst, lanes)?;
         }
         Ok(())
@@ -941,8 +914,7 @@ impl BlockRun {
                 woke = true;
                 let (pc, mask, frame) = (run.splits[s].pc, run.splits[s].mask, run.splits[s].frame);
                 let inst = &launch.program.code[pc as usize];
-                run.warp.regs.base = frame.base as usize;
-                run.warp.regs.pred_base = frame.pred_base as usize;
+                run.warp.select(frame);
                 if let Exec::Control(Control::Barrier { kind, .. }) = inst.exec {
                     let value = match kind {
                         BarrierKind::Popc => u64::from(popc),
@@ -1046,9 +1018,10 @@ fn follow_bytes(regs: &mut Registers, inst: &Inst, m: u32, defined: u32) {
     }
 }
 
-/// Sets up the frame of a function in the lanes of `mask`: `regs.base` must already be its base.
+/// Selects the frame of a function and sets it up in the lanes of `mask`.
 fn enter(run: &mut WarpRun, launch: &LaunchState<'_>, frame: Frame, mask: u32, block: &Block) {
     let f = &launch.program.functions[frame.function as usize];
+    run.warp.select(frame);
     let regs = &mut run.warp.regs;
     regs.reserve(f.rows as usize, f.preds as usize);
     regs.forget(f.rows as usize, f.preds as usize, mask);

@@ -34,7 +34,7 @@ pub(crate) fn call(
     for lane in (0..LANES).filter(|i| mask >> i & 1 != 0) {
         let arg = |i: usize| -> u64 {
             let (at, bytes) = args[i];
-            let at = u64::from(ctx.local_base + at);
+            let at = u64::from(ctx.warp.frame().local_base + at);
             if fits(4, &args[i]) {
                 u64::from(ctx.warp.local.read::<u32>(at, lane))
             } else {
@@ -71,7 +71,7 @@ pub(crate) fn call(
             }
         };
         if let Some((at, bytes)) = results.first() {
-            let at = u64::from(ctx.local_base + at);
+            let at = u64::from(ctx.warp.frame().local_base + at);
             match bytes {
                 4 => ctx.warp.local.write(at, lane, result as u32, true),
                 8 => ctx.warp.local.write(at, lane, result, true),

@@ -15,12 +15,28 @@ pub struct Warp {
     pub id: u32,
     /// Lanes that have a thread and have not exited.
     pub live: u32,
+    /// The frame that `regs` shows; only [`Warp::select`] sets it.
+    frame: Frame,
     /// Registers.
     pub regs: Registers,
     /// Local memory of the 32 threads.
     pub local: LocalMemory,
     /// Asynchronous copies under way.
     pub copies: CopyQueue,
+}
+
+impl Warp {
+    /// The frame whose registers `regs` shows.
+    pub(crate) fn frame(&self) -> Frame {
+        self.frame
+    }
+
+    /// Shows the registers of `frame`: before anything of its function runs, and before its operands are read.
+    #[inline(always)]
+    pub(crate) fn select(&mut self, frame: Frame) {
+        self.frame = frame;
+        self.regs.select(frame.base as usize, frame.pred_base as usize);
+    }
 }
 
 /// The frame of a running function.
@@ -102,6 +118,7 @@ impl WarpRun {
         let warp = Warp {
             id,
             live: 0,
+            frame: Frame::default(),
             regs: Registers::default(),
             local: LocalMemory::default(),
             copies: CopyQueue::default(),

@@ -827,11 +827,10 @@ fn createpolicy(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), R
     ];
     let kind = mods.one_of(&[("fractional", 1), ("range", 3), ("cvt", 1)]);
     let kind = kind.ok_or_else(|| invalid(format!("`{written}` names no kind of policy")))?;
-    if mods.take("L2") {
-    } else if mods.one_of(&primary).is_some() {
+    if !mods.take("L2") {
+        mods.one_of(&primary).ok_or_else(|| invalid(format!("`{written}` names no priority")))?;
+        // A fraction of the accesses may have a second priority.
         mods.one_of(&primary);
-    } else {
-        return Err(invalid(format!("`{written}` names no priority")));
     }
     if kind == 3 {
         mods.take("global");

@@ -2,14 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::decode::module::Module as Inner;
-use crate::decode::program::{Constant, Function};
+use crate::compile::module::load;
 use crate::error::{Error, Finding, Kind, Place};
+use crate::machine::grid;
 use crate::machine::heap::{HEAP_BYTES, Heap};
-use crate::machine::launch::{self, LaunchState};
+use crate::machine::launch::LaunchState;
 use crate::machine::layout::FUNCTION_WINDOW;
 use crate::machine::memory::global::GlobalMemory;
+use crate::machine::module::Module as Inner;
 use crate::machine::options::Options;
+use crate::machine::program::{Constant, Function};
 use crate::report::Report;
 
 /// Most threads of a block.
@@ -30,7 +32,7 @@ impl Module {
     /// `Fault` for text that is wrong, `Unsupported` for a module that no kernel could run from, with all places. What
     /// only some functions lack is told when they are launched, and by [`Module::unsupported`].
     pub fn load(name: &str, text: &str) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Inner::load(name, text)?)))
+        Ok(Self(Arc::new(load(name, text)?)))
     }
 
     /// Names of the kernels that a launch may name, in the order of the text.
@@ -337,7 +339,7 @@ impl Gpu {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let outcome = launch::run(&state, threads, shape.cooperative);
+        let outcome = grid::run(&state, threads, shape.cooperative);
         let unique = outcome.counters.unique_sectors;
         let unique = (unique.read, unique.written);
         self.memory.settle();

@@ -2,23 +2,31 @@
 //!
 //! ```text
 //! text ──> syntax tree ──> bytecode ──────────> warps in lockstep ──> Report, or Error with its findings
-//!          ptx             decode + ops         machine + ops
+//!          ptx             compile + ops        machine + ops
 //! ```
 //!
 //! [`Module::load`] takes text, [`Gpu`] has memory and launches kernels; the README shows both in fifteen lines.
 //!
 //! # Code map
 //!
-//! - [`types`]: scalar types and state spaces. [`error`]: what can be wrong, and where.
+//! From the bottom up; a module names only those before it.
+//!
+//! - [`error`]: what can be wrong, and where.
+//! - [`types`]: scalar types and state spaces.
 //! - [`ptx`]: the parser. Names and modifiers stay text.
-//! - [`decode`]: names become registers ([`decode::decoder`]), functions become code with joins where lanes meet again
-//!   ([`decode::function`], [`decode::flow`]), registers get places by liveness ([`decode::slots`]), a module is linked
-//!   ([`decode::module`]).
-//! - [`ops`]: what each instruction does, a file a family: how its text is read, and its meaning for a lane or a warp.
+//! - [`machine`]: the program ([`machine::program`], [`machine::inst`]), registers ([`machine::registers`]), memories
+//!   with what the checks keep beside the bytes ([`machine::memory`]), how warps and blocks run, and the blocks of a grid
+//!   over host threads ([`machine::grid`]).
+//! - [`decode`]: what decoding one instruction needs: names become registers ([`decode::decoder`]), and every modifier is
+//!   taken or refused ([`decode::mods`]).
+//! - [`ops`]: the instructions, a file a family: how the text is read, and the meaning for a lane or a warp.
 //!   [`ops::lane`] lifts functions of one lane to warps for each of the host's instruction sets.
-//! - [`machine`]: registers ([`machine::registers`]), bytecode ([`machine::inst`]), memories with what the checks keep
-//!   beside the bytes ([`machine::memory`]), warps and blocks, and the launch over host threads ([`machine::launch`]).
-//! - [`gpu`]: the public device. [`report`]: counters for people.
+//! - [`compile`]: functions become code with joins where lanes meet again ([`compile::function`], [`compile::flow`]),
+//!   registers get rows by liveness ([`compile::slots`]), a module is linked ([`compile::module`]).
+//! - [`report`]: the counters of a launch.
+//! - [`gpu`]: the public device.
+//!
+//! The program `ptxvm` (`src/main.rs`, `src/cli/`) is a user of the library.
 //!
 //! # Invariants
 //!
@@ -29,6 +37,7 @@
 //!   instruction budget.
 //! - A launch with a finding is a failed launch.
 
+pub mod compile;
 pub mod decode;
 pub mod error;
 pub mod gpu;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::decode::module::Module;
 use crate::machine::counters::{BlockRange, BlockWork, Counters, InstCount, MemoryCount};
 use crate::machine::inst::{Class, Control, Exec, Inst};
+use crate::machine::module::Module;
 
 /// Instructions of a class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

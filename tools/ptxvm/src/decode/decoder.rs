@@ -2,15 +2,36 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::program::{Constant, Special, Virtual};
 use super::symbols::{Symbol, Symbols};
 use super::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, Exec, Guard, Inst, LaneFn, WarpOp};
+use crate::machine::isa::Isa;
 use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
+use crate::machine::program::{Constant, Special};
 use crate::machine::registers::{Reg, Width};
-use crate::ops::lane::Isa;
 use crate::ptx::ast::{Instruction, Operand, Register, Variable};
 use crate::types::{Kind, Space, Type};
+
+/// What a virtual register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Virtual {
+    /// A register of the program.
+    Plain(Width),
+    /// A constant, written when a frame starts.
+    Constant(Width, Constant),
+    /// A special register, written when a frame starts.
+    Special(Special),
+}
+
+impl Virtual {
+    /// Width of the register.
+    pub const fn width(self) -> Width {
+        match self {
+            Self::Plain(width) | Self::Constant(width, _) => width,
+            Self::Special(special) => special.width(),
+        }
+    }
+}
 
 /// The address of a memory access: a base register (32 or 64 bits, or none) and bytes added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

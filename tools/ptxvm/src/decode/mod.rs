@@ -1,12 +1,7 @@
-//! Syntax tree to bytecode.
+//! What decoding one instruction needs: names, registers, modifiers, and why an instruction is refused.
 
 pub mod decoder;
-pub mod flow;
-pub mod function;
 pub mod mods;
-pub mod module;
-pub mod program;
-pub mod slots;
 pub mod symbols;
 
 use crate::error::Kind;

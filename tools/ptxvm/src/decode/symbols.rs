@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::program::Constant;
+use crate::machine::program::Constant;
 use crate::types::Space;
 
 /// What a name of module scope stands for.

@@ -1,15 +1,20 @@
-//! The machine: registers, bytecode, memory, and what runs them.
+//! The machine: the program that it runs, registers, memory, and how blocks and warps run.
 
 mod barrier;
 pub mod block;
 pub mod context;
+pub mod copies;
 pub mod counters;
+pub mod grid;
 pub mod heap;
 pub mod inst;
+pub mod isa;
 pub mod launch;
 pub mod layout;
 pub mod memory;
+pub mod module;
 pub mod options;
+pub mod program;
 pub mod registers;
 mod run;
 mod system;

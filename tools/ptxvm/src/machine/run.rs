@@ -6,11 +6,11 @@ use super::context::{Context, Stop};
 use super::counters::BlockWork;
 use super::inst::{BarrierKind, Control, Defs, Exec, Inst, ParamCopy, Sync};
 use super::launch::{LaunchState, Worker};
-use super::layout::FUNCTION_WINDOW;
+use super::layout::{FUNCTION_WINDOW, LOCAL_LIMIT};
+use super::program::Special;
 use super::registers::{LANES, Reg, Registers, Width};
 use super::system;
 use super::warp::{Frame, State, WarpRun};
-use crate::decode::program::Special;
 use crate::error::Kind;
 
 /// Instructions that a warp runs before others get a turn, when no seed makes turns random.
@@ -618,10 +618,7 @@ impl BlockRun {
         let local_end = u64::from(frame.local_base) + u64::from(to.local_bytes);
         let rows_end = frame.base as usize + to.rows as usize;
         let depth = run.splits[s].stack.len();
-        if local_end > u64::from(crate::decode::function::LOCAL_LIMIT)
-            || rows_end > ROW_LIMIT
-            || depth > 10_000
-        {
+        if local_end > u64::from(LOCAL_LIMIT) || rows_end > ROW_LIMIT || depth > 10_000 {
             let message = format!("{} calls deep, {local_end} bytes of local memory", depth + 1);
             return Err(self.stop(launch, w, pc, Kind::StackOverflow, m, message));
         }

@@ -5,9 +5,9 @@
 //! stay together, never what a program may rely on: as on hardware since Volta every thread goes on by itself if need
 //! be, so a part that waits at a join is let go when nobody else can move, or the others seem to wait for it.
 
+use super::copies::CopyQueue;
 use super::memory::local::LocalMemory;
 use super::registers::Registers;
-use crate::ops::async_copy::CopyQueue;
 
 /// 32 threads that run in lockstep where they can.
 pub struct Warp {

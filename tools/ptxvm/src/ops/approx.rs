@@ -29,6 +29,7 @@ use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, LaneFn};
+use crate::machine::isa::Isa;
 use crate::machine::registers::Reg;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
@@ -264,7 +265,7 @@ impl<T: Real, const PROPERTY: usize> Compare for Testp<T, PROPERTY> {
 const PROPERTIES: [(&str, usize); 6] =
     [("finite", 0), ("infinite", 1), ("number", 2), ("notanumber", 3), ("normal", 4), ("subnormal", 5)];
 
-fn testp<T: Real>(isa: lane::Isa, property: usize) -> LaneFn {
+fn testp<T: Real>(isa: Isa, property: usize) -> LaneFn {
     match property {
         0 => lane::compare::<Testp<T, 0>>(isa),
         1 => lane::compare::<Testp<T, 1>>(isa),

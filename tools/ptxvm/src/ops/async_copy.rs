@@ -3,14 +3,13 @@
 //! The bytes are read and written when the issuing thread waits for them, not earlier: whoever looks before that sees
 //! the old contents, as may happen on hardware, and the race check reports it.
 
-use std::collections::VecDeque;
-
 use super::memory::without_policy;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::Kind;
 use crate::machine::context::{Context, Stop};
+use crate::machine::copies::Copies;
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::access::{Access, Span};
 use crate::machine::memory::buffer::Cell;
@@ -22,33 +21,6 @@ use crate::types::{Space, Type};
 
 /// Copies of a warp that may be under way at once. Beyond them the oldest lands early, as hardware may do as well.
 const MOST_COPIES: usize = 4096;
-
-/// One instruction's copies.
-#[derive(Debug)]
-struct Copies {
-    /// Lanes whose copy has not landed.
-    lanes: u32,
-    /// The instruction.
-    pc: u32,
-    /// Bytes that each lane writes.
-    bytes: u64,
-    /// Bytes that each lane reads; zeros fill the rest.
-    read: [u8; LANES],
-    /// Shared addresses.
-    to: [u64; LANES],
-    /// Global addresses.
-    from: [u64; LANES],
-    /// Number of each lane's group.
-    group: [u32; LANES],
-}
-
-/// The asynchronous copies of a warp that have not landed.
-#[derive(Debug, Default)]
-pub struct CopyQueue {
-    copies: VecDeque<Box<Copies>>,
-    /// Groups that each lane has closed; what it issues now belongs to the next.
-    closed: [u32; LANES],
-}
 
 /// Decodes the instructions of this family.
 ///

@@ -11,12 +11,13 @@ use std::marker::PhantomData;
 
 use super::float::{self, Real};
 use super::half::{self, Bf16, F16 as Half, Format16};
-use super::lane::{self, Binary, Isa, Ternary, Unary};
+use super::lane::{self, Binary, Ternary, Unary};
 use super::rounding::{self, F32, F64, Finite, Format, Mode, Number, flag};
 use crate::decode::decoder::{Decoder, operands, width_of};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, LaneFn};
+use crate::machine::isa::Isa;
 use crate::machine::registers::{Value, Width};
 use crate::ptx::ast::Instruction;
 use crate::types::{Kind, Type};

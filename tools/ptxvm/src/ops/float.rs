@@ -6,12 +6,13 @@
 
 use std::marker::PhantomData;
 
-use super::lane::{self, Binary, Isa, Ternary, Unary};
+use super::lane::{self, Binary, Ternary, Unary};
 use super::rounding::{F32, F64, Format, Mode, Number, flag};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, LaneFn};
+use crate::machine::isa::Isa;
 use crate::machine::registers::Value;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;

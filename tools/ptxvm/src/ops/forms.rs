@@ -3,11 +3,11 @@
 //! A [`Form`] is one spelling: an opcode, the modifiers beside the type, and the handler for each type. The modifiers
 //! must be exactly those of a form, so none is ignored.
 
-use super::lane::Isa;
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::written;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, Inst, LaneFn};
+use crate::machine::isa::Isa;
 use crate::machine::registers::Reg;
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::Type;

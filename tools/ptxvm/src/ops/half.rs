@@ -3,12 +3,13 @@
 use std::marker::PhantomData;
 
 use super::float::{self, Add, Mul, Operation, Sub};
-use super::lane::{self, Binary, Isa, Ternary, Unary};
+use super::lane::{self, Binary, Ternary, Unary};
 use super::rounding::{Mode, flag};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{Class, LaneFn};
+use crate::machine::isa::Isa;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 

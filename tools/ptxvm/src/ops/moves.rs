@@ -11,10 +11,10 @@ use super::lane::{
 use super::logic::predicate_logic;
 use crate::decode::decoder::{Decoder, operands, width_of};
 use crate::decode::mods::{Mods, written};
-use crate::decode::program::Special;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Defs, Inst, WarpOp};
+use crate::machine::program::Special;
 use crate::machine::registers::{LANES, Reg, Value, Width};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Kind, Type};

@@ -38,8 +38,8 @@ use super::number::{Bf16, Elem, F16, Floats, Tf32, Tile, TileF32, Widen};
 use super::vectors::Avx2;
 use super::vectors::{Plain, Vectors};
 use crate::machine::inst::Inst;
+use crate::machine::isa::Isa;
 use crate::machine::registers::{LANES, Registers};
-use crate::ops::lane::Isa;
 
 /// Most blocks along k of a product that is summed in groups.
 const BLOCKS: usize = 2;

@@ -36,9 +36,9 @@ use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, Sync, WarpOp};
+use crate::machine::isa::Isa;
 use crate::machine::options::MmaOrder;
 use crate::machine::registers::{LANES, Reg, Registers, Value};
-use crate::ops::lane::Isa;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 

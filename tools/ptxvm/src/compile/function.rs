@@ -2,22 +2,21 @@
 
 use std::collections::HashMap;
 
-use super::decoder::{Decoder, operands};
 use super::flow::{Flow, parting_call, targets};
-use super::mods::{Mods, written};
-use super::program::{Constant, Function, Param, PlaceLine, Virtual};
-use super::symbols::{Symbol, Symbols};
-use super::{Refusal, invalid, slots, unsupported};
+use super::slots;
+use crate::decode::decoder::{Decoder, Virtual, operands};
+use crate::decode::mods::{Mods, written};
+use crate::decode::symbols::{Symbol, Symbols};
+use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{BarrierKind, Class, Control, Exec, Guard, Inst, ParamCopy, System};
-use crate::machine::layout::{LOCAL_WINDOW, PARAM_WINDOW};
+use crate::machine::isa::Isa;
+use crate::machine::layout::{LOCAL_LIMIT, LOCAL_WINDOW, PARAM_WINDOW};
+use crate::machine::program::{Constant, Function, Param, PlaceLine};
 use crate::machine::registers::{Reg, Width};
 use crate::ops;
-use crate::ops::lane::Isa;
 use crate::ptx::ast::{self, Instruction, Operand, Statement, Variable};
 use crate::types::{Space, Type};
 
-/// Most bytes of local memory of one thread, as on hardware.
-pub const LOCAL_LIMIT: u32 = 512 << 10;
 /// Most bytes of a kernel's parameters (PTX ISA 8.1 and later).
 const PARAM_LIMIT: u64 = 32_764;
 /// Most bytes of shared memory that the text may declare; what a launch may use is an option of the machine.

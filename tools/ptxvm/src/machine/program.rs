@@ -1,8 +1,8 @@
-//! What a function's virtual registers stand for, and the decoded program.
+//! The program: all functions' instructions, and what a launch must know of each function.
 
-use crate::machine::inst::{Control, Exec, Inst, System};
-use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW};
-use crate::machine::registers::{Reg, Width};
+use super::inst::{Control, Exec, Inst, System};
+use super::layout::{CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW};
+use super::registers::{Reg, Width};
 use crate::types::Space;
 
 /// A value known before a frame runs, some of them only when the module is on a device or the launch is known.
@@ -103,27 +103,6 @@ impl Special {
             || ["%envreg", "%pm", "%reserved_smem_offset", "%aggr_smem_size", "%current_graph_exec"]
                 .iter()
                 .any(|prefix| stem.starts_with(prefix))
-    }
-}
-
-/// What a virtual register is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Virtual {
-    /// A register of the program.
-    Plain(Width),
-    /// A constant, written when a frame starts.
-    Constant(Width, Constant),
-    /// A special register, written when a frame starts.
-    Special(Special),
-}
-
-impl Virtual {
-    /// Width of the register.
-    pub const fn width(self) -> Width {
-        match self {
-            Self::Plain(width) | Self::Constant(width, _) => width,
-            Self::Special(special) => special.width(),
-        }
     }
 }
 

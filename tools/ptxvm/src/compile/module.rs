@@ -1,12 +1,13 @@
 //! A whole module: variables get their places, functions are decoded and linked.
 
 use super::function::{self, At, Layout, SHARED_LIMIT, SharedVariable, Signature};
-use super::program::{Constant, Function, PlaceLine, Program};
-use super::symbols::{Symbol, Symbols};
-use super::{Refusal, invalid, unsupported};
-use crate::error::{Error, Finding, Kind, Place};
+use crate::decode::symbols::{Symbol, Symbols};
+use crate::decode::{Refusal, invalid, unsupported};
+use crate::error::{Error, Finding, Kind};
 use crate::machine::inst::{Control, Exec};
-use crate::ops::lane::Isa;
+use crate::machine::isa::Isa;
+use crate::machine::module::{GlobalVariable, Module};
+use crate::machine::program::{Constant, PlaceLine};
 use crate::ptx::ast::{self, InitialValue, Linkage, Variable};
 use crate::types::Space;
 
@@ -15,91 +16,30 @@ const CONST_LIMIT: u64 = 64 << 10;
 /// Most bytes of global variables that a module may declare.
 const GLOBAL_LIMIT: u64 = 1 << 32;
 
-/// A global variable of a module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GlobalVariable {
-    /// Its name.
-    pub name: String,
-    /// How many bytes.
-    pub bytes: u64,
-    /// What it holds at first: bytes at offsets; the rest is 0.
-    pub init: Vec<(u64, Vec<u8>)>,
-    /// Addresses that it holds: offset and value.
-    pub pointers: Vec<(u64, Constant)>,
-}
-
-/// A decoded module, on no device yet.
-#[derive(Debug, Default)]
-pub struct Module {
-    /// As the caller named it.
-    pub name: String,
-    /// The text, for reports.
-    pub text: String,
-    /// Source files by their index in the text.
-    pub files: Vec<(u32, String)>,
-    /// The code.
-    pub program: Program,
-    /// Global variables, by the index in [`Constant::Global`].
-    pub globals: Vec<GlobalVariable>,
-    /// The constant bank.
-    pub constants: Vec<u8>,
-    /// Addresses that the constant bank holds.
-    pub constant_pointers: Vec<(u64, Constant)>,
-    /// Names of constant variables: offset and bytes.
-    pub constant_names: Vec<(String, u32, u32)>,
+/// Parses and decodes PTX; `name` stands for it in reports.
+///
+/// # Errors
+/// `Fault` for text that is wrong, `Unsupported` for what the machine does not run, with all places.
+pub fn load(name: &str, text: &str) -> Result<Module, Error> {
+    let tree = crate::ptx::parse(name, text)?;
+    let mut module = Module {
+        name: name.to_owned(),
+        text: text.to_owned(),
+        files: tree.files.clone(),
+        ..Module::default()
+    };
+    let Err(refused) = module.build(&tree, Isa::detect()) else { return Ok(module) };
+    let finding = |(line, r): &At| Finding::load(r.kind, module.place_of_line(*line), r.message.clone());
+    let (wrong, missing): (Vec<_>, Vec<_>) = refused.iter().partition(|(_, r)| r.kind != Kind::Unsupported);
+    Err(if wrong.is_empty() {
+        Error::Unsupported(missing.into_iter().map(finding).collect())
+    } else {
+        // What is missing is told as well, so that one look shows all that stands between the text and a launch.
+        Error::Fault(wrong.into_iter().chain(missing).map(finding).collect())
+    })
 }
 
 impl Module {
-    /// Parses and decodes PTX; `name` stands for it in reports.
-    ///
-    /// # Errors
-    /// `Fault` for text that is wrong, `Unsupported` for what the machine does not run, with all places.
-    pub fn load(name: &str, text: &str) -> Result<Self, Error> {
-        Self::load_for(name, text, Isa::detect())
-    }
-
-    pub(crate) fn load_for(name: &str, text: &str, isa: Isa) -> Result<Self, Error> {
-        let tree = crate::ptx::parse(name, text)?;
-        let mut module = Self {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            files: tree.files.clone(),
-            ..Self::default()
-        };
-        let refused = match module.build(&tree, isa) {
-            Ok(()) => return Ok(module),
-            Err(refused) => refused,
-        };
-        let finding = |(line, r): &At| Finding::load(r.kind, module.place_of_line(*line), r.message.clone());
-        let (wrong, missing): (Vec<_>, Vec<_>) =
-            refused.iter().partition(|(_, r)| r.kind != Kind::Unsupported);
-        Err(if wrong.is_empty() {
-            Error::Unsupported(missing.into_iter().map(finding).collect())
-        } else {
-            // What is missing is told as well, so that one look shows all that stands between the text and a launch.
-            Error::Fault(wrong.into_iter().chain(missing).map(finding).collect())
-        })
-    }
-
-    fn place_of_line(&self, line: u32) -> Place {
-        let text = (line as usize).checked_sub(1).and_then(|i| self.text.lines().nth(i)).unwrap_or("");
-        Place { file: self.name.clone(), line, text: shorten(text), source: None }
-    }
-
-    /// Where the instruction at `pc` stands.
-    pub fn place(&self, pc: u32) -> Place {
-        let inst = self.program.code.get(pc as usize);
-        let line = inst.and_then(|i| self.program.places.get(i.place as usize)).copied().unwrap_or_default();
-        Place { source: self.source(line), ..self.place_of_line(line.line) }
-    }
-
-    /// `file:line` of the source that a line of the PTX came from, where the PTX tells.
-    pub fn source(&self, line: PlaceLine) -> Option<String> {
-        let (file, number) = line.source;
-        let name = || self.files.iter().find(|(i, _)| *i == file).map_or("?", |(_, name)| name);
-        (number > 0).then(|| format!("{}:{number}", name()))
-    }
-
     fn build(&mut self, tree: &ast::Module<'_>, isa: Isa) -> Result<(), Vec<At>> {
         if tree.address_size != 64 {
             return Err(vec![(0, unsupported(format!("`.address_size {}`: only 64", tree.address_size)))]);
@@ -369,21 +309,6 @@ impl Module {
         }
         Ok(())
     }
-
-    /// What of a function the machine does not run, as findings.
-    pub fn missing(&self, f: &Function) -> Vec<Finding> {
-        let finding = |(line, message): &(u32, String)| {
-            let mut finding = Finding::load(Kind::Unsupported, self.place_of_line(*line), message.clone());
-            finding.kernel.clone_from(&f.name);
-            finding
-        };
-        f.missing.iter().map(finding).collect()
-    }
-
-    /// The kernels of the module.
-    pub fn kernels(&self) -> impl Iterator<Item = &Function> {
-        self.program.functions.iter().filter(|f| f.is_entry)
-    }
 }
 
 /// Functions that a function may call, itself included; one that calls through a register may call all.
@@ -400,10 +325,4 @@ fn reachable(from: u32, calls: &[Vec<u32>], any: &[bool]) -> Vec<u32> {
         open.extend(&calls[f as usize]);
     }
     (0..calls.len() as u32).filter(|f| seen[*f as usize]).collect()
-}
-
-/// A line of text without its margin, at most 120 characters long.
-fn shorten(line: &str) -> String {
-    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= 120 { line } else { line.chars().take(117).chain("...".chars()).collect() }
 }

@@ -7,7 +7,7 @@
 //! check still sees that it was never written.
 
 use super::flow::Flow;
-use super::program::Virtual;
+use crate::decode::decoder::Virtual;
 use crate::machine::inst::Inst;
 use crate::machine::registers::{Reg, Width};
 

@@ -1,0 +1,116 @@
+//! Runs the blocks of a grid over host threads, and puts together what each of them collected.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::context::Stop;
+use super::counters::Counters;
+use super::launch::{LaunchState, Worker};
+use super::run::{BlockRun, Progress};
+use crate::error::Finding;
+
+/// What a launch gave.
+pub(crate) struct Outcome {
+    /// Counters of all blocks.
+    pub counters: Counters,
+    /// What the kernel printed, by block.
+    pub printed: String,
+    /// A fault first, then findings by their instruction.
+    pub findings: Vec<Finding>,
+}
+
+/// Runs all blocks of a launch on `threads` host threads.
+///
+/// The result does not depend on their number: counters are sums, of several faults that of the first block counts, and
+/// kernels in which the order of blocks shows run on one thread, block after block.
+pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -> Outcome {
+    let blocks: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
+    let instructions = launch.program.code.len();
+    let next = AtomicU64::new(0);
+    // The lowest block that ended in a fault: later blocks need not run, earlier ones must.
+    let fault_block = AtomicU64::new(u64::MAX);
+    let work = || {
+        let mut worker = Worker::new(instructions);
+        let mut fault: Option<(u64, Box<Finding>)> = None;
+        let mut run = BlockRun::new(launch);
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= blocks || number > fault_block.load(Ordering::Relaxed) {
+                return (worker, fault);
+            }
+            run.start(launch, number);
+            if let Err(Stop(finding)) = run.run(launch, &mut worker, true) {
+                fault_block.fetch_min(number, Ordering::Relaxed);
+                fault = Some((number, finding));
+                return (worker, fault);
+            }
+            worker.counters.end(run.work());
+        }
+    };
+    let parts = if cooperative {
+        vec![together(launch, blocks)]
+    } else if threads <= 1 || launch.kernel.ordered || blocks <= 1 {
+        vec![work()]
+    } else {
+        let threads = threads.min(usize::try_from(blocks).unwrap_or(usize::MAX));
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut parts = vec![work()];
+            // A panic in a worker is a defect: it goes on here, in the caller's thread.
+            parts.extend(
+                handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p))),
+            );
+            parts
+        })
+    };
+    let mut all = Worker::new(instructions);
+    let mut fault: Option<(u64, Box<Finding>)> = None;
+    for (worker, part_fault) in parts {
+        all.take_in(worker);
+        if let Some(f) = part_fault
+            && fault.as_ref().is_none_or(|(first, _)| f.0 < *first)
+        {
+            fault = Some(f);
+        }
+    }
+    all.printed.sort_by_key(|(block, _)| *block);
+    let mut findings: Vec<(u32, u64, Finding)> =
+        all.findings.into_iter().map(|((_, pc), (block, finding))| (pc, block, finding)).collect();
+    findings.sort_by_key(|a| (a.0, a.2.kind));
+    if let Some((last, _)) = &fault {
+        // How far other threads were when the fault came is chance: what came after it does not count.
+        findings.retain(|(_, block, _)| block <= last);
+        findings.iter_mut().for_each(|(.., f)| f.count = 1);
+        all.printed.retain(|(block, _)| block <= last);
+    }
+    Outcome {
+        counters: all.counters,
+        printed: all.printed.into_iter().map(|(_, text)| text).collect(),
+        findings: fault.into_iter().map(|(_, f)| *f).chain(findings.into_iter().map(|(.., f)| f)).collect(),
+    }
+}
+
+/// Runs all blocks of a cooperative launch at the same time, each for a turn after the other: they may wait for each
+/// other.
+fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<Finding>)>) {
+    let mut worker = Worker::new(launch.program.code.len());
+    let mut runs: Vec<(u64, BlockRun)> = Vec::new();
+    for number in 0..blocks {
+        let mut run = BlockRun::new(launch);
+        run.start(launch, number);
+        runs.push((number, run));
+    }
+    while !runs.is_empty() {
+        let mut i = 0;
+        while i < runs.len() {
+            match runs[i].1.run(launch, &mut worker, false) {
+                Ok(Progress::Over) => i += 1,
+                Ok(Progress::Done) => {
+                    worker.counters.end(runs[i].1.work());
+                    runs.remove(i);
+                }
+                Err(Stop(finding)) => return (worker, Some((runs[i].0, finding))),
+            }
+        }
+    }
+    (worker, None)
+}

@@ -9,14 +9,14 @@
 //!
 //! # Code map
 //!
-//! From the bottom up; a module names only those before it.
+//! From the bottom up; a module names only those before it, and `tests/suite/tidy.rs` fails where one does not.
 //!
 //! - [`error`]: what can be wrong, and where.
 //! - [`types`]: scalar types and state spaces.
 //! - [`ptx`]: the parser. Names and modifiers stay text.
 //! - [`machine`]: the program ([`machine::program`], [`machine::inst`]), registers ([`machine::registers`]), memories
 //!   with what the checks keep beside the bytes ([`machine::memory`]), how warps and blocks run, and the blocks of a grid
-//!   over host threads ([`machine::grid`]).
+//!   over host threads ([`machine::grid`]). Some of its files need each other; no others do.
 //! - [`decode`]: what decoding one instruction needs: names become registers ([`decode::decoder`]), and every modifier is
 //!   taken or refused ([`decode::mods`]).
 //! - [`ops`]: the instructions, a file a family: how the text is read, and the meaning for a lane or a warp.

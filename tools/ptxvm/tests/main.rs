@@ -69,5 +69,7 @@ mod planted;
 mod race;
 #[path = "suite/shuffle.rs"]
 mod shuffle;
+#[path = "suite/tidy.rs"]
+mod tidy;
 #[path = "suite/toolchain.rs"]
 mod toolchain;

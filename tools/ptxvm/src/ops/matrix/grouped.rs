@@ -32,8 +32,8 @@
 //! the sign of a sum of zero. Whether an element's sum is the same at every place of a tile is taken for granted.
 
 use super::layout::Fragment;
-use super::mma::{Kernel, Plan, left, right};
-use super::number::{Bf16, Elem, F16, Floats, Tf32, Tile, TileF32, Widen};
+use super::number::{Bf16, Elem, F16, Floats, Tf32, Widen};
+use super::tile::{Kernel, Plan, Tile, TileF32, left, right};
 #[cfg(target_arch = "x86_64")]
 use super::vectors::Avx2;
 use super::vectors::{Plain, Vectors};

@@ -159,7 +159,7 @@ pub struct Origin {
 /// The layouts of f16 `mma.m8n8k4`: four products at once, each by 8 lanes ("quad pairs"): computation q has lanes
 /// 4q .. 4q+3 and 16+4q .. 16+4q+3. A and B have two registers of two elements; C and D four of f16 or eight of f32.
 pub mod quad {
-    use super::Place;
+    use crate::ops::matrix::layout::Place;
 
     fn lane(quad: usize, high: usize, t: usize) -> u8 {
         (16 * high + 4 * quad + t) as u8

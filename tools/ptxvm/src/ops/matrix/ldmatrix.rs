@@ -2,7 +2,7 @@
 //!
 //! In registers, lane l holds row l / 4, columns 2 (l % 4) and the next; with `.trans` row and column change places.
 
-use super::{destinations, sources, sync_aligned, vector, whole_warp};
+use super::operands::{destinations, sources, sync_aligned, vector, whole_warp};
 use crate::decode::decoder::{AddressOperand, Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};

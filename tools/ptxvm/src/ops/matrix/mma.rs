@@ -22,15 +22,15 @@
 
 use super::grouped::{self, Ampere, Hopper};
 use super::layout::{Fragment, Operand as Role, Shape, quad};
-use super::number::{Bf16, F16, Tf32};
 use super::number::{
-    Bits, Doubles, E4m3, E5m2, Elem, Floats, Ints, Product, S4, S8, Tile, TileF16, TileF32, TileF64, TileS32,
-    TileSat, U4, U8, each, f16_to_f32, f32_to_f16,
+    Bf16, Bits, Doubles, E4m3, E5m2, Elem, F16, Floats, Ints, Product, S4, S8, Tf32, U4, U8,
 };
+use super::number::{f16_to_f32, f32_to_f16};
+use super::operands::{destinations, sources, sync_aligned, vector, whole_warp};
+use super::tile::{Kernel, Plan, Tile, TileF16, TileF32, TileF64, TileS32, TileSat, left, right};
 #[cfg(target_arch = "x86_64")]
 use super::vectors::Avx2;
 use super::vectors::{Plain, Vectors};
-use super::{destinations, sources, sync_aligned, vector, whole_warp};
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -38,7 +38,7 @@ use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, Sync, WarpOp};
 use crate::machine::isa::Isa;
 use crate::machine::options::MmaOrder;
-use crate::machine::registers::{LANES, Reg, Registers, Value};
+use crate::machine::registers::{LANES, Registers, Value};
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 
@@ -188,27 +188,6 @@ pub(super) fn emit(
 
 // ------------------------------------------------------------------------------------------------ execution
 
-/// Where the operands' registers are. The sources of the instruction are A's, B's, C's.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    /// A, B, C, D.
-    pub(super) parts: [Fragment; 4],
-    b_at: usize,
-    c_at: usize,
-}
-
-impl Plan {
-    /// The registers of A, of B and of C; behind each lie those of the next.
-    #[inline(always)]
-    pub(super) fn sources<'a>(&self, inst: &'a Inst) -> (&'a [Reg], &'a [Reg], &'a [Reg]) {
-        let all = inst.srcs();
-        (all, &all[self.b_at..], &all[self.c_at..])
-    }
-}
-
-/// Computes D from A, B and C.
-pub(super) type Kernel = fn(&Plan, &mut Registers, &Inst);
-
 /// The kernels of a variant in each order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
@@ -332,46 +311,6 @@ where
     }
     let _ = isa;
     product::<P, C, D, Plain, RB, KE>
-}
-
-/// A register of A as 8 rows of `KE` elements.
-#[inline(always)]
-pub(super) fn left<P: Product, M: Vectors, const KE: usize>(
-    words: &[<P::Word as Value>::Raw; LANES],
-) -> [[P::X; KE]; 8] {
-    let mut left = [[P::X::default(); KE]; 8];
-    if P::E == 2 {
-        let pairs = M::zip(&each(words, |w| P::a(w, 0)), &each(words, |w| P::a(w, 1)));
-        for g in 0..8 {
-            left[g].copy_from_slice(&pairs[8 * g..8 * g + 8]);
-        }
-    } else if P::E == 1 {
-        let values = each(words, |w| P::a(w, 0));
-        for g in 0..8 {
-            left[g].copy_from_slice(&values[4 * g..4 * g + 4]);
-        }
-    } else {
-        for lane in 0..LANES {
-            for sub in 0..P::E {
-                left[lane / 4][lane % 4 * P::E + sub] = P::a(words[lane], sub);
-            }
-        }
-    }
-    left
-}
-
-/// A register of B as `KE` rows of 8 elements.
-#[inline(always)]
-pub(super) fn right<P: Product, M: Vectors, const KE: usize>(
-    words: &[<P::Word as Value>::Raw; LANES],
-) -> [[P::X; 8]; KE] {
-    let mut right = [[P::X::default(); 8]; KE];
-    for sub in 0..P::E {
-        for (t, column) in M::columns(&each(words, |w| P::b(w, sub))).into_iter().enumerate() {
-            right[t * P::E + sub] = column;
-        }
-    }
-    right
 }
 
 #[inline(always)]
@@ -565,8 +504,8 @@ impl WarpOp for Quads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::inst::{Control, Defs, Exec};
-    use crate::machine::registers::Width;
+    use crate::machine::inst::{Control, Exec};
+    use crate::machine::registers::{Reg, Width};
 
     /// D's rows for registers full of pseudo-random bits, in each order.
     fn run(isa: Isa, v: Variant) -> [Vec<[u32; LANES]>; 3] {
@@ -596,19 +535,8 @@ mod tests {
             });
             regs.set::<u32>(row, u32::MAX, &values);
         }
-        let inst = Inst {
-            exec: Exec::Control(Control::Exit),
-            guard: None,
-            regs: list.clone().into(),
-            dsts: nd as u8,
-            defs: Defs::Own,
-            class: Class::Mma,
-            sync: Sync::All,
-            may_wait: false,
-            imm: 0,
-            flops: 0,
-            place: 0,
-        };
+        let (dsts, srcs) = list.split_at(nd);
+        let inst = Inst::new(Exec::Control(Control::Exit), Class::Mma, dsts, srcs, 0);
         kernel(&Plan { parts, b_at: na, c_at: na + nb }, &mut regs, &inst);
         list[..nd].iter().flat_map(rows).map(|row| *regs.get::<u32>(row)).collect()
     }

@@ -2,8 +2,7 @@
 
 use bytemuck::Pod;
 
-use super::vectors::Vectors;
-use crate::machine::registers::{LANES, Reg, Registers, Value};
+use crate::machine::registers::Value;
 
 /// An element type of A, B, C or D.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,98 +249,5 @@ impl Product for Doubles {
     #[inline(always)]
     fn mul_add(a: f64, b: f64, acc: f64) -> f64 {
         a.mul_add(b, acc)
-    }
-}
-
-// ------------------------------------------------------------------------------------------------ accumulators
-
-/// `f` of each element. As a plain loop it vectorises, which `array::map` does not.
-#[inline(always)]
-pub(super) fn each<T: Copy, U: Copy + Default, const N: usize>(
-    values: &[T; N],
-    f: impl Fn(T) -> U,
-) -> [U; N] {
-    let mut out = [U::default(); N];
-    for i in 0..N {
-        out[i] = f(values[i]);
-    }
-    out
-}
-
-/// An 8 x 8 block of C or D, by rows: lane l has elements 2l and 2l+1.
-pub(super) type Block<T> = [T; 64];
-
-/// How a block of C or D lies in its registers, and what the last step to D is.
-pub(super) trait Tile<Acc> {
-    /// A register.
-    type Word: Value;
-    /// Registers of a block.
-    const REGS: usize;
-    /// Whether C is added after all products, by [`Tile::join`], and not before.
-    const C_LAST: bool = false;
-    fn load<M: Vectors>(regs: &Registers, at: &[Reg]) -> Block<Acc>;
-    fn store<M: Vectors>(block: &Block<Acc>, out: &mut [[<Self::Word as Value>::Raw; LANES]]);
-    #[inline(always)]
-    fn join(acc: Acc, _c: Acc) -> Acc {
-        acc
-    }
-}
-
-macro_rules! pair_tile {
-    ($name:ident: $acc:ty as $word:ty, |$raw:ident| $get:expr, |$v:ident| $put:expr $(, $rest:item)*) => {
-        impl Tile<$acc> for $name {
-            type Word = $word;
-            const REGS: usize = 2;
-            #[inline(always)]
-            fn load<M: Vectors>(regs: &Registers, at: &[Reg]) -> Block<$acc> {
-                each(&M::zip(regs.get::<$word>(at[0]), regs.get::<$word>(at[1])), |$raw| $get)
-            }
-            #[inline(always)]
-            fn store<M: Vectors>(block: &Block<$acc>, out: &mut [[<$word as Value>::Raw; LANES]]) {
-                out.copy_from_slice(&M::unzip(&each(block, |$v| $put)));
-            }
-            $($rest)*
-        }
-    };
-}
-
-/// f32; a NaN is stored as 0x7fffffff.
-pub(super) struct TileF32;
-pair_tile!(TileF32: f32 as u32, |r| f32::from_bits(r), |v| if v.is_nan() { 0x7fff_ffff } else { v.to_bits() });
-
-/// f64; a NaN is stored as 0x7ff8000000000000, since which payload a host's fma passes on is not fixed.
-pub(super) struct TileF64;
-pair_tile!(TileF64: f64 as u64, |r| f64::from_bits(r), |v| if v.is_nan() { 0x7ff8 << 48 } else { v.to_bits() });
-
-/// s32 that wraps.
-pub(super) struct TileS32;
-pair_tile!(TileS32: i32 as u32, |r| r as i32, |v| v as u32);
-
-/// `.satfinite`: the exact sum, clamped to s32.
-pub(super) struct TileSat;
-pair_tile!(TileSat: i32 as u32, |r| r as i32, |v| v as u32,
-    const C_LAST: bool = true;,
-    #[inline(always)]
-    fn join(acc: i32, c: i32) -> i32 {
-        acc.saturating_add(c)
-    }
-);
-
-/// f16, two to a register; sums are kept in f32 and rounded once.
-pub(super) struct TileF16;
-impl Tile<f32> for TileF16 {
-    type Word = u32;
-    const REGS: usize = 1;
-    #[inline(always)]
-    fn load<M: Vectors>(regs: &Registers, at: &[Reg]) -> Block<f32> {
-        let row = regs.get::<u32>(at[0]);
-        M::zip(&each(row, |w| f16_to_f32(w & 0xffff)), &each(row, |w| f16_to_f32(w >> 16)))
-    }
-    #[inline(always)]
-    fn store<M: Vectors>(block: &Block<f32>, out: &mut [[u32; LANES]]) {
-        let [low, high] = M::unzip(&each(block, f32_to_f16));
-        for lane in 0..LANES {
-            out[0][lane] = low[lane] | high[lane] << 16;
-        }
     }
 }

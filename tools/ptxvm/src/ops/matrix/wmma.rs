@@ -8,7 +8,7 @@
 use super::layout::{Fragment, Operand as Role, Shape};
 use super::mma::{self, Variant, by_rows, elem, take_shape};
 use super::number::Elem;
-use super::{sync_aligned, vector, whole_warp};
+use super::operands::{sync_aligned, vector, whole_warp};
 use crate::decode::decoder::{AddressOperand, Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};

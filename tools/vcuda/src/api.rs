@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ptxvm::Launch;
 
-use crate::code::Code;
-use crate::driver::{self, say, with, with_context};
+use crate::code::{Code, say};
+use crate::driver::{self, with, with_context};
 
 /// A handle or an address of the caller's.
 type Handle = *mut c_void;

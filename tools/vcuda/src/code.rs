@@ -1,6 +1,13 @@
 //! Results: numbers and names are the driver's, sentences our own.
 
 use std::ffi::CStr;
+use std::io::Write as _;
+
+/// A sentence on standard error, for whoever debugs the program.
+pub fn say(text: &str) {
+    // That standard error is closed is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "vcuda: {text}");
+}
 
 /// A result other than success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

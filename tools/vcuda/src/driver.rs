@@ -3,7 +3,6 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
@@ -11,9 +10,9 @@ use std::time::Instant;
 
 use ptxvm::{Checks, DevicePtr, Gpu, Launch, LoadedModule, Module, Options};
 
-use crate::code::Code;
+use crate::code::{Code, say};
 use crate::settings::{Graphs, Settings};
-use crate::work::{Host, Work};
+use crate::work::{Function, Host, Work};
 
 /// Dynamic and static shared memory that a block may have without asking for more.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -30,12 +29,6 @@ thread_local! {
     static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A sentence on standard error, for whoever debugs the program.
-pub fn say(text: &str) {
-    // That standard error is closed is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "vcuda: {text}");
-}
-
 /// A new handle: never given twice, and nobody's address.
 fn handle() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0xc0da_0000);
@@ -48,23 +41,6 @@ pub struct Driver {
     pub settings: Settings,
     /// Primary contexts by device.
     contexts: BTreeMap<i32, Context>,
-}
-
-/// A kernel of a loaded module.
-#[derive(Debug)]
-pub struct Function {
-    /// Handle of its module.
-    owner: u64,
-    /// The module.
-    pub module: LoadedModule,
-    /// Its name.
-    pub name: String,
-    /// Bytes of each parameter.
-    params: Vec<u32>,
-    /// Static shared memory.
-    shared: u32,
-    /// Whether it waits for the kernels ahead of it before it does anything.
-    waits: bool,
 }
 
 /// Whether an entry point's text runs `griddepcontrol.wait` before it uses memory, other than its parameters, or leaves the

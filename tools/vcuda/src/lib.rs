@@ -6,6 +6,8 @@
 //! A program that reuses a page-locked buffer before its copy is done, or reads a result without waiting, gets the
 //! wrong bytes here, always.
 //!
+//! From the top down:
+//!
 //! - [`api`]: the exported functions, which turn pointers into values. Functions that are missing are missing: a program
 //!   that looks them up learns so.
 //! - [`driver`]: devices, contexts, handles and what may be done with them.

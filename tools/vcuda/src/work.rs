@@ -3,10 +3,26 @@
 use std::sync::Arc;
 
 use ptxvm::error::Kind;
-use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch};
+use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, LoadedModule};
 
-use crate::code::Code;
-use crate::driver::{Function, say};
+use crate::code::{Code, say};
+
+/// A kernel of a loaded module.
+#[derive(Debug)]
+pub struct Function {
+    /// Handle of its module.
+    pub owner: u64,
+    /// The module.
+    pub module: LoadedModule,
+    /// Its name.
+    pub name: String,
+    /// Bytes of each parameter.
+    pub params: Vec<u32>,
+    /// Static shared memory.
+    pub shared: u32,
+    /// Whether it waits for the kernels ahead of it before it does anything.
+    pub waits: bool,
+}
 
 /// Bytes on the host.
 #[derive(Debug, Clone)]

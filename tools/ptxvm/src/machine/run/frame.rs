@@ -1,0 +1,98 @@
+//! How a function's frame is set up: its constants and special registers are written when it begins.
+
+use crate::machine::block::Block;
+use crate::machine::launch::LaunchState;
+use crate::machine::program::Special;
+use crate::machine::registers::{LANES, Reg, Registers, Width};
+use crate::machine::warp::{Frame, WarpRun};
+
+pub(super) fn broadcast(regs: &mut Registers, reg: Reg, mask: u32, value: u64) {
+    match reg.width {
+        Width::None => return,
+        Width::Pred => regs.set_pred(reg, mask, if value != 0 { u32::MAX } else { 0 }),
+        Width::B16 | Width::B32 => regs.set::<u32>(reg, mask, &[value as u32; LANES]),
+        Width::B64 => regs.set::<u64>(reg, mask, &[value; LANES]),
+        Width::B128 => regs.set::<u128>(reg, mask, &[u128::from(value); LANES]),
+    }
+    regs.set_defined(reg, mask, u32::MAX);
+}
+
+/// Selects the frame of a function and sets it up in the lanes of `mask`.
+pub(super) fn enter(run: &mut WarpRun, launch: &LaunchState<'_>, frame: Frame, mask: u32, block: &Block) {
+    let f = &launch.program.functions[frame.function as usize];
+    run.warp.select(frame);
+    let regs = &mut run.warp.regs;
+    regs.reserve(f.rows as usize, f.preds as usize);
+    regs.forget(f.rows as usize, f.preds as usize, mask);
+    for (reg, constant) in &f.constants {
+        broadcast(regs, *reg, mask, launch.resolve(*constant, frame.local_base));
+    }
+    for (reg, special) in &f.specials {
+        set_special(regs, *reg, mask, *special, launch, run.warp.id, block);
+    }
+    if f.local_bytes > 0 {
+        run.warp.local.reserve(frame.local_base + f.local_bytes);
+        run.warp.local.forget(mask, frame.local_base, f.local_bytes);
+    }
+}
+
+fn set_special(
+    regs: &mut Registers,
+    reg: Reg,
+    mask: u32,
+    special: Special,
+    launch: &LaunchState<'_>,
+    warp: u32,
+    block: &Block,
+) {
+    use Special as S;
+    let [bx, by, bz] = launch.block;
+    let [gx, gy, gz] = launch.grid;
+    let [cx, cy, cz] = block.index;
+    let mut lanes = [0; LANES];
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        let thread = warp * LANES as u32 + i as u32;
+        let bit = 1u32 << i;
+        *lane = match special {
+            S::TidX => thread % bx,
+            S::TidY => thread / bx % by,
+            S::TidZ => thread / bx / by,
+            S::NtidX => bx,
+            S::NtidY => by,
+            S::NtidZ => bz,
+            // Without clusters of several blocks, each block is a cluster.
+            S::CtaidX | S::ClusteridX => cx,
+            S::CtaidY | S::ClusteridY => cy,
+            S::CtaidZ | S::ClusteridZ => cz,
+            S::NctaidX | S::NclusteridX => gx,
+            S::NctaidY | S::NclusteridY => gy,
+            S::NctaidZ | S::NclusteridZ => gz,
+            S::LaneId => i as u32,
+            S::WarpId => warp,
+            S::NwarpId => block.warps,
+            S::SmId => (block.number % u64::from(launch.multiprocessors)) as u32,
+            S::NsmId => launch.multiprocessors,
+            S::LanemaskEq => bit,
+            S::LanemaskLt => bit - 1,
+            S::LanemaskLe => bit | (bit - 1),
+            S::LanemaskGt => !(bit | (bit - 1)),
+            S::LanemaskGe => !(bit - 1),
+            S::DynamicSmemSize => launch.shared_bytes - launch.dynamic_shared,
+            S::TotalSmemSize => launch.shared_bytes,
+            // The system's part of shared memory is not there: whoever uses its address (barriers of cooperative-group
+            // tiles wider than a warp do) gets an out-of-bounds fault; unoptimised code takes the address everywhere.
+            S::ReservedSmemOffset1 => 0xffff_fc00,
+            S::ClusterCtaidX | S::ClusterCtaidY | S::ClusterCtaidZ | S::ClusterCtarank => 0,
+            S::ClusterNctaidX | S::ClusterNctaidY | S::ClusterNctaidZ | S::ClusterNctarank => 1,
+            S::GridId | S::IsExplicitCluster => 0,
+        };
+    }
+    match special {
+        S::GridId => broadcast(regs, reg, mask, u64::from(launch.serial)),
+        S::IsExplicitCluster => broadcast(regs, reg, mask, 0),
+        _ => {
+            regs.set::<u32>(reg, mask, &lanes);
+            regs.set_defined(reg, mask, u32::MAX);
+        }
+    }
+}

@@ -19,7 +19,7 @@
 //!   over host threads ([`machine::grid`]). Some of its files need each other; no others do.
 //! - [`decode`]: what decoding one instruction needs: names become registers ([`decode::decoder`]), and every modifier is
 //!   taken or refused ([`decode::mods`]).
-//! - [`ops`]: the instructions, a file a family: how the text is read, and the meaning for a lane or a warp.
+//! - [`ops`]: the instructions, a file or folder for each family: how the text is read, and the meaning for a lane or a warp.
 //!   [`ops::lane`] lifts functions of one lane to warps for each of the host's instruction sets.
 //! - [`compile`]: functions become code with joins where lanes meet again ([`compile::function`], [`compile::flow`]),
 //!   registers get rows by liveness ([`compile::slots`]), a module is linked ([`compile::module`]).

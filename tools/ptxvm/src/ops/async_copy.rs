@@ -3,7 +3,7 @@
 //! The bytes are read and written when the issuing thread waits for them, not earlier: whoever looks before that sees
 //! the old contents, as may happen on hardware, and the race check reports it.
 
-use super::memory::without_policy;
+use super::memory::operands::without_policy;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};

@@ -5,7 +5,7 @@
 
 use super::float::Real;
 use super::half::{Bf16, F16, Format16};
-use super::memory::{each_space, scope, space, values, without_policy};
+use super::memory::operands::{each_space, scope, space, values, without_policy};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};

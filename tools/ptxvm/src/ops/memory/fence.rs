@@ -1,0 +1,54 @@
+//! `fence` and `membar`.
+
+use super::operands::scope;
+use crate::decode::decoder::{Decoder, operands};
+use crate::decode::mods::Mods;
+use crate::decode::{Refusal, invalid, unsupported};
+use crate::machine::context::{Context, Stop};
+use crate::machine::inst::{Class, Inst, WarpOp};
+use crate::machine::memory::race::Releases;
+use crate::ptx::ast::Instruction;
+
+/// `fence` and `membar`.
+#[derive(Debug)]
+struct Fence {
+    /// Whether other blocks are meant.
+    gpu: bool,
+}
+
+pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
+    let mut mods = Mods::new(inst);
+    let written = mods.written();
+    let missing = || invalid(format!("`{written}` names no scope"));
+    operands::<0>(inst)?;
+    let gpu = if inst.opcode == "membar" {
+        mods.one_of(&[("cta", false), ("gl", true), ("sys", true)]).ok_or_else(missing)?
+    } else if mods.one_of(&[("proxy", ())]).is_some() {
+        // All accesses that this machine has go through one proxy, so nothing is to be ordered.
+        let proxies = ["alias", "async", "async.global", "async.shared::cta"];
+        let rest: Vec<_> = std::iter::from_fn(|| mods.any()).collect();
+        if !proxies.contains(&rest.join(".").as_str()) {
+            return Err(unsupported(format!("`{written}`")));
+        }
+        return Ok(());
+    } else {
+        mods.one_of(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
+        scope(&mut mods).ok_or_else(missing)?
+    };
+    mods.finish()?;
+    d.warp(Fence { gpu }, Class::Sync, &[], &[]);
+    Ok(())
+}
+
+impl WarpOp for Fence {
+    fn execute(&self, ctx: &mut Context<'_>, _inst: &Inst, _mask: u32) -> Result<(), Stop> {
+        if ctx.launch.checks.race {
+            ctx.block.clocks.fence(ctx.warp.id);
+            if self.gpu {
+                Releases::fence(&mut ctx.block.clocks.block);
+            }
+        }
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+}

@@ -16,7 +16,7 @@ pub enum Error {
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum ErrorKind {
     /// The text is no PTX: the parser's message.
     Syntax,
     /// PTX that no assembler accepts: unknown names, wrong operand types.
@@ -85,7 +85,7 @@ pub struct Threads {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// What.
-    pub kind: Kind,
+    pub kind: ErrorKind,
     /// The kernel, or the function the text is in; empty for a module's directives.
     pub kernel: String,
     /// Where in the text.
@@ -102,7 +102,7 @@ pub struct Finding {
 
 impl Finding {
     /// A finding outside a launch.
-    pub fn load(kind: Kind, at: Place, message: impl Into<String>) -> Self {
+    pub fn load(kind: ErrorKind, at: Place, message: impl Into<String>) -> Self {
         Self {
             kind,
             kernel: String::new(),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::compile::module::load;
-use crate::error::{Error, Finding, Kind, Place};
+use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::machine::grid;
 use crate::machine::heap::{HEAP_BYTES, Heap};
 use crate::machine::launch::LaunchState;
@@ -15,11 +15,11 @@ use crate::machine::program::{Constant, Function};
 use crate::report::Report;
 
 /// Most threads of a block.
-const MOST_THREADS: u32 = 1024;
+const MAX_THREADS: u32 = 1024;
 /// Most blocks in y and z; x may have 2^31 - 1.
-const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+const MAX_BLOCKS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 /// Most threads of a block in z.
-const MOST_THREADS_Z: u32 = 64;
+const MAX_THREADS_Z: u32 = 64;
 
 /// Decoded PTX, on no device yet. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -140,7 +140,7 @@ pub struct Gpu {
 }
 
 fn refuse<T>(kernel: &str, message: String) -> Result<T, Error> {
-    let mut finding = Finding::load(Kind::Launch, Place::default(), message);
+    let mut finding = Finding::load(ErrorKind::Launch, Place::default(), message);
     finding.kernel = kernel.to_owned();
     Err(Error::Fault(vec![finding]))
 }
@@ -353,12 +353,12 @@ impl Gpu {
     fn check_shape(&self, f: &Function, shape: &Launch) -> Result<(), Error> {
         let Launch { grid, block, .. } = shape;
         let told = |[x, y, z]: [u32; 3]| format!("({x},{y},{z})");
-        if grid.contains(&0) || grid.iter().zip(MOST_BLOCKS).any(|(n, most)| *n > most) {
+        if grid.contains(&0) || grid.iter().zip(MAX_BLOCKS).any(|(n, most)| *n > most) {
             return refuse(&f.name, format!("a grid of {}: 1 to 2^31-1, 65535, 65535 blocks", told(*grid)));
         }
         let threads = block.iter().try_fold(1u32, |all, n| all.checked_mul(*n)).unwrap_or(u32::MAX);
-        if block.contains(&0) || threads > MOST_THREADS || block[2] > MOST_THREADS_Z {
-            return refuse(&f.name, format!("a block of {}: 1 to {MOST_THREADS} threads", told(*block)));
+        if block.contains(&0) || threads > MAX_THREADS || block[2] > MAX_THREADS_Z {
+            return refuse(&f.name, format!("a block of {}: 1 to {MAX_THREADS} threads", told(*block)));
         }
         if let Some(required) = f.required_threads.filter(|r| r != block) {
             let message = format!("a block of {}: the kernel requires {}", told(*block), told(required));

@@ -25,8 +25,8 @@ macro_rules! types {
             }
 
             /// What the bits stand for.
-            pub const fn kind(self) -> Kind {
-                match self { $(Self::$name => Kind::$kind),* }
+            pub const fn kind(self) -> TypeKind {
+                match self { $(Self::$name => TypeKind::$kind),* }
             }
         }
     };
@@ -45,7 +45,7 @@ types! {
 
 /// The family of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum TypeKind {
     /// True or false, one bit a lane.
     Predicate,
     /// Bits without an interpretation.
@@ -66,7 +66,7 @@ impl Type {
 
     /// Whether the type is a signed integer.
     pub const fn is_signed(self) -> bool {
-        matches!(self.kind(), Kind::Signed)
+        matches!(self.kind(), TypeKind::Signed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, LoadedModule};
 
 use crate::code::{Code, say};
@@ -54,10 +54,12 @@ pub enum Work {
 fn code(e: &Error) -> Code {
     let Error::Fault(findings) = e else { return Code::NOT_SUPPORTED };
     match findings.first().map(|f| f.kind) {
-        Some(Kind::OutOfBounds | Kind::UseAfterFree | Kind::WrongSpace) => Code::ILLEGAL_ADDRESS,
-        Some(Kind::Misaligned) => Code::MISALIGNED_ADDRESS,
-        Some(Kind::Trap) => Code::ASSERT,
-        Some(Kind::Launch) => Code::INVALID_VALUE,
+        Some(ErrorKind::OutOfBounds | ErrorKind::UseAfterFree | ErrorKind::WrongSpace) => {
+            Code::ILLEGAL_ADDRESS
+        }
+        Some(ErrorKind::Misaligned) => Code::MISALIGNED_ADDRESS,
+        Some(ErrorKind::Trap) => Code::ASSERT,
+        Some(ErrorKind::Launch) => Code::INVALID_VALUE,
         _ => Code::LAUNCH_FAILED,
     }
 }

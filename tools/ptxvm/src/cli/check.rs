@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ptxvm::error::{Finding, Kind};
+use ptxvm::error::{ErrorKind, Finding};
 use ptxvm::ptx::ast::Function;
 use ptxvm::ptx::parse;
 use ptxvm::{Error, Module};
@@ -29,7 +29,7 @@ fn one(path: &Path, out: &mut dyn Write) -> Result<bool, Failure> {
         Err(Error::Fault(found) | Error::Unsupported(found)) => found,
         Err(e) => return Err(e.into()),
     };
-    let missing = findings.iter().filter(|f| f.kind == Kind::Unsupported).count();
+    let missing = findings.iter().filter(|f| f.kind == ErrorKind::Unsupported).count();
     match (findings.len() - missing, missing) {
         (0, 0) => writeln!(out, "{name}: runs")?,
         (0, n) => writeln!(out, "{name}: {n} not supported")?,

@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Checks, Error};
 
 use arg::Spec;
@@ -176,7 +176,7 @@ impl Failure {
         match self {
             Self::Usage(_) => 2,
             // A launch that does not fit the kernel or the device was asked for on the command line.
-            Self::Machine(Error::Fault(found)) if found.iter().all(|f| f.kind == Kind::Launch) => 2,
+            Self::Machine(Error::Fault(found)) if found.iter().all(|f| f.kind == ErrorKind::Launch) => 2,
             Self::Machine(Error::Fault(_)) | Self::Found => 1,
             Self::Machine(Error::Unsupported(_)) => 3,
             Self::Machine(Error::Internal(_)) | Self::Panic => 70,

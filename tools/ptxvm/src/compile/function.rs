@@ -57,8 +57,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A place for `bytes` bytes; `None` above `limit`.
-    pub fn place(&mut self, align: u32, bytes: u64, limit: u64) -> Option<u32> {
+    /// The offset of the next variable, of `bytes` bytes; `None` where it would end above `limit`.
+    pub fn allocate(&mut self, align: u32, bytes: u64, limit: u64) -> Option<u32> {
         let at = self.bytes.checked_next_multiple_of(u64::from(align.max(1)))?;
         self.bytes = at.checked_add(bytes).filter(|end| *end <= limit)?;
         u32::try_from(at).ok()
@@ -111,19 +111,19 @@ pub struct Signature {
 pub fn signature(f: &ast::Function<'_>) -> Result<Signature, At> {
     let mut layout = Layout::default();
     let limit = if f.is_entry { PARAM_LIMIT } else { u64::from(LOCAL_LIMIT) };
-    let mut place = |v: &Variable<'_>| -> Result<Param, At> {
+    let mut param = |v: &Variable<'_>| -> Result<Param, At> {
         if v.space != Space::Param {
             return Err((v.line, unsupported(format!("parameter `{}` in a register", v.name))));
         }
         let bytes =
             v.bytes.ok_or_else(|| (v.line, unsupported(format!("parameter `{}` without a size", v.name))))?;
         let offset = layout
-            .place(v.align, bytes, limit)
+            .allocate(v.align, bytes, limit)
             .ok_or_else(|| (v.line, invalid(format!("the parameters take more than {limit} bytes"))))?;
         Ok(Param { name: v.name.to_owned(), offset, bytes: bytes as u32, align: v.align })
     };
-    let returns = f.returns.iter().map(&mut place).collect::<Result<_, _>>()?;
-    let params = f.params.iter().map(&mut place).collect::<Result<_, _>>()?;
+    let returns = f.returns.iter().map(&mut param).collect::<Result<_, _>>()?;
+    let params = f.params.iter().map(&mut param).collect::<Result<_, _>>()?;
     Ok(Signature {
         name: f.name.to_owned(),
         params,
@@ -250,7 +250,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             Space::Local | Space::Param => {
                 let bytes = bytes.ok_or_else(|| invalid(format!("`{}` has no size", v.name)))?;
                 let limit = u64::from(LOCAL_LIMIT);
-                let at = self.local.place(v.align, bytes, limit).ok_or_else(|| {
+                let at = self.local.allocate(v.align, bytes, limit).ok_or_else(|| {
                     invalid(format!("`{}`: local memory takes more than {limit} bytes", v.name))
                 })?;
                 let window = if v.space == Space::Param { LOCAL_WINDOW } else { 0 };
@@ -534,9 +534,9 @@ impl<'m, 'a> Walk<'m, 'a> {
         let plan = slots::plan(&code, &flow, &self.d.virtuals);
         let mut code = with_joins(code, &flow, self.is_entry);
         for inst in &mut code {
-            inst.regs.iter_mut().for_each(|r| slots::place(r, &plan));
+            inst.regs.iter_mut().for_each(|r| slots::assign(r, &plan));
             if let Some(guard) = &mut inst.guard {
-                slots::place(&mut guard.pred, &plan);
+                slots::assign(&mut guard.pred, &plan);
             }
         }
         let mut constants = Vec::new();

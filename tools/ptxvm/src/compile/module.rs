@@ -3,7 +3,7 @@
 use super::function::{self, At, Layout, SHARED_LIMIT, SharedVariable, Signature};
 use crate::decode::symbols::{Symbol, Symbols};
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::error::{Error, Finding, Kind};
+use crate::error::{Error, ErrorKind, Finding};
 use crate::machine::inst::{Control, Exec};
 use crate::machine::isa::Isa;
 use crate::machine::module::{GlobalVariable, Module};
@@ -30,7 +30,8 @@ pub fn load(name: &str, text: &str) -> Result<Module, Error> {
     };
     let Err(refused) = module.build(&tree, Isa::detect()) else { return Ok(module) };
     let finding = |(line, r): &At| Finding::load(r.kind, module.place_of_line(*line), r.message.clone());
-    let (wrong, missing): (Vec<_>, Vec<_>) = refused.iter().partition(|(_, r)| r.kind != Kind::Unsupported);
+    let (wrong, missing): (Vec<_>, Vec<_>) =
+        refused.iter().partition(|(_, r)| r.kind != ErrorKind::Unsupported);
     Err(if wrong.is_empty() {
         Error::Unsupported(missing.into_iter().map(finding).collect())
     } else {
@@ -115,7 +116,7 @@ impl Module {
                     decoded.push((i, d));
                 }
                 // What one function lacks keeps nobody from running the others.
-                Err(e) if e.iter().all(|(_, r)| r.kind == Kind::Unsupported) => missing.push((i, e)),
+                Err(e) if e.iter().all(|(_, r)| r.kind == ErrorKind::Unsupported) => missing.push((i, e)),
                 Err(e) => refused.extend(e),
             }
         }
@@ -161,12 +162,13 @@ impl Module {
                 Constant::Shared(shared.len() as u32 - 1, 0)
             }
             (Space::Const, Some(bytes)) => {
-                let at = constant.place(v.align, bytes, CONST_LIMIT).ok_or_else(|| too_much(CONST_LIMIT))?;
+                let at =
+                    constant.allocate(v.align, bytes, CONST_LIMIT).ok_or_else(|| too_much(CONST_LIMIT))?;
                 self.constant_names.push((v.name.to_owned(), at, bytes as u32));
                 Constant::Bits(u64::from(at))
             }
             (Space::Global, Some(bytes)) => {
-                global.place(1, bytes, GLOBAL_LIMIT).ok_or_else(|| too_much(GLOBAL_LIMIT))?;
+                global.allocate(1, bytes, GLOBAL_LIMIT).ok_or_else(|| too_much(GLOBAL_LIMIT))?;
                 self.globals.push(GlobalVariable {
                     name: v.name.to_owned(),
                     bytes,
@@ -297,7 +299,7 @@ impl Module {
             let mut layout = Layout::default();
             for (i, offset) in &mut f.shared {
                 let v = shared[*i as usize];
-                let Some(at) = layout.place(v.align, v.bytes, SHARED_LIMIT) else {
+                let Some(at) = layout.allocate(v.align, v.bytes, SHARED_LIMIT) else {
                     let line = tree.functions.iter().find(|g| g.name == f.name).map_or(0, |g| g.line);
                     let limit =
                         format!("`{}`: its shared variables take more than {SHARED_LIMIT} bytes", f.name);

@@ -23,14 +23,14 @@ pub struct Plan {
 }
 
 /// Above this many bits of liveness sets (blocks x registers), every register gets its own place.
-const MOST_LIVENESS_BITS: usize = 1 << 27;
+const MAX_LIVENESS_BITS: usize = 1 << 27;
 
 /// Plans the frame of a function.
 pub fn plan(code: &[Inst], flow: &Flow, virtuals: &[Virtual]) -> Plan {
     let n = virtuals.len();
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; n];
     let whole = (0, code.len());
-    if flow.blocks.len().saturating_mul(n) > MOST_LIVENESS_BITS {
+    if flow.blocks.len().saturating_mul(n) > MAX_LIVENESS_BITS {
         lives.fill(Some(whole));
     } else {
         find_lives(code, flow, &mut lives);
@@ -159,8 +159,8 @@ fn find_lives(code: &[Inst], flow: &Flow, lives: &mut [Option<(usize, usize)>]) 
     }
 }
 
-/// Puts the planned places into a register.
-pub fn place(reg: &mut Reg, plan: &Plan) {
+/// Gives a register the row or predicate that the plan has for it.
+pub fn assign(reg: &mut Reg, plan: &Plan) {
     if reg.is_some() {
         reg.slot = plan.slot[reg.slot as usize];
     }

@@ -10,7 +10,7 @@ use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WI
 use crate::machine::program::{Constant, Special};
 use crate::machine::registers::{Reg, Width};
 use crate::ptx::ast::{Instruction, Operand, Register, Variable};
-use crate::types::{Kind, Space, Type};
+use crate::types::{Space, Type, TypeKind};
 
 /// What a virtual register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,7 +345,7 @@ impl<'m, 'a> Decoder<'m, 'a> {
                 if width == Width::Pred {
                     return Ok(self.constant(Width::Pred, u64::from(*bits != 0)));
                 }
-                if ty.kind() == Kind::Float && matches!(ty, Type::F32 | Type::F64) {
+                if ty.kind() == TypeKind::Float && matches!(ty, Type::F32 | Type::F64) {
                     return Err(invalid(format!("an integer where {ty} is read")));
                 }
                 let keep = if ty.bits() >= 64 { u64::MAX } else { (1 << ty.bits()) - 1 };

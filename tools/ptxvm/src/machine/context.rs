@@ -4,7 +4,7 @@ use super::block::Block;
 use super::launch::{LaunchState, Worker};
 use super::registers::Registers;
 use super::warp::Warp;
-use crate::error::{Finding, Kind, Threads};
+use crate::error::{ErrorKind, Finding, Threads};
 
 /// The end of a launch by a fault. The finding is boxed: the way without one is the fast one.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl<'a> Context<'a> {
         &mut self.warp.regs
     }
 
-    fn make(&self, pc: u32, kind: Kind, lanes: u32, message: String) -> Finding {
+    fn make(&self, pc: u32, kind: ErrorKind, lanes: u32, message: String) -> Finding {
         Finding {
             kind,
             kernel: self.launch.kernel_name().to_owned(),
@@ -62,14 +62,20 @@ impl<'a> Context<'a> {
 
     /// A fault at the running instruction: `return Err(ctx.fault(...))`.
     #[cold]
-    pub fn fault(&self, kind: Kind, lanes: u32, message: String) -> Stop {
+    pub fn fault(&self, kind: ErrorKind, lanes: u32, message: String) -> Stop {
         Stop(Box::new(self.make(self.pc, kind, lanes, message)))
     }
 
     /// Records a finding that the kernel survives; `other` is the pc of a race's other party. Findings of the same
     /// kind at the same instruction are counted, not repeated: `message` is called for the first alone.
     #[cold]
-    pub fn finding(&mut self, kind: Kind, lanes: u32, other: Option<u32>, message: impl FnOnce() -> String) {
+    pub fn finding(
+        &mut self,
+        kind: ErrorKind,
+        lanes: u32,
+        other: Option<u32>,
+        message: impl FnOnce() -> String,
+    ) {
         if self.worker.seen(kind, self.pc) {
             return;
         }

@@ -89,7 +89,7 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
     }
 }
 
-/// Runs all blocks of a cooperative launch at the same time, each for a turn after the other: they may wait for each
+/// Runs all blocks of a cooperative launch at the same time, a time slice each in turn, because they may wait for each
 /// other.
 fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<Finding>)>) {
     let mut worker = Worker::new(launch.program.code.len());
@@ -103,7 +103,7 @@ fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<
         let mut i = 0;
         while i < runs.len() {
             match runs[i].1.run(launch, &mut worker, false) {
-                Ok(Progress::Over) => i += 1,
+                Ok(Progress::Ready) => i += 1,
                 Ok(Progress::Done) => {
                     worker.counters.end(runs[i].1.work());
                     runs.remove(i);

@@ -9,7 +9,7 @@ use super::registers::{Reg, Registers};
 pub type LaneFn = fn(&mut Registers, &Inst, u32);
 
 /// An instruction that needs more than registers: memory, other lanes, the block.
-pub trait WarpOp: fmt::Debug + Send + std::marker::Sync {
+pub trait WarpOp: fmt::Debug + Send + Sync {
     /// Runs it for the lanes of `mask` (never empty), those whose guard is true.
     ///
     /// It also keeps the initialisation state of what it writes (`ctx.regs().set_defined`).
@@ -118,7 +118,7 @@ pub struct Inst {
     pub class: Class,
     /// For operations on `membermask` lanes (`shfl.sync`, `mma.sync`, ...): the scheduler runs it only when all lanes
     /// that it names are there.
-    pub sync: Sync,
+    pub convergence: Convergence,
     /// Whether loops that wait for other threads contain it: atomics with a result, strong loads.
     pub may_wait: bool,
     /// Small constants of the operation: a table, flags.
@@ -140,7 +140,7 @@ impl Inst {
             dsts: dsts.len() as u8,
             defs,
             class,
-            sync: Sync::None,
+            convergence: Convergence::None,
             may_wait: false,
             imm: 0,
             flops: 0,
@@ -167,9 +167,9 @@ impl Inst {
     }
 }
 
-/// Which lanes must take part together.
+/// Which lanes must execute an instruction together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sync {
+pub enum Convergence {
     /// Each lane for itself.
     #[default]
     None,

@@ -10,7 +10,7 @@ use super::memory::global::GlobalMemory;
 use super::module::Module;
 use super::options::{Checks, MmaOrder};
 use super::program::{Constant, Function, Program};
-use crate::error::{Finding, Kind, Place};
+use crate::error::{ErrorKind, Finding, Place};
 
 /// What all blocks of a launch share.
 pub struct LaunchState<'a> {
@@ -102,7 +102,7 @@ pub struct Worker {
     /// What the kernel printed: (block number, text) in the order of printing.
     pub printed: Vec<(u64, String)>,
     /// By kind and instruction, with the block of the first.
-    pub(super) findings: HashMap<(Kind, u32), (u64, Finding)>,
+    pub(super) findings: HashMap<(ErrorKind, u32), (u64, Finding)>,
 }
 
 impl Worker {
@@ -111,7 +111,7 @@ impl Worker {
     }
 
     /// Counts a finding that was recorded before in this block or an earlier one of this worker.
-    pub fn seen(&mut self, kind: Kind, pc: u32) -> bool {
+    pub fn seen(&mut self, kind: ErrorKind, pc: u32) -> bool {
         if let Some((_, finding)) = self.findings.get_mut(&(kind, pc)) {
             finding.count += 1;
             return true;

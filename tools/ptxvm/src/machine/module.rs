@@ -1,7 +1,7 @@
 //! A module as the machine runs it: its program, its variables, and its text for reports.
 
 use super::program::{Constant, Function, PlaceLine, Program};
-use crate::error::{Finding, Kind, Place};
+use crate::error::{ErrorKind, Finding, Place};
 
 /// A global variable of a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,8 @@ impl Module {
     /// What of a function the machine does not run, as findings.
     pub fn missing(&self, f: &Function) -> Vec<Finding> {
         let finding = |(line, message): &(u32, String)| {
-            let mut finding = Finding::load(Kind::Unsupported, self.place_of_line(*line), message.clone());
+            let mut finding =
+                Finding::load(ErrorKind::Unsupported, self.place_of_line(*line), message.clone());
             finding.kernel.clone_from(&f.name);
             finding
         };

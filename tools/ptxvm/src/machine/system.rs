@@ -4,12 +4,12 @@ use super::context::{Context, Stop};
 use super::inst::System;
 use super::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use super::registers::LANES;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 
 /// Longest string that is read from a kernel.
-const MOST_TEXT: usize = 1 << 12;
+const MAX_TEXT: usize = 1 << 12;
 /// Longest field that a conversion may ask for.
-const MOST_WIDTH: usize = 1 << 10;
+const MAX_WIDTH: usize = 1 << 10;
 
 /// Calls a system function for the lanes of `mask`, lane after lane. `args` and `results` are places in the caller's
 /// frame: offset and bytes.
@@ -29,7 +29,7 @@ pub(crate) fn call(
     let fits = |wanted: usize, (_, bytes): &(u32, u32)| *bytes as usize == wanted;
     if args.len() != arity || results.len() > 1 {
         let message = format!("`{name}` takes {arity} arguments, {} are given", args.len());
-        return Err(ctx.fault(Kind::Invalid, mask, message));
+        return Err(ctx.fault(ErrorKind::Invalid, mask, message));
     }
     for lane in (0..LANES).filter(|i| mask >> i & 1 != 0) {
         let arg = |i: usize| -> u64 {
@@ -54,7 +54,7 @@ pub(crate) fn call(
                 let (message, file, place) =
                     (text(ctx, message, lane)?, text(ctx, file, lane)?, text(ctx, place, lane)?);
                 let message = format!("{file}:{line}: {place}: the assertion `{message}` failed");
-                return Err(ctx.fault(Kind::Trap, 1 << lane, message));
+                return Err(ctx.fault(ErrorKind::Trap, 1 << lane, message));
             }
             System::Malloc => {
                 let bytes = arg(0);
@@ -65,7 +65,7 @@ pub(crate) fn call(
                 if !ctx.launch.heap(|heap| heap.free(address)) {
                     let message =
                         format!("free({address:#x}): `malloc` gave no such block, or it was freed before");
-                    return Err(ctx.fault(Kind::UseAfterFree, 1 << lane, message));
+                    return Err(ctx.fault(ErrorKind::UseAfterFree, 1 << lane, message));
                 }
                 0
             }
@@ -75,7 +75,7 @@ pub(crate) fn call(
             match bytes {
                 4 => ctx.warp.local.write(at, lane, result as u32, true),
                 8 => ctx.warp.local.write(at, lane, result, true),
-                _ => return Err(ctx.fault(Kind::Invalid, mask, format!("`{name}` gives 4 or 8 bytes"))),
+                _ => return Err(ctx.fault(ErrorKind::Invalid, mask, format!("`{name}` gives 4 or 8 bytes"))),
             }
         }
     }
@@ -93,7 +93,7 @@ fn read(ctx: &Context<'_>, address: u64, to: &mut [u8], lane: usize) -> Result<(
     let bytes = to.len();
     let outside = || {
         let message = format!("{bytes} bytes at {address:#x}, which a system function reads");
-        Err(ctx.fault(Kind::OutOfBounds, 1 << lane, message))
+        Err(ctx.fault(ErrorKind::OutOfBounds, 1 << lane, message))
     };
     let end = |at: u64| at + bytes as u64;
     if let Some(at) = within(LOCAL_WINDOW) {
@@ -121,7 +121,7 @@ fn read(ctx: &Context<'_>, address: u64, to: &mut [u8], lane: usize) -> Result<(
 /// A string that ends in 0.
 fn text(ctx: &Context<'_>, address: u64, lane: usize) -> Result<String, Stop> {
     let mut bytes = Vec::new();
-    while bytes.len() < MOST_TEXT {
+    while bytes.len() < MAX_TEXT {
         let mut byte = [0];
         read(ctx, address.wrapping_add(bytes.len() as u64), &mut byte, lane)?;
         if byte[0] == 0 {
@@ -182,15 +182,15 @@ fn format_text(ctx: &Context<'_>, format: &str, mut at: u64, lane: usize) -> Res
             }
             let mut n = 0i64;
             while let Some(digit) = rest.next_if(char::is_ascii_digit).and_then(|c| c.to_digit(10)) {
-                n = (n * 10 + i64::from(digit)).min(MOST_WIDTH as i64);
+                n = (n * 10 + i64::from(digit)).min(MAX_WIDTH as i64);
             }
             Ok(n)
         };
         let width = number(&mut rest)?;
         conv.left |= width < 0;
-        conv.width = (width.unsigned_abs() as usize).min(MOST_WIDTH);
+        conv.width = (width.unsigned_abs() as usize).min(MAX_WIDTH);
         if rest.next_if_eq(&'.').is_some() {
-            conv.precision = usize::try_from(number(&mut rest)?).ok().map(|p| p.min(MOST_WIDTH));
+            conv.precision = usize::try_from(number(&mut rest)?).ok().map(|p| p.min(MAX_WIDTH));
         }
         while let Some(length) = rest.next_if(|c| "hlLqjzt".contains(*c)) {
             if length != 'h' {

@@ -58,7 +58,7 @@ pub(crate) enum State {
     /// Nothing.
     Ready,
     /// The other lanes of a warp-wide operation, at this pc.
-    Sync,
+    Converging,
     /// The block's barrier of this number.
     Barrier(u8),
 }

@@ -7,7 +7,7 @@ use super::memory::operands::without_policy;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::copies::Copies;
 use crate::machine::inst::{Class, Inst, WarpOp};
@@ -20,7 +20,7 @@ use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Space, Type};
 
 /// Copies of a warp that may be under way at once. Beyond them the oldest lands early, as hardware may do as well.
-const MOST_COPIES: usize = 4096;
+const MAX_COPIES: usize = 4096;
 
 /// Decodes the instructions of this family.
 ///
@@ -121,7 +121,7 @@ impl WarpOp for Issue {
             if wrong != 0 {
                 let n = sizes[wrong.trailing_zeros() as usize];
                 let message = format!("a copy of {bytes} bytes is told to read {n}");
-                return Err(ctx.fault(Kind::OutOfBounds, wrong, message));
+                return Err(ctx.fault(ErrorKind::OutOfBounds, wrong, message));
             }
             read = sizes.map(|n| n as u8);
         }
@@ -148,7 +148,7 @@ impl WarpOp for Issue {
                 ctx.block.shared.begin_copy(to[lane], bytes, by, ctx.pc);
             }
         }
-        if ctx.warp.copies.copies.len() >= MOST_COPIES
+        if ctx.warp.copies.copies.len() >= MAX_COPIES
             && let Some(mut oldest) = ctx.warp.copies.copies.pop_front()
         {
             let all = oldest.lanes;

@@ -9,7 +9,7 @@ use super::memory::operands::{each_space, scope, space, values, without_policy};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::access::{Access, Act, Order};
@@ -332,7 +332,7 @@ impl Atomic {
             space => {
                 let first = at[mask.trailing_zeros() as usize];
                 let message = format!("an atomic at {first:#x} of {space} memory");
-                Err(ctx.fault(Kind::WrongSpace, mask, message))
+                Err(ctx.fault(ErrorKind::WrongSpace, mask, message))
             }
         }
     }
@@ -356,7 +356,7 @@ impl WarpOp for Atomic {
         each_space(self.space, mask, &at, |space, mask, at| {
             if space == Space::Shared && self.n > 1 {
                 let message = "a vector atomic of shared memory".to_owned();
-                return Err(ctx.fault(Kind::WrongSpace, mask, message));
+                return Err(ctx.fault(ErrorKind::WrongSpace, mask, message));
             }
             match self.bytes {
                 2 => self.run::<u16>(ctx, inst, mask, space, at),

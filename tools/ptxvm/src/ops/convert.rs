@@ -20,7 +20,7 @@ use crate::machine::inst::{Class, LaneFn};
 use crate::machine::isa::Isa;
 use crate::machine::registers::{Value, Width};
 use crate::ptx::ast::Instruction;
-use crate::types::{Kind, Type};
+use crate::types::{Type, TypeKind};
 
 /// A type to convert from or to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -483,7 +483,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         return decode_packed(d, inst, to, from, imm);
     }
     let [dst, src] = operands::<2>(inst)?;
-    let float = |ty: Type| ty.kind() == Kind::Float;
+    let float = |ty: Type| ty.kind() == TypeKind::Float;
     // A wider register gives its low bits, and gets the value extended by its sign or with zeros. bf16 allows neither,
     // nor integers of 8 bits.
     let exact = to == Type::BF16 || from == Type::BF16;
@@ -535,7 +535,7 @@ const fn packed(ty: Type) -> bool {
 
 /// Rounding mode and flags, as the pair of types asks for them.
 fn modifiers(mods: &mut Mods<'_, '_>, to: Type, from: Type, written: &str) -> Result<u64, Refusal> {
-    let float = |ty: Type| ty.kind() == Kind::Float;
+    let float = |ty: Type| ty.kind() == TypeKind::Float;
     let eight_bits = |ty: Type| matches!(ty, Type::E4M3X2 | Type::E5M2X2);
     let missing = |what: &str| invalid(format!("`{written}` needs {what}"));
     let mut imm = match (float(to), float(from)) {

@@ -6,7 +6,7 @@ use super::forms::{self, Form, signed, table, unsigned};
 use super::lane::{Binary, Carry, Quaternary, Ternary, Unary, binary, carry, quaternary, ternary, unary};
 use crate::decode::Refusal;
 use crate::decode::decoder::Decoder;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, LaneFn, WarpOp};
 use crate::machine::registers::{LANES, Value, Width};
@@ -416,7 +416,7 @@ impl WarpOp for Divide {
         let defined = regs.defined(inst.src(0)) & regs.defined(divisor);
         regs.set_defined(inst.dst(0), mask, defined);
         if zero != 0 {
-            ctx.finding(Kind::DivisionByZero, zero, None, || {
+            ctx.finding(ErrorKind::DivisionByZero, zero, None, || {
                 "an integer is divided by zero: the result is undefined".to_owned()
             });
         }

@@ -22,7 +22,7 @@ use crate::decode::decoder::Decoder;
 use crate::decode::{Refusal, unsupported};
 use crate::machine::inst::Defs;
 use crate::ptx::ast::{Instruction, Operand};
-use crate::types::{Kind, Type};
+use crate::types::{Type, TypeKind};
 
 /// A family's decoder: appends what the instruction becomes to the decoder's code.
 pub type Decode = fn(&mut Decoder<'_, '_>, &Instruction<'_>) -> Result<(), Refusal>;
@@ -36,7 +36,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     let ty = inst.modifiers.iter().rev().find_map(|m| Type::from_name(m));
     let arithmetic = match ty {
         Some(Type::F16 | Type::F16X2 | Type::BF16 | Type::BF16X2) => half::decode,
-        Some(ty) if ty.kind() == Kind::Float => float::decode,
+        Some(ty) if ty.kind() == TypeKind::Float => float::decode,
         _ => integer::decode,
     };
     let family: Decode = match inst.opcode {

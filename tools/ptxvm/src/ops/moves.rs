@@ -17,7 +17,7 @@ use crate::machine::inst::{Class, Defs, Inst, WarpOp};
 use crate::machine::program::Special;
 use crate::machine::registers::{LANES, Reg, Value, Width};
 use crate::ptx::ast::{Instruction, Operand};
-use crate::types::{Kind, Type};
+use crate::types::{Type, TypeKind};
 
 /// Decodes the instructions of this family.
 ///
@@ -270,11 +270,11 @@ struct Comparison {
 
 impl Comparison {
     fn new(op: Operator, ftz: bool, bool_op: Option<u64>, ty: Type, text: &str) -> Result<Self, Refusal> {
-        let float = ty.kind() == Kind::Float;
+        let float = ty.kind() == TypeKind::Float;
         let valid = match op.valid {
             Valid::All => true,
-            Valid::Numbers => ty.kind() != Kind::Bits,
-            Valid::Unsigned => ty.kind() == Kind::Unsigned,
+            Valid::Numbers => ty.kind() != TypeKind::Bits,
+            Valid::Unsigned => ty.kind() == TypeKind::Unsigned,
             Valid::Floats => float,
         };
         let row = RELATIONS.iter().find(|(t, f, _)| *t == ty && *f == ftz);
@@ -313,7 +313,7 @@ impl Comparison {
         let class = match self.ty {
             Type::F32 => Class::Float32,
             Type::F64 => Class::Float64,
-            ty if ty.kind() == Kind::Float => Class::Half,
+            ty if ty.kind() == TypeKind::Float => Class::Half,
             _ => Class::Integer,
         };
         d.lane((self.handler)(d.isa), class, &dsts, &[a, b, c], imm);
@@ -558,7 +558,7 @@ fn packing(
     parts: &[Operand<'_>],
 ) -> Result<(Type, Handler, Handler), Refusal> {
     let found = PACKINGS.iter().find(|(bits, n, ..)| *bits == ty.bits() && *n == parts.len());
-    let (Some((_, _, part, pack, unpack)), Kind::Bits) = (found, ty.kind()) else {
+    let (Some((_, _, part, pack, unpack)), TypeKind::Bits) = (found, ty.kind()) else {
         return Err(invalid(format!("`{}` of {} parts", written(inst), parts.len())));
     };
     for operand in parts {

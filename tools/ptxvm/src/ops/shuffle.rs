@@ -9,9 +9,9 @@
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Class, Inst, Sync, WarpOp};
+use crate::machine::inst::{Class, Convergence, Inst, WarpOp};
 use crate::machine::registers::{LANES, Reg};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::Type;
@@ -58,7 +58,7 @@ fn members_only(ctx: &Context<'_>, members: Reg, mask: u32) -> Result<(), Stop> 
 #[cold]
 fn outsiders(ctx: &Context<'_>, named: u32, lanes: u32) -> Stop {
     ctx.fault(
-        Kind::WarpMask,
+        ErrorKind::WarpMask,
         lanes,
         format!("these lanes execute it with the mask {named:08x}, which does not name them"),
     )
@@ -151,7 +151,7 @@ fn shfl(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> 
         _ => None,
     };
     let srcs = [d.src(a, Type::B32)?, d.src(b, Type::U32)?, d.src(c, Type::U32)?, d.src(members, Type::U32)?];
-    d.warp(Shfl { direction, routes }, Class::Warp, &dsts, &srcs).sync = Sync::Mask(3);
+    d.warp(Shfl { direction, routes }, Class::Warp, &dsts, &srcs).convergence = Convergence::Mask(3);
     Ok(())
 }
 
@@ -189,7 +189,7 @@ impl WarpOp for Shfl {
         regs.set_pred(inst.dst(1), mask, routes.in_range);
         regs.set_defined(inst.dst(1), mask, routes_known);
         if strangers != 0 {
-            ctx.finding(Kind::WarpMask, strangers, None, || {
+            ctx.finding(ErrorKind::WarpMask, strangers, None, || {
                 "these lanes read from lanes that do not take part: their results are undefined".to_owned()
             });
         }
@@ -247,7 +247,7 @@ fn vote(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> 
     }
     let inst = d.warp(Vote { question, negated }, Class::Warp, &[dst], &srcs);
     if sync {
-        inst.sync = Sync::Mask(1);
+        inst.convergence = Convergence::Mask(1);
     }
     Ok(())
 }
@@ -304,7 +304,8 @@ fn match_sync(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     }
     let dsts = value_and_predicate(d, to, Type::B32)?;
     let srcs = [d.src(a, ty)?, d.src(members, Type::U32)?];
-    d.warp(Match { all, wide: ty == Type::B64 }, Class::Warp, &dsts, &srcs).sync = Sync::Mask(1);
+    d.warp(Match { all, wide: ty == Type::B64 }, Class::Warp, &dsts, &srcs).convergence =
+        Convergence::Mask(1);
     Ok(())
 }
 
@@ -363,7 +364,7 @@ fn redux(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal>
     let [to, a, members] = operands::<3>(inst)?;
     let dst = d.dst(to, Type::B32)?;
     let srcs = [d.src(a, ty)?, d.src(members, Type::U32)?];
-    d.warp(Redux(combine), Class::Warp, &[dst], &srcs).sync = Sync::Mask(1);
+    d.warp(Redux(combine), Class::Warp, &[dst], &srcs).convergence = Convergence::Mask(1);
     Ok(())
 }
 
@@ -421,7 +422,7 @@ fn elect(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal>
     }
     let dsts = value_and_predicate(d, to, Type::B32)?;
     let srcs = [d.src(members, Type::U32)?];
-    d.warp(Elect, Class::Warp, &dsts, &srcs).sync = Sync::Mask(0);
+    d.warp(Elect, Class::Warp, &dsts, &srcs).convergence = Convergence::Mask(0);
     Ok(())
 }
 

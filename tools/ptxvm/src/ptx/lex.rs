@@ -3,7 +3,7 @@
 /// A token: what it is and where. `start..end` are byte offsets, so names borrow from the text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Token {
-    pub(super) kind: Kind,
+    pub(super) kind: TokenKind,
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) line: u32,
@@ -11,7 +11,7 @@ pub(super) struct Token {
 
 /// The kinds of tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum TokenKind {
     /// `add`, `%r1`, `$L__BB0_1`, `_`
     Word,
     /// `.f32`, `.shared::cta`, `.16x256b`: a directive or a modifier, its dot included.
@@ -24,7 +24,7 @@ pub(super) enum Kind {
     F64(f64),
     /// `"text"`, without escapes: PTX has none.
     Text,
-    /// `;`, `{`, `+`, ... and of the operators with two characters the first, see [`Kind::Double`].
+    /// `;`, `{`, `+`, ... and of the operators with two characters the first, see [`TokenKind::Double`].
     Mark(u8),
     /// `<<`, `>>`, `<=`, `>=`, `==`, `!=`, `&&`, `||`: both characters.
     Double([u8; 2]),
@@ -124,30 +124,30 @@ impl<'a> Lexer<'a> {
         let start = self.at;
         let first = self.byte(start);
         let (kind, end) = match first {
-            _ if start == self.bytes.len() => (Kind::End, start),
-            b'a'..=b'z' | b'A'..=b'Z' | b'_' => (Kind::Word, self.name_end(start + 1)),
+            _ if start == self.bytes.len() => (TokenKind::End, start),
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => (TokenKind::Word, self.name_end(start + 1)),
             b'%' | b'$' => match self.name_end(start + 1) {
                 end if end == start + 1 && first == b'$' => return self.bad(start, "a name of `$` alone"),
-                end if end == start + 1 => (Kind::Mark(b'%'), end),
-                end => (Kind::Word, end),
+                end if end == start + 1 => (TokenKind::Mark(b'%'), end),
+                end => (TokenKind::Word, end),
             },
             b'.' => self.dot(start)?,
             b'0'..=b'9' => self.number(start)?,
             b'"' => {
                 let rest = &self.bytes[start + 1..];
                 match rest.iter().position(|&b| b == b'"' || b == b'\n') {
-                    Some(length) if rest[length] == b'"' => (Kind::Text, start + length + 2),
+                    Some(length) if rest[length] == b'"' => (TokenKind::Text, start + length + 2),
                     _ => return self.bad(start, "a string that does not end on its line"),
                 }
             }
             b'<' | b'>' | b'=' | b'!' | b'&' | b'|' => match &[first, self.byte(start + 1)] {
                 two @ (b"<<" | b">>" | b"<=" | b">=" | b"==" | b"!=" | b"&&" | b"||") => {
-                    (Kind::Double(*two), start + 2)
+                    (TokenKind::Double(*two), start + 2)
                 }
-                _ => (Kind::Mark(first), start + 1),
+                _ => (TokenKind::Mark(first), start + 1),
             },
             b'(' | b')' | b'{' | b'}' | b'[' | b']' | b',' | b';' | b':' | b'+' | b'-' | b'*' | b'/'
-            | b'~' | b'^' | b'?' | b'@' => (Kind::Mark(first), start + 1),
+            | b'~' | b'^' | b'?' | b'@' => (TokenKind::Mark(first), start + 1),
             _ => {
                 let found = self.text[start..].chars().next().unwrap_or_default();
                 let found = found.escape_debug();
@@ -159,7 +159,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// `.name`, `.name::name`, and `.5`, which only the place tells from a modifier: see [`Self::fraction`].
-    fn dot(&self, start: usize) -> Result<(Kind, usize), Bad> {
+    fn dot(&self, start: usize) -> Result<(TokenKind, usize), Bad> {
         let mut end = self.name_end(start + 1);
         if end == start + 1 {
             return self.bad(start, "a name must follow the dot directly");
@@ -167,7 +167,7 @@ impl<'a> Lexer<'a> {
         while self.byte(end) == b':' && self.byte(end + 1) == b':' && is_name(self.byte(end + 2)) {
             end = self.name_end(end + 2);
         }
-        Ok((Kind::Dot, end))
+        Ok((TokenKind::Dot, end))
     }
 
     /// Reads the `Dot` token anew, which must be the latest one, as a decimal fraction such as `.5e-3`.
@@ -177,7 +177,7 @@ impl<'a> Lexer<'a> {
         Ok(Token { kind, end, ..token })
     }
 
-    fn number(&self, start: usize) -> Result<(Kind, usize), Bad> {
+    fn number(&self, start: usize) -> Result<(TokenKind, usize), Bad> {
         if self.byte(start) != b'0' {
             return self.decimal(start);
         }
@@ -185,14 +185,14 @@ impl<'a> Lexer<'a> {
             b'f' | b'F' => {
                 let end = self.name_end(start);
                 match self.hex_exact(start + 2..end, 8) {
-                    Some(bits) => Ok((Kind::F32(bits as u32), end)),
+                    Some(bits) => Ok((TokenKind::F32(bits as u32), end)),
                     None => self.bad(start, "a `0f` number must have exactly 8 hexadecimal digits"),
                 }
             }
             b'd' | b'D' => {
                 let end = self.name_end(start);
                 match self.hex_exact(start + 2..end, 16) {
-                    Some(bits) => Ok((Kind::F64(f64::from_bits(bits)), end)),
+                    Some(bits) => Ok((TokenKind::F64(f64::from_bits(bits)), end)),
                     None => self.bad(start, "a `0d` number must have exactly 16 hexadecimal digits"),
                 }
             }
@@ -221,7 +221,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// The digits from `from` on, an optional `U`, and nothing else that a name could hold.
-    fn integer(&self, start: usize, from: usize, radix: u64) -> Result<(Kind, usize), Bad> {
+    fn integer(&self, start: usize, from: usize, radix: u64) -> Result<(TokenKind, usize), Bad> {
         let mut at = from;
         let mut value = 0u64;
         while let Some(digit) = char::from(self.byte(at)).to_digit(radix as u32) {
@@ -239,11 +239,11 @@ impl<'a> Lexer<'a> {
             let text = shorten(&self.text[start..self.name_end(at)], 40);
             return self.bad(start, format!("`{text}` is no number"));
         }
-        Ok((Kind::Int(value, suffix || value > i64::MAX as u64), at))
+        Ok((TokenKind::Int(value, suffix || value > i64::MAX as u64), at))
     }
 
     /// `12`, `12U`, `1.5`, `1.`, `1e-3`
-    fn decimal(&self, start: usize) -> Result<(Kind, usize), Bad> {
+    fn decimal(&self, start: usize) -> Result<(TokenKind, usize), Bad> {
         let digits = |mut at: usize| {
             while self.byte(at).is_ascii_digit() {
                 at += 1;
@@ -262,7 +262,7 @@ impl<'a> Lexer<'a> {
             end = digits(end + 1 + sign);
         }
         match self.text[start..end].parse::<f64>() {
-            Ok(value) if value.is_finite() && !is_name(self.byte(end)) => Ok((Kind::F64(value), end)),
+            Ok(value) if value.is_finite() && !is_name(self.byte(end)) => Ok((TokenKind::F64(value), end)),
             Ok(value) if value.is_infinite() => self.bad(start, "a number beyond the range of .f64"),
             _ => {
                 let text = shorten(&self.text[start..self.name_end(end)], 40);

@@ -1,7 +1,7 @@
 //! cp.async: its bytes land at the issuer's wait, no earlier, and belong to the issuer.
 
 use ptxvm::Options;
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 
 use crate::support::ptx::Kernel;
 
@@ -67,7 +67,7 @@ fn bytes_do_not_arrive_before_the_wait() {
     }
     let mut k = kernel(body);
     let (_, args) = data(&mut k);
-    let found = k.wrong(1, 64, &args, Kind::AsyncRace);
+    let found = k.wrong(1, 64, &args, ErrorKind::AsyncRace);
     assert!(found.message.contains("cp.async") && found.other.is_some(), "{found}");
 }
 
@@ -96,7 +96,7 @@ fn groups_are_waited_for_in_order() {
         if ok {
             k.ok(2, 64, &args);
         } else {
-            k.wrong(1, 64, &args, Kind::AsyncRace);
+            k.wrong(1, 64, &args, ErrorKind::AsyncRace);
         }
     }
 }
@@ -107,19 +107,19 @@ fn landed_bytes_belong_to_the_issuer() {
     let issue = "cp.async.cg.shared.global [%r4], [%rd4], 16;\n";
     for (body, found) in [
         (format!("{issue}cp.async.wait_all;\nbar.sync 0;\nld.shared.u32 %r6, [%r5];"), None),
-        (format!("{issue}cp.async.wait_all;\nld.shared.u32 %r6, [%r5];"), Some(Kind::SharedRace)),
+        (format!("{issue}cp.async.wait_all;\nld.shared.u32 %r6, [%r5];"), Some(ErrorKind::SharedRace)),
         // A wait of another thread does not help, nor does a barrier without a wait.
-        (format!("{issue}bar.sync 0;\nld.shared.u32 %r6, [%r5];"), Some(Kind::AsyncRace)),
+        (format!("{issue}bar.sync 0;\nld.shared.u32 %r6, [%r5];"), Some(ErrorKind::AsyncRace)),
         (
             "setp.lt.u32 %p1, %r1, 32;\n@%p1 cp.async.cg.shared.global [%r4], [%rd4], 16;\nsetp.ge.u32 %p2, %r1, 32;\n@%p2 cp.async.wait_all;\nbar.sync 0;\n@%p2 ld.shared.u32 %r6, [%r5];".to_owned(),
-            Some(Kind::AsyncRace),
+            Some(ErrorKind::AsyncRace),
         ),
         // The bytes may change as soon as the copy is issued: readers of the old ones must be done.
         (
             format!(
                 "st.shared.u32 [%r4], %r1;\nbar.sync 0;\nld.shared.u32 %r6, [%r5];\n{issue}bar.sync 0;\ncp.async.wait_all;"
             ),
-            Some(Kind::SharedRace),
+            Some(ErrorKind::SharedRace),
         ),
         (
             format!(
@@ -138,7 +138,7 @@ fn landed_bytes_belong_to_the_issuer() {
                 let found = k.findings(1, 64, &args);
                 assert!(found.iter().any(|f| f.kind == kind), "{body}: {found:?}");
                 assert!(
-                    found.iter().all(|f| matches!(f.kind, Kind::AsyncRace | Kind::SharedRace)),
+                    found.iter().all(|f| matches!(f.kind, ErrorKind::AsyncRace | ErrorKind::SharedRace)),
                     "{found:?}"
                 );
             }
@@ -151,12 +151,12 @@ fn landed_bytes_belong_to_the_issuer() {
 fn sources_are_checked() {
     let mut k = kernel("cp.async.cg.shared.global [%r4], [%rd4], 16;\ncp.async.wait_all;");
     let (_, args) = data(&mut k);
-    let found = k.wrong(1, 65, &args, Kind::OutOfBounds);
+    let found = k.wrong(1, 65, &args, ErrorKind::OutOfBounds);
     assert!(found.message.contains("`in`"), "{found}");
-    k.wrong(1, 1, &[args[0] + 8], Kind::Misaligned);
+    k.wrong(1, 1, &[args[0] + 8], ErrorKind::Misaligned);
     let mut k = kernel("mov.u32 %r5, 17;\ncp.async.cg.shared.global [%r4], [%rd4], 16, %r5;");
     let (_, args) = data(&mut k);
-    k.wrong(1, 1, &args, Kind::OutOfBounds);
+    k.wrong(1, 1, &args, ErrorKind::OutOfBounds);
     // 1020 bytes: the last copy reads 12 of its 16.
     let body = "setp.eq.u32 %p1, %r1, 63;\nselp.u32 %r5, 12, 16, %p1;\ncp.async.cg.shared.global [%r4], [%rd4], 16, %r5;\ncp.async.wait_all;";
     let mut k = kernel(body);
@@ -165,5 +165,5 @@ fn sources_are_checked() {
     // What nobody wrote stays so.
     let mut k = kernel(&format!("cp.async.cg.shared.global [%r4], [%rd4], 16;\ncp.async.wait_all;\n{OUT}"));
     let (a, b) = (k.gpu.alloc(64).unwrap(), k.upload("out", &[0; 64]));
-    k.wrong(1, 4, &[a.0, b.0], Kind::Uninitialized);
+    k.wrong(1, 4, &[a.0, b.0], ErrorKind::Uninitialized);
 }

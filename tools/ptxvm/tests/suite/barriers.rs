@@ -1,6 +1,6 @@
 //! Barriers of a block, within a warp and across a grid, and locks.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Error, Launch, Options};
 
 use crate::flow::{Kernel, each};
@@ -389,7 +389,7 @@ wait:
     let options = Options { budget: 100_000, ..Options::default() };
     let result = k.try_run(options.clone(), &Launch::linear(2, 1), 2);
     let Err(Error::Fault(findings)) = result else { panic!("{result:?}") };
-    assert_eq!(findings[0].kind, Kind::Budget);
+    assert_eq!(findings[0].kind, ErrorKind::Budget);
     let launch = Launch { cooperative: true, ..Launch::linear(2, 1) };
     assert_eq!(k.try_run(options, &launch, 2).unwrap().0, [2, 2]);
 }

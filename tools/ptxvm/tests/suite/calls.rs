@@ -1,6 +1,6 @@
 //! Calls of device functions: recursion, function pointers, parameters in memory, lanes that part within them.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Error, Launch, Options};
 
 use crate::flow::{Kernel, each};
@@ -562,7 +562,7 @@ fn a_deep_recursion_ends_in_a_report() {
     assert_eq!(got, each(32, |i| (2..=2000 + i).sum::<u32>() + 1));
     let result = k(100_000).try_run(Options::default(), &Launch::linear(1, 32), 32);
     let Err(Error::Fault(findings)) = result else { panic!("{result:?}") };
-    assert_eq!(findings[0].kind, Kind::StackOverflow);
+    assert_eq!(findings[0].kind, ErrorKind::StackOverflow);
 }
 
 #[test]

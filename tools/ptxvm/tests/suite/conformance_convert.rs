@@ -1,7 +1,7 @@
 //! cvt against exact values: every pair of types, every rounding mode and modifier.
 
 use num_bigint::BigInt;
-use ptxvm::types::{Kind, Type};
+use ptxvm::types::{Type, TypeKind};
 
 use crate::support::exact::{self, Dyadic, Exact, F32, F64, MODES, Mode, Random, TF32};
 use crate::support::op::run;
@@ -44,7 +44,7 @@ impl Conversion<'_> {
 
     /// What the conversion gives, as the bits of its own type (an integer: the value).
     fn expected(&self, source: u64) -> i128 {
-        let float = |ty: Type| ty.kind() == Kind::Float;
+        let float = |ty: Type| ty.kind() == TypeKind::Float;
         let ftz = |ty: Type, x: u64| {
             if self.has("ftz") && ty == Type::F32 { exact::flushed(F32, x) } else { x }
         };

@@ -1,6 +1,6 @@
 //! Integer arithmetic against arithmetic in 128 bits, and the ISA's bit-by-bit definitions.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::types::Type::{self, *};
 use ptxvm::{Error, Options};
 
@@ -276,7 +276,7 @@ fn division_by_zero() {
             let (got, error) = run_with(&options, &body, &[(ty, &a), (ty, &b)], &[ty]);
             let Some(Error::Fault(findings)) = error else { panic!("`{body}` by zero is found: {error:?}") };
             assert_eq!(findings.len(), 1, "{findings:?}");
-            assert_eq!(findings[0].kind, Kind::DivisionByZero);
+            assert_eq!(findings[0].kind, ErrorKind::DivisionByZero);
             assert_eq!(findings[0].threads.as_ref().unwrap().lanes, 0x2020_2020);
             for i in 0..32 {
                 let (x, y) = (value(a[i], ty), value(b[i], ty));
@@ -291,7 +291,7 @@ fn division_by_zero() {
     }
     let options = Options { threads: 1, ..Options::default() };
     let (_, error) = run_with(&options, "div.s32 %out0, %in0, 0;", &[(S32, &[1])], &[S32]);
-    assert!(matches!(error, Some(Error::Fault(f)) if f[0].kind == Kind::DivisionByZero));
+    assert!(matches!(error, Some(Error::Fault(f)) if f[0].kind == ErrorKind::DivisionByZero));
 }
 
 #[test]

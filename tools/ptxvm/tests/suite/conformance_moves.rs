@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-use ptxvm::types::Kind;
 use ptxvm::types::Type::{self, *};
+use ptxvm::types::TypeKind;
 
 use crate::support::op::{Random, check, check_cases, edges, kernel, mask, run};
 
@@ -27,8 +27,8 @@ fn order(a: u64, b: u64, ty: Type, ftz: bool) -> Option<Ordering> {
     let n = ty.bits();
     let signed = |x: u64| x as i64 as i128 - if x >> (n - 1) & 1 != 0 && n < 64 { 1 << n } else { 0 };
     match ty.kind() {
-        Kind::Signed => Some(signed(a).cmp(&signed(b))),
-        Kind::Float => {
+        TypeKind::Signed => Some(signed(a).cmp(&signed(b))),
+        TypeKind::Float => {
             // Sign, exponent and mantissa as the format has them.
             let (exponent, mantissa) = format(ty);
             let parts = |x: u64| {
@@ -73,9 +73,9 @@ fn holds(op: &str, order: Option<Ordering>) -> bool {
 
 fn operators(ty: Type) -> &'static [&'static str] {
     match ty.kind() {
-        Kind::Bits => &["eq", "ne"],
-        Kind::Signed => &["eq", "ne", "lt", "le", "gt", "ge"],
-        Kind::Unsigned => &["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs"],
+        TypeKind::Bits => &["eq", "ne"],
+        TypeKind::Signed => &["eq", "ne", "lt", "le", "gt", "ge"],
+        TypeKind::Unsigned => &["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs"],
         _ => &["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"],
     }
 }
@@ -84,7 +84,7 @@ fn operators(ty: Type) -> &'static [&'static str] {
 fn samples(ty: Type) -> Vec<u64> {
     let mut values = edges(ty.bits());
     values.truncate(12);
-    if ty.kind() == Kind::Float {
+    if ty.kind() == TypeKind::Float {
         let (exponent, mantissa) = format(ty);
         let top = 1 << (ty.bits() - 1);
         let infinity = mask(exponent) << mantissa;

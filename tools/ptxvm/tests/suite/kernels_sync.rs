@@ -1,7 +1,7 @@
 //! tiles.cu, atomics.cu and sync.cu.
 
 use ptxvm::Error;
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 
 use crate::kernels::{BUILDS, Device, Rng, Round, SM80, SM90, U32, bf16, f16, near};
 
@@ -325,10 +325,10 @@ fn printf_assert_trap_heap() {
         let found = faults(
             d.try_run("print_and_check", [2, 1, 1], [32, 1, 1], 0, false, &[&a, &b, &40i32]).map(|_| ()),
         );
-        assert_eq!(found[0].kind, Kind::Trap, "{found:?}");
+        assert_eq!(found[0].kind, ErrorKind::Trap, "{found:?}");
         assert!(found[0].message.contains("in[i] >= 0"), "{found:?}");
         let found = faults(d.try_run("trap_at", [1, 1, 1], [64, 1, 1], 0, false, &[&b, &37i32]).map(|_| ()));
-        assert_eq!(found[0].kind, Kind::Trap, "{found:?}");
+        assert_eq!(found[0].kind, ErrorKind::Trap, "{found:?}");
         let threads = found[0].threads.as_ref().unwrap();
         assert_eq!((threads.warp, threads.lanes), (1, 1 << 5), "{found:?}");
         d.run("trap_at", 1, 64, &[&b, &64i32]);

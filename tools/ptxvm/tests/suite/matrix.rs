@@ -4,7 +4,7 @@
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Arg, Gpu, Launch, MmaOrder, Module, Options};
 
 use crate::support::warp::{Random, Row, faults, run_in, run_one, undefined};
@@ -965,36 +965,36 @@ fn partial_warps_and_what_is_not_built_are_refused() {
     for (text, kind) in [
         (
             "mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%in0,%in1}, {%in2,%in3}, {%f0,%f1,%f2,%f3}, %in4, 0;",
-            Kind::Unsupported,
+            ErrorKind::Unsupported,
         ),
         (
             "mma.sync.aligned.m16n8k16.row.row.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%in0,%in1,%in2,%in3}, {%in4,%in5}, {%f0,%f1,%f2,%f3};",
-            Kind::Invalid,
+            ErrorKind::Invalid,
         ),
         (
             "mma.sync.aligned.m16n8k16.row.col.f32.f16.bf16.f32 {%f0,%f1,%f2,%f3}, {%in0,%in1,%in2,%in3}, {%in4,%in5}, {%f0,%f1,%f2,%f3};",
-            Kind::Unsupported,
+            ErrorKind::Unsupported,
         ),
         (
             "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%in0,%in1,%in2}, {%in4,%in5}, {%f0,%f1,%f2,%f3};",
-            Kind::Invalid,
+            ErrorKind::Invalid,
         ),
         (
             "mma.sync.aligned.m16n8k16.row.col.satfinite.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%in0,%in1,%in2,%in3}, {%in4,%in5}, {%f0,%f1,%f2,%f3};",
-            Kind::Unsupported,
+            ErrorKind::Unsupported,
         ),
         (
             "mma.sync.aligned.m8n8k4.row.col.rz.f64.f64.f64.f64 {%d0,%d1}, {%d2}, {%d3}, {%d4,%d5};",
-            Kind::Unsupported,
+            ErrorKind::Unsupported,
         ),
-        ("ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {%out0, %out1}, [%in0];", Kind::Unsupported),
-        ("stmatrix.sync.aligned.m16n8.x1.trans.shared.b8 [%in0], {%in1};", Kind::Unsupported),
-        ("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%out0}, [%in0];", Kind::Invalid),
-        ("wmma.load.a.sync.aligned.row.m16n16k8.global.f16 {%r0}, [%a], 16;", Kind::Unsupported),
-        ("wmma.load.b.sync.aligned.row.m8n8k32.global.s4 {%r0}, [%a], 32;", Kind::Invalid),
+        ("ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {%out0, %out1}, [%in0];", ErrorKind::Unsupported),
+        ("stmatrix.sync.aligned.m16n8.x1.trans.shared.b8 [%in0], {%in1};", ErrorKind::Unsupported),
+        ("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%out0}, [%in0];", ErrorKind::Invalid),
+        ("wmma.load.a.sync.aligned.row.m16n16k8.global.f16 {%r0}, [%a], 16;", ErrorKind::Unsupported),
+        ("wmma.load.b.sync.aligned.row.m8n8k32.global.s4 {%r0}, [%a], 32;", ErrorKind::Invalid),
         (
             "wmma.mma.sync.aligned.row.col.m16n16k16.s32.s8.u8.s32 {%r0,%r1,%r2,%r3,%r4,%r5,%r6,%r7}, {%in0,%in1}, {%in2,%in3}, {%r0,%r1,%r2,%r3,%r4,%r5,%r6,%r7};",
-            Kind::Unsupported,
+            ErrorKind::Unsupported,
         ),
     ] {
         assert_eq!(found(text), [kind], "{text}");

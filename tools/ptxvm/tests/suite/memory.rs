@@ -1,6 +1,6 @@
 //! Loads, stores, addresses, what is never written, and what memory traffic is counted.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Checks, Error, Options};
 
 use crate::support::ptx::Kernel;
@@ -147,24 +147,24 @@ fn addresses_that_are_wrong() {
     let mut k = Kernel::new(load);
     let a = k.words("weights", &[1; 32]);
     k.ok(1, 32, &[a.0]);
-    let found = k.wrong(1, 33, &[a.0], Kind::OutOfBounds);
+    let found = k.wrong(1, 33, &[a.0], ErrorKind::OutOfBounds);
     assert!(found.message.contains("`weights`") && found.message.contains("0 bytes behind"), "{found}");
     assert_eq!(found.threads.as_ref().unwrap().lanes, 1);
-    let found = k.wrong(1, 2, &[0], Kind::OutOfBounds);
+    let found = k.wrong(1, 2, &[0], ErrorKind::OutOfBounds);
     assert!(found.message.contains("null page"), "{found}");
-    k.wrong(1, 1, &[u64::MAX - 3], Kind::OutOfBounds);
-    k.wrong(1, 1, &[a.0 - 4], Kind::OutOfBounds);
-    k.wrong(1, 1, &[a.0 + 2], Kind::Misaligned);
+    k.wrong(1, 1, &[u64::MAX - 3], ErrorKind::OutOfBounds);
+    k.wrong(1, 1, &[a.0 - 4], ErrorKind::OutOfBounds);
+    k.wrong(1, 1, &[a.0 + 2], ErrorKind::Misaligned);
     k.gpu.free(a).unwrap();
-    let found = k.wrong(1, 1, &[a.0 + 8], Kind::UseAfterFree);
+    let found = k.wrong(1, 1, &[a.0 + 8], ErrorKind::UseAfterFree);
     assert!(found.message.contains("8 bytes into `weights`"), "{found}");
-    assert!(matches!(k.gpu.free(a), Err(Error::Fault(f)) if f[0].kind == Kind::UseAfterFree));
+    assert!(matches!(k.gpu.free(a), Err(Error::Fault(f)) if f[0].kind == ErrorKind::UseAfterFree));
     let b = k.words("next", &[0; 32]);
     assert_ne!(a.0, b.0, "an address is not used again soon");
     // Exact to the byte: 127 bytes hold 31 words.
     let c = k.upload("odd", &[0; 127]);
     k.ok(1, 31, &[c.0]);
-    assert!(k.wrong(1, 32, &[c.0], Kind::OutOfBounds).message.contains("1 bytes past the end"));
+    assert!(k.wrong(1, 32, &[c.0], ErrorKind::OutOfBounds).message.contains("1 bytes past the end"));
     // Lanes in different allocations are no error.
     let mut k = Kernel::new(
         "and.b32 %r4, %r1, 1;\nsetp.eq.u32 %p1, %r4, 0;\nselp.b64 %rd4, %rd1, %rd2, %p1;\n\
@@ -174,15 +174,15 @@ fn addresses_that_are_wrong() {
     k.ok(1, 32, &[a.0, b.0]);
     assert_eq!((k.read_words(a, 2), k.read_words(b, 2)), (vec![5, 5], vec![6, 6]));
     for (body, kind) in [
-        ("mov.u32 %r5, 4096;\nld.shared.u32 %r4, [%r5];", Kind::OutOfBounds),
-        ("ld.shared.u32 %r4, [s+2];", Kind::Misaligned),
-        ("st.local.v4.u32 [l+264], {%r1, %r1, %r1, %r1};", Kind::Misaligned),
-        ("mov.u64 %rd4, l;\nld.local.u32 %r4, [%rd4+100000];", Kind::OutOfBounds),
-        ("ld.const.u64 %rd4, [k+64];", Kind::OutOfBounds),
-        ("cvta.const.u64 %rd4, k;\nst.u32 [%rd4], %r1;", Kind::WrongSpace),
-        ("mov.b64 %rd4, a;\nst.u32 [%rd4], %r1;", Kind::WrongSpace),
-        ("cvta.const.u64 %rd4, k;\nred.add.u32 [%rd4], %r1;", Kind::WrongSpace),
-        ("ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1+8];", Kind::Misaligned),
+        ("mov.u32 %r5, 4096;\nld.shared.u32 %r4, [%r5];", ErrorKind::OutOfBounds),
+        ("ld.shared.u32 %r4, [s+2];", ErrorKind::Misaligned),
+        ("st.local.v4.u32 [l+264], {%r1, %r1, %r1, %r1};", ErrorKind::Misaligned),
+        ("mov.u64 %rd4, l;\nld.local.u32 %r4, [%rd4+100000];", ErrorKind::OutOfBounds),
+        ("ld.const.u64 %rd4, [k+64];", ErrorKind::OutOfBounds),
+        ("cvta.const.u64 %rd4, k;\nst.u32 [%rd4], %r1;", ErrorKind::WrongSpace),
+        ("mov.b64 %rd4, a;\nst.u32 [%rd4], %r1;", ErrorKind::WrongSpace),
+        ("cvta.const.u64 %rd4, k;\nred.add.u32 [%rd4], %r1;", ErrorKind::WrongSpace),
+        ("ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1+8];", ErrorKind::Misaligned),
     ] {
         let mut k = Kernel::new(body);
         let a = k.words("a", &[0; 64]);
@@ -223,7 +223,7 @@ fn what_nobody_wrote() {
     ] {
         let mut k = Kernel::new(&body);
         let (a, b) = (k.gpu.alloc(128).unwrap(), k.words("out", &[0; 32]));
-        k.wrong(1, 1, &[a.0, b.0], Kind::Uninitialized);
+        k.wrong(1, 1, &[a.0, b.0], ErrorKind::Uninitialized);
         // The same without the check, and with memory that the host has written.
         let checks = Checks { init: false, ..Checks::ALL };
         let mut k = Kernel::with(&body, Options { checks, ..Options::default() });

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use ptxvm::error::{Error, Finding, Kind};
+use ptxvm::error::{Error, ErrorKind, Finding};
 use ptxvm::ptx::ast::*;
 use ptxvm::ptx::{MAX_DEPTH, MAX_DIMENSIONS, parse};
 use ptxvm::types::{Space, Type};
@@ -613,7 +613,7 @@ fn errors() {
     for (text, function, line, message) in heads.chain(modules).chain(bodies) {
         let found = bad(&text);
         assert_eq!((found.message.as_str(), found.at.line), (message, line), "{text}");
-        assert_eq!(found.kind, Kind::Syntax, "{text}");
+        assert_eq!(found.kind, ErrorKind::Syntax, "{text}");
         assert_eq!(found.at.file, "t.ptx");
         let quoted = text.lines().nth(line as usize - 1).unwrap_or("").trim();
         assert_eq!(found.at.text, quoted, "{text}");
@@ -640,7 +640,7 @@ fn unsupported() {
         let found = bad(&text);
         assert_eq!(
             (found.kind, found.message.as_str(), found.at.line),
-            (Kind::Unsupported, message, 2),
+            (ErrorKind::Unsupported, message, 2),
             "{text}"
         );
         assert!(matches!(parse("", &text), Err(Error::Unsupported(_))), "{text}");

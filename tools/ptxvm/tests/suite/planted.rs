@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use ptxvm::error::{Finding, Kind};
+use ptxvm::error::{ErrorKind, Finding};
 use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, Module, Options};
 
 /// A version of a file: its text, and what its head tells.
@@ -356,25 +356,25 @@ fn bugs_are_found_under_every_schedule() {
 #[test]
 fn all_kinds_are_planted() {
     let kinds = [
-        Kind::Syntax,
-        Kind::Invalid,
-        Kind::Unsupported,
-        Kind::Launch,
-        Kind::OutOfBounds,
-        Kind::UseAfterFree,
-        Kind::Misaligned,
-        Kind::WrongSpace,
-        Kind::Uninitialized,
-        Kind::SharedRace,
-        Kind::GlobalRace,
-        Kind::AsyncRace,
-        Kind::Barrier,
-        Kind::WarpMask,
-        Kind::Deadlock,
-        Kind::Budget,
-        Kind::Trap,
-        Kind::DivisionByZero,
-        Kind::StackOverflow,
+        ErrorKind::Syntax,
+        ErrorKind::Invalid,
+        ErrorKind::Unsupported,
+        ErrorKind::Launch,
+        ErrorKind::OutOfBounds,
+        ErrorKind::UseAfterFree,
+        ErrorKind::Misaligned,
+        ErrorKind::WrongSpace,
+        ErrorKind::Uninitialized,
+        ErrorKind::SharedRace,
+        ErrorKind::GlobalRace,
+        ErrorKind::AsyncRace,
+        ErrorKind::Barrier,
+        ErrorKind::WarpMask,
+        ErrorKind::Deadlock,
+        ErrorKind::Budget,
+        ErrorKind::Trap,
+        ErrorKind::DivisionByZero,
+        ErrorKind::StackOverflow,
     ];
     let files = files();
     assert!(files.len() >= 100, "only {} files", files.len());

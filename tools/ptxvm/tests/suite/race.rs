@@ -1,6 +1,6 @@
 //! The race checks: each planted race is found, and correct programs are silent.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Checks, Options};
 
 use crate::support::ptx::Kernel;
@@ -26,7 +26,7 @@ fn shared_memory_between_warps() {
         // The own atomic behind the plain store does not hide it.
         "setp.lt.u32 %p1, %r1, 1;\n@%p1 st.shared.u32 [%r3], 0;\n@%p1 red.shared.add.u32 [%r3], 1;\nsetp.eq.u32 %p1, %r1, 32;\n@%p1 red.shared.add.u32 [%r3], 1;",
     ] {
-        let found = shared(body).wrong(1, 64, &[], Kind::SharedRace);
+        let found = shared(body).wrong(1, 64, &[], ErrorKind::SharedRace);
         assert!(found.other.is_some() && found.message.contains("shared memory at 0x"), "{found}");
     }
     for body in [
@@ -40,8 +40,12 @@ fn shared_memory_between_warps() {
         shared(body).ok(3, 64, &[]);
     }
     // The two parties are named.
-    let found =
-        shared("st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r5];").wrong(1, 64, &[], Kind::SharedRace);
+    let found = shared("st.shared.u32 [%r4], %r1;\nld.shared.u32 %r7, [%r5];").wrong(
+        1,
+        64,
+        &[],
+        ErrorKind::SharedRace,
+    );
     let texts = [&found.at.text, &found.other.as_ref().unwrap().text];
     for start in ["ld.shared", "st.shared"] {
         assert!(texts.iter().any(|text| text.starts_with(start)), "{found}");
@@ -57,7 +61,7 @@ fn shared_memory_within_a_warp() {
         "st.shared.u32 [%r3], %r1;",
         "ld.shared.u32 %r7, [%r3];\nst.shared.u32 [%r3], 1;",
     ] {
-        shared(body).wrong(1, 32, &[], Kind::SharedRace);
+        shared(body).wrong(1, 32, &[], ErrorKind::SharedRace);
     }
     for body in [
         "st.shared.u32 [%r4], %r1;\nbar.warp.sync 0xffffffff;\nld.shared.u32 %r7, [%r6];",
@@ -81,7 +85,7 @@ fn atomics_in_shared_memory() {
         shared(&format!("{init}{body}")).ok(2, 64, &[]);
     }
     for body in wrong {
-        shared(&format!("{init}{body}")).wrong(1, 64, &[], Kind::SharedRace);
+        shared(&format!("{init}{body}")).wrong(1, 64, &[], ErrorKind::SharedRace);
     }
     // A loop around a compare-and-swap begins with a plain read.
     let cas = "LOOP:\nld.shared.u32 %r8, [%r3];\nadd.u32 %r9, %r8, 1;\natom.shared.cas.b32 %r10, [%r3], %r8, %r9;\n\
@@ -106,13 +110,13 @@ fn flags_in_shared_memory_order_what_they_guard() {
     flag("st.release.cta.shared.u32 [%r3+1024], 1;", acquire).ok(1, 64, &[]);
     flag("membar.cta;\nst.volatile.shared.u32 [%r3+1024], 1;", fenced).ok(1, 64, &[]);
     flag("atom.shared.release.cta.exch.b32 %r9, [%r3+1024], 1;", acquire).ok(1, 64, &[]);
-    flag("st.relaxed.cta.shared.u32 [%r3+1024], 1;", acquire).wrong(1, 64, &[], Kind::SharedRace);
-    flag("st.volatile.shared.u32 [%r3+1024], 1;", relaxed).wrong(1, 64, &[], Kind::SharedRace);
+    flag("st.relaxed.cta.shared.u32 [%r3+1024], 1;", acquire).wrong(1, 64, &[], ErrorKind::SharedRace);
+    flag("st.volatile.shared.u32 [%r3+1024], 1;", relaxed).wrong(1, 64, &[], ErrorKind::SharedRace);
     flag("st.release.cta.shared.u32 [%r3+1024], 1;", "ld.shared.u32 %r8, [%r3+1024];").wrong(
         1,
         64,
         &[],
-        Kind::SharedRace,
+        ErrorKind::SharedRace,
     );
 }
 
@@ -135,7 +139,7 @@ fn global_memory_between_blocks() {
         ] {
             let mut k = blocks(&body, threads);
             let a = k.words("a", &[0; 64]);
-            let found = k.wrong(8, 1, &[a.0], Kind::GlobalRace);
+            let found = k.wrong(8, 1, &[a.0], ErrorKind::GlobalRace);
             assert!(found.message.contains("`a` + ") && found.message.contains("block "), "{found}");
         }
         for body in [
@@ -185,7 +189,7 @@ fn the_last_block_needs_a_fence() {
     for fence in ["", "membar.cta;"] {
         let mut k = last_block(fence);
         let (a, b, c) = (k.words("count", &[0]), k.words("parts", &[0; 50]), k.words("sum", &[0]));
-        let found = k.wrong(50, 1, &[a.0, b.0, c.0], Kind::GlobalRace);
+        let found = k.wrong(50, 1, &[a.0, b.0, c.0], ErrorKind::GlobalRace);
         assert!(found.message.contains("`parts`"), "{found}");
     }
 }
@@ -202,7 +206,7 @@ fn blocks_that_wait_for_each_other() {
         ));
         let (a, b) = (k.words("flags", &[0; 20]), k.words("sums", &[0; 20]));
         if fires {
-            k.wrong(20, 1, &[a.0, b.0], Kind::GlobalRace);
+            k.wrong(20, 1, &[a.0, b.0], ErrorKind::GlobalRace);
         } else {
             k.ok(20, 1, &[a.0, b.0]);
             let want: Vec<u32> = (0..20).map(|i| i * (i + 1) / 2).collect();

@@ -3,7 +3,7 @@
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 
 use crate::support::warp::{Random, Row, faults, run, run_one, undefined};
 
@@ -97,7 +97,7 @@ fn shfl_from_a_lane_that_does_not_take_part_is_found() {
     let out = run_one(&body(8), &[a], 1);
     assert_eq!(out[0], std::array::from_fn(|i| if i < 16 { i as u32 ^ 8 } else { 0 }));
     // The results are undefined, and storing them is a finding, too.
-    assert_eq!(faults(&body(16), &[a], 1), [Kind::WarpMask, Kind::Uninitialized]);
+    assert_eq!(faults(&body(16), &[a], 1), [ErrorKind::WarpMask, ErrorKind::Uninitialized]);
     assert_eq!(undefined_of_found(&body(16), &[a]), 0xffff);
     // A lane that runs it without being a member.
     for text in [
@@ -107,7 +107,7 @@ fn shfl_from_a_lane_that_does_not_take_part_is_found() {
         "redux.sync.or.b32 %out0, %in0, 0x7fffffff;\n",
         "elect.sync %out0|%p0, 0x7fffffff;\n",
     ] {
-        assert_eq!(faults(text, &[a], 1), [Kind::WarpMask], "{text}");
+        assert_eq!(faults(text, &[a], 1), [ErrorKind::WarpMask], "{text}");
     }
 }
 
@@ -282,13 +282,13 @@ fn undefined_inputs_make_undefined_what_depends_on_them() {
 #[test]
 fn what_is_not_built_is_refused() {
     for (text, kind) in [
-        ("shfl.bfly.b32 %out0, %in0, 1, 31;", Kind::Unsupported),
-        ("redux.sync.min.f32 %out0, %in0, -1;", Kind::Unsupported),
-        ("redux.sync.min.NaN.f32 %out0, %in0, -1;", Kind::Unsupported),
-        ("redux.sync.add.b32 %out0, %in0, -1;", Kind::Unsupported),
-        ("shfl.sync.bfly.b64 %out0, %in0, 1, 31, -1;", Kind::Invalid),
-        ("elect.sync %out0, -1;", Kind::Invalid),
-        ("match.any.sync.b32 %out0|%p0, %in0, -1;", Kind::Invalid),
+        ("shfl.bfly.b32 %out0, %in0, 1, 31;", ErrorKind::Unsupported),
+        ("redux.sync.min.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
+        ("redux.sync.min.NaN.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
+        ("redux.sync.add.b32 %out0, %in0, -1;", ErrorKind::Unsupported),
+        ("shfl.sync.bfly.b64 %out0, %in0, 1, 31, -1;", ErrorKind::Invalid),
+        ("elect.sync %out0, -1;", ErrorKind::Invalid),
+        ("match.any.sync.b32 %out0|%p0, %in0, -1;", ErrorKind::Invalid),
     ] {
         assert_eq!(faults(text, &[[0; 32]], 1), [kind], "{text}");
     }

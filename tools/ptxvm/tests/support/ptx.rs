@@ -1,6 +1,6 @@
 //! Small kernels written in PTX: a body between a fixed head and tail.
 
-use ptxvm::error::{Finding, Kind};
+use ptxvm::error::{ErrorKind, Finding};
 use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, Module, Options, Report};
 
 /// A device with one kernel. Its body finds the arguments in %rd1, %rd2, %rd3 (64 bits), the thread in %r1, the block
@@ -76,7 +76,7 @@ impl Kernel {
     }
 
     /// Runs the kernel and expects findings of this one kind.
-    pub(crate) fn wrong(&mut self, blocks: u32, threads: u32, args: &[u64], kind: Kind) -> Finding {
+    pub(crate) fn wrong(&mut self, blocks: u32, threads: u32, args: &[u64], kind: ErrorKind) -> Finding {
         let found = self.findings(blocks, threads, args);
         assert!(found.iter().all(|f| f.kind == kind), "{}\n{found:#?}", self.text);
         found[0].clone()

@@ -1,6 +1,6 @@
 //! Runs a few instructions of PTX on whole warps: inputs and outputs are 32-bit registers of all lanes.
 
-use ptxvm::error::Kind;
+use ptxvm::error::ErrorKind;
 use ptxvm::{Arg, Error, Gpu, Launch, MmaOrder, Module, Options};
 
 /// One register of a warp.
@@ -98,7 +98,7 @@ pub(crate) fn undefined(body: &str, inputs: &[Row], written: &[u32], outputs: us
             Ok(_) => 0,
             Err(Error::Fault(findings)) => {
                 assert_eq!(findings.len(), 1, "{body}\n{findings:?}");
-                assert_eq!(findings[0].kind, Kind::Uninitialized, "{body}\n{findings:?}");
+                assert_eq!(findings[0].kind, ErrorKind::Uninitialized, "{body}\n{findings:?}");
                 findings[0].threads.as_ref().unwrap().lanes
             }
             Err(e) => panic!("{body}\n{e}"),
@@ -108,7 +108,7 @@ pub(crate) fn undefined(body: &str, inputs: &[Row], written: &[u32], outputs: us
 }
 
 /// The kinds of the faults of a program for one warp; none if it is right.
-pub(crate) fn faults(body: &str, inputs: &[Row], outputs: usize) -> Vec<Kind> {
+pub(crate) fn faults(body: &str, inputs: &[Row], outputs: usize) -> Vec<ErrorKind> {
     match try_run(body, &[inputs.to_vec()], outputs) {
         Ok(_) => Vec::new(),
         Err(Error::Fault(findings) | Error::Unsupported(findings)) => {

@@ -5,7 +5,7 @@ use super::global::Allocation;
 use super::race::{Conflict, Releases};
 use super::traffic::{SECTOR, wavefronts};
 use super::{lanes, pick};
-use crate::error::{Finding, Kind, Threads};
+use crate::error::{ErrorKind, Finding, Threads};
 use crate::machine::context::{Context, Stop};
 use crate::machine::counters::MemoryCount;
 use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, region};
@@ -239,7 +239,7 @@ impl<'a> Context<'a> {
     /// Reports lanes whose `what` nobody wrote.
     #[cold]
     pub(crate) fn report_undefined(&mut self, lanes: u32, what: &str) {
-        self.finding(Kind::Uninitialized, lanes, None, || format!("{what} was never written"));
+        self.finding(ErrorKind::Uninitialized, lanes, None, || format!("{what} was never written"));
     }
 
     /// Refuses addresses that are no multiple of their size.
@@ -256,7 +256,7 @@ impl<'a> Context<'a> {
             return Ok(());
         }
         let first = at[odd.trailing_zeros() as usize];
-        Err(self.fault(Kind::Misaligned, odd, format!("an access of {size} bytes at {first:#x}")))
+        Err(self.fault(ErrorKind::Misaligned, odd, format!("an access of {size} bytes at {first:#x}")))
     }
 
     // ------------------------------------------------------------------------------------------------- global
@@ -444,7 +444,7 @@ impl<'a> Context<'a> {
     #[cold]
     fn report_blocks(&mut self, address: u64, mine: &Record, other: &Record) {
         let (second, first) = if mine.block > other.block { (mine, other) } else { (other, mine) };
-        if self.worker.seen(Kind::GlobalRace, second.pc) {
+        if self.worker.seen(ErrorKind::GlobalRace, second.pc) {
             return;
         }
         let verb = |r: &Record| match (r.strong, r.write) {
@@ -464,7 +464,7 @@ impl<'a> Context<'a> {
         let number = u64::from(second.block);
         let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
         let finding = Finding {
-            kind: Kind::GlobalRace,
+            kind: ErrorKind::GlobalRace,
             kernel: self.launch.kernel_name().to_owned(),
             at: self.launch.place(second.pc),
             other: Some(self.launch.place(first.pc)),
@@ -600,7 +600,7 @@ impl<'a> Context<'a> {
             .touch(&block.clocks, warp, pc, mask, at, access, note, |a, b| same(&self.warp.regs, a, b));
         if let Some((lanes, by, pc)) = copying {
             let first = at[lanes.trailing_zeros() as usize];
-            self.finding(Kind::AsyncRace, lanes, Some(pc), || {
+            self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {
                 let by = by.describe();
                 format!("shared memory at {first:#x}: a cp.async of {by} has not been waited for")
             });
@@ -625,7 +625,7 @@ impl<'a> Context<'a> {
             let did = if c.wrote { "wrote" } else { "read" };
             format!("{place}: lane {lane} of warp {warp} {verb} what {other} {did} without a barrier between")
         };
-        self.finding(Kind::SharedRace, c.lanes, Some(c.pc), message);
+        self.finding(ErrorKind::SharedRace, c.lanes, Some(c.pc), message);
     }
 
     /// The lanes whose `bytes` bytes from `skip` on somebody wrote.
@@ -663,9 +663,13 @@ impl<'a> Context<'a> {
         if let Some(other) = region(first) {
             let message =
                 format!("{size} bytes at {first:#x}, the generic address of {other}: not in the {what}");
-            return self.fault(Kind::WrongSpace, bad, message);
+            return self.fault(ErrorKind::WrongSpace, bad, message);
         }
-        self.fault(Kind::OutOfBounds, bad, format!("{size} bytes at {first:#x}: the {what} has {have} bytes"))
+        self.fault(
+            ErrorKind::OutOfBounds,
+            bad,
+            format!("{size} bytes at {first:#x}: the {what} has {have} bytes"),
+        )
     }
 
     /// Checks an access to the threads' local memory and counts it.
@@ -705,7 +709,11 @@ impl<'a> Context<'a> {
         };
         if access.writes() {
             let first = at[mask.trailing_zeros() as usize];
-            return Err(self.fault(Kind::WrongSpace, mask, format!("a write at {first:#x} of the {what}")));
+            return Err(self.fault(
+                ErrorKind::WrongSpace,
+                mask,
+                format!("a write at {first:#x} of the {what}"),
+            ));
         }
         self.aligned(mask, at, access.size)?;
         let have = bank.len() as u64;

@@ -8,7 +8,7 @@ use super::blocks::Lines;
 use super::buffer::{Bits, Buffer};
 use super::race::Releases;
 use super::traffic::Sectors;
-use crate::error::{Error, Finding, Kind, Place};
+use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::machine::layout::{GLOBAL_END, GLOBAL_SLOT, GLOBAL_START, region};
 use crate::machine::options::{Checks, Options};
 
@@ -111,7 +111,7 @@ impl fmt::Debug for GlobalMemory {
 }
 
 /// A fault of the host program.
-fn fault(kind: Kind, message: String) -> Error {
+fn fault(kind: ErrorKind, message: String) -> Error {
     Error::Fault(vec![Finding::load(kind, Place::default(), message)])
 }
 
@@ -142,8 +142,9 @@ impl GlobalMemory {
     /// More than the device's memory, or than the host has.
     pub fn alloc(&mut self, bytes: u64, name: &str) -> Result<u64, Error> {
         let free = self.limit - self.used;
-        let full =
-            |what: &str| fault(Kind::Launch, format!("out of memory: `{name}` needs {bytes} bytes, {what}"));
+        let full = |what: &str| {
+            fault(ErrorKind::Launch, format!("out of memory: `{name}` needs {bytes} bytes, {what}"))
+        };
         if bytes > free {
             return Err(full(&format!("{free} of the device's {} are free", self.limit)));
         }
@@ -235,7 +236,7 @@ impl GlobalMemory {
         let index = self.index(address);
         match index.map(|i| &mut self.allocations[i]).filter(|a| a.start == address) {
             Some(a) if a.freed => {
-                Err(fault(Kind::UseAfterFree, format!("`{}` at {address:#x} is freed twice", a.name)))
+                Err(fault(ErrorKind::UseAfterFree, format!("`{}` at {address:#x} is freed twice", a.name)))
             }
             Some(a) => {
                 a.freed = true;
@@ -246,9 +247,10 @@ impl GlobalMemory {
                 self.used -= a.bytes;
                 Ok(())
             }
-            None => {
-                Err(fault(Kind::OutOfBounds, format!("no allocation starts at {address:#x}, which is freed")))
-            }
+            None => Err(fault(
+                ErrorKind::OutOfBounds,
+                format!("no allocation starts at {address:#x}, which is freed"),
+            )),
         }
     }
 
@@ -270,29 +272,29 @@ impl GlobalMemory {
 
     /// Why an access that [`GlobalMemory::find`] refuses is wrong.
     #[cold]
-    pub(crate) fn explain(&self, address: u64, bytes: u64) -> (Kind, String) {
+    pub(crate) fn explain(&self, address: u64, bytes: u64) -> (ErrorKind, String) {
         let access = format!("{bytes} byte{} at {address:#x}", if bytes == 1 { "" } else { "s" });
         if address < GLOBAL_START {
-            return (Kind::OutOfBounds, format!("{access}: the null page"));
+            return (ErrorKind::OutOfBounds, format!("{access}: the null page"));
         }
         let Some(a) = self.index(address).map(|i| &self.allocations[i]) else {
             return match region(address).filter(|_| address >= GLOBAL_END) {
                 Some(what) => {
-                    (Kind::WrongSpace, format!("{access}, an address of {what}, not of global memory"))
+                    (ErrorKind::WrongSpace, format!("{access}, an address of {what}, not of global memory"))
                 }
-                None => (Kind::OutOfBounds, format!("{access}: no allocation has this address")),
+                None => (ErrorKind::OutOfBounds, format!("{access}: no allocation has this address")),
             };
         };
         let at = address - a.start;
         let what = format!("`{}` ({} bytes at {:#x})", a.name, a.bytes, a.start);
         if at >= a.bytes {
             let past = at - a.bytes;
-            (Kind::OutOfBounds, format!("{access}: {past} bytes behind the end of {what}"))
+            (ErrorKind::OutOfBounds, format!("{access}: {past} bytes behind the end of {what}"))
         } else if a.freed {
-            (Kind::UseAfterFree, format!("{access}: {at} bytes into {what}, which was freed"))
+            (ErrorKind::UseAfterFree, format!("{access}: {at} bytes into {what}, which was freed"))
         } else {
             let over = bytes - (a.bytes - at);
-            (Kind::OutOfBounds, format!("{access}: reaches {over} bytes past the end of {what}"))
+            (ErrorKind::OutOfBounds, format!("{access}: reaches {over} bytes past the end of {what}"))
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use super::access::{Access, Act};
 
 /// Addresses with a sync clock of their own; those beyond share one.
-const MOST_SYNC_CLOCKS: usize = 1 << 16;
+const MAX_SYNC_CLOCKS: usize = 1 << 16;
 
 /// Makes every set of clocks different from all others, whatever block it belonged to.
 static ERAS: AtomicU64 = AtomicU64::new(1);
@@ -136,7 +136,7 @@ impl Clocks {
         if known[w] == 0 {
             return;
         }
-        let full = self.sync.len() >= MOST_SYNC_CLOCKS;
+        let full = self.sync.len() >= MAX_SYNC_CLOCKS;
         match self.sync.get_mut(&(address / 8)) {
             Some(clock) => join(clock, known),
             None if full => join(&mut self.sync_rest, known),

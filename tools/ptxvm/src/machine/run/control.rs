@@ -3,7 +3,7 @@
 use super::frame::enter;
 use super::meet::warp_barrier_here;
 use super::{BlockRun, lanes_of, wait};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Control, Exec, Inst, ParamCopy};
@@ -48,7 +48,7 @@ impl BlockRun {
                     let Some(&target) = targets.get(index[lane] as usize) else {
                         let n = targets.len();
                         let message = format!("index {} of a branch with {n} targets", index[lane]);
-                        return Err(self.stop(launch, w, pc, Kind::OutOfBounds, 1 << lane, message));
+                        return Err(self.stop(launch, w, pc, ErrorKind::OutOfBounds, 1 << lane, message));
                     };
                     match ways.iter_mut().find(|(pc, _)| *pc == target) {
                         Some((_, lanes)) => *lanes |= 1 << lane,
@@ -69,7 +69,7 @@ impl BlockRun {
                     launch,
                     w,
                     pc,
-                    Kind::Trap,
+                    ErrorKind::Trap,
                     m,
                     "the kernel stopped itself with `trap`".into(),
                 ));
@@ -80,13 +80,13 @@ impl BlockRun {
                     self.block.clocks.warp_barrier(w as u32, m);
                     run.splits[s].pc = pc + 1;
                 } else {
-                    wait(run, s, m, State::Sync);
+                    wait(run, s, m, State::Converging);
                     self.meet(w, launch, worker)?;
                 }
             }
             Control::Barrier { aligned, .. } => {
                 if *aligned && m != live {
-                    wait(run, s, m, State::Sync);
+                    wait(run, s, m, State::Converging);
                     self.meet(w, launch, worker)?;
                 } else {
                     if m != mask {
@@ -112,13 +112,13 @@ impl BlockRun {
                 let f = launch.program.functions.get(index as usize).filter(|f| f.defined && !f.is_entry);
                 let Some(f) = f else {
                     let message = format!("a call of {:#x}, which is no function of the module", at[lane]);
-                    return Err(self.stop(launch, w, pc, Kind::OutOfBounds, 1 << lane, message));
+                    return Err(self.stop(launch, w, pc, ErrorKind::OutOfBounds, 1 << lane, message));
                 };
                 let fits =
                     args.len() == f.params.len() && args.iter().zip(&f.params).all(|(a, p)| a.1 >= p.bytes);
                 if !fits {
                     let message = format!("a call of `{}` through a pointer with other parameters", f.name);
-                    return Err(self.stop(launch, w, pc, Kind::Invalid, 1 << lane, message));
+                    return Err(self.stop(launch, w, pc, ErrorKind::Invalid, 1 << lane, message));
                 }
                 let args: Vec<ParamCopy> = args
                     .iter()
@@ -181,7 +181,7 @@ impl BlockRun {
         let run = &mut self.warps[w];
         let lanes = m & !run.warp.regs.defined(reg);
         let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
-        ctx.finding(Kind::Uninitialized, lanes, None, || format!("{what} was never written"));
+        ctx.finding(ErrorKind::Uninitialized, lanes, None, || format!("{what} was never written"));
     }
 
     pub(super) fn exit(
@@ -238,7 +238,7 @@ impl BlockRun {
         let depth = run.splits[s].stack.len();
         if local_end > u64::from(LOCAL_LIMIT) || rows_end > ROW_LIMIT || depth > 10_000 {
             let message = format!("{} calls deep, {local_end} bytes of local memory", depth + 1);
-            return Err(self.stop(launch, w, pc, Kind::StackOverflow, m, message));
+            return Err(self.stop(launch, w, pc, ErrorKind::StackOverflow, m, message));
         }
         run.splits[s].stack.push((caller, pc));
         run.splits[s].frame = frame;

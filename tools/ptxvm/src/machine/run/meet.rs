@@ -1,11 +1,11 @@
 //! Where lanes of a warp, and warps of a block, wait for each other: warp-wide operations and barriers.
 
 use super::frame::broadcast;
-use super::{BlockRun, Turn, lanes_of};
-use crate::error::Kind;
+use super::{BlockRun, WarpStatus, lanes_of};
+use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{BarrierKind, Control, Exec, Inst, Sync};
+use crate::machine::inst::{BarrierKind, Control, Convergence, Exec, Inst};
 use crate::machine::launch::{LaunchState, Worker};
 use crate::machine::registers::{LANES, Registers};
 use crate::machine::warp::{Frame, Split, State};
@@ -22,7 +22,7 @@ impl BlockRun {
         loop {
             let run = &self.warps[w];
             let waiting: Vec<(u32, Frame)> =
-                run.splits.iter().filter(|s| s.state == State::Sync).map(|s| (s.pc, s.frame)).collect();
+                run.splits.iter().filter(|s| s.state == State::Converging).map(|s| (s.pc, s.frame)).collect();
             let mut went = false;
             for (pc, frame) in waiting {
                 if self.meet_at(w, pc, frame, launch, worker)? {
@@ -53,9 +53,9 @@ impl BlockRun {
         let run = &mut self.warps[w];
         run.warp.select(frame);
         let live = run.warp.live;
-        let waits = |s: &&Split| s.state == State::Sync && s.pc == pc && s.frame == frame;
+        let waits = |s: &&Split| s.state == State::Converging && s.pc == pc && s.frame == frame;
         let here = run.splits.iter().filter(waits).fold(0, |all, s| all | s.mask);
-        let mask_reg = match (&inst.exec, inst.sync) {
+        let mask_reg = match (&inst.exec, inst.convergence) {
             (Exec::Control(Control::Barrier { .. }), _) => {
                 if here != live {
                     return Ok(false);
@@ -65,8 +65,8 @@ impl BlockRun {
                 return Ok(true);
             }
             (Exec::Control(Control::WarpBarrier), _) => inst.src(0),
-            (_, Sync::Mask(i)) => inst.src(i as usize),
-            (_, Sync::All | Sync::None) => {
+            (_, Convergence::Mask(i)) => inst.src(i as usize),
+            (_, Convergence::All | Convergence::None) => {
                 if here != u32::MAX {
                     return Ok(false);
                 }
@@ -82,7 +82,7 @@ impl BlockRun {
             let members = row[lane];
             let message =
                 format!("lane {lane} executes it with the mask {members:08x}, which does not name it");
-            return Err(self.stop(launch, w, pc, Kind::WarpMask, strays, message));
+            return Err(self.stop(launch, w, pc, ErrorKind::WarpMask, strays, message));
         }
         for &lane in &lanes {
             let members = row[lane];
@@ -109,7 +109,7 @@ impl BlockRun {
         let run = &mut self.warps[w];
         let selected = run.warp.frame();
         let mut all = 0;
-        for s in run.splits.iter().filter(|s| s.state == State::Sync) {
+        for s in run.splits.iter().filter(|s| s.state == State::Converging) {
             let inst = &launch.program.code[s.pc as usize];
             if matches!(inst.exec, Exec::Control(Control::WarpBarrier)) {
                 run.warp.select(s.frame);
@@ -128,13 +128,13 @@ impl BlockRun {
             let barrier =
                 matches!(launch.program.code[split.pc as usize].exec, Exec::Control(Control::WarpBarrier));
             let part = split.mask & lanes;
-            if split.state != State::Sync || !barrier || part == 0 {
+            if split.state != State::Converging || !barrier || part == 0 {
                 continue;
             }
             let pc = split.pc;
             if part != split.mask {
                 let rest = split.mask & !part;
-                run.leave_behind(s, rest, State::Sync, pc);
+                run.leave_behind(s, rest, State::Converging, pc);
             }
             run.splits[s].state = State::Ready;
             run.splits[s].pc = pc + 1;
@@ -147,12 +147,12 @@ impl BlockRun {
         for s in 0..run.splits.len() {
             let split = &run.splits[s];
             let part = split.mask & lanes;
-            if split.state != State::Sync || split.pc != pc || split.frame != frame || part == 0 {
+            if split.state != State::Converging || split.pc != pc || split.frame != frame || part == 0 {
                 continue;
             }
             if part != split.mask {
                 let rest = split.mask & !part;
-                run.leave_behind(s, rest, State::Sync, pc);
+                run.leave_behind(s, rest, State::Converging, pc);
             }
             run.splits[s].state = state;
         }
@@ -204,7 +204,8 @@ impl BlockRun {
         let first = lanes.trailing_zeros() as usize;
         let id = regs.get::<u32>(inst.src(0))[first];
         let count = counted.then(|| regs.get::<u32>(inst.src(1))[first]);
-        let fault = |me: &Self, message: String| Err(me.stop(launch, w, pc, Kind::Barrier, lanes, message));
+        let fault =
+            |me: &Self, message: String| Err(me.stop(launch, w, pc, ErrorKind::Barrier, lanes, message));
         for lane in lanes_of(lanes) {
             let other =
                 (regs.get::<u32>(inst.src(0))[lane], counted.then(|| regs.get::<u32>(inst.src(1))[lane]));
@@ -309,8 +310,8 @@ impl BlockRun {
             if woke {
                 waiting.push(w as u32);
                 run.merge();
-                if self.status[w] == Turn::Blocked {
-                    self.status[w] = Turn::Over;
+                if self.status[w] == WarpStatus::Blocked {
+                    self.status[w] = WarpStatus::Ready;
                 }
             }
         }

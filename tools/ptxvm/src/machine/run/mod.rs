@@ -10,26 +10,26 @@ use super::barrier::{BARRIERS, Barrier};
 use super::block::Block;
 use super::context::{Context, Stop};
 use super::counters::BlockWork;
-use super::inst::{Control, Defs, Exec, Inst, Sync};
+use super::inst::{Control, Convergence, Defs, Exec, Inst};
 use super::launch::{LaunchState, Worker};
 use super::registers::{LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 
-/// Instructions that a warp runs before others get a turn, when no seed makes turns random.
-const TURN: u64 = 1 << 16;
+/// Instructions that a warp runs before the block's other warps do, where no seed draws the length.
+const TIME_SLICE: u64 = 1 << 16;
 /// Atomics or strong loads that a warp may run while lanes of it wait at joins, before those are let go: it may wait for
 /// them, as in a spin lock whose owner left the loop.
 const SPINS: u32 = 1024;
-/// How a warp's turn ended.
+/// Whether a warp can go on after its time slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum WarpStatus {
     /// All lanes have exited.
     Done,
     /// All lanes wait for the block.
     Blocked,
-    /// It could go on.
-    Over,
+    /// It can go on.
+    Ready,
 }
 
 /// How a block's run ended.
@@ -37,15 +37,15 @@ enum Turn {
 pub(crate) enum Progress {
     /// All threads have exited.
     Done,
-    /// It could go on: each warp had a turn.
-    Over,
+    /// It can go on: each warp had a time slice.
+    Ready,
 }
 
 /// A block and all that runs it.
 pub(crate) struct BlockRun {
     block: Block,
     warps: Vec<WarpRun>,
-    status: Vec<Turn>,
+    status: Vec<WarpStatus>,
     barriers: Vec<Barrier>,
     /// State of the schedule's random numbers; `None` runs warps in order.
     random: Option<u64>,
@@ -72,7 +72,7 @@ impl BlockRun {
         Self {
             block: Block { index: [0; 3], number: 0, warps, executed: 0, ..Block::default() },
             warps: (0..warps).map(WarpRun::new).collect(),
-            status: vec![Turn::Done; warps as usize],
+            status: vec![WarpStatus::Done; warps as usize],
             barriers: vec![Barrier::default(); BARRIERS],
             random: None,
         }
@@ -92,7 +92,7 @@ impl BlockRun {
         for barrier in &mut self.barriers {
             barrier.clear(self.warps.len());
         }
-        self.status.fill(Turn::Over);
+        self.status.fill(WarpStatus::Ready);
         for (i, w) in self.warps.iter_mut().enumerate() {
             let first = i as u32 * LANES as u32;
             let here = (threads - first).min(LANES as u32);
@@ -104,7 +104,7 @@ impl BlockRun {
         }
     }
 
-    /// Runs the block until it is done, or for one turn of each warp.
+    /// Runs the block until it is done, or for one time slice of each warp.
     pub(super) fn run(
         &mut self,
         launch: &LaunchState<'_>,
@@ -114,26 +114,26 @@ impl BlockRun {
         loop {
             let mut moved = false;
             for k in 0..self.warps.len() {
-                let (w, turn) = match &mut self.random {
-                    None => (k, TURN),
+                let (w, slice) = match &mut self.random {
+                    None => (k, TIME_SLICE),
                     Some(state) => {
                         let r = random(state);
                         ((r >> 32) as usize % self.warps.len(), 1 + (r & 255))
                     }
                 };
-                if self.status[w] == Turn::Over {
+                if self.status[w] == WarpStatus::Ready {
                     moved = true;
-                    self.status[w] = self.run_warp(w, turn, launch, worker)?;
+                    self.status[w] = self.run_warp(w, slice, launch, worker)?;
                 }
             }
-            if self.status.iter().all(|s| *s == Turn::Done) {
+            if self.status.iter().all(|s| *s == WarpStatus::Done) {
                 return Ok(Progress::Done);
             }
-            if !moved && !self.status.contains(&Turn::Over) {
+            if !moved && !self.status.contains(&WarpStatus::Ready) {
                 return Err(self.deadlock(launch));
             }
             if !to_the_end {
-                return Ok(Progress::Over);
+                return Ok(Progress::Ready);
             }
         }
     }
@@ -148,7 +148,7 @@ impl BlockRun {
         launch: &LaunchState<'_>,
         w: usize,
         pc: u32,
-        kind: Kind,
+        kind: ErrorKind,
         lanes: u32,
         message: String,
     ) -> Stop {
@@ -160,10 +160,10 @@ impl BlockRun {
 
     /// Nobody can go on.
     fn deadlock(&self, launch: &LaunchState<'_>) -> Stop {
-        let stuck = |sync: bool| {
+        let stuck = |converging: bool| {
             let all =
                 self.warps.iter().enumerate().flat_map(|(w, run)| run.splits.iter().map(move |s| (w, s)));
-            all.filter(|(_, s)| (s.state == State::Sync) == sync).collect::<Vec<_>>()
+            all.filter(|(_, s)| (s.state == State::Converging) == converging).collect::<Vec<_>>()
         };
         // Lanes that wait for lanes of their own warp are the cause; others wait for them.
         if let Some((w, s)) = stuck(true).first() {
@@ -185,7 +185,7 @@ impl BlockRun {
         let told = told.collect::<Vec<_>>().join("; ");
         let (w, s) = waiting.first().map_or((0, None), |(w, s)| (*w, Some(s)));
         let (pc, mask) = s.map_or((launch.kernel.start, 0), |s| (s.pc, s.mask));
-        self.stop(launch, w, pc, Kind::Deadlock, mask, format!("no warp of the block can go on: {told}"))
+        self.stop(launch, w, pc, ErrorKind::Deadlock, mask, format!("no warp of the block can go on: {told}"))
     }
 
     /// Lanes of a warp wait for lanes of it that never come.
@@ -198,9 +198,9 @@ impl BlockRun {
         let inst = &launch.program.code[pc as usize];
         let (kind, what) = match &inst.exec {
             Exec::Control(Control::Barrier { .. }) => {
-                (Kind::Barrier, "a barrier that the whole warp must reach")
+                (ErrorKind::Barrier, "a barrier that the whole warp must reach")
             }
-            _ => (Kind::WarpMask, "a warp-wide operation whose mask names lanes that do not take part"),
+            _ => (ErrorKind::WarpMask, "a warp-wide operation whose mask names lanes that do not take part"),
         };
         let live = run.warp.live;
         self.stop(
@@ -213,29 +213,29 @@ impl BlockRun {
         )
     }
 
-    // ---------------------------------------------------------------------------------------------- a warp's turn
+    // ---------------------------------------------------------------------------------------------- a warp's time slice
 
     fn run_warp(
         &mut self,
         w: usize,
-        turn: u64,
+        slice: u64,
         launch: &LaunchState<'_>,
         worker: &mut Worker,
-    ) -> Result<Turn, Stop> {
-        let mut left = turn;
+    ) -> Result<WarpStatus, Stop> {
+        let mut left = slice;
         loop {
             let run = &mut self.warps[w];
             if let Some(s) = run.splits.iter().position(|s| s.state == State::Ready) {
                 if left == 0 {
-                    // Somebody spins: others of the warp get the next turn.
+                    // The split may spin: the warp's others get the next time slice.
                     run.splits.rotate_left(1);
                     if self.block.executed > launch.budget {
                         let (pc, mask) = (self.warps[w].splits[0].pc, self.warps[w].splits[0].mask);
                         let message =
                             format!("the block has executed its budget of {} instructions", launch.budget);
-                        return Err(self.stop(launch, w, pc, Kind::Budget, mask, message));
+                        return Err(self.stop(launch, w, pc, ErrorKind::Budget, mask, message));
                     }
-                    return Ok(Turn::Over);
+                    return Ok(WarpStatus::Ready);
                 }
                 let ran = self.run_split(
                     w,
@@ -257,21 +257,21 @@ impl BlockRun {
                 continue;
             }
             if self.warps[w].warp.live == 0 {
-                return Ok(Turn::Done);
+                return Ok(WarpStatus::Done);
             }
             if self.meet(w, launch, worker)? {
                 continue;
             }
             let run = &mut self.warps[w];
             // Lanes at a join come first: what others wait for may lie behind it.
-            if run.splits.iter().any(|s| s.state == State::Sync) && run.release_one() {
+            if run.splits.iter().any(|s| s.state == State::Converging) && run.release_one() {
                 continue;
             }
             if run.splits.iter().any(|s| matches!(s.state, State::Barrier(_))) {
                 if run.anyone_joined() && run.release_one() {
                     continue;
                 }
-                return Ok(Turn::Blocked);
+                return Ok(WarpStatus::Blocked);
             }
             if run.release_one() {
                 continue;
@@ -307,7 +307,7 @@ impl BlockRun {
                     let lanes = mask & !run.warp.regs.defined(guard.pred);
                     run.splits[s].pc = pc;
                     let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, ran);
-                    ctx.finding(Kind::Uninitialized, lanes, None, || {
+                    ctx.finding(ErrorKind::Uninitialized, lanes, None, || {
                         "the predicate that guards this was never written, or follows from a value that was not".into()
                     });
                 }
@@ -329,9 +329,11 @@ impl BlockRun {
                 }
                 Exec::Warp(op) => {
                     if m != 0 {
-                        if inst.sync != Sync::None && !all_here(&run.warp.regs, inst, m, run.warp.live) {
+                        if inst.convergence != Convergence::None
+                            && !all_here(&run.warp.regs, inst, m, run.warp.live)
+                        {
                             run.splits[s].pc = pc;
-                            wait(run, s, m, State::Sync);
+                            wait(run, s, m, State::Converging);
                             worker.counters.insts[pc as usize].warps -= 1;
                             worker.counters.insts[pc as usize].lanes -= u64::from(m.count_ones());
                             self.block.work.instructions -= 1;
@@ -403,10 +405,10 @@ fn wait(run: &mut WarpRun, s: usize, m: u32, state: State) {
 /// Whether all lanes that a warp-wide operation needs are among `m`, as one group.
 #[inline(always)]
 fn all_here(regs: &Registers, inst: &Inst, m: u32, live: u32) -> bool {
-    match inst.sync {
-        Sync::None => true,
-        Sync::All => m == u32::MAX,
-        Sync::Mask(i) => {
+    match inst.convergence {
+        Convergence::None => true,
+        Convergence::All => m == u32::MAX,
+        Convergence::Mask(i) => {
             let members = regs.get::<u32>(inst.src(i as usize));
             let first = members[m.trailing_zeros() as usize];
             first & live == m && lanes_of(m).all(|lane| members[lane] == first)

@@ -67,19 +67,19 @@ pub(super) trait Factor: Widen<X = f32> {
     /// Bits of the significand behind the point.
     const FRACTION: u32;
     /// Exponent of the smallest normal number.
-    const LEAST: i32;
+    const MIN_EXPONENT: i32;
 }
 impl Factor for Bf16 {
     const FRACTION: u32 = 7;
-    const LEAST: i32 = -126;
+    const MIN_EXPONENT: i32 = -126;
 }
 impl Factor for F16 {
     const FRACTION: u32 = 10;
-    const LEAST: i32 = -14;
+    const MIN_EXPONENT: i32 = -14;
 }
 impl Factor for Tf32 {
     const FRACTION: u32 = 10;
-    const LEAST: i32 = -126;
+    const MIN_EXPONENT: i32 = -126;
 }
 
 /// The product of a variant as `G` sums it, if it is one that tensor cores sum in known groups and in f32.
@@ -135,7 +135,7 @@ impl<const COLS: usize, const ROWS: usize> Parts<COLS, ROWS> {
         for row in 0..ROWS {
             for col in 0..COLS {
                 let bits = value[row][col].to_bits();
-                let (exponent, significand) = apart(bits, W::LEAST);
+                let (exponent, significand) = apart(bits, W::MIN_EXPONENT);
                 largest = largest.max(bits << 1);
                 parts.exponent[row][col] = exponent;
                 // What is cut here is zero: the type has no more bits.

@@ -6,9 +6,9 @@ use super::operands::{destinations, sources, sync_aligned, vector, whole_warp};
 use crate::decode::decoder::{AddressOperand, Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Class, Inst, Sync, WarpOp};
+use crate::machine::inst::{Class, Convergence, Inst, WarpOp};
 use crate::machine::layout::{SHARED_WINDOW, WINDOW_BYTES};
 use crate::machine::registers::{LANES, Reg};
 use crate::ptx::ast::Instruction;
@@ -55,7 +55,7 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
     }
     d.note_access(Space::Shared, 16, false);
     let op = MatrixAccess { store, trans, generic: space == Space::Generic, matrices, offset };
-    d.warp(op, Class::Shared, &dsts, &srcs).sync = Sync::All;
+    d.warp(op, Class::Shared, &dsts, &srcs).convergence = Convergence::All;
     Ok(())
 }
 
@@ -77,7 +77,7 @@ impl MatrixAccess {
                 "the generic address {:#x} of a matrix row does not lie in shared memory",
                 at[lane].wrapping_add(SHARED_WINDOW)
             );
-            return Err(ctx.fault(Kind::WrongSpace, outside & lanes, message));
+            return Err(ctx.fault(ErrorKind::WrongSpace, outside & lanes, message));
         }
         Ok(at)
     }
@@ -184,7 +184,7 @@ pub(super) fn decode_movmatrix(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) 
     let mut srcs = Vec::new();
     sources(d, std::slice::from_ref(src), Type::B32, &mut srcs)?;
     let dst = d.dst(dst, Type::B32)?;
-    d.warp(Transpose, Class::Warp, &[dst], &srcs).sync = Sync::All;
+    d.warp(Transpose, Class::Warp, &[dst], &srcs).convergence = Convergence::All;
     Ok(())
 }
 

@@ -35,7 +35,7 @@ use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Class, Inst, Sync, WarpOp};
+use crate::machine::inst::{Class, Convergence, Inst, WarpOp};
 use crate::machine::isa::Isa;
 use crate::machine::options::MmaOrder;
 use crate::machine::registers::{LANES, Registers, Value};
@@ -181,7 +181,7 @@ pub(super) fn emit(
     let plan = Plan { parts, b_at: counts[0], c_at: counts[0] + counts[1] };
     let Shape { m, n, k } = variant.shape;
     let inst = d.warp(Mma { plan, kernels }, Class::Mma, &dsts, &srcs);
-    inst.sync = Sync::All;
+    inst.convergence = Convergence::All;
     inst.flops = 2 * u32::from(m) * u32::from(n) * u32::from(k);
     Ok(())
 }
@@ -447,7 +447,7 @@ fn decode_quads(
     sources(d, vector(c, count(wide[0]), "C")?, Type::B32, &mut srcs)?;
     let dsts = destinations(d, vector(dst, count(wide[1]), "D")?, Type::B32)?;
     let inst = d.warp(Quads { a_by_rows, b_by_rows, wide }, Class::Mma, &dsts, &srcs);
-    inst.sync = Sync::All;
+    inst.convergence = Convergence::All;
     inst.flops = 4 * 2 * 8 * 8 * 4;
     Ok(())
 }

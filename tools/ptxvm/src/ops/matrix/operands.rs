@@ -3,7 +3,7 @@
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid};
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::registers::Reg;
 use crate::ptx::ast::Operand;
@@ -67,7 +67,7 @@ pub(super) fn whole_warp(ctx: &Context<'_>, mask: u32) -> Result<(), Stop> {
 #[cold]
 fn partial_warp(ctx: &Context<'_>, mask: u32) -> Stop {
     ctx.fault(
-        Kind::WarpMask,
+        ErrorKind::WarpMask,
         !mask,
         "the instruction needs all 32 lanes of the warp; these do not take part".to_owned(),
     )

@@ -13,7 +13,7 @@ use crate::decode::decoder::{AddressOperand, Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Class, Inst, Sync, WarpOp};
+use crate::machine::inst::{Class, Convergence, Inst, WarpOp};
 use crate::machine::registers::{LANES, Reg, Registers, Width};
 use crate::ops::memory;
 use crate::ptx::ast::{Address, Instruction, Operand, Register};
@@ -154,7 +154,7 @@ fn access(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>, store: bool) -> Resul
         }
     };
     let start = [d.temp(Width::B64), d.temp(Width::B64)];
-    d.warp(Begin { offset }, Class::Integer, &start, &[base, stride]).sync = Sync::All;
+    d.warp(Begin { offset }, Class::Integer, &start, &[base, stride]).convergence = Convergence::All;
 
     d.open_scope();
     let done = pieces(d, inst, &Piece { fragment, elem, rows, store, space, start }, &regs[..distinct]);

@@ -1,7 +1,7 @@
 //! Constant expressions, evaluated where they stand.
 
 use super::{Parsed, Parser};
-use crate::ptx::lex::{Kind, Token};
+use crate::ptx::lex::{Token, TokenKind};
 
 /// A value of a constant expression (PTX ISA, "Constant Expressions"): 64-bit integers and `.f64`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,26 +52,26 @@ const ADDITIVE: u32 = 9;
 
 impl Binary {
     /// The operator that a token is, with its precedence: higher binds tighter, as in C.
-    fn of(kind: Kind) -> Option<(Self, u32)> {
+    fn of(kind: TokenKind) -> Option<(Self, u32)> {
         Some(match kind {
-            Kind::Double([b'|', b'|']) => (Self::Or, 1),
-            Kind::Double([b'&', b'&']) => (Self::And, 2),
-            Kind::Mark(b'|') => (Self::BitOr, 3),
-            Kind::Mark(b'^') => (Self::BitXor, 4),
-            Kind::Mark(b'&') => (Self::BitAnd, 5),
-            Kind::Double([b'=', b'=']) => (Self::Equal, 6),
-            Kind::Double([b'!', b'=']) => (Self::Unequal, 6),
-            Kind::Mark(b'<') => (Self::Less, 7),
-            Kind::Double([b'<', b'=']) => (Self::LessEqual, 7),
-            Kind::Mark(b'>') => (Self::Greater, 7),
-            Kind::Double([b'>', b'=']) => (Self::GreaterEqual, 7),
-            Kind::Double([b'<', b'<']) => (Self::ShiftLeft, 8),
-            Kind::Double([b'>', b'>']) => (Self::ShiftRight, 8),
-            Kind::Mark(b'+') => (Self::Add, ADDITIVE),
-            Kind::Mark(b'-') => (Self::Sub, ADDITIVE),
-            Kind::Mark(b'*') => (Self::Mul, 10),
-            Kind::Mark(b'/') => (Self::Div, 10),
-            Kind::Mark(b'%') => (Self::Rem, 10),
+            TokenKind::Double([b'|', b'|']) => (Self::Or, 1),
+            TokenKind::Double([b'&', b'&']) => (Self::And, 2),
+            TokenKind::Mark(b'|') => (Self::BitOr, 3),
+            TokenKind::Mark(b'^') => (Self::BitXor, 4),
+            TokenKind::Mark(b'&') => (Self::BitAnd, 5),
+            TokenKind::Double([b'=', b'=']) => (Self::Equal, 6),
+            TokenKind::Double([b'!', b'=']) => (Self::Unequal, 6),
+            TokenKind::Mark(b'<') => (Self::Less, 7),
+            TokenKind::Double([b'<', b'=']) => (Self::LessEqual, 7),
+            TokenKind::Mark(b'>') => (Self::Greater, 7),
+            TokenKind::Double([b'>', b'=']) => (Self::GreaterEqual, 7),
+            TokenKind::Double([b'<', b'<']) => (Self::ShiftLeft, 8),
+            TokenKind::Double([b'>', b'>']) => (Self::ShiftRight, 8),
+            TokenKind::Mark(b'+') => (Self::Add, ADDITIVE),
+            TokenKind::Mark(b'-') => (Self::Sub, ADDITIVE),
+            TokenKind::Mark(b'*') => (Self::Mul, 10),
+            TokenKind::Mark(b'/') => (Self::Div, 10),
+            TokenKind::Mark(b'%') => (Self::Rem, 10),
             _ => return None,
         })
     }
@@ -180,7 +180,7 @@ impl Parser<'_, '_> {
     }
 
     pub(super) fn unary(&mut self) -> Parsed<Number> {
-        let Kind::Mark(mark @ (b'-' | b'+' | b'!' | b'~')) = self.token.kind else {
+        let TokenKind::Mark(mark @ (b'-' | b'+' | b'!' | b'~')) = self.token.kind else {
             return self.primary();
         };
         let token = self.advance()?;
@@ -207,19 +207,19 @@ impl Parser<'_, '_> {
 
     fn primary(&mut self) -> Parsed<Number> {
         let value = match self.token.kind {
-            Kind::Int(value, true) => Number::Unsigned(value),
-            Kind::Int(value, false) => Number::Signed(value as i64),
-            Kind::F32(bits) => Number::F32(bits),
-            Kind::F64(value) => Number::F64(value),
-            Kind::Word if self.of(self.token) == "WARP_SZ" => Number::Signed(32),
-            Kind::Dot if self.of(self.token).as_bytes()[1].is_ascii_digit() => {
+            TokenKind::Int(value, true) => Number::Unsigned(value),
+            TokenKind::Int(value, false) => Number::Signed(value as i64),
+            TokenKind::F32(bits) => Number::F32(bits),
+            TokenKind::F64(value) => Number::F64(value),
+            TokenKind::Word if self.of(self.token) == "WARP_SZ" => Number::Signed(32),
+            TokenKind::Dot if self.of(self.token).as_bytes()[1].is_ascii_digit() => {
                 self.token = match self.lexer.fraction(self.token) {
                     Ok(token) => token,
                     Err(bad) => return self.unreadable(bad),
                 };
                 return self.primary();
             }
-            Kind::Mark(b'(') => return self.parenthesis(),
+            TokenKind::Mark(b'(') => return self.parenthesis(),
             _ => return self.expected("a number"),
         };
         self.advance()?;

@@ -3,8 +3,8 @@
 use super::constant::Number;
 use super::{MAX_DIMENSIONS, Parsed, Parser, QUOTED_TOKEN, REFUSED};
 use crate::ptx::ast::{Initial, InitialValue, Linkage, Register, Statement, Variable};
-use crate::ptx::lex::{Kind, Token, shorten};
-use crate::types::{Kind as Family, Space, Type};
+use crate::ptx::lex::{Token, TokenKind, shorten};
+use crate::types::{Space, Type, TypeKind};
 
 /// What a declaration says before its names: `.global .align 4 .v2 .f32`.
 pub(super) struct Declared {
@@ -304,8 +304,8 @@ impl<'a> Parser<'a, '_> {
     ) -> Parsed<()> {
         let token = self.token;
         let ty = variable.ty;
-        let is_integer = matches!(ty.kind(), Family::Bits | Family::Unsigned | Family::Signed);
-        if self.token.kind == Kind::Word && self.of(self.token) != "WARP_SZ" {
+        let is_integer = matches!(ty.kind(), TypeKind::Bits | TypeKind::Unsigned | TypeKind::Signed);
+        if self.token.kind == TokenKind::Word && self.of(self.token) != "WARP_SZ" {
             let (name, addend, generic) = self.symbol()?;
             if !is_integer || !matches!(ty.bytes(), 4 | 8) {
                 return self.wrong(token, format!("an address does not fit in an element of type {ty}"));
@@ -374,8 +374,8 @@ fn stored(ty: Type, number: Number) -> Option<[u8; 16]> {
         // ptxas widens the bits here, not the value.
         (Type::B64, Number::F32(bits)) => u128::from(bits),
         (Type::F64 | Type::B64, Number::F64(value)) => u128::from(value.to_bits()),
-        (_, Number::Signed(value)) if ty.kind() != Family::Float => i128::from(value) as u128,
-        (_, Number::Unsigned(value)) if ty.kind() != Family::Float => u128::from(value),
+        (_, Number::Signed(value)) if ty.kind() != TypeKind::Float => i128::from(value) as u128,
+        (_, Number::Unsigned(value)) if ty.kind() != TypeKind::Float => u128::from(value),
         _ => return None,
     };
     Some(bits.to_le_bytes())

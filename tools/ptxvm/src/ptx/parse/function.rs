@@ -2,7 +2,7 @@
 
 use super::{Parsed, Parser};
 use crate::ptx::ast::{Function, Linkage, Variable};
-use crate::ptx::lex::Kind;
+use crate::ptx::lex::TokenKind;
 use crate::types::Space;
 
 impl<'a> Parser<'a, '_> {
@@ -30,7 +30,7 @@ impl<'a> Parser<'a, '_> {
             body: None,
             line,
         };
-        while self.token.kind == Kind::Dot {
+        while self.token.kind == TokenKind::Dot {
             self.tuning(&mut function)?;
         }
         if self.accept(b'{')? {
@@ -111,7 +111,7 @@ impl<'a> Parser<'a, '_> {
             }
             // A prototype's parameters are all called `_`.
             let name = self.token;
-            if name.kind != Kind::Word {
+            if name.kind != TokenKind::Word {
                 return self.expected("the name of a parameter");
             }
             self.advance()?;

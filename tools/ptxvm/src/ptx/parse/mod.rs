@@ -13,8 +13,8 @@ mod function;
 mod statement;
 
 use super::ast::{Alias, Linkage, Module, SourceLoc};
-use super::lex::{Bad, Kind, Lexer, Token, shorten};
-use crate::error::{Error, Finding, Kind as Fault, Place};
+use super::lex::{Bad, Lexer, Token, TokenKind, shorten};
+use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::types::{Space, Type};
 
 /// The longest text that is parsed. The tree takes at most about a hundred bytes for a byte of hostile text, and about
@@ -43,13 +43,13 @@ pub fn parse<'a>(file: &str, text: &'a str) -> Result<Module<'a>, Error> {
     if text.len() > MAX_TEXT_BYTES {
         let message = format!("{} bytes of text; at most {MAX_TEXT_BYTES} are parsed", text.len());
         let at = Place { file: file.to_string(), ..Place::default() };
-        return Err(Error::Unsupported(vec![Finding::load(Fault::Unsupported, at, message)]));
+        return Err(Error::Unsupported(vec![Finding::load(ErrorKind::Unsupported, at, message)]));
     }
     let mut parser = Parser {
         file,
         text,
         lexer: Lexer::new(text),
-        token: Token { kind: Kind::End, start: 0, end: 0, line: 1 },
+        token: Token { kind: TokenKind::End, start: 0, end: 0, line: 1 },
         depth: 0,
         function: "",
         loc: None,
@@ -125,7 +125,7 @@ struct Parser<'a, 'f> {
 impl From<Box<Finding>> for Error {
     fn from(finding: Box<Finding>) -> Self {
         match finding.kind {
-            Fault::Unsupported => Self::Unsupported(vec![*finding]),
+            ErrorKind::Unsupported => Self::Unsupported(vec![*finding]),
             _ => Self::Fault(vec![*finding]),
         }
     }
@@ -137,7 +137,7 @@ type Parsed<T> = Result<T, Box<Finding>>;
 impl<'a> Parser<'a, '_> {
     // Errors.
 
-    fn fail<T>(&self, kind: Fault, start: usize, line: u32, message: impl Into<String>) -> Parsed<T> {
+    fn fail<T>(&self, kind: ErrorKind, start: usize, line: u32, message: impl Into<String>) -> Parsed<T> {
         let from = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
         let to = self.text[start..].find('\n').map_or(self.text.len(), |at| start + at);
         let text = shorten(self.text[from..to].trim(), QUOTED_LINE);
@@ -148,20 +148,20 @@ impl<'a> Parser<'a, '_> {
 
     /// A syntax error at a token.
     fn wrong<T>(&self, token: Token, message: impl Into<String>) -> Parsed<T> {
-        self.fail(Fault::Syntax, token.start, token.line, message)
+        self.fail(ErrorKind::Syntax, token.start, token.line, message)
     }
 
     /// The token that is looked at is not what must stand here.
     fn expected<T>(&self, what: &str) -> Parsed<T> {
         let found = match self.token.kind {
-            Kind::End => "the end of the text".to_string(),
+            TokenKind::End => "the end of the text".to_string(),
             _ => format!("`{}`", shorten(self.of(self.token), QUOTED_TOKEN)),
         };
         self.wrong(self.token, format!("expected {what}, found {found}"))
     }
 
     fn unsupported<T>(&self, token: Token, what: &str) -> Parsed<T> {
-        self.fail(Fault::Unsupported, token.start, token.line, format!("{what} is not supported"))
+        self.fail(ErrorKind::Unsupported, token.start, token.line, format!("{what} is not supported"))
     }
 
     /// The directive that is looked at has no business here.
@@ -191,11 +191,11 @@ impl<'a> Parser<'a, '_> {
 
     #[cold]
     fn unreadable<T>(&self, bad: Bad) -> Parsed<T> {
-        self.fail(Fault::Syntax, bad.start, bad.line, bad.message)
+        self.fail(ErrorKind::Syntax, bad.start, bad.line, bad.message)
     }
 
     fn is(&self, mark: u8) -> bool {
-        self.token.kind == Kind::Mark(mark)
+        self.token.kind == TokenKind::Mark(mark)
     }
 
     fn accept(&mut self, mark: u8) -> Parsed<bool> {
@@ -220,7 +220,7 @@ impl<'a> Parser<'a, '_> {
 
     /// The directive that is looked at, without its dot.
     fn directive(&self) -> Option<&'a str> {
-        (self.token.kind == Kind::Dot).then(|| &self.of(self.token)[1..])
+        (self.token.kind == TokenKind::Dot).then(|| &self.of(self.token)[1..])
     }
 
     fn accept_directive(&mut self, name: &str) -> Parsed<bool> {
@@ -233,7 +233,7 @@ impl<'a> Parser<'a, '_> {
 
     /// A name of a symbol; `_` is none.
     fn name(&mut self, what: &str) -> Parsed<&'a str> {
-        if self.token.kind != Kind::Word || self.of(self.token) == "_" {
+        if self.token.kind != TokenKind::Word || self.of(self.token) == "_" {
             return self.expected(what);
         }
         let token = self.advance()?;
@@ -251,7 +251,7 @@ impl<'a> Parser<'a, '_> {
 
     /// An integer literal of 32 bits.
     fn count(&mut self, what: &str) -> Parsed<u32> {
-        let Kind::Int(value, _) = self.token.kind else {
+        let TokenKind::Int(value, _) = self.token.kind else {
             return self.expected(what);
         };
         match u32::try_from(value) {
@@ -267,10 +267,10 @@ impl<'a> Parser<'a, '_> {
     fn dimensions(&mut self) -> Parsed<[u32; 3]> {
         let mut values = [1; 3];
         for (i, value) in values.iter_mut().enumerate() {
-            if i > 0 && !self.accept(b',')? && !matches!(self.token.kind, Kind::Int(..)) {
+            if i > 0 && !self.accept(b',')? && !matches!(self.token.kind, TokenKind::Int(..)) {
                 break;
             }
-            if matches!(self.token.kind, Kind::Int(0, _)) {
+            if matches!(self.token.kind, TokenKind::Int(0, _)) {
                 return self.expected("a positive number");
             }
             *value = self.count("a number")?;
@@ -317,12 +317,12 @@ impl<'a> Parser<'a, '_> {
         }
         if self.directive() == Some("address_size") {
             self.advance()?;
-            if !matches!(self.token.kind, Kind::Int(32 | 64, _)) {
+            if !matches!(self.token.kind, TokenKind::Int(32 | 64, _)) {
                 return Ok(self.expected("an address size of 32 or 64")?);
             }
             module.address_size = self.count("32 or 64")?;
         }
-        while self.token.kind != Kind::End {
+        while self.token.kind != TokenKind::End {
             self.declaration(&mut module)?;
         }
         Ok(module)
@@ -336,14 +336,14 @@ impl<'a> Parser<'a, '_> {
             "file" => {
                 self.advance()?;
                 let index = self.count("the index of a file")?;
-                if self.token.kind != Kind::Text {
+                if self.token.kind != TokenKind::Text {
                     return self.expected("a path in quotes");
                 }
                 let token = self.advance()?;
                 module.files.push((index, self.text[token.start + 1..token.end - 1].to_string()));
                 // A time stamp and a size may follow.
                 while self.accept(b',')? {
-                    if !matches!(self.token.kind, Kind::Int(..)) {
+                    if !matches!(self.token.kind, TokenKind::Int(..)) {
                         return self.expected("a number");
                     }
                     self.advance()?;
@@ -399,13 +399,13 @@ impl<'a> Parser<'a, '_> {
     /// `.section .debug_str { ... }`: data of a debugger, without inner braces.
     fn section(&mut self) -> Parsed<()> {
         self.advance()?;
-        if self.token.kind != Kind::Dot {
+        if self.token.kind != TokenKind::Dot {
             return self.expected("the name of a section");
         }
         self.advance()?;
         self.expect(b'{')?;
         while !self.is(b'}') {
-            if self.token.kind == Kind::End || self.is(b'{') {
+            if self.token.kind == TokenKind::End || self.is(b'{') {
                 return self.expected("`}`");
             }
             self.advance()?;
@@ -417,7 +417,7 @@ impl<'a> Parser<'a, '_> {
     fn pragma(&mut self) -> Parsed<()> {
         self.advance()?;
         loop {
-            if self.token.kind != Kind::Text {
+            if self.token.kind != TokenKind::Text {
                 return self.expected("a string");
             }
             self.advance()?;
@@ -434,9 +434,9 @@ impl<'a> Parser<'a, '_> {
         let mut open = 1u32;
         while open > 0 {
             match self.token.kind {
-                Kind::Mark(b'(') => open += 1,
-                Kind::Mark(b')') => open -= 1,
-                Kind::Dot | Kind::Int(..) | Kind::Mark(b',') => {}
+                TokenKind::Mark(b'(') => open += 1,
+                TokenKind::Mark(b')') => open -= 1,
+                TokenKind::Dot | TokenKind::Int(..) | TokenKind::Mark(b',') => {}
                 _ => return self.expected("an attribute or `)`"),
             }
             self.advance()?;

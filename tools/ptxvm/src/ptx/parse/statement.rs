@@ -3,7 +3,7 @@
 use super::constant::Number;
 use super::{Parsed, Parser, QUOTED_TOKEN, starts_declaration};
 use crate::ptx::ast::{Address, Guard, Instruction, Linkage, Operand, SourceLoc, Statement};
-use crate::ptx::lex::{Kind, Token, shorten};
+use crate::ptx::lex::{Token, TokenKind, shorten};
 
 impl<'a> Parser<'a, '_> {
     /// The statements after `{`, and the `}`.
@@ -19,7 +19,7 @@ impl<'a> Parser<'a, '_> {
 
     fn statement(&mut self, out: &mut Vec<Statement<'a>>) -> Parsed<()> {
         match self.token.kind {
-            Kind::Word => {
+            TokenKind::Word => {
                 let token = self.token;
                 let name = self.name("a statement")?;
                 if self.accept(b':')? {
@@ -28,7 +28,7 @@ impl<'a> Parser<'a, '_> {
                 let instruction = self.instruction(None, token)?;
                 out.push(Statement::Instruction(instruction));
             }
-            Kind::Mark(b'@') => {
+            TokenKind::Mark(b'@') => {
                 self.advance()?;
                 let negated = self.accept(b'!')?;
                 let guard = Guard { name: self.name("a predicate")?, negated };
@@ -37,12 +37,12 @@ impl<'a> Parser<'a, '_> {
                 let instruction = self.instruction(Some(guard), token)?;
                 out.push(Statement::Instruction(instruction));
             }
-            Kind::Mark(b'{') => {
+            TokenKind::Mark(b'{') => {
                 self.advance()?;
                 let block = self.block()?;
                 out.push(Statement::Block(block));
             }
-            Kind::Dot => match self.directive().unwrap_or_default() {
+            TokenKind::Dot => match self.directive().unwrap_or_default() {
                 "loc" => self.source_line()?,
                 "pragma" => self.pragma()?,
                 name if starts_declaration(name) => {
@@ -74,7 +74,7 @@ impl<'a> Parser<'a, '_> {
             Some("callprototype") => {
                 self.advance()?;
                 let returns = if self.is(b'(') { self.parameters(false)? } else { Vec::new() };
-                if self.token.kind != Kind::Word || self.of(self.token) != "_" {
+                if self.token.kind != TokenKind::Word || self.of(self.token) != "_" {
                     return self.expected("`_` in place of a name");
                 }
                 self.advance()?;
@@ -156,13 +156,13 @@ impl<'a> Parser<'a, '_> {
 
     /// Whether a name of an operand is looked at: neither `_` nor the constant `WARP_SZ`.
     fn is_symbol(&self) -> bool {
-        self.token.kind == Kind::Word && !matches!(self.of(self.token), "_" | "WARP_SZ")
+        self.token.kind == TokenKind::Word && !matches!(self.of(self.token), "_" | "WARP_SZ")
     }
 
     /// A name with the component or selector that follows it directly: `%tid.x`, `v.w`, `a.b0`.
     fn component(&mut self) -> Parsed<&'a str> {
         let token = self.advance()?;
-        if self.token.kind == Kind::Dot && self.token.start == token.end {
+        if self.token.kind == TokenKind::Dot && self.token.start == token.end {
             let part = self.advance()?;
             return Ok(&self.text[token.start..part.end]);
         }
@@ -172,20 +172,20 @@ impl<'a> Parser<'a, '_> {
     /// In a call, parentheses hold arguments; elsewhere a constant.
     fn operand(&mut self, of_call: bool) -> Parsed<Operand<'a>> {
         match self.token.kind {
-            Kind::Word if self.of(self.token) == "_" => {
+            TokenKind::Word if self.of(self.token) == "_" => {
                 self.advance()?;
                 self.pair(Operand::Sink)
             }
-            Kind::Word if self.is_symbol() => {
+            TokenKind::Word if self.is_symbol() => {
                 let name = self.component()?;
                 match self.token.kind {
-                    Kind::Mark(b'+' | b'-') => Ok(Operand::Name(name, self.addend()?)),
-                    Kind::Mark(b'|') => self.pair(Operand::Name(name, 0)),
-                    Kind::Mark(b'[') => self.unsupported(self.token, "an array index in an operand"),
+                    TokenKind::Mark(b'+' | b'-') => Ok(Operand::Name(name, self.addend()?)),
+                    TokenKind::Mark(b'|') => self.pair(Operand::Name(name, 0)),
+                    TokenKind::Mark(b'[') => self.unsupported(self.token, "an array index in an operand"),
                     _ => Ok(Operand::Name(name, 0)),
                 }
             }
-            Kind::Mark(b'{') => {
+            TokenKind::Mark(b'{') => {
                 self.enter()?;
                 self.advance()?;
                 let mut elements = vec![self.operand(false)?];
@@ -195,8 +195,8 @@ impl<'a> Parser<'a, '_> {
                 self.leave();
                 Ok(Operand::Vector(elements))
             }
-            Kind::Mark(b'[') => self.address(),
-            Kind::Mark(b'(') if of_call => {
+            TokenKind::Mark(b'[') => self.address(),
+            TokenKind::Mark(b'(') if of_call => {
                 self.enter()?;
                 self.advance()?;
                 let mut list = Vec::new();
@@ -209,7 +209,7 @@ impl<'a> Parser<'a, '_> {
                 self.leave();
                 Ok(Operand::List(list))
             }
-            Kind::Mark(mark @ (b'!' | b'-')) => {
+            TokenKind::Mark(mark @ (b'!' | b'-')) => {
                 let token = self.advance()?;
                 if self.is_symbol() {
                     let name = self.component()?;
@@ -219,8 +219,8 @@ impl<'a> Parser<'a, '_> {
                 let value = self.prefix(mark, token, value)?;
                 self.constant_from(value).map(immediate)
             }
-            Kind::Text | Kind::End | Kind::Double(_) => self.expected("an operand"),
-            Kind::Mark(mark) if !b"(+~".contains(&mark) => self.expected("an operand"),
+            TokenKind::Text | TokenKind::End | TokenKind::Double(_) => self.expected("an operand"),
+            TokenKind::Mark(mark) if !b"(+~".contains(&mark) => self.expected("an operand"),
             _ => self.constant().map(immediate),
         }
     }
@@ -232,7 +232,7 @@ impl<'a> Parser<'a, '_> {
         }
         let second = if self.is_symbol() {
             Operand::Name(self.component()?, 0)
-        } else if self.token.kind == Kind::Word && self.of(self.token) == "_" {
+        } else if self.token.kind == TokenKind::Word && self.of(self.token) == "_" {
             self.advance()?;
             Operand::Sink
         } else {

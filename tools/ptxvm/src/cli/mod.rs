@@ -3,7 +3,6 @@
 mod arg;
 mod check;
 mod files;
-mod json;
 mod launch;
 mod npy;
 mod number;

@@ -5,9 +5,9 @@ use std::io::Write;
 
 use ptxvm::Report;
 use ptxvm::machine::counters::MemoryCount;
-use ptxvm::report::LineCount;
+use ptxvm::report::{ClassCount, LineCount};
+use serde_json::{Map, Value, json};
 
-use super::json::Json;
 use super::{Failure, Heat, ReportArgs, launch, usage};
 
 pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
@@ -112,52 +112,49 @@ fn table(
     Ok(())
 }
 
-fn memory(m: &MemoryCount) -> [(&'static str, u64); 6] {
-    [
-        ("requests", m.requests),
-        ("bytes", m.bytes),
-        ("sectors", m.sectors),
-        ("ideal_sectors", m.ideal_sectors),
-        ("wavefronts", m.wavefronts),
-        ("ideal_wavefronts", m.ideal_wavefronts),
-    ]
+fn memory(m: &MemoryCount) -> Value {
+    json!({
+        "requests": m.requests,
+        "bytes": m.bytes,
+        "sectors": m.sectors,
+        "ideal_sectors": m.ideal_sectors,
+        "wavefronts": m.wavefronts,
+        "ideal_wavefronts": m.ideal_wavefronts,
+    })
 }
 
-fn json<'a>(report: &Report, text: &dyn Fn(u32) -> &'a str) -> Json {
-    let triple = |t: [u32; 3]| Json::List(t.map(|n| Json::Number(n.into())).into());
-    let all = report.instructions();
+/// Every figure of the report, on one line.
+fn json<'a>(report: &Report, text: &dyn Fn(u32) -> &'a str) -> Value {
+    let count = |count: &ClassCount| json!({ "warps": count.warps, "lanes": count.lanes });
     let line = |line: &LineCount| {
-        let source = line.source.clone().map_or(Json::Null, Json::Text);
-        Json::map([
-            ("line", Json::Number(line.line.into())),
-            ("text", Json::Text(text(line.line).to_owned())),
-            ("source", source),
-            ("warps", Json::Number(line.warps)),
-            ("lanes", Json::Number(line.lanes)),
-            ("divergent", Json::Number(line.divergent)),
-            ("memory", Json::numbers(&memory(&line.memory))),
-        ])
+        json!({
+            "line": line.line,
+            "text": text(line.line),
+            "source": line.source,
+            "warps": line.warps,
+            "lanes": line.lanes,
+            "divergent": line.divergent,
+            "memory": memory(&line.memory),
+        })
     };
-    let classes = report.classes.iter().map(|(class, count)| {
-        (format!("{class:?}"), Json::numbers(&[("warps", count.warps), ("lanes", count.lanes)]))
-    });
+    let classes = report.classes.iter().map(|(class, n)| (format!("{class:?}"), count(n)));
     let (read, written) = report.unique_sectors;
-    Json::map([
-        ("kernel", Json::Text(report.kernel.clone())),
-        ("grid", triple(report.grid)),
-        ("block", triple(report.block)),
-        ("shared_bytes", Json::Number(report.shared_bytes.into())),
-        ("instructions", Json::numbers(&[("warps", all.warps), ("lanes", all.lanes)])),
-        ("classes", Json::Map(classes.collect())),
-        ("flops", Json::Number(report.flops)),
-        ("mma_flops", Json::Number(report.mma_flops)),
-        ("global", Json::numbers(&memory(&report.global))),
-        ("shared", Json::numbers(&memory(&report.shared))),
-        ("local", Json::numbers(&memory(&report.local))),
-        ("unique_sectors", Json::numbers(&[("read", read), ("written", written)])),
-        ("barriers", Json::Number(report.barriers)),
-        ("divergent", Json::Number(report.divergent)),
-        ("printed", Json::Text(report.printed.clone())),
-        ("lines", Json::List(report.lines.iter().map(line).collect())),
-    ])
+    json!({
+        "kernel": report.kernel,
+        "grid": report.grid,
+        "block": report.block,
+        "shared_bytes": report.shared_bytes,
+        "instructions": count(&report.instructions()),
+        "classes": classes.collect::<Map<_, _>>(),
+        "flops": report.flops,
+        "mma_flops": report.mma_flops,
+        "global": memory(&report.global),
+        "shared": memory(&report.shared),
+        "local": memory(&report.local),
+        "unique_sectors": { "read": read, "written": written },
+        "barriers": report.barriers,
+        "divergent": report.divergent,
+        "printed": report.printed,
+        "lines": report.lines.iter().map(line).collect::<Vec<_>>(),
+    })
 }

@@ -646,7 +646,7 @@ fn what_a_kernel_prints_goes_to_standard_output() {
     assert_eq!(place.good("run hello.ptx --grid 3 --block 1"), expected);
     assert!(place.good("report hello.ptx --grid 3 --block 1").starts_with(expected));
     let json = place.good("report hello.ptx --grid 1 --block 1 --json");
-    assert!(json.contains(r#""printed": "block 0 says \"\n""#), "{json}");
+    assert!(json.contains(r#""printed":"block 0 says \"\n""#), "{json}");
 }
 
 // ------------------------------------------------------------------------------------------------------- check, report
@@ -753,14 +753,14 @@ fn json_holds_every_counter() {
     place.put(file, SLOW);
     let out = place.good(&format!("report {file} --json --grid 1 --block 32 --arg zeros:4096"));
     for part in [
-        r#"{"kernel": "slow", "grid": [1, 1, 1], "block": [32, 1, 1], "shared_bytes": 4096, "#,
-        r#""Global": {"warps": 1, "lanes": 32}"#,
-        r#""flops": 0, "mma_flops": 0, "#,
-        r#""global": {"requests": 1, "bytes": 128, "sectors": 32, "ideal_sectors": 4, "#,
-        r#""wavefronts": 32, "ideal_wavefronts": 1}"#,
-        r#""unique_sectors": {"read": 32, "written": 0}, "barriers": 0, "divergent": 1, "printed": "", "lines": [{"line": 5, "#,
-        r#"{"line": 8, "text": "ld.global.u32 %v, [%x];", "source": "slow.cu:10", "warps": 1, "lanes": 32, "divergent": 0, "#,
-        r#""source": null, "#,
+        r#"{"kernel":"slow","grid":[1,1,1],"block":[32,1,1],"shared_bytes":4096,"#,
+        r#""Global":{"warps":1,"lanes":32}"#,
+        r#""flops":0,"mma_flops":0,"#,
+        r#""global":{"requests":1,"bytes":128,"sectors":32,"ideal_sectors":4,"#,
+        r#""wavefronts":32,"ideal_wavefronts":1}"#,
+        r#""unique_sectors":{"read":32,"written":0},"barriers":0,"divergent":1,"printed":"","lines":[{"line":5,"#,
+        r#"{"line":8,"text":"ld.global.u32 %v, [%x];","source":"slow.cu:10","warps":1,"lanes":32,"divergent":0,"#,
+        r#""source":null,"#,
     ] {
         assert!(out.contains(part), "`{part}` is not in\n{out}");
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, in three kinds: the machine cannot, the program is wrong, or we are.
+//! Errors, of three kinds: the program is wrong, the machine cannot run it, or the machine has a defect.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub enum Error {
     Internal(String),
 }
 
-/// What is wrong.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -45,7 +45,7 @@ pub enum ErrorKind {
     Barrier,
     /// A warp-wide instruction whose mask names lanes that do not take part.
     WarpMask,
-    /// Nobody can go on: every warp waits for another.
+    /// No warp of a block can go on: each waits for another.
     Deadlock,
     /// The instruction budget is used up.
     Budget,
@@ -84,7 +84,7 @@ pub struct Threads {
 /// One thing that is wrong, and where.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
-    /// What.
+    /// Its kind.
     pub kind: ErrorKind,
     /// The kernel, or the function the text is in; empty for a module's directives.
     pub kernel: String,

@@ -29,8 +29,8 @@ impl Module {
     /// Parses and decodes PTX; `name` stands for it in reports.
     ///
     /// # Errors
-    /// `Fault` for text that is wrong, `Unsupported` for a module that no kernel could run from, with all places. What
-    /// only some functions lack is told when they are launched, and by [`Module::unsupported`].
+    /// `Fault` for text that is wrong, `Unsupported` for a module none of whose kernels the machine can run, with all
+    /// places. If it can run some kernels, only launching the others is an error; [`Module::unsupported`] lists all places.
     pub fn load(name: &str, text: &str) -> Result<Self, Error> {
         Ok(Self(Arc::new(load(name, text)?)))
     }
@@ -40,7 +40,8 @@ impl Module {
         self.0.kernels().map(|f| f.name.as_str()).collect()
     }
 
-    /// What the machine does not run, over all functions. A kernel that needs any of it cannot be launched, others can.
+    /// Unsupported instructions of all kernels and of the functions that they call. A kernel with any of them cannot be
+    /// launched, the others can.
     pub fn unsupported(&self) -> Vec<Finding> {
         self.0.program.functions.iter().filter(|f| f.is_entry).flat_map(|f| self.0.missing(f)).collect()
     }

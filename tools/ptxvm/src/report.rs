@@ -1,4 +1,4 @@
-//! What a launch did, for people and programs.
+//! The counters of a launch, for people and programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ pub struct ClassCount {
     pub lanes: u64,
 }
 
-/// What one line of the PTX did.
+/// Counters of one line of the PTX.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineCount {
     /// Line in the PTX, from 1.
@@ -33,7 +33,7 @@ pub struct LineCount {
     pub memory: MemoryCount,
 }
 
-/// A launch that ended well: what was counted, and what the kernel printed.
+/// A launch without findings: its counters, and the text that the kernel printed.
 ///
 /// All figures are counted on the virtual machine, none is measured on a GPU. They do not depend on host threads.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +60,8 @@ pub struct Report {
     pub local: MemoryCount,
     /// 32-byte sectors of global memory that the launch read and wrote, each counted once: the compulsory traffic.
     pub unique_sectors: (u64, u64),
-    /// The most and the least that a block did: how evenly the work lies, and what no number of multiprocessors hides.
+    /// The most and the least work of a block: how evenly the work is spread, and a bound that more multiprocessors do not
+    /// lower.
     pub blocks: BlockRange,
     /// Times that a barrier opened.
     pub barriers: u64,

@@ -24,7 +24,7 @@ macro_rules! types {
                 match self { $(Self::$name => $bits),* }
             }
 
-            /// What the bits stand for.
+            /// The interpretation of the bits.
             pub const fn kind(self) -> TypeKind {
                 match self { $(Self::$name => TypeKind::$kind),* }
             }

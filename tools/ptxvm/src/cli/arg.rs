@@ -6,12 +6,12 @@ use std::str::FromStr;
 use super::npy::Header;
 use super::number::Element;
 
-/// What `--arg` says.
+/// One `--arg`.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     /// As it was written.
     pub(crate) text: String,
-    /// What it means.
+    /// The argument.
     pub(crate) value: Value,
 }
 

@@ -2,7 +2,7 @@
 
 use super::number::Element;
 
-/// What a header says.
+/// The header of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// NumPy's name of the element type, such as `<f4`.

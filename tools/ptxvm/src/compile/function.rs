@@ -19,7 +19,7 @@ use crate::types::{Space, Type};
 
 /// Most bytes of a kernel's parameters (PTX ISA 8.1 and later).
 const PARAM_LIMIT: u64 = 32_764;
-/// Most bytes of shared memory that the text may declare; what a launch may use is an option of the machine.
+/// Most bytes of shared memory that the text may declare; the limit of a launch is an option of the machine.
 pub const SHARED_LIMIT: u64 = 1 << 20;
 
 /// Functions that the runtime provides.
@@ -35,7 +35,7 @@ pub type At = (u32, Refusal);
 
 /// A function decoded alone: branch targets and places count from its own start.
 pub struct Decoded {
-    /// What is known of it, without its start.
+    /// Its frame and parameters; its start is not known yet.
     pub function: Function,
     /// Its code.
     pub code: Vec<Inst>,
@@ -87,7 +87,7 @@ struct Walk<'m, 'a> {
     index: u32,
 }
 
-/// What a caller must know of a function.
+/// A function's name and parameters, for its callers.
 #[derive(Clone, Debug, Default)]
 pub struct Signature {
     /// Its name.
@@ -598,7 +598,7 @@ fn pair(caller: &[(u32, u32)], callee: &[Param]) -> Result<Box<[ParamCopy]>, Str
 
 /// Finds where the lanes of each branch meet again, and puts a `Join` there.
 ///
-/// A kernel's blocks that only exit get none: lanes that are done leave at once and wait for nobody.
+/// Basic blocks of a kernel that only exit get none, so that lanes exit at once and wait for no others.
 fn with_joins(code: Vec<Inst>, flow: &Flow, is_entry: bool) -> Vec<Inst> {
     let post = flow.post_dominators();
     let only_exits =

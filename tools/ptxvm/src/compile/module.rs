@@ -35,7 +35,7 @@ pub fn load(name: &str, text: &str) -> Result<Module, Error> {
     Err(if wrong.is_empty() {
         Error::Unsupported(missing.into_iter().map(finding).collect())
     } else {
-        // What is missing is told as well, so that one look shows all that stands between the text and a launch.
+        // Unsupported instructions are listed as well, so that one run shows everything that keeps the text from a launch.
         Error::Fault(wrong.into_iter().chain(missing).map(finding).collect())
     })
 }
@@ -115,7 +115,7 @@ impl Module {
                     shared.extend(&d.shared);
                     decoded.push((i, d));
                 }
-                // What one function lacks keeps nobody from running the others.
+                // An unsupported instruction in one function does not keep the others from running.
                 Err(e) if e.iter().all(|(_, r)| r.kind == ErrorKind::Unsupported) => missing.push((i, e)),
                 Err(e) => refused.extend(e),
             }
@@ -229,7 +229,7 @@ impl Module {
         Ok(())
     }
 
-    /// Puts the functions' code one after another, and lets each kernel know what its callees need.
+    /// Concatenates the functions' code, and adds to each kernel the needs of the functions that it calls.
     fn link(
         &mut self,
         signatures: Vec<Signature>,

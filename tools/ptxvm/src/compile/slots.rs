@@ -1,10 +1,10 @@
-//! Places for virtual registers in the frame.
+//! Rows and predicates of the frame for virtual registers.
 //!
 //! Compilers write PTX in static single assignment: thousands of registers, few of them alive at a time. Registers whose
-//! lives do not overlap share a row, so that a warp's frame stays in the host's cache. A lane's own life of a register
-//! is what counts, so divergence changes nothing: other lanes' values lie in other columns. A register that some path
-//! reads before it is written is alive from the function's start and so shares its row with nobody: the initialisation
-//! check still sees that it was never written.
+//! lives do not overlap share a row, so that a warp's frame stays in the host's cache. Liveness
+//! is that of a single lane, so divergence changes nothing: other lanes' values lie in other columns. A register that some
+//! path reads before it is written is alive from the function's start and so shares its row with no other: the
+//! initialisation check still sees that it was never written.
 
 use super::flow::Flow;
 use crate::decode::decoder::Virtual;

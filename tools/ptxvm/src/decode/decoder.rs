@@ -1,4 +1,4 @@
-//! What the decoding of one function knows: names, virtual registers, constants, and the code so far.
+//! The decoder of one function: names, virtual registers, constants, and the code so far.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +12,7 @@ use crate::machine::registers::{Reg, Width};
 use crate::ptx::ast::{Instruction, Operand, Register, Variable};
 use crate::types::{Space, Type, TypeKind};
 
-/// What a virtual register is.
+/// The origin of a virtual register's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Virtual {
     /// A register of the program.

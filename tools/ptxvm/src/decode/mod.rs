@@ -1,4 +1,4 @@
-//! What decoding one instruction needs: names, registers, modifiers, and why an instruction is refused.
+//! Tools for decoding one instruction: names and registers, modifiers, and the reasons to refuse it.
 
 pub mod decoder;
 pub mod mods;

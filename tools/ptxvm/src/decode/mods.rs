@@ -4,8 +4,8 @@ use super::{Refusal, unsupported};
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 
-/// The modifiers of one instruction. Whoever decodes it takes those it knows; [`Mods::finish`] refuses what is left, so
-/// that no modifier is ever ignored by accident.
+/// The modifiers of one instruction. Its decoder takes the ones it knows; [`Mods::finish`] refuses the instruction if any
+/// is left, so that no modifier is ever ignored by accident.
 pub struct Mods<'i, 'a> {
     inst: &'i Instruction<'a>,
     used: u64,

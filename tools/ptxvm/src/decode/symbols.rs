@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::machine::program::Constant;
 use crate::types::Space;
 
-/// What a name of module scope stands for.
+/// The meaning of a name of module scope.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Symbol {
     /// A variable and its address in its own space.
@@ -26,7 +26,7 @@ pub struct Symbols<'a> {
 }
 
 impl<'a> Symbols<'a> {
-    /// What a name stands for.
+    /// The meaning of a name.
     pub fn get(&self, name: &str) -> Option<&Symbol> {
         self.names.get(name)
     }

@@ -20,7 +20,7 @@ pub(crate) struct Barrier {
     pub popc: u32,
     /// Whether a predicate was false, whether one was true.
     pub seen: (bool, bool),
-    /// What arrivals do beyond counting: they must agree on reductions.
+    /// The kind of the arrivals so far: all arrivals must agree on a reduction.
     pub kind: Option<BarrierKind>,
 }
 

@@ -4,7 +4,7 @@ use super::counters::BlockWork;
 use super::memory::race::Clocks;
 use super::memory::shared::SharedMemory;
 
-/// A block: what its warps share.
+/// State that the warps of a block share.
 #[derive(Default)]
 pub struct Block {
     /// Index in the grid.
@@ -15,10 +15,10 @@ pub struct Block {
     pub warps: u32,
     /// Instructions that its warps have executed.
     pub executed: u64,
-    /// What it did, for the counters.
+    /// Its work, for the counters.
     pub work: BlockWork,
     /// Shared memory, static then dynamic.
     pub shared: SharedMemory,
-    /// Who happened before whom, for the race check.
+    /// Vector clocks of the race check.
     pub clocks: Clocks,
 }

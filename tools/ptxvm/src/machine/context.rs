@@ -1,4 +1,4 @@
-//! What an instruction sees while it runs.
+//! The surroundings of a running instruction.
 
 use super::block::Block;
 use super::launch::{LaunchState, Worker};
@@ -10,19 +10,19 @@ use crate::error::{ErrorKind, Finding, Threads};
 #[derive(Debug)]
 pub struct Stop(pub Box<Finding>);
 
-/// The running warp and all around it.
+/// The running warp, its block and its launch, as an instruction sees them.
 pub struct Context<'a> {
     /// The warp.
     pub warp: &'a mut Warp,
     /// Its block: shared memory, barriers, clocks of the race check.
     pub block: &'a mut Block,
-    /// What all blocks of the launch share: global memory, parameters, options.
+    /// The launch: global memory, parameters, options.
     pub launch: &'a LaunchState<'a>,
-    /// What the host thread collects: counters, findings, printed text.
+    /// Counters, findings and printed text of the host thread.
     pub worker: &'a mut Worker,
     /// The running instruction's index in the code.
     pub pc: u32,
-    /// Instructions that the block's warps have executed so far: what its clocks show.
+    /// Instructions that the block's warps have executed so far: the value of `%clock`.
     pub ticks: u64,
 }
 

@@ -28,6 +28,6 @@ pub struct Copies {
 pub struct CopyQueue {
     /// One entry for each instruction, in order.
     pub copies: VecDeque<Box<Copies>>,
-    /// Groups that each lane has closed; what it issues now belongs to the next.
+    /// Groups that each lane has closed; the copies that it issues now belong to the next.
     pub closed: [u32; LANES],
 }

@@ -1,5 +1,5 @@
-//! What a launch did, instruction by instruction, and the most and the least that a block of it did. Sums, maxima and
-//! minima: their values do not depend on host threads.
+//! Counters of a launch, instruction by instruction, and the most and the least work of a block. They are sums, maxima
+//! and minima, so that they do not depend on host threads.
 
 /// Counts for one instruction of the code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct UniqueSectors {
     pub written: u64,
 }
 
-/// What one block did.
+/// Work of one block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockWork {
     /// Instructions that its warps executed with at least one lane.
@@ -62,7 +62,7 @@ impl BlockWork {
     }
 }
 
-/// The most and the least that a block did, each figure for itself: they may come from different blocks.
+/// The most and the least work of a block, figure by figure: two figures may come from different blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRange {
     /// The most.
@@ -72,7 +72,7 @@ pub struct BlockRange {
 }
 
 impl BlockRange {
-    /// Of blocks of which some have this range and others that.
+    /// The range of the blocks of both ranges.
     fn join(self, other: Self) -> Self {
         Self { most: self.most.each(other.most, u64::max), least: self.least.each(other.least, u64::min) }
     }
@@ -89,7 +89,7 @@ pub struct Counters {
     pub unique_sectors: UniqueSectors,
     /// Times a block's barrier opened.
     pub barriers: u64,
-    /// What blocks did that have ended; `None` before the first.
+    /// Work of the blocks that have ended; `None` before the first.
     pub blocks: Option<BlockRange>,
 }
 

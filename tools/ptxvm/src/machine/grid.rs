@@ -1,4 +1,4 @@
-//! Runs the blocks of a grid over host threads, and puts together what each of them collected.
+//! Runs the blocks of a grid over host threads, and merges the threads' counters and findings.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,11 +8,11 @@ use super::launch::{LaunchState, Worker};
 use super::run::{BlockRun, Progress};
 use crate::error::Finding;
 
-/// What a launch gave.
+/// Results of a launch.
 pub(crate) struct Outcome {
     /// Counters of all blocks.
     pub counters: Counters,
-    /// What the kernel printed, by block.
+    /// Text that the kernel printed, by block.
     pub printed: String,
     /// A fault first, then findings by their instruction.
     pub findings: Vec<Finding>,
@@ -77,7 +77,8 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
         all.findings.into_iter().map(|((_, pc), (block, finding))| (pc, block, finding)).collect();
     findings.sort_by_key(|a| (a.0, a.2.kind));
     if let Some((last, _)) = &fault {
-        // How far other threads were when the fault came is chance: what came after it does not count.
+        // Findings of blocks after the faulting one are dropped, and counts become 1, because how far other host threads
+        // had come is chance.
         findings.retain(|(_, block, _)| block <= last);
         findings.iter_mut().for_each(|(.., f)| f.count = 1);
         all.printed.retain(|(block, _)| block <= last);

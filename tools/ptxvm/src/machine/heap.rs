@@ -1,7 +1,7 @@
 //! The device heap: `malloc` and `free` of device code.
 //!
 //! A piece of global memory of [`HEAP_BYTES`], as CUDA gives without being asked. Bounds are checked for the heap as a
-//! whole; reads of what nobody wrote are found as everywhere.
+//! whole; reads of uninitialised bytes are found as everywhere.
 
 use std::collections::BTreeMap;
 

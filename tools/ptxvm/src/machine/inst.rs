@@ -1,4 +1,4 @@
-//! The bytecode: what a PTX instruction becomes.
+//! The bytecode: instructions with their registers, and control flow.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ pub type LaneFn = fn(&mut Registers, &Inst, u32);
 
 /// An instruction that needs more than registers: memory, other lanes, the block.
 pub trait WarpOp: fmt::Debug + Send + Sync {
-    /// Runs it for the lanes of `mask` (never empty), those whose guard is true.
+    /// Runs it for the lanes of `mask`, whose guard is true; there is at least one.
     ///
-    /// It also keeps the initialisation state of what it writes (`ctx.regs().set_defined`).
+    /// It also sets the initialisation state of its destinations (`ctx.regs().set_defined`).
     ///
     /// # Errors
     /// Ends the launch: a fault that nothing can go on after. Findings that a kernel survives go to `ctx.finding`.
@@ -49,10 +49,10 @@ pub enum Defs {
     Bytes,
     /// `selp`: sources are a, b, p; only the chosen one counts, and p.
     Select,
-    /// Only the sources of these bits count. Bit fields are made piece by piece in words that nobody wrote as a whole:
-    /// what `and` leaves of such a word under a constant mask, and what `bfi` puts into it, counts as written.
+    /// Only the sources of these bits count, because bit fields are made piece by piece in uninitialised words: the result
+    /// of `and` with a constant, and of `bfi`, counts as written although a part of the word may not be.
     Some(u8),
-    /// The operation keeps it itself (every [`WarpOp`] does).
+    /// The operation sets it itself (every [`WarpOp`] does).
     Own,
 }
 
@@ -104,7 +104,7 @@ pub struct Guard {
 /// An instruction of the bytecode.
 #[derive(Debug)]
 pub struct Inst {
-    /// What it does.
+    /// The operation.
     pub exec: Exec,
     /// Lanes for which it does it.
     pub guard: Option<Guard>,
@@ -229,7 +229,7 @@ pub enum Control {
     Exit,
     /// `bar.sync`, `barrier.sync`, `bar.arrive`, `bar.red`. Sources: barrier number, thread count (or none), predicate.
     Barrier {
-        /// What it does beyond counting.
+        /// Whether lanes wait, and which reduction they compute.
         kind: BarrierKind,
         /// Whether all lanes of the warp must reach it together.
         aligned: bool,

@@ -3,7 +3,7 @@
 /// Instruction sets the handlers are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every target has.
+    /// The baseline of the target.
     Portable,
     /// AVX2, FMA, BMI, F16C.
     Avx2,

@@ -1,4 +1,4 @@
-//! A launch: what all blocks share, and what each host thread collects.
+//! The state of a launch: shared by all blocks ([`LaunchState`]), and collected by each host thread ([`Worker`]).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ use super::options::{Checks, MmaOrder};
 use super::program::{Constant, Function, Program};
 use crate::error::{ErrorKind, Finding, Place};
 
-/// What all blocks of a launch share.
+/// State that all blocks of a launch share.
 pub struct LaunchState<'a> {
     /// The module, for places in its text.
     pub module: &'a Module,
@@ -52,7 +52,7 @@ pub struct LaunchState<'a> {
     pub dynamic_shared: u32,
     /// The device heap, for kernels that call `malloc`.
     pub heap: Option<&'a Mutex<Heap>>,
-    /// Number of this launch on its device, from 1: what earlier launches wrote is ordered before it.
+    /// Number of this launch on its device, from 1, because accesses of earlier launches are ordered before it.
     pub serial: u32,
 }
 
@@ -94,12 +94,12 @@ impl LaunchState<'_> {
     }
 }
 
-/// What one host thread collects during a launch.
+/// Counters, findings and printed text that one host thread collects during a launch.
 #[derive(Default)]
 pub struct Worker {
     /// Counters.
     pub counters: Counters,
-    /// What the kernel printed: (block number, text) in the order of printing.
+    /// Text that the kernel printed: (block number, text) in the order of printing.
     pub printed: Vec<(u64, String)>,
     /// By kind and instruction, with the block of the first.
     pub(super) findings: HashMap<(ErrorKind, u32), (u64, Finding)>,
@@ -124,7 +124,7 @@ impl Worker {
         self.findings.insert((finding.kind, pc), (block, finding));
     }
 
-    /// Adds what another thread has collected.
+    /// Adds the counters, text and findings of another host thread.
     pub(super) fn take_in(&mut self, other: Self) {
         self.counters.add(&other.counters);
         self.printed.extend(other.printed);

@@ -27,7 +27,7 @@ pub const GLOBAL_END: u64 = 0x1000_0000_0000;
 /// Most bytes of local memory of one thread, as on hardware.
 pub const LOCAL_LIMIT: u32 = 512 << 10;
 
-/// What a generic address names, where the address alone tells; for messages.
+/// The space of a generic address, if the address alone determines one; for messages.
 pub(crate) fn region(address: u64) -> Option<&'static str> {
     Some(match address & !(WINDOW_BYTES - 1) {
         PARAM_WINDOW => "a parameter",

@@ -10,7 +10,7 @@ pub struct GlobalVariable {
     pub name: String,
     /// How many bytes.
     pub bytes: u64,
-    /// What it holds at first: bytes at offsets; the rest is 0.
+    /// Initial values: bytes at offsets; the rest is 0.
     pub init: Vec<(u64, Vec<u8>)>,
     /// Addresses that it holds: offset and value.
     pub pointers: Vec<(u64, Constant)>,
@@ -58,7 +58,7 @@ impl Module {
         (number > 0).then(|| format!("{}:{number}", name()))
     }
 
-    /// What of a function the machine does not run, as findings.
+    /// Unsupported instructions of a function, as findings.
     pub fn missing(&self, f: &Function) -> Vec<Finding> {
         let finding = |(line, message): &(u32, String)| {
             let mut finding =

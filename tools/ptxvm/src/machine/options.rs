@@ -18,11 +18,11 @@ impl Checks {
 
 /// How tensor cores add up the products of narrow floats.
 ///
-/// A kernel whose paths cut k at different places may agree to the bit in one order and differ in another: what is to
-/// hold on hardware is tried in all of them.
+/// A kernel whose paths cut k at different places may agree to the bit in one order and differ in another. A claim about
+/// bits on hardware should be tried in all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MmaOrder {
-    /// A chain of fused multiply-adds over k, each rounded to nearest: what C code would do.
+    /// A chain of fused multiply-adds over k, each rounded to nearest, as C code computes it.
     #[default]
     Chain,
     /// Groups of 8 products (4 of tf32) with the accumulator, aligned, cut off 24 bits below the largest exponent, added

@@ -1,4 +1,4 @@
-//! The program: all functions' instructions, and what a launch must know of each function.
+//! The program: the instructions of all functions, and for each function the size and contents of a frame.
 
 use super::inst::{Control, Exec, Inst, System};
 use super::layout::{CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW};
@@ -128,8 +128,8 @@ pub struct Function {
     pub is_entry: bool,
     /// Whether it has a body.
     pub defined: bool,
-    /// What of it, and for a kernel of all that it calls, the machine does not run: line and message. Such a function
-    /// has no code.
+    /// Unsupported instructions of the function, and for a kernel also of the functions that it calls: line and message.
+    /// A function that has any itself has no code.
     pub missing: Vec<(u32, String)>,
     /// First instruction in the module's code.
     pub start: u32,
@@ -137,9 +137,9 @@ pub struct Function {
     pub rows: u32,
     /// Predicates of a frame.
     pub preds: u32,
-    /// What is written into the frame when it starts: register and value.
+    /// Registers that hold a constant, written when a frame starts.
     pub constants: Vec<(Reg, Constant)>,
-    /// The same for special registers.
+    /// Registers that hold a special register, written when a frame starts.
     pub specials: Vec<(Reg, Special)>,
     /// Parameters: in the parameter bank for a kernel, in the local frame for a function.
     pub params: Vec<Param>,
@@ -147,7 +147,8 @@ pub struct Function {
     pub returns: Vec<Param>,
     /// Bytes of local memory a frame takes, a multiple of 16.
     pub local_bytes: u32,
-    /// Shared variables that it uses, for a kernel also those of what it calls: index, and for a kernel the offset.
+    /// Shared variables of the function, and for a kernel also of the functions that it calls: index, and for a kernel the
+    /// offset.
     pub shared: Vec<(u32, u32)>,
     /// Bytes of static shared memory of a kernel.
     pub shared_bytes: u32,

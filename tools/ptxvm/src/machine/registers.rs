@@ -68,7 +68,7 @@ impl Reg {
 
 /// A type that lanes compute in, and how it lies in a row.
 pub trait Value: Copy + Default {
-    /// What a register row holds for it: `u32`, `u64` or `u128`.
+    /// The element of its rows: `u32`, `u64` or `u128`.
     type Raw: Pod + Default;
     /// Rows of a register of this type.
     const ROWS: usize;

@@ -1,9 +1,10 @@
 //! A warp while it runs: its registers, and where its lanes are.
 //!
-//! Lanes run in lockstep as one `Split` until a branch parts them. Each part then runs for itself; at the branch's
-//! immediate post-dominator stands a `Join`, where parts wait for each other and become one again. That is how lanes
-//! stay together, never what a program may rely on: as on hardware since Volta every thread goes on by itself if need
-//! be, so a part that waits at a join is let go when nobody else can move, or the others seem to wait for it.
+//! Lanes run in lockstep as one `Split` until they diverge at a branch. Each part is then a split of its own. At the
+//! branch's immediate post-dominator stands a `Join`, where the parts wait for each other and become one split again.
+//! Joins keep lanes together for speed; a program may not rely on them, because on hardware since Volta every thread makes
+//! progress by itself. So splits that wait at a join are released when no other split of the warp can run, or when the
+//! others seem to spin until they go on.
 
 use super::copies::CopyQueue;
 use super::memory::local::LocalMemory;
@@ -52,7 +53,7 @@ pub(crate) struct Frame {
     pub local_base: u32,
 }
 
-/// What a part of a warp waits for.
+/// Whether a split can run, or which event it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// Nothing.
@@ -76,7 +77,7 @@ pub(crate) struct Split {
     pub frame: Frame,
     /// Callers: their frames and the pc of the call.
     pub stack: Vec<(Frame, u32)>,
-    /// What they wait for.
+    /// Whether they can run.
     pub state: State,
 }
 
@@ -85,7 +86,7 @@ pub(crate) struct Split {
 pub(crate) struct JoinPoint {
     /// Its `Join` instruction.
     pub pc: u32,
-    /// Lanes that will come, less those that exited or were let go.
+    /// Lanes that are to arrive: the lanes that parted, without those that exited or were released.
     pub expected: u32,
     /// Lanes that wait here.
     pub arrived: u32,
@@ -202,7 +203,8 @@ impl WarpRun {
             join.expected &= !lanes;
             join.arrived &= !lanes;
             if join.expected == 0 {
-                // Nobody is left who would name it, unless an inner join did; that one is empty as well.
+                // No lane is expected any more. Inner joins whose parent this is are empty, too; they and the splits get
+                // this join's parent.
                 let (parent, me) = (join.parent, Some(i as u32));
                 self.joins[i] = None;
                 self.joins.iter_mut().flatten().filter(|j| j.parent == me).for_each(|j| j.parent = parent);
@@ -213,7 +215,7 @@ impl WarpRun {
         }
     }
 
-    /// Those who wait at join `i` go on.
+    /// The lanes that wait at join `i` become a split that runs.
     fn release(&mut self, i: usize) {
         let Some(join) = &mut self.joins[i] else { return };
         let split = Split {

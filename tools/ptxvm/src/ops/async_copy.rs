@@ -1,7 +1,7 @@
 //! cp.async: copies from global to shared memory that land at a wait.
 //!
-//! The bytes are read and written when the issuing thread waits for them, not earlier: whoever looks before that sees
-//! the old contents, as may happen on hardware, and the race check reports it.
+//! The bytes are read and written when the issuing thread waits for them, not earlier: a read before that sees the old
+//! contents, as may happen on hardware, and the race check reports it.
 
 use super::memory::operands::without_policy;
 use crate::decode::decoder::{Decoder, operands};
@@ -140,8 +140,8 @@ impl WarpOp for Issue {
             self.check_source(ctx, reading, &from, &read)?;
         }
         if ctx.launch.checks.race {
-            // The bytes may change from now on, so whoever uses them must be done; that they have changed is noted
-            // when they land.
+            // The copy may write from now on, so earlier accesses must be ordered before it. The write itself is recorded
+            // when it lands.
             ctx.race_shared(mask, &to, &Access::write(bytes as u32), false, |_, _, _| true);
             for lane in lanes(mask) {
                 let by = Who::new(ctx.warp.id as usize, lane);
@@ -204,7 +204,7 @@ impl WarpOp for Commit {
 /// `cp.async.wait_group` and `wait_all`.
 #[derive(Debug)]
 struct Wait {
-    /// How many of the last groups may stay under way; `None` waits for what belongs to no group as well.
+    /// How many of the last groups may stay under way; `None` waits for copies of no group as well.
     leave: Option<u32>,
 }
 

@@ -19,7 +19,7 @@ use crate::machine::registers::{LANES, Reg, Width};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Space, Type};
 
-/// What an atomic makes of the old value and its operands.
+/// The new value of an atomic, from the old one and the operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Update {
     Add,
@@ -276,7 +276,7 @@ impl Atomic {
         let step = T::BYTES as u64;
         let c = if self.update == Update::Cas { inst.src(2) } else { Reg::NONE };
         let c = values::<T>(&ctx.warp.regs, c);
-        // An exchange does not look at what was there.
+        // An exchange does not read the old value's initialisation state.
         let blind = self.update == Update::Exch;
         let init = ctx.launch.checks.init;
         match space {

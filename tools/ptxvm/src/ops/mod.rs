@@ -1,5 +1,5 @@
-//! What each instruction does, a file for each family: how its modifiers and operands are read (`decode`), and its
-//! meaning for a lane or a warp.
+//! The instructions, a file or folder for each family: how modifiers and operands are read (`decode`), and the meaning
+//! for a lane or a warp.
 
 pub mod approx;
 pub mod async_copy;
@@ -24,7 +24,7 @@ use crate::machine::inst::Defs;
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Type, TypeKind};
 
-/// A family's decoder: appends what the instruction becomes to the decoder's code.
+/// A family's decoder: appends the instruction's bytecode to the decoder's code.
 pub type Decode = fn(&mut Decoder<'_, '_>, &Instruction<'_>) -> Result<(), Refusal>;
 
 /// Decodes one instruction that is not control flow.

@@ -1,7 +1,7 @@
 //! Operations between the lanes of a warp: shfl, vote, match, redux, activemask, elect.
 //!
-//! The scheduler runs the `.sync` forms for the lanes that name the same membermask, when all of them that have not
-//! exited are there: `mask` is that group. An undefined input makes undefined what depends on it.
+//! The scheduler runs a `.sync` form for a group of lanes with the same membermask, when all live lanes of the mask have
+//! arrived: `mask` is that group. Results are uninitialised where an input that they depend on is.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
@@ -47,7 +47,7 @@ fn only_sync(mods: &mut Mods<'_, '_>) -> Result<(), Refusal> {
     Err(unsupported(format!("`{}` without `.sync`, which sm_70 and later do not have", mods.written())))
 }
 
-/// The ISA leaves it undefined what a lane gets that is not in its own membermask: it ends the launch.
+/// A lane that is not in its own membermask ends the launch, because the ISA leaves its result undefined.
 #[inline(always)]
 fn members_only(ctx: &Context<'_>, members: Reg, mask: u32) -> Result<(), Stop> {
     let first = mask.trailing_zeros() as usize % LANES;

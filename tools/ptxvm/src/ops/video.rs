@@ -8,7 +8,7 @@ use crate::machine::inst::Class;
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 
-/// What is done with each pair of elements.
+/// The operation on each pair of elements.
 const OPERATIONS: [(&str, u64); 6] =
     [("vadd", 0), ("vsub", 1), ("vavrg", 2), ("vabsdiff", 3), ("vmin", 4), ("vmax", 5)];
 

@@ -63,7 +63,7 @@ pub struct Variable<'a> {
     pub align: u32,
     /// Bytes in all; `None` for `[]`, whose size the launch gives (dynamic shared memory).
     pub bytes: Option<u64>,
-    /// What it holds at first; empty means zeros for global and const.
+    /// Its initial value; empty means zeros for global and const.
     pub init: Vec<Initial<'a>>,
     /// Who may see it.
     pub linkage: Linkage,
@@ -76,11 +76,11 @@ pub struct Variable<'a> {
 pub struct Initial<'a> {
     /// Offset in bytes from the variable's start.
     pub offset: u64,
-    /// What stands there.
+    /// The value.
     pub value: InitialValue<'a>,
 }
 
-/// What an initialiser puts at its place.
+/// The value of a part of an initialiser.
 #[derive(Clone, Debug, PartialEq)]
 pub enum InitialValue<'a> {
     /// These bytes, little-endian (runs of numbers are joined to one piece).
@@ -119,7 +119,7 @@ pub struct Function<'a> {
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid x, y, z`: the exact block.
     pub required_threads: Option<[u32; 3]>,
-    /// What it says about clusters of blocks.
+    /// Its directives about clusters of blocks.
     pub cluster: Cluster,
     /// The statements; `None` for a declaration.
     pub body: Option<Vec<Statement<'a>>>,

@@ -1,6 +1,6 @@
 //! Text to tokens (PTX ISA, "Source Format", "Identifiers", "Constants").
 
-/// A token: what it is and where. `start..end` are byte offsets, so names borrow from the text.
+/// A token: its kind and its place. `start..end` are byte offsets, so names borrow from the text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Token {
     pub(super) kind: TokenKind,
@@ -32,7 +32,7 @@ pub(super) enum TokenKind {
     End,
 }
 
-/// What the lexer cannot read: the message, and where.
+/// Text that is no token: the message, and where.
 #[derive(Debug)]
 pub(super) struct Bad {
     pub(super) message: String,

@@ -1,4 +1,4 @@
-//! What every access to memory goes through: where it lies, whether it may be there, and what it costs.
+//! Accesses to memory: space and allocation of each address, the checks, and the counters.
 
 use super::blocks::{LINE, Record};
 use super::global::Allocation;
@@ -17,15 +17,15 @@ use crate::types::Space;
 pub(crate) struct Order {
     /// volatile, relaxed, acquire, release, or an atomic: it does not race with its like.
     pub(crate) strong: bool,
-    /// What the releasing side did before is visible behind it.
+    /// Later accesses of the warp see the writes that the releasing warp made before its release.
     pub(crate) acquire: bool,
-    /// What the warp did before is visible to whoever acquires it.
+    /// Earlier writes of the warp are visible to a warp that acquires this access's value.
     pub(crate) release: bool,
     /// Whether the scope reaches other blocks (`.gpu`, `.sys`).
     pub(crate) gpu: bool,
 }
 
-/// What an access does.
+/// The kind of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// It reads.
@@ -43,7 +43,7 @@ pub(crate) enum Act {
 pub(crate) struct Access {
     /// Bytes of each lane, all elements of a vector together.
     pub(crate) size: u64,
-    /// What it does.
+    /// Read, write or atomic.
     pub(crate) act: Act,
     /// How it is ordered.
     pub(crate) order: Order,
@@ -125,12 +125,12 @@ pub(crate) struct Part<'m> {
     pub(crate) allocation: &'m Allocation,
     /// Which.
     pub(crate) lanes: u32,
-    /// Offset and length of the bytes they touch, where those are consecutive.
+    /// Offset and length of the bytes that the lanes touch, where the bytes are consecutive.
     run: Option<(u64, u64)>,
 }
 
 impl Part<'_> {
-    /// Where lane 0 begins, if all lanes follow each other without a gap.
+    /// Lane 0's offset, if the bytes of all 32 lanes are consecutive in the order of the lanes.
     #[inline(always)]
     pub(crate) fn dense(&self) -> Option<usize> {
         self.run.filter(|_| self.lanes == u32::MAX).map(|(from, _)| from as usize)
@@ -201,8 +201,8 @@ impl<'a> Context<'a> {
         self.worker.counters.memory.get_mut(self.pc as usize)
     }
 
-    /// The addresses of an access: a base register, of 32 or 64 bits or none, plus an offset. Reports bases that
-    /// nobody wrote.
+    /// The addresses of an access: a base register, of 32 or 64 bits or none, plus an offset. Reports uninitialised
+    /// bases.
     #[inline(always)]
     pub(crate) fn addresses(&mut self, mask: u32, base: Reg, offset: i64) -> [u64; LANES] {
         let regs = &self.warp.regs;
@@ -227,7 +227,7 @@ impl<'a> Context<'a> {
         at
     }
 
-    /// Reports the lanes in which nobody wrote a register whose value now matters.
+    /// Reports the lanes in which a register is uninitialised, at an instruction that may not use such a value.
     #[inline(always)]
     pub(crate) fn need_defined(&mut self, mask: u32, reg: Reg, what: &str) {
         let undefined = mask & !self.warp.regs.defined(reg);
@@ -236,7 +236,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reports lanes whose `what` nobody wrote.
+    /// Reports lanes in which the value that `what` names is uninitialised.
     #[cold]
     pub(crate) fn report_undefined(&mut self, lanes: u32, what: &str) {
         self.finding(ErrorKind::Uninitialized, lanes, None, || format!("{what} was never written"));
@@ -374,12 +374,13 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Compares a part of an access with what other blocks did.
+    /// Looks for races between a part of an access and the accesses of other blocks.
     #[inline(never)]
     fn race_global(&mut self, part: &Part<'a>, at: &[u64; LANES], access: &Access) {
         let Some(shadow) = &part.allocation.lines else { return };
         let launch = self.launch;
-        // A launch with more strong accesses than this knows them all to be ordered.
+        // Saturates: strong accesses from number 2^32 - 1 on share one time, and a block that acquired at that time counts
+        // them all as ordered. A race between such accesses may be missed; none is invented.
         let time = |t: u64| t.min(u64::from(u32::MAX)) as u32;
         let block = &mut self.block.clocks.block;
         block.used = true;
@@ -475,7 +476,7 @@ impl<'a> Context<'a> {
         self.worker.record(second.pc, number, finding);
     }
 
-    /// A strong access hands on, and takes over, knowledge of what was done before.
+    /// A strong access publishes the warp's clocks (release) and merges published ones into them (acquire).
     fn synchronise(&mut self, mask: u32, at: &[u64; LANES], access: &Access, blocks: bool) {
         let warp = self.warp.id;
         let clocks = &mut self.block.clocks;
@@ -536,8 +537,8 @@ impl<'a> Context<'a> {
 
     // ------------------------------------------------------------------------------------------------- shared
 
-    /// Checks an access to shared memory in every respect and counts its passes. `same` tells whether two lanes write
-    /// the same value.
+    /// Checks an access to shared memory (bounds, alignment, races) and counts its wavefronts. `same` is whether two
+    /// lanes write the same value.
     #[inline(always)]
     pub(crate) fn check_shared(
         &mut self,
@@ -578,7 +579,7 @@ impl<'a> Context<'a> {
         Ok(span)
     }
 
-    /// Compares an access to shared memory with what others did; `note` as in `Shadow::touch`.
+    /// Looks for races between an access to shared memory and earlier ones; `note` as in `Shadow::touch`.
     #[inline(always)]
     pub(crate) fn race_shared(
         &mut self,
@@ -637,7 +638,7 @@ impl<'a> Context<'a> {
         pick(mask, |lane| self.block.shared.is_written(at[lane] + skip, bytes))
     }
 
-    /// Notes what lanes wrote; `defined` are those whose value somebody had written.
+    /// Marks the bytes that lanes wrote as initialised, in the lanes of `defined`: those whose value was.
     #[inline(always)]
     pub(crate) fn set_written_shared(
         &mut self,

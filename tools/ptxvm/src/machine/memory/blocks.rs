@@ -1,8 +1,8 @@
 //! The race check of global memory between blocks: who touched which bytes in this launch.
 //!
-//! Memory is cut into lines of 64 bytes. Each has up to four records of a block, an epoch of its ([`BlockClock`]), what
-//! it did, and the bytes it did it to. Whole lines of one block, the usual case, cost one record for a warp's access.
-//! Where more than four are needed the oldest read is forgotten: that may hide a race, never make one up.
+//! Memory is cut into lines of 64 bytes. Each line has up to four records of earlier accesses: block, epoch
+//! ([`BlockClock`]), read or write, and bytes. A warp's access to whole lines, the usual case, costs one record a line.
+//! A fifth record replaces the oldest read: that may hide a race, and never invents one.
 //!
 //! Accesses of warps of the same block are not compared with each other.
 //!
@@ -107,8 +107,8 @@ impl Lines {
         }
     }
 
-    /// Notes an access and gives another block's that it races with. `ordered` tells whether a record is known to
-    /// the running block.
+    /// Records an access and returns another block's access that races with it. `ordered` is whether a record's access
+    /// happens before the running block's.
     #[inline(always)]
     pub(crate) fn touch(
         &self,

@@ -1,4 +1,4 @@
-//! Global memory: allocations, who wrote which byte, and what the checks keep beside them.
+//! Global memory: allocations, their initialised bytes, and the state of the race check.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -30,7 +30,7 @@ pub(crate) struct Allocation {
     news: AtomicBool,
     /// Sectors that the launch read and wrote; `None` without counters.
     pub(crate) sectors: Option<Sectors>,
-    /// Which blocks touched what; `None` without the check.
+    /// Records of the race check between blocks; `None` without the check.
     pub(crate) lines: Option<Lines>,
 }
 
@@ -92,7 +92,7 @@ pub struct GlobalMemory {
     limit: u64,
     checks: Checks,
     counters: bool,
-    /// What blocks of the running launch have published.
+    /// Published epochs of the running launch's blocks.
     pub(crate) releases: Releases,
 }
 
@@ -148,7 +148,7 @@ impl GlobalMemory {
         if bytes > free {
             return Err(full(&format!("{free} of the device's {} are free", self.limit)));
         }
-        // At least one byte behind every allocation belongs to nobody.
+        // At least one byte behind every allocation belongs to no allocation, so that overruns are found.
         let Some(slot) = self.find_slots(bytes / GLOBAL_SLOT + 1) else {
             return Err(full("the address space has no such gap"));
         };

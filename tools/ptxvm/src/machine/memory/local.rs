@@ -1,7 +1,7 @@
 //! Local memory of a warp's threads: the stack of frames.
 //!
-//! Words of the 32 threads lie side by side, as on hardware: an access of all lanes to the same address, which is what
-//! compilers produce for spilled registers and arguments, is a row.
+//! Words of the 32 threads lie side by side, as on hardware, because spilled registers and arguments are accessed at the
+//! same address by all lanes: such an access is one row.
 
 use super::buffer::Cell;
 use crate::machine::registers::LANES;
@@ -46,7 +46,8 @@ impl LocalMemory {
         }
     }
 
-    /// Copies bytes and what is known of them within each thread's memory, in the lanes of `mask`: arguments, results.
+    /// Copies bytes with their initialisation state within each thread's memory, in the lanes of `mask`: arguments and
+    /// results of calls.
     pub fn copy(&mut self, mask: u32, from: u32, to: u32, bytes: u32) {
         let end = u64::from(from.max(to)) + u64::from(bytes);
         if end > self.bytes() {

@@ -1,4 +1,4 @@
-//! The memories, each with what the checks keep beside the bytes.
+//! Global, shared and local memory, each with the state that checks keep beside the bytes.
 
 pub(crate) mod access;
 pub(crate) mod blocks;

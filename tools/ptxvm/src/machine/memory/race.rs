@@ -1,10 +1,10 @@
 //! Happens-before within a block, and of a block with others.
 //!
-//! Warps have vector clocks. What a warp does at its clock c is ordered before what another does when that one knows
-//! c: through a barrier, or through memory (release and acquire, or fences around strong accesses). Lanes of one warp
-//! are ordered by `bar.warp.sync` and block barriers. Where precision would cost much the check knows too much rather
-//! than too little, so that it may miss a race but raises no false alarm: `bar.warp.sync` counts for all lanes whatever
-//! its mask, and what one lane releases or acquires counts for its whole warp.
+//! Every warp has a vector clock. An access of warp v at clock c happens before an access of warp w if w's vector has at
+//! least c for v. Barriers merge vectors; so does memory: release and acquire, or fences around strong accesses. Lanes of
+//! one warp are ordered by `bar.warp.sync` and block barriers. Where precision would cost much, the check orders too much
+//! rather than too little, so that it may miss a race but raises no false alarm: `bar.warp.sync` orders all lanes whatever
+//! its mask, and a release or acquire by one lane counts for its whole warp.
 //!
 //! Between blocks the knowledge is coarser still: see `Releases`.
 
@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::access::{Access, Act};
 
-/// Addresses with a sync clock of their own; those beyond share one.
+/// Most addresses with a clock of their own; all further addresses share one.
 const MAX_SYNC_CLOCKS: usize = 1 << 16;
 
 /// Makes every set of clocks different from all others, whatever block it belonged to.
@@ -29,17 +29,17 @@ pub struct Clocks {
     warps: usize,
     /// Each warp's own.
     clock: Vec<u32>,
-    /// What warp w knows of warp v, at `w * warps + v`.
+    /// The vector clocks: at `w * warps + v`, the latest clock of warp v that is ordered before warp w.
     knows: Vec<u32>,
-    /// The least that each warp knows of any.
+    /// The smallest entry of each warp's vector.
     floor: Vec<u32>,
-    /// What each warp knew at its last fence.
+    /// Each warp's vector at its last fence.
     fenced: Vec<u32>,
-    /// What each warp read with strong accesses and will know at its next fence or barrier.
+    /// Vectors that each warp read with strong accesses, and merges into its own at its next fence or barrier.
     pending: Vec<u32>,
-    /// What strong writes left at their addresses.
+    /// Vectors that strong writes left at their addresses.
     sync: HashMap<u64, Vec<u32>>,
-    /// The same for all addresses that found no place there.
+    /// One vector for all addresses beyond [`MAX_SYNC_CLOCKS`].
     sync_rest: Vec<u32>,
     /// The block's side of [`Releases`].
     pub(crate) block: BlockClock,
@@ -75,7 +75,7 @@ impl Clocks {
         self.block = BlockClock::default();
     }
 
-    /// A barrier opens: what the warps of `arrived` did before is ordered before what those of `waiting` do next.
+    /// A barrier opens: all accesses so far by warps of `arrived` happen before all later ones by warps of `waiting`.
     pub fn barrier(&mut self, arrived: &[u32], waiting: &[u32]) {
         let n = self.warps;
         let mut all = vec![0; n];
@@ -128,8 +128,8 @@ impl Clocks {
         self.clock[w] = self.clock[w].saturating_add(1);
     }
 
-    /// A strong write or atomic of a warp: leaves at the address what the warp knew at its last fence, which for a
-    /// releasing one is now.
+    /// A strong write or atomic of a warp leaves the warp's vector of its last fence at the address; a releasing access has
+    /// just fenced.
     pub(crate) fn strong_write(&mut self, warp: u32, address: u64) {
         let (w, n) = (warp as usize, self.warps);
         let known = &self.fenced[w * n..][..n];
@@ -146,7 +146,7 @@ impl Clocks {
         }
     }
 
-    /// A strong read or atomic of a warp: an acquiring one knows at once what was left at the address.
+    /// A strong read or atomic of a warp reads the vector left at the address; an acquiring one merges it at once.
     pub(crate) fn strong_read(&mut self, warp: u32, address: u64, acquire: bool) {
         if self.sync.is_empty() {
             return;
@@ -170,21 +170,21 @@ impl Clocks {
     }
 }
 
-/// What one warp knows.
+/// One warp's view of the others: its row of the vector clocks.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'c> {
     /// The warp.
     pub(crate) warp: usize,
     /// Its clock.
     pub(crate) clock: u32,
-    /// All that any warp did until then is ordered before.
+    /// Accesses of all warps up to this clock are ordered before: the smallest entry of the vector.
     pub(crate) floor: u32,
     /// Warp by warp.
     knows: &'c [u32],
 }
 
 impl View<'_> {
-    /// Whether what a lane of warp `by` did at `clock` is ordered before what `lane` of this warp does now.
+    /// Whether an access by a lane of `by` at `clock` happens before an access by `lane` of this warp now.
     #[inline(always)]
     fn ordered(&self, clock: u32, by: Who, lane: usize) -> bool {
         clock <= self.floor
@@ -298,8 +298,8 @@ impl Shadow {
         self.readers = Vec::new();
     }
 
-    /// Notes an access of the lanes of `mask` and finds what it races with. `same` tells whether two lanes write the
-    /// same value. Without `note` nothing is noted (a copy that will write later).
+    /// Finds an earlier access that races with one by the lanes of `mask`, and records the new one. `same` is whether two
+    /// lanes write the same value. Without `note` nothing is recorded: an asynchronous copy, which writes later.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn touch(
@@ -486,19 +486,19 @@ pub(crate) struct BlockClock {
     fenced: u32,
     /// Of these, the ones that a strong write has published.
     released: u32,
-    /// When the block last read something strong: it knows all that was published until then.
+    /// When the block last made a strong read: everything published until then is ordered before it.
     pub(crate) acquired: u64,
-    /// When it last did something strong itself.
+    /// When the block last made a strong access.
     pub(crate) strong: u64,
 }
 
 /// Which epochs of which blocks were published when, in the running launch.
 ///
 /// A block that fences and then writes strongly (an atomic, a volatile, relaxed or releasing store of `.gpu` scope)
-/// publishes what it did before the fence. A block that reads strongly knows everything published until that moment,
-/// whatever address it reads, and whether or not a fence or barrier follows: coarse, but without false alarms, and it
-/// needs no clock for each pair of blocks. It also knows all strong accesses until then, which other blocks' atomics
-/// and flags may be. A missing fence on the writing side is found.
+/// publishes its accesses before the fence. A strong read orders after itself everything published until that moment,
+/// whatever address it reads, and whether or not a fence or barrier follows: coarse, but without false alarms, and
+/// without a clock for each pair of blocks. It also orders all earlier strong accesses of other blocks, which may be
+/// atomics and flags. A missing fence on the writing side is found.
 #[derive(Debug, Default)]
 pub(crate) struct Releases {
     now: AtomicU64,
@@ -514,7 +514,7 @@ impl Releases {
         blocks
     }
 
-    /// Whether what block `by` did in `epoch` was published to one that acquired at `acquired`.
+    /// Whether the accesses of block `by` in `epoch` were published before the time `acquired`.
     pub(crate) fn known(&self, serial: u32, by: u32, epoch: u32, acquired: u64) -> bool {
         let blocks = self.of(serial);
         blocks.1.get(&by).and_then(|times| times.get(epoch as usize)).is_some_and(|time| *time <= acquired)

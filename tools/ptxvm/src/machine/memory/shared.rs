@@ -11,7 +11,7 @@ pub struct SharedMemory {
     bytes: Vec<u8>,
     /// Which bytes somebody wrote, a bit each.
     written: Vec<u64>,
-    /// Who touched what last, for the race check.
+    /// The last accesses to each piece of memory, for the race check.
     pub(crate) shadow: Shadow,
     /// Words of 4 bytes that asynchronous copies will write, a bit each, and by which lane of which warp and which
     /// instruction.

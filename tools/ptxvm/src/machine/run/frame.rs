@@ -79,7 +79,7 @@ fn set_special(
             S::LanemaskGe => !(bit - 1),
             S::DynamicSmemSize => launch.shared_bytes - launch.dynamic_shared,
             S::TotalSmemSize => launch.shared_bytes,
-            // The system's part of shared memory is not there: whoever uses its address (barriers of cooperative-group
+            // The system's part of shared memory is not there: a kernel that uses its address (barriers of cooperative-group
             // tiles wider than a warp do) gets an out-of-bounds fault; unoptimised code takes the address everywhere.
             S::ReservedSmemOffset1 => 0xffff_fc00,
             S::ClusterCtaidX | S::ClusterCtaidY | S::ClusterCtaidZ | S::ClusterCtarank => 0,

@@ -18,8 +18,8 @@ use crate::error::ErrorKind;
 
 /// Instructions that a warp runs before the block's other warps do, where no seed draws the length.
 const TIME_SLICE: u64 = 1 << 16;
-/// Atomics or strong loads that a warp may run while lanes of it wait at joins, before those are let go: it may wait for
-/// them, as in a spin lock whose owner left the loop.
+/// Atomics or strong loads that a warp may run while lanes of it wait at joins. Then a join is released, because the warp
+/// may be spinning until those lanes go on, as in a spin lock whose owner has left the loop.
 const SPINS: u32 = 1024;
 /// Whether a warp can go on after its time slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl BlockRun {
         }
     }
 
-    /// What the block has done.
+    /// The block's work so far.
     pub(super) fn work(&self) -> BlockWork {
         self.block.work
     }
@@ -158,14 +158,14 @@ impl BlockRun {
         Stop(Box::new(finding))
     }
 
-    /// Nobody can go on.
+    /// The finding when no warp of the block can run.
     fn deadlock(&self, launch: &LaunchState<'_>) -> Stop {
         let stuck = |converging: bool| {
             let all =
                 self.warps.iter().enumerate().flat_map(|(w, run)| run.splits.iter().map(move |s| (w, s)));
             all.filter(|(_, s)| (s.state == State::Converging) == converging).collect::<Vec<_>>()
         };
-        // Lanes that wait for lanes of their own warp are the cause; others wait for them.
+        // The cause are lanes that wait for lanes of their own warp, if there are any: barriers wait for them.
         if let Some((w, s)) = stuck(true).first() {
             return self.stuck_warp(launch, *w, s.pc, s.mask);
         }
@@ -263,7 +263,7 @@ impl BlockRun {
                 continue;
             }
             let run = &mut self.warps[w];
-            // Lanes at a join come first: what others wait for may lie behind it.
+            // Lanes at a join are released first, because the instruction that the others wait at may lie behind the join.
             if run.splits.iter().any(|s| s.state == State::Converging) && run.release_one() {
                 continue;
             }
@@ -281,7 +281,7 @@ impl BlockRun {
         }
     }
 
-    /// Runs split `s` until it waits, parts or ends, for at most `most` instructions. Gives how many it ran.
+    /// Runs split `s` until it waits, diverges or ends, for at most `most` instructions. Returns how many it ran.
     fn run_split(
         &mut self,
         w: usize,
@@ -416,7 +416,7 @@ fn all_here(regs: &Registers, inst: &Inst, m: u32, live: u32) -> bool {
     }
 }
 
-/// Keeps the initialisation state of what an operation of lanes wrote.
+/// Sets the initialisation state of the destinations of an operation of lanes.
 #[inline(always)]
 fn follow(regs: &mut Registers, inst: &Inst, m: u32) {
     let defined = match inst.defs {

@@ -42,7 +42,7 @@ use crate::machine::registers::{LANES, Registers, Value};
 use crate::ptx::ast::Instruction;
 use crate::types::Type;
 
-/// What a product is made of, as the modifiers say.
+/// Shape and element types of a product, from the modifiers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Variant {
     pub(super) shape: Shape,

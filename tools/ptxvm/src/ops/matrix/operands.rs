@@ -57,8 +57,8 @@ pub(super) fn destinations(
     ops.iter().map(|op| d.dst(op, ty)).collect()
 }
 
-/// The ISA leaves it undefined what these instructions do when a lane of the warp has exited, never existed, or has a
-/// false guard. Nobody should rely on it: it ends the launch.
+/// A warp without all its 32 lanes ends the launch: the ISA leaves these instructions undefined when a lane has exited,
+/// never existed, or has a false guard.
 #[inline(always)]
 pub(super) fn whole_warp(ctx: &Context<'_>, mask: u32) -> Result<(), Stop> {
     if mask == u32::MAX { Ok(()) } else { Err(partial_warp(ctx, mask)) }

@@ -167,7 +167,7 @@ fn access(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>, store: bool) -> Resul
     Ok(())
 }
 
-/// What all accesses of one instruction have in common.
+/// Type, space and layout, which all accesses of one instruction share.
 struct Piece {
     fragment: Fragment,
     elem: Elem,

@@ -92,7 +92,7 @@ impl WarpOp for Discard {
         let mut span = ctx.begin_global(mask, &at, &access)?;
         while rest != 0 {
             let part = ctx.global_part(rest, &at, &span, &access)?;
-            // What the bytes hold from now on is undefined; they keep their values here, but count as never written.
+            // The contents are undefined from now on. The bytes keep their values here, but count as uninitialised.
             lanes(part.lanes).for_each(|lane| part.allocation.forget(part.offset(at[lane]), 128));
             rest &= !part.lanes;
             span = part.rest(rest, &at, access.size);

@@ -33,7 +33,7 @@ pub(crate) fn scope(mods: &mut Mods<'_, '_>) -> Option<bool> {
     mods.one_of(&[("cta", false), ("cluster", false), ("gpu", true), ("sys", true)])
 }
 
-/// Takes what only steers caches: it changes no result.
+/// Takes the modifiers that only steer caches: they change no result.
 pub(super) fn cache_hints(mods: &mut Mods<'_, '_>, operators: &[(&str, ())]) {
     mods.one_of(operators);
     mods.one_of(&[
@@ -126,8 +126,8 @@ pub(super) fn class(space: Space) -> Class {
 }
 
 impl Decoder<'_, '_> {
-    /// Notes what the core must know of an access: it may touch shared memory in pieces of `bytes`, and a strong
-    /// one may see how far other blocks are.
+    /// Records two facts of an access for the function: the size of its pieces, if it may touch shared memory, and that
+    /// results may depend on the order of blocks, if it `waits` (a strong load).
     pub(crate) fn note_access(&mut self, space: Space, bytes: u32, waits: bool) {
         if matches!(space, Space::Shared | Space::Generic) {
             self.shared_grain = self.shared_grain.min(bytes);
@@ -136,7 +136,8 @@ impl Decoder<'_, '_> {
     }
 }
 
-/// How a load or store is ordered; `stronger` is what it may be beyond relaxed: `acquire` or `release`.
+/// Takes the modifiers that order a load or store; `stronger` is the order beyond relaxed that it may have: `acquire` or
+/// `release`.
 pub(super) fn order(mods: &mut Mods<'_, '_>, stronger: &str) -> Result<Order, Refusal> {
     let weak = Order::default();
     if mods.take("volatile") {
@@ -162,7 +163,7 @@ pub(crate) fn values<T: Cell>(regs: &Registers, reg: Reg) -> [T; LANES] {
     }
 }
 
-/// The bytes of a register that are written, in those lanes of `mask` in which only some are.
+/// The initialised bytes of a register, in the lanes of `mask` in which some bytes are initialised and others not.
 pub(super) fn written_in_part(regs: &Registers, reg: Reg, mask: u32) -> Vec<(usize, u16)> {
     if !regs.any_partly() {
         return Vec::new();

@@ -50,7 +50,7 @@ pub(super) fn store(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
         }
         srcs.push(d.src_wide(op, ty)?);
     }
-    // A store alone does not wait, but it may be what another block waits for: that one's load counts.
+    // A store does not wait. Another block may wait for it, but then that block's load makes the kernel ordered.
     d.note_access(space, bytes * n, false);
     let access = Access { size: u64::from(bytes * n), act: Act::Write, order };
     d.warp(Store { space, bytes, access, offset: address.offset }, class(space), &[], &srcs);

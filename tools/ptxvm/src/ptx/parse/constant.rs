@@ -47,7 +47,7 @@ enum Binary {
     Rem,
 }
 
-/// How strong `+` binds; what follows a symbol starts there.
+/// The precedence of `+`: the least of an operator that may follow a symbol.
 const ADDITIVE: u32 = 9;
 
 impl Binary {
@@ -126,7 +126,7 @@ impl Binary {
 }
 
 impl Parser<'_, '_> {
-    /// What may follow a name: `+4`, `+-4`, `-4`, `+4*2+8`; 0 where nothing does.
+    /// The offset that may follow a name: `+4`, `+-4`, `-4`, `+4*2+8`; 0 where nothing does.
     pub(super) fn addend(&mut self) -> Parsed<i64> {
         let start = self.token;
         let mut sum = Number::Signed(0);

@@ -6,14 +6,14 @@ use crate::ptx::ast::{Initial, InitialValue, Linkage, Register, Statement, Varia
 use crate::ptx::lex::{Token, TokenKind, shorten};
 use crate::types::{Space, Type, TypeKind};
 
-/// What a declaration says before its names: `.global .align 4 .v2 .f32`.
+/// The part of a declaration before its names: `.global .align 4 .v2 .f32`.
 pub(super) struct Declared {
     /// `None` for `.reg`.
     pub(super) space: Option<Space>,
     pub(super) ty: Type,
     /// 1, 2 or 4.
     pub(super) vector: u32,
-    /// What `.align` says.
+    /// The value of `.align`.
     pub(super) align: Option<u32>,
 }
 

@@ -1,7 +1,7 @@
 //! Tokens to syntax tree: recursive descent over PTX ISA 9.x, with one token of lookahead.
 //!
-//! What is refused is what ptxas refuses; where the ISA's text and ptxas differ, comments say so. A little more is
-//! taken where it harms nobody: `[a-4]` beside `[a+-4]`, `.maxntid 8 8 1` without commas.
+//! The parser refuses the text that ptxas refuses; where the ISA's text and ptxas differ, comments say so. It takes a
+//! little more where that is harmless: `[a-4]` beside `[a+-4]`, `.maxntid 8 8 1` without commas.
 //!
 //! Directives without a meaning for a machine that interprets are read and dropped: `.minnctapersm`, `.maxnreg`,
 //! `.abi_preserve`, `.abi_preserve_control`, `.pragma`, `.attribute`, `.ptr` and its space and alignment, `.align`
@@ -112,7 +112,7 @@ struct Parser<'a, 'f> {
     file: &'f str,
     text: &'a str,
     lexer: Lexer<'a>,
-    /// The token that is looked at.
+    /// The current token.
     token: Token,
     /// Open blocks, parentheses and braces.
     depth: u32,
@@ -151,7 +151,7 @@ impl<'a> Parser<'a, '_> {
         self.fail(ErrorKind::Syntax, token.start, token.line, message)
     }
 
-    /// The token that is looked at is not what must stand here.
+    /// A syntax error: `what` must stand here, and the current token is another.
     fn expected<T>(&self, what: &str) -> Parsed<T> {
         let found = match self.token.kind {
             TokenKind::End => "the end of the text".to_string(),
@@ -278,7 +278,7 @@ impl<'a> Parser<'a, '_> {
         Ok(values)
     }
 
-    /// Counts a level of nesting; the caller takes it back with [`Self::leave`]. After an error nobody counts.
+    /// Counts a level of nesting; the caller takes it back with [`Self::leave`], except after an error, which ends parsing.
     fn enter(&mut self) -> Parsed<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {

@@ -60,7 +60,7 @@ impl<'a> Parser<'a, '_> {
         Ok(())
     }
 
-    /// What follows `name:`. A label stands before anything, also before `}`.
+    /// The statement after `name:`. A label stands before anything, also before `}`.
     fn labelled(&mut self, name: &'a str, line: u32, out: &mut Vec<Statement<'a>>) -> Parsed<()> {
         out.push(match self.directive() {
             Some("branchtargets") => {

@@ -4,19 +4,19 @@
 //   p = p (1 - lr wd) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //   copy = p rounded to bf16; the gradient becomes 0
 //
-// g, p (the master weight), m, v f32. The order of operations is src/backend/cpu/adamw.rs's, which is PyTorch's, and
-// every operation is the correctly rounded one: the results have the CPU's bits.
+// g, p (the master weight), m and v are f32. The order of operations is that of src/backend/cpu/adamw.rs, which is PyTorch's, and
+// every operation is correctly rounded: the results have the CPU's bits.
 //
-// A block takes a chunk: at most CHUNK consecutive elements of one parameter, listed in a table. A thread takes 4
-// elements at a time: 16 bytes of each f32 tensor, 8 of the copy. Bytes per element: 16 read, 18 written (16 without
-// a copy); some 20 FLOPs, the two divisions and the root in some 40 instructions. The limit is memory.
+// A block takes a chunk: consecutive elements of one parameter, as many as the launcher puts in it. A thread takes 4 elements at a
+// time: 16 bytes of each f32 tensor and 8 of the copy. Bytes per element: 16 read, 18 written (16 without a copy). FLOPs: some 20;
+// the two divisions and the root take some 40 instructions. The limit is memory.
 
 #include "common.cuh"
 
-// As src/backend/cuda/adamw.rs packs it.
+// A block's elements; as in src/backend/cuda/adamw.rs.
 struct Chunk {
     float *grad, *master, *m, *v;
-    bf16 *copy; // null: the master weight is the parameter
+    bf16 *copy; // null if the master weight itself is the parameter
     unsigned len;
     float keep; // 1 - lr wd
 };

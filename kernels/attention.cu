@@ -1,72 +1,73 @@
-// Segment attention, forward: o = softmax(cap(scale q k^T)) v and lse = log sum exp of the visible scores, over the
-// keys that src/segments.rs makes visible: those of the query's chain of segments with pos_k <= pos_q < pos_k + window.
+// Segment attention, forward: o = softmax(cap(scale q k^T)) v, and lse = log sum exp of the visible scores. Visible to a query
+// are the keys of its chain of segments (src/segments.rs) with pos_k <= pos_q < pos_k + window.
 //
-// Order. A row (query, head) has one order of arithmetic, whatever it is batched with and however its sequence is cut
-// into segments; so sampling one token at a time and training on all of them give the same bits:
-// - Absolute positions are cut into splits of 128 keys, two tiles of 64, wherever the keys' rows lie.
-// - A split alone: online softmax over its tiles from a fresh state (m, l, o). With s the row's scores in a tile, in units
-//   of log 2: m' = max(m, s), a = 2^(m - m'), p = 2^(s - m'), l = a l + sum p, o = a o + bf16(p) v. The sum over Dh (for s)
-//   and over the tile's keys (for o) are chains of mma in steps of 16; `quad_sum` says how p is summed.
-// - The splits are merged in order: m = max(m1, m2), l = l1 2^(m1 - m) + l2 2^(m2 - m), o likewise.
+// Order. A row (query, head) has one order of arithmetic, whatever the other rows of the batch are and however its sequence is
+// cut into segments. Sampling one token at a time and training on all tokens at once give the same bits therefore.
+// - Absolute positions are cut into splits of 128 keys, two tiles of 64 keys each, wherever the rows of the keys lie.
+// - Within a split: online softmax over its tiles from an empty state (m, l, o). With s the row's scores in a tile, in units
+//   of log 2: m' = max(m, s), a = 2^(m - m'), p = 2^(s - m'), l = a l + sum p, o = a o + bf16(p) v. The sums over Dh (for s)
+//   and over the tile's keys (for o) are chains of mma in steps of 16; `quad_sum` defines the order of the sum of p.
+// - Splits are merged in ascending order: m = max(m1, m2), l = l1 2^(m1 - m) + l2 2^(m2 - m), o likewise.
 // - o / l is rounded once.
-// A tile or split that a row cannot see leaves its state as it is, bit for bit: whether it is skipped does not matter.
+// A tile or split of which a row sees no key leaves the row's state unchanged, bit for bit. Skipping it changes nothing.
 //
-// Work. An item is a tile of rows (the G = H / K heads of a kv head for consecutive queries, so that K and V are read
-// once for the group) and a range of key positions that all of them reach through the same rows of K and V. The host
-// makes items (src/backend/cuda/attention.rs):
-// - Wholes walk through all their splits and write o and lse: prefill and training.
-// - Parts, for queries that come in small runs (decode), do one split and leave its state (m, l, o) in the workspace.
-//   Streams of one prompt share it: their rows are one problem. What is a stream's own are parts as well, so all of a
-//   step's keys are read at once, by as many blocks as there are splits. A second launch merges what they left.
-// Two shapes, 4 warps each: 64 rows, where a warp has 16 rows, all keys and all columns; and 16 rows of one split, where
-// a warp has 16 of a tile's keys for s and a quarter of the columns for o, and p and the maxima pass through shared
-// memory.
+// Work. An item is a tile of rows (the G = H / K heads of a kv head for consecutive queries, so that K and V are read once for
+// the group) and a range of key positions that all of these queries reach through the same rows of K and V. The host makes the
+// list of items (src/backend/cuda/attention.rs):
+// - A whole item walks through all splits of its rows and writes o and lse. Prefill and training consist of these.
+// - A part, for queries that come in small runs (decode), does one split and stores its state (m, l, o) in the workspace. The
+//   streams of a prompt share the parts over the prompt's keys, where their rows are one tile; each stream has parts over its
+//   own keys. All keys of a decode step are read at the same time, therefore, by as many blocks as there are splits. A second
+//   launch merges the stored states.
+// There are two shapes of items, 4 warps each. With 64 rows, a warp has 16 rows, all keys and all columns. With 16 rows and one
+// split, all warps have the same rows; a warp computes s for 16 of a tile's keys and o for a quarter of the columns, and the
+// warps exchange p and the row maxima through shared memory.
 //
-// The merge of a split with those before it needs both their o, and a thread of 64 rows of 256 has registers for one. So
-// there V passes in two halves of the columns, both tiles of a half at once: the split's own o is made of 16 columns at a
-// time, over all its keys, and merged. No state passes through memory, in however many splits.
+// Merging a split with the splits before it needs two o, and at 64 rows of 256 columns a thread has registers for only one. V
+// is therefore processed in two halves of the columns, each half over both tiles: the o of the split is computed for 16
+// columns at a time, over all keys of the split, and merged at once. No state goes through memory, however many splits there
+// are.
 //
-// Movement, per whole of 64 rows and tile of 64 keys at Dh = 256: K and V, 64 KiB, to shared memory for 4 64 64 256 =
-// 4.2 MFLOP. From there ldmatrix reads each of them once per warp, and Q once: 4 (32 + 32 + 8) KiB = 288 KiB, or 2304
-// cycles at 128 bytes each; the products take 2048 cycles on an A100. So shared memory limits large shapes, closely
-// followed by the tensor cores; the 64 KiB come from L2 (for each 64 rows anew), 28 bytes a cycle and SM. A tile of 16
-// rows does a quarter of the products for the same 64 KiB, in half of the wavefronts. A part's state costs 4 (Dh + 2)
-// bytes a row, written and read.
-// Shared memory: Q and two buffers for what streams, a tile of K or half of a split's V each: 96 KiB at 64 rows of 256.
-// One fills while the other is used. Registers: o alone takes 128 of a thread there, s and the p before it 48; the rest
-// leaves little.
+// Movement of a whole item of 64 rows, per tile of 64 keys at Dh = 256: K and V, 64 KiB, are copied to shared memory for
+// 4 64 64 256 = 4.2 MFLOP. From shared memory ldmatrix reads K and V once per warp, and Q once: 4 (32 + 32 + 8) KiB = 288 KiB,
+// which take 2304 cycles at 128 bytes each. The products take 2048 cycles on an A100. The limit of large shapes is shared
+// memory, closely followed by the tensor cores. The 64 KiB come from L2, again for every 64 rows: 28 bytes a cycle for each SM.
+// A tile of 16 rows does a quarter of the products for the same 64 KiB, with half of the wavefronts. The state of a part costs
+// 4 (Dh + 2) bytes a row, written and read.
+// Shared memory: Q, and two buffers, of which one is filled while the other is read; each holds a tile of K or half of the
+// columns of a split's V. At 64 rows of 256 that is 96 KiB. Registers of a thread at that shape: 128 for o, 48 for s and for p.
 
 #include "attention.cuh"
 
 constexpr int KEYS = 64;   // keys of a tile
 constexpr int TILES = 2;   // tiles of a split
-constexpr int GROUPS = 4;  // 16 keys each, of a tile
+constexpr int GROUPS = 4;  // groups of 16 keys of a tile
 constexpr int THREADS = 128;
-constexpr int LOADS = 4;  // states that a thread of the merge asks for at once
+constexpr int LOADS = 4;  // states that a thread of the merge loads before it uses the first
 
 // As in src/backend/cuda/attention.rs.
 struct Item {
     unsigned first;       // first row, counted query * G + head of the group
-    unsigned rows;        // number of rows; without any there is nothing to do
+    unsigned rows;        // number of rows; 0: the item has no work
     unsigned low, high;   // least and greatest position of its queries
     unsigned begin, end;  // positions of keys; none if equal
-    unsigned pieces;      // where its chain begins in the pieces
-    unsigned work;        // a part's first row in the workspace
-    unsigned kind;        // PART, FEW
+    unsigned chain;       // index in `chains` of the first segment of its chain
+    unsigned work_row;    // of a part: first row in the workspace
+    unsigned kind;        // bits PART, FEW
 };
-constexpr unsigned PART = 1;  // ends in the workspace
-constexpr unsigned FEW = 2;   // at most 16 rows, and keys of one split: warps share the rows
+constexpr unsigned PART = 1;  // the item stores a state in the workspace
+constexpr unsigned FEW = 2;   // at most 16 rows, and keys of one split: the warps have the same rows
 
 // Rows whose splits are merged, as in src/backend/cuda/attention.rs.
-struct Merged {
-    unsigned first, rows;  // as an item's
-    unsigned work;         // of the first row in the first split
+struct MergeItem {
+    unsigned first, rows;  // as in Item
+    unsigned work_row;     // row in the workspace of the first row's first split
     unsigned stride;       // rows of the workspace from split to split
-    unsigned splits;
+    unsigned splits;       // number of splits
 };
 
-// A segment of a chain: keys at positions from the end of the piece before up to `end` are in rows position + delta.
-struct Piece {
+// A segment of a chain: the keys at positions from the `end` of the item before up to `end` lie in rows position + delta.
+struct ChainItem {
     unsigned end;
     int delta;
 };
@@ -77,23 +78,23 @@ struct Params {
     bf16 *o;
     float *lse;
     const Item *items;
-    const Merged *merged;
-    const Piece *pieces;
-    const unsigned *positions;  // of query rows
-    float *work;                // o [K rows, Dh], (m, l) [K rows, 2]
+    const MergeItem *merge_items;
+    const ChainItem *chains;
+    const unsigned *positions;  // of the query rows
+    float *work;                // the workspace: o [K, work_rows, Dh], then (m, l) [K, work_rows, 2]
     unsigned work_rows;
     unsigned group;   // G
-    unsigned window;  // at most 2^31, which is none
+    unsigned window;  // at most 2^31, which means no window
     float inner;      // scale / c with a soft-cap c, else 0
-    float outer;      // (c, or scale) * log2 e
+    float outer;      // c log2(e) with a soft-cap c, else scale log2(e)
 };
 
-// Row f, counted query * G + head of the group, of this kv head in q, o (in heads) and lse.
+// Index in [T, H] of row f of this kv head, f counted query * G + head of the group: a row of q, o and lse.
 __device__ __forceinline__ size_t head_of(const Params &p, unsigned f) {
     return (size_t(f / p.group) * gridDim.y + blockIdx.y) * p.group + f % p.group;
 }
 
-// Where the state of this kv head's row `row` of the workspace lies.
+// The state of row `row` of this kv head in the workspace: its o, and its (m, l).
 template <int DH>
 __device__ __forceinline__ float *work_o(const Params &p, size_t row) {
     return p.work + (size_t(blockIdx.y) * p.work_rows + row) * DH;
@@ -104,8 +105,8 @@ __device__ __forceinline__ float2 *work_ml(const Params &p, size_t row) {
     return reinterpret_cast<float2 *>(first) + size_t(blockIdx.y) * p.work_rows + row;
 }
 
-// How two states of a row merge, the first being the earlier keys'. An empty one has l = o = +0 and changes nothing: times
-// -0 it is -0, which no number changes by being added to it.
+// Merges two states of a row, the first of earlier keys than the second. An empty state has l = o = +0 and changes no bit of
+// the other: its factor is -0, and +0 times -0 is -0, which changes no number that it is added to.
 struct Merge {
     float m, first, second;
 
@@ -119,12 +120,12 @@ struct Merge {
     __device__ float operator()(float x1, float x2) const { return __fmaf_rn(x1, first, __fmul_rn(x2, second)); }
 };
 
-// The factor that o is divided by through, and lse, of a row with this state; both as if nothing where it saw nothing.
+// 1 / l, and lse, of a row with the state (m, l). A row that saw no key has the inverse 0 and the lse -inf.
 __device__ __forceinline__ float inverse_of(float l) { return l == 0.0f ? 0.0f : 1.0f / l; }
 __device__ __forceinline__ float lse_of(float m, float l) { return fmaf(m, LN_2, logf(l)); }
 
-// The order of a tile's sum of p: a thread adds up four for each 16 keys, and the groups of 16; then the threads of a quad
-// theirs.
+// The last step of a tile's sum of p. Before it, a thread has added its four p of each group of 16 keys, and then its groups;
+// `quad_sum` adds the sums of the four threads of a quad.
 __device__ __forceinline__ float quad_sum(float l) {
     l = __fadd_rn(l, __shfl_xor_sync(ALL, l, 1));
     return __fadd_rn(l, __shfl_xor_sync(ALL, l, 2));
@@ -137,15 +138,15 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 
 template <int DH, int ROWS>
 struct Shape {
-    static constexpr bool SHARED = ROWS == 16;                      // warps share the rows
-    static constexpr int KEY_TILES = SHARED ? 2 : 8;                // n8 tiles of a warp's scores in a tile
+    static constexpr bool SHARED = ROWS == 16;                      // whether all warps have the same rows
+    static constexpr int KEY_TILES = SHARED ? 2 : 8;                // n8 tiles of a warp's scores in a tile of keys
     static constexpr int COLUMN_TILES = DH / 8 / (SHARED ? 4 : 1);  // n8 tiles of a warp's outputs
-    // Elements of Q, of which p takes the place, and of a buffer.
+    // Elements of Q, whose memory p reuses, and of a buffer.
     static constexpr int QUERIES = SHARED && DH < TILES * KEYS ? ROWS * TILES * KEYS : ROWS * DH;
     static constexpr int BUFFER = KEYS * DH;
 };
 
-// A warp's part of the state of 16 rows. Index r of a pair is row lane / 4 + 8 r.
+// A warp's part of the state of 16 rows. m[r] and l[r] belong to row lane / 4 + 8 r.
 template <int DH, int ROWS>
 struct State {
     float m[2], l[2];
@@ -161,58 +162,59 @@ struct State {
     }
 };
 
-// What a warp of a block is and has.
+// A block's item, its buffers in shared memory, and the position of this thread's warp in the tile.
 template <int DH, int ROWS>
 struct Block {
     using S = Shape<DH, ROWS>;
-    using Scores = float[S::KEY_TILES][4];  // of a tile
+    using Scores = float[S::KEY_TILES][4];  // a warp's scores in a tile of keys
     const Params &p;
     const Item item;
     const int lane, warp, quad, t;  // quad: lane / 4, t: lane % 4
-    const int row0, key0, column0;  // the warp's first row, key of a tile, column
-    // Q; then what streams.
-    bf16 *const sq, *const sa, *const sb;
+    const int row0, key0, column0;  // the warp's first row, first key in a tile, and first column
+    bf16 *const sq, *const sa, *const sb;  // Q; the two buffers
 
     __device__ Block(const Params &p, bf16 *shared)
         : p(p), item(p.items[blockIdx.x]), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), quad(lane / 4),
           t(lane % 4), row0(S::SHARED ? 0 : 16 * warp), key0(S::SHARED ? 16 * warp : 0),
           column0(S::SHARED ? warp * DH / 4 : 0), sq(shared), sa(sq + S::QUERIES), sb(sa + S::BUFFER) {}
 
-    // What is seldom needed of the item: at 64 rows where it lies, since it would cost registers in the loop.
-    __device__ const Item &cold() const {
+    // For the fields of the item that are rarely used. At 64 rows it reads them from global memory again, because kept in
+    // registers they would cost the main loop some.
+    __device__ const Item &item_in_memory() const {
         if constexpr (S::SHARED)
             return item;
         else
             return p.items[blockIdx.x];
     }
 
-    // Row lane / 4 + 8 r of the warp's.
+    // Row of the tile that this thread's m[r] and l[r] belong to.
     __device__ unsigned row(int r) const { return row0 + quad + 8 * r; }
 
     __device__ void load_queries() const {
-        constexpr int PIECES = DH / PIECE, STEP = THREADS / PIECES;
-        const int piece = threadIdx.x % PIECES;
+        constexpr int VECTORS = DH / VECTOR, STEP = THREADS / VECTORS;
+        const int vector = threadIdx.x % VECTORS;
 #pragma unroll 2
-        for (int row = threadIdx.x / PIECES; row < ROWS; row += STEP) {
+        for (int row = threadIdx.x / VECTORS; row < ROWS; row += STEP) {
             const bool inside = row < item.rows;
-            const size_t from = inside ? head_of(p, cold().first + row) * DH + piece * PIECE : 0;
-            copy_async(sq + place<DH>(row, piece), p.q + from, inside);
+            const size_t from = inside ? head_of(p, item_in_memory().first + row) * DH + vector * VECTOR : 0;
+            copy_async(sq + swizzled_row<DH>(row, vector), p.q + from, inside);
         }
     }
 
-    // Starts copying WIDTH columns, from `column` on, of the keys (or values) of `tiles` tiles. Positions outside
-    // [begin, end) become zeros.
+    // Starts the copies of WIDTH columns, from `column` on, of the keys (or values) of `tiles` tiles from tile `tile` on. Rows
+    // of positions outside [begin, end) become zeros.
     template <int WIDTH>
     __device__ void load(bf16 *to, const bf16 *from, int column, unsigned tile, unsigned tiles) const {
-        constexpr int PIECES = WIDTH / PIECE, STEP = THREADS / PIECES;
-        const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES;
+        constexpr int VECTORS = WIDTH / VECTOR, STEP = THREADS / VECTORS;
+        const int vector = threadIdx.x % VECTORS, row = threadIdx.x / VECTORS;
         const unsigned begin = item.begin, end = item.end;
-        unsigned chain = cold().pieces;
-        while (p.pieces[chain].end <= max(tile * KEYS, begin)) chain++;
-        const Piece here = p.pieces[chain];
-        // For place(row + i, piece) with little to compute: i is a multiple of 8, or of 4 where row < 4.
-        const int first = place<WIDTH>(row, piece);
-        from += blockIdx.y * DH + column + piece * PIECE;
+        unsigned chain = item_in_memory().chain;
+        while (p.chains[chain].end <= max(tile * KEYS, begin)) chain++;
+        const ChainItem here = p.chains[chain];
+        // The offset of row + i is computed from that of `row` by one exclusive or, because i is a multiple of 8, or of 4 where
+        // row < 4.
+        const int first = swizzled_row<WIDTH>(row, vector);
+        from += blockIdx.y * DH + column + vector * VECTOR;
 #pragma unroll 2
         for (int i = 0; i < tiles * KEYS; i += STEP) {
             const unsigned position = tile * KEYS + row + i;
@@ -222,12 +224,12 @@ struct Block {
                 int delta = here.delta;
                 if (position >= here.end) {
                     unsigned next = chain + 1;
-                    while (position >= p.pieces[next].end) next++;
-                    delta = p.pieces[next].delta;
+                    while (position >= p.chains[next].end) next++;
+                    delta = p.chains[next].delta;
                 }
                 key = position + delta;
             }
-            copy_async(to + (first ^ i % 8 * PIECE) + i * WIDTH, from + size_t(key) * gridDim.y * DH, inside);
+            copy_async(to + (first ^ i % 8 * VECTOR) + i * WIDTH, from + size_t(key) * gridDim.y * DH, inside);
         }
     }
 
@@ -235,14 +237,14 @@ struct Block {
         load<DH>(to, p.k, 0, tile, 1);
     }
 
-    // s = q k^T of the warp's rows and keys of the tile in `sk`.
+    // s = q k^T for the warp's rows and its keys of the tile in `sk`.
     __device__ void scores(Scores &s, const bf16 *sk) const {
 #pragma unroll
         for (int n = 0; n < S::KEY_TILES; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) s[n][e] = 0.0f;
-        const int query = place<DH>(row0 + lane % 16, lane / 16);
-        const int key = place<DH>(key0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+        const int query = swizzled_row<DH>(row0 + lane % 16, lane / 16);
+        const int key = swizzled_row<DH>(key0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
         for (int d = 0; d < DH / 16; d++) {
             unsigned a[4];
@@ -257,7 +259,7 @@ struct Block {
         }
     }
 
-    // The soft-cap without its factor, and the mask.
+    // Applies the soft-cap without its factor c, which `outer` contains, and sets the scores of invisible keys to -inf.
     __device__ void cap_and_mask(Scores &s, unsigned tile) const {
         if (p.inner != 0.0f) {
 #pragma unroll
@@ -266,42 +268,42 @@ struct Block {
                 for (int e = 0; e < 4; e++) s[n][e] = tanh_accurate(s[n][e] * p.inner);
         }
         const unsigned base = tile * KEYS;
-        if (base + KEYS - 1 <= cold().low && cold().high - base < p.window) return;
+        if (base + KEYS - 1 <= item_in_memory().low && item_in_memory().high - base < p.window) return;
         unsigned position[2];
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            position[r] = row(r) < item.rows ? p.positions[(cold().first + row(r)) / p.group] : 0;
+            position[r] = row(r) < item.rows ? p.positions[(item_in_memory().first + row(r)) / p.group] : 0;
 #pragma unroll
         for (int n = 0; n < S::KEY_TILES; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const unsigned key = base + key0 + 8 * n + 2 * t + e % 2;
-                // Keys after the query wrap around to 2^31 and more.
+                // For keys after the query the difference wraps around to 2^31 or more.
                 if (position[e / 2] - key >= p.window) s[n][e] = -INFINITY;
             }
     }
 
-    // The greatest of each row's scores among the warp's keys.
-    __device__ void maxima(const Scores &s, float (&most)[2]) const {
+    // The largest score of each row among the warp's keys.
+    __device__ void maxima(const Scores &s, float (&row_max)[2]) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            most[r] = -INFINITY;
+            row_max[r] = -INFINITY;
 #pragma unroll
-            for (int n = 0; n < S::KEY_TILES; n++) most[r] = fmaxf(most[r], fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-            most[r] = fmaxf(most[r], __shfl_xor_sync(ALL, most[r], 1));
-            most[r] = fmaxf(most[r], __shfl_xor_sync(ALL, most[r], 2));
+            for (int n = 0; n < S::KEY_TILES; n++) row_max[r] = fmaxf(row_max[r], fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+            row_max[r] = fmaxf(row_max[r], __shfl_xor_sync(ALL, row_max[r], 1));
+            row_max[r] = fmaxf(row_max[r], __shfl_xor_sync(ALL, row_max[r], 2));
         }
     }
 
-    // A tile's p as fragments of 16 keys (one of the product of s is two of p's), and the thread's part of their sum, given
-    // the greatest of all its scores. m moves on; what was scaled by the old one is to be scaled by `scale`.
-    __device__ void exponentials(const Scores &s, const float (&most)[2], float (&m)[2], float (&scale)[2],
+    // Given the row maxima of a tile's scores: updates m, and computes p as operand fragments of 16 keys (two n8 tiles of s each)
+    // and this thread's part of the sum of p. The caller multiplies by `scale` the sums that belong to the old m.
+    __device__ void exponentials(const Scores &s, const float (&row_max)[2], float (&m)[2], float (&scale)[2],
                                  unsigned (*fragments)[4], float (&sum)[2]) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float before = m[r];
-            m[r] = fmaxf(before, most[r] * p.outer);
-            const float shift = m[r] == -INFINITY ? 0.0f : m[r];  // nothing seen yet: p = 2^-inf = 0
+            m[r] = fmaxf(before, row_max[r] * p.outer);
+            const float shift = m[r] == -INFINITY ? 0.0f : m[r];  // no key seen yet: p = 2^-inf = 0
             scale[r] = exp2_fast(before - shift);
 #pragma unroll
             for (int j = 0; j < S::KEY_TILES / 2; j++) {
@@ -317,12 +319,12 @@ struct Block {
         }
     }
 
-    // Leaves the state in the workspace.
+    // Stores the state in the workspace.
     __device__ void store(const State<DH, ROWS> &state) const {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             if (row(r) >= item.rows) continue;
-            const size_t to = size_t(cold().work) + row(r);
+            const size_t to = size_t(item_in_memory().work_row) + row(r);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n++)
                 *reinterpret_cast<float2 *>(work_o<DH>(p, to) + column0 + 8 * n + 2 * t) =
@@ -339,44 +341,44 @@ struct Block {
         for (int r = 0; r < 2; r++) {
             inverse[r] = inverse_of(state.l[r]);
             if (t == 0 && (!S::SHARED || warp == 0) && row(r) < item.rows)
-                p.lse[head_of(p, cold().first + row(r))] = lse_of(state.m[r], state.l[r]);
+                p.lse[head_of(p, item_in_memory().first + row(r))] = lse_of(state.m[r], state.l[r]);
         }
-        // Through the warp's rows and columns of the tile of Q, so that whole rows are written.
+        // o passes through the warp's rows and columns of Q's memory, so that global memory is written in whole rows.
 #pragma unroll
         for (int n = 0; n < S::COLUMN_TILES; n++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                bf16 *to = sq + place<DH>(row(r), column0 / 8 + n) + 2 * t;
+                bf16 *to = sq + swizzled_row<DH>(row(r), column0 / 8 + n) + 2 * t;
                 *reinterpret_cast<unsigned *>(to) =
                     pack(state.o[n][2 * r] * inverse[r], state.o[n][2 * r + 1] * inverse[r]);
             }
-        __syncwarp();  // other lanes wrote what this one reads
-        constexpr int PIECES = S::COLUMN_TILES;
+        __syncwarp();  // a lane reads what other lanes wrote
+        constexpr int VECTORS = S::COLUMN_TILES;
 #pragma unroll 2
-        for (int i = lane; i < 16 * PIECES; i += WARP) {
-            const unsigned row = row0 + i / PIECES;
-            const int piece = column0 / 8 + i % PIECES;
+        for (int i = lane; i < 16 * VECTORS; i += WARP) {
+            const unsigned row = row0 + i / VECTORS;
+            const int vector = column0 / 8 + i % VECTORS;
             if (row < item.rows)
-                *reinterpret_cast<uint4 *>(p.o + head_of(p, cold().first + row) * DH + piece * PIECE) =
-                    *reinterpret_cast<const uint4 *>(sq + place<DH>(row, piece));
+                *reinterpret_cast<uint4 *>(p.o + head_of(p, item_in_memory().first + row) * DH + vector * VECTOR) =
+                    *reinterpret_cast<const uint4 *>(sq + swizzled_row<DH>(row, vector));
         }
     }
 
     __device__ void end(const State<DH, ROWS> &state) const {
-        if (cold().kind & PART)
+        if (item_in_memory().kind & PART)
             store(state);
         else
             finish(state);
     }
 };
 
-// o of the warp's rows and half of the columns, those of V in `sv`: a split's own, merged with that of those before.
+// Computes a split's o for the warp's rows and the half of the columns whose V is in `sv`, and merges it into o.
 template <int DH>
 __device__ __forceinline__ void outputs(const unsigned (&a)[TILES * GROUPS][4], bool second_tile,
                                         const float (&scale)[2], const bf16 *sv, const Merge (&merge)[2],
                                         float (*o)[4]) {
     constexpr int HALF = DH / 2, AT_ONCE = 2;
-    const int value = place<HALF>(threadIdx.x % 16, threadIdx.x % WARP / 16);
+    const int value = swizzled_row<HALF>(threadIdx.x % 16, threadIdx.x % WARP / 16);
 #pragma unroll
     for (int n = 0; n < HALF / 8; n += AT_ONCE) {
         float own[AT_ONCE][4] = {};
@@ -404,49 +406,49 @@ __device__ __forceinline__ void outputs(const unsigned (&a)[TILES * GROUPS][4], 
     }
 }
 
-// An item of 64 rows: all its splits.
+// A whole item, or a part of 64 rows: walks through all its splits.
 template <int DH>
-__device__ __forceinline__ void walk(const Block<DH, 64> &b) {
+__device__ __forceinline__ void all_splits(const Block<DH, 64> &b) {
     const Params &p = b.p;
     State<DH, 64> state;
     state.clear();
-    // m and l of the block's rows: o leaves too few registers.
+    // m and l of the block's rows are kept in shared memory, because o leaves too few registers.
     float2 *const ml = reinterpret_cast<float2 *>(b.sb + Shape<DH, 64>::BUFFER);
     if (threadIdx.x < 64) ml[threadIdx.x] = make_float2(-INFINITY, 0.0f);
     unsigned tile = b.item.begin / KEYS;
-    const bool active = b.row0 < b.item.rows;  // a warp without rows only helps to copy
+    const bool active = b.row0 < b.item.rows;  // a warp without rows only takes part in copies
     b.load_queries();
     b.load_keys(b.sa, tile);
     copy_commit();
     const auto stop = [&] { return (b.item.end + KEYS - 1) / KEYS; };
     while (tile < stop()) {
         const unsigned tiles = min(TILES - tile % TILES, stop() - tile);
-        // Of the split alone.
+        // m, l, p of this split alone.
         float m[2] = {-INFINITY, -INFINITY}, l[2], scale[2];
         unsigned a[TILES * GROUPS][4];
         copy_wait<0>();
-        __syncthreads();  // the first tile of K (and Q) is there for all; all have left the second half of V
+        __syncthreads();  // the first tile of K (and Q) is complete; all warps have read the second half of V
         if (tiles == TILES) b.load_keys(b.sb, tile + 1);
         copy_commit();
         if (active) {
-            float s[8][4], most[2];
+            float s[8][4], row_max[2];
             b.scores(s, b.sa);
             b.cap_and_mask(s, tile);
-            b.maxima(s, most);
-            b.exponentials(s, most, m, scale, a, l);
+            b.maxima(s, row_max);
+            b.exponentials(s, row_max, m, scale, a, l);
         }
         copy_wait<0>();
-        __syncthreads();  // the second tile of K is there for all; all have left the first
+        __syncthreads();  // the second tile of K is complete; all warps have read the first
         b.template load<DH / 2>(b.sa, p.v, 0, tile, tiles);
         copy_commit();
         Merge merge[2] = {Merge(0.0f, 0.0f), Merge(0.0f, 0.0f)};
         if (active) {
             if (tiles == TILES) {
-                float s[8][4], most[2], sum[2];
+                float s[8][4], row_max[2], sum[2];
                 b.scores(s, b.sb);
                 b.cap_and_mask(s, tile + 1);
-                b.maxima(s, most);
-                b.exponentials(s, most, m, scale, a + GROUPS, sum);
+                b.maxima(s, row_max);
+                b.exponentials(s, row_max, m, scale, a + GROUPS, sum);
 #pragma unroll
                 for (int r = 0; r < 2; r++) l[r] = __fmaf_rn(l[r], scale[r], sum[r]);
             }
@@ -455,17 +457,17 @@ __device__ __forceinline__ void walk(const Block<DH, 64> &b) {
                 const float2 before = ml[b.row(r)];
                 merge[r] = Merge(before.x, m[r]);
                 const float all = merge[r](before.y, quad_sum(l[r]));
-                __syncwarp();  // all four threads of a row have read; before they read again there are barriers
+                __syncwarp();  // all four threads of a row have read ml; barriers precede their next read
                 if (b.t == 0) ml[b.row(r)] = make_float2(merge[r].m, all);
             }
         }
         copy_wait<0>();
-        __syncthreads();  // the first half of V is there for all; all have left the second tile of K
+        __syncthreads();  // the first half of V is complete; all warps have read the second tile of K
         b.template load<DH / 2>(b.sb, p.v, DH / 2, tile, tiles);
         copy_commit();
         if (active) outputs<DH>(a, tiles == TILES, scale, b.sa, merge, state.o);
         copy_wait<0>();
-        __syncthreads();  // the second half of V is there for all; all have left the first
+        __syncthreads();  // the second half of V is complete; all warps have read the first
         if (tile + tiles < stop()) b.load_keys(b.sa, tile + tiles);
         copy_commit();
         if (active) outputs<DH>(a, tiles == TILES, scale, b.sb, merge, state.o + DH / 16);
@@ -481,18 +483,18 @@ __device__ __forceinline__ void walk(const Block<DH, 64> &b) {
     b.end(state);
 }
 
-// What warps that share rows tell each other, of each tile.
+// Row maxima and sums of p of each tile, which the warps of an item of 16 rows exchange.
 struct Exchange {
     float maxima[TILES][4][16];    // by warp and row
     float sums[TILES][4][16 * 4];  // by warp, row and thread of a quad
 };
 
-// An item of 16 rows: its split. K and V are asked for as early as two buffers allow: memory limits this shape.
+// An item of 16 rows and one split. Copies of K and V start as early as two buffers allow, because memory limits this shape.
 template <int DH>
 __device__ __forceinline__ void one_split(const Block<DH, 16> &b) {
     const Params &p = b.p;
     using S = Shape<DH, 16>;
-    bf16 *const sp = b.sq;  // p [16, 128], a tile beside the other, where Q was
+    bf16 *const sp = b.sq;  // p [16, 128], one tile after the other, in Q's memory
     Exchange &exchange = *reinterpret_cast<Exchange *>(b.sb + S::BUFFER);
     State<DH, 16> state;
     state.clear();
@@ -509,45 +511,45 @@ __device__ __forceinline__ void one_split(const Block<DH, 16> &b) {
         copy_commit();
     }
 
-    float s[S::KEY_TILES][4], most[2], scale[2], sums[2];
+    float s[S::KEY_TILES][4], row_max[2], scale[2], sums[2];
     unsigned a[TILES][4];
-    const auto tell = [&](int i) {
-        b.maxima(s, most);
+    const auto send_maxima = [&](int i) {
+        b.maxima(s, row_max);
         if (b.t == 0) {
-            exchange.maxima[i][b.warp][b.quad] = most[0];
-            exchange.maxima[i][b.warp][b.quad + 8] = most[1];
+            exchange.maxima[i][b.warp][b.quad] = row_max[0];
+            exchange.maxima[i][b.warp][b.quad + 8] = row_max[1];
         }
     };
-    const auto hear = [&](int i) {
+    const auto use_maxima = [&](int i) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = b.quad + 8 * r;
             const float(&of)[4][16] = exchange.maxima[i];
-            most[r] = fmaxf(fmaxf(of[0][row], of[1][row]), fmaxf(of[2][row], of[3][row]));
+            row_max[r] = fmaxf(fmaxf(of[0][row], of[1][row]), fmaxf(of[2][row], of[3][row]));
         }
-        b.exponentials(s, most, state.m, scale, a + i, sums);
+        b.exponentials(s, row_max, state.m, scale, a + i, sums);
 #pragma unroll
         for (int r = 0; r < 2; r++) exchange.sums[i][b.warp][b.lane + WARP * r] = sums[r];
     };
     copy_wait<1>();
-    __syncthreads();  // Q and the first tile of K are there for all
+    __syncthreads();  // Q and the first tile of K are complete
     b.scores(s, b.sa);
     b.cap_and_mask(s, tile);
-    tell(0);
+    send_maxima(0);
     copy_wait<0>();
-    __syncthreads();  // the maxima and the second tile of K are there for all; all have left the first
+    __syncthreads();  // the first maxima and the second tile of K are complete; all warps have read the first tile of K
     b.template load<DH>(b.sa, p.v, 0, tile, 1);
     copy_commit();
-    hear(0);
+    use_maxima(0);
     if (tiles == TILES) {
         b.scores(s, b.sb);
         b.cap_and_mask(s, tile + 1);
-        tell(1);
+        send_maxima(1);
     }
-    __syncthreads();  // the second maxima are there; all have left Q and the second tile of K
+    __syncthreads();  // the second maxima are complete; all warps have read Q and the second tile of K
     if (tiles == TILES) {
         b.template load<DH>(b.sb, p.v, 0, tile + 1, 1);
-        hear(1);
+        use_maxima(1);
     }
     copy_commit();
 #pragma unroll
@@ -558,14 +560,14 @@ __device__ __forceinline__ void one_split(const Block<DH, 16> &b) {
             if (i < tiles) *reinterpret_cast<unsigned *>(to) = a[i][e];
         }
     copy_wait<1>();
-    __syncthreads();  // the first tile of V is there for all, p and the sums
-    const int value = place<DH>(b.lane % 16, b.column0 / 8 + b.lane / 16);
+    __syncthreads();  // the first tile of V, p and the sums are complete
+    const int value = swizzled_row<DH>(b.lane % 16, b.column0 / 8 + b.lane / 16);
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
         if (i == tiles) break;
         if (i > 0) {
             copy_wait<0>();
-            __syncthreads();  // the second tile of V is there for all
+            __syncthreads();  // the second tile of V is complete
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n++)
 #pragma unroll
@@ -594,11 +596,11 @@ __device__ __forceinline__ void one_split(const Block<DH, 16> &b) {
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) state.l[r] = quad_sum(state.l[r]);
-    __syncthreads();  // all have left p, where `end` may put o
+    __syncthreads();  // all warps have read p, whose memory `end` may use for o
     b.end(state);
 }
 
-// Items of few rows.
+// For lists in which all items have at most 16 rows.
 template <int DH>
 __device__ __forceinline__ void forward_few(const Params &p) {
     extern __shared__ uint4 shared[];
@@ -606,18 +608,18 @@ __device__ __forceinline__ void forward_few(const Params &p) {
     one_split(Block<DH, 16>(p, reinterpret_cast<bf16 *>(shared)));
 }
 
-// Items of any kind.
+// For lists of items of any kind.
 template <int DH>
 __device__ __forceinline__ void forward_any(const Params &p) {
     extern __shared__ uint4 shared[];
     if (p.items[blockIdx.x].kind & FEW)
         forward_few<DH>(p);
     else
-        walk(Block<DH, 64>(p, reinterpret_cast<bf16 *>(shared)));
+        all_splits(Block<DH, 64>(p, reinterpret_cast<bf16 *>(shared)));
 }
 
-// Merges a row's splits, in order, one row a warp, and writes o and lse. It waits for memory: a thread has 4 columns (2
-// of heads of 64) of each 128, of several splits at once.
+// Merges the splits of a row in ascending order, one row for each warp, and writes o and lse. The limit is the latency of
+// memory, and so a thread loads 4 columns (2 where heads have 64) of each 128 for several splits before it uses the first.
 template <int DH>
 __device__ __forceinline__ void merge_splits(const Params &p) {
     constexpr int WIDTH = DH == 64 ? 2 : 4, COUNT = DH / WIDTH / WARP;
@@ -627,7 +629,7 @@ __device__ __forceinline__ void merge_splits(const Params &p) {
     struct alignas(2 * WIDTH) Rounded {
         bf162 of[WIDTH / 2];
     };
-    const Merged rows = p.merged[blockIdx.x];
+    const MergeItem rows = p.merge_items[blockIdx.x];
     if (blockIdx.z >= rows.rows) return;
     const unsigned lane = threadIdx.x;
     float m = -INFINITY, l = 0.0f;
@@ -639,7 +641,7 @@ __device__ __forceinline__ void merge_splits(const Params &p) {
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
             if (first + i >= rows.splits) break;
-            const size_t row = rows.work + blockIdx.z + size_t(first + i) * rows.stride;
+            const size_t row = rows.work_row + blockIdx.z + size_t(first + i) * rows.stride;
             ml[i] = *work_ml<DH>(p, row);
 #pragma unroll
             for (int c = 0; c < COUNT; c++)
@@ -670,7 +672,7 @@ __device__ __forceinline__ void merge_splits(const Params &p) {
     if (lane == 0) p.lse[head] = lse_of(m, l);
 }
 
-// Items of any kind: grid (items, K). Shared memory: (64 + 128) Dh bf16, and (m, l) of 64 rows.
+// Items of any kind: grid (items, K). Shared memory: (64 + 128) Dh bf16 for Q and the buffers, and (m, l) of 64 rows.
 extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_64_rows_64(const __grid_constant__ Params p) {
     forward_any<64>(p);
 }
@@ -681,8 +683,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_256_rows_64(
     forward_any<256>(p);
 }
 
-// Where all items have few rows: fewer registers, and less shared memory: (16 + 128) Dh bf16, at least 128 for each of the
-// 16 rows, and an Exchange. Four blocks: that many registers ptxas needs in order not to spill.
+// Items of at most 16 rows: grid (items, K). They take fewer registers, and less shared memory: Q or p, 16 rows of at least 128
+// bf16, two buffers of 64 Dh bf16, and an Exchange. The 4 of the launch bounds allows 128 registers, with which nothing spills.
 extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_64_rows_16(const __grid_constant__ Params p) {
     forward_few<64>(p);
 }
@@ -693,7 +695,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_256_rows_
     forward_few<256>(p);
 }
 
-// After parts: grid (merged, K, rows of a merged at most).
+// The merge after a list with parts: grid (merge items, K, the most rows of a merge item).
 extern "C" __global__ void __launch_bounds__(32) attention_forward_64_merge(const __grid_constant__ Params p) {
     merge_splits<64>(p);
 }

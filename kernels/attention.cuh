@@ -1,4 +1,4 @@
-// What attention's kernels share: tiles of keys in shared memory, and the soft-cap.
+// Shared by the kernels of attention.cu: the layout of tiles in shared memory, and the soft-cap.
 #pragma once
 
 #include "mma.cuh"
@@ -6,20 +6,20 @@
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
-// Offset in elements of piece `piece` of row `row` in a tile whose rows have WIDTH bf16, a multiple of 64, or 32: the
-// scheme of mma.cuh in every stretch of 128 bytes. Rows are a multiple of 128 bytes apart, or two lie in 128 bytes, so
-// eight rows at one column lie in eight different groups of banks, and so do eight neighbouring pieces of one row (or two).
+// Offset in elements of vector `vector` of row `row` in a tile whose rows have WIDTH bf16: 32, or a multiple of 64. Every 128
+// bytes of the tile are swizzled as in mma.cuh. Rows begin a multiple of 128 bytes apart, or two rows share 128 bytes, and so
+// neither the vectors of eight rows at one column nor eight neighbouring vectors of one row (or two) have bank conflicts.
 template <int WIDTH>
-__device__ __forceinline__ int place(int row, int piece) {
-    if (WIDTH < TILE_K) return swizzled(row / 2, row % 2 * 4 + piece);
-    return row * WIDTH + ((piece & ~7) | ((piece ^ row) & 7)) * PIECE;
+__device__ __forceinline__ int swizzled_row(int row, int vector) {
+    if (WIDTH < TILE_K) return swizzled(row / 2, row % 2 * 4 + vector);
+    return row * WIDTH + ((vector & ~7) | ((vector ^ row) & 7)) * VECTOR;
 }
 
-// place(row + rows, piece + pieces) given at = place(row, piece), where one XOR is left to compute: rows is a multiple
-// of 8 (of 16 where two are in 128 bytes), and piece and pieces have no bit in common.
+// swizzled_row(row + rows, vector + vectors), given at = swizzled_row(row, vector), by a single exclusive or. `rows` is a
+// multiple of 8 (of 16 where two rows share 128 bytes), and `vector` and `vectors` have no bit in common.
 template <int WIDTH>
-__device__ __forceinline__ int moved(int at, int rows, int pieces) {
-    return (at ^ pieces % 8 * PIECE) + rows * WIDTH + pieces / 8 * TILE_K;
+__device__ __forceinline__ int moved(int at, int rows, int vectors) {
+    return (at ^ vectors % 8 * VECTOR) + rows * WIDTH + vectors / 8 * TILE_K;
 }
 
 // 2^x within 2 ulp; 2^0 is 1 and 2^-inf is 0 exactly.
@@ -29,8 +29,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// tanh within a few ulp: an odd minimax polynomial up to 0.625, 1 - 2 / (e^(2|x|) + 1) beyond. (The instruction
-// tanh.approx is good to 2^-11 only: less than bf16's rounding, but a soft-cap of 50 multiplies it.)
+// tanh within a few ulp: an odd minimax polynomial up to 0.625, 1 - 2 / (e^(2|x|) + 1) beyond. The instruction tanh.approx is
+// not used because its error, 2^-11, is multiplied by the soft-cap, which is 50.
 __device__ __forceinline__ float tanh_accurate(float x) {
     const float a = fabsf(x), z = x * x;
     float p = 0.00214754f;

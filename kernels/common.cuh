@@ -1,4 +1,4 @@
-// What all kernels share: types, and reductions of a fixed order.
+// Shared by all kernels: types, 16-byte vectors of bf16, and reductions over a warp in a fixed order.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,7 +10,7 @@ using bf162 = __nv_bfloat162;
 constexpr unsigned WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
 
-// Eight bf16 as one 16-byte access, widened and rounded (to nearest even) in registers.
+// A vector: eight bf16, which one 16-byte access moves. `widen` converts it to f32, `narrow` rounds f32 to nearest even.
 struct alignas(16) bf16x8 {
     bf162 pair[4];
 };
@@ -31,7 +31,7 @@ __device__ __forceinline__ bf16x8 narrow(const float (&x)[8]) {
     return v;
 }
 
-// Sum over the lanes of a warp by butterfly: all lanes get the same bits.
+// Sum over the lanes of a warp by a butterfly of exchanges: all lanes get the same bits.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
@@ -44,7 +44,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Piece `i` of 8 bf16 of x as one access of 16 bytes: a plain copy of a bf16x8 becomes four of 4.
+// Vector `i` of x by one 16-byte access. The cast to uint4 is there because the compiler turns a plain copy of a bf16x8 into
+// four accesses of 4 bytes.
 __device__ __forceinline__ bf16x8 load8(const bf16 *x, size_t i) {
     const uint4 words = reinterpret_cast<const uint4 *>(x)[i];
     return reinterpret_cast<const bf16x8 &>(words);
@@ -54,14 +55,15 @@ __device__ __forceinline__ void store8(bf16 *x, size_t i, const bf16x8 &v) {
     reinterpret_cast<uint4 *>(x)[i] = reinterpret_cast<const uint4 &>(v);
 }
 
-// Does nothing, but the compiler takes the value for a new one: it then keeps eight packed numbers in four registers and
-// widens them once more (four shifts, four masks), where it would rather keep them, widened, in eight.
+// Hides from the compiler that `value` is unchanged. It then keeps the vector in four registers and widens it again at the
+// next use (four shifts, four masks), because it cannot know that the eight widened floats would still be valid.
 __device__ __forceinline__ void keep_packed(bf16x8 &value) {
     unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(value);
     asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
 }
 
-// What the compiler cannot know of an address that it finds in memory: it is one of global memory.
+// Tells the compiler that a pointer read from memory points to global memory, because it cannot derive that and would emit
+// generic accesses.
 template <typename T>
 __device__ __forceinline__ T *in_global(T *p) {
     __builtin_assume(__isGlobal(p));

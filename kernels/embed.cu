@@ -1,24 +1,24 @@
 // Token embedding.
 //
-//   forward:   x[t] = scale table[ids[t]]                 table [V, D] bf16, x [T, D] bf16
-//   backward:  dtable[ids[t]] += scale dx[t]              dx [T, D] bf16, dtable [V, D] f32
+//   forward:   x[t] = scale embedding[ids[t]]             embedding [V, D] bf16, x [T, D] bf16
+//   backward:  d_embedding[ids[t]] += scale dx[t]         dx [T, D] bf16, d_embedding [V, D] f32
 //
-// f32 arithmetic; forward one rounding at the store, backward one for each token that is added.
+// Arithmetic is f32. The forward pass rounds once, at the store; the backward pass rounds once for each token that it adds.
 //
-// Forward: a block per token, 16 bytes per thread. Backward: the host has sorted the tokens by id, so that a block
-// owns a row of dtable and adds that row's tokens in order: no atomics, and the same bits each time. A thread owns 4
-// columns and asks for 8 tokens' pieces before it adds the first, since the additions wait for each other but the
-// reads need not.
+// Forward: a block for each token, 16 bytes for each thread. Backward: the host has sorted the tokens by id, so that a block owns
+// a row of d_embedding and adds the row's tokens in ascending order, without atomics and with the same bits in every run. A
+// thread owns 4 columns and loads them of 8 tokens before it adds the first, because the additions depend on each other but the
+// loads do not.
 //
-// Bytes: forward 4 T D, backward 2 T D + 8 D for each different id; one FLOP per element. The limit is memory; where
-// one id makes up much of the batch, its block is the last to end.
+// Bytes: forward 4 T D; backward 2 T D, and 8 D for each different id. One FLOP per element. The limit is memory; if one id is
+// a large share of the batch, its block ends last.
 
 #include "common.cuh"
 
-// The block's row of x.
-__device__ __forceinline__ void embed(const bf16 *__restrict__ table, unsigned id, bf16 *__restrict__ x, unsigned cols,
+// Computes the block's row of x.
+__device__ __forceinline__ void embed(const bf16 *__restrict__ embedding, unsigned id, bf16 *__restrict__ x, unsigned cols,
                                       float scale) {
-    const bf16 *from = table + size_t(id) * cols;
+    const bf16 *from = embedding + size_t(id) * cols;
     bf16 *to = x + size_t(blockIdx.x) * cols;
     for (unsigned i = threadIdx.x; i < cols / 8; i += blockDim.x) {
         float value[8];
@@ -31,18 +31,18 @@ __device__ __forceinline__ void embed(const bf16 *__restrict__ table, unsigned i
 
 // Grid: T blocks; D a multiple of 8.
 extern "C" __global__ void __launch_bounds__(256) embed_forward(
-    const bf16 *__restrict__ table, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
+    const bf16 *__restrict__ embedding, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
     float scale) {
-    embed(table, ids[blockIdx.x], x, cols, scale);
+    embed(embedding, ids[blockIdx.x], x, cols, scale);
 }
 
-// Of tokens that were just drawn: ids[t] = draws[from[t]].token, of (token, log-prob). A row of NaN may have drawn what
-// is no token; the host learns of it later, so here any token does.
+// For tokens of the latest draw, which the host has not read yet: the id of token t is the first word of draws[from[t]], a (token,
+// log-prob). A row of NaN may have drawn a number that is no token. The host reports that later; here any token will do.
 extern "C" __global__ void __launch_bounds__(256) embed_forward_drawn(
-    const bf16 *__restrict__ table, const uint2 *__restrict__ draws, const unsigned *__restrict__ from,
+    const bf16 *__restrict__ embedding, const uint2 *__restrict__ draws, const unsigned *__restrict__ from,
     bf16 *__restrict__ x, unsigned cols, unsigned vocab, float scale) {
     const unsigned id = draws[from[blockIdx.x]].x;
-    embed(table, id < vocab ? id : 0, x, cols, scale);
+    embed(embedding, id < vocab ? id : 0, x, cols, scale);
 }
 
 // y += scale x, 4 columns.
@@ -53,25 +53,25 @@ __device__ __forceinline__ void add_scaled(float4 &y, float scale, uint2 x) {
                     fmaf(scale, high.y, y.w));
 }
 
-// Run r, a block's, is {id, begin, end} at runs[3 r]: its tokens are order[begin..end]. D a multiple of 8.
+// Block r adds the tokens order[begin] .. order[end - 1] to row id, where {id, begin, end} is at runs[3 r]. D is a multiple of 8.
 extern "C" __global__ void __launch_bounds__(256) embed_backward(
     const bf16 *__restrict__ dx, const unsigned *__restrict__ runs, const unsigned *__restrict__ order,
-    float *__restrict__ dtable, unsigned cols, float scale) {
+    float *__restrict__ d_embedding, unsigned cols, float scale) {
     const unsigned id = runs[3 * blockIdx.x], begin = runs[3 * blockIdx.x + 1], end = runs[3 * blockIdx.x + 2];
-    const unsigned pieces = cols / 4;
+    const unsigned groups = cols / 4;
     const uint2 *from = reinterpret_cast<const uint2 *>(dx);
-    float4 *to = reinterpret_cast<float4 *>(dtable) + size_t(id) * pieces;
-    for (unsigned c = threadIdx.x; c < pieces; c += blockDim.x) {
+    float4 *to = reinterpret_cast<float4 *>(d_embedding) + size_t(id) * groups;
+    for (unsigned c = threadIdx.x; c < groups; c += blockDim.x) {
         float4 sum = to[c];
         unsigned i = begin;
         for (; i + 8 <= end; i += 8) {
             uint2 x[8];
 #pragma unroll
-            for (int j = 0; j < 8; j++) x[j] = from[size_t(order[i + j]) * pieces + c];
+            for (int j = 0; j < 8; j++) x[j] = from[size_t(order[i + j]) * groups + c];
 #pragma unroll
             for (int j = 0; j < 8; j++) add_scaled(sum, scale, x[j]);
         }
-        for (; i < end; i++) add_scaled(sum, scale, from[size_t(order[i]) * pieces + c]);
+        for (; i < end; i++) add_scaled(sum, scale, from[size_t(order[i]) * groups + c]);
         to[c] = sum;
     }
 }

@@ -1,51 +1,54 @@
-// The LM head fused with what consumes it: sampling, log-probs and their gradient. Formulas and shapes: `lm_head_*` of
-// src/backend/mod.rs; tiles, chunks and the order of sums: lm_head.cuh. E [V, D] is the table, X [R, D] the rows.
+// The LM head fused with the ops that consume its logits: sampling, log-probs and their gradient. Formulas and shapes are at
+// `lm_head_*` of src/backend/mod.rs; tiles, chunks and the order of sums at the head of lm_head.cuh. E [V, D] is the embedding
+// matrix, X [R, D] the rows.
 //
-//   l = x . E_v, finished: softcap tanh(l / softcap) / temperature;   lse = ln sum_v e^l;   log pi(v) = l - lse
+//   l = softcap tanh((x . E_v) / softcap) / temperature;   lse = ln sum_v e^l;   log pi(v) = l - lse
 //
-// **lm_head_sample** draws argmax_v l + G_v, G Gumbel noise: a draw from pi (Maddison et al. 2014). Blocks (row tile,
-// chunk) keep, in registers, each row's best token and running log-sum-exp; a second kernel merges chunks. Movement, in
-// bytes: E once (Gemma 2B: 2 V D = 1049 MB; X, 128 KB for 32 rows, comes from L2 for every tile), and 48 R for each of
-// V / 512 chunks between the kernels. FLOPs: 2 R V D on the tensor cores, 33.6 G for 32 rows: 32 FLOPs a byte, far
-// below what a GPU balances (200 and more), so memory is the limit, and the time is that of reading the table. About
-// 150 instructions of PTX a logit for noise (a Philox block of four, twice a logarithm each) and sums: 3.8e7 of warps
-// for 32 rows x 256,000, 63 us of an A100's issue slots, against 515 us of its memory (Gemma 3 270M: 165 us). The
-// copies of two stages and more fly meanwhile, and those of the other block on the multiprocessor.
+// **lm_head_sample** draws argmax_v l + G_v with Gumbel noise G, which is a draw from pi (Maddison et al. 2014). A block (row
+// tile, chunk) keeps each row's best token and running log-sum-exp in registers; a second kernel merges the chunks. Bytes: E is
+// read once (Gemma 2B: 2 V D = 1049 MB); X, 128 KB for 32 rows, comes from L2 for every tile; 48 R for each of V / 512 chunks
+// pass between the kernels. FLOPs: 2 R V D on the tensor cores, 33.6 G for 32 rows. The limit is memory, because 32 FLOPs a byte
+// are far below the 200 and more at which a GPU is balanced, and the time is that of reading E. Noise (a Philox block for four
+// logits, two logarithms for each) and sums take about 150 PTX instructions a logit: 3.8e7 instructions of warps for 32 rows x
+// 256,000, which are 63 us of an A100's issue slots against 515 us of its memory (Gemma 3 270M: 165 us). Meanwhile the copies of
+// two or more stages are in flight, and those of the other block on the multiprocessor.
 //
-// **Truncation** ranks a row's whole vocabulary: for at most 64 rows at a time the walk writes logits (4 R V), which
-// several blocks a row read twice. The first time they count tokens and weights by bins of the distance from the row's
-// largest logit (lm_head_sample_histogram); their sum tells in which bin a row is cut (.._cut). The second time (.._keep)
-// tokens above that bin take part in the draw, and those in it, of which there are few, are listed. A block per row
-// ranks these exactly (.._truncated). All sums that decide are of integers: exact whatever block does what. Movement
-// besides the walk: 12 R V, of which L2 has most, and 24 KB a block of the histogram, written and read.
+// **Truncation** ranks a row's whole vocabulary. For at most 64 rows at a time, the walk writes logits (4 R V bytes), which
+// several blocks for each row read twice. In the first pass they count tokens and weights by bins of the distance from the row's
+// largest logit (lm_head_sample_histogram); from the sum of these histograms follows the bin in which the row is cut (.._cut).
+// In the second pass (.._keep) tokens above that bin take part in the draw, and the few tokens in the bin are listed. A block
+// for each row ranks the listed tokens exactly (.._truncated). All sums that decide which tokens stay are sums of integers, and
+// so they are exact in any order of blocks. Bytes besides the walk: 12 R V, most of it from L2, and 24 KB for each block of the
+// histogram, written and read.
 //
-// **lm_head_logprob_forward** is the same walk with 128 x 128 tiles, limited by the tensor cores: 2 R V D FLOPs, 4.3 T
-// for 4096 rows of Gemma 2B; the V R logits, 4.2 GB in f32, are written only if there is room to keep them. Blocks of one chunk run side by
-// side, so E comes from DRAM once and otherwise, like X, from L2: 64 FLOPs a byte. Per mma, 1.1 other instructions of
-// PTX in the main loop, and 12 a logit behind it.
+// **lm_head_logprob_forward** is the same walk with 128 x 128 tiles. Its limit is the tensor cores: 2 R V D FLOPs, 4.3 T for
+// 4096 rows of Gemma 2B. The V R logits, 4.2 GB in f32, are written only if there is room to keep them. E comes from DRAM once,
+// because the blocks of one chunk run at the same time, and else, like X, from L2: 64 FLOPs a byte. There are 1.1 other PTX
+// instructions per mma in the main loop, and 12 a logit after it.
 //
-// **lm_head_logprob_backward** computes logit tiles again and writes dlogits, bf16, for a range of the vocabulary that
-// fits the workspace; kernels/matmul.cu makes dX = dlogits E, whose sums go on from range to range, and
-// dE += dlogits^T X of it. FLOPs: 6 R V D. Where the forward pass has written its sums, f32, 4 R V bytes that are read once,
-// **.._kept** takes these: 4 R V D FLOPs and the same bits.
+// **lm_head_logprob_backward** computes tiles of logits again and writes dlogits, in bf16, for a range of the vocabulary that
+// fits the workspace. kernels/matmul.cu computes dX = dlogits E, whose sums continue from range to range, and dE += dlogits^T X.
+// FLOPs: 6 R V D. If the forward pass has kept the logits (f32, 4 R V bytes that are read once), **.._kept** reads these instead:
+// 4 R V D FLOPs and the same bits.
 
 #include "lm_head.cuh"
 
-extern __shared__ __align__(128) unsigned char memory[];  // stages, then a chunk's results
+extern __shared__ __align__(128) unsigned char memory[];  // the stages; afterwards a chunk's results
 
-// A token whose logit is asked for. Sorted by (chunk, row tile); `list` of a block: offsets[chunk * row tiles + tile]
-// and the next.
+// A (row, token) whose log-prob is computed or differentiated.
 struct alignas(16) Target {
     unsigned row, token;
-    unsigned index;  // forward: where the logit goes
-    float weight;    // backward: of this (row, token), which occurs once
+    unsigned index;  // forward: index of its logit in `found`
+    float weight;    // backward: weight of its log-prob; each (row, token) occurs once
 };
 
+// All targets, sorted by (chunk, row tile): those of a block are list[offsets[b]] .. list[offsets[b + 1] - 1] with b = chunk *
+// row tiles + row tile.
 struct Targets {
     const unsigned *__restrict__ offsets;
     const Target *__restrict__ list;
 
-    // Whether this warp has logits of any of them in the tile. Most have none, and look no further.
+    // Whether any of the targets first .. last - 1 is a logit of this warp in the tile. Most warps have none.
     template <typename W>
     __device__ __forceinline__ bool met(unsigned first, unsigned last, unsigned v0, unsigned row0) const {
         for (unsigned t = first; t < last; t++)
@@ -55,7 +58,7 @@ struct Targets {
     }
 };
 
-// Finishes the logits of a tile in place, with the branches outside of the loops. Tokens that do not exist: -inf.
+// Finishes the logits of a tile in place, with the branches outside the loops. Logits of tokens that do not exist become -inf.
 template <typename W>
 __device__ __forceinline__ void finish_tile(W &w, const Head &head, unsigned v0, unsigned vocab) {
     auto each = [&](auto f) {
@@ -71,7 +74,7 @@ __device__ __forceinline__ void finish_tile(W &w, const Head &head, unsigned v0,
         each([&](float l, int i) { return v0 + W::token() + i < vocab ? l : -INFINITE; });
 }
 
-// Log-sum-exps of the thread's columns; after a chunk, of the block's rows to memory: partial[chunk][stride].
+// Running log-sum-exps of the thread's columns over a chunk.
 template <typename W>
 struct Sums {
     Sum of[W::N][2];
@@ -93,7 +96,8 @@ struct Sums {
             }
     }
 
-    // `memory`: 2 ROWS sums of shared memory that nobody uses.
+    // Merges them over the block's threads and writes partial[row0], .., one for each row. `memory` is 2 ROWS sums of unused
+    // shared memory.
     __device__ __forceinline__ void store(void *memory, Sum *__restrict__ partial, unsigned row0) {
         Sum *halves = static_cast<Sum *>(memory);
 #pragma unroll
@@ -103,7 +107,7 @@ struct Sums {
                 const Sum s = over_lanes(of[n][j]);
                 if (threadIdx.x % WARP < 4) halves[W::half() * W::ROWS + W::column(n, j)] = s;
             }
-        // Both halves of the tokens are there.
+        // Barrier: the sums of both halves of the tokens are written.
         __syncthreads();
         for (unsigned r = threadIdx.x; r < W::ROWS; r += W::THREADS)
             partial[row0 + r] = merge(halves[r], halves[W::ROWS + r]);
@@ -112,7 +116,7 @@ struct Sums {
 
 // -------------------------------------------------------------------------------------------------------- sampling
 
-// sums, best: [chunks][stride], stride the rows in whole tiles. Grid: row tiles x chunks.
+// sums, best: [chunks][stride], where stride is the rows in whole tiles. Grid: row tiles x chunks.
 template <typename W>
 __device__ __forceinline__ void sample(const Operands &o, const Head &head, const Draw *__restrict__ draws,
                                        Sum *__restrict__ sums, uint4 *__restrict__ best) {
@@ -143,7 +147,7 @@ __device__ __forceinline__ void sample(const Operands &o, const Head &head, cons
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     const float logit = w.at(n, j, i), score = __fadd_rn(logit, noise[i]);
-                    // Tokens ascend: among equals the first stays.
+                    // Of equal scores the first stays, because tokens ascend.
                     if (score > b.score) b = {score, logit, v + i};
                 }
             }
@@ -159,7 +163,7 @@ __device__ __forceinline__ void sample(const Operands &o, const Head &head, cons
             for (int offset = 4; offset < int(WARP); offset *= 2) b = better(b, exchange(b, offset));
             if (threadIdx.x % WARP < 4) halves[W::half() * W::ROWS + W::column(n, j)] = b;
         }
-    // Both halves of the tokens are there.
+    // Barrier: the best tokens of both halves are written.
     __syncthreads();
     for (unsigned r = threadIdx.x; r < W::ROWS; r += W::THREADS) {
         const Best b = better(halves[r], halves[W::ROWS + r]);
@@ -186,18 +190,18 @@ extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_64(Operands 
     sample<Rows64>(o, head, draws, sums, best);
 }
 
-// Merging chunks: a block of 256 threads takes 8 rows; thread (slot, row) the chunks slot, slot + 32, ..., in order;
-// then slots are merged in a tree. A row's merges are the same whatever R.
+// Merging chunks: a block of 256 threads takes 8 rows. Thread (slot, row) merges the chunks slot, slot + 32, ... in ascending
+// order; then the slots of a row are merged in a tree. The order of a row's merges does not depend on R.
 constexpr unsigned MERGE_ROWS = 8, MERGE_SLOTS = 32;
 
-// `join`, which is commutative, of a row's slots.
+// Joins the x of a row's slots; `join` is commutative.
 template <typename T, typename Join>
-__device__ __forceinline__ T over_slots(T x, T (&warps)[8][MERGE_ROWS], Join &&join) {
+__device__ __forceinline__ T merge_slots(T x, T (&warps)[8][MERGE_ROWS], Join &&join) {
     x = join(x, exchange(x, 8));
     x = join(x, exchange(x, 16));
     const unsigned row = threadIdx.x % MERGE_ROWS;
     if (threadIdx.x % WARP < MERGE_ROWS) warps[threadIdx.x / WARP][row] = x;
-    // All warps' parts are there.
+    // Barrier: the joined x of all warps are written.
     __syncthreads();
     x = warps[0][row];
     for (int i = 1; i < 8; i++) x = join(x, warps[i][row]);
@@ -210,7 +214,7 @@ __device__ __forceinline__ Sum sum_of_chunks(const Sum *__restrict__ sums, unsig
     Sum s = Sum::none();
     for (unsigned c = threadIdx.x / MERGE_ROWS; c < chunks; c += MERGE_SLOTS)
         s = merge(s, sums[size_t(c) * stride + row]);
-    return over_slots(s, warps, [](const Sum &a, const Sum &b) { return merge(a, b); });
+    return merge_slots(s, warps, [](const Sum &a, const Sum &b) { return merge(a, b); });
 }
 
 __device__ __forceinline__ float value(const Sum &s) { return __fadd_rn(s.max, logf(s.sum)); }
@@ -227,15 +231,15 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_sample_merge(
         const uint4 x = best[size_t(c) * stride + row];
         b = better(b, {__uint_as_float(x.x), __uint_as_float(x.y), x.z});
     }
-    b = over_slots(b, warps, [](const Best &a, const Best &b) { return better(a, b); });
+    b = merge_slots(b, warps, [](const Best &a, const Best &b) { return better(a, b); });
     if (threadIdx.x < MERGE_ROWS && row < rows)
         out[row] = make_uint2(b.token, __float_as_uint(__fsub_rn(b.logit, lse)));
 }
 
 // ------------------------------------------------------------------------------------------------------ truncation
 
-// sums as above; logits [rows][length]: length is vocab rounded up to 8, what lies beyond vocab is -inf. rows are those
-// of one tile at most. Grid: 1 x chunks.
+// sums as for `sample`. logits [rows][length], where length is vocab rounded up to 8; logits beyond vocab are -inf. There is at
+// most one tile of rows. Grid: 1 x chunks.
 template <typename W>
 __device__ __forceinline__ void write_logits(const Operands &o, const Head &head, Sum *__restrict__ sums,
                                              float *__restrict__ logits, unsigned length) {
@@ -245,8 +249,8 @@ __device__ __forceinline__ void write_logits(const Operands &o, const Head &head
     w.tiles(o, begin, end, 0, memory, [&](unsigned v0) {
         finish_tile(w, head, v0, o.vocab);
         running.add_tile(w);
-        // A lane's eight tokens are a sector of 32 bytes. Neighbours exchange halves, so that each of the two stores of
-        // 16 bytes writes whole sectors: first the even lane's eight tokens, then the odd one's.
+        // A lane's eight tokens are one sector of 32 bytes. Two neighbouring lanes exchange halves, so that each of the two
+        // 16-byte stores writes whole sectors: the first the even lane's eight tokens, the second the odd lane's.
         const bool odd = threadIdx.x / 4 % 2;
         const unsigned v = v0 + W::token() - (odd ? 4 : 0);
 #pragma unroll
@@ -303,15 +307,16 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_sample_stats(const Sum
 
 using Wide = unsigned long long;
 
-// Tokens in order of preference: descending logit (NaN as -inf), then ascending id (below 2^22). Ascends in that order.
+// The rank of a token as a number that ascends in order of preference: descending logit (NaN counts as -inf), then ascending id
+// (below 2^22).
 __device__ __forceinline__ Wide key_of(float logit, unsigned token) {
     const unsigned bits = __float_as_uint(logit == logit ? logit : -INFINITE);
     return Wide(bits & 0x80000000u ? bits : ~bits & 0x7fffffffu) << 22 | token;
 }
 
-// Bins in the same order, by the distance from the row's largest logit: those from 2^-5 to 2^11 by exponent and seven
-// bits of mantissa, the others with the nearest. So tokens spread over bins at every temperature, and few share the bin
-// in which a row is cut. A distance of NaN, which no sound row has, counts as the largest.
+// Bins in the same order, by the distance from the row's largest logit: distances from 2^-5 to 2^11 by exponent and seven bits of
+// mantissa, all others in the nearest bin. The tokens are spread over bins at every temperature therefore, and few of them are in
+// the bin in which a row is cut. A distance of NaN, which only a row with NaN has, counts as the largest.
 constexpr unsigned BINS = 2048, FIRST_BIN = (127 - 5) << 7;
 
 __device__ __forceinline__ unsigned bin_of(float logit, const Stats &stats) {
@@ -319,12 +324,13 @@ __device__ __forceinline__ unsigned bin_of(float logit, const Stats &stats) {
     return bits > FIRST_BIN ? min(bits - FIRST_BIN, BINS - 1) : 0;
 }
 
-// Probabilities in units of 2^-50: integers add up in any order. NaN, in a broken row, counts as 0.
+// A token's probability in units of 2^-50: an integer, because sums of integers are the same in any order. NaN, which only a row
+// with NaN has, counts as 0.
 __device__ __forceinline__ Wide weight_of(float logit, const Stats &stats) {
     return __float2ull_rn(fmaxf(exponential(logit - stats.lse) * 0x1p50f, 0.0f));
 }
 
-// What top-p keeps at least of the weight `total`.
+// The least weight that top-p keeps of `total`.
 __device__ __forceinline__ Wide reach(float top_p, Wide total) {
     const Wide least = __double2ull_ru(double(top_p) * double(total));
     return least > 1 ? least : 1;
@@ -335,16 +341,16 @@ __device__ __forceinline__ float floor_of(float log_min_p, const Stats &stats) {
 }
 
 struct Histogram {
-    unsigned low[BINS], high[BINS];  // of a bin's weight
-    unsigned count[BINS];
+    unsigned low[BINS], high[BINS];  // lower and upper 32 bits of a bin's weight
+    unsigned count[BINS];            // tokens of a bin
 
     __device__ __forceinline__ void clear() {
         for (unsigned bin = threadIdx.x; bin < BINS; bin += blockDim.x) low[bin] = high[bin] = count[bin] = 0;
     }
 
-    // GPUs add 32 bits to shared memory in one instruction, but 64 bits in a loop of compare-and-swap, which all that
-    // meet go through one after the other. So the halves are added apart, and whoever makes the low one wrap around
-    // carries: exact in any order.
+    // The halves of the weight are added separately, and the thread whose addition makes the low half wrap around adds the carry:
+    // exact in any order. The reason is that GPUs add 32 bits to shared memory in one instruction, but 64 bits in a loop of
+    // compare-and-swap, which threads that add to the same bin pass one after the other.
     __device__ __forceinline__ void add(unsigned bin, Wide weight) {
         atomicAdd(&count[bin], 1u);
         const unsigned part = unsigned(weight), before = atomicAdd(&low[bin], part);
@@ -352,15 +358,15 @@ struct Histogram {
         if (rest > 0) atomicAdd(&high[bin], rest);
     }
 
-    // When all have added.
+    // Valid after a barrier behind all additions.
     __device__ __forceinline__ Wide weight(unsigned bin) const { return Wide(high[bin]) << 32 | low[bin]; }
 };
 
-// A row's tokens are shared out over the blocks of a grid (blocks, rows): tokens of this one, in pieces of four.
+// The share of a row's tokens that a block of a grid (blocks, rows) takes, in units of four tokens.
 struct Slice {
     unsigned length, begin, end;
 
-    // How many of a row's tokens a block takes.
+    // Number of tokens of each share but the last.
     static __device__ __forceinline__ unsigned share(unsigned length, unsigned blocks) {
         return (length + blocks * 4 - 1) / (blocks * 4) * 4;
     }
@@ -371,7 +377,7 @@ struct Slice {
         end = min(begin + own, length);
     }
 
-    // f(first token, logits of four) for this thread's share.
+    // Calls f(first token, logits of four tokens) for this thread's tokens of the share.
     template <typename F>
     __device__ __forceinline__ void each(const float *logits, F &&f) const {
         const float *row = logits + size_t(blockIdx.y) * length;
@@ -391,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_histogram(const
                                                                            unsigned *__restrict__ counts) {
     __shared__ Histogram shared;
     shared.clear();
-    // The bins are empty.
+    // Barrier: all bins are empty.
     __syncthreads();
     const Stats own = stats[blockIdx.y];
     Slice(length).each(logits, [&](unsigned v, const float(&logit)[4]) {
@@ -399,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_histogram(const
         for (unsigned i = 0; i < 4; i++)
             if (v + i < vocab) shared.add(bin_of(logit[i], own), weight_of(logit[i], own));
     });
-    // All tokens are counted.
+    // Barrier: all tokens are counted.
     __syncthreads();
     const size_t to = (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * BINS;
     for (unsigned bin = threadIdx.x; bin < BINS; bin += blockDim.x) {
@@ -411,29 +417,29 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_histogram(const
 constexpr unsigned SELECT_THREADS = 1024;
 static_assert(BINS == 2 * SELECT_THREADS && SELECT_THREADS == WARP * WARP);
 
-// Where running sums over bins, of which each thread has two neighbours, reach what is needed.
-struct Search {
+// Finds the bin at which a running sum over bins reaches a needed amount. Each thread has two neighbouring bins.
+struct BinSearch {
     Wide warps[WARP];
-    // What was found last: the bin, and what is needed of it.
+    // Result of the last call of `find`: the bin, and the amount that is needed of that bin.
     unsigned bin;
     Wide need;
 
-    // Of the threads before this one, and of all.
+    // Returns the sum of x over the threads before this one, and in `total` over all threads.
     __device__ __forceinline__ Wide sum_before(Wide x, Wide &total) {
         const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
         const Wide upto = running(x);
         if (lane == WARP - 1) warps[warp] = upto;
-        // All warps' sums are there.
+        // Barrier: the sums of all warps are written.
         __syncthreads();
         const Wide warps_upto = running(warps[lane]);
         total = __shfl_sync(ALL, warps_upto, WARP - 1);
         const Wide before = __shfl_sync(ALL, warps_upto, (warp + WARP - 1) % WARP);
-        // All have read them: they may be overwritten, and so may what was found last.
+        // Barrier: all threads have read the sums and the last result, which may be overwritten now.
         __syncthreads();
         return (warp > 0 ? before : 0) + upto - x;
     }
 
-    // Finds the bin where needed(total) is reached; BINS where there is no such.
+    // Finds the bin at which the running sum reaches needed(total); BINS if no bin does.
     template <typename Needed>
     __device__ __forceinline__ void find(const Wide (&amount)[2], Needed &&needed) {
         Wide total;
@@ -444,7 +450,7 @@ struct Search {
             bin = 2 * threadIdx.x + second;
             need = wanted - before - (second ? amount[0] : 0);
         }
-        // It is found.
+        // Barrier: the result is written.
         __syncthreads();
     }
 
@@ -460,20 +466,22 @@ private:
     }
 };
 
-// Tokens of bins below `first` stay, as far as top-k and top-p go; above `last` none does; those between are ranked.
+// Where top-k and top-p cut a row: all tokens of bins below `first` stay, tokens of bins first .. last must be ranked, and tokens
+// of later bins are dropped.
 struct alignas(16) Cut {
-    Wide weight;  // of those that stay
-    Wide need;    // without top-k: what top-p needs of the others
-    unsigned count;
+    Wide weight;     // of the tokens that stay unranked
+    Wide need;       // without top-k: weight that top-p needs of the ranked tokens
+    unsigned count;  // number of the tokens that stay unranked
     unsigned first, last;
 };
 
-// Cuts a row: top-k of all tokens, of these top-p. top_k 0, top_p >= 1: no such cut. Grid: rows.
+// Cuts a row: keeps the top k of all tokens, and of these the top p. top_k 0 or top_p >= 1 means that there is no such cut.
+// Grid: rows.
 extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_cut(const Wide *__restrict__ weights,
                                                                          const unsigned *__restrict__ counts,
                                                                          unsigned blocks, unsigned top_k, float top_p,
                                                                          Cut *__restrict__ cuts) {
-    __shared__ Search search;
+    __shared__ BinSearch search;
     __shared__ Cut cut;
     if (threadIdx.x == 0) search.need = 0;
     Wide weight[2] = {}, count[2] = {};
@@ -490,17 +498,17 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_cut(const W
     // Weight and count of all bins before `bin`.
     auto before = [&](unsigned bin) {
         const bool second = bin % 2;
-        // Nobody reads what was asked for last.
+        // Barrier: all threads have read the fields of `cut` that the last call wrote.
         __syncthreads();
         if (threadIdx.x == min(bin / 2, SELECT_THREADS - 1)) {
             cut.weight = bin == BINS ? total : weight_before + (second ? weight[0] : 0);
             cut.count = bin == BINS ? tokens : count_before + (second ? count[0] : 0);
         }
-        // They are there.
+        // Barrier: the fields are written.
         __syncthreads();
     };
     unsigned first = BINS, last = BINS;
-    // What top-k keeps weighs this at least: the bin that it cuts is not ranked yet.
+    // The least weight that top-k keeps: without the bin in which it cuts, which is not ranked yet.
     Wide least = total;
     if (top_k > 0) {
         search.find(count, [&](Wide) { return Wide(top_k); });
@@ -517,13 +525,13 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_cut(const W
     if (threadIdx.x == 0) cuts[blockIdx.x] = {cut.weight, search.need, cut.count, first, last};
 }
 
-// The score by which a token is drawn, of one that stays.
+// A token that stays, with the score by which it is drawn.
 __device__ __forceinline__ Best scored(float logit, float noise, unsigned token) {
     return {__fadd_rn(logit, noise), logit, token};
 }
 
-// Of tokens that stay without ranking, and weigh enough for min-p, the best to best[row][block]; those to rank to
-// list[row], in each block's share of it, their number to listed[row][block]. log_min_p -inf: no such cut.
+// Writes to best[row][block] the best of the block's tokens that stay unranked and pass min-p; to list[row], in the block's share
+// of it, the tokens that must be ranked; and to listed[row][block] the number of these. log_min_p -inf means no min-p.
 // Grid: (blocks, rows).
 extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
     const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
@@ -532,7 +540,7 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
     __shared__ unsigned count;
     __shared__ Best warps[512 / WARP];
     if (threadIdx.x == 0) count = 0;
-    // The list is empty.
+    // Barrier: the count is 0.
     __syncthreads();
     const Stats own = stats[blockIdx.y];
     const Cut cut = cuts[blockIdx.y];
@@ -561,7 +569,7 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
     });
     for (int offset = WARP / 2; offset > 0; offset /= 2) b = better(b, exchange(b, offset));
     if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = b;
-    // All warps' best tokens are there, and the list is complete.
+    // Barrier: the best tokens of all warps are written, and the list is complete.
     __syncthreads();
     if (threadIdx.x > 0) return;
     for (unsigned i = 1; i < 512 / WARP; i++) b = better(b, warps[i]);
@@ -570,42 +578,42 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
     listed[at] = count;
 }
 
-// Blocks that share a row at most.
-constexpr unsigned MOST_BLOCKS = 16;
+// The most blocks among which a row's tokens are divided.
+constexpr unsigned MAX_BLOCKS = 16;
 
-// What one row's block shares.
+// Shared memory of the block that ranks a row.
 struct Select {
     Histogram bins;
-    Search search;
-    unsigned offsets[MOST_BLOCKS + 1];  // of the blocks' lists, as one
-    unsigned lowest, highest;           // of the keys' upper 32 bits
+    BinSearch search;
+    unsigned offsets[MAX_BLOCKS + 1];  // sum of the lengths of the lists before each block's
+    unsigned lowest, highest;           // least and greatest upper 32 bits of the keys
     Best best[SELECT_THREADS / WARP];
 };
 
-// A row's listed tokens and the last one kept so far, in order of preference.
-struct Row {
+// A row's listed tokens, and the key of the last token that is kept so far, in order of preference.
+struct Listed {
     const float *logits;
     const unsigned *list;
     unsigned share, count;
-    // Most often every thread has one token at most.
+    // The thread's first token, kept in registers because usually a thread has at most one.
     unsigned own_token;
     float own_logit;
     Wide last = ~0ull;
 
-    __device__ __forceinline__ Row(const Select &shared, const float *logits, const unsigned *list, unsigned share,
+    __device__ __forceinline__ Listed(const Select &shared, const float *logits, const unsigned *list, unsigned share,
                                    unsigned blocks)
         : logits(logits), list(list), share(share), count(shared.offsets[blocks]), own_token(0), own_logit(0) {
         if (threadIdx.x < count) own_token = token(shared, threadIdx.x), own_logit = logits[own_token];
     }
 
-    // Number i of all lists, one after the other.
+    // Token i of the blocks' lists, counted through all lists.
     __device__ __forceinline__ unsigned token(const Select &shared, unsigned i) const {
         unsigned block = 0;
         while (i >= shared.offsets[block + 1]) block++;
         return list[block * share + i - shared.offsets[block]];
     }
 
-    // f(token, logit, key) for this thread's share of the tokens that are kept so far.
+    // Calls f(token, logit, key) for this thread's tokens among those that are kept so far.
     template <typename F>
     __device__ __forceinline__ void each(const Select &shared, F &&f) const {
         for (unsigned i = threadIdx.x; i < count; i += SELECT_THREADS) {
@@ -616,14 +624,14 @@ struct Row {
         }
     }
 
-    // Keeps the tokens until their weights reach what is needed: radix selection by key, eleven bits at a time from the
-    // highest in which keys differ, in integers, so that the order of additions does not matter. `weigh(logit)` is a
-    // token's weight; `needed(total)` what is needed, at least 1, of the weight of all that were kept before. Without
-    // that much all stay.
+    // Keeps tokens in order of preference until the sum of their weights reaches the needed amount. It is a radix selection by
+    // key, eleven bits at a time from the highest bits in which keys differ, with integer weights, so that the order of additions
+    // does not matter. `weigh(logit)` is a token's weight; `needed(total)` is the needed amount, at least 1, given the weight of
+    // all tokens that were kept before. If all tokens together weigh less, all stay.
     template <typename Weigh, typename Needed>
     __device__ void keep(Select &shared, Weigh &&weigh, Needed &&needed) {
         if (threadIdx.x == 0) shared.lowest = ~0u, shared.highest = 0;
-        // They are set.
+        // Barrier: lowest and highest are set.
         __syncthreads();
         unsigned lowest = ~0u, highest = 0;
         each(shared, [&](unsigned, float, Wide key) {
@@ -633,22 +641,22 @@ struct Row {
         lowest = __reduce_min_sync(ALL, lowest);
         highest = __reduce_max_sync(ALL, highest);
         if (threadIdx.x % WARP == 0) atomicMin(&shared.lowest, lowest), atomicMax(&shared.highest, highest);
-        // All keys have told.
+        // Barrier: all keys are included in lowest and highest.
         __syncthreads();
         if (shared.lowest > shared.highest) return;  // no token is left to choose from
         Wide low = Wide(shared.lowest) << 22, span = (Wide(shared.highest - shared.lowest) + 1) << 22;
         bool first = true;
         Wide need = 0;
         while (true) {
-            // Keys low .. low + span - 1, span being a power of two after the first turn.
+            // Counts the keys low .. low + span - 1 by bins; span is a power of two after the first round.
             const int bits = 64 - __clzll(static_cast<long long>(span - 1)), shift = max(bits - 11, 0);
             shared.bins.clear();
-            // The bins are empty.
+            // Barrier: all bins are empty.
             __syncthreads();
             each(shared, [&](unsigned, float logit, Wide key) {
                 if (key - low < span) shared.bins.add(unsigned((key - low) >> shift), weigh(logit));
             });
-            // All tokens are counted.
+            // Barrier: all tokens are counted.
             __syncthreads();
             const Wide weights[2] = {shared.bins.weight(2 * threadIdx.x), shared.bins.weight(2 * threadIdx.x + 1)};
             shared.search.find(weights, [&](Wide total) { return first ? needed(total) : need; });
@@ -658,17 +666,17 @@ struct Row {
             first = false;
             low += Wide(bin) << shift;
             span = Wide(1) << shift;
-            // The last one kept is the only one in its bin, or has this key.
+            // The last kept token is found: it is the only token of its bin, or all tokens of the bin have its key.
             if (shared.bins.count[bin] == 1 || shift == 0) break;
-            // All have read the bin's count.
+            // Barrier: all threads have read the bin's count.
             __syncthreads();
         }
         last = low + span - 1;
     }
 };
 
-// One row: ranks the listed tokens, keeps top-k, of these top-p, of these min-p, and takes the best of them and of
-// those that stay anyway. Grid: rows.
+// Ranks a row's listed tokens; keeps of them the top k, of these the top p, and of these those that pass min-p; and draws the best
+// of the kept tokens and of those that stay unranked. Grid: rows.
 extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
     const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
     const Cut *__restrict__ cuts, const uint4 *__restrict__ bests, const unsigned *__restrict__ listed,
@@ -684,19 +692,20 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
         }
         shared.offsets[blocks] = sum;
     }
-    // The offsets are there.
+    // Barrier: the offsets are written.
     __syncthreads();
     const Stats own = stats[blockIdx.x];
     const Cut cut = cuts[blockIdx.x];
     const size_t first = size_t(blockIdx.x) * length;
-    Row row(shared, logits + first, list + first, Slice::share(length, blocks), blocks);
+    Listed row(shared, logits + first, list + first, Slice::share(length, blocks), blocks);
     if (row.count > 0) {
         if (top_k > 0) row.keep(shared, [](float) { return Wide(1); }, [&](Wide) { return Wide(top_k - cut.count); });
         if (top_p < 1)
             row.keep(
                 shared, [&](float logit) { return weight_of(logit, own); },
                 [&](Wide total) {
-                    // What top-k keeps is all listed; without it the listed tokens are some of a whole row.
+                    // With top-k, all tokens that stay are unranked or listed. Without it, the listed tokens are a part of the row,
+                    // whose needed weight lm_head_sample_cut has computed.
                     return top_k > 0 ? reach(top_p, cut.weight + total) - cut.weight : cut.need;
                 });
     }
@@ -718,11 +727,11 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
     });
     for (int offset = WARP / 2; offset > 0; offset /= 2) best = better(best, exchange(best, offset));
     if (lane == 0) shared.best[warp] = best;
-    // All warps' best tokens are there.
+    // Barrier: the best tokens of all warps are written.
     __syncthreads();
     best = shared.best[lane];
     for (int offset = WARP / 2; offset > 0; offset /= 2) best = better(best, exchange(best, offset));
-    // A row of NaN has no best token: it says so by its log-prob.
+    // A row of NaN has no best token. It returns token 0, and its log-prob is NaN.
     if (threadIdx.x == 0)
         out[blockIdx.x] =
             make_uint2(best.token == ~0u ? 0 : best.token, __float_as_uint(__fsub_rn(best.logit, own.lse)));
@@ -730,12 +739,12 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
 
 // -------------------------------------------------------------------------------------------------------- log-probs
 
-// 64 x 64 logits a warp; 64 KiB of shared memory, so that two blocks share an SM where it has 128 KiB: one multiplies
-// while the other finishes its logits.
+// A warp has 64 x 64 logits. A block takes 64 KiB of shared memory, so that an SM with 128 KiB holds two blocks, of which one
+// multiplies while the other finishes its logits.
 using Rows128 = Walk<128, 2, 2>;
 
-// found[target.index] = the target's logit; sums as in sampling; logits [rows][ld] as the products leave them, ld as many
-// tokens as all chunks have, or null. Grid: row tiles x chunks.
+// found[target.index] = the target's finished logit. sums as for `sample`. logits [rows][ld] receives the logits before they are
+// finished, where ld is the number of tokens of all chunks; null if they are not kept. Grid: row tiles x chunks.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operands o, Head head, Targets targets,
                                                                           Sum *__restrict__ sums,
                                                                           float *__restrict__ found,
@@ -748,7 +757,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operan
     Sums<W> running;
     w.tiles(o, begin, end, row0, memory, [&](unsigned v0) {
         if (logits != nullptr)
-            w.each_piece(logits, ld, v0, row0, o.rows, [&](int n, int j, float *to) {
+            w.each_vector(logits, ld, v0, row0, o.rows, [&](int n, int j, float *to) {
 #pragma unroll
                 for (int i = 0; i < 8; i += 4)
                     *reinterpret_cast<float4 *>(to + i) =
@@ -783,9 +792,9 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_forward_merge(
 
 // ---------------------------------------------------------------------------------------------------------- gradient
 
-// What the gradient's kernels take: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l, of the
-// chunks from chunk0 (token v0) on: [rows][ld], ld at least as many tokens as the grid's chunks have. Tokens beyond the
-// vocabulary, up to the end of their tile: 0. Grid: row tiles x chunks.
+// The arguments of the gradient: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l for the chunks from
+// chunk0 on, whose first token is v0. dlogits is [rows][ld], where ld is at least the number of tokens of the grid's chunks.
+// Columns of tokens beyond the vocabulary, up to the end of their tile, become 0. Grid: row tiles x chunks.
 struct Gradient {
     Targets targets;
     const float *__restrict__ lse;
@@ -794,11 +803,11 @@ struct Gradient {
     unsigned chunk0, ld;
 };
 
-// A block's share of it.
+// A block's share of the gradient.
 template <typename W>
 struct Share {
     unsigned row0, begin, end;
-    unsigned first, last;  // targets
+    unsigned first, last;  // the block's targets are first .. last - 1
 
     __device__ __forceinline__ Share(const Gradient &g, unsigned vocab) {
         const unsigned chunk = g.chunk0 + blockIdx.y, list = chunk * gridDim.x + blockIdx.x;
@@ -806,12 +815,12 @@ struct Share {
         first = g.targets.offsets[list], last = g.targets.offsets[list + 1];
     }
 
-    // Of the tile whose logits are in w.
+    // Writes dlogits of the tile whose logits are in w.
     __device__ __forceinline__ void write(W &w, const Gradient &g, const Head &head, unsigned v0, unsigned rows,
                                           unsigned vocab) const {
         const unsigned token = v0 + W::token();
         const bool any = g.targets.met<W>(first, last, v0, row0);
-        w.each_piece(g.dlogits, g.ld, v0 - g.chunk0 * CHUNK, row0, rows, [&](int n, int j, bf16 *to) {
+        w.each_vector(g.dlogits, g.ld, v0 - g.chunk0 * CHUNK, row0, rows, [&](int n, int j, bf16 *to) {
             const unsigned row = row0 + W::column(n, j);
             const float row_lse = g.lse[row], row_total = g.total[row];
             float d[8], slope[8];
@@ -851,7 +860,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Opera
             [&](unsigned v0) { share.write(w, g, head, v0, o.rows, o.vocab); });
 }
 
-// Of the logits that lm_head_logprob_forward has written, kept_ld apart.
+// The same from the logits [rows][kept_ld] that lm_head_logprob_forward has written.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward_kept(Operands o, Head head, Gradient g,
                                                                                 const float *__restrict__ logits,
                                                                                 unsigned kept_ld) {
@@ -859,7 +868,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward_kept(
     const Share<W> share(g, o.vocab);
     W w;
     for (unsigned v0 = share.begin; v0 < share.end; v0 += TILE_V) {
-        w.each_piece(logits, kept_ld, v0, share.row0, o.rows, [&](int n, int j, const float *from) {
+        w.each_vector(logits, kept_ld, v0, share.row0, o.rows, [&](int n, int j, const float *from) {
 #pragma unroll
             for (int i = 0; i < 8; i += 4) {
                 const float4 four = *reinterpret_cast<const float4 *>(from + i);

@@ -1,12 +1,13 @@
-// What the LM head's kernels share: the walk over tiles of logits, what finishes a logit, and running log-sum-exps.
+// Shared by the LM head's kernels: the walk over tiles of logits, the soft-cap and temperature of a logit, and running
+// log-sum-exps.
 //
-// Tiles are TILE_V tokens (the table's rows, mma's A) x ROWS hidden states (B). A block walks the tiles of one CHUNK of
-// the vocabulary with one pipeline of copies, that of tile.cuh, but never drained in between: while a tile's logits are
-// finished, the copies of the next tile's first stages fly.
+// A tile is TILE_V tokens (rows of the embedding matrix, mma's A) x ROWS hidden states (mma's B). A block walks the tiles of
+// one CHUNK of the vocabulary with the pipeline of stages of tile.cuh, which is not drained between tiles: while the threads
+// finish the logits of one tile, the copies of the next tile's first stages are in flight.
 //
-// **Bits.** A logit is one chain of m16n8k16 products in ascending k from zero, and what becomes of it depends on its
-// token's place in its chunk and on no other row. Chunks are cut at constant places and merged in one order. So a row's
-// log-sum-exp, and its token's log-prob, have the same bits in sampling and in training, beside whatever other rows.
+// **Bits.** A logit is one chain of m16n8k16 products in ascending k from zero. Everything computed from it depends on its
+// token's position in its chunk and on its own row alone. Chunks are cut at constant tokens and merged in one order. A row's
+// log-sum-exp and its tokens' log-probs therefore have the same bits in sampling and in training, whatever the other rows are.
 #pragma once
 
 #include "random.cuh"
@@ -16,21 +17,21 @@ constexpr int TILE_V = 128;
 constexpr int CHUNK = 512;
 constexpr float INFINITE = __builtin_huge_valf();
 
-// Tokens lie permuted in a tile: line 16 i + 8 h + g of 64 holds token 8 g + 2 i + h. So a lane, which has lines g of
-// all 8 x 8 matrices of a product, has eight neighbouring tokens: two blocks of Philox, and one 16-byte store of bf16.
-// This permutes bits, so the token of a sum of lines without common bits is the sum of their tokens.
+// The tokens of a tile are permuted: line 16 i + 8 h + g of 64 holds token 8 g + 2 i + h. A lane has lines g of all 8 x 8
+// matrices of a product, which are eight neighbouring tokens therefore: two blocks of Philox, and one 16-byte store of bf16.
+// The permutation moves bits, and so token_of(a + b) = token_of(a) + token_of(b) for lines a and b without common bits.
 __host__ __device__ constexpr unsigned token_of(unsigned line) {
     return (line & ~63u) | (line & 7) << 3 | (line >> 3 & 7);
 }
 
-// The product's operands: table [vocab, width] and x [rows, width]; width a multiple of 8.
+// The product's operands: the embedding matrix [vocab, width] and x [rows, width]; width is a multiple of 8.
 struct Operands {
-    const bf16 *__restrict__ table;
+    const bf16 *__restrict__ embedding;
     const bf16 *__restrict__ x;
     unsigned vocab, rows, width;
 };
 
-// WARPS warps along the rows times two along the tokens, 64 each.
+// The tiles of a block of 2 WARPS warps: WARPS along the rows times two along the tokens, 64 tokens each.
 template <int ROWS_, int WARPS_, int STAGES_>
 struct Walk {
     static constexpr int ROWS = ROWS_, WARPS = WARPS_, STAGES = STAGES_;
@@ -45,9 +46,9 @@ struct Walk {
     // Logits of the thread's eight tokens and 2 N columns, in the layout of mma's c.
     float sum[4][N][4];
 
-    // Of its token i in column (n, j).
+    // The logit of the thread's token i in its column (n, j).
     __device__ __forceinline__ float &at(int n, int j, int i) { return sum[i / 2][n][i % 2 * 2 + j]; }
-    // The first of its tokens, and its columns, in the tile.
+    // In the tile: the warp's half of the tokens, the thread's first token, the warp's first column, the thread's columns.
     static __device__ __forceinline__ unsigned half() { return threadIdx.x / WARP % 2; }
     static __device__ __forceinline__ unsigned token() { return half() * 64 + threadIdx.x % WARP / 4 * 8; }
     static __device__ __forceinline__ unsigned warp_column() { return threadIdx.x / WARP / 2 * COLUMNS; }
@@ -55,10 +56,10 @@ struct Walk {
         return warp_column() + n * 8 + threadIdx.x % 4 * 2 + j;
     }
 
-    // Calls f(logits of the thread's eight tokens, where they lie in a matrix [rows, ld]) for each of its columns that is one
-    // of `rows` rows from row0 on; its tokens from v0 on.
+    // For each column (n, j) of the thread whose row exists, calls f(n, j, address of the thread's eight tokens in that row of
+    // `matrix` [rows, ld]). The tile begins at row row0 and, in the matrix, at column v0.
     template <typename T, typename F>
-    __device__ __forceinline__ void each_piece(T *matrix, size_t ld, unsigned v0, unsigned row0, unsigned rows, F &&f) {
+    __device__ __forceinline__ void each_vector(T *matrix, size_t ld, unsigned v0, unsigned row0, unsigned rows, F &&f) {
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -68,27 +69,27 @@ struct Walk {
             }
     }
 
-    // Calls visit(first token) with the logits in `sum` for every tile of tokens begin .. end (begin a multiple of
-    // TILE_V) x rows row0 .. row0 + ROWS, in order. What has no token or no row is a product with zeros. Afterwards
-    // `memory` (SHARED bytes) is free.
+    // Computes the logits of tokens begin .. end - 1 (begin is a multiple of TILE_V) x rows row0 .. row0 + ROWS - 1, tile by
+    // tile, and calls visit(first token of the tile) with each tile's logits in `sum`. Operands of tokens and rows that do not
+    // exist are zeros. Afterwards the block may use `memory` (SHARED bytes) for anything.
     template <typename Visit>
     __device__ __forceinline__ void tiles(const Operands &o, unsigned begin, unsigned end, unsigned row0, void *memory,
                                           Visit &&visit) {
-        // Eight threads copy a line's eight pieces: 128 contiguous bytes of a row.
+        // Eight threads copy the eight vectors of a line: 128 contiguous bytes of a row.
         constexpr unsigned LINES = THREADS / 8, COUNT_A = TILE_V / LINES, COUNT_B = ROWS / LINES;
         constexpr int LINE_BYTES = TILE_K * int(sizeof(bf16));
-        const unsigned piece = threadIdx.x % 8 * PIECE, line = threadIdx.x / 8;
+        const unsigned first_k = threadIdx.x % 8 * VECTOR, line = threadIdx.x / 8;
         const unsigned shared = shared_address(memory);
         const unsigned to = swizzled(line, threadIdx.x % 8) * sizeof(bf16);
-        const bf16 *from_a = o.table + size_t(begin + token_of(line)) * o.width + piece;
-        const bf16 *from_b = o.x + size_t(row0 + line) * o.width + piece;
+        const bf16 *from_a = o.embedding + size_t(begin + token_of(line)) * o.width + first_k;
+        const bf16 *from_b = o.x + size_t(row0 + line) * o.width + first_k;
         const size_t next_tile = size_t(TILE_V) * o.width;
         const int rows = int(o.rows) - int(row0 + line);
-        int tokens = int(min(o.vocab, end)) - int(begin + token_of(line));  // from this thread's first on
-        unsigned k = 0, left = (end - begin + TILE_V - 1) / TILE_V;         // the stage to copy next, tiles from it on
-        // The copies of part `part` of `parts`; those of lines that do not exist write zeros.
+        int tokens = int(min(o.vocab, end)) - int(begin + token_of(line));  // that exist from this thread's first on
+        unsigned k = 0, left = (end - begin + TILE_V - 1) / TILE_V;  // k of the next stage to copy, and tiles from it on
+        // Starts a part of the stage's copies: number `part` of `parts`. Copies of lines that do not exist write zeros.
         auto copies = [&](int part, int parts, unsigned stage) {
-            const bool inside = left > 0 && k + piece < o.width;
+            const bool inside = left > 0 && k + first_k < o.width;
             const int a = inside ? tokens : 0, b = inside ? rows : 0;
             unroll<COUNT_A>([&](auto i) {
                 constexpr unsigned more = token_of(i.value * LINES);
@@ -125,7 +126,7 @@ struct Walk {
             zero();
             for (unsigned at = 0; at < o.width; at += TILE_K) {
                 copy_wait<STAGES - 2>();
-                // All threads' copies of this stage have arrived; and all warps have read the stage before it, which
+                // Barrier: all threads' copies of this stage are complete, and all warps have read the stage before it, which
                 // the copies below overwrite.
                 __syncthreads();
                 unsigned address_a[4], address_b[4], x[2][4][4], y[2][N / 2][4];
@@ -139,8 +140,8 @@ struct Walk {
                 load(Int<0>{});
                 unroll<TILE_K / 16>([&](auto step) {
                     constexpr int s = step.value, STEPS = TILE_K / 16;
-                    // The fragments of the next step come while this one's are multiplied; and copies, early, so that
-                    // they have the other steps to arrive in where STAGES is 2.
+                    // Loads the fragments of the next step while this step's are multiplied, and starts copies in the first
+                    // half of the steps, because where STAGES is 2 they must complete in the second half.
                     if constexpr (s + 1 < STEPS) load(Int<s + 1>{});
                     if constexpr (s < STEPS / 2) copies(s, STEPS / 2, write);
 #pragma unroll
@@ -156,9 +157,9 @@ struct Walk {
             }
             visit(v0);
         }
-        // The last stages' copies read nothing, but write zeros.
+        // The copies behind the last stage read nothing, but they write zeros.
         copy_wait<0>();
-        // Nobody reads or copies any more: the memory is free.
+        // Barrier: no thread reads the stages or copies to them any more.
         __syncthreads();
     }
 
@@ -175,20 +176,21 @@ private:
 
 // ------------------------------------------------------------------------------------------------------- of one logit
 
-// softcap tanh(l / softcap), then / temperature; softcap 0 is none. Divisions are products with reciprocals.
+// The finished logit is softcap tanh(l / softcap) / temperature; softcap 0 means none. Divisions are products with reciprocals.
 struct Head {
     float softcap, inverse_softcap, inverse_temperature;
 };
 
-// tanhf, not tanh.approx, which is exact to 2^-11 only.
-// Products and sums here and below are explicit: fused or not as the compiler likes, they might differ by kernel.
+// tanhf is used because tanh.approx has an error of 2^-11.
+// Products and sums here and below name their rounding, because the compiler might otherwise fuse them in one kernel and not in
+// another.
 __device__ __forceinline__ float finish(float logit, const Head &head) {
     if (head.softcap > 0) logit = __fmul_rn(head.softcap, tanhf(__fmul_rn(logit, head.inverse_softcap)));
     return __fmul_rn(logit, head.inverse_temperature);
 }
 
-// e^x within 2^-22 and what rounding x log2(e) costs: |x| 2^-24. The hardware's 2^x, without the steps that make it
-// exact for subnormal results, which no sum here can feel.
+// e^x with a relative error of 2^-22, plus |x| 2^-24 from rounding x log2(e). It is the hardware's 2^x, which flushes subnormal
+// results to zero; no sum here changes by them.
 __device__ __forceinline__ float exponential(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
@@ -197,17 +199,18 @@ __device__ __forceinline__ float exponential(float x) {
 
 // --------------------------------------------------------------------------------------------------- log-sum-exp
 
-// sum of e^(x - max) over some x: what log-sum-exps are merged from. NaN stays in `sum`; only -inf: (-inf, 0).
+// A running log-sum-exp of some x: max is the largest x, sum the sum of e^(x - max). A NaN among the x makes `sum` NaN. If all x
+// are -inf, it is (-inf, 0).
 struct Sum {
     float max, sum;
 
     static __device__ __forceinline__ Sum none() { return {-INFINITE, 0}; }
 
-    // e^(x - max) must not be NaN where both are -inf.
+    // The number to subtract from x, which is max unless max is -inf: e^(x - max) would be NaN if both were -inf.
     __device__ __forceinline__ float origin() const { return max == -INFINITE ? 0 : max; }
 };
 
-// Exactly commutative, so that in a butterfly all lanes get the same bits.
+// The log-sum-exp of both. It commutes to the bit, so that in a butterfly all lanes get the same bits.
 __device__ __forceinline__ Sum merge(const Sum &a, const Sum &b) {
     Sum c{fmaxf(a.max, b.max), 0};
     c.sum = __fadd_rn(__fmul_rn(a.sum, exponential(__fsub_rn(a.max, c.origin()))),
@@ -215,8 +218,8 @@ __device__ __forceinline__ Sum merge(const Sum &a, const Sum &b) {
     return c;
 }
 
-// Adds the eight logits that a thread has of a tile. Their own sum first, and sums by thread: added one by one to a sum
-// near 1, a long tail would be rounded away.
+// Adds the eight logits that a thread has of a tile and a column. Each thread adds its eight terms first, and then their sum to
+// its running sum, because a long tail of small terms added one by one to a sum near 1 would be rounded away.
 __device__ __forceinline__ void add(Sum &s, const float (&x)[8]) {
     Sum tile{s.max, 0};
 #pragma unroll
@@ -234,14 +237,14 @@ __device__ __forceinline__ Sum exchange(const Sum &s, int offset) {
     return {__shfl_xor_sync(ALL, s.max, offset), __shfl_xor_sync(ALL, s.sum, offset)};
 }
 
-// Over the eight lanes that have a column's tokens.
+// Merges the running log-sum-exps of the eight lanes that have a column's tokens.
 __device__ __forceinline__ Sum over_lanes(Sum s) {
 #pragma unroll
     for (int offset = 4; offset < int(WARP); offset *= 2) s = merge(s, exchange(s, offset));
     return s;
 }
 
-// The best token: highest score, lowest token among equals.
+// The best token so far: the one with the highest score, and among equal scores the one with the lowest id.
 struct Best {
     float score, logit;
     unsigned token;

@@ -5,43 +5,43 @@
 //     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i
 //     matmul_backward_weight  dW [out, in] += dY^T X, f32
 //
-// All are the tile of tile.cuh with other layouts and epilogues. in and out are multiples of 8, T is anything. What
-// leaves as bf16 is rounded once, from f32.
+// All of them are the tile of tile.cuh with different layouts and epilogues. in and out are multiples of 8, T is any number. A
+// result in bf16 is rounded once, from f32.
 //
 // | kernel | C[m, n] | A | B | k |
 // |---|---|---|---|---|
-// | forward | token, feature | X, ROWS | W, ROWS (geglu: PAIRS of Wg and Wu) | in |
+// | forward | token, feature | X, ROWS | W, ROWS (geglu: INTERLEAVED, of Wg and Wu) | in |
 // | backward_input | token, in | dY, ROWS | W, COLUMNS | out, one weight after the other |
 // | backward_weight | out, in | dY, COLUMNS | X, COLUMNS | T |
 //
-// Tokens are the m side so that the two neighbours of a row that a thread holds are neighbours in memory: four lanes
-// trade them for 16 bytes of a row, and no tile needs shared memory to be turned.
+// Tokens are the rows (m) of C, because the two neighbours of a row of C that a thread holds are then neighbours in memory. Four
+// lanes exchange such pairs for 16-byte vectors of a row, and no tile must be transposed through shared memory.
 //
-// **The same bits for any T.** An element is one chain over k (tile.cuh), so the variants below differ in speed alone.
-// The price is paid in decoding: the chain cannot be cut into pieces for several warps. A product that waits for the
-// one before it takes about 33 clocks on an A100 (published measurements): 34 thousand clocks, or 24 us, for the
-// longest contraction of Gemma 2B (F = 16384), whose weights take 33 us to arrive.
+// **The same bits for any T.** An element is one chain over k (tile.cuh), and so the variants below differ in speed alone. The
+// price is paid in decoding, where the chain cannot be cut into parts for several warps. An mma that waits for the one before
+// it takes about 33 clocks on an A100 (published measurements): 34 thousand clocks, or 24 us, for the longest contraction of
+// Gemma 2B (F = 16384), whose weights take 33 us to arrive.
 //
-// A gradient needs a fixed order, but not that of any other product: where tiles are too few for a GPU, its chains are
-// cut into parts (.._part), whose f32 sums go through memory and are added in order (.._sum). Where they are cut
-// depends on the shape alone, so all GPUs and tiles give the same bits. Movement: 8 bytes for each element and part.
+// A gradient needs a fixed order, but it need not be the order of another product. Where the tiles are too few for a GPU, the
+// chains of a gradient are cut into parts (.._part), whose f32 sums go through memory and are added in ascending order (.._sum).
+// The cuts depend on the shape alone, so that all GPUs and tiles give the same bits. Movement: 8 bytes for each element and part.
 //
-// **Movement.** A tile reads (M + N) k 2 bytes for 2 M N k FLOPs: at 128 x 128, 64 FLOPs a byte out of L2. Large T:
-// the tensor cores are the limit. Few tokens (decoding): W's bytes are, and each is requested once, since one tile
-// has all tokens; X is requested by every tile, out of L2, T / N of W's traffic. Variants, tokens x features:
+// **Movement.** A tile reads (M + N) k 2 bytes for 2 M N k FLOPs: at 128 x 128, 64 FLOPs a byte from L2. For large T the limit
+// is the tensor cores. For few tokens (decoding) it is the bytes of W; each is requested once, because one tile has all tokens,
+// and X is requested by every tile, from L2: T / N of W's traffic. Variants, tokens x features:
 //
 // | tile | for | stages | shared memory |
 // |---|---|---|---|
-// | 32 x 16 | T <= 32, fewer features yet; 2 warps, which read little of shared memory twice | 12 of 64 | 72 KiB |
-// | 32 x 32 | T <= 32, few features: more blocks | 5 of 128 | 80 KiB |
+// | 32 x 16 | T <= 32 and very few features; only 2 warps, which read fewer bytes of shared memory twice | 12 of 64 | 72 KiB |
+// | 32 x 32 | T <= 32 and few features: more blocks | 5 of 128 | 80 KiB |
 // | 32 x 64 | T <= 32 | 4 of 64 | 48 KiB |
-// | 64 x 32 | T <= 64, few features | 4 of 128 | 96 KiB |
-// | 64 x 64 | T <= 64; products that larger tiles would spread badly over the multiprocessors | 3 of 64 | 48 KiB |
-// | 128 x 128 | all else: 4 warps with 64 x 64 each, two blocks per multiprocessor | 2 of 64 | 64 KiB |
+// | 64 x 32 | T <= 64 and few features | 4 of 128 | 96 KiB |
+// | 64 x 64 | T <= 64; products whose 128 x 128 tiles would fill the multiprocessors unevenly | 3 of 64 | 48 KiB |
+// | 128 x 128 | all other products: 4 warps with 64 x 64 each, two blocks for each multiprocessor | 2 of 64 | 64 KiB |
 
 #include "tile.cuh"
 
-// The variants. `LA`, `LB` as in tile.cuh.
+// The variants; LA and LB are the layouts of the operands.
 template <Layout LA, Layout LB>
 using Tile32x16 = Tile<32, 16, 2, 1, 64, 12, LA, LB>;
 template <Layout LA, Layout LB>
@@ -57,8 +57,8 @@ using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-// One to three weights. Tiles of features are numbered through: those of weight i begin at first[i], ~0u where there is
-// no such weight.
+// One to three weights. The tiles of features are numbered through all weights; those of weight i begin at number first[i], which
+// is ~0u if there is no such weight.
 struct Weights {
     const bf16 *w[3];
     bf16 *y[3];
@@ -66,8 +66,8 @@ struct Weights {
     unsigned first[3];
 };
 
-// Grid: (tiles of tokens, tiles of features). Neighbouring blocks share a tile of features: W comes from memory once, X
-// stays in L2.
+// Grid: (tiles of tokens, tiles of features). Neighbouring blocks have the same tile of features, so that W is read from memory
+// once; X stays in L2.
 template <typename P>
 __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, unsigned tokens, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
@@ -119,14 +119,14 @@ extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
     forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
-// gelu(x) in the tanh form: (1 + tanh u) / 2 is the logistic function of 2 u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+// gelu(x) in its tanh form: x times the logistic function of 2 sqrt(2 / pi) (x + 0.044715 x^3).
 __device__ __forceinline__ float gelu(float x) {
     const float v = 1.595769122f * fmaf(0.044715f * x * x, x, x);
     return __fdividef(x, 1.0f + __expf(-v));
 }
 
-// The tile's columns are gate and up in turn, by eight: so a thread has both of a feature. Grid as in `forward`, with
-// N / 2 features per tile. gate and up are null where they are not kept.
+// The columns of the tile are gate and up, alternating by eight, so that a thread has both for a feature. Grid as in `forward`,
+// with N / 2 features for each tile. gate and up are null if they are not kept.
 template <typename P>
 __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const bf16 *w_up, bf16 *h, bf16 *gate,
                                       bf16 *up, unsigned tokens, unsigned features, unsigned in) {
@@ -160,43 +160,44 @@ __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const b
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_32x64(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile32x64<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+    geglu<Tile32x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
 }
 
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_64x64(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile64x64<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+    geglu<Tile64x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
 }
 
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile128x128<Layout::ROWS, Layout::PAIRS>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
+    geglu<Tile128x128<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
 }
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
-// Up to three pairs dY_i [T, out_i], its rows ld_i apart, and W_i [out_i, in]; out_i is 0 where there is none. Their k
-// is counted through.
-struct Pairs {
+// Up to three terms dY_i W_i of a sum: dY_i [T, out_i], its rows ld_i elements apart, and W_i [out_i, in]. out_i is 0 if there is
+// no such term. k counts through all terms.
+struct Terms {
     const bf16 *dy[3];
     const bf16 *w[3];
     unsigned out[3];
     unsigned ld[3];
 };
 
-// The contraction over begin .. end of the pairs' k, for the tile at row m of dX and column n.
+// Adds to p the contraction over k = begin .. end - 1, for the tile at row m and column n of dX.
 template <typename P>
-__device__ __forceinline__ void contract(P &p, const Pairs &pairs, unsigned m, unsigned n, unsigned tokens, unsigned in,
+__device__ __forceinline__ void contract(P &p, const Terms &terms, unsigned m, unsigned n, unsigned tokens, unsigned in,
                                          unsigned begin, unsigned end, void *memory) {
-    // One copy of the code for all pairs; selections instead of an index, which would move `pairs` to local memory.
+    // The loop is not unrolled, so that there is one copy of the code. It selects the operands instead of indexing `terms`,
+    // because an index would move `terms` to local memory.
 #pragma unroll 1
     for (int i = 0; i < 3; i++) {
-        const bf16 *dy = i == 0 ? pairs.dy[0] : i == 1 ? pairs.dy[1] : pairs.dy[2];
-        const bf16 *w = i == 0 ? pairs.w[0] : i == 1 ? pairs.w[1] : pairs.w[2];
-        const unsigned out = i == 0 ? pairs.out[0] : i == 1 ? pairs.out[1] : pairs.out[2];
-        const unsigned ld = i == 0 ? pairs.ld[0] : i == 1 ? pairs.ld[1] : pairs.ld[2];
+        const bf16 *dy = i == 0 ? terms.dy[0] : i == 1 ? terms.dy[1] : terms.dy[2];
+        const bf16 *w = i == 0 ? terms.w[0] : i == 1 ? terms.w[1] : terms.w[2];
+        const unsigned out = i == 0 ? terms.out[0] : i == 1 ? terms.out[1] : terms.out[2];
+        const unsigned ld = i == 0 ? terms.ld[0] : i == 1 ? terms.ld[1] : terms.ld[2];
         const unsigned from = min(begin, out), to = min(end, out);
         if (from < to)
             p.multiply({dy + size_t(m) * ld + from, ld, int(tokens - m)}, {w + size_t(from) * in + n, in, int(in - n)},
@@ -208,29 +209,29 @@ __device__ __forceinline__ void contract(P &p, const Pairs &pairs, unsigned m, u
 
 // Grid: (tiles of tokens, tiles of in).
 template <typename P>
-__device__ __forceinline__ void backward_input(const Pairs &pairs, bf16 *dx, unsigned tokens, unsigned in) {
+__device__ __forceinline__ void backward_input(const Terms &terms, bf16 *dx, unsigned tokens, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
     P p;
-    contract(p, pairs, m, n, tokens, in, 0, ~0u, memory);
+    contract(p, terms, m, n, tokens, in, 0, ~0u, memory);
     p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
 }
 
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_64x64(
-    const Pairs pairs, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
-    backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(pairs, dx, tokens, in);
+    const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
+    backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
 }
 
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_128x128(
-    const Pairs pairs, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
-    backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(pairs, dx, tokens, in);
+    const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
+    backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
 }
 
-// The same contraction in parts of `length`, a multiple of 64: partials [parts][T, in] in f32. It may come in pieces,
-// of which this one begins at k = `first`, a multiple of 16: a part that an earlier piece began is continued, so that
-// cutting into pieces changes no bit. Grid: (tiles of tokens, tiles of in, parts that the piece touches).
+// The same contraction in parts of `length`, a multiple of 64: partials [parts][T, in] in f32. The caller may pass k in several
+// ranges, one for each launch, of which this one begins at k = `first`, a multiple of 16. A part that an earlier range began is
+// continued, so that the ranges change no bit. Grid: (tiles of tokens, tiles of in, parts of which the range contains some k).
 template <typename P>
-__device__ __forceinline__ void backward_input_part(const Pairs &pairs, float *partials, unsigned tokens, unsigned in,
+__device__ __forceinline__ void backward_input_part(const Terms &terms, float *partials, unsigned tokens, unsigned in,
                                                     unsigned first, unsigned length) {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned m = blockIdx.x * P::M, n = blockIdx.y * P::N;
@@ -238,21 +239,21 @@ __device__ __forceinline__ void backward_input_part(const Pairs &pairs, float *p
     float *partial = partials + (size_t(part) * tokens + m) * in + n;
     P p;
     if (begin < first) p.load(partial, in, tokens - m, in - n);
-    contract(p, pairs, m, n, tokens, in, max(begin, first) - first, begin + length - first, memory);
+    contract(p, terms, m, n, tokens, in, max(begin, first) - first, begin + length - first, memory);
     p.store(partial, in, tokens - m, in - n);
 }
 
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_64x64(
-    const Pairs pairs, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
-    backward_input_part<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(pairs, partials, tokens, in, first, length);
+    const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
+    backward_input_part<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
 }
 
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_128x128(
-    const Pairs pairs, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
-    backward_input_part<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(pairs, partials, tokens, in, first, length);
+    const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
+    backward_input_part<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
 }
 
-// Four neighbours' sums over the parts, in order.
+// The sums over the parts, in ascending order, of four neighbouring elements from i on.
 __device__ __forceinline__ float4 sum_parts(const float *partials, unsigned parts, size_t n, size_t i) {
     float4 sum = *reinterpret_cast<const float4 *>(partials + i);
 #pragma unroll 4
@@ -263,7 +264,7 @@ __device__ __forceinline__ float4 sum_parts(const float *partials, unsigned part
     return sum;
 }
 
-// dX = the sum of its parts, rounded; n elements, a multiple of 8. Grid: n / 1024.
+// dX = the sum of its parts, rounded to bf16. n elements, a multiple of 8. Grid: n / 1024, rounded up.
 extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
     const float *__restrict__ partials, bf16 *__restrict__ dx, unsigned parts, size_t n) {
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
@@ -272,8 +273,8 @@ extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
     *reinterpret_cast<uint2 *>(dx + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
 }
 
-// dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens.
-// dY's rows are ld apart. Grid: (tiles of in, tiles of out).
+// dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens. The rows
+// of dY are ld elements apart. Grid: (tiles of in, tiles of out).
 template <typename P>
 __device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, float *dw, unsigned tokens, unsigned out,
                                                 unsigned ld, unsigned in) {
@@ -321,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_12
     backward_weight_part<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
 }
 
-// dW += the sum of its parts; n elements, a multiple of 8. Grid: n / 1024.
+// dW += the sum of its parts. n elements, a multiple of 8. Grid: n / 1024, rounded up.
 extern "C" __global__ void __launch_bounds__(256) matmul_backward_weight_sum(
     const float *__restrict__ partials, float *__restrict__ dw, unsigned parts, size_t n) {
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;

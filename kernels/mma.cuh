@@ -1,42 +1,44 @@
-// The three instructions that tensor-core kernels are made of, and how their operands lie in shared memory.
+// The three instructions of the tensor-core kernels (cp.async, ldmatrix, mma) and the layout of their operands in shared
+// memory.
 //
-// Tiles in shared memory have rows of 64 bf16: 128 bytes, eight pieces of 16. Piece c of row r lies at place c ^ (r % 8)
-// of its row (`swizzled`), so that the eight rows that ldmatrix reads at once, at one column, lie in eight different
-// groups of banks, and so do the eight pieces of a row that cp.async writes.
+// A tile in shared memory has rows of 64 bf16: 128 bytes, or eight 16-byte vectors. The swizzle stores vector c of row r at
+// position c ^ (r % 8) of the row (`swizzled`). No access has bank conflicts then: ldmatrix reads one vector of eight rows at
+// once, cp.async writes eight vectors of one row, and either eight vectors lie in eight different groups of four banks.
 #pragma once
 
 #include "common.cuh"
 
-// Elements of a row of a tile, and of a piece.
+// bf16 elements of a row of a tile, and of a vector.
 constexpr int TILE_K = 64;
-constexpr int PIECE = 8;
+constexpr int VECTOR = 8;
 
-// Offset in elements of piece `piece` (0..8) of row `row` in a swizzled tile.
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * TILE_K + ((piece ^ (row % 8)) * PIECE); }
+// Offset in elements of vector `vector` (0..8) of row `row` in a swizzled tile.
+__device__ __forceinline__ int swizzled(int row, int vector) { return row * TILE_K + ((vector ^ (row % 8)) * VECTOR); }
 
 __device__ __forceinline__ unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// Starts copying 16 bytes from global to shared memory past L1; with `inside` false nothing is read and zeros are
-// written. Both addresses are multiples of 16; `from` must be a valid address only if `inside`.
+// Starts a copy of 16 bytes from global to shared memory that bypasses L1. If `inside` is false, the copy reads nothing and
+// writes zeros. Both addresses are multiples of 16; `from` must be valid only if `inside` is true.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool inside = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
                  "r"(inside ? 16 : 0)
                  : "memory");
 }
 
-// Ends a group of copies.
+// Closes a group: all copies that this thread started since the last call.
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
-// Waits until at most `pending` groups of this thread are under way. Other threads' copies need a barrier besides.
+// Waits until at most `pending` of this thread's groups are incomplete. The copies of other threads are complete only after
+// a barrier that follows their wait.
 template <int pending>
 __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-// Four 8 x 8 matrices of bf16: lane l gives the address of row l % 8 of matrix l / 8; register i gets, of matrix i, the
-// two neighbours (row lane / 4, columns 2 (lane % 4) and the next).
+// ldmatrix: loads four 8 x 8 matrices of bf16. Lane l passes the address of row l % 8 of matrix l / 8. Register i receives two
+// neighbours of matrix i: row lane / 4, columns 2 (lane % 4) and 2 (lane % 4) + 1.
 __device__ __forceinline__ void load_matrix(unsigned (&r)[4], const bf16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -44,7 +46,7 @@ __device__ __forceinline__ void load_matrix(unsigned (&r)[4], const bf16 *row) {
                  : "memory");
 }
 
-// The same of the transposed matrices.
+// The same with each matrix transposed.
 __device__ __forceinline__ void load_matrix_transposed(unsigned (&r)[4], const bf16 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

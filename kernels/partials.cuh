@@ -1,6 +1,6 @@
-// Gradients of weights that every row shares: each block of a backward kernel adds up its own rows and leaves one row
-// of partial sums; the launch after it adds these up, in their order, to the gradient. So the order of the sum is
-// fixed, where atomic additions would take whichever block comes first.
+// Gradients of a weight that all rows of activations share. Each block of a backward kernel adds up its own rows and writes
+// one row of partial sums; a second launch adds the rows of partial sums to the gradient in ascending order. The order of
+// the sum is fixed therefore, which atomic additions cannot give because they follow the order in which blocks run.
 #pragma once
 
 #include "common.cuh"
@@ -8,15 +8,16 @@
 // Threads of a block: WARP columns times this many slices of the partial sums.
 constexpr unsigned SLICES = 32;
 
-// Where piece i, of 4 columns, of a row of gradients lies in shared memory: a thread has two neighbouring pieces and
-// writes one at a time; these places let both that and reading consecutive columns meet every bank once.
-__device__ __forceinline__ unsigned place(unsigned i) { return i ^ (i >> 3 & 1); }
+// Index in shared memory of the i-th group of 4 columns of a row of gradients. A thread writes two neighbouring groups, one
+// at a time; the exchange of groups keeps these writes and the reads of consecutive columns free of bank conflicts.
+__device__ __forceinline__ unsigned bank_swizzle(unsigned i) { return i ^ (i >> 3 & 1); }
 
-// dw[c] += sum over b of partials[b][c]: partials [count, cols], dw [cols] f32. Grid: WARP columns a block.
+// dw[c] += sum over b of partials[b][c]: partials [count, cols], dw [cols] f32. Grid: one block for WARP columns.
 //
-// Slice s adds up rows s, s + SLICES, ... of its columns, each row of a warp being 128 consecutive bytes; then one warp
-// adds up the slices. Bytes: 4 cols (count + 2), and nothing else costs anything; a thread that took a whole column
-// alone would wait `count` times for memory, one that takes a slice of it 32 times less.
+// Slice s of the block adds up rows s, s + SLICES, ... of the block's columns, where a warp reads 128 consecutive bytes of a
+// row; then one warp adds up the slices. Bytes: 4 cols (count + 2), which is the only cost. The slices are there because a
+// thread that added a whole column alone would wait for memory `count` times one after the other; a slice waits 32 times
+// less often.
 __device__ __forceinline__ void add_partials(const float *partials, unsigned count, unsigned cols, float *dw) {
     __shared__ float sums[SLICES][WARP];
     const unsigned lane = threadIdx.x % WARP, slice = threadIdx.x / WARP;
@@ -27,7 +28,7 @@ __device__ __forceinline__ void add_partials(const float *partials, unsigned cou
         for (unsigned b = slice; b < count; b += SLICES) sum += partials[size_t(b) * cols + c];
     }
     sums[slice][lane] = sum;
-    // The first warp reads what all have written.
+    // Barrier: the first warp reads the sums that all warps have written.
     __syncthreads();
     if (slice == 0 && c < cols) {
         float total = dw[c];

@@ -2,12 +2,11 @@
 //
 //   x[i] = center + spread u,  u = b / 2^24 - 1
 //
-// b is the upper 25 bits of word i mod 4 of Philox over the counter (i / 4, 0, 0) under the key (seed, 0), so u lies in
-// [-1, 1]. Every operation rounds to f32, a bf16 is rounded once more: the numbers are those of
-// src/backend/cpu/random.rs to the bit.
+// b is the upper 25 bits of word i mod 4 of Philox with the counter (i / 4, 0, 0) and the key (seed, 0), so that u is in [-1, 1].
+// Every operation rounds to f32, and a bf16 is rounded once more: the numbers are those of src/backend/cpu/random.rs to the bit.
 //
-// A thread makes 16 bytes. Bytes per element: 2 or 4 written; some 40 instructions, most of them Philox's. The limit is
-// the issue of instructions.
+// A thread makes 16 bytes. Bytes per element: 2 or 4 written. Instructions per element: some 40, most of them of Philox. The limit
+// is the issue of instructions.
 
 #include "random.cuh"
 
@@ -21,7 +20,7 @@ __device__ __forceinline__ float scaled(const Uniform &uniform, unsigned bits) {
     return uniform.center + uniform.spread * u;
 }
 
-// Elements 4 n .. 4 n + 3.
+// Computes elements 4 n .. 4 n + 3.
 __device__ __forceinline__ void four(const Uniform &uniform, size_t n, float *x) {
     const uint4 bits = philox(make_uint4(unsigned(n), unsigned(n >> 32), 0, 0), uniform.seed, 0);
     x[0] = scaled(uniform, bits.x);
@@ -30,32 +29,32 @@ __device__ __forceinline__ void four(const Uniform &uniform, size_t n, float *x)
     x[3] = scaled(uniform, bits.w);
 }
 
-// x [n]. Grid: a thread for every 8 elements.
+// x [n]. Grid: one thread for every 8 elements.
 extern "C" __global__ void __launch_bounds__(256) random_bf16(bf16 *__restrict__ x, size_t n, Uniform uniform) {
-    const size_t piece = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const size_t group = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float values[8];
-    four(uniform, 2 * piece, values);
-    four(uniform, 2 * piece + 1, values + 4);
+    four(uniform, 2 * group, values);
+    four(uniform, 2 * group + 1, values + 4);
     const bf16x8 rounded = narrow(values);
-    if (8 * piece + 8 <= n) {
-        store8(x, piece, rounded);
+    if (8 * group + 8 <= n) {
+        store8(x, group, rounded);
     } else {
 #pragma unroll
         for (unsigned i = 0; i < 8; i++)
-            if (8 * piece + i < n) x[8 * piece + i] = i % 2 ? rounded.pair[i / 2].y : rounded.pair[i / 2].x;
+            if (8 * group + i < n) x[8 * group + i] = i % 2 ? rounded.pair[i / 2].y : rounded.pair[i / 2].x;
     }
 }
 
-// x [n]. Grid: a thread for every 4 elements.
+// x [n]. Grid: one thread for every 4 elements.
 extern "C" __global__ void __launch_bounds__(256) random_f32(float *__restrict__ x, size_t n, Uniform uniform) {
-    const size_t piece = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const size_t group = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float values[4];
-    four(uniform, piece, values);
-    if (4 * piece + 4 <= n) {
-        reinterpret_cast<float4 *>(x)[piece] = make_float4(values[0], values[1], values[2], values[3]);
+    four(uniform, group, values);
+    if (4 * group + 4 <= n) {
+        reinterpret_cast<float4 *>(x)[group] = make_float4(values[0], values[1], values[2], values[3]);
     } else {
 #pragma unroll
         for (unsigned i = 0; i < 4; i++)
-            if (4 * piece + i < n) x[4 * piece + i] = values[i];
+            if (4 * group + i < n) x[4 * group + i] = values[i];
     }
 }

@@ -4,7 +4,7 @@
 
 #include "common.cuh"
 
-// The RNG key of a row's draws; 32 bytes, as the launcher uploads it. Rows that choose greedily have `noisy` 0.
+// The RNG key of a row's draws, 32 bytes. `noisy` is 0 for rows that choose greedily.
 struct alignas(16) Draw {
     unsigned key[2];
     unsigned position, stream;
@@ -12,8 +12,8 @@ struct alignas(16) Draw {
     unsigned unused[2];
 };
 
-// Philox4x32-10 (Salmon et al., SC'11): ten rounds over four words of counter. A round is two wide products and two
-// three-way exclusive ors; the key moves on by two Weyl constants.
+// Philox4x32-10 (Salmon et al., SC'11): ten rounds over four words of counter. A round is two products of 32 x 32 bits to 64
+// and two three-way exclusive ors; between rounds two Weyl constants are added to the key.
 __device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned key1) {
 #pragma unroll
     for (int round = 0; round < 10; round++) {
@@ -26,9 +26,9 @@ __device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned k
     return counter;
 }
 
-// Standard Gumbel noise from 32 random bits: -ln E with E = -ln(1 - u), u in (0, 1). Small E decide draws, so E is
-// taken from u near 0, and ln(1 - u) is corrected for the rounding of 1 - u (Kahan's log1p). logf, not __logf: near 1
-// the hardware's logarithm is exact to an absolute 2^-22 only.
+// Standard Gumbel noise from 32 random bits: -ln E with E = -ln(1 - u), u in (0, 1). E is computed from u near 0, and ln(1 - u)
+// is corrected for the rounding of 1 - u (Kahan's log1p), because the smallest E decide draws. The logarithm is logf because
+// __logf, the hardware's, has an absolute error of 2^-22 near 1.
 __device__ __forceinline__ float gumbel(unsigned bits) {
     const float u = fminf((__uint2float_rn(bits) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
     const float w = 1.0f - u;
@@ -36,7 +36,7 @@ __device__ __forceinline__ float gumbel(unsigned bits) {
     return -logf(e);
 }
 
-// The noise of the four tokens 4 n .. 4 n + 3 of a row.
+// Gumbel noise of the four tokens 4 n .. 4 n + 3 of a row.
 __device__ __forceinline__ float4 gumbel4(const Draw &draw, unsigned n) {
     const uint4 bits = philox(make_uint4(n, draw.position, draw.stream, draw.prompt), draw.key[0], draw.key[1]);
     return make_float4(gumbel(bits.x), gumbel(bits.y), gumbel(bits.z), gumbel(bits.w));

@@ -2,19 +2,20 @@
 //
 //   sums[i] = sum over k of x_i[k]^2
 //
-// Algorithm. Every tensor is cut into chunks of a fixed size; a block sums a chunk, and a second launch, a block per
-// tensor, sums its chunks' sums. Within a block thread t takes elements 4 t.. and every 4 * THREADS further ones,
-// four sums of its own, then the threads are added by a butterfly in each warp and the warps in order. All of it
-// depends on the tensor's length alone. NaN and Inf stay non-finite through squares and sums.
+// Algorithm. Every tensor is cut into chunks of a constant size. A block sums a chunk; a second launch, with a block for each
+// tensor, sums the sums of the tensor's chunks. Within a block thread t takes elements 4 t .. 4 t + 3 and then every 4 * THREADS
+// elements further, and keeps four sums. The sums of threads are added by a butterfly in each warp, those of warps in ascending
+// order. The order depends on the tensor's length alone. NaN and Inf stay non-finite through squares and sums.
 //
-// f64: a square of f32 is exact in it and no sum overflows. Bytes: 4 per element; one conversion and one FMA in f64 per
-// element, of which even a GPU with one f64 unit for 64 f32 ones does about as many as memory brings elements.
+// Sums are f64, because the square of an f32 is exact in f64 and no sum overflows. Bytes: 4 per element. Instructions: one
+// conversion and one FMA in f64 per element; even a GPU with one f64 unit for 64 f32 units does about as many of these as memory
+// delivers elements.
 
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;
 
-// As src/backend/cuda/reduce.rs packs it.
+// A block's elements; as in src/backend/cuda/reduce.rs.
 struct Chunk {
     const float *x;
     size_t len;
@@ -26,7 +27,7 @@ __device__ __forceinline__ double block_sum(double x) {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
     if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
-    // Thread 0 reads what every warp has written.
+    // Barrier: the sums of all warps, which thread 0 reads, are written.
     __syncthreads();
     double total = 0.0;
     if (threadIdx.x == 0) {
@@ -36,7 +37,7 @@ __device__ __forceinline__ double block_sum(double x) {
     return total;
 }
 
-// partials[b] = sum of squares of chunk b. Grid: a block per chunk. Chunks begin at multiples of 16 bytes.
+// partials[b] = sum of squares of chunk b. Grid: one block for each chunk. Chunks begin at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(256) reduce_squares(
     const Chunk *__restrict__ chunks, double *__restrict__ partials) {
     const Chunk chunk = chunks[blockIdx.x];
@@ -59,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_squares(
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
-// sums[i] = sum of partials[first[i]..first[i + 1]]. Grid: a block per tensor.
+// sums[i] = sum of partials[first[i]] .. partials[first[i + 1] - 1]. Grid: one block for each tensor.
 extern "C" __global__ void __launch_bounds__(256) reduce_partials(
     const double *__restrict__ partials, const unsigned *__restrict__ first, double *__restrict__ sums) {
     double sum = 0.0;

@@ -8,25 +8,25 @@
 //   with g' = dx (1 + post), r' that of branch:
 //   dbranch = r' (g' - branch r'^2 mean(g' branch)),  dpost += dx branch r' over all rows
 //
-// All tensors bf16, the weights' gradients f32, arithmetic f32; every result is rounded once, when it is stored.
-// `normed` is computed from `sum` as stored, by the function that rms_norm_forward uses: so a backward pass that
-// computes it again from the stored sum gets the same bits.
+// All tensors are bf16, the gradients of weights f32; arithmetic is f32, and every result is rounded once, when it is stored.
+// `normed` is computed from `sum` as stored, by the function that rms_norm_forward uses. A backward pass that computes it again
+// from the stored sum gets the same bits therefore.
 //
-// Algorithm. A thread holds one piece of 8 columns (16 bytes) of a row, a row lies in the registers of D / 8 threads:
-// every byte is read once, however often the formula needs it. Sums over a row go through shuffles, then through a word
-// of shared memory per warp, in an order that depends on D alone. Blocks take several rows where there are many, so
-// that the weights, which every row needs, are read once a block and stay in registers; the next row is asked for
-// before the sums of this one are waited for.
+// Algorithm. A thread holds one vector (8 columns, 16 bytes) of a row, and a row is in the registers of D / 8 threads: every byte
+// is read once, however often the formula needs it. Sums over a row go through shuffles within each warp and then through one
+// word of shared memory for each warp, in an order that depends on D alone. Where there are many rows a block takes several, so
+// that the weights, which every row needs, are read once for each block and stay in registers. The loads of the next row start
+// before the block waits for the sums of this row.
 //
-// Bytes of a row: forward 4 D (read, write), add_norm 8 D, backward 8 D, with post 12 D; some 15 FLOPs per element, far
-// less than what a GPU does in the time that the bytes take. The limit is memory: what matters is that enough
-// bytes are under way (a thread has 16 to 64) and that nothing is read twice.
+// Bytes of a row: forward 4 D (read, write), add_norm 8 D, backward 8 D, with post 12 D. FLOPs: some 15 per element, far fewer
+// than a GPU executes in the time of the bytes. The limit is memory, and so the design keeps many bytes in flight (16 to 64 for
+// each thread) and reads nothing twice.
 
 #include "partials.cuh"
 
-// Adds up N figures over the threads of a row: `warps` warps that meet at the barrier `barrier`. All get the same bits.
-// `partial` holds N * WARP floats; the next call must be given others, the one after that may use these again: by
-// then all have passed a barrier that comes after their reading.
+// Sums each of N numbers over the threads of a row, which are `warps` warps that use the barrier `barrier`. All threads get the
+// same bits. `partial` is a buffer of N * WARP floats. Callers alternate between two buffers, because the barrier inside a call
+// proves that all threads have finished reading the buffer of the call before.
 template <int N>
 __device__ __forceinline__ void row_sum(float (&x)[N], float *partial, unsigned warp, unsigned warps,
                                         unsigned barrier) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void row_sum(float (&x)[N], float *partial, unsigned 
         x[n] = warp_sum(x[n]);
         if (lane == 0) partial[n * WARP + warp] = x[n];
     }
-    // Every warp of the row reads the partial sums of all: they must have been written.
+    // Barrier: the sums of all warps of the row are written.
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(warps * WARP) : "memory");
 #pragma unroll
     for (int n = 0; n < N; n++) x[n] = warp_sum(lane < warps ? partial[n * WARP + lane] : 0.0f);
@@ -49,7 +49,7 @@ __device__ __forceinline__ float sum_squares(const float (&x)[8]) {
     return sum;
 }
 
-// r from the sum of squares of a row, and 1 / D.
+// r of a row from its sum of squares; per_col is 1 / D.
 __device__ __forceinline__ float reciprocal_rms(float squares, float per_col, float eps) {
     return rsqrtf(fmaf(squares, per_col, eps));
 }
@@ -68,33 +68,33 @@ template <bool ADD, bool POST>
 __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const bf16 *post, const bf16 *pre, bf16 *sum,
                                         bf16 *normed, unsigned rows, unsigned cols, unsigned per_block, float eps) {
     __shared__ float partial[2][WARP];
-    const unsigned piece = threadIdx.x, pieces = cols / 8;
+    const unsigned vector = threadIdx.x, vectors = cols / 8;
     const unsigned warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const unsigned first = blockIdx.x * per_block, end = min(first + per_block, rows);
-    // The last warp may have lanes beyond the row: they hold zeros and take part in the sums.
-    const bool inside = piece < pieces;
+    // The last warp may have lanes beyond the row, which hold zeros and take part in the sums.
+    const bool inside = vector < vectors;
     bf16x8 w_pre = {}, w_post = {}, next_x = {}, next_branch = {};
     if (inside) {
-        w_pre = load8(pre, piece);
-        if (POST) w_post = load8(post, piece);
-        next_x = load8(x, size_t(first) * pieces + piece);
-        if (ADD) next_branch = load8(branch, size_t(first) * pieces + piece);
+        w_pre = load8(pre, vector);
+        if (POST) w_post = load8(post, vector);
+        next_x = load8(x, size_t(first) * vectors + vector);
+        if (ADD) next_branch = load8(branch, size_t(first) * vectors + vector);
     }
     const float per_col = 1.0f / cols;
-    unsigned turn = 0;
+    unsigned parity = 0;  // which buffer of `partial` the next sum uses
     for (unsigned row = first; row < end; row++) {
-        const size_t at = size_t(row) * pieces + piece;
+        const size_t at = size_t(row) * vectors + vector;
         float value[8], added[8], scratch[1];
         widen(next_x, value);
         if (ADD) widen(next_branch, added);
         if (inside && row + 1 < end) {
-            next_x = load8(x, at + pieces);
-            if (ADD) next_branch = load8(branch, at + pieces);
+            next_x = load8(x, at + vectors);
+            if (ADD) next_branch = load8(branch, at + vectors);
         }
         if (POST) {
             scratch[0] = sum_squares(added);
-            row_sum(scratch, partial[turn], warp, warps, 0);
-            turn ^= 1;
+            row_sum(scratch, partial[parity], warp, warps, 0);
+            parity ^= 1;
             keep_packed(w_post);
             normalize(added, reciprocal_rms(scratch[0], per_col, eps), w_post, added);
         }
@@ -106,15 +106,15 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
             widen(stored, value);
         }
         scratch[0] = sum_squares(value);
-        row_sum(scratch, partial[turn], warp, warps, 0);
-        turn ^= 1;
+        row_sum(scratch, partial[parity], warp, warps, 0);
+        parity ^= 1;
         if (ADD) keep_packed(w_pre);
         normalize(value, reciprocal_rms(scratch[0], per_col, eps), w_pre, value);
         if (inside) store8(normed, at, narrow(value));
     }
 }
 
-// All three: a block is as many warps as a row of D / 8 pieces needs; grid: rows / per_block, rounded up.
+// All three: a block has as many warps as a row of D / 8 vectors needs. Grid: rows / per_block, rounded up.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, unsigned rows, unsigned cols,
     unsigned per_block, float eps) {
@@ -134,11 +134,11 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     forward<true, true>(x, branch, post, pre, sum, normed, rows, cols, per_block, eps);
 }
 
-// Most groups of a block: rows under way at once, each with a hardware barrier of its own.
+// The most groups of a block of the backward pass. A group is the threads of one row; each has its own hardware barrier.
 constexpr unsigned MAX_GROUPS = 8;
 
-// One norm's part of a row, given dy, the x that was normed, and the two sums over the row: dx of the norm alone, and
-// the gradient of the weight added to `dw`.
+// The gradient of one norm for a thread's vector of a row, given dy, x, and the row's sums of x^2 and dy (1 + w) x. Computes dx,
+// and adds the gradient of the weight to `dw`.
 __device__ __forceinline__ void norm_backward(const float (&dy)[8], const float (&x)[8], const bf16x8 &w, float squares,
                                               float product, float per_col, float eps, float (&dx)[8],
                                               float (&dw)[8]) {
@@ -153,7 +153,7 @@ __device__ __forceinline__ void norm_backward(const float (&dy)[8], const float 
     }
 }
 
-// sum of dy (1 + w) x over a piece.
+// Sum of dy (1 + w) x over a vector.
 __device__ __forceinline__ float sum_products(const float (&dy)[8], const float (&x)[8], const bf16x8 &w) {
     float weight[8], sum = 0.0f;
     widen(w, weight);
@@ -162,9 +162,9 @@ __device__ __forceinline__ float sum_products(const float (&dy)[8], const float 
     return sum;
 }
 
-// A block takes `per_block` rows, its groups of D / 8 threads one each at a time, independent of each other until the
-// end, where the groups' gradients of the weights are added up, in order, to one row of `partials` [blocks, cols] (with
-// POST a second such matrix follows). d_sum may be null.
+// A block takes `per_block` rows. Each of its groups of D / 8 threads takes one row at a time, independently of the other groups.
+// At the end the groups' gradients of the weights are added up, in ascending order of groups, to one row of `partials` [blocks,
+// cols] (with POST a second such matrix follows). d_sum may be null.
 template <bool POST>
 __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed, const bf16 *sum, const bf16 *pre,
                                          const bf16 *branch, const bf16 *post, bf16 *dx, bf16 *d_branch,
@@ -172,27 +172,26 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
                                          float eps) {
     __shared__ float scratch[MAX_GROUPS][2][3][WARP];
     extern __shared__ float4 gathered[]; // [groups, cols]
-    const unsigned pieces = cols / 8, warps = (pieces + WARP - 1) / WARP;
+    const unsigned vectors = cols / 8, warps = (vectors + WARP - 1) / WARP;
     const unsigned group = threadIdx.x / (warps * WARP), groups = blockDim.x / (warps * WARP);
-    const unsigned piece = threadIdx.x % (warps * WARP), warp = piece / WARP;
+    const unsigned vector = threadIdx.x % (warps * WARP), warp = vector / WARP;
     const unsigned end = min((blockIdx.x + 1) * per_block, rows);
-    const bool inside = piece < pieces;
-    // The weights: registers are scarce here. [2, cols]
+    const bool inside = vector < vectors;
+    // The weights [2, cols] are kept in shared memory, because registers are scarce here.
     bf16 *weights = reinterpret_cast<bf16 *>(gathered);
     if (inside && group == 0) {
-        store8(weights, piece, load8(pre, piece));
-        if (POST) store8(weights, pieces + piece, load8(post, piece));
+        store8(weights, vector, load8(pre, vector));
+        if (POST) store8(weights, vectors + vector, load8(post, vector));
     }
-    // The other groups read what the first has written.
+    // Barrier: the first group has written the weights, which all groups read.
     __syncthreads();
     // Lanes beyond the row hold zeros, whatever the weight.
-    const bf16 *own = weights + 8 * min(piece, pieces - 1);
+    const bf16 *own = weights + 8 * min(vector, vectors - 1);
     float d_pre[8] = {}, d_post[8] = {};
-    // Which half of `scratch` the next sum goes through.
     const float per_col = 1.0f / cols;
-    unsigned turn = 0;
+    unsigned parity = 0;  // which buffer of `scratch` the next sum uses
     for (unsigned row = blockIdx.x * per_block + group; row < end; row += groups) {
-        const size_t at = size_t(row) * pieces + piece;
+        const size_t at = size_t(row) * vectors + vector;
         bf16x8 dy_packed = {}, s_packed = {}, b_packed = {}, ds_packed = {};
         if (inside) {
             dy_packed = load8(d_normed, at);
@@ -205,13 +204,13 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         widen(s_packed, x);
         float b[8];
         widen(b_packed, b);
-        // With POST the square sum of branch travels along; it needs nothing that comes later.
+        // With POST the sum of squares of branch joins this call, because it depends on no later result.
         float sums[POST ? 3 : 2];
         sums[0] = sum_squares(x);
         sums[1] = sum_products(dy, x, load8(own, 0));
         if (POST) sums[2] = sum_squares(b);
-        row_sum(sums, scratch[group][turn][0], warp, warps, 1 + group);
-        turn ^= 1;
+        row_sum(sums, scratch[group][parity][0], warp, warps, 1 + group);
+        parity ^= 1;
         keep_packed(s_packed);
         keep_packed(dy_packed);
         widen(s_packed, x);
@@ -224,36 +223,36 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         if (POST) {
             keep_packed(b_packed);
             widen(b_packed, b);
-            float product[1] = {sum_products(gradient, b, load8(own, pieces))};
-            row_sum(product, scratch[group][turn][0], warp, warps, 1 + group);
-            turn ^= 1;
+            float product[1] = {sum_products(gradient, b, load8(own, vectors))};
+            row_sum(product, scratch[group][parity][0], warp, warps, 1 + group);
+            parity ^= 1;
             float out[8];
-            norm_backward(gradient, b, load8(own, pieces), sums[2], product[0], per_col, eps, out, d_post);
+            norm_backward(gradient, b, load8(own, vectors), sums[2], product[0], per_col, eps, out, d_post);
             if (inside) store8(d_branch, at, narrow(out));
         }
     }
-    // The gradients take the place of the weights, which nobody needs any more.
+    // Barrier: all groups have read the weights, whose memory the gradients use now.
     __syncthreads();
 #pragma unroll
     for (int which = 0; which < (POST ? 2 : 1); which++) {
         const float(&dw)[8] = which == 0 ? d_pre : d_post;
         if (inside) {
             float4 *to = gathered + group * (cols / 4);
-            to[place(2 * piece)] = make_float4(dw[0], dw[1], dw[2], dw[3]);
-            to[place(2 * piece + 1)] = make_float4(dw[4], dw[5], dw[6], dw[7]);
+            to[bank_swizzle(2 * vector)] = make_float4(dw[0], dw[1], dw[2], dw[3]);
+            to[bank_swizzle(2 * vector + 1)] = make_float4(dw[4], dw[5], dw[6], dw[7]);
         }
-        // All groups' gradients must be there before they are added up.
+        // Barrier: the gradients of all groups are written.
         __syncthreads();
         float4 *out = reinterpret_cast<float4 *>(partials + (size_t(which) * gridDim.x + blockIdx.x) * cols);
         for (unsigned c = threadIdx.x; c < cols / 4; c += blockDim.x) {
-            float4 total = gathered[place(c)];
+            float4 total = gathered[bank_swizzle(c)];
             for (unsigned g = 1; g < groups; g++) {
-                const float4 more = gathered[g * (cols / 4) + place(c)];
+                const float4 more = gathered[g * (cols / 4) + bank_swizzle(c)];
                 total = make_float4(total.x + more.x, total.y + more.y, total.z + more.z, total.w + more.w);
             }
             out[c] = total;
         }
-        // The other weight's gradients overwrite what was just read.
+        // Barrier: all threads have read the gradients, which those of the other weight overwrite.
         if (which == 0 && POST) __syncthreads();
     }
 }
@@ -273,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
     backward<true>(d_sum, d_normed, sum, pre, branch, post, dx, d_branch, partials, rows, cols, per_block, eps);
 }
 
-// The sums of all blocks: blockIdx.y 0 is pre, 1 is post.
+// Adds the rows of partial sums of all blocks to the gradients: blockIdx.y 0 is pre, 1 is post.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_weight(
     const float *__restrict__ partials, float *__restrict__ d_pre, float *__restrict__ d_post, unsigned count,
     unsigned cols) {

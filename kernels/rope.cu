@@ -10,31 +10,33 @@
 // x [T, heads Dh] bf16, y, dx alike; w [Dh] bf16, its gradient f32; arithmetic and angles f32, one rounding at the
 // store. Dh is a multiple of 16 up to 512.
 //
-// Algorithm. A thread holds 8 columns of a head's first half and the 8 that they turn with: two accesses of 16 bytes.
-// Dh/16 threads hold a head; where that is no power of two, the group of lanes is the next one and the rest idle, so
-// that sums over a head are butterflies within a group. A block takes a few rows with all their heads: the angles of
-// a row are the same for all heads, so they are computed once, by all threads, into shared memory, while the data
-// that the threads have asked for arrive. Frequencies are the kernel's arguments (at most 1 KiB): no table to upload
-// for a launch.
+// Algorithm. A thread holds 8 columns of a head's first half and the 8 columns of the second half with which they are rotated:
+// two 16-byte accesses. Dh/16 threads hold a head. If that is no power of two, a head is given the next power of two of lanes, of
+// which the rest idle, so that sums over a head are butterflies within such a group of lanes. A block takes a few rows with all
+// their heads, because the angles of a row are the same for all heads: its threads compute them once, into shared memory, while
+// the loads that they have started complete. Frequencies are passed as kernel arguments (at most 1 KiB), so that no array is
+// uploaded for a launch.
 //
-// Bytes per element: 4 (read, write); backward with a norm 6. FLOPs: some 3 per element, 20 with a norm, and 30 for
-// each angle, which is 4 per element with 8 query heads and 15 with one key head. The limit is memory.
+// Bytes per element: 4 (read, write); backward with a norm 6. FLOPs: some 3 per element, 20 with a norm, and 30 for each angle,
+// which are 4 per element with 8 query heads and 15 with one key head. The limit is memory.
 
 #include "partials.cuh"
 
+// Threads of a block.
 constexpr unsigned BLOCK = 256;
-// One 16-byte access of each half.
+// Columns of a head that a thread holds: one vector of each half.
 constexpr unsigned PER_THREAD = 16;
 
-// frequency[i] of all pairs, passed by value.
+// frequency[i] of all pairs of columns (i, i + Dh/2).
 struct Frequencies {
     float of[256];
 };
 
-// sin x and cos x within 2^-23 for |x| <= 2^18; CUDA's own reduce large arguments through local memory.
+// sin x and cos x within 2^-23 for |x| <= 2^18. CUDA's own functions are not used because they reduce large arguments through
+// local memory.
 //
-// x = n pi/2 + r with |r| <= pi/4 and pi/2 in three parts (x less n times the first is exact), minimax polynomials of
-// r, and the quadrant from n. Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the mantissa.
+// x = n pi/2 + r with |r| <= pi/4, where pi/2 is a sum of three floats (x less n times the first is exact). Minimax polynomials of
+// r give sine and cosine, and n gives the quadrant. Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the mantissa.
 __device__ __forceinline__ void sin_cos(float x, float &s, float &c) {
     const float round = 12582912.0f;
     const float shifted = fmaf(x, 0.636619747f, round);
@@ -52,12 +54,12 @@ __device__ __forceinline__ void sin_cos(float x, float &s, float &c) {
     c = __uint_as_float(__float_as_uint(quadrant & 1 ? sine : cosine) ^ ((quadrant + 1) & 2) << 30);
 }
 
-// How a block's threads divide heads among them.
+// The division of heads among the threads of a block.
 struct Heads {
     unsigned heads, dim;
-    // Threads that hold a head, and lanes set aside for it: 1 << shift.
+    // Threads that hold a head, and lanes of its group: lanes = 1 << shift.
     unsigned threads, shift, lanes;
-    // Heads under way at once; which of them is this thread's, and which of its lanes the thread is.
+    // Number of groups of a block, each with one head at a time; this thread's group, and its lane in the group.
     unsigned groups, group, lane;
 
     __device__ __forceinline__ Heads(unsigned heads, unsigned dim) : heads(heads), dim(dim) {
@@ -72,19 +74,19 @@ struct Heads {
     // Floats of shared memory for the angles of a row.
     __device__ __forceinline__ unsigned angles() const { return PER_THREAD * lanes; }
 
-    // Whether this thread has a part of the block's head number `item`, of those of `rows` rows.
+    // Whether this thread holds columns of the block's head number `item`, counted through the heads of `rows` rows.
     __device__ __forceinline__ bool has(unsigned item, unsigned rows) const {
         return lane < threads && item < rows * heads;
     }
 
-    // The same sum for all lanes of a head, in an order that depends on Dh alone. Lanes beyond the head add zeros.
+    // Sum of x over the lanes of a head, in an order that depends on Dh alone. All lanes get the same bits. Idle lanes add zeros.
     __device__ __forceinline__ float sum(float x) const {
         for (unsigned offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
         return x;
     }
 };
 
-// A thread's part of a head: 8 columns of either half.
+// A thread's columns of a head: 8 of each half.
 struct Part {
     bf16x8 a, b;
 
@@ -99,9 +101,9 @@ struct Part {
     }
 };
 
-// The angles of `rows` rows from `first`: of each row cos and sin [2][2][lanes][4], which is to say that pair
-// 8 l + 4 k + e, of lane l, lies at [k][l][e]. So lanes write consecutive words, and later read consecutive 16 bytes.
-// Lanes beyond the head have angles that nobody reads.
+// Computes cos and sin of the angles of `rows` rows from row `first` on: for each row [cos, sin][2][lanes][4], where pair
+// 8 l + 4 k + e, of lane l, is at [k][l][e]. With this layout lanes write consecutive words, and later read consecutive vectors.
+// The angles of idle lanes are never read.
 __device__ __forceinline__ void compute_angles(float *angles, const unsigned *positions,
                                                const Frequencies &frequencies, const Heads &h, unsigned first,
                                                unsigned rows, float sign) {
@@ -117,7 +119,7 @@ __device__ __forceinline__ void compute_angles(float *angles, const unsigned *po
     }
 }
 
-// Turns a thread's pairs by the angles of a row.
+// Rotates a thread's pairs (a[i], b[i]) by the angles of a row.
 __device__ __forceinline__ void rotate(float (&a)[8], float (&b)[8], const float *angles, const Heads &h) {
     const float4 *cosines = reinterpret_cast<const float4 *>(angles), *sines = cosines + 2 * h.lanes;
 #pragma unroll
@@ -147,8 +149,9 @@ __device__ __forceinline__ void scale(float (&x)[8], float r, const bf16x8 &w) {
     for (int i = 0; i < 8; i++) x[i] = x[i] * r * (1.0f + weight[i]);
 }
 
-// Heads to turn, of all rows alike: y = rotation (of the norm by w) of x; row t goes to row to[t] of y, or t without `to`.
-struct Turned {
+// Heads to rotate, the same number in every row: y = rotation of x, or of its norm with the weight w. Row t goes to row to[t] of
+// y, or to row t if `to` is null.
+struct HeadsToRotate {
     const bf16 *x, *w;
     bf16 *y;
     const unsigned *to;
@@ -156,10 +159,10 @@ struct Turned {
     float eps;
 };
 
-// Rows blockIdx.x * per_block and the following of q, and of k where it has heads; h has both. `angles` holds those of
-// per_block rows.
+// Rotates the heads of q, and of k if it has heads, for per_block rows from blockIdx.x * per_block on. h counts the heads of both.
+// `angles` is shared memory for the angles of per_block rows.
 template <bool NORM>
-__device__ __forceinline__ void turn(const Turned &q, const Turned &k, const unsigned *positions,
+__device__ __forceinline__ void rotate_heads(const HeadsToRotate &q, const HeadsToRotate &k, const unsigned *positions,
                                      const Frequencies &frequencies, const Heads &h, unsigned rows, unsigned per_block,
                                      float sign, float *angles) {
     const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first);
@@ -172,7 +175,7 @@ __device__ __forceinline__ void turn(const Turned &q, const Turned &k, const uns
         next.load((is_q ? q.x : k.x) + at * h.dim, h);
     };
     if (h.has(h.group, here)) load(h.group);
-    // The norm's weight of a head, where the thread does not have it from the head before.
+    // Loads the norm's weight of a head, unless the thread has it already from the head before.
     const auto weigh = [&](unsigned item) {
         const bf16 *w = item % h.heads < q.heads ? q.w : k.w;
         if (w != weight_of) weight.load(w, h);
@@ -181,9 +184,9 @@ __device__ __forceinline__ void turn(const Turned &q, const Turned &k, const uns
     if (NORM && h.has(h.group, here)) weigh(h.group);
     compute_angles(angles, positions, frequencies, h, first, here, sign);
     const float per_column = 1.0f / h.dim;
-    // Every thread reads angles that others computed.
+    // Barrier: the angles, which every thread reads, are written.
     __syncthreads();
-    // All threads go round equally often: the lanes of a warp take part in each other's sums.
+    // All threads do the same number of rounds, because the lanes of a warp take part in each other's sums.
     for (unsigned base = 0; base < here * h.heads; base += h.groups) {
         const unsigned item = base + h.group;
         const unsigned row = item / h.heads, head = item % h.heads;
@@ -212,14 +215,14 @@ __device__ __forceinline__ void turn(const Turned &q, const Turned &k, const uns
     }
 }
 
-// y: grid rows / per_block, rounded up; shared memory: the angles of per_block rows. sign is 1, or -1 for the inverse
-// rotation, which is the gradient where there is no norm.
+// Grid: rows / per_block, rounded up. Shared memory: the angles of per_block rows. sign is 1, or -1 for the inverse rotation, which
+// is the gradient if there is no norm.
 extern "C" __global__ void __launch_bounds__(256) rope_forward(
     const bf16 *__restrict__ x, bf16 *__restrict__ y, const unsigned *__restrict__ positions,
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
     float sign) {
     extern __shared__ float4 shared[];
-    turn<false>({x, nullptr, y, nullptr, heads, 0.0f}, {}, positions, frequencies, Heads(heads, dim), rows, per_block,
+    rotate_heads<false>({x, nullptr, y, nullptr, heads, 0.0f}, {}, positions, frequencies, Heads(heads, dim), rows, per_block,
                 sign, reinterpret_cast<float *>(shared));
 }
 
@@ -228,55 +231,55 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
     unsigned heads, unsigned dim, unsigned per_block, float eps) {
     extern __shared__ float4 shared[];
-    turn<true>({x, w, y, nullptr, heads, eps}, {}, positions, frequencies, Heads(heads, dim), rows, per_block, 1.0f,
+    rotate_heads<true>({x, w, y, nullptr, heads, eps}, {}, positions, frequencies, Heads(heads, dim), rows, per_block, 1.0f,
                reinterpret_cast<float *>(shared));
 }
 
-// The block's rows of v into the cache, as they are: by pieces of 16 bytes.
+// Copies the block's rows of v into the cache, by 16-byte vectors.
 __device__ __forceinline__ void copy_rows(const bf16 *v, bf16 *cached, const unsigned *to, unsigned rows,
                                           unsigned per_block, unsigned cols) {
-    const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first), pieces = cols / 8;
-    const uint4 *from = reinterpret_cast<const uint4 *>(v) + size_t(first) * pieces;
-    for (unsigned i = threadIdx.x; i < here * pieces; i += BLOCK) {
-        const unsigned row = i / pieces;
-        reinterpret_cast<uint4 *>(cached)[size_t(to[first + row]) * pieces + i % pieces] = from[i];
+    const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first), vectors = cols / 8;
+    const uint4 *from = reinterpret_cast<const uint4 *>(v) + size_t(first) * vectors;
+    for (unsigned i = threadIdx.x; i < here * vectors; i += BLOCK) {
+        const unsigned row = i / vectors;
+        reinterpret_cast<uint4 *>(cached)[size_t(to[first + row]) * vectors + i % vectors] = from[i];
     }
 }
 
-// rope_forward of q; that of k, and v as it is, to rows `to` of the cache, which are all different. One launch for all
-// three: a decode step's rows are few, and what it waits for is launches.
+// rope_forward of q; and of k, to rows `to` of the cache, where v is copied as well. These rows are all different. One launch does
+// all three, because the time of a decode step, which has few rows, is that of its launches.
 extern "C" __global__ void __launch_bounds__(256) rope_append(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ turned_q,
+    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ rotated_q,
     bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v, const unsigned *__restrict__ to,
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
     unsigned heads, unsigned kv_heads, unsigned dim, unsigned per_block) {
     extern __shared__ float4 shared[];
     copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
-    turn<false>({q, nullptr, turned_q, nullptr, heads, 0.0f}, {k, nullptr, cached_k, to, kv_heads, 0.0f}, positions,
+    rotate_heads<false>({q, nullptr, rotated_q, nullptr, heads, 0.0f}, {k, nullptr, cached_k, to, kv_heads, 0.0f}, positions,
                 frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
 }
 
 extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w_q,
-    const bf16 *__restrict__ w_k, bf16 *__restrict__ turned_q, bf16 *__restrict__ cached_k,
+    const bf16 *__restrict__ w_k, bf16 *__restrict__ rotated_q, bf16 *__restrict__ cached_k,
     bf16 *__restrict__ cached_v, const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned kv_heads, unsigned dim,
     unsigned per_block, float eps_q, float eps_k) {
     extern __shared__ float4 shared[];
     copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
-    turn<true>({q, w_q, turned_q, nullptr, heads, eps_q}, {k, w_k, cached_k, to, kv_heads, eps_k}, positions,
+    rotate_heads<true>({q, w_q, rotated_q, nullptr, heads, eps_q}, {k, w_k, cached_k, to, kv_heads, eps_k}, positions,
                frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
 }
 
-// One half of dx of a thread's part, in place of the gradient d of the norm's result; its part of dw is added to pieces
-// i and i + 1 of the group's in shared memory.
+// The gradient of the norm for 8 columns: replaces d, the gradient of the norm's result, by dx, and adds the gradient of w to the
+// float4 i and i + 1 of the group's gradient in shared memory.
 __device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8], const bf16x8 &w, float r,
                                               float coefficient, float4 *dw, unsigned i) {
     float weight[8];
     widen(w, weight);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        float4 &sum = dw[place(i + k)];
+        float4 &sum = dw[bank_swizzle(i + k)];
         float4 more = sum;
         more.x = fmaf(d[4 * k], x[4 * k] * r, more.x);
         more.y = fmaf(d[4 * k + 1], x[4 * k + 1] * r, more.y);
@@ -288,7 +291,7 @@ __device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8]
     for (int j = 0; j < 8; j++) d[j] = r * fmaf(-coefficient, x[j], d[j] * (1.0f + weight[j]));
 }
 
-// sum of d (1 + w) x over a half of a thread's part.
+// Sum of d (1 + w) x over 8 columns.
 __device__ __forceinline__ float sum_products(const float (&d)[8], const float (&x)[8], const bf16x8 &w) {
     float weight[8], sum = 0.0f;
     widen(w, weight);
@@ -297,10 +300,10 @@ __device__ __forceinline__ float sum_products(const float (&d)[8], const float (
     return sum;
 }
 
-// dx, and dw of this block's rows as a row of `partials` [blocks, Dh]. A block takes `per_block` rows, `at_once` of
-// them at a time. A group's gradients of w are added up in shared memory, by the threads that own their columns, and
-// the groups' at the end, in order: registers for them would cost half of the threads that wait for memory. Shared
-// memory: groups * Dh floats and the angles of at_once rows.
+// Writes dx, and the gradient of w over the block's rows as one row of `partials` [blocks, Dh]. A block takes `per_block` rows,
+// `at_once` of them at a time. Each group adds up its gradient of w in shared memory, where every thread owns its columns; at the
+// end the groups' gradients are added in ascending order. They are not kept in registers because these would halve the number of
+// threads that wait for memory at the same time. Shared memory: groups * Dh floats, and the angles of at_once rows.
 extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ dx,
     float *__restrict__ partials, const unsigned *__restrict__ positions,
@@ -309,21 +312,21 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     extern __shared__ float4 shared[];
     const Heads h(heads, dim);
     float *angles = reinterpret_cast<float *>(shared + h.groups * (dim / 4));
-    float4 *dw = shared + h.group * (dim / 4); // pieces of 4 columns
+    float4 *dw = shared + h.group * (dim / 4); // the group's gradient of w
     const unsigned end = min((blockIdx.x + 1) * per_block, rows), a = 2 * h.lane, b = a + dim / 8;
     const float per_column = 1.0f / dim;
     Part weight = {};
     if (h.lane < h.threads) {
         weight.load(w, h);
-        dw[place(a)] = dw[place(a + 1)] = dw[place(b)] = dw[place(b + 1)] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        dw[bank_swizzle(a)] = dw[bank_swizzle(a + 1)] = dw[bank_swizzle(b)] = dw[bank_swizzle(b + 1)] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
     for (unsigned first = blockIdx.x * per_block; first < end; first += at_once) {
         const unsigned here = min(at_once, end - first);
         const size_t start = size_t(first) * heads * dim;
         compute_angles(angles, positions, frequencies, h, first, here, -1.0f);
-        // Every thread reads angles that others computed.
+        // Barrier: the angles, which every thread reads, are written.
         __syncthreads();
-        // All threads go round equally often: the lanes of a warp take part in each other's sums.
+        // All threads do the same number of rounds, because the lanes of a warp take part in each other's sums.
         for (unsigned base = 0; base < here * heads; base += h.groups) {
             const unsigned item = base + h.group;
             const bool inside = h.has(item, here);
@@ -358,18 +361,19 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
                 result.store(dx + start + size_t(item) * dim, h);
             }
         }
-        // The next rows' angles overwrite these; and after the last ones all groups' gradients must be there.
+        // Barrier: all threads have read the angles, which those of the next rows overwrite; after the last rows, the gradients
+        // of all groups are complete.
         __syncthreads();
     }
     const float *gradients = reinterpret_cast<const float *>(shared);
     for (unsigned c = threadIdx.x; c < dim; c += BLOCK) {
         float total = 0.0f;
-        for (unsigned g = 0; g < h.groups; g++) total += gradients[g * dim + 4 * place(c / 4) + c % 4];
+        for (unsigned g = 0; g < h.groups; g++) total += gradients[g * dim + 4 * bank_swizzle(c / 4) + c % 4];
         partials[size_t(blockIdx.x) * dim + c] = total;
     }
 }
 
-// The sums of all blocks.
+// Adds the rows of partial sums of all blocks to the gradient.
 extern "C" __global__ void __launch_bounds__(1024) rope_backward_weight(
     const float *__restrict__ partials, float *__restrict__ dw, unsigned count, unsigned cols) {
     add_partials(partials, count, cols, dw);

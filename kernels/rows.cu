@@ -1,17 +1,17 @@
-// Moving rows.
+// Moving rows: the simplest kernels here, and the ones to read first.
 //
 //   gather:   out[i] = x[rows[i]]
-//   scatter:  dx[rows[i]] = dy[i], zero elsewhere: the transpose of gather for rows that do not repeat
+//   scatter:  dx[rows[i]] = dy[i], zero elsewhere: the gradient of gather for rows that do not repeat
 //   widen:    y[i] = x[i] in f32
 //
-// x is bf16, a row a multiple of 8; nothing is computed, so nothing is rounded.
+// x is bf16, and a row is a multiple of 8 elements. The kernels compute nothing, and so they round nothing.
 //
-// A block moves a row, a thread 16 bytes at a time. Scattering is written from the rows that are written to, each
-// knowing its source: so the zeros are part of the same pass, and every row is written once whatever the order of
-// blocks.
+// A block moves one row, and a thread 16 bytes at a time. The blocks of scatter are the rows of its result, for each of which the
+// host has looked up the source, because the zeros are then written in the same pass and every row is written exactly once,
+// whatever the order of blocks.
 //
-// Bytes: gather 4 cols for each row; scatter 2 cols for each row of dx and 2 cols for each of dy; beside them 4 for
-// each index; widen 6 for each element. The limit is memory.
+// Bytes: gather 4 cols for each row; scatter 2 cols for each row of dx and 2 cols for each row of dy; both 4 for each index; widen
+// 6 for each element. The limit is memory.
 
 #include "common.cuh"
 
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(
     for (unsigned i = threadIdx.x; i < cols / 8; i += blockDim.x) to[i] = from[i];
 }
 
-// dx [total, cols], dy [n, cols]; source[r] = i where rows[i] = r, ~0u where there is no such i. Grid: total blocks.
+// dx [total, cols], dy [n, cols]; source[r] is the i with rows[i] = r, or ~0u if there is no such i. Grid: total blocks.
 extern "C" __global__ void __launch_bounds__(256) scatter_rows(
     const bf16 *__restrict__ dy, const unsigned *__restrict__ source, bf16 *__restrict__ dx, unsigned cols) {
     const unsigned i = source[blockIdx.x];
@@ -33,14 +33,14 @@ extern "C" __global__ void __launch_bounds__(256) scatter_rows(
         to[c] = i == ~0u ? make_uint4(0, 0, 0, 0) : from[c];
 }
 
-// x bf16 and y f32 of n elements, n a multiple of 4: 16 bytes of y for a thread, so that a warp writes whole sectors.
-// Grid: n / 4 threads.
+// x bf16 and y f32 have n elements, a multiple of 4. A thread writes 16 bytes of y, so that a warp writes whole sectors. Grid: n /
+// 4 threads.
 extern "C" __global__ void __launch_bounds__(256) widen_rows(
     const bf16 *__restrict__ x, float *__restrict__ y, unsigned long long n) {
     const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
     if (i >= n) return;
     const uint2 four = *reinterpret_cast<const uint2 *>(x + i);
-    // A bf16 is the upper half of an f32; the first of a pair lies in the lower half of the word.
+    // A bf16 is the upper half of an f32. The first of a pair is in the lower half of the word.
     *reinterpret_cast<float4 *>(y + i) =
         make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
                     __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));

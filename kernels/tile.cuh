@@ -1,15 +1,17 @@
-// A block's share of a matrix product: C[m, n] += sum over k of A[m, k] B[n, k], an M x N tile of C in the registers of
-// the block's threads, bf16 operands, f32 sums. Matmul and the LM head are this tile with different epilogues.
+// A block's tile of a matrix product: C[m, n] += sum over k of A[m, k] B[n, k]. The M x N tile of C is held in the registers of
+// the block's threads; operands are bf16, sums f32. The kernels of matmul.cu are this tile with different epilogues;
+// lm_head.cuh uses its fragments and copies.
 //
-// **One chain.** Every element of C is one chain of m16n8k16 products in ascending k, whatever the shape of the tile,
-// its place in the matrix, and what else is in the batch: its bits are a function of its row of A, its row of B and
-// what it held before. (k is filled up with zeros to whole stages: that changes no bit of a sum.) So kernels may choose
-// tiles by the size of the problem, and sampling (few tokens, small tiles) agrees with training (many, large ones).
+// **One chain.** Every element of C is one chain of m16n8k16 products in ascending k, whatever the shape of the tile, the
+// tile's position in the matrix, and the rest of the batch. The bits of an element are a function of its row of A, its row of B
+// and its value before the product. (Stages beyond k are filled with zeros, which change no bit of a sum.) Launchers may
+// therefore choose a tile by the size of the problem, and sampling (few tokens, small tiles) agrees with training (many
+// tokens, large tiles).
 //
-// **Movement.** A stage of shared memory holds DEPTH columns of k of both operands. While a stage is multiplied,
-// cp.async fills those after it; one barrier per stage. Per 16 of k, a warp reads (WM + WN) x 32 bytes of shared memory
-// for WM WN / 128 products: at 64 x 64, 4 KiB for 32 products, which on an A100 is half of what shared memory can
-// deliver in the time of the products (128 bytes a clock against 2 clocks a product).
+// **Movement.** A stage is a part of shared memory that holds DEPTH columns of k of both operands. While warps multiply one
+// stage, cp.async fills the stages after it; there is one barrier per stage. Per 16 of k, a warp reads (WM + WN) x 32 bytes of
+// shared memory for WM WN / 128 products. At 64 x 64 these are 4 KiB for 32 products, which is half of what an A100's shared
+// memory delivers in the time of the products (128 bytes a clock, 2 clocks a product).
 //
 // Use:
 //     using P = Tile<128, 128, 2, 2, 64, 2, Layout::ROWS, Layout::ROWS>;     // __launch_bounds__(P::THREADS)
@@ -17,34 +19,36 @@
 //     P p;                                                                    // sums of zero
 //     p.multiply({x + row * ld, ld, rows - row}, {w + col * ld, ld, cols - col}, k, memory);   // again for more of k
 //     p.each([&](int m, int n, float c0, float c1) { ... });                  // C[m, n] and C[m, n + 1] of the tile
-// or read p.sum[i][j] with p.row(i), p.column(j); or p.store(..), p.add(..), which write whole rows of a matrix;
-// p.load(..) goes on where p.store(..) in f32 ended.
+// or read p.sum[i][j] with p.row(i), p.column(j); or call p.store(..) or p.add(..), which write whole rows of a matrix.
+// p.load(..) continues sums that p.store(..) wrote in f32.
 #pragma once
 
 #include <utility>
 
 #include "mma.cuh"
 
-// How an operand lies in memory.
+// Layout of an operand in memory.
 enum class Layout {
-    ROWS,     // element (i, k) at at[i ld + k]: k contiguous
-    COLUMNS,  // element (i, k) at at[k ld + i]: k strided, read through ldmatrix.trans
-    PAIRS,    // ROWS of two matrices in turn: rows 16 i .. 16 i + 7 of the tile are rows 8 i .. of `at`, the next 8 are
-              // those of `other`; so the threads that hold column 16 i + c of C hold 16 i + 8 + c as well
+    ROWS,         // element (i, k) at at[i ld + k]: k contiguous
+    COLUMNS,      // element (i, k) at at[k ld + i]: k strided, read through ldmatrix.trans
+    INTERLEAVED,  // ROWS of two matrices, alternating by eight: rows 16 i .. 16 i + 7 of the tile are rows 8 i .. 8 i + 7 of
+                  // `at`, the next eight the same rows of `other`. A thread that holds column 16 i + c of C also holds
+                  // column 16 i + 8 + c.
 };
 
-// One operand, seen from the tile. Memory is read in pieces of 8 elements: `at` is aligned to 16 bytes and ld a
-// multiple of 8. Where k (ROWS, PAIRS) or `rows` (COLUMNS) is not, the last piece is read whole: up to 7 elements
-// beyond, inside ld; with ROWS and PAIRS they must be finite and meet zeros in the other operand (COLUMNS has none
-// beyond k).
+// One operand, relative to the tile. Copies move vectors of 8 elements: `at` is aligned to 16 bytes and ld a multiple of 8. If
+// k (ROWS, INTERLEAVED) or `rows` (COLUMNS) is no multiple of 8, the last vector is read whole, up to 7 elements beyond the end and
+// inside ld. With ROWS and INTERLEAVED these elements must be finite, because they are multiplied by zeros of the other operand
+// (the rows of a COLUMNS operand that lie beyond k are zeros).
 struct Operand {
     const bf16 *at;               // row 0 of the tile, k = 0
-    size_t ld;                    // elements from row to row, or from k to k
-    int rows;                     // rows that exist from `at` on (PAIRS: of each matrix); others read as zero
-    const bf16 *other = nullptr;  // PAIRS: row 0 of the second matrix
+    size_t ld;                    // elements from row to row (COLUMNS: from k to k)
+    int rows;                     // rows that exist from `at` on (INTERLEAVED: of each matrix); the others read as zero
+    const bf16 *other = nullptr;  // INTERLEAVED: row 0 of the second matrix
 };
 
-// f(Int<0>), f(Int<1>), ...: loops whose index is a constant, as immediate operands need it.
+// unroll<n>(f) calls f(Int<0>), f(Int<1>), ..., f(Int<n - 1>): a loop whose index is a constant expression, which immediate
+// operands of instructions need.
 template <int i>
 struct Int {
     static constexpr int value = i;
@@ -60,7 +64,7 @@ __device__ __forceinline__ void unroll(F &&f) {
     unroll(f, std::make_integer_sequence<int, n>{});
 }
 
-// load_matrix of mma.cuh at an address in shared memory plus a constant.
+// load_matrix of mma.cuh at an address in shared memory plus a constant offset.
 template <bool transposed, int offset>
 __device__ __forceinline__ void load_matrix_at(unsigned (&r)[4], unsigned address) {
     if constexpr (transposed)
@@ -75,102 +79,105 @@ __device__ __forceinline__ void load_matrix_at(unsigned (&r)[4], unsigned addres
                      : "memory");
 }
 
-// copy_async of mma.cuh likewise; `bytes` is 16, or 0 to write zeros and read nothing.
+// copy_async of mma.cuh to an address plus a constant offset. `bytes` is 16, or 0 to read nothing and write zeros.
 template <int offset>
 __device__ __forceinline__ void copy_async_at(unsigned to, const void *from, unsigned bytes) {
     asm volatile("cp.async.cg.shared.global [%0+%1], [%2], 16, %3;\n" ::"r"(to), "n"(offset), "l"(from), "r"(bytes)
                  : "memory");
 }
 
-// What one thread copies of an operand: COUNT pieces of every stage, on lines `LINES` apart. A line is a row of the
-// operand (ROWS, PAIRS) or one k (COLUMNS). In shared memory lines are cut into swizzled tiles of 64 elements
-// (mma.cuh), one tile after the other: [line length / 64][lines][64].
+// One thread's copies of an operand: COUNT vectors of every stage, on lines that are LINES apart. A line is a row of the
+// operand (ROWS, INTERLEAVED) or one k (COLUMNS). In shared memory the lines of a stage are cut into swizzled tiles of 64 columns
+// (mma.cuh), stored one after the other: [line length / 64][lines][64].
 template <int ROWS, int DEPTH, int THREADS, Layout layout>
 struct Feed {
     static constexpr bool STRIDED = layout == Layout::COLUMNS;
     static constexpr int LENGTH = STRIDED ? ROWS : DEPTH;          // elements of a line
     static constexpr int ALL_LINES = STRIDED ? DEPTH : ROWS;
-    static constexpr int LINES = THREADS / (LENGTH / PIECE);       // lines that the block copies at once
+    static constexpr int LINES = THREADS / (LENGTH / VECTOR);       // lines that the block copies at once
     static constexpr int COUNT = ALL_LINES / LINES;
     static constexpr int BYTES = ROWS * DEPTH * int(sizeof(bf16));  // of a stage
-    // Lines of a matrix from one of a thread's pieces to the next.
-    static constexpr int SOURCE_LINES = layout == Layout::PAIRS ? LINES / 2 : LINES;
-    // A thread's pieces have one place in their swizzled lines, and PAIRS one matrix.
+    // Lines of the matrix in memory between two vectors of a thread.
+    static constexpr int SOURCE_LINES = layout == Layout::INTERLEAVED ? LINES / 2 : LINES;
+    // All vectors of a thread have the same position in their swizzled lines and, with INTERLEAVED, the same matrix.
     static_assert(LENGTH % TILE_K == 0 && ALL_LINES % LINES == 0 && LINES % 8 == 0);
-    static_assert(layout != Layout::PAIRS || LINES % 16 == 0);
+    static_assert(layout != Layout::INTERLEAVED || LINES % 16 == 0);
 
-    const bf16 *from;  // the next piece
-    size_t step;       // elements from piece to piece
-    size_t turn;       // from behind the last piece of a stage to the first of the next (COLUMNS: they are neighbours)
-    int to;            // offset in bytes of the first piece in a stage
-    int limit;         // lines that exist from the first piece on; with COLUMNS that is counted from `left`
-    int place;         // ROWS, PAIRS: first k of the piece. COLUMNS: its line
+    const bf16 *from;   // the next vector
+    size_t step;        // elements from vector to vector of a stage
+    size_t stage_step;  // elements from the end of a stage's vectors to the next stage's first (COLUMNS: always 0)
+    int to;             // offset in bytes of the first vector in a stage
+    int limit;          // lines that exist from the first vector on; with COLUMNS `lines` counts them by `left` instead
+    int first_k;        // k of the first vector in a stage
 
     __device__ __forceinline__ explicit Feed(const Operand &o) {
-        const int piece = int(threadIdx.x) % (LENGTH / PIECE), line = int(threadIdx.x) / (LENGTH / PIECE);
-        const bool second = layout == Layout::PAIRS && line / 8 % 2 == 1;
-        const int source = layout == Layout::PAIRS ? line / 16 * 8 + line % 8 : line;
-        from = (second ? o.other : o.at) + size_t(source) * o.ld + piece * PIECE;
+        const int vector = int(threadIdx.x) % (LENGTH / VECTOR), line = int(threadIdx.x) / (LENGTH / VECTOR);
+        const bool second = layout == Layout::INTERLEAVED && line / 8 % 2 == 1;
+        const int source = layout == Layout::INTERLEAVED ? line / 16 * 8 + line % 8 : line;
+        from = (second ? o.other : o.at) + size_t(source) * o.ld + vector * VECTOR;
         step = SOURCE_LINES * o.ld;
-        turn = DEPTH - COUNT * step;
-        to = (piece / 8 * ALL_LINES * TILE_K + swizzled(line, piece % 8)) * int(sizeof(bf16));
-        limit = STRIDED ? (piece * PIECE < o.rows ? 0x7fffffff : 0) : o.rows - source;
-        place = STRIDED ? line : piece * PIECE;
-        // Computed here, and not, to save registers, anew for every stage.
-        asm volatile("" : "+l"(step), "+l"(turn), "+r"(to), "+r"(limit), "+r"(place));
+        stage_step = DEPTH - COUNT * step;
+        to = (vector / 8 * ALL_LINES * TILE_K + swizzled(line, vector % 8)) * int(sizeof(bf16));
+        limit = STRIDED ? (vector * VECTOR < o.rows ? 0x7fffffff : 0) : o.rows - source;
+        first_k = STRIDED ? line : vector * VECTOR;
+        // Keeps the compiler from recomputing these in every stage, which it would do to save registers.
+        asm volatile("" : "+l"(step), "+l"(stage_step), "+r"(to), "+r"(limit), "+r"(first_k));
     }
 
-    // How many lines exist below this thread's first, in a stage with `left` of k.
+    // Number of existing lines from this thread's first on, in a stage that begins `left` before the end of k.
     __device__ __forceinline__ int lines(int left) const {
-        if constexpr (STRIDED) return min(left - place, limit);
-        return place < left ? limit : 0;
+        if constexpr (STRIDED) return min(left - first_k, limit);
+        return first_k < left ? limit : 0;
     }
 
-    // Piece i of the stage: all in turn, then `next`.
+    // Starts the copy of vector i of the stage. A stage calls it for all i in ascending order, then calls `next`.
     template <int i>
     __device__ __forceinline__ void copy(unsigned stage, int lines) {
         copy_async_at<i * LINES * TILE_K * int(sizeof(bf16))>(stage + to, from, i * SOURCE_LINES < lines ? 16 : 0);
         from += step;
-        asm volatile("" : "+l"(from));  // one addition, not a multiple of step computed anew
+        // Keeps the compiler from computing from + i step for every vector, which takes more than this one addition.
+        asm volatile("" : "+l"(from));
     }
 
     __device__ __forceinline__ void next() {
-        if constexpr (!STRIDED) from += turn;
+        if constexpr (!STRIDED) from += stage_step;
     }
 };
 
-// Where one lane reads an operand's fragments: ldmatrix of 16 rows x 16 k. For A, in the order of the registers of
-// `mma`'s a. For B the second and third matrix change places: b0 and b1 of the first 8 rows are registers 0 and 1, of
-// the other 8, 2 and 3; the hardware wants b in neighbouring registers, and the compiler would move them there.
+// The addresses at which one lane reads an operand's fragments with ldmatrix, 16 rows x 16 k each. For A the four matrices
+// come in the order of the registers of mma's a. For B the second and third matrix are exchanged: registers 0 and 1 are b0
+// and b1 of the first 8 rows, registers 2 and 3 those of the other 8, because mma takes b0 and b1 from neighbouring registers
+// and the compiler would otherwise move them.
 template <int ROWS, int DEPTH, Layout layout, bool IS_B>
 struct Fragments {
     static constexpr bool STRIDED = layout == Layout::COLUMNS;
 
-    int offset;  // in bytes, of the first 16 rows and the first 16 of k
+    int offset;  // in bytes from the operand's stage, of the warp's first 16 rows and the first 16 of k
 
     // `first`: the warp's first row, a multiple of 16.
     __device__ __forceinline__ explicit Fragments(int first) {
         const int lane = threadIdx.x % WARP;
-        const int second = lane / 8 % 2, third = lane / 16;  // whether this lane's matrix is the second or fourth, ..
+        // Bits 0 and 1 of the number of the matrix whose row this lane addresses.
+        const int second = lane / 8 % 2, third = lane / 16;
         const int row = (IS_B ? third : second) * 8, k = (IS_B ? second : third) * 8;
         if constexpr (STRIDED) {
-            const int piece = (first + row) / PIECE;
-            offset = piece / 8 * DEPTH * TILE_K + swizzled(k + lane % 8, piece % 8);
+            const int vector = (first + row) / VECTOR;
+            offset = vector / 8 * DEPTH * TILE_K + swizzled(k + lane % 8, vector % 8);
         } else {
-            offset = swizzled(first + row + lane % 8, k / PIECE);
+            offset = swizzled(first + row + lane % 8, k / VECTOR);
         }
         offset *= int(sizeof(bf16));
     }
 
-    // The four addresses in a stage from which all of the warp's fragments are constants away: two pieces along the
-    // swizzled direction are bits 5 and 6 of the address, exclusive-or.
+    // The four addresses in a stage from which all fragments of the warp are constant offsets away. Two vectors further along
+    // a line, the swizzled address differs by an exclusive or with bits 5 and 6 and is no constant offset away.
     __device__ __forceinline__ void addresses(unsigned (&address)[4], unsigned stage) const {
         const unsigned first = stage + offset;
 #pragma unroll
         for (int i = 0; i < 4; i++) address[i] = first ^ (i * 32);
     }
 
-    // Rows 16 i.. of the warp, k 16 step.. of the stage.
+    // Loads the fragment of rows 16 i .. 16 i + 15 of the warp and k 16 step .. 16 step + 15 of the stage.
     template <int i, int step>
     static __device__ __forceinline__ void load(unsigned (&r)[4], const unsigned (&address)[4]) {
         constexpr int TILES = 16 * TILE_K * int(sizeof(bf16));  // 16 lines
@@ -181,7 +188,8 @@ struct Fragments {
     }
 };
 
-// Four lanes of a quad hold quarter (lane % 4) of each of four things; afterwards each holds all of thing lane % 4.
+// Transposes 4 x 4 words over the four lanes of a quad: lane t holds word t of each of four vectors r0 .. r3, and receives all
+// words of vector t.
 __device__ __forceinline__ uint4 transpose_quad(unsigned r0, unsigned r1, unsigned r2, unsigned r3) {
     const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
     const unsigned x = __shfl_xor_sync(ALL, odd ? r0 : r1, 1), y = __shfl_xor_sync(ALL, odd ? r2 : r3, 1);
@@ -195,14 +203,14 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     return *reinterpret_cast<const unsigned *>(&pair);
 }
 
-// Stores 16 rows x 8 TILES columns, in the layout of mma's c, as bf16 rows in pieces of 16 bytes. `y` is the element
-// (0, 0), `rows` and `cols` (a multiple of 8) what exists of the matrix from there on.
+// Stores 16 rows x 8 TILES columns, in the layout of mma's c, as bf16 in 16-byte vectors. `y` points to the element (0, 0);
+// `rows` and `cols` (a multiple of 8) are the rows and columns that the matrix has from there on.
 template <int TILES>
 __device__ __forceinline__ void store_strip(const float (&c)[TILES][4], bf16 *y, size_t ld, int rows, int cols) {
     static_assert(TILES == 2 || TILES % 4 == 0);
     const int row = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     if constexpr (TILES == 2) {
-        // A quad has two rows of two tiles.
+        // A quad holds two rows of two tiles: four vectors.
         const uint4 v = transpose_quad(pack(c[0][0], c[0][1]), pack(c[1][0], c[1][1]), pack(c[0][2], c[0][3]),
                                        pack(c[1][2], c[1][3]));
         const int r = row + t / 2 * 8, col = t % 2 * 8;
@@ -223,13 +231,13 @@ __device__ __forceinline__ void store_strip(const float (&c)[TILES][4], bf16 *y,
     }
 }
 
-// M_, N_: the tile. WARPS_M x WARPS_N warps share it; a warp's part is a multiple of 16 x 16. DEPTH: k per stage, 64 or
-// 128. LA, LB: how the operands lie.
+// M_ x N_: the tile. WARPS_M x WARPS_N warps share it; a warp's part is a multiple of 16 x 16. DEPTH: k per stage, 64 or
+// 128. LA, LB: layouts of the operands in memory.
 template <int M_, int N_, int WARPS_M, int WARPS_N, int DEPTH, int STAGES, Layout LA, Layout LB>
 struct Tile {
     static constexpr int M = M_, N = N_;
     static constexpr int THREADS = WARPS_M * WARPS_N * int(WARP);
-    // A warp's part, and that in products.
+    // Rows and columns of a warp's part, and the m16n8 products in them.
     static constexpr int WM = M / WARPS_M, WN = N / WARPS_N;
     static constexpr int MT = WM / 16, NT = WN / 8;
     static constexpr int STEPS = DEPTH / 16;
@@ -244,7 +252,7 @@ struct Tile {
     static constexpr int SHARED = STAGES * STAGE;
 
     static_assert(WM % 16 == 0 && WN % 16 == 0 && DEPTH % TILE_K == 0 && STAGES >= 2);
-    // A warp's rows of a strided operand stay in the tiles of 64 that they begin in, or begin one.
+    // A warp's rows of a strided operand lie in one tile of 64 columns, or are whole tiles.
     static_assert(LA != Layout::COLUMNS || TILE_K % WM == 0 || WM % TILE_K == 0);
     static_assert(LB != Layout::COLUMNS || TILE_K % WN == 0 || WN % TILE_K == 0);
 
@@ -260,14 +268,14 @@ struct Tile {
                 for (int e = 0; e < 4; e++) sum[i][j][e] = 0;
     }
 
-    // First row and column of this thread's warp.
+    // First row and column of this thread's warp in the tile.
     static __device__ __forceinline__ int warp_row() { return int(threadIdx.x / WARP) % WARPS_M * WM; }
     static __device__ __forceinline__ int warp_column() { return int(threadIdx.x / WARP) / WARPS_M * WN; }
-    // In the tile, of sum[i][..][0] and sum[..][j][0] of this thread.
+    // Row of sum[i][..][0] and column of sum[..][j][0] of this thread in the tile.
     static __device__ __forceinline__ int row(int i) { return warp_row() + i * 16 + int(threadIdx.x % WARP) / 4; }
     static __device__ __forceinline__ int column(int j) { return warp_column() + j * 8 + int(threadIdx.x) % 4 * 2; }
 
-    // sum += A B^T over k. All threads call it; afterwards `memory` is free for any use.
+    // sum += A B^T over k. All threads of the block call it. Afterwards the block may use `memory` for anything.
     __device__ __forceinline__ void multiply(const Operand &a, const Operand &b, int k, void *memory) {
         const unsigned shared = shared_address(memory), end = shared + SHARED;
         FeedA feed_a(a);
@@ -275,7 +283,8 @@ struct Tile {
         const FragmentsA fragments_a(warp_row());
         const FragmentsB fragments_b(warp_column());
 
-        int left = k;  // k from the next stage to copy on; stages beyond k are zeros that nobody reads
+        // Elements of k from the next stage to copy on. The copies of stages beyond k write zeros that no warp reads.
+        int left = k;
         unsigned write = shared;
 #pragma unroll
         for (int s = 0; s < STAGES - 1; s++) {
@@ -287,10 +296,10 @@ struct Tile {
             write += STAGE;
         }
         unsigned read = shared;
-#pragma unroll 1  // it is long enough
+#pragma unroll 1  // the body is long: a copy of it would only cost instruction cache
         for (int at = 0; at < k; at += DEPTH) {
             copy_wait<STAGES - 2>();
-            // All threads' copies of this stage have arrived; and all warps have read the stage before it, which the
+            // Barrier: all threads' copies of this stage are complete, and all warps have read the stage before it, which the
             // copies below overwrite.
             __syncthreads();
             unsigned address_a[4], address_b[4];
@@ -301,10 +310,10 @@ struct Tile {
             const int lines_a = feed_a.lines(left), lines_b = feed_b.lines(left);
             unroll<STEPS>([&](auto step) {
                 constexpr int s = decltype(step)::value;
-                // The fragments of the next step come while this one's are multiplied.
+                // Loads the fragments of the next step while this step's are multiplied.
                 if constexpr (s + 1 < STEPS) load<s + 1>(x[(s + 1) % 2], y[(s + 1) % 2], address_a, address_b);
-                // Copies are spread over the steps of the first half: they do not hold up the products, and have the
-                // second half to arrive in where STAGES is 2.
+                // Copies are spread over the steps of the first half, because they then do not delay the products and,
+                // where STAGES is 2, have the time of the second half to complete.
                 unroll<share(FeedA::COUNT, s)>([&](auto i) {
                     feed_a.template copy<begin(FeedA::COUNT, s) + i.value>(write, lines_a);
                 });
@@ -323,11 +332,11 @@ struct Tile {
             write = write + STAGE == end ? shared : write + STAGE;
         }
         copy_wait<0>();
-        // Nobody reads or copies any more: the memory is free.
+        // Barrier: no thread reads the stages or copies to them any more.
         __syncthreads();
     }
 
-    // f(m, n, c0, c1) for all pairs of neighbours C[m, n], C[m, n + 1] of this thread; m and n in the tile.
+    // Calls f(m, n, C[m, n], C[m, n + 1]) for each pair of neighbours that this thread holds; m and n count in the tile.
     template <typename F>
     __device__ __forceinline__ void each(F &&f) const {
 #pragma unroll
@@ -339,8 +348,8 @@ struct Tile {
             }
     }
 
-    // y[m, n] = C[m, n], rounded to bf16. `y` is the tile's element (0, 0), `rows` and `cols` (a multiple of 8) what
-    // exists of the matrix from there on.
+    // y[m, n] = C[m, n], rounded to bf16. `y` points to the tile's element (0, 0); `rows` and `cols` (a multiple of 8) are the
+    // rows and columns that the matrix has from there on.
     __device__ __forceinline__ void store(bf16 *y, size_t ld, int rows, int cols) const {
         const int m = warp_row(), n = warp_column();
 #pragma unroll
@@ -352,26 +361,26 @@ struct Tile {
     __device__ __forceinline__ void store(float *y, size_t ld, int rows, int cols) const {
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            const int m = piece_row(i), n = piece_column();
+            const int m = vector_row(i), n = vector_column();
 #pragma unroll
             for (int j = 0; j < NT; j++) {
-                const float4 v = turned(sum[i][j]);
+                const float4 v = exchange_pair(sum[i][j]);
                 if (m < rows && n + j * 8 < cols) *reinterpret_cast<float4 *>(y + m * ld + n + j * 8) = v;
             }
         }
     }
 
-    // C[m, n] = y[m, n], as `store` left it: what is multiplied next continues the chains that ended there.
+    // C[m, n] = y[m, n], as `store` wrote it in f32: the next call of `multiply` continues the chains of the stored sums.
     __device__ __forceinline__ void load(const float *y, size_t ld, int rows, int cols) {
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            const int m = piece_row(i), n = piece_column();
+            const int m = vector_row(i), n = vector_column();
 #pragma unroll
             for (int j = 0; j < NT; j++) {
                 float4 v = make_float4(0, 0, 0, 0);
                 if (m < rows && n + j * 8 < cols) v = *reinterpret_cast<const float4 *>(y + m * ld + n + j * 8);
-                const float piece[4] = {v.x, v.y, v.z, v.w};
-                v = turned(piece);
+                const float four[4] = {v.x, v.y, v.z, v.w};
+                v = exchange_pair(four);
                 sum[i][j][0] = v.x, sum[i][j][1] = v.y, sum[i][j][2] = v.z, sum[i][j][3] = v.w;
             }
         }
@@ -381,10 +390,10 @@ struct Tile {
     __device__ __forceinline__ void add(float *y, size_t ld, int rows, int cols) const {
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            const int m = piece_row(i), n = piece_column();
+            const int m = vector_row(i), n = vector_column();
             float *at = y + m * ld + n;
-            // All loads before the first store: one wait for memory per 16 rows, not one per piece. The barrier
-            // orders nothing between lanes: past it the compiler may not put the loads off.
+            // All loads stand before the first store, so that a thread waits for memory once per 16 rows and not once per
+            // vector. __syncwarp orders nothing between lanes here: it keeps the compiler from moving the loads behind it.
             float4 held[NT];
 #pragma unroll
             for (int j = 0; j < NT; j++)
@@ -392,7 +401,7 @@ struct Tile {
             __syncwarp();
 #pragma unroll
             for (int j = 0; j < NT; j++) {
-                const float4 c = turned(sum[i][j]);
+                const float4 c = exchange_pair(sum[i][j]);
                 float4 v = held[j];
                 v.x += c.x;
                 v.y += c.y;
@@ -404,20 +413,21 @@ struct Tile {
     }
 
 private:
-    // In f32 two lanes, which hold 4 columns of two rows, take a row each, the odd lane the lower one: pieces of 16
-    // bytes. Place of this thread's piece of sum[i][0]; that of sum[i][j] is 8 j columns on.
-    static __device__ __forceinline__ int piece_row(int i) { return row(i) + (threadIdx.x & 1 ? 8 : 0); }
-    static __device__ __forceinline__ int piece_column() { return column(0) - (threadIdx.x & 1 ? 2 : 0); }
+    // In f32 two neighbouring lanes hold 4 columns of two rows. They exchange two values so that each lane has a 16-byte vector
+    // of one row, the even lane of row r, the odd lane of row r + 8. Row and column of this thread's vector of sum[i][0]; the
+    // vector of sum[i][j] is 8 j columns further.
+    static __device__ __forceinline__ int vector_row(int i) { return row(i) + (threadIdx.x & 1 ? 8 : 0); }
+    static __device__ __forceinline__ int vector_column() { return column(0) - (threadIdx.x & 1 ? 2 : 0); }
 
-    // From the layout of mma's c to pieces, and, being its own inverse, back.
-    static __device__ __forceinline__ float4 turned(const float (&c)[4]) {
+    // Converts the layout of mma's c to vectors of a row and, because it is its own inverse, back.
+    static __device__ __forceinline__ float4 exchange_pair(const float (&c)[4]) {
         const bool odd = threadIdx.x & 1;
         const float p = __shfl_xor_sync(ALL, odd ? c[0] : c[2], 1);
         const float q = __shfl_xor_sync(ALL, odd ? c[1] : c[3], 1);
         return odd ? make_float4(p, q, c[2], c[3]) : make_float4(c[0], c[1], p, q);
     }
 
-    // Of `count` copies, the first of step s.
+    // Number of the first of `count` copies that step s starts, and how many it starts.
     static __host__ __device__ constexpr int begin(int count, int s) {
         return s < STEPS / 2 ? count * s / (STEPS / 2) : count;
     }

@@ -439,16 +439,22 @@ pub trait Backend: Send + Sync {
     /// Storage type.
     fn dtype(&self, x: &Self::Tensor) -> DType;
 
-    /// Prepares a batch: once per forward pass. `attention` holds every [`AttentionSpec`] that it will meet.
+    /// Prepares a batch, once for each forward pass. `attention` holds every [`AttentionSpec`] of the pass.
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables;
     /// The same of a step of decoding, whose tokens the host need not know. A draw of what is no token, from a row of
     /// NaN, stands for any token: whoever takes the draw sees its log-prob.
     fn decode_tables(&self, step: &Decode<Self::Draws>, attention: &[AttentionSpec]) -> Self::Tables;
 
-    /// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]`.
-    fn embed_forward(&self, table: &Self::Tensor, tables: &Self::Tables, scale: f32) -> Self::Tensor;
-    /// dtable\[ids\[t\]\] += scale * dx\[t\], tokens in order.
-    fn embed_backward(&self, dx: &Self::Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Self::Tensor);
+    /// x\[t\] = scale * embedding\[ids\[t\]\]: `[T, D]`.
+    fn embed_forward(&self, embedding: &Self::Tensor, tables: &Self::Tables, scale: f32) -> Self::Tensor;
+    /// d_embedding\[ids\[t\]\] += scale * dx\[t\], the tokens of an id in ascending order.
+    fn embed_backward(
+        &self,
+        dx: &Self::Tensor,
+        tables: &Self::Tables,
+        scale: f32,
+        d_embedding: &mut Self::Tensor,
+    );
 
     /// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over the columns of x; w `[1, D]`.
     fn rms_norm_forward(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Self::Tensor;
@@ -575,7 +581,7 @@ pub trait Backend: Send + Sync {
     fn lm_head_draw(
         &self,
         x: &Self::Tensor,
-        table: &Self::Tensor,
+        embedding: &Self::Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
@@ -588,13 +594,13 @@ pub trait Backend: Send + Sync {
     fn lm_head_sample(
         &self,
         x: &Self::Tensor,
-        table: &Self::Tensor,
+        embedding: &Self::Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
     ) -> Vec<Sampled> {
         let mut draws = self.draws(choices.len());
-        self.lm_head_draw(x, table, head, truncation, choices, &mut draws);
+        self.lm_head_draw(x, embedding, head, truncation, choices, &mut draws);
         let nothing = |_| vec![Sampled { token: 0, logprob: 0.0 }; choices.len()];
         self.take_draw(&mut draws).unwrap_or_else(nothing)
     }
@@ -602,23 +608,23 @@ pub trait Backend: Send + Sync {
     fn lm_head_logprob_forward(
         &self,
         x: &Self::Tensor,
-        table: &Self::Tensor,
+        embedding: &Self::Tensor,
         head: &HeadSpec,
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Self::Tensor>);
-    /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and dtable +=. Logits that were not
+    /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and d_embedding +=. Logits that were not
     /// kept are computed again, in tiles; no bit depends on it.
     #[allow(clippy::too_many_arguments)]
     fn lm_head_logprob_backward(
         &self,
         x: &Self::Tensor,
-        table: &Self::Tensor,
+        embedding: &Self::Tensor,
         head: &HeadSpec,
         trace: &HeadTrace<Self::Tensor>,
         targets: &[Target],
         weights: &[f32],
-        dtable: &mut Self::Tensor,
+        d_embedding: &mut Self::Tensor,
     ) -> Self::Tensor;
 
     /// Sum of squares of every (f32) tensor in f64, fixed order. NaN or Inf in one makes its sum non-finite.

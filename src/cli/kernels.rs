@@ -193,7 +193,7 @@ fn launch_line(l: &Counted) -> String {
     let blocks = l.blocks();
     let threads: u32 = l.block.iter().product();
     let mut line = format!(
-        "{}: {blocks} blocks of {threads}, {} instructions of warps, {} bytes touched, {} asked for",
+        "{}: {blocks} blocks of {threads}, {} instructions of warps, {} unique bytes, {} requested",
         l.kernel,
         count(l.instructions),
         count(l.unique_bytes),
@@ -223,7 +223,7 @@ fn launch_line(l: &Counted) -> String {
 fn bound(b: &Bound) -> String {
     let us = 1e6 * b.seconds;
     let digits = if us < 10.0 { 2 } else { 0 };
-    format!("{us:.digits$} us ({})", b.told())
+    format!("{us:.digits$} us ({})", b.label())
 }
 
 // ------------------------------------------------------------------------------------------ the tables of the README
@@ -242,7 +242,7 @@ const SECTIONS: [(&str, &str); 6] = [
 ];
 /// The first two lines of each table.
 pub const TABLE_HEAD: [&str; 2] = [
-    "| work | bytes | FLOPs | touched | asked for | tensor | other per mma | blocks / SMs, A100 | least on A100 | limit \
+    "| work | bytes | FLOPs | unique | requested | tensor | other per mma | blocks / SMs, A100 | least on A100 | limit \
      | blocks / SMs, H100 | least on H100 | limit |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 ];
@@ -284,7 +284,7 @@ pub fn table_line(workload: &Workload) -> Result<String, FiguresError> {
         let us = |b: &Bound| three(1e6 * b.seconds);
         cells.push(three(longest));
         cells.push(format!("{}, {} us", us(&bounds.op), us(&bounds.kernels)));
-        cells.push(bounds.kernels.told());
+        cells.push(bounds.kernels.label());
     }
     Ok(format!("| {} |", cells.join(" | ")))
 }

@@ -266,7 +266,7 @@ pub(super) fn write(step: &Step, out: &mut impl Write) -> std::io::Result<()> {
             share.launches,
             ms(share.seconds),
             1e6 * share.bound.seconds,
-            share.bound.told(),
+            share.bound.label(),
             share.blocks_each
         )?;
     }

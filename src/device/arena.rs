@@ -1,11 +1,12 @@
-//! Device memory from a few large pieces of the driver's: an allocation in a training or decode loop costs a look into
-//! an ordered set, never a driver call, which would wait for the device.
+//! Device memory from slabs, a few large allocations of the driver's. An allocation in a training or decode loop costs one search
+//! in an ordered set and no driver call, because a driver call would wait for the device.
 //!
-//! Best fit, the lowest place among equals, and neighbours merge as they are freed. What it decides depends on the
-//! sequence of calls alone, so a loop that gives back what it took gets the same addresses in every round. Allocations
-//! of up to a mebibyte lie in pieces of their own, so that short-lived tables do not cut up the room for tensors.
+//! The arena allocates by best fit, at the lowest position among equal ranges, and merges neighbouring ranges as they are freed.
+//! Its decisions depend on the sequence of calls alone. A loop that frees all that it allocated gets the same addresses in every
+//! round therefore, which the replay of CUDA graphs needs; `cuMemAllocAsync` does not promise that. Allocations of up to a mebibyte
+//! have slabs of their own, because short-lived arrays would otherwise fragment the memory of tensors.
 //!
-//! The arena keeps books and touches no memory: the caller brings pieces of address space.
+//! The arena does bookkeeping and accesses no memory: the caller allocates and frees the slabs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,98 +14,98 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub const ALIGN: u64 = 256;
 /// The largest small allocation.
 pub const SMALL: u64 = 1 << 20;
-/// Pieces for small allocations.
-const SMALL_PIECE: u64 = 16 << 20;
-/// The first piece for others; later ones grow with what is held, so that their number stays small.
-const LARGE_PIECE: u64 = 64 << 20;
-/// Unit of pieces: the driver's own granularity.
-const PIECE_UNIT: u64 = 2 << 20;
+/// Size of a slab for small allocations.
+const SMALL_SLAB: u64 = 16 << 20;
+/// Size of the first slab for large allocations. Later slabs grow with the bytes that are held, so that their number stays small.
+const LARGE_SLAB: u64 = 64 << 20;
+/// Unit of a slab's size: the driver's own granularity.
+const SLAB_UNIT: u64 = 2 << 20;
 
-/// Books on device memory.
+/// The bookkeeping of device memory.
 #[derive(Debug, Default)]
 pub struct Arena {
     small: Pool,
     large: Pool,
-    /// Allocations that are pieces by themselves, and their sizes.
+    /// Allocations that are the driver's own, by address, and their sizes.
     alone: HashMap<u64, u64>,
-    /// Bytes in use, and the most there ever were.
+    /// Bytes in use, and their maximum so far.
     used: u64,
     peak: u64,
 }
 
-/// (number of the piece, offset in it): unlike addresses, the same in every run.
-type Place = (usize, u64);
+/// (number of the slab, offset in it). Unlike an address it is the same in every run.
+type Position = (usize, u64);
 
 #[derive(Debug, Default)]
 struct Pool {
-    /// Base and size of each piece; `None` where one was given back.
-    pieces: Vec<Option<(u64, u64)>>,
-    /// Free ranges: their sizes by place, and their places by size.
-    free: BTreeMap<Place, u64>,
-    by_size: BTreeSet<(u64, Place)>,
+    /// Base and size of each slab; `None` where one was given back.
+    slabs: Vec<Option<(u64, u64)>>,
+    /// Free ranges: sizes by position, and positions by size.
+    free: BTreeMap<Position, u64>,
+    by_size: BTreeSet<(u64, Position)>,
     /// Allocations by address.
-    used: HashMap<u64, (Place, u64)>,
+    used: HashMap<u64, (Position, u64)>,
 }
 
 impl Pool {
-    fn insert(&mut self, place: Place, size: u64) {
-        self.free.insert(place, size);
-        self.by_size.insert((size, place));
+    fn insert(&mut self, position: Position, size: u64) {
+        self.free.insert(position, size);
+        self.by_size.insert((size, position));
     }
 
-    fn remove(&mut self, place: Place, size: u64) {
-        self.free.remove(&place);
-        self.by_size.remove(&(size, place));
+    fn remove(&mut self, position: Position, size: u64) {
+        self.free.remove(&position);
+        self.by_size.remove(&(size, position));
     }
 
     fn take(&mut self, size: u64) -> Option<u64> {
-        let &(found, place) = self.by_size.range((size, (0, 0))..).next()?;
-        let (base, _) = self.pieces[place.0]?;
-        self.remove(place, found);
+        let &(found, position) = self.by_size.range((size, (0, 0))..).next()?;
+        let (base, _) = self.slabs[position.0]?;
+        self.remove(position, found);
         if found > size {
-            self.insert((place.0, place.1 + size), found - size);
+            self.insert((position.0, position.1 + size), found - size);
         }
-        let address = base + place.1;
-        self.used.insert(address, (place, size));
+        let address = base + position.1;
+        self.used.insert(address, (position, size));
         Some(address)
     }
 
     fn give(&mut self, address: u64) -> Option<u64> {
-        let ((piece, mut offset), size) = self.used.remove(&address)?;
+        let ((slab, mut offset), size) = self.used.remove(&address)?;
         let mut whole = size;
-        if let Some(&next) = self.free.get(&(piece, offset + size)) {
-            self.remove((piece, offset + size), next);
+        if let Some(&next) = self.free.get(&(slab, offset + size)) {
+            self.remove((slab, offset + size), next);
             whole += next;
         }
         let before =
-            self.free.range((piece, 0)..(piece, offset)).next_back().map(|(place, size)| (*place, *size));
-        if let Some((place, before)) = before.filter(|(place, before)| place.1 + before == offset) {
-            self.remove(place, before);
-            offset = place.1;
+            self.free.range((slab, 0)..(slab, offset)).next_back().map(|(position, size)| (*position, *size));
+        if let Some((position, before)) = before.filter(|(position, before)| position.1 + before == offset) {
+            self.remove(position, before);
+            offset = position.1;
             whole += before;
         }
-        self.insert((piece, offset), whole);
+        self.insert((slab, offset), whole);
         Some(size)
     }
 
-    /// Takes a piece in, at the first number that is free.
+    /// Adds a slab, under the first number that is free.
     fn add(&mut self, base: u64, size: u64) {
-        let number = self.pieces.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.pieces.push(None);
-            self.pieces.len() - 1
+        let number = self.slabs.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slabs.push(None);
+            self.slabs.len() - 1
         });
-        self.pieces[number] = Some((base, size));
+        self.slabs[number] = Some((base, size));
         self.insert((number, 0), size);
     }
 
-    /// Pieces that nothing lies in; they are forgotten.
+    /// Removes the slabs without allocations and returns their addresses.
     fn drain_unused(&mut self) -> Vec<u64> {
         let mut bases = Vec::new();
-        for number in 0..self.pieces.len() {
-            let Some((base, size)) = self.pieces[number] else { continue };
+        for number in 0..self.slabs.len() {
+            let Some((base, size)) = self.slabs[number] else { continue };
             if self.free.get(&(number, 0)) == Some(&size) {
                 self.remove((number, 0), size);
-                self.pieces[number] = None;
+                self.slabs[number] = None;
                 bases.push(base);
             }
         }
@@ -112,18 +113,17 @@ impl Pool {
     }
 
     fn held(&self) -> u64 {
-        self.pieces.iter().flatten().map(|(_, size)| size).sum()
+        self.slabs.iter().flatten().map(|(_, size)| size).sum()
     }
 }
 
-/// The size that an allocation of `bytes` takes up; `None` where it would overflow.
+/// The size of an allocation of `bytes`; `None` if it overflows.
 fn rounded(bytes: u64) -> Option<u64> {
     bytes.max(1).checked_next_multiple_of(ALIGN)
 }
 
 impl Arena {
-    /// An address for `bytes` bytes, or `None` where no piece has the room: bring one ([`Arena::piece_for`],
-    /// [`Arena::add`]) and ask again.
+    /// Allocates `bytes` bytes. `None` if no slab has room: then add a slab ([`Arena::slab_for`], [`Arena::add`]) and call again.
     pub fn alloc(&mut self, bytes: u64) -> Option<u64> {
         let size = rounded(bytes)?;
         let address = self.pool(bytes).take(size)?;
@@ -132,56 +132,56 @@ impl Arena {
         Some(address)
     }
 
-    /// Gives an address back. False if it is none that [`Arena::alloc`] gave, or was given back before.
+    /// Frees an address. False if [`Arena::alloc`] did not return it, or if it was freed before.
     pub fn free(&mut self, address: u64) -> bool {
         let size = self.small.give(address).or_else(|| self.large.give(address));
         self.used -= size.unwrap_or(0);
         size.is_some()
     }
 
-    /// Sizes of pieces to ask the driver for when `bytes` find no room: the one that serves the future, then, if there
-    /// is not as much, the one that serves this allocation.
-    pub fn piece_for(&self, bytes: u64) -> Option<[u64; 2]> {
-        let least = rounded(bytes)?.checked_next_multiple_of(PIECE_UNIT)?;
+    /// Two sizes of a slab for an allocation of `bytes` that had no room: one with room for later allocations, and, if the driver has
+    /// less memory, the least one.
+    pub fn slab_for(&self, bytes: u64) -> Option<[u64; 2]> {
+        let least = rounded(bytes)?.checked_next_multiple_of(SLAB_UNIT)?;
         let liked = match bytes <= SMALL {
-            true => SMALL_PIECE,
-            false => (self.large.held() / 8).max(LARGE_PIECE).next_multiple_of(PIECE_UNIT),
+            true => SMALL_SLAB,
+            false => (self.large.held() / 8).max(LARGE_SLAB).next_multiple_of(SLAB_UNIT),
         };
         Some([liked.max(least), least])
     }
 
-    /// Takes a piece in for an allocation of `bytes`: `size` bytes at `base`, both multiples of [`ALIGN`].
+    /// Adds a slab for an allocation of `bytes`: `size` bytes at `base`, both multiples of [`ALIGN`].
     pub fn add(&mut self, bytes: u64, base: u64, size: u64) {
-        assert!(base != 0 && base.is_multiple_of(ALIGN) && size.is_multiple_of(ALIGN), "pieces are aligned");
+        assert!(base != 0 && base.is_multiple_of(ALIGN) && size.is_multiple_of(ALIGN), "slabs are aligned");
         self.pool(bytes).add(base, size);
     }
 
-    /// Takes note of an allocation that is a piece by itself: `bytes` bytes at `base`.
+    /// Records an allocation that is the driver's own: `bytes` bytes at `base`.
     pub fn add_alone(&mut self, base: u64, bytes: u64) {
         self.alone.insert(base, bytes);
         self.used += bytes;
         self.peak = self.peak.max(self.used);
     }
 
-    /// Forgets it; the caller gives it back to the driver. False if there is none at this address.
+    /// Removes the record; the caller frees the allocation. False if there is none at this address.
     pub fn remove_alone(&mut self, base: u64) -> bool {
         let bytes = self.alone.remove(&base);
         self.used -= bytes.unwrap_or(0);
         bytes.is_some()
     }
 
-    /// The bases of pieces that nothing lies in, which the caller gives back to the driver; they are forgotten.
+    /// Removes the slabs without allocations and returns their addresses, which the caller frees.
     pub fn drain_unused(&mut self) -> Vec<u64> {
         let mut bases = self.small.drain_unused();
         bases.extend(self.large.drain_unused());
         bases
     }
 
-    /// The bases of all pieces, in use or not; everything is forgotten.
+    /// Removes everything and returns the addresses of all slabs and of the driver's own allocations.
     pub fn drain(&mut self) -> Vec<u64> {
         let Self { small, large, alone, .. } = std::mem::take(self);
-        let pieces = small.pieces.into_iter().chain(large.pieces).flatten().map(|(base, _)| base);
-        pieces.chain(alone.into_keys()).collect()
+        let slabs = small.slabs.into_iter().chain(large.slabs).flatten().map(|(base, _)| base);
+        slabs.chain(alone.into_keys()).collect()
     }
 
     /// Whether an address is that of a small allocation.
@@ -189,7 +189,7 @@ impl Arena {
         self.small.used.contains_key(&address)
     }
 
-    /// Bytes of all pieces.
+    /// Bytes of all slabs and of the driver's own allocations.
     pub fn held(&self) -> u64 {
         self.small.held() + self.large.held() + self.alone.values().sum::<u64>()
     }
@@ -204,7 +204,7 @@ impl Arena {
         self.peak
     }
 
-    /// From here on, what is in use now is the most.
+    /// Sets the peak to the bytes in use now.
     pub fn reset_peak(&mut self) {
         self.peak = self.used;
     }

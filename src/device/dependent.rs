@@ -1,29 +1,31 @@
-//! Programmatic dependent launch: the blocks of a kernel take their places while the kernel before it still runs, and wait
-//! there until that one has ended and its writes are seen. Between two kernels nothing is left of the time that a launch
-//! takes but the first accesses to memory. From compute capability 9.0 on (CUDA C++ Programming Guide, "Programmatic
-//! Dependent Launch and Synchronization"; PTX ISA, `griddepcontrol`).
+//! Programmatic dependent launch: the blocks of a kernel become resident while the kernel before it still runs, and wait until
+//! that kernel has ended and its writes are visible. Of the time between two kernels only the first accesses to memory remain then.
+//! GPUs have this from compute capability 9.0 on (CUDA C++ Programming Guide, "Programmatic Dependent Launch and
+//! Synchronization"; PTX ISA, `griddepcontrol`).
 //!
-//! The kernels are written for compute capability 8.0, which has no such instruction. Every entry point begins alike, so
-//! the text of a module is changed instead: for a GPU when it is loaded, and by `build.rs` for its machine code.
+//! The kernels are written for compute capability 8.0, which has no such instruction. The instructions are inserted into the PTX
+//! of a module instead, which is possible because every entry point begins alike: when a module is loaded on such a GPU, and by
+//! `build.rs` for its machine code.
 
 /// The least compute capability, as in (9, 0).
 pub const CAPABILITY: (i32, i32) = (9, 0);
 
-/// What the instructions need in the head of a module, at least.
+/// The least version and target in the head of a module that allow these instructions.
 const VERSION: (u32, u32) = (7, 8);
 const TARGET: u32 = 90;
 
-/// An entry point's first instructions. The next kernel may take its places at once, since it waits as well. What this one
-/// reads or overwrites may be in use by the one before it until the second instruction: it stands ahead of all accesses.
+/// An entry point's first instructions. The first lets the next kernel become resident at once, which is safe because that kernel
+/// waits as well. The second stands ahead of all accesses, because until it completes the kernel before may still use the memory
+/// that this one reads or writes.
 const BEGIN: &str = "\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n";
 
-/// Loads of what nobody writes while the kernel runs. ptxas moves them ahead of everything, of the wait as well (13.2, on
-/// sm_90 and sm_120): here they are ordinary loads.
+/// Loads of memory that nobody writes while the kernel runs. They become ordinary loads, because ptxas moves the former ahead of all
+/// other instructions, also of the wait (seen with 13.2, on sm_90 and sm_120).
 const READ_ONLY: &str = "ld.global.nc.";
 const ORDINARY: &str = "ld.global.";
 
-/// The text of a module, as nvcc writes it, for GPUs of [`CAPABILITY`] and later. Launched in the ordinary way its kernels do
-/// the same as before.
+/// Rewrites a module as nvcc writes it for GPUs of [`CAPABILITY`] and later. Launched in the ordinary way, its kernels do the same
+/// as before.
 pub fn dependent(ptx: &str) -> String {
     let mut text = String::with_capacity(ptx.len() + ptx.len() / 64);
     let mut head = false;
@@ -39,7 +41,8 @@ pub fn dependent(ptx: &str) -> String {
     text
 }
 
-/// A directive of the head that asks for less than the instructions need, raised to that.
+/// A directive of the head, raised to the version or target that the instructions need; `None` if it is no such directive or
+/// needs no change.
 fn raised(line: &str) -> Option<String> {
     if let Some(target) = line.strip_prefix(".target sm_") {
         let digits = target.find(|c: char| !c.is_ascii_digit()).unwrap_or(target.len());

@@ -37,24 +37,24 @@ use super::sys::{self, CUresult, Missing};
 use super::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 
 /// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
-const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
 /// Shared memory, static and dynamic, that a block may have without asking.
 const SHARED_UNASKED: u32 = 48 << 10;
-/// Page-locked memory: parts that are filled in turn.
+/// Page-locked memory: its parts, which are filled one after the other, and their size.
 const STAGING_PARTS: usize = 4;
 const STAGING_PART: usize = 8 << 20;
-/// Reads of up to so many bytes go straight to where they are wanted.
-const MOST_DIRECT: usize = 256 << 10;
-/// The smallest place for a read: a page.
-const LEAST_LANDING: usize = 4 << 10;
-/// Room for what the driver's compiler says.
+/// The largest read, in bytes, that goes directly to the caller's memory.
+const MAX_DIRECT: usize = 256 << 10;
+/// The least size of a [`Landing`]: a page.
+const MIN_LANDING: usize = 4 << 10;
+/// Size of the buffer for the log of the driver's compiler.
 const LOG_BYTES: usize = 8 << 10;
 /// CU_STREAM_NON_BLOCKING: no hidden order with the legacy stream.
 const NON_BLOCKING: u32 = 1;
 /// CU_EVENT_DISABLE_TIMING: cheaper to record.
 const NO_TIMING: u32 = 2;
 
-/// Launches that are remembered for the message of an error.
+/// The number of launches that an error's message names.
 const REMEMBERED: usize = 16;
 
 /// The first CUDA version whose graphs keep programmatic dependencies between kernels.
@@ -141,7 +141,7 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
-    /// Bytes that allocations may still take, in pieces.
+    /// Bytes that allocations may still take, though not in one range.
     pub fn available(&self) -> u64 {
         self.free + self.held - self.used
     }
@@ -173,7 +173,7 @@ struct Graph {
 /// A launch that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Launched {
-    /// Place of the kernel among those that were loaded.
+    /// Index of the kernel among the loaded ones.
     kernel: usize,
     shape: Launch,
 }
@@ -226,8 +226,8 @@ struct Sequence {
     freed: Vec<u64>,
 }
 
-/// Page-locked memory in parts. A part is filled by several small writes or a piece of a large one, and filled again
-/// when its copies are done.
+/// Page-locked memory in parts. A part is filled by several small writes or by a section of a large one, and may be filled again
+/// when its copies are complete.
 #[derive(Debug)]
 struct Staging {
     memory: *mut u8,
@@ -237,7 +237,7 @@ struct Staging {
     filled: usize,
 }
 
-/// Page-locked memory that bytes on their way from the device come to.
+/// Page-locked memory that receives a read from the device.
 #[derive(Debug)]
 struct Landing {
     memory: *mut u8,
@@ -246,7 +246,7 @@ struct Landing {
     bytes: usize,
     /// Recorded behind the copy.
     event: sys::CUevent,
-    /// Its place in the list. Whoever waits for bytes here has a clone.
+    /// Its index in the list. Whoever waits for the bytes has a clone.
     number: Arc<usize>,
 }
 
@@ -376,7 +376,7 @@ fn describe(ordinal: usize, driver: (i32, i32)) -> Result<Description, DeviceErr
     };
     let capability = (attribute(device, MAJOR)?, attribute(device, MINOR)?);
     let multiprocessors = u32::try_from(attribute(device, MULTIPROCESSORS)?).unwrap_or(0).max(1);
-    let usable = capability >= LEAST_CAPABILITY;
+    let usable = capability >= MIN_CAPABILITY;
     Ok(Description { ordinal, name, memory: memory as u64, capability, multiprocessors, usable, driver })
 }
 
@@ -711,7 +711,7 @@ impl State {
             Some(address) => address,
             None => {
                 self.grow(bytes)?;
-                self.arena.alloc(bytes).expect("a piece that is large enough was just added")
+                self.arena.alloc(bytes).expect("a slab that is large enough was just added")
             }
         };
         if let Some(sequence) = self.sequence.as_mut().filter(|_| bytes <= SMALL) {
@@ -720,12 +720,12 @@ impl State {
         Ok(Ptr(address))
     }
 
-    /// Gets a piece of memory from the driver that `bytes` fit into.
+    /// Gets a slab from the driver that `bytes` fit into.
     fn grow(&mut self, bytes: u64) -> Result<(), DeviceError> {
-        let sizes = self.arena.piece_for(bytes);
+        let sizes = self.arena.slab_for(bytes);
         let Some(sizes) = sizes else { return Err(self.out_of_memory(bytes)) };
         for size in sizes {
-            if self.take_piece(bytes, size)? {
+            if self.take_slab(bytes, size)? {
                 return Ok(());
             }
         }
@@ -737,16 +737,16 @@ impl State {
             self.check("give a graph back", unsafe { sys::cuGraphExecDestroy(graph.executable) })?;
         }
         for base in self.arena.drain_unused() {
-            // SAFETY: the arena forgot the piece, and no work is under way.
+            // SAFETY: the arena forgot the slab, and no work is under way.
             self.check("give memory back", unsafe { sys::cuMemFree_v2(base) })?;
         }
-        match self.take_piece(bytes, sizes[1])? {
+        match self.take_slab(bytes, sizes[1])? {
             true => Ok(()),
             false => Err(self.out_of_memory(bytes)),
         }
     }
 
-    fn take_piece(&mut self, bytes: u64, size: u64) -> Result<bool, DeviceError> {
+    fn take_slab(&mut self, bytes: u64, size: u64) -> Result<bool, DeviceError> {
         let base = self.driver_memory(size)?;
         if let Some(base) = base {
             self.arena.add(bytes, base, size);
@@ -777,7 +777,7 @@ impl State {
     fn out_of_memory(&self, bytes: u64) -> DeviceError {
         let (free, total) = self.free_and_total().unwrap_or((0, self.description.memory));
         let message = format!(
-            "out of memory: {} are asked for; of {} this process uses {} and keeps {} for reuse in pieces that are \
+            "out of memory: {} are asked for; of {} this process uses {} and keeps {} for reuse in ranges that are \
              too small, {} are free; `nvidia-smi` shows other processes",
             gib(bytes),
             gib(total),
@@ -802,7 +802,7 @@ impl State {
     /// To the arena, or to the driver what the arena only keeps books of.
     fn give_back(&mut self, address: u64) {
         if self.arena.remove_alone(address) {
-            // An error has been told before, or will be by the next call.
+            // An error has been returned before, or the next call returns it.
             let _ = self.wait();
             // SAFETY: the memory is ours, forgotten, and no work is under way.
             let _ = self.check("give memory back", unsafe { sys::cuMemFree_v2(address) });
@@ -874,7 +874,7 @@ impl State {
     fn read(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.submit()?;
         let copied = match bytes.len() {
-            0..=MOST_DIRECT => {
+            0..=MAX_DIRECT => {
                 // SAFETY: the slice is not touched before the stream has been waited for.
                 let result = unsafe {
                     let to = bytes.as_mut_ptr().cast();
@@ -888,29 +888,29 @@ impl State {
         self.wait().and(copied)
     }
 
-    /// Reads through the parts of page-locked memory in turn, at the full speed of the bus: while the host takes one part
+    /// Reads through the parts of page-locked memory one after the other, at the full speed of the bus: while the host takes one part
     /// out, the next ones are filled. Copies to the device from these parts were asked for earlier in the stream, and
     /// have read them by then.
     fn read_staged(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.page_lock()?;
         let len = bytes.len();
-        let pieces = len.div_ceil(STAGING_PART);
-        for i in 0..pieces + STAGING_PARTS {
+        let sections = len.div_ceil(STAGING_PART);
+        for i in 0..sections + STAGING_PARTS {
             let event = self.staging.events[i % STAGING_PARTS];
             // SAFETY: within the page-locked memory.
             let part = unsafe { self.staging.memory.add(i % STAGING_PARTS * STAGING_PART) };
             let range = |i: usize| i * STAGING_PART..len.min((i + 1) * STAGING_PART);
             if let Some(full) = i.checked_sub(STAGING_PARTS) {
-                let piece = &mut bytes[range(full)];
+                let section = &mut bytes[range(full)];
                 // SAFETY: events exist; after this one, nothing writes to the part until it is asked for again below.
                 unsafe {
                     self.check("wait for copies", sys::cuEventSynchronize(event))?;
-                    ptr::copy_nonoverlapping(part, piece.as_mut_ptr(), piece.len());
+                    ptr::copy_nonoverlapping(part, section.as_mut_ptr(), section.len());
                 }
             }
-            if i < pieces {
+            if i < sections {
                 let range = range(i);
-                // SAFETY: a part has room for a piece, and lives until the stream has been waited for.
+                // SAFETY: a part has room for a section, and lives until the stream has been waited for.
                 unsafe {
                     let (from, n) = (src + range.start as u64, range.len());
                     let copied = sys::cuMemcpyDtoHAsync_v2(part.cast(), from, n, self.stream);
@@ -960,7 +960,7 @@ impl State {
             return Ok(Arc::clone(&place.number));
         }
         let number = Arc::new(self.landings.len());
-        let room = bytes.next_power_of_two().max(LEAST_LANDING);
+        let room = bytes.next_power_of_two().max(MIN_LANDING);
         let (mut memory, mut event) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: the pointers are to locals; what is made is given back when the state is dropped.
         unsafe {
@@ -1183,7 +1183,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // Errors have been told before, or concern nobody any more.
+        // Errors have been returned before, or no longer matter to anybody.
         // SAFETY: all handles are ours, each is given back once, and none is used by work under way.
         unsafe {
             if sys::cuCtxSetCurrent(self.context) == CUresult::CUDA_SUCCESS {

@@ -1,11 +1,11 @@
-//! "Something that runs PTX": one trait at the level of the CUDA driver, so that the same launchers, argument packing
-//! and PTX run on a GPU ([`driver`]) and on the virtual GPU ([`vm`]).
+//! "Something that runs PTX": one trait at the level of the CUDA driver, so that the same launchers, arguments and PTX run on a
+//! GPU ([`driver`]) and on the virtual GPU ([`vm`]).
 //!
-//! Work is ordered: what is asked first happens first. Only [`Device::read`], [`Device::end_read`] and
+//! Work is ordered: work that is asked for first runs first. Only [`Device::read`], [`Device::end_read`] and
 //! [`Device::synchronize`] wait.
 //!
-//! [`arena`] keeps the books of a GPU's memory, [`sequence`] those of its CUDA graphs, [`dependent`] makes PTX whose launches
-//! overlap; they know no driver.
+//! [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA graphs; [`dependent`] makes PTX whose
+//! launches overlap. None of them calls the driver.
 
 pub mod arena;
 pub mod dependent;
@@ -28,17 +28,17 @@ pub struct DeviceError {
     pub device: String,
     /// What happened, and what to do about it.
     pub message: String,
-    /// Whether there is no memory left. Who asked for it knows how to ask for less.
+    /// Whether no memory is left. The caller may then ask for less.
     pub out_of_memory: bool,
 }
 
 impl DeviceError {
-    /// Anything but a want of memory.
+    /// Any error but one of memory that ran out.
     pub fn new(device: impl Into<String>, message: impl Into<String>) -> Self {
         Self { device: device.into(), message: message.into(), out_of_memory: false }
     }
 
-    /// No memory left.
+    /// The error of memory that ran out.
     pub fn out_of_memory(device: impl Into<String>, message: impl Into<String>) -> Self {
         Self { device: device.into(), message: message.into(), out_of_memory: true }
     }
@@ -64,7 +64,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// `blocks` blocks of `threads` threads, without dynamic shared memory.
+    /// A grid of `blocks` blocks of `threads` threads, without dynamic shared memory.
     pub fn linear(blocks: usize, threads: u32) -> Self {
         let blocks = u32::try_from(blocks).expect("a grid of fewer than 2^32 blocks");
         Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
@@ -127,7 +127,7 @@ impl From<usize> for Arg {
 pub enum Reading {
     /// The bytes.
     Done(Vec<u8>),
-    /// The device's number for the place that they are on their way to. It is used again when this is dropped.
+    /// The device's number of the buffer that will receive them. The buffer is reused when this is dropped.
     UnderWay(Arc<usize>),
 }
 
@@ -145,8 +145,8 @@ pub struct Cubin<'a> {
 }
 
 impl<'a> Cubin<'a> {
-    /// The one that is made for the latest GPU among those that run on a GPU of this compute capability under a driver of
-    /// this CUDA version.
+    /// Of the machine code that runs on a GPU of this compute capability under a driver of this CUDA version, that for the latest
+    /// GPU.
     pub fn fitting(all: &[Cubin<'a>], capability: (i32, i32), driver: (i32, i32)) -> Option<Cubin<'a>> {
         let runs = |c: &&Cubin| {
             c.capability.0 == capability.0 && c.capability.1 <= capability.1 && c.cuda.0 <= driver.0
@@ -155,17 +155,16 @@ impl<'a> Cubin<'a> {
     }
 }
 
-/// What the launchers ask of a device.
+/// The calls that launchers make to a device.
 pub trait Device: Send + Sync {
-    /// How a user would recognise it.
+    /// The name by which a user recognises it.
     fn name(&self) -> String;
     /// Multiprocessors: how many blocks run side by side at least. Launchers may choose a tile by it, and never an order
     /// of sums, so that results are the same on every device.
     fn multiprocessors(&self) -> u32;
     /// Loads a module of PTX and returns its entry points in the order of `entries`. `name` is for messages.
     fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError>;
-    /// [`Device::load`] of the module's machine code; `None` where the device does not run any of `cubins`, and wants the
-    /// PTX.
+    /// [`Device::load`] of the module's machine code; `None` if the device runs none of `cubins` and needs the PTX.
     fn load_cubin(
         &self,
         _name: &str,
@@ -176,14 +175,14 @@ pub trait Device: Send + Sync {
     }
     /// Memory, aligned to 256 bytes, its contents undefined; `bytes` > 0. Cheap: no driver call once warm.
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError>;
-    /// Gives memory back; work that was asked before may still use it.
+    /// Frees memory. Work that was asked for before may still use it.
     fn free(&self, ptr: Ptr);
     /// Host to device.
     fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError>;
     /// Device to host; waits for all work.
     fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError>;
-    /// Asks for bytes as the work that was asked before leaves them, without waiting for it. Work that is asked later may
-    /// change them at once.
+    /// Starts a read of bytes as they are after all earlier work, without waiting for that work. Later work may change the bytes at
+    /// once.
     fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
         let mut read = vec![0; bytes];
         self.read(src, &mut read)?;
@@ -202,29 +201,29 @@ pub trait Device: Send + Sync {
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError>;
     /// Waits for all work.
     fn synchronize(&self) -> Result<(), DeviceError>;
-    /// Bytes that allocations may still take, in pieces; `None` where the device has no memory of its own.
+    /// Bytes that allocations may still take, though not in one range; `None` if the device has no memory of its own.
     fn available(&self) -> Result<Option<u64>, DeviceError> {
         Ok(None)
     }
 
-    /// Says that what is asked until [`Device::end_sequence`] may well come again, with the same arguments: a GPU then
-    /// replays it as one CUDA graph. Results are the same with and without. Sequences do not nest, and only one thread
-    /// works with a device while there is one.
+    /// Begins a sequence: the work up to [`Device::end_sequence`] is likely to come again with the same arguments, and a GPU then
+    /// replays it as one CUDA graph. Results are the same as without a sequence. Sequences do not nest, and only one thread works
+    /// with a device during a sequence.
     ///
-    /// It pays where kernels are shorter than the time to launch one (some microseconds) and where the whole sequence
-    /// repeats: same kernels, shapes, addresses and numbers. Put what changes from step to step into tables that
-    /// kernels read. A table that is allocated and written before the next launch does not break a sequence up; reads and
-    /// other writes do, into parts that may repeat each for itself.
+    /// A sequence pays if its kernels are shorter than the time to launch one (some microseconds) and if all of it repeats: same
+    /// kernels, shapes, addresses and numbers. Numbers that change from step to step belong in arrays that kernels read. An array
+    /// that is allocated and written before the next launch does not split a sequence; reads and other writes split it, into parts
+    /// that may repeat each by itself.
     fn begin_sequence(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Ends what [`Device::begin_sequence`] began; all of it has been handed to the device.
+    /// Ends the sequence. All of its work has then been handed to the device.
     fn end_sequence(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Seconds that the work takes which `f` asks for: by a GPU's own clock; elsewhere by the host's.
+    /// Seconds of the work that `f` asks for, by a GPU's own clock, or else by the host's.
     fn timed(&self, f: &mut dyn FnMut()) -> Result<f64, DeviceError> {
         self.synchronize()?;
         let start = Instant::now();

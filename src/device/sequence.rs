@@ -1,30 +1,30 @@
-//! Sequences of work that come again, such as the steps of a decode loop: a driver that has seen one may replay it as a
-//! whole, which costs it far less than one launch after the other.
+//! Sequences of work that repeat, such as the steps of a decode loop. A driver that has recorded a sequence may replay it as a
+//! whole, which costs far less than one launch after the other.
 //!
-//! This is the bookkeeping, without any driver: what a sequence consists of, which sequences were seen, and what was
-//! made of them. Sequences are compared word by word, with all arguments: a replay does exactly what was asked. A
-//! sequence that is replayed is never anything but words: what it consists of is looked at only to run it step by step.
+//! This is the bookkeeping, without any driver: the steps of a sequence, the sequences seen so far, and their recordings. Sequences
+//! are compared word by word, with all arguments, so that a replay does exactly the work that was asked for. A sequence that is
+//! replayed stays words; its steps are decoded only to run it step by step.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{Arg, Kernel, Launch, Ptr};
 
-/// One piece of work that needs nothing of the host.
+/// One step of work, which needs nothing of the host.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// A kernel.
     Launch(Kernel, Launch, Vec<Arg>),
-    /// Bytes set to a value.
+    /// A number of bytes, all set to a value.
     Fill(Ptr, u8, usize),
 }
 
-/// A shorter sequence is not worth a replay.
-const LEAST_STEPS: usize = 4;
-/// Recordings kept, and sequences remembered that are not recorded.
-const MOST_RECORDINGS: usize = 64;
-const MOST_SEEN: usize = 4096;
+/// The fewest steps of a sequence that is worth a replay.
+const MIN_STEPS: usize = 4;
+/// The most recordings that are kept, and the most sequences without a recording that are remembered.
+const MAX_RECORDINGS: usize = 64;
+const MAX_SEEN: usize = 4096;
 
-/// Steps in order, as words: equal words, equal work. A decode step has some hundred launches of some words each.
+/// Steps in order, encoded as words: equal words mean equal work. A decode step has some hundred launches of some words each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Steps {
     words: Vec<u64>,
@@ -123,7 +123,7 @@ impl Steps {
         })
     }
 
-    /// Tells sequences apart fast, not for good: two words at a time are multiplied to 128 bits, whose halves are folded.
+    /// A fast hash that need not be collision-free: two words at a time are multiplied to 128 bits, whose halves are folded.
     fn hash(&self) -> u64 {
         const START: u64 = 0x9e37_79b9_7f4a_7c15;
         const OTHER: u64 = 0xd1b5_4a32_d192_ed03;
@@ -139,9 +139,9 @@ impl Steps {
 pub enum Verdict<'a, R> {
     /// Its steps one by one.
     Run,
-    /// It comes for the second time: record it, replay that, and [`Recordings::keep`] it.
+    /// It comes for the second time: record it, replay the recording, and [`Recordings::keep`] it.
     Record,
-    /// What was recorded.
+    /// Replay this recording.
     Replay(&'a R),
 }
 
@@ -150,9 +150,9 @@ pub enum Verdict<'a, R> {
 pub struct Recordings<R> {
     /// By hash of the sequence.
     kept: HashMap<u64, Kept<R>>,
-    /// Hashes of sequences seen once, the oldest first. One that is met by accident is recorded too early.
+    /// Hashes of sequences seen once, the oldest first. If two have one hash, the second is recorded a round too early.
     seen: VecDeque<u64>,
-    /// Counts calls; the age of a recording.
+    /// Number of calls so far, by which recordings have an age.
     clock: u64,
 }
 
@@ -172,7 +172,7 @@ impl<R> Default for Recordings<R> {
 impl<R> Recordings<R> {
     /// What to do with a sequence that is about to run.
     pub fn look(&mut self, steps: &Steps) -> Verdict<'_, R> {
-        if steps.len() < LEAST_STEPS {
+        if steps.len() < MIN_STEPS {
             return Verdict::Run;
         }
         self.clock += 1;
@@ -186,27 +186,28 @@ impl<R> Recordings<R> {
             self.seen.remove(at);
             return Verdict::Record;
         }
-        if self.seen.len() == MOST_SEEN {
+        if self.seen.len() == MAX_SEEN {
             self.seen.pop_front();
         }
         self.seen.push_back(hash);
         Verdict::Run
     }
 
-    /// Keeps the recording of a sequence. Returns one that had to give way, if any: the longest unused.
+    /// Keeps the recording of a sequence. If there are too many, removes and returns the one that is unused the longest.
     #[must_use]
     pub fn keep(&mut self, steps: &Steps, recording: R) -> Option<R> {
         let hash = steps.hash();
         let oldest = || self.kept.iter().min_by_key(|(_, kept)| kept.last_used).map(|(hash, _)| *hash);
-        let leaves = if self.kept.len() < MOST_RECORDINGS { None } else { oldest() };
+        let leaves = if self.kept.len() < MAX_RECORDINGS { None } else { oldest() };
         let left = leaves.and_then(|hash| self.kept.remove(&hash));
         let replaced =
             self.kept.insert(hash, Kept { steps: steps.clone(), recording, last_used: self.clock });
-        // Another sequence of the same hash would be a wonder; both cannot leave at once.
+        // `replaced` would be the recording of another sequence with the same hash, which is not expected. At most one of `left`
+        // and `replaced` is present, because an insertion that replaces a recording adds none.
         left.or(replaced).map(|kept| kept.recording)
     }
 
-    /// Forgets all and returns what was recorded.
+    /// Forgets all sequences and returns the recordings.
     pub fn drain(&mut self) -> Vec<R> {
         self.seen.clear();
         self.kept.drain().map(|(_, kept)| kept.recording).collect()

@@ -89,7 +89,7 @@ impl Checked {
 
     fn alloc(&mut self, bytes: u64) -> u64 {
         let address = self.arena.alloc(bytes).unwrap_or_else(|| {
-            let [liked, least] = self.arena.piece_for(bytes).unwrap();
+            let [liked, least] = self.arena.slab_for(bytes).unwrap();
             assert!(liked >= least && least >= bytes);
             self.arena.add(bytes, self.next, liked);
             self.pieces.push((self.next, liked));
@@ -199,7 +199,7 @@ fn the_arena_fills_the_tightest_hole_and_forgets_pieces_that_are_empty() {
     let merged = a[0] + 3 * mib + 256;
     assert_eq!(arena.alloc(10 * mib), merged, "what was left of 4 MiB, 2 and 8 are one hole");
     assert_eq!(arena.arena.alloc(u64::MAX), None);
-    assert_eq!(arena.arena.piece_for(u64::MAX), None);
+    assert_eq!(arena.arena.slab_for(u64::MAX), None);
     assert!(!arena.arena.free(12345));
 }
 

@@ -8,7 +8,7 @@ use super::{Cuda, Tensor};
 use crate::backend::{AdamW, DType, Uniform, Update};
 use crate::device::{Arg, Launch};
 
-/// Elements of a block: a few MiB of traffic, so that the table is small beside it and blocks still divide evenly.
+/// Elements of a block: a few MiB of traffic. The list of chunks is small beside that, and blocks still divide evenly.
 const CHUNK: usize = 64 * 1024;
 
 /// `struct Chunk` of the kernel.
@@ -54,8 +54,8 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
         }
     }
     let step = Arg::Bytes(bytemuck::bytes_of(&hyper.coefficients()).to_vec());
-    let table = cuda.table(&chunks);
-    cuda.launch(Entry::Adamw, Launch::linear(chunks.len(), 256), &[table.arg(), step]);
+    let on_device = cuda.array(&chunks);
+    cuda.launch(Entry::Adamw, Launch::linear(chunks.len(), 256), &[on_device.arg(), step]);
 }
 
 /// A projection of one layer and a norm's weight.

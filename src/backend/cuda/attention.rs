@@ -1,11 +1,9 @@
-//! Launchers of kernels/attention.cu, and the work lists that they run.
-//!
-//! Restrictions: Dh is 64, 128 or 256; H is a multiple of K.
+//! Launchers of kernels/attention.cu, and the work lists of its blocks. Dh is 64, 128 or 256; H is a multiple of K.
 
 use std::ops::Range;
 
 use super::entries::Entry;
-use super::tables::{Pack, Section};
+use super::tables::{Arrays, Section};
 use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, Batch, DType};
@@ -16,19 +14,19 @@ use crate::segments::{QueryRun, Segment, Segments};
 const KEYS: usize = 64;
 /// Keys of a split.
 const SPLIT: usize = 128;
-/// Most rows of an item, in the two shapes.
-const MANY: usize = 64;
-const FEW: usize = 16;
+/// The most rows of an item of the large shape, and of the small one.
+const MAX_ROWS: usize = 64;
+const FEW_ROWS: usize = 16;
 const THREADS: u32 = 128;
-/// What `window` is where there is none.
+/// The value of `window` that means no window.
 const NO_WINDOW: usize = 1 << 31;
 
-/// [`Item::kind`]: ends in the workspace.
+/// Bit of [`Item::kind`]: the item stores a state in the workspace.
 const KIND_PART: u32 = 1;
-/// [`Item::kind`]: at most [`FEW`] rows, and keys of one split.
+/// Bit of [`Item::kind`]: at most [`FEW_ROWS`] rows, and keys of one split.
 const KIND_FEW: u32 = 2;
 
-/// A tile of rows and a range of key positions; fields as kernels/attention.cu explains them.
+/// A tile of rows and a range of key positions. kernels/attention.cu explains the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Item {
@@ -38,68 +36,69 @@ struct Item {
     high: u32,
     begin: u32,
     end: u32,
-    pieces: u32,
-    work: u32,
+    chain: u32,
+    work_row: u32,
     kind: u32,
 }
 
 impl Item {
-    /// How long a block takes, in tiles of [`FEW`] rows: one of [`MANY`] has about twice the wavefronts.
+    /// Time of a block, in tiles of [`FEW_ROWS`] rows. A tile of [`MAX_ROWS`] rows counts twice, because it has about twice the
+    /// wavefronts.
     fn cost(&self) -> usize {
         let tiles = (self.end as usize).div_ceil(KEYS) - self.begin as usize / KEYS;
         if self.kind & KIND_FEW == 0 { 2 * tiles } else { tiles }
     }
 }
 
-/// Rows whose splits are merged; fields as kernels/attention.cu explains them.
+/// Rows whose splits are merged. kernels/attention.cu explains the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Merged {
+struct MergeItem {
     first: u32,
     rows: u32,
-    work: u32,
+    work_row: u32,
     stride: u32,
     splits: u32,
 }
 
-/// Keys at positions up to `end`, from the piece before, lie in rows position + delta.
+/// A segment of a chain. Its keys, at positions from the `end` of the item before up to `end`, lie in rows position + delta.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Piece {
+struct ChainItem {
     end: u32,
     delta: i32,
 }
 
-/// What depends on the shape of heads and a window.
+/// The items of a batch for one shape of heads and one window, on the host.
 #[derive(Debug, Default)]
-struct Plan {
-    /// Of at most [`MANY`] rows each; but until [`Plan::fill`], those of one split have as many as share it.
+struct WorkList {
+    /// At most [`MAX_ROWS`] rows each; but until [`WorkList::fill`], an item of one split has all rows that share the split.
     items: Vec<Item>,
-    merged: Vec<Merged>,
+    merge_items: Vec<MergeItem>,
     /// Rows of the workspace, for each kv head.
     work_rows: usize,
 }
 
-/// A plan on the device.
-struct Uploaded {
+/// A [`WorkList`] on the device.
+struct DeviceList {
     heads: Heads,
     window: usize,
     items: Section,
-    /// How many.
+    /// Number of items.
     count: usize,
-    /// Whether all of them have few rows.
+    /// Whether all items have few rows.
     few: bool,
-    merged: Section,
-    merged_count: usize,
-    /// Most rows of one of [`Plan::merged`].
-    merged_rows: usize,
+    merge_items: Section,
+    merge_count: usize,
+    /// The most rows of a merge item.
+    merge_rows: usize,
     work_rows: usize,
 }
 
-/// Attention's work lists for one batch.
-pub(super) struct Plans {
-    pieces: Section,
-    plans: Vec<Uploaded>,
+/// Attention's work lists for one batch, one for each pair of shape and window, on the device.
+pub(super) struct DeviceLists {
+    chains: Section,
+    lists: Vec<DeviceList>,
 }
 
 /// G and K.
@@ -119,68 +118,73 @@ fn window_of(spec: &AttentionSpec) -> usize {
     spec.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW))
 }
 
-impl Plans {
-    /// Adds the lists to `pack`.
-    pub(super) fn new(pack: &mut Pack, batch: &Batch, specs: &[AttentionSpec], multiprocessors: u32) -> Self {
+impl DeviceLists {
+    /// Makes the lists and adds them to `arrays`.
+    pub(super) fn new(
+        arrays: &mut Arrays,
+        batch: &Batch,
+        specs: &[AttentionSpec],
+        multiprocessors: u32,
+    ) -> Self {
         let chains = Chains::new(batch.segments, batch.runs);
-        // A batch that meets no attention may have any positions.
+        // The positions of a batch without attention may be any.
         for run in batch.runs.iter().filter(|_| !specs.is_empty()) {
             let position = batch.segments.list()[run.segment].position + run.first;
             let mut positions = batch.positions[run.row..run.row + run.len].iter().zip(position..);
             assert!(positions.all(|(&p, want)| p as usize == want), "positions follow from the segments");
         }
-        let mut plans: Vec<Uploaded> = Vec::new();
+        let mut lists: Vec<DeviceList> = Vec::new();
         for spec in specs {
             let (heads, window) = (Heads::of(spec), window_of(spec));
-            if plans.iter().any(|p| (p.heads, p.window) == (heads, window)) {
+            if lists.iter().any(|l| (l.heads, l.window) == (heads, window)) {
                 continue;
             }
-            let mut plan =
-                plan(batch.segments, batch.runs, batch.positions.len(), &chains, heads.group, window);
-            plan.fill(heads.kv_heads, multiprocessors as usize);
-            plans.push(Uploaded {
+            let rows = batch.positions.len();
+            let mut list = WorkList::new(batch.segments, batch.runs, rows, &chains, heads.group, window);
+            list.fill(heads.kv_heads, multiprocessors as usize);
+            lists.push(DeviceList {
                 heads,
                 window,
-                items: pack.add(&plan.items),
-                count: plan.items.len(),
-                few: plan.items.iter().all(|i| i.kind & KIND_FEW != 0),
-                merged: pack.add(&plan.merged),
-                merged_count: plan.merged.len(),
-                merged_rows: plan.merged.iter().map(|m| m.rows as usize).max().unwrap_or(0),
-                work_rows: plan.work_rows,
+                items: arrays.add(&list.items),
+                count: list.items.len(),
+                few: list.items.iter().all(|i| i.kind & KIND_FEW != 0),
+                merge_items: arrays.add(&list.merge_items),
+                merge_count: list.merge_items.len(),
+                merge_rows: list.merge_items.iter().map(|m| m.rows as usize).max().unwrap_or(0),
+                work_rows: list.work_rows,
             });
         }
-        Self { pieces: pack.add(&chains.pieces), plans }
+        Self { chains: arrays.add(&chains.items), lists }
     }
 
-    /// The lists on the device, their pack being at `base`.
+    /// The same lists, given the address of the arrays that they are in.
     pub(super) fn at(mut self, base: Ptr) -> Self {
-        self.pieces = self.pieces.at(base);
-        for plan in &mut self.plans {
-            plan.items = plan.items.at(base);
-            plan.merged = plan.merged.at(base);
+        self.chains = self.chains.at(base);
+        for list in &mut self.lists {
+            list.items = list.items.at(base);
+            list.merge_items = list.merge_items.at(base);
         }
         self
     }
 }
 
-/// The chains of the segments that queries are in, as pieces.
+/// The chains of the segments that contain queries.
 struct Chains {
-    pieces: Vec<Piece>,
-    /// By segment: where its chain begins in `pieces`.
+    items: Vec<ChainItem>,
+    /// By segment: index in `items` of the first item of its chain.
     first: Vec<usize>,
 }
 
 impl Chains {
     fn new(segments: &Segments, runs: &[QueryRun]) -> Self {
-        let mut chains = Self { pieces: Vec::new(), first: vec![usize::MAX; segments.list().len()] };
+        let mut chains = Self { items: Vec::new(), first: vec![usize::MAX; segments.list().len()] };
         for run in runs {
             if chains.first[run.segment] != usize::MAX {
                 continue;
             }
-            chains.first[run.segment] = chains.pieces.len();
+            chains.first[run.segment] = chains.items.len();
             let chain = segments.chain(run.segment).into_iter().map(|s| segments.list()[s]);
-            chains.pieces.extend(chain.filter(|s| s.len > 0).map(|s: Segment| Piece {
+            chains.items.extend(chain.filter(|s| s.len > 0).map(|s: Segment| ChainItem {
                 end: u32::try_from(s.position + s.len).expect("positions fit 32 bits"),
                 delta: i32::try_from(s.start as i64 - s.position as i64).expect("rows fit 31 bits"),
             }));
@@ -188,7 +192,7 @@ impl Chains {
         chains
     }
 
-    /// Up to which position two segments' chains are the same rows.
+    /// The position up to which the chains of two segments are the same rows.
     fn common(&self, segments: &Segments, a: usize, b: usize) -> usize {
         let (a, b) = (segments.chain(a), segments.chain(b));
         let last = a.iter().zip(&b).take_while(|(a, b)| a == b).last();
@@ -196,36 +200,36 @@ impl Chains {
     }
 }
 
-/// A run of few rows.
+/// A run of few rows, which decode has.
 struct Small {
     run: QueryRun,
     /// Positions of its queries.
     low: usize,
     high: usize,
-    /// First position that its first query sees.
+    /// The first position that its first query sees.
     begin: usize,
-    /// Up to this position it reaches keys through the same rows as the next run of its group.
+    /// The position up to which it reaches keys through the same rows as the next run of its group.
     shared: usize,
 }
 
 impl Small {
-    /// Those of which it sees a key.
+    /// The splits of which it sees a key.
     fn splits(&self) -> Range<usize> {
         self.begin / SPLIT..self.high / SPLIT + 1
     }
 
-    /// Whether it has several of them: parts do them, and its rows are merged.
+    /// Whether it has several splits, which parts compute and the merge joins.
     fn in_parts(&self) -> bool {
         self.splits().len() > 1
     }
 
-    /// The positions that it sees of one of them.
+    /// The positions of a split that it sees.
     fn keys(&self, split: usize) -> Range<usize> {
         self.begin.max(split * SPLIT)..(self.high + 1).min((split + 1) * SPLIT)
     }
 
-    /// Whether the same blocks do a split for it and for the next run of its group: both see the last of its keys, and
-    /// reach it through the same row.
+    /// Whether the same blocks compute a split for this run and for the next run of its group. They do if both runs see the last
+    /// key of the split and reach it through the same row.
     fn shares(&self, split: usize, next: &Self) -> bool {
         let end = (split + 1) * SPLIT;
         let sees = |run: &Self| run.splits().contains(&split) && end <= run.high + 1;
@@ -233,70 +237,71 @@ impl Small {
     }
 }
 
-fn plan(
-    segments: &Segments,
-    runs: &[QueryRun],
-    query_rows: usize,
-    chains: &Chains,
-    group: usize,
-    window: usize,
-) -> Plan {
-    let mut plan = Plan::default();
-    let mut runs: Vec<QueryRun> = runs.iter().copied().filter(|r| r.len > 0).collect();
-    runs.sort_by_key(|r| r.row);
-    let end_of = |r: &QueryRun| r.row + r.len;
-    assert!(runs.windows(2).all(|w| end_of(&w[0]) <= w[1].row), "a query row belongs to one run");
-    assert!(runs.last().is_none_or(|r| end_of(r) <= query_rows), "runs are rows of the batch");
+impl WorkList {
+    /// The list for query rows `0..query_rows`; rows that are in no run become items without keys.
+    fn new(
+        segments: &Segments,
+        runs: &[QueryRun],
+        query_rows: usize,
+        chains: &Chains,
+        group: usize,
+        window: usize,
+    ) -> Self {
+        let mut list = Self::default();
+        let mut runs: Vec<QueryRun> = runs.iter().copied().filter(|r| r.len > 0).collect();
+        runs.sort_by_key(|r| r.row);
+        let end_of = |r: &QueryRun| r.row + r.len;
+        assert!(runs.windows(2).all(|w| end_of(&w[0]) <= w[1].row), "a query row belongs to one run");
+        assert!(runs.last().is_none_or(|r| end_of(r) <= query_rows), "runs are rows of the batch");
 
-    let first_position = |run: &QueryRun| segments.list()[run.segment].position + run.first;
-    let mut at = 0;
-    let mut rest = &runs[..];
-    while let Some(run) = rest.first() {
-        plan.idle(at * group..run.row * group);
-        let small = |r: &QueryRun| r.len * group <= MANY;
-        if !small(run) {
-            plan.large(*run, first_position(run), chains.first[run.segment], group, window);
-            at = end_of(run);
-            rest = &rest[1..];
-            continue;
+        let first_position = |run: &QueryRun| segments.list()[run.segment].position + run.first;
+        let mut at = 0;
+        let mut rest = &runs[..];
+        while let Some(run) = rest.first() {
+            list.idle(at * group..run.row * group);
+            let small = |r: &QueryRun| r.len * group <= MAX_ROWS;
+            if !small(run) {
+                list.large(*run, first_position(run), chains.first[run.segment], group, window);
+                at = end_of(run);
+                rest = &rest[1..];
+                continue;
+            }
+            // Small runs in neighbouring rows.
+            let more = rest.windows(2).take_while(|w| end_of(&w[0]) == w[1].row && small(&w[1])).count();
+            let (those, others) = rest.split_at(more + 1);
+            let mut smalls: Vec<Small> = those
+                .iter()
+                .map(|&run| {
+                    let low = first_position(&run);
+                    let begin = (low + 1).saturating_sub(window);
+                    Small { run, low, high: low + run.len - 1, begin, shared: 0 }
+                })
+                .collect();
+            for i in 1..smalls.len() {
+                let (a, b) = (smalls[i - 1].run.segment, smalls[i].run.segment);
+                smalls[i - 1].shared = chains.common(segments, a, b);
+            }
+            list.smalls(&smalls, chains, group);
+            at = end_of(&those[more]);
+            rest = others;
         }
-        // Small runs in neighbouring rows.
-        let more = rest.windows(2).take_while(|w| end_of(&w[0]) == w[1].row && small(&w[1])).count();
-        let (those, others) = rest.split_at(more + 1);
-        let mut smalls: Vec<Small> = those
-            .iter()
-            .map(|&run| {
-                let low = first_position(&run);
-                let begin = (low + 1).saturating_sub(window);
-                Small { run, low, high: low + run.len - 1, begin, shared: 0 }
-            })
-            .collect();
-        for i in 1..smalls.len() {
-            let (a, b) = (smalls[i - 1].run.segment, smalls[i].run.segment);
-            smalls[i - 1].shared = chains.common(segments, a, b);
-        }
-        plan.smalls(&smalls, chains, group);
-        at = end_of(&those[more]);
-        rest = others;
+        list.idle(at * group..query_rows * group);
+        list
     }
-    plan.idle(at * group..query_rows * group);
-    plan
-}
 
-impl Plan {
-    /// Rows that belong to no run.
+    /// Adds items for rows that belong to no run.
     fn idle(&mut self, rows: Range<usize>) {
-        for first in rows.clone().step_by(FEW) {
-            let rows = narrow(FEW.min(rows.end - first));
+        for first in rows.clone().step_by(FEW_ROWS) {
+            let rows = narrow(FEW_ROWS.min(rows.end - first));
             self.items.push(Item { first: narrow(first), rows, kind: KIND_FEW, ..Item::default() });
         }
     }
 
-    /// A run of many rows: every tile of them walks through all its keys.
-    fn large(&mut self, run: QueryRun, position: usize, pieces: usize, group: usize, window: usize) {
+    /// Adds whole items for a run of many rows, one for each tile of rows. The run's first query is at `position`.
+    fn large(&mut self, run: QueryRun, position: usize, chain: usize, group: usize, window: usize) {
         let (from, to) = (run.row * group, (run.row + run.len) * group);
-        for first in (from..to).step_by(MANY) {
-            let rows = MANY.min(to - first);
+        for first in (from..to).step_by(MAX_ROWS) {
+            let rows = MAX_ROWS.min(to - first);
             let position_of = |row: usize| position + row / group - run.row;
             let (low, high) = (position_of(first), position_of(first + rows - 1));
             self.items.push(Item {
@@ -306,13 +311,13 @@ impl Plan {
                 high: narrow(high),
                 begin: narrow((low + 1).saturating_sub(window)),
                 end: narrow(high + 1),
-                pieces: narrow(pieces),
+                chain: narrow(chain),
                 ..Item::default()
             });
         }
     }
 
-    /// Small runs in neighbouring rows.
+    /// Adds items, and merge items, for small runs in neighbouring rows.
     fn smalls(&mut self, smalls: &[Small], chains: &Chains, group: usize) {
         let origin = smalls[0].run.row * group;
         let rows_of = |of: &[Small]| {
@@ -323,7 +328,8 @@ impl Plan {
         let splits = smalls.iter().map(|s| s.splits().start).min().unwrap_or(0)
             ..smalls.iter().map(|s| s.splits().end).max().unwrap_or(0);
         let base = self.work_rows;
-        let work = |split: usize, row: usize| narrow(base + (split - splits.start) * stride + row - origin);
+        let work_row =
+            |split: usize, row: usize| narrow(base + (split - splits.start) * stride + row - origin);
         if smalls.iter().any(Small::in_parts) {
             self.work_rows += splits.len() * stride;
         }
@@ -342,60 +348,60 @@ impl Plan {
                     high: narrow(of_all(|s| s.high).max().unwrap_or(0)),
                     begin: narrow(keys.clone().map(|k| k.start).min().unwrap_or(0)),
                     end: narrow(keys.map(|k| k.end).max().unwrap_or(0)),
-                    pieces: narrow(chains.first[these[0].run.segment]),
-                    work: work(split, rows.start),
+                    chain: narrow(chains.first[these[0].run.segment]),
+                    work_row: work_row(split, rows.start),
                     kind: if these[0].in_parts() { KIND_PART } else { 0 },
                 });
             }
         }
         for small in smalls.iter().filter(|s| s.in_parts()) {
             let rows = rows_of(std::slice::from_ref(small));
-            self.merged.push(Merged {
+            self.merge_items.push(MergeItem {
                 first: narrow(rows.start),
                 rows: narrow(rows.len()),
-                work: work(small.splits().start, rows.start),
+                work_row: work_row(small.splits().start, rows.start),
                 stride: narrow(stride),
                 splits: narrow(small.splits().len()),
             });
         }
     }
 
-    /// The items, with at most `most` rows in those of one split.
-    fn cut(&self, most: usize) -> Vec<Item> {
+    /// The items, of which those of one split are cut so that none has more than `max_rows` rows.
+    fn cut(&self, max_rows: usize) -> Vec<Item> {
         let mut items = Vec::with_capacity(self.items.len());
         for item in &self.items {
             if item.begin as usize / SPLIT != (item.end as usize).saturating_sub(1) / SPLIT {
                 items.push(*item);
                 continue;
             }
-            for first in (0..item.rows).step_by(most) {
-                let rows = narrow(most).min(item.rows - first);
-                let few = if rows as usize <= FEW { KIND_FEW } else { 0 };
-                let (work, kind) = (item.work + first, item.kind | few);
-                items.push(Item { first: item.first + first, rows, work, kind, ..*item });
+            for first in (0..item.rows).step_by(max_rows) {
+                let rows = narrow(max_rows).min(item.rows - first);
+                let few = if rows as usize <= FEW_ROWS { KIND_FEW } else { 0 };
+                let (work_row, kind) = (item.work_row + first, item.kind | few);
+                items.push(Item { first: item.first + first, rows, work_row, kind, ..*item });
             }
         }
         items
     }
 
-    /// Cuts the items so that `multiprocessors` are done soonest, and puts them in order. Which shape computes a row does
-    /// not change its bits.
+    /// Cuts the items for the shape with which `multiprocessors` end first, and sorts them. The bits of a row do not depend on
+    /// the shape that computes it.
     fn fill(&mut self, kv_heads: usize, multiprocessors: usize) {
         let multiprocessors = multiprocessors.max(1);
         let time = |items: &[Item]| {
             let costs = items.iter().map(Item::cost);
             (costs.clone().sum::<usize>() * kv_heads).div_ceil(multiprocessors).max(costs.max().unwrap_or(0))
         };
-        let [many, few] = [MANY, FEW].map(|most| self.cut(most));
+        let [many, few] = [MAX_ROWS, FEW_ROWS].map(|rows| self.cut(rows));
         self.items = if time(&few) < time(&many) { few } else { many };
-        // The longest first, so that none begins when the others end.
+        // The longest first, so that no long item begins when the others end.
         self.items.sort_by_key(|item| std::cmp::Reverse(item.cost()));
-        if !self.merged.is_empty() {
-            // Lists of few lengths: a decode step's launches repeat while responses grow and end. A block of an item that
-            // is nothing takes no longer than it needs to see that.
+        if !self.merge_items.is_empty() {
+            // Lengths are rounded up so that the launches of decode steps repeat while responses grow and end. The block of an
+            // item without rows ends at once.
             let waves = self.items.len().next_multiple_of(multiprocessors);
             self.items.resize(waves, Item { kind: KIND_FEW, ..Item::default() });
-            self.merged.resize(self.merged.len().next_power_of_two(), Merged::default());
+            self.merge_items.resize(self.merge_items.len().next_power_of_two(), MergeItem::default());
             self.work_rows = self.work_rows.next_power_of_two();
         }
     }
@@ -411,8 +417,8 @@ struct Params {
     o: u64,
     lse: u64,
     items: u64,
-    merged: u64,
-    pieces: u64,
+    merge_items: u64,
+    chains: u64,
     positions: u64,
     work: u64,
     work_rows: u32,
@@ -438,7 +444,7 @@ pub(super) fn forward(
     assert!([q, k, v].iter().all(|x| x.dtype == DType::Bf16));
     assert!(q.cols == heads * head_dim && k.cols == kv_heads * head_dim && v.cols == k.cols);
     assert!(q.rows == tables.rows && tables.segments.rows() <= k.rows.min(v.rows));
-    let [many, few, merge] = match head_dim {
+    let [any, few, merge] = match head_dim {
         64 => {
             [Entry::AttentionForward64Rows64, Entry::AttentionForward64Rows16, Entry::AttentionForward64Merge]
         }
@@ -455,13 +461,13 @@ pub(super) fn forward(
         _ => panic!("heads of 64, 128 or 256, not {head_dim}"),
     };
     let (shape, window) = (Heads::of(spec), window_of(spec));
-    let plan = tables.attention.plans.iter().find(|p| (p.heads, p.window) == (shape, window));
-    let plan = plan.expect("the batch's tables know every layer's attention");
+    let list = tables.attention.lists.iter().find(|l| (l.heads, l.window) == (shape, window));
+    let list = list.expect("the batch's tables know every layer's attention");
 
     let o = cuda.empty(DType::Bf16, q.rows, q.cols);
     let lse = cuda.empty(DType::F32, q.rows, heads);
-    // A row's o, m, l.
-    let work = cuda.memory(plan.work_rows * kv_heads * (head_dim + 2) * 4);
+    // o, m and l of each row.
+    let work = cuda.memory(list.work_rows * kv_heads * (head_dim + 2) * 4);
     let (inner, outer) = match spec.softcap {
         None => (0.0, spec.scale),
         Some(c) => (spec.scale / c, c),
@@ -473,12 +479,12 @@ pub(super) fn forward(
         v: address(v.memory.ptr()),
         o: address(o.memory.ptr()),
         lse: address(lse.memory.ptr()),
-        items: address(plan.items.ptr()),
-        merged: address(plan.merged.ptr()),
-        pieces: address(tables.attention.pieces.ptr()),
+        items: address(list.items.ptr()),
+        merge_items: address(list.merge_items.ptr()),
+        chains: address(tables.attention.chains.ptr()),
         positions: address(tables.positions.ptr()),
         work: address(work.ptr()),
-        work_rows: narrow(plan.work_rows),
+        work_rows: narrow(list.work_rows),
         group: narrow(shape.group),
         window: narrow(window),
         inner,
@@ -486,18 +492,21 @@ pub(super) fn forward(
         padding: 0,
     };
     let args = [Arg::Bytes(bytemuck::bytes_of(&params).to_vec())];
-    let (entry, shared) = match plan.few {
-        // Q or p, two tiles; of each tile a f32 for each warp and row, and for each warp, row and thread of a quad.
-        true => (few, (FEW * head_dim.max(SPLIT) + SPLIT * head_dim) * 2 + 2 * 4 * FEW * (1 + 4) * 4),
-        // Q, two tiles; m and l.
-        false => (many, (MANY + SPLIT) * head_dim * 2 + MANY * 8),
+    let (entry, shared) = match list.few {
+        // Q or p; two tiles of keys; the Exchange: for each tile a f32 for each warp and row, and for each warp, row and thread
+        // of a quad.
+        true => {
+            (few, (FEW_ROWS * head_dim.max(SPLIT) + SPLIT * head_dim) * 2 + 2 * 4 * FEW_ROWS * (1 + 4) * 4)
+        }
+        // Q; two tiles of keys; m and l.
+        false => (any, (MAX_ROWS + SPLIT) * head_dim * 2 + MAX_ROWS * 8),
     };
-    let mut launch = Launch::linear(plan.count, THREADS).shared(shared);
+    let mut launch = Launch::linear(list.count, THREADS).shared(shared);
     launch.grid[1] = narrow(kv_heads);
     cuda.launch(entry, launch, &args);
-    let mut launch = Launch::linear(plan.merged_count, 32);
+    let mut launch = Launch::linear(list.merge_count, 32);
     launch.grid[1] = narrow(kv_heads);
-    launch.grid[2] = narrow(plan.merged_rows);
+    launch.grid[2] = narrow(list.merge_rows);
     cuda.launch(merge, launch, &args);
     (o, lse)
 }

@@ -1,4 +1,4 @@
-//! Launchers of kernels/attention_backward.cu, and the lists of what its blocks do.
+//! Launchers of kernels/attention_backward.cu, and the work lists of its blocks.
 //!
 //! Head widths 64, 128 and 256; any number of query heads per key/value head.
 
@@ -17,21 +17,21 @@ use crate::device::{Arg, Launch};
 use crate::segments::{QueryRun, Segment, Segments};
 
 const THREADS: usize = 256;
-/// Elements of dO of a block of the first pass.
+/// Elements of dO that a block of the first pass takes.
 const STATS: usize = 8192;
-/// Keys of a block that makes dK and dV, pairs of a block that makes dQ. A *pair* is (query token, head of a group).
+/// Keys of a block that computes dK and dV, pairs of a block that computes dQ. A *pair* is (query token, head of a group).
 const STAY: usize = 64;
-/// Rows of the tiles that stream through shared memory, two stages of them.
+/// Rows of a streamed tile, of which shared memory has two stages.
 const STREAM: usize = 32;
-/// Pairs of a piece are at least this many.
-const MIN_PIECE: usize = 512;
-/// What a piece of a tile that is cut costs beside its pairs, in pairs: a read of its keys and f32 sums in memory (128 KiB
-/// at Dh = 256).
-const PIECE_COST: usize = 100;
-/// Blocks at a time of the GPU that the work on keys is cut for: an H100's multiprocessors. Cuts belong to the order of a
-/// sum, so they do not follow the GPU at hand.
+/// The least pairs of a part.
+const MIN_PART: usize = 512;
+/// Cost of a part, in pairs, beside its pairs, where a tile is cut: the block reads its keys again and writes f32 sums (128
+/// KiB at Dh = 256).
+const PART_COST: usize = 100;
+/// Multiprocessors of the GPU for which the pairs of keys are cut, an H100. The cuts do not depend on the GPU in use, because
+/// they determine the order of sums.
 const REFERENCE: usize = 132;
-/// [`KeyItem::slot`] of a tile that is not cut.
+/// [`KeyItem::slot`] of a tile that has one part.
 const DIRECT: u32 = u32::MAX;
 
 /// `KeyItem` of the kernel.
@@ -77,7 +77,7 @@ struct SumItem {
     row: u32,
     keys: u32,
     slot: u32,
-    pieces: u32,
+    parts: u32,
 }
 
 /// `Scores` of the kernel.
@@ -102,11 +102,12 @@ impl Scores {
     }
 }
 
-/// What the blocks do, in the order in which they begin: the longest first, so that none is left alone at the end.
+/// The items of all blocks for one shape of heads and one window, on the host. The longest items come first, because a long
+/// block that begins late would run alone at the end.
 #[derive(Debug, Default)]
-struct Lists {
+struct WorkList {
     key_items: Vec<KeyItem>,
-    /// Rows of the tokens that see a tile of keys; tiles share where they can.
+    /// For each tile of keys, the rows of the tokens that see it, as a range of this list. Tiles share ranges where they can.
     tokens: Vec<u32>,
     sums: Vec<SumItem>,
     slots: usize,
@@ -114,7 +115,7 @@ struct Lists {
     chains: Vec<ChainItem>,
 }
 
-/// Rows of the segment's tokens at positions `from..to`.
+/// The rows of the segment's tokens at positions `from..to`.
 fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + use<> {
     let from = from.max(s.position);
     let to = to.min(s.position + s.len);
@@ -122,33 +123,34 @@ fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + u
     (first..first + to.saturating_sub(from)).map(narrow)
 }
 
-/// Pairs of a piece, by the pairs of each tile of keys: of some sizes around what a block of the reference should have,
-/// one with which the last block ends early, by a model in which blocks take the longest piece that is left.
-fn piece(tiles: &[usize], kv_heads: usize) -> usize {
+/// Pairs of a part, given the pairs of each tile of keys. Candidates are multiples of an eighth of the pairs that a block of the
+/// reference would have at best. A model, in which each multiprocessor takes the longest part that is left, gives the time of
+/// the last block for each candidate.
+fn part_pairs(tiles: &[usize], kv_heads: usize) -> usize {
     let fair = tiles.iter().sum::<usize>() * kv_heads / REFERENCE;
-    let end = |&piece: &usize| {
-        let pieces = tiles.iter().flat_map(|&pairs| {
-            let count = pairs.div_ceil(piece);
-            let cost = if count > 1 { PIECE_COST } else { 0 };
-            (0..count).map(move |i| piece.min(pairs - i * piece) + cost)
+    let end = |&part: &usize| {
+        let parts = tiles.iter().flat_map(|&pairs| {
+            let count = pairs.div_ceil(part);
+            let cost = if count > 1 { PART_COST } else { 0 };
+            (0..count).map(move |i| part.min(pairs - i * part) + cost)
         });
-        let mut pieces: Vec<usize> = pieces.collect();
-        pieces.sort_unstable_by_key(|&pairs| Reverse(pairs));
+        let mut parts: Vec<usize> = parts.collect();
+        parts.sort_unstable_by_key(|&pairs| Reverse(pairs));
         let mut ends: BinaryHeap<Reverse<usize>> = (0..REFERENCE).map(|_| Reverse(0)).collect();
-        for pairs in pieces.iter().flat_map(|pairs| std::iter::repeat_n(pairs, kv_heads)) {
+        for pairs in parts.iter().flat_map(|pairs| std::iter::repeat_n(pairs, kv_heads)) {
             let Reverse(first) = ends.pop().expect("a block for each multiprocessor");
             ends.push(Reverse(first + pairs));
         }
         ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0)
     };
-    let sizes = (1..=16).rev().map(|eighths| (fair * eighths / 8).next_multiple_of(STREAM).max(MIN_PIECE));
+    let sizes = (1..=16).rev().map(|eighths| (fair * eighths / 8).next_multiple_of(STREAM).max(MIN_PART));
     let ends: Vec<(usize, usize)> = sizes.map(|size| (size, end(&size))).collect();
     let least = ends.iter().map(|(_, end)| *end).min().unwrap_or(0);
-    // The largest that comes near the best: pieces take memory.
+    // The largest candidate within a sixteenth of the best, because parts take memory.
     ends.iter().find(|(_, end)| end * 16 <= least * 17).expect("the best is one of them").0
 }
 
-impl Lists {
+impl WorkList {
     fn new(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Self {
         let mut lists = Self::default();
         lists.add_keys(segments, group, kv_heads, window);
@@ -158,19 +160,19 @@ impl Lists {
 
     fn add_keys(&mut self, segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) {
         let list = segments.list();
-        // The segments whose queries see each segment, itself first, in table order.
+        // For each segment, the segments whose queries see it: itself first, then in the order of the list.
         let mut seen_by = vec![Vec::new(); list.len()];
         for i in 0..list.len() {
             for prefix in segments.chain(i) {
                 seen_by[prefix].push(i);
             }
         }
-        // (first key's index in its segment, segment, tokens that see the tile as a range of `tokens`)
+        // Tiles: (index of the first key in its segment, segment, the range of `tokens` that see the tile).
         let mut tiles = Vec::new();
         for (i, s) in list.iter().enumerate() {
             let last = seen_by[i].iter().map(|&j| list[j].position + list[j].len).max().unwrap_or(0);
-            // Unless a window ends among them, the tokens that see a tile are those of the tile before less its own: the
-            // list of the first such tile, which begins with its own, serves all after it.
+            // If no window ends among them, the tokens that see a tile are those that see the tile before it, without the tokens of
+            // that tile. The range of the first such tile, which begins with its own tokens, contains the ranges of all later tiles.
             let mut shared: Option<(usize, Range<usize>)> = None;
             for first in (0..s.len).step_by(STAY) {
                 let (position, keys) = (s.position + first, STAY.min(s.len - first));
@@ -193,24 +195,24 @@ impl Lists {
         }
 
         let pairs: Vec<usize> = tiles.iter().map(|(.., tokens)| tokens.len() * group).collect();
-        let piece = piece(&pairs, kv_heads);
+        let part = part_pairs(&pairs, kv_heads);
         for (first, s, tokens) in tiles {
             let (row, keys) = (narrow(s.start + first), narrow(STAY.min(s.len - first)));
             let pairs = tokens.len() * group;
-            let pieces = pairs.div_ceil(piece);
+            let parts = pairs.div_ceil(part);
             let slot = self.slots;
-            if pieces > 1 {
-                self.slots += pieces;
-                self.sums.push(SumItem { row, keys, slot: narrow(slot), pieces: narrow(pieces) });
+            if parts > 1 {
+                self.slots += parts;
+                self.sums.push(SumItem { row, keys, slot: narrow(slot), parts: narrow(parts) });
             }
-            self.key_items.extend((0..pieces).map(|i| KeyItem {
+            self.key_items.extend((0..parts).map(|i| KeyItem {
                 row,
                 position: narrow(s.position + first),
                 keys,
-                first: narrow(tokens.start + i * piece / group),
-                offset: narrow(i * piece % group),
-                pairs: narrow(piece.min(pairs - i * piece)),
-                slot: if pieces > 1 { narrow(slot + i) } else { DIRECT },
+                first: narrow(tokens.start + i * part / group),
+                offset: narrow(i * part % group),
+                pairs: narrow(part.min(pairs - i * part)),
+                slot: if parts > 1 { narrow(slot + i) } else { DIRECT },
                 unused: 0,
             }));
         }
@@ -248,9 +250,9 @@ impl Lists {
     }
 }
 
-/// [`Lists`] on the device.
-struct Plan {
-    /// Query heads per key/value head, key/value heads and window that it is for.
+/// [`WorkList`] on the device.
+struct DeviceList {
+    /// Query heads for each key/value head, key/value heads, and window.
     key: (usize, usize, Option<usize>),
     key_items: (Memory, usize),
     tokens: Memory,
@@ -258,41 +260,41 @@ struct Plan {
     slots: usize,
     query_items: (Memory, usize),
     chains: Memory,
-    /// Every row belongs to a segment.
+    /// Whether every row belongs to a segment.
     dense: bool,
 }
 
-impl Plan {
+impl DeviceList {
     fn new(cuda: &Cuda, segments: &Segments, rows: usize, key: (usize, usize, Option<usize>)) -> Self {
         let (group, kv_heads, window) = key;
-        let lists = Lists::new(segments, group, kv_heads, window);
+        let lists = WorkList::new(segments, group, kv_heads, window);
         Self {
             key,
-            key_items: (cuda.table(&lists.key_items), lists.key_items.len()),
-            tokens: cuda.table(&lists.tokens),
-            sums: (cuda.table(&lists.sums), lists.sums.len()),
+            key_items: (cuda.array(&lists.key_items), lists.key_items.len()),
+            tokens: cuda.array(&lists.tokens),
+            sums: (cuda.array(&lists.sums), lists.sums.len()),
             slots: lists.slots,
-            query_items: (cuda.table(&lists.query_items), lists.query_items.len()),
-            chains: cuda.table(&lists.chains),
+            query_items: (cuda.array(&lists.query_items), lists.query_items.len()),
+            chains: cuda.array(&lists.chains),
             dense: segments.list().iter().map(|s| s.len).sum::<usize>() == rows,
         }
     }
 }
 
-/// The plans of a batch, made when a layer first asks for them.
+/// The lists of a batch, made when a layer first asks for them.
 #[derive(Default)]
-pub(crate) struct Plans(Mutex<Vec<Arc<Plan>>>);
+pub(crate) struct DeviceLists(Mutex<Vec<Arc<DeviceList>>>);
 
-impl Plans {
-    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, spec: &AttentionSpec) -> Arc<Plan> {
+impl DeviceLists {
+    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, spec: &AttentionSpec) -> Arc<DeviceList> {
         let key = (spec.heads / spec.kv_heads, spec.kv_heads, spec.window);
-        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.iter().find(|plan| plan.key == key) {
-            return Arc::clone(plan);
+        let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lists.iter().find(|list| list.key == key) {
+            return Arc::clone(list);
         }
-        let plan = Arc::new(Plan::new(cuda, segments, rows, key));
-        plans.push(Arc::clone(&plan));
-        plan
+        let list = Arc::new(DeviceList::new(cuda, segments, rows, key));
+        lists.push(Arc::clone(&list));
+        list
     }
 }
 
@@ -359,14 +361,14 @@ pub(super) fn backward(
     let own_row = |run: &QueryRun| run.row == tables.segments.list()[run.segment].start + run.first;
     assert!(tables.runs.iter().all(own_row), "query row = key row");
     let entries = entries(head_dim);
-    let plan = tables.attention_backward.get(cuda, &tables.segments, rows, spec);
+    let list = tables.attention_backward.get(cuda, &tables.segments, rows, spec);
 
     let stats = cuda.empty(DType::F32, rows, heads * 2);
     let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
     cuda.launch(entries.stats, launch, &[d_o.arg(), o.arg(), lse.arg(), stats.arg(), (rows * heads).into()]);
 
-    // Rows that belong to no segment have a gradient of zero.
-    let output = |cols| match plan.dense {
+    // The gradient of rows that belong to no segment is zero.
+    let output = |cols| match list.dense {
         true => cuda.empty(DType::Bf16, rows, cols),
         false => cuda.zeros(DType::Bf16, rows, cols),
     };
@@ -379,10 +381,10 @@ pub(super) fn backward(
     let stages = 2 * 2 * STREAM * head_dim * DType::Bf16.bytes();
     let scores = Arg::Bytes(bytemuck::bytes_of(&Scores::new(spec)).to_vec());
 
-    let partial = cuda.memory(plan.slots * kv_heads * 2 * STAY * head_dim * size_of::<f32>());
-    // Beside the stages: P of four pairs of warps, 16 keys x 32 pairs each; (lse, D) and position of two stages' rows.
+    let partial = cuda.memory(list.slots * kv_heads * 2 * STAY * head_dim * size_of::<f32>());
+    // The stages; P cap' of four pairs of warps, 16 keys x 32 pairs each; (lse, D) and position of the rows of two stages.
     let shared = stages + 4 * 16 * STREAM * size_of::<f32>() + 2 * STREAM * (8 + 4);
-    let (items, count) = &plan.key_items;
+    let (items, count) = &list.key_items;
     cuda.launch(
         entries.keys,
         grid(*count, 1).shared(shared),
@@ -394,7 +396,7 @@ pub(super) fn backward(
             stats.arg(),
             tables.positions.arg(),
             items.arg(),
-            plan.tokens.arg(),
+            list.tokens.arg(),
             dk.arg(),
             dv.arg(),
             partial.arg(),
@@ -403,16 +405,16 @@ pub(super) fn backward(
             scores.clone(),
         ],
     );
-    let (items, count) = &plan.sums;
+    let (items, count) = &list.sums;
     cuda.launch(
         entries.sum,
         grid(count * STAY * head_dim / 4 / THREADS, 2),
         &[partial.arg(), items.arg(), dk.arg(), dv.arg(), kv_heads.into()],
     );
 
-    // Beside the stages: dS of four pairs of warps, 16 pairs x 32 keys each.
+    // The stages; dS of four pairs of warps, 16 pairs x 32 keys each.
     let shared = stages + 4 * 16 * STREAM * DType::Bf16.bytes();
-    let (items, count) = &plan.query_items;
+    let (items, count) = &list.query_items;
     cuda.launch(
         entries.queries,
         grid(*count, 1).shared(shared),
@@ -423,7 +425,7 @@ pub(super) fn backward(
             d_o.arg(),
             stats.arg(),
             items.arg(),
-            plan.chains.arg(),
+            list.chains.arg(),
             dq.arg(),
             heads.into(),
             kv_heads.into(),
@@ -464,7 +466,7 @@ fn workload(shape: &Shape, responses: usize, len: usize, window: Option<usize>) 
     Workload {
         name: format!("attention_backward {PROMPT} + {responses} x {len} tokens{window}"),
         bytes: bytes as u64,
-        // QK^T, dO V^T, P^T dO, dS^T Q, dS K. The kernels make the first two twice.
+        // QK^T, dO V^T, P^T dO, dS^T Q, dS K. The kernels compute the first two twice.
         flops: (5 * 2 * head_dim * pairs) as u64,
         prepare: Box::new(move |cuda| {
             let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
@@ -501,10 +503,10 @@ mod tests {
         Segments::new(list).expect("a valid table")
     }
 
-    /// Expands the lists into (row of the query, row of the key, head of the group), each counted once per time that it
-    /// is done, and holds them to [`Segments::visible`].
-    fn check(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Lists {
-        let lists = Lists::new(segments, group, kv_heads, window);
+    /// Expands the lists into (row of the query, row of the key, head of the group), counts how often each is computed, and
+    /// compares with [`Segments::visible`].
+    fn check(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> WorkList {
+        let lists = WorkList::new(segments, group, kv_heads, window);
         let positions = segments.positions();
         let sees = |query: u32, position: u32| {
             let distance = positions[query as usize].wrapping_sub(position);
@@ -545,15 +547,15 @@ mod tests {
             }
         }
         assert!(by_query == want, "queries: {group} heads, window {window:?}");
-        // Pieces of a tile lie at consecutive slots in the order of their tokens, each slot used once.
+        // The parts of a tile have consecutive slots in the order of their tokens, and each slot is used once.
         let mut slots = vec![0; lists.slots];
         for sum in &lists.sums {
-            let mut pieces: Vec<&KeyItem> =
+            let mut parts: Vec<&KeyItem> =
                 lists.key_items.iter().filter(|item| item.row == sum.row).collect();
-            pieces.sort_by_key(|item| (item.first, item.offset));
-            assert!(pieces.iter().map(|item| item.slot).eq(sum.slot..sum.slot + sum.pieces));
-            assert!(pieces.iter().all(|item| item.keys == sum.keys));
-            (sum.slot..sum.slot + sum.pieces).for_each(|slot| slots[slot as usize] += 1);
+            parts.sort_by_key(|item| (item.first, item.offset));
+            assert!(parts.iter().map(|item| item.slot).eq(sum.slot..sum.slot + sum.parts));
+            assert!(parts.iter().all(|item| item.keys == sum.keys));
+            (sum.slot..sum.slot + sum.parts).for_each(|slot| slots[slot as usize] += 1);
         }
         assert!(slots.iter().all(|&n| n == 1));
         let direct = lists.key_items.iter().filter(|item| item.slot == DIRECT).count();
@@ -587,7 +589,7 @@ mod tests {
     #[test]
     fn pieces_fill_the_reference() {
         for (group, blocks, pairs) in [(8, 129, 896), (4, 104, 544)] {
-            let lists = Lists::new(&self::group(512, &[256; 4]), group, 1, None);
+            let lists = WorkList::new(&self::group(512, &[256; 4]), group, 1, None);
             assert_eq!((lists.key_items.len(), lists.key_items[0].pairs), (blocks, pairs), "{group} heads");
         }
     }
@@ -595,11 +597,11 @@ mod tests {
     #[test]
     fn long_lists_are_cut_and_shared() {
         let lists = check(&group(130, &[90; 6]), 8, 1, None);
-        assert!(lists.sums.len() == 9 && lists.sums[0].pieces == 11, "{:?}", lists.sums);
+        assert!(lists.sums.len() == 9 && lists.sums[0].parts == 11, "{:?}", lists.sums);
         // The prompt's three tiles share a list; so do the two of every response.
         assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
-        // Much work: longer pieces, not more.
-        let lists = Lists::new(&Segments::separate(&[8192]), 8, 1, None);
+        // With much work the parts become longer, not more.
+        let lists = WorkList::new(&Segments::separate(&[8192]), 8, 1, None);
         assert!((REFERENCE..2 * REFERENCE).contains(&lists.key_items.len()), "{}", lists.key_items.len());
         assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
     }

@@ -1,13 +1,13 @@
-//! What the kernels cost, counted where there is no GPU to time them: registers and shared memory from ptxas, work from
-//! the virtual GPU, and how long chips need for that at least.
+//! The cost of the kernels, counted without a GPU: registers and shared memory from ptxas, work from the virtual GPU, and the least
+//! time of that work on a chip.
 //!
-//! None of these times is measured. A *bound* is the time in which a chip at its limits could do the work: of the op
-//! itself (every input read once, every output written once, only useful FLOPs at the data sheet's rate) and of what the
-//! kernels did (different bytes touched, tensor FLOPs at the rate of `mma.sync`, instructions issued, wavefronts of
-//! shared memory, bytes asked of L2), by the whole chip and by the multiprocessor that has the most to do. The first
-//! says what is possible, the second what these kernels cannot beat; launches and latency come on top of both. Three
-//! premises can fail in a chip's favour: that inputs lie in memory and none in its L2 cache, that no multiprocessor finds
-//! in its L1 what it asks for, and that it issues an instruction for each of PTX, of which ptxas folds some away.
+//! None of these times is measured. A *bound* is the time in which a chip at its limits could do the work. There are two: the bound
+//! of the op (every input read once, every output written once, only useful FLOPs at the data sheet's rate), and the bound of the
+//! kernels' work (unique bytes, tensor FLOPs at the rate of `mma.sync`, instructions issued, wavefronts of shared memory, bytes
+//! requested from L2), by the whole chip and by the multiprocessor that has the most work. The first is the best possible time, the
+//! second a time that these kernels cannot beat; launches and latency add to both. A chip may be faster than the second if one of
+//! three premises does not hold: that all inputs are in memory and none in its L2 cache, that no multiprocessor finds a requested
+//! sector in its L1, and that it issues an instruction for each PTX instruction, some of which ptxas folds away.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -32,15 +32,15 @@ use crate::device::vm::{BlockWork, Checks, Options, Report, Vm};
 /// A GPU's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Chip {
-    /// For people.
+    /// Its name, for people.
     pub name: &'static str,
-    /// What ptxas calls it.
+    /// Its name for ptxas.
     pub arch: &'static str,
     /// Bytes per second to and from memory.
     pub bandwidth: f64,
     /// Dense bf16 FLOPs per second of the tensor cores, f32 accumulators: the data sheet's.
     pub tensor: f64,
-    /// What `mma.sync` reaches of that.
+    /// The rate of `mma.sync`, in FLOPs per second.
     pub mma_sync: f64,
     /// Multiprocessors.
     pub multiprocessors: u32,
@@ -119,10 +119,10 @@ const SCHEDULERS: f64 = 4.0;
 const L2_PORT: f64 = 64.0;
 /// Shared memory that the system takes from every block, on all of [`CHIPS`].
 const SHARED_RESERVED: u32 = 1024;
-/// Registers are given to warps in such pieces.
+/// Unit in which registers are allocated to warps.
 const REGISTER_UNIT: u32 = 256;
 
-/// What a bound comes from.
+/// The resource that sets a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Limit {
@@ -134,7 +134,7 @@ pub enum Limit {
     Issue,
     /// Wavefronts of shared memory: one a clock and multiprocessor.
     Shared,
-    /// Bytes that multiprocessors asked of L2.
+    /// Bytes that multiprocessors request from L2.
     L2,
 }
 
@@ -159,16 +159,15 @@ impl Limit {
 pub struct Bound {
     /// In seconds.
     pub seconds: f64,
-    /// The slowest part.
+    /// The resource that needs this time.
     pub limit: Limit,
-    /// Whether a single multiprocessor needs that long, with the blocks that it cannot be spared, and the chip as a whole
-    /// would need less.
+    /// Whether this is the time of one multiprocessor with the most work that it can get, and the chip as a whole would need less.
     pub uneven: bool,
 }
 
 impl Bound {
-    /// What sets it, for people.
-    pub fn told(&self) -> String {
+    /// The limit, for people.
+    pub fn label(&self) -> String {
         format!("{}{}", self.limit.name(), if self.uneven { " of one multiprocessor" } else { "" })
     }
 
@@ -180,12 +179,12 @@ impl Bound {
 }
 
 impl Chip {
-    /// Whether kernels take their places while those ahead of them run.
+    /// Whether blocks of a kernel become resident while the kernel before it runs.
     pub fn launches_dependents(&self) -> bool {
         launches_dependents(self.arch)
     }
 
-    /// The op itself.
+    /// The bound of the op.
     pub fn of_op(&self, bytes: u64, flops: u64) -> Bound {
         let part = |seconds, limit| Bound { seconds, limit, uneven: false };
         Bound::slowest([
@@ -194,7 +193,7 @@ impl Chip {
         ])
     }
 
-    /// What one launch did, all parts at once: the largest of bytes / bandwidth and, for what a multiprocessor does at a
+    /// The bound of one launch, whose resources are used at the same time: the largest of bytes / bandwidth and, for what a multiprocessor does at a
     /// rate r of its own (FLOPs of `mma.sync`, 4 instructions a clock, one wavefront a clock, 64 bytes from L2 a clock),
     /// of three times on P multiprocessors:
     ///
@@ -237,7 +236,7 @@ impl Chip {
         )
     }
 
-    /// Launches one after the other; the limit is that of most of the time.
+    /// The bound of launches one after the other. Its limit is the one that sets most of the time.
     pub fn of_launches(&self, launches: &[Counted]) -> Bound {
         let bounds: Vec<Bound> = launches.iter().map(|launch| self.of_launch(launch)).collect();
         let sums = Limit::ALL.into_iter().flat_map(|limit| [false, true].map(|uneven| (limit, uneven))).map(
@@ -250,7 +249,7 @@ impl Chip {
         Bound { seconds, ..Bound::slowest(sums) }
     }
 
-    /// Blocks of a launch for each multiprocessor.
+    /// Blocks of a launch, over the multiprocessors.
     pub fn blocks_each(&self, launch: &Counted) -> f64 {
         launch.blocks() as f64 / f64::from(self.multiprocessors)
     }
@@ -271,7 +270,7 @@ impl Chip {
 
 // ---------------------------------------------------------------------------------------------------- resources
 
-/// What ptxas says that a kernel takes.
+/// The resources of a kernel, as ptxas reports them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Resources {
     /// The entry point.
@@ -446,14 +445,14 @@ fn parse(said: &str, arch: &str) -> Vec<Resources> {
 /// FLOPs of the one shape that the kernels use, m16n8k16.
 const MMA_FLOPS: u64 = 2 * 16 * 8 * 16;
 
-/// What a block did.
+/// The work of a block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Block {
     /// Instructions that its warps executed.
     pub instructions: u64,
     /// FLOPs of the tensor cores.
     pub mma_flops: u64,
-    /// Bytes of all sectors that it asked for.
+    /// Bytes of all sectors that it requested.
     pub requested_bytes: u64,
     /// Wavefronts of shared memory.
     pub wavefronts: u64,
@@ -470,7 +469,7 @@ impl Block {
     }
 }
 
-/// What a launch did on the virtual GPU.
+/// The work of a launch on the virtual GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Counted {
     /// The entry point.
@@ -489,9 +488,9 @@ pub struct Counted {
     pub mma_flops: u64,
     /// FLOPs elsewhere.
     pub flops: u64,
-    /// Bytes of different sectors of global memory, read and written.
+    /// Bytes of different sectors of global memory, read and written: each sector counts once.
     pub unique_bytes: u64,
-    /// Bytes of all sectors that were asked for.
+    /// Bytes of all sectors that its warps requested.
     pub requested_bytes: u64,
     /// The same if every access were coalesced.
     pub ideal_bytes: u64,
@@ -501,9 +500,9 @@ pub struct Counted {
     pub ideal_wavefronts: u64,
     /// Bytes of local memory.
     pub local_bytes: u64,
-    /// The most that a block did, each figure for itself.
+    /// The most work of a block, each number by itself.
     pub most: Block,
-    /// The least.
+    /// The least work of a block, likewise.
     pub least: Block,
 }
 
@@ -566,7 +565,7 @@ pub struct Figures {
     pub bytes: u64,
     /// Useful FLOPs of matrix products.
     pub flops: u64,
-    /// What ran, per chip: launchers choose tiles by the number of multiprocessors.
+    /// The launches, per chip: launchers choose tiles by the number of multiprocessors.
     pub launches: BTreeMap<&'static str, Vec<Counted>>,
     /// Per chip.
     pub bounds: BTreeMap<&'static str, Bounds>,
@@ -577,7 +576,7 @@ pub struct Figures {
 pub struct Bounds {
     /// Of the op itself.
     pub op: Bound,
-    /// Of what ran.
+    /// Of the launches.
     pub kernels: Bound,
 }
 

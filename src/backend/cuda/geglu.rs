@@ -2,7 +2,7 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, PIECE, Tensor};
+use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
 use crate::device::Launch;
 
@@ -14,11 +14,11 @@ pub(super) fn backward(cuda: &Cuda, dh: &Tensor, gate: &Tensor, up: &Tensor) -> 
     for x in [dh, gate, up] {
         assert!(x.dtype == DType::Bf16 && (x.rows, x.cols) == (dh.rows, dh.cols), "bf16 of one shape");
     }
-    assert!(dh.cols.is_multiple_of(PIECE), "rows of a multiple of {PIECE} columns");
+    assert!(dh.cols.is_multiple_of(VECTOR), "rows of a multiple of {VECTOR} columns");
     let [d_gate, d_up] = [0, 1].map(|_| cuda.empty(DType::Bf16, dh.rows, dh.cols));
-    let pieces = dh.rows * dh.cols / PIECE;
-    let launch = Launch::linear(pieces.div_ceil(BLOCK), BLOCK as u32);
-    let args = [dh.arg(), gate.arg(), up.arg(), d_gate.arg(), d_up.arg(), (pieces as u64).into()];
+    let vectors = dh.rows * dh.cols / VECTOR;
+    let launch = Launch::linear(vectors.div_ceil(BLOCK), BLOCK as u32);
+    let args = [dh.arg(), gate.arg(), up.arg(), d_gate.arg(), d_up.arg(), (vectors as u64).into()];
     cuda.launch(Entry::GegluBackward, launch, &args);
     (d_gate, d_up)
 }

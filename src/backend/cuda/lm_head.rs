@@ -5,31 +5,31 @@ use std::sync::{Mutex, PoisonError};
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, Memory, PIECE, Tensor, matmul, narrow};
+use super::{Cuda, Memory, Tensor, VECTOR, matmul, narrow};
 use crate::backend::{Backend, Choice, DType, HeadSpec, HeadTrace, Target, Truncation};
 use crate::device::{Arg, Launch, Ptr};
 use crate::rng::DrawKey;
 
-/// Tokens of a tile, and of a block's chunk.
+/// Tokens of a tile, and of a block's chunk of the vocabulary.
 const TILE: usize = 128;
 const CHUNK: usize = 512;
 /// k per stage of shared memory.
 const DEPTH: usize = 64;
 /// Rows of a block of the merging kernels.
 const MERGE_ROWS: usize = 8;
-/// Rows whose logits truncation holds in memory at a time: those of one walk over the table.
+/// Rows whose logits truncation writes to memory at a time: the rows of one walk over the embedding matrix.
 const TRUNCATED_ROWS: usize = 64;
-/// Most blocks that share a row of logits (`MOST_BLOCKS` of the kernels), and tokens that are worth a block.
-const MOST_BLOCKS: usize = 16;
+/// The most blocks among which a row of logits is divided, and the tokens that are worth a block.
+const MAX_BLOCKS: usize = 16;
 const BLOCK_TOKENS: usize = 4096;
 /// Bins of a histogram of logits, and the bytes of a row's `Cut`.
 const BINS: usize = 2048;
 const CUT_BYTES: usize = 32;
-/// Tokens are 22 bits of the keys that they are ranked by.
-pub(super) const MOST_TOKENS: usize = 1 << 22;
-/// What the gradient of the logits may take, as long as a chunk of it does: at least, and, where more is free, at most.
-const LEAST_WORKSPACE: u64 = 64 << 20;
-const MOST_WORKSPACE: u64 = 4 << 30;
+/// The largest vocabulary: a token is 22 bits of the key by which it is ranked.
+pub(super) const MAX_TOKENS: usize = 1 << 22;
+/// Bounds of the workspace for the gradient of the logits, in bytes. Where memory is free it may grow to the upper one.
+const MIN_WORKSPACE: u64 = 64 << 20;
+const MAX_WORKSPACE: u64 = 4 << 30;
 
 /// A kernel's tiling: rows of a tile, threads and stages, as kernels/lm_head.cu has them.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +64,7 @@ impl Walk {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Operands {
-    table: u64,
+    embedding: u64,
     x: u64,
     vocab: u32,
     rows: u32,
@@ -96,7 +96,7 @@ struct Draw {
 /// `Target` of kernels/lm_head.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Entered {
+struct KernelTarget {
     row: u32,
     token: u32,
     index: u32,
@@ -119,33 +119,37 @@ struct Gradient {
 struct Call<'a> {
     cuda: &'a Cuda,
     x: &'a Tensor,
-    table: &'a Tensor,
+    embedding: &'a Tensor,
     head: Head,
 }
 
 impl<'a> Call<'a> {
-    fn new(cuda: &'a Cuda, x: &'a Tensor, table: &'a Tensor, head: &HeadSpec) -> Self {
-        assert!(x.dtype == DType::Bf16 && table.dtype == DType::Bf16, "rows and table are bf16");
-        let fits = x.cols == table.cols && x.cols > 0 && x.cols.is_multiple_of(PIECE);
-        assert!(fits, "a table [V, {}] for rows [R, {}]: D is a multiple of {PIECE}", table.cols, x.cols);
-        assert!((1..=MOST_TOKENS).contains(&table.rows), "a vocabulary of {} tokens", table.rows);
+    fn new(cuda: &'a Cuda, x: &'a Tensor, embedding: &'a Tensor, head: &HeadSpec) -> Self {
+        assert!(x.dtype == DType::Bf16 && embedding.dtype == DType::Bf16, "rows and embedding are bf16");
+        let fits = x.cols == embedding.cols && x.cols > 0 && x.cols.is_multiple_of(VECTOR);
+        assert!(
+            fits,
+            "an embedding [V, {}] for rows [R, {}]: D is a multiple of {VECTOR}",
+            embedding.cols, x.cols
+        );
+        assert!((1..=MAX_TOKENS).contains(&embedding.rows), "a vocabulary of {} tokens", embedding.rows);
         assert!(head.temperature > 0.0, "the temperature is positive");
         let softcap = head.softcap.unwrap_or(0.0);
         let inverse_softcap = if softcap > 0.0 { 1.0 / softcap } else { 0.0 };
         let head = Head { softcap, inverse_softcap, inverse_temperature: 1.0 / head.temperature };
-        Self { cuda, x, table, head }
+        Self { cuda, x, embedding, head }
     }
 
     fn chunks(&self) -> usize {
-        self.table.rows.div_ceil(CHUNK)
+        self.embedding.rows.div_ceil(CHUNK)
     }
 
-    /// The operands, with some of the rows, and the head.
+    /// The arguments `Operands`, of some of the rows, and `Head`.
     fn args(&self, rows: &Range<usize>) -> [Arg; 2] {
         let operands = Operands {
-            table: self.table.memory.ptr().0,
+            embedding: self.embedding.memory.ptr().0,
             x: self.x.memory.ptr().0 + (rows.start * self.x.cols * DType::Bf16.bytes()) as u64,
-            vocab: narrow(self.table.rows),
+            vocab: narrow(self.embedding.rows),
             rows: narrow(rows.len()),
             width: narrow(self.x.cols),
             unused: 0,
@@ -153,7 +157,7 @@ impl<'a> Call<'a> {
         [bytes(&operands), bytes(&self.head)]
     }
 
-    /// Room for the log-sum-exp of every chunk x row: (max, sum).
+    /// Memory for the running log-sum-exp (max, sum) of each chunk and row.
     fn sums(&self, rows: usize) -> Memory {
         self.cuda.memory(self.chunks() * rows * 2 * DType::F32.bytes())
     }
@@ -185,15 +189,15 @@ fn draw(choice: &Choice) -> Draw {
 pub(super) fn sample(
     cuda: &Cuda,
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
     choices: &[Choice],
     out: &Memory,
 ) {
     assert_eq!(x.rows, choices.len(), "one choice per row");
-    let call = Call::new(cuda, x, table, head);
-    let draws = cuda.table(&choices.iter().map(draw).collect::<Vec<_>>());
+    let call = Call::new(cuda, x, embedding, head);
+    let draws = cuda.array(&choices.iter().map(draw).collect::<Vec<_>>());
     if truncation.is_none() {
         sample_all(&call, &draws, out);
     } else {
@@ -221,24 +225,24 @@ fn sample_all(call: &Call, draws: &Memory, out: &Memory) {
     cuda.launch(Entry::LmHeadSampleMerge, launch, &args);
 }
 
-/// Draws from what truncation leaves, some rows at a time.
+/// Draws from the tokens that truncation keeps, some rows at a time.
 fn sample_truncated(call: &Call, truncation: &Truncation, draws: &Memory, out: &Memory) {
-    let (cuda, rows, vocab) = (call.cuda, call.x.rows, call.table.rows);
-    let length = vocab.next_multiple_of(PIECE);
-    // Every multiprocessor has two blocks. How many share a row decides nothing but that.
-    let most = rows.min(TRUNCATED_ROWS);
-    let blocks = (2 * cuda.device().multiprocessors() as usize).div_ceil(most.max(1));
-    let blocks = blocks.min(MOST_BLOCKS).min(vocab.div_ceil(BLOCK_TOKENS));
-    let sums = call.sums(ROWS_64.padded(most));
-    let stats = cuda.memory(most * size_of::<[f32; 2]>());
-    let logits = cuda.memory(most * length * DType::F32.bytes());
-    let weights = cuda.memory(most * blocks * BINS * size_of::<u64>());
-    let counts = cuda.memory(most * blocks * BINS * size_of::<u32>());
-    let cuts = cuda.memory(most * CUT_BYTES);
-    let best = cuda.memory(most * blocks * size_of::<[u32; 4]>());
-    let listed = cuda.memory(most * blocks * size_of::<u32>());
-    let list = cuda.memory(most * length * size_of::<u32>());
-    // Where as many tokens may stay as there are, nothing is cut.
+    let (cuda, rows, vocab) = (call.cuda, call.x.rows, call.embedding.rows);
+    let length = vocab.next_multiple_of(VECTOR);
+    // Two blocks for each multiprocessor. No bit depends on the number of blocks.
+    let at_once = rows.min(TRUNCATED_ROWS);
+    let blocks = (2 * cuda.device().multiprocessors() as usize).div_ceil(at_once.max(1));
+    let blocks = blocks.min(MAX_BLOCKS).min(vocab.div_ceil(BLOCK_TOKENS));
+    let sums = call.sums(ROWS_64.padded(at_once));
+    let stats = cuda.memory(at_once * size_of::<[f32; 2]>());
+    let logits = cuda.memory(at_once * length * DType::F32.bytes());
+    let weights = cuda.memory(at_once * blocks * BINS * size_of::<u64>());
+    let counts = cuda.memory(at_once * blocks * BINS * size_of::<u32>());
+    let cuts = cuda.memory(at_once * CUT_BYTES);
+    let best = cuda.memory(at_once * blocks * size_of::<[u32; 4]>());
+    let listed = cuda.memory(at_once * blocks * size_of::<u32>());
+    let list = cuda.memory(at_once * length * size_of::<u32>());
+    // Top-k of the whole vocabulary cuts nothing.
     let top_k = if truncation.top_k < vocab { truncation.top_k } else { 0 };
     let log_min_p = if truncation.min_p > 0.0 { truncation.min_p.ln() } else { f32::NEG_INFINITY };
     let [top_k, top_p, log_min_p]: [Arg; 3] = [top_k.into(), truncation.top_p.into(), log_min_p.into()];
@@ -274,30 +278,30 @@ fn sample_truncated(call: &Call, truncation: &Truncation, draws: &Memory, out: &
     }
 }
 
-/// Targets by the block that meets them: sorted by (chunk, row tile), and where each block's begin. Those of one
-/// (row, token) stand together, in the order of `entered`.
-fn by_block(call: &Call, mut entered: Vec<Entered>) -> (Vec<u32>, Vec<Entered>) {
+/// Sorts targets by (chunk, row tile), the block that has their logits. Returns the index of each block's first target, and the
+/// targets. Equal (row, token) stay in order.
+fn by_block(call: &Call, mut kernel_targets: Vec<KernelTarget>) -> (Vec<u32>, Vec<KernelTarget>) {
     let tiles = call.x.rows.div_ceil(ROWS_128.rows);
-    let block = |t: &Entered| t.token as usize / CHUNK * tiles + t.row as usize / ROWS_128.rows;
-    entered.sort_by_key(|t| (block(t), t.row, t.token));
+    let block = |t: &KernelTarget| t.token as usize / CHUNK * tiles + t.row as usize / ROWS_128.rows;
+    kernel_targets.sort_by_key(|t| (block(t), t.row, t.token));
     let mut offsets = vec![0; call.chunks() * tiles + 1];
-    for t in &entered {
+    for t in &kernel_targets {
         offsets[block(t) + 1] += 1;
     }
     for i in 1..offsets.len() {
         offsets[i] += offsets[i - 1];
     }
-    (offsets, entered)
+    (offsets, kernel_targets)
 }
 
 /// `Targets` of kernels/lm_head.cu, on the device. The memory must outlive the launch.
 struct Lists(Memory, Memory);
 
 impl Lists {
-    fn new(cuda: &Cuda, (offsets, mut entered): (Vec<u32>, Vec<Entered>)) -> Self {
-        // The device has no empty tables; this entry is in no list.
-        entered.push(Entered { row: u32::MAX, token: u32::MAX, index: 0, weight: 0.0 });
-        Self(cuda.table(&offsets), cuda.table(&entered))
+    fn new(cuda: &Cuda, (offsets, mut kernel_targets): (Vec<u32>, Vec<KernelTarget>)) -> Self {
+        // The device has no empty arrays. This target is in no block's list.
+        kernel_targets.push(KernelTarget { row: u32::MAX, token: u32::MAX, index: 0, weight: 0.0 });
+        Self(cuda.array(&offsets), cuda.array(&kernel_targets))
     }
 
     fn addresses(&self) -> [u64; 2] {
@@ -305,8 +309,8 @@ impl Lists {
     }
 }
 
-fn assert_inside(x: &Tensor, table: &Tensor, targets: &[Target]) {
-    let inside = |t: &Target| (t.row as usize) < x.rows && (t.token as usize) < table.rows;
+fn assert_inside(x: &Tensor, embedding: &Tensor, targets: &[Target]) {
+    let inside = |t: &Target| (t.row as usize) < x.rows && (t.token as usize) < embedding.rows;
     assert!(targets.iter().all(inside), "targets of rows and tokens that exist");
 }
 
@@ -314,16 +318,17 @@ fn assert_inside(x: &Tensor, table: &Tensor, targets: &[Target]) {
 pub(super) fn logprob_forward(
     cuda: &Cuda,
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     targets: &[Target],
     keep: bool,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
-    assert_inside(x, table, targets);
-    let call = Call::new(cuda, x, table, head);
-    let entered = targets.iter().zip(0..);
-    let entered = entered.map(|(t, index)| Entered { row: t.row, token: t.token, index, weight: 0.0 });
-    let lists = Lists::new(cuda, by_block(&call, entered.collect()));
+    assert_inside(x, embedding, targets);
+    let call = Call::new(cuda, x, embedding, head);
+    let kernel_targets = targets.iter().zip(0..);
+    let kernel_targets =
+        kernel_targets.map(|(t, index)| KernelTarget { row: t.row, token: t.token, index, weight: 0.0 });
+    let lists = Lists::new(cuda, by_block(&call, kernel_targets.collect()));
     let found = cuda.memory(targets.len() * DType::F32.bytes());
     let stride = ROWS_128.padded(x.rows);
     let sums = call.sums(stride);
@@ -333,7 +338,7 @@ pub(super) fn logprob_forward(
     let args = [operands, spec, bytes(&lists.addresses()), sums.arg(), found.arg(), to, ld.into()];
     cuda.launch(Entry::LmHeadLogprobForward, ROWS_128.launch(x.rows, call.chunks()), &args);
     let lse = call.merge(&sums, stride, x.rows);
-    // One subtraction, as the sampling kernels do it.
+    // One subtraction, as in the sampling kernels.
     let (found, of_row) = (cuda.read::<f32>(&found, targets.len()), cuda.to_f32(&lse));
     let logprobs = targets.iter().zip(found).map(|(t, logit)| logit - of_row[t.row as usize]);
     (logprobs.collect(), HeadTrace { lse, logits })
@@ -344,23 +349,23 @@ pub(super) fn logprob_forward(
 pub(super) fn logprob_backward(
     cuda: &Cuda,
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
-    dtable: &mut Tensor,
+    d_embedding: &mut Tensor,
 ) -> Tensor {
     let free = cuda.attempt(|device| device.available()).flatten();
-    logprob_backward_within(workspace(free), cuda, x, table, head, trace, targets, weights, dtable)
+    logprob_backward_within(workspace(free), cuda, x, embedding, head, trace, targets, weights, d_embedding)
 }
 
-/// Bytes for the gradient of the logits where so many are free: a quarter of them, since every range of the vocabulary
-/// reads and writes all of dX in f32. In powers of two, so that the arena serves many steps with one piece of memory.
+/// Bytes of the workspace, given the bytes that are free: a quarter of them, because every range of the vocabulary reads and
+/// writes all of dX in f32. Sizes are powers of two, so that the arena can use the same memory in many steps.
 fn workspace(free: Option<u64>) -> usize {
     let quarter = free.map_or(0, |free| free / 4);
     let whole = quarter.checked_ilog2().map_or(0, |log| 1 << log);
-    whole.clamp(LEAST_WORKSPACE, MOST_WORKSPACE) as usize
+    whole.clamp(MIN_WORKSPACE, MAX_WORKSPACE) as usize
 }
 
 /// [`crate::backend::Backend::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
@@ -370,23 +375,23 @@ pub fn logprob_backward_within(
     workspace: usize,
     cuda: &Cuda,
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
-    dtable: &mut Tensor,
+    d_embedding: &mut Tensor,
 ) -> Tensor {
     let HeadTrace { lse, logits } = trace;
-    assert_inside(x, table, targets);
+    assert_inside(x, embedding, targets);
     assert_eq!(targets.len(), weights.len(), "one weight per target");
     assert_eq!((lse.dtype, lse.rows, lse.cols), (DType::F32, 1, x.rows), "lse [1, R] in f32");
-    let same = (dtable.rows, dtable.cols) == (table.rows, table.cols);
-    assert!(dtable.dtype == DType::F32 && same, "dtable [V, D] in f32");
+    let same = (d_embedding.rows, d_embedding.cols) == (embedding.rows, embedding.cols);
+    assert!(d_embedding.dtype == DType::F32 && same, "d_embedding [V, D] in f32");
     if x.rows == 0 {
         return cuda.empty(DType::Bf16, 0, x.cols);
     }
-    let call = Call::new(cuda, x, table, head);
+    let call = Call::new(cuda, x, embedding, head);
     let kept = logits.as_ref().map(|logits| {
         let shape = (DType::F32, x.rows, call.chunks() * CHUNK);
         assert_eq!((logits.dtype, logits.rows, logits.cols), shape, "logits of these rows in f32");
@@ -396,14 +401,15 @@ pub fn logprob_backward_within(
     for (t, w) in targets.iter().zip(weights) {
         total[t.row as usize] += w;
     }
-    let total = cuda.table::<f32>(&total);
-    let entered = targets.iter().zip(weights);
-    let entered = entered.map(|(t, &weight)| Entered { row: t.row, token: t.token, index: 0, weight });
-    let lists = Lists::new(cuda, unique(&call, entered.collect()));
+    let total = cuda.array::<f32>(&total);
+    let kernel_targets = targets.iter().zip(weights);
+    let kernel_targets =
+        kernel_targets.map(|(t, &weight)| KernelTarget { row: t.row, token: t.token, index: 0, weight });
+    let lists = Lists::new(cuda, unique(&call, kernel_targets.collect()));
 
     let chunks = (workspace / (x.rows * CHUNK * DType::Bf16.bytes())).clamp(1, call.chunks());
     let dlogits = cuda.empty(DType::Bf16, x.rows, chunks * CHUNK);
-    let dx_sum = matmul::InputSum::new(cuda, x.rows, table);
+    let dx_sum = matmul::InputSum::new(cuda, x.rows, embedding);
     for first in (0..call.chunks()).step_by(chunks) {
         let here = chunks.min(call.chunks() - first);
         let [operands, spec] = call.args(&(0..x.rows));
@@ -424,17 +430,17 @@ pub fn logprob_backward_within(
                 cuda.launch(Entry::LmHeadLogprobBackwardKept, launch.shared(0), &args);
             }
         }
-        let tokens = (here * CHUNK).min(table.rows - first * CHUNK);
-        dx_sum.add(cuda, &dlogits, tokens, table, first * CHUNK);
-        matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, dtable);
+        let tokens = (here * CHUNK).min(embedding.rows - first * CHUNK);
+        dx_sum.add(cuda, &dlogits, tokens, embedding, first * CHUNK);
+        matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, d_embedding);
     }
     dx_sum.finish(cuda)
 }
 
-/// [`by_block`] with one entry for each (row, token): its weights' sum, in order.
-fn unique(call: &Call, entered: Vec<Entered>) -> (Vec<u32>, Vec<Entered>) {
-    let mut sums: Vec<Entered> = Vec::with_capacity(entered.len());
-    for t in by_block(call, entered).1 {
+/// [`by_block`] with one target for each (row, token), whose weight is the sum of their weights in order.
+fn unique(call: &Call, kernel_targets: Vec<KernelTarget>) -> (Vec<u32>, Vec<KernelTarget>) {
+    let mut sums: Vec<KernelTarget> = Vec::with_capacity(kernel_targets.len());
+    for t in by_block(call, kernel_targets).1 {
         match sums.last_mut() {
             Some(last) if (last.row, last.token) == (t.row, t.token) => last.weight += t.weight,
             _ => sums.push(t),
@@ -482,10 +488,11 @@ fn sampled(shape: &Shape, slice: usize, rows: usize) -> Workload {
         bytes: hidden_bytes(shape, slice + rows) + (rows * size_of::<[u32; 2]>()) as u64,
         flops: product_flops(shape, slice, rows),
         prepare: Box::new(move |cuda| {
-            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let (x, embedding) =
+                (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
             let choices = draws(rows);
             Box::new(move |cuda| {
-                drop(cuda.lm_head_sample(&x, &table, &HEAD, &Truncation::default(), &choices))
+                drop(cuda.lm_head_sample(&x, &embedding, &HEAD, &Truncation::default(), &choices))
             })
         }),
     }
@@ -500,10 +507,10 @@ fn sampled_truncated(shape: &Shape, slice: usize) -> Workload {
         flops: product_flops(shape, slice, TRUNCATED),
         prepare: Box::new(move |cuda| {
             let x = random(cuda, 1, DType::Bf16, TRUNCATED, d);
-            let table = random(cuda, 2, DType::Bf16, slice, d);
+            let embedding = random(cuda, 2, DType::Bf16, slice, d);
             let truncation = Truncation { top_k: 64, top_p: 0.95, min_p: 0.01 };
             let choices = draws(TRUNCATED);
-            Box::new(move |cuda| drop(cuda.lm_head_sample(&x, &table, &HEAD, &truncation, &choices)))
+            Box::new(move |cuda| drop(cuda.lm_head_sample(&x, &embedding, &HEAD, &truncation, &choices)))
         }),
     }
 }
@@ -522,9 +529,10 @@ fn trained(shape: &Shape, slice: usize, rows: usize) -> Workload {
         bytes: hidden_bytes(shape, slice + rows) + (2 * rows * DType::F32.bytes()) as u64,
         flops: product_flops(shape, slice, rows),
         prepare: Box::new(move |cuda| {
-            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let (x, embedding) =
+                (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
             let targets = targets.clone();
-            Box::new(move |cuda| drop(logprob_forward(cuda, &x, &table, &HEAD, &targets, false)))
+            Box::new(move |cuda| drop(logprob_forward(cuda, &x, &embedding, &HEAD, &targets, false)))
         }),
     }
 }
@@ -537,15 +545,25 @@ fn trained_backward(shape: &Shape, slice: usize, rows: usize) -> Workload {
         bytes: hidden_bytes(shape, slice + 2 * rows) + 2 * (slice * d * DType::F32.bytes()) as u64,
         flops: 3 * product_flops(shape, slice, rows),
         prepare: Box::new(move |cuda| {
-            let (x, table) = (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
+            let (x, embedding) =
+                (random(cuda, 1, DType::Bf16, rows, d), random(cuda, 2, DType::Bf16, slice, d));
             let targets = targets.clone();
             let weights = vec![0.5; targets.len()];
             let lse = random(cuda, 3, DType::F32, 1, rows);
             let trace = HeadTrace { lse, logits: None };
-            let dtable = Mutex::new(random(cuda, 4, DType::F32, slice, d));
+            let d_embedding = Mutex::new(random(cuda, 4, DType::F32, slice, d));
             Box::new(move |cuda| {
-                let mut dtable = dtable.lock().unwrap_or_else(PoisonError::into_inner);
-                drop(logprob_backward(cuda, &x, &table, &HEAD, &trace, &targets, &weights, &mut dtable));
+                let mut d_embedding = d_embedding.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(logprob_backward(
+                    cuda,
+                    &x,
+                    &embedding,
+                    &HEAD,
+                    &trace,
+                    &targets,
+                    &weights,
+                    &mut d_embedding,
+                ));
             })
         }),
     }

@@ -5,27 +5,26 @@ use std::ops::Range;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, PIECE, Tensor, narrow};
+use super::{Cuda, Tensor, VECTOR, narrow};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
 
-/// CUDA's limit on blocks along y, where tiles of features are.
-const MOST_TILES: usize = 65_535;
-/// With tiles of 32 so many features; where there are that many, no narrower tile is chosen.
-pub(super) const MOST_FEATURES: usize = MOST_TILES * 32;
-/// Multiprocessors of the GPU that contractions are cut for, an H100's: cuts belong to the order of a sum, so they do not
-/// follow the GPU at hand.
+/// CUDA's limit on the blocks along y, which count tiles of features.
+const MAX_TILES: usize = 65_535;
+/// The most features: MAX_TILES tiles of 32. Narrower tiles are chosen only where there are few features.
+pub(super) const MAX_FEATURES: usize = MAX_TILES * 32;
+/// Multiprocessors of the GPU for which contractions are cut, an H100. The cuts do not depend on the GPU in use, because they
+/// determine the order of sums.
 const REFERENCE: u32 = 132;
-/// Most parts of a contraction, and the unit of their lengths.
-const MOST_PARTS: usize = 32;
+/// The most parts of a contraction, and the unit of their lengths.
+const MAX_PARTS: usize = 32;
 const PART_UNIT: usize = 64;
-/// Bytes that an H100's memory moves in a clock, and the clocks of a launch that adds up parts (1.5 us). Both modelled:
-/// 3352 GB/s at 1.83 GHz.
+/// Bytes that an H100's memory moves in a clock (3352 GB/s at 1.83 GHz), and the clocks of a launch that adds up parts (1.5 us).
+/// Both are modelled.
 const BYTES_PER_CLOCK: usize = 1830;
 const LAUNCH_CLOCKS: usize = 2700;
 
-/// A tile's share of the output, its two rows of `warps` each, and its shared memory: M and N rows of operands, `depth`
-/// columns of them in each of `stages` stages.
+/// A tile of kernels/matmul.cu: M x N, `warps` x 2 warps, and `stages` stages of `depth` columns of k.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Variant {
     m: usize,
@@ -45,37 +44,38 @@ const T128X128: Variant = Variant { m: 128, n: 128, warps: 2, depth: 64, stages:
 impl Variant {
     /// A grid of `x` by `y` tiles.
     fn launch(self, x: usize, y: usize) -> Launch {
-        assert!(y <= MOST_TILES, "{y} tiles along y");
+        assert!(y <= MAX_TILES, "{y} tiles along y");
         let mut launch = Launch::linear(x, narrow(2 * self.warps * 32));
         launch.grid[1] = narrow(y);
         launch.shared((self.m + self.n) * self.depth * self.stages * DType::Bf16.bytes())
     }
 
-    /// Clocks of a multiprocessor for 16 of k, modelled: the wavefronts of shared memory (each of 4 rows of an operand) that
-    /// copies write and warps read, or the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
+    /// Clocks of a multiprocessor for 16 of k, modelled: the larger of the wavefronts of shared memory that copies write and warps
+    /// read (each is 4 rows of an operand), and of the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
     fn clocks(self) -> usize {
         ((self.m * (1 + self.warps) + self.n * (1 + 2)) / 4).max(self.m * self.n / 80)
     }
 
-    /// Half-clocks, modelled, that a product [rows, cols] takes for each 16 of k, in `parts` side by side: the multiprocessor
-    /// with most tiles is the last. One tile alone takes as long as one and a half, since nothing hides its barriers.
+    /// Half-clocks of a product [rows, cols] for each 16 of k, modelled, if `parts` parts run at the same time: the time of the
+    /// multiprocessor that has the most tiles. A tile that is alone on a multiprocessor counts as one and a half, because nothing
+    /// hides the latency of its barriers.
     fn time(self, rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> usize {
         let tiles = rows.div_ceil(self.m) * cols.div_ceil(self.n) * parts;
         let most = tiles.div_ceil(multiprocessors as usize);
         (2 * most).max(3) * self.clocks()
     }
 
-    /// The faster one of the tiles for many rows. No bit depends on it.
+    /// The faster one of the two tiles for many rows. No bit depends on the choice.
     fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
         let time = |v: &Self| v.time(rows, cols, parts, multiprocessors);
         if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
     }
 
-    /// For a product with weights of `features` rows in all: while the tokens fit one tile, each byte of the weights
-    /// is requested once; then the tile is as wide as leaves every multiprocessor a block that draws on memory.
+    /// The tile of a product whose weights have `features` rows in all. While the tokens fit one tile, each byte of the weights is
+    /// requested once, and the tile is as wide as it can be if every multiprocessor is to have a block that reads them.
     fn forward(tokens: usize, features: usize, multiprocessors: u32) -> Self {
         let wide = features >= multiprocessors as usize * 64;
-        // No multiprocessor has two of the narrowest: those read more of shared memory than one of 32 does.
+        // The narrowest tile only if no multiprocessor gets two, which would read more of shared memory than one tile of 32.
         let narrow = features.div_ceil(16) <= multiprocessors as usize;
         match tokens {
             0..=32 if wide => T32X64,
@@ -87,7 +87,7 @@ impl Variant {
         }
     }
 
-    /// As [`Self::forward`], where a tile's columns are gate and up in turn.
+    /// The tile of GeGLU, whose columns are gate and up, alternating.
     fn geglu(tokens: usize, features: usize, multiprocessors: u32) -> Self {
         match tokens {
             0..=32 => T32X64,
@@ -97,7 +97,7 @@ impl Variant {
     }
 }
 
-/// How the contraction of a gradient is cut: into `parts` of `length` (the last may be shorter), each a chain of its own.
+/// The cut of a gradient's contraction into `parts` parts of `length` (the last may be shorter), each of which is one chain.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cut {
     parts: usize,
@@ -105,8 +105,8 @@ struct Cut {
 }
 
 impl Cut {
-    /// For a product [rows, cols] over k: the fewest parts that come within a sixteenth of the fastest on the reference,
-    /// the f32 sums of parts being written and read.
+    /// The cut for a product [rows, cols] over k: the fewest parts whose time on the reference, with the traffic of their f32 sums,
+    /// is within a sixteenth of the fastest.
     fn new(rows: usize, cols: usize, k: usize) -> Self {
         let cut = |parts: usize| {
             let length = k.div_ceil(parts).next_multiple_of(PART_UNIT).max(PART_UNIT);
@@ -120,7 +120,7 @@ impl Cut {
             };
             time(T128X128).min(time(T64X64)) + sums
         };
-        let cuts: Vec<(Self, usize)> = (1..=MOST_PARTS).map(cut).map(|cut| (cut, time(&cut))).collect();
+        let cuts: Vec<(Self, usize)> = (1..=MAX_PARTS).map(cut).map(|cut| (cut, time(&cut))).collect();
         let least = cuts.iter().map(|(_, time)| *time).min().unwrap_or(0);
         cuts.iter().find(|(_, time)| time * 16 <= least * 17).expect("the fastest is one of them").0
     }
@@ -139,22 +139,22 @@ struct Weights {
 /// As kernels/matmul.cu has it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::NoUninit)]
-struct Pairs {
+struct Terms {
     dy: [u64; 3],
     w: [u64; 3],
     out: [u32; 3],
     ld: [u32; 3],
 }
 
-impl From<Pairs> for Arg {
-    fn from(pairs: Pairs) -> Self {
-        Arg::Bytes(bytemuck::bytes_of(&pairs).to_vec())
+impl From<Terms> for Arg {
+    fn from(terms: Terms) -> Self {
+        Arg::Bytes(bytemuck::bytes_of(&terms).to_vec())
     }
 }
 
 fn assert_bf16(what: &str, x: &Tensor) {
-    let fits = x.dtype == DType::Bf16 && x.cols > 0 && x.cols.is_multiple_of(PIECE);
-    assert!(fits, "{what} is bf16 with a multiple of {PIECE} columns, not {:?} with {}", x.dtype, x.cols);
+    let fits = x.dtype == DType::Bf16 && x.cols > 0 && x.cols.is_multiple_of(VECTOR);
+    assert!(fits, "{what} is bf16 with a multiple of {VECTOR} columns, not {:?} with {}", x.dtype, x.cols);
 }
 
 /// See [`crate::backend::Backend::matmul_forward`]. Up to three weights. Every row's bits are the same for any T.
@@ -164,7 +164,7 @@ pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) 
     for w in w {
         assert_bf16("W", w);
         assert_eq!(w.cols, x.cols, "X [T, {}] and W [{}, {}]", x.cols, w.rows, w.cols);
-        assert!(w.rows.is_multiple_of(PIECE), "W has a multiple of {PIECE} rows, not {}", w.rows);
+        assert!(w.rows.is_multiple_of(VECTOR), "W has a multiple of {VECTOR} rows, not {}", w.rows);
     }
     let features = w.iter().map(|w| w.rows).sum();
     let variant = Variant::forward(x.rows, features, cuda.device().multiprocessors());
@@ -206,7 +206,7 @@ pub(super) fn geglu_forward(
     assert_bf16("Wu", w_up);
     let features = w_gate.rows;
     assert_eq!((w_gate.cols, w_up.rows, w_up.cols), (x.cols, features, x.cols), "Wg and Wu are [F, D]");
-    assert!(features.is_multiple_of(PIECE), "F is a multiple of {PIECE}, not {features}");
+    assert!(features.is_multiple_of(VECTOR), "F is a multiple of {VECTOR}, not {features}");
     let variant = Variant::geglu(x.rows, features, cuda.device().multiprocessors());
     let entry = match variant {
         T32X64 => Entry::GegluForward32x64,
@@ -229,12 +229,12 @@ pub(super) fn geglu_forward(
     (h, kept)
 }
 
-/// See [`crate::backend::Backend::matmul_backward_input`]. Up to three pairs.
-pub(super) fn backward_input(cuda: &Cuda, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
-    assert!((1..=3).contains(&pairs.len()), "{} pairs", pairs.len());
-    let (tokens, cols) = (pairs[0].0.rows, pairs[0].1.cols);
-    let mut arg = Pairs::default();
-    for (i, (dy, w)) in pairs.iter().enumerate() {
+/// See [`crate::backend::Backend::matmul_backward_input`]. Up to three terms.
+pub(super) fn backward_input(cuda: &Cuda, terms: &[(&Tensor, &Tensor)]) -> Tensor {
+    assert!((1..=3).contains(&terms.len()), "{} terms", terms.len());
+    let (tokens, cols) = (terms[0].0.rows, terms[0].1.cols);
+    let mut arg = Terms::default();
+    for (i, (dy, w)) in terms.iter().enumerate() {
         assert_bf16("dY", dy);
         assert_bf16("W", w);
         assert_eq!(
@@ -247,7 +247,7 @@ pub(super) fn backward_input(cuda: &Cuda, pairs: &[(&Tensor, &Tensor)]) -> Tenso
         arg.out[i] = narrow(w.rows);
         arg.ld[i] = narrow(dy.cols);
     }
-    let k = pairs.iter().map(|(_, w)| w.rows).sum();
+    let k = terms.iter().map(|(_, w)| w.rows).sum();
     let cut = Cut::new(tokens, cols, k);
     if cut.parts > 1 {
         let sum = InputSum { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, cols), tokens };
@@ -265,7 +265,7 @@ pub(super) fn backward_input(cuda: &Cuda, pairs: &[(&Tensor, &Tensor)]) -> Tenso
     dx
 }
 
-/// dX = dY W, of which dY comes in pieces: so many of its columns at a time, in order. The bits are those of dY as a whole.
+/// dX = dY W for a dY that comes in ranges of columns, in ascending order. The bits are those of dY as a whole.
 pub(super) struct InputSum {
     cut: Cut,
     /// [parts T, in]
@@ -281,8 +281,8 @@ impl InputSum {
         Self { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, w.cols), tokens }
     }
 
-    /// The next piece of dY: the first n columns of `dy` `[T, ..]`, against W\[first..first + n\]. `first` is a multiple of
-    /// 16. If n is not a multiple of 8, the columns up to the next must hold finite numbers.
+    /// Adds the next range of dY, the first n columns of `dy` `[T, ..]`, times W\[first..first + n\]. `first` is a multiple of 16.
+    /// If n is not a multiple of 8, the columns up to the next multiple must hold finite numbers.
     pub(super) fn add(&self, cuda: &Cuda, dy: &Tensor, n: usize, w: &Tensor, first: usize) {
         assert_bf16("dY", dy);
         assert!(n <= dy.cols && first + n <= w.rows, "columns of dY and rows of W");
@@ -294,12 +294,12 @@ impl InputSum {
         assert!(first.is_multiple_of(16), "a chain goes on at a multiple of 16, not {first}");
         let w = w.memory.ptr().0 + (first * w.cols * w.dtype.bytes()) as u64;
         let (dy, ld) = (dy.memory.ptr().0, narrow(dy.cols));
-        let pairs = Pairs { dy: [dy, 0, 0], w: [w, 0, 0], out: [narrow(n), 0, 0], ld: [ld, 0, 0] };
-        self.launch(cuda, pairs, first..first + n);
+        let terms = Terms { dy: [dy, 0, 0], w: [w, 0, 0], out: [narrow(n), 0, 0], ld: [ld, 0, 0] };
+        self.launch(cuda, terms, first..first + n);
     }
 
-    /// The piece `k` of the contraction.
-    fn launch(&self, cuda: &Cuda, pairs: Pairs, k: Range<usize>) {
+    /// Launches the range `k` of the contraction.
+    fn launch(&self, cuda: &Cuda, terms: Terms, k: Range<usize>) {
         let Cut { length, .. } = self.cut;
         let parts = k.end.div_ceil(length) - k.start / length;
         let (tokens, cols) = (self.tokens, self.partials.cols);
@@ -311,7 +311,7 @@ impl InputSum {
         let mut launch = variant.launch(tokens.div_ceil(variant.m), cols.div_ceil(variant.n));
         launch.grid[2] = narrow(parts);
         let [tokens, cols, first, length]: [Arg; 4] = [tokens, cols, k.start, length].map(Arg::from);
-        cuda.launch(entry, launch, &[pairs.into(), self.partials.arg(), tokens, cols, first, length]);
+        cuda.launch(entry, launch, &[terms.into(), self.partials.arg(), tokens, cols, first, length]);
     }
 
     /// dX `[T, in]` in bf16, when all of dY has come.
@@ -484,7 +484,7 @@ fn input_workload(name: &str, t: usize, out: &[usize], width: usize) -> Workload
         bytes: bf16_bytes(t, width) + bf16_bytes(all, width) + bf16_bytes(t, all),
         flops: product_flops(t, all, width),
         prepare: Box::new(move |cuda| {
-            let pairs: Vec<(Tensor, Tensor)> = (1..)
+            let terms: Vec<(Tensor, Tensor)> = (1..)
                 .step_by(2)
                 .zip(&out)
                 .map(|(seed, &out)| {
@@ -492,8 +492,8 @@ fn input_workload(name: &str, t: usize, out: &[usize], width: usize) -> Workload
                 })
                 .collect();
             Box::new(move |cuda| {
-                let pairs: Vec<(&Tensor, &Tensor)> = pairs.iter().map(|(dy, w)| (dy, w)).collect();
-                drop(backward_input(cuda, &pairs));
+                let terms: Vec<(&Tensor, &Tensor)> = terms.iter().map(|(dy, w)| (dy, w)).collect();
+                drop(backward_input(cuda, &terms));
             })
         }),
     }
@@ -667,11 +667,11 @@ mod tests {
         }
     }
 
-    /// dY in pieces, which end within parts and beyond them, gives the bits of dY as a whole; and these are right: whole
-    /// numbers have one sum, rounded once.
+    /// dY in ranges, which end within parts and beyond them, gives the bits of dY as a whole. These are right, because whole
+    /// numbers have one sum, which is rounded once.
     #[test]
     #[cfg_attr(not(has_kernels), ignore = "built without nvcc; `make nvcc` fetches one")]
-    fn a_gradient_may_come_in_pieces() {
+    fn a_gradient_may_come_in_ranges() {
         for (tokens, total, width, multiprocessors) in
             [(1, 8, 8, 132), (37, 2061, 136, 132), (70, 2100, 72, 1), (130, 333, 8, 132), (70, 70, 4104, 132)]
         {
@@ -685,11 +685,11 @@ mod tests {
                     let n = (*size).min(total - first);
                     let ld = n.next_multiple_of(8) + 8;
                     let column = |t: usize, v: usize| if v < n { dy[t * total + first + v] } else { 3.0 };
-                    let piece: Vec<f32> = (0..tokens)
+                    let range: Vec<f32> = (0..tokens)
                         .flat_map(|t| (0..ld).map(move |v| (t, v)))
                         .map(|(t, v)| column(t, v))
                         .collect();
-                    sum.add(&cuda, &upload(&cuda, DType::Bf16, tokens, ld, &piece), n, &w_, first);
+                    sum.add(&cuda, &upload(&cuda, DType::Bf16, tokens, ld, &range), n, &w_, first);
                     first += n;
                     if first == total {
                         break;
@@ -706,7 +706,7 @@ mod tests {
                 assert_eq!(*got, want, "dX[{i}] of {tokens} x {total}");
             }
             for sizes in [&[16][..], &[512], &[48, 1024], &[1040]] {
-                assert!(run(sizes) == whole, "{tokens} x {total} in pieces of {sizes:?}");
+                assert!(run(sizes) == whole, "{tokens} x {total} in ranges of {sizes:?}");
             }
         }
     }

@@ -37,23 +37,23 @@ pub use tables::Tables;
 /// Head widths that the attention kernels are made for.
 const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 /// bf16 that a thread moves at a time: 16 bytes.
-const PIECE: usize = 8;
+const VECTOR: usize = 8;
 /// [`Backend::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
-/// See [`decode_rows`]; 32 rows are what the smallest tiles have.
+/// The rows of the smallest tiles; see [`decode_rows`].
 const DECODE_TILE: usize = 32;
-/// Most query heads that share a key/value head.
+/// The most query heads that share a key/value head.
 const MAX_GROUP: usize = 64;
 
-/// How decode loops do best on a GPU: the host looks at tokens one step later, while the next step runs.
+/// The fastest pace of decode loops on a GPU: the host reads tokens one step later, while the next step runs.
 pub const PACE: Pace = Pace { lag: 1, rows: decode_rows };
 
-/// Rows of a decode step with so many streams: whole tiles of every product, and below a tile the powers of two.
+/// Rows of a decode step with `streams` streams: whole tiles of every product, or a power of two if they are less than a tile.
 fn decode_rows(streams: usize) -> usize {
     if streams < DECODE_TILE { streams.next_power_of_two() } else { streams.next_multiple_of(DECODE_TILE) }
 }
 
-/// Counts as kernels have them: what fits a GPU's memory has far fewer rows, items and tiles than 2^32.
+/// A count as kernels take it. Data that fits a GPU's memory has far fewer rows, items and tiles than 2^32.
 fn narrow(x: usize) -> u32 {
     u32::try_from(x).expect("counts of a batch fit 32 bits")
 }
@@ -66,7 +66,7 @@ struct Inner {
     device: Box<dyn Device>,
     /// By [`Entry`].
     kernels: Vec<Kernel>,
-    /// Made once: see [`rope`].
+    /// Computed once for each rotary embedding: see [`rope`].
     frequencies: rope::FrequencyCache,
     /// The first error.
     failed: Mutex<Option<DeviceError>>,
@@ -119,11 +119,11 @@ impl Tensor {
 
 /// See [`Backend::Draws`].
 pub struct Draws {
-    /// The latest (token, bits of its log-prob) by row. Each draw overwrites it in place, so that steps repeat to the
-    /// address. Shared with the tables of the step that embeds it.
+    /// The latest (token, bits of its log-prob) of each row. Each draw overwrites it, so that steps repeat to the address. Shared
+    /// with the tables of the step that embeds the tokens.
     latest: Arc<Memory>,
     room: usize,
-    /// Draws on their way to the host; `None` where the device failed.
+    /// Draws that are being read to the host, the oldest first; `None` if the device failed.
     not_taken: VecDeque<Option<Reading>>,
 }
 
@@ -155,7 +155,7 @@ impl Cuda {
             Some(ptx) => device.load(&format!("{}.ptx", module.name), ptx, &names(module)),
             None => Err(DeviceError::new(device.name(), format!("{NO_KERNELS}, or use --device cpu"))),
         };
-        // A driver compiles for as many threads as ask it.
+        // A thread for each module, because the driver compiles on the calling thread.
         let kernels: Result<Vec<Vec<Kernel>>, DeviceError> = std::thread::scope(|scope| {
             let load = &load;
             let asked: Vec<_> = MODULES
@@ -203,8 +203,8 @@ impl Cuda {
         Tensor { memory: self.memory(rows * cols * dtype.bytes()), rows, cols, dtype }
     }
 
-    /// A small table for a kernel to read.
-    pub(super) fn table<T: bytemuck::NoUninit>(&self, data: &[T]) -> Memory {
+    /// A small array on the device, for a kernel to read.
+    pub(super) fn array<T: bytemuck::NoUninit>(&self, data: &[T]) -> Memory {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let memory = self.memory(bytes.len());
         self.write(&memory, bytes);
@@ -262,17 +262,17 @@ impl Backend for Cuda {
             problems.push(format!("head_dim {head_dim}: the attention kernels are made for 64, 128 and 256"));
         }
         for (field, value) in [("hidden_size", hidden), ("intermediate_size", intermediate)] {
-            if !value.is_multiple_of(PIECE) {
+            if !value.is_multiple_of(VECTOR) {
                 problems
-                    .push(format!("{field} {value}: rows must be whole pieces of {PIECE} bf16, 16 bytes"));
+                    .push(format!("{field} {value}: rows must be whole vectors of {VECTOR} bf16, 16 bytes"));
             }
         }
         let qkv = (heads + 2 * kv_heads) * head_dim;
         for (what, value, most, why) in [
             ("hidden_size", hidden, rms_norm::MAX_COLS, "a block of threads holds a row in the norms"),
-            ("intermediate_size", intermediate, matmul::MOST_FEATURES, "a grid has no more tiles"),
-            ("rows of q, k and v", qkv, matmul::MOST_FEATURES, "a grid has no more tiles"),
-            ("vocab_size", vocab, lm_head::MOST_TOKENS, "so many fit the digits that top-k sorts by"),
+            ("intermediate_size", intermediate, matmul::MAX_FEATURES, "a grid has no more tiles"),
+            ("rows of q, k and v", qkv, matmul::MAX_FEATURES, "a grid has no more tiles"),
+            ("vocab_size", vocab, lm_head::MAX_TOKENS, "so many fit the digits that top-k sorts by"),
         ] {
             if value > most {
                 problems.push(format!("{what} {value}: at most {most}, {why}"));
@@ -311,14 +311,14 @@ impl Backend for Cuda {
     }
 
     fn generation_bytes(&self) -> usize {
-        // What is free lies in pieces, and the caller's figures are estimates: half of it.
+        // Half of the free memory, because it is fragmented and the caller's figures are estimates.
         let available = self.attempt(|device| device.available()).flatten();
         available.map_or(HOST_GENERATION_BYTES, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX))
     }
 
     fn training_bytes(&self) -> u64 {
         let available = self.attempt(|device| device.available()).flatten();
-        // Without memory of its own, the device is on the host.
+        // A device without memory of its own uses the host's.
         available.or_else(|| host::available().map(|bytes| bytes / 2)).unwrap_or(HOST_GENERATION_BYTES as u64)
     }
 
@@ -373,12 +373,12 @@ impl Backend for Cuda {
         Tables::of_step(self, step, attention)
     }
 
-    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
-        embed::forward(self, table, tables, scale)
+    fn embed_forward(&self, embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+        embed::forward(self, embedding, tables, scale)
     }
 
-    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
-        embed::backward(self, dx, tables, scale, dtable);
+    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor) {
+        embed::backward(self, dx, tables, scale, d_embedding);
     }
 
     fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
@@ -496,7 +496,7 @@ impl Backend for Cuda {
 
     fn widened(&self, x: &Tensor) -> Tensor {
         match x.dtype {
-            DType::Bf16 if x.cols.is_multiple_of(PIECE) => rows::widened(self, x),
+            DType::Bf16 if x.cols.is_multiple_of(VECTOR) => rows::widened(self, x),
             _ => self.upload(DType::F32, x.rows, x.cols, bytemuck::cast_slice(&self.to_f32(x))),
         }
     }
@@ -517,14 +517,14 @@ impl Backend for Cuda {
     fn lm_head_draw(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         choices: &[Choice],
         draws: &mut Draws,
     ) {
         assert!(x.rows <= draws.room, "room for {} rows, and {} are drawn", draws.room, x.rows);
-        lm_head::sample(self, x, table, head, truncation, choices, &draws.latest);
+        lm_head::sample(self, x, embedding, head, truncation, choices, &draws.latest);
         let bytes = x.rows * size_of::<[u32; 2]>();
         draws.not_taken.push_back(match bytes {
             0 => Some(Reading::Done(Vec::new())),
@@ -546,25 +546,25 @@ impl Backend for Cuda {
     fn lm_head_logprob_forward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        lm_head::logprob_forward(self, x, table, head, targets, keep)
+        lm_head::logprob_forward(self, x, embedding, head, targets, keep)
     }
 
     fn lm_head_logprob_backward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
-        dtable: &mut Tensor,
+        d_embedding: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(self, x, table, head, trace, targets, weights, dtable)
+        lm_head::logprob_backward(self, x, embedding, head, trace, targets, weights, d_embedding)
     }
 
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
@@ -590,7 +590,7 @@ mod tests {
             heads: 64,
             kv_heads: 1,
             head_dim: 256,
-            intermediate: matmul::MOST_FEATURES,
+            intermediate: matmul::MAX_FEATURES,
             vocab: 1 << 22,
         };
         assert_eq!(cuda.supports(&fits), Ok(()));
@@ -599,7 +599,7 @@ mod tests {
             (ModelShape { hidden: 8188, ..fits }, "hidden_size 8188"),
             (ModelShape { hidden: 8200, ..fits }, "hidden_size 8200"),
             (ModelShape { intermediate: 100, ..fits }, "intermediate_size 100"),
-            (ModelShape { intermediate: matmul::MOST_FEATURES + 8, ..fits }, "intermediate_size 2097128"),
+            (ModelShape { intermediate: matmul::MAX_FEATURES + 8, ..fits }, "intermediate_size 2097128"),
             (ModelShape { heads: 65, ..fits }, "num_attention_heads 65"),
             (ModelShape { heads: 8192, kv_heads: 8192, ..fits }, "rows of q, k and v 6291456"),
             (ModelShape { vocab: (1 << 22) + 1, ..fits }, "vocab_size 4194305"),

@@ -6,7 +6,7 @@ use super::{Cuda, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::Launch;
 
-/// Elements of a block; a part of the sum's order.
+/// Elements of a block. They determine the order of the sum.
 const CHUNK: usize = 64 * 1024;
 /// Threads of a block.
 const BLOCK: u32 = 256;
@@ -34,9 +34,13 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
         );
         firsts.push(narrow(chunks.len()));
     }
-    let (table, firsts) = (cuda.table(&chunks), cuda.table(&firsts));
+    let (on_device, firsts) = (cuda.array(&chunks), cuda.array(&firsts));
     let partials = cuda.memory(8 * chunks.len());
-    cuda.launch(Entry::ReduceSquares, Launch::linear(chunks.len(), BLOCK), &[table.arg(), partials.arg()]);
+    cuda.launch(
+        Entry::ReduceSquares,
+        Launch::linear(chunks.len(), BLOCK),
+        &[on_device.arg(), partials.arg()],
+    );
     let sums = cuda.memory(8 * x.len());
     let args = [partials.arg(), firsts.arg(), sums.arg()];
     cuda.launch(Entry::ReducePartials, Launch::linear(x.len(), BLOCK), &args);

@@ -4,24 +4,24 @@ use std::cell::RefCell;
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, PIECE, Tensor};
+use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
 
-/// Widest rows: each piece has a thread, and all of a row's are in one block, of at most 1024.
-pub(super) const MAX_COLS: usize = 1024 * PIECE;
-/// Most blocks of a backward pass, each with its row of partial sums.
+/// The widest rows: each vector has a thread, and the threads of a row are one block, of at most 1024.
+pub(super) const MAX_COLS: usize = 1024 * VECTOR;
+/// The most blocks of a backward pass, each of which writes a row of partial sums.
 const BACKWARD_BLOCKS: usize = 512;
-/// Rows of different threads that a block of a backward pass has under way (`MAX_GROUPS` of the kernel).
+/// The most groups of threads of a block of a backward pass, each with a row of its own (`MAX_GROUPS` of the kernel).
 const MAX_GROUPS: usize = 8;
 
 /// Threads of a row of x.
 fn threads(x: &Tensor) -> u32 {
     assert!(
-        x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE) && (1..=MAX_COLS).contains(&x.cols),
-        "bf16 rows of a multiple of {PIECE} columns, up to {MAX_COLS}"
+        x.dtype == DType::Bf16 && x.cols.is_multiple_of(VECTOR) && (1..=MAX_COLS).contains(&x.cols),
+        "bf16 rows of a multiple of {VECTOR} columns, up to {MAX_COLS}"
     );
-    (x.cols / PIECE).next_multiple_of(32) as u32
+    (x.cols / VECTOR).next_multiple_of(32) as u32
 }
 
 fn assert_weight(w: &Tensor, cols: usize) {
@@ -36,14 +36,14 @@ fn assert_like(y: &Tensor, x: &Tensor) {
     assert!(y.dtype == DType::Bf16 && (y.rows, y.cols) == (x.rows, x.cols), "bf16 of one shape");
 }
 
-/// Rows that a block of a forward pass takes: several, where enough blocks are left to fill a GPU.
+/// Rows that a block of a forward pass takes: several, if the blocks are then still enough to fill a GPU.
 fn forward_rows(rows: usize) -> usize {
     (rows / 512).clamp(1, 8)
 }
 
-/// Rows that a block of a backward pass adds up. They are part of the order of the weight's gradient, so they depend on
-/// the shape alone. From 2048 rows on, where memory is the limit, 32: then the partial sums are 3 % of the traffic. With
-/// fewer rows 64 blocks count for more, down to what a block has under way at once.
+/// Rows that a block of a backward pass adds up. They depend on the shape alone, because they determine the order of the weight's
+/// gradient. From 2048 rows on, where memory is the limit, they are 32, with which the partial sums are 3 % of the traffic. With
+/// fewer rows a block takes fewer, so that there are 64 blocks, but at least one row for each group.
 fn backward_rows(rows: usize) -> usize {
     (rows / 64).clamp(MAX_GROUPS, 32).max(rows.div_ceil(BACKWARD_BLOCKS))
 }
@@ -105,7 +105,7 @@ pub(super) fn add_backward(
     assert_like(d_normed, sum);
     assert_weight(pre, cols);
     assert_gradient(d_pre, cols);
-    let groups = (MAX_COLS / PIECE / row_threads as usize).min(MAX_GROUPS);
+    let groups = (MAX_COLS / VECTOR / row_threads as usize).min(MAX_GROUPS);
     let per_block = backward_rows(rows);
     let blocks = rows.div_ceil(per_block);
     let launch = Launch::linear(blocks, row_threads * groups as u32).shared(groups * cols * 4);

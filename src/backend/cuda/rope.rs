@@ -12,24 +12,24 @@ use crate::segments::Segments;
 
 /// Threads of a block.
 const BLOCK: usize = 256;
-/// Columns of a head that a thread holds: 8 of either half.
+/// Columns of a head that a thread holds: 8 of each half.
 const PER_THREAD: usize = 16;
-/// Widest heads: a head's threads are in one warp, its frequencies in the kernel's arguments.
+/// The widest heads: a head's threads are in one warp, and its frequencies are arguments of the kernel.
 const MAX_HEAD_DIM: usize = 512;
-/// Heads that a block of the backward pass adds up at least, so that the partial sums are few beside them.
+/// The fewest heads that a block of the backward pass adds up, so that the traffic of partial sums is small.
 const BACKWARD_HEADS: usize = 64;
-/// Most blocks of the backward pass, each with its row of partial sums; more only where rows alone ask for it.
+/// The most blocks of the backward pass, each of which writes a row of partial sums.
 const BACKWARD_BLOCKS: usize = 1024;
 
-/// Most shared memory for angles, in bytes.
+/// The most shared memory for angles, in bytes.
 const MAX_ANGLES: usize = 16 * 1024;
 
-/// How the heads of a tensor are divided among blocks.
+/// The division of a tensor's heads among blocks.
 struct Geometry {
     rows: usize,
     heads: usize,
     dim: usize,
-    /// Lanes set aside for a head.
+    /// Lanes of a head's group.
     lanes: usize,
 }
 
@@ -45,22 +45,22 @@ impl Geometry {
         Self { rows: x.rows, heads: x.cols / dim, dim, lanes: (dim / PER_THREAD).next_power_of_two() }
     }
 
-    /// Rows whose heads are under way at once: what a block has threads for.
+    /// Rows whose heads a block holds at the same time.
     fn at_once(&self) -> usize {
         (BLOCK / self.lanes / self.heads.max(1)).max(1)
     }
 
-    /// Rows of a block of the forward pass: several, where enough blocks are left to fill a GPU; a decode step has one.
+    /// Rows of a block of the forward pass: several, if the blocks are then still enough to fill a GPU; one in a decode step.
     fn forward_rows(&self) -> usize {
         (self.rows / 512).clamp(1, MAX_ANGLES / self.angles(1))
     }
 
-    /// Shared memory for the angles of so many rows.
+    /// Bytes of shared memory for the angles of `rows` rows.
     fn angles(&self, rows: usize) -> usize {
         rows * PER_THREAD * self.lanes * 4
     }
 
-    /// A launch of which each block takes `per_block` rows at once.
+    /// A launch whose blocks take `per_block` rows at the same time.
     fn forward_launch(&self, per_block: usize) -> Launch {
         Launch::linear(self.rows.div_ceil(per_block), BLOCK as u32).shared(self.angles(per_block))
     }
@@ -80,8 +80,8 @@ impl Geometry {
     }
 }
 
-/// `struct Frequencies` of the kernel, for each rotary embedding met so far: a model has one or two, and every layer of
-/// every decode step asks for one.
+/// `struct Frequencies` of the kernel for each rotary embedding used so far. They are kept because a model has one or two, and
+/// every layer of every decode step needs one.
 pub(super) type FrequencyCache = Mutex<Vec<(RopeSpec, Vec<u8>)>>;
 
 fn frequencies(cuda: &Cuda, rope: &RopeSpec) -> Arg {
@@ -96,8 +96,8 @@ fn frequencies(cuda: &Cuda, rope: &RopeSpec) -> Arg {
     Arg::Bytes(bytes)
 }
 
-/// y = x turned by `sign` times the angles.
-fn turn(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) -> Tensor {
+/// y = x rotated by `sign` times the angles.
+fn rotate(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) -> Tensor {
     let g = Geometry::new(x, rope, tables);
     let y = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = g.forward_rows();
@@ -117,7 +117,7 @@ pub(super) fn forward(
     rope: &RopeSpec,
 ) -> Tensor {
     let Some(HeadNorm { weight, eps }) = norm else {
-        return turn(cuda, x, tables, rope, 1.0);
+        return rotate(cuda, x, tables, rope, 1.0);
     };
     let g = Geometry::new(x, rope, tables);
     g.assert_weight(weight);
@@ -149,20 +149,26 @@ pub(super) fn append(
         assert!(cached.dtype == DType::Bf16 && cached.cols == k.cols, "a cache of rows like k and v");
         assert!(needed.unwrap_or(0) <= cached.rows, "a cache with room for every row");
     }
-    let turned = cuda.empty(DType::Bf16, q.rows, q.cols);
+    let rotated = cuda.empty(DType::Bf16, q.rows, q.cols);
     let per_block = of_q.forward_rows();
     let mut args = vec![q.arg(), k.arg(), v.arg()];
     args.extend(norms.iter().flatten().map(|norm| {
         of_k.assert_weight(norm.weight);
         norm.weight.arg()
     }));
-    args.extend([turned.arg(), cached_k.arg(), cached_v.arg(), tables.kv_rows.arg(), tables.positions.arg()]);
+    args.extend([
+        rotated.arg(),
+        cached_k.arg(),
+        cached_v.arg(),
+        tables.kv_rows.arg(),
+        tables.positions.arg(),
+    ]);
     args.extend([frequencies(cuda, rope), of_q.rows.into(), of_q.heads.into(), of_k.heads.into()]);
     args.extend([of_q.dim.into(), per_block.into()]);
     args.extend(norms.iter().flatten().map(|norm| Arg::from(norm.eps)));
     let entry = if norms.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
     cuda.launch(entry, of_q.forward_launch(per_block), &args);
-    turned
+    rotated
 }
 
 /// See [`crate::backend::Backend::rope_backward`]; as [`forward`].
@@ -177,7 +183,7 @@ pub(super) fn backward(
     let g = Geometry::new(x, rope, tables);
     g.assert_like(dy);
     let Some(HeadNorm { weight: (w, dw), eps }) = norm else {
-        return turn(cuda, dy, tables, rope, -1.0);
+        return rotate(cuda, dy, tables, rope, -1.0);
     };
     g.assert_weight(w);
     assert!(dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim), "an f32 gradient of a head's width");

@@ -2,35 +2,35 @@
 
 use super::entries::Entry;
 use super::workload::{Shape, Workload, random};
-use super::{Cuda, PIECE, Tensor};
+use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
 use crate::device::Launch;
 
 fn threads(cols: usize) -> u32 {
-    ((cols / PIECE).next_multiple_of(32).clamp(32, 256)) as u32
+    ((cols / VECTOR).next_multiple_of(32).clamp(32, 256)) as u32
 }
 
 /// See [`crate::backend::Backend::gather_rows`].
 pub(super) fn gather(cuda: &Cuda, x: &Tensor, rows: &[u32]) -> Tensor {
-    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(VECTOR), "bf16 rows of a multiple of {VECTOR}");
     assert!(rows.iter().all(|&r| (r as usize) < x.rows), "rows of x");
     let out = cuda.empty(DType::Bf16, rows.len(), x.cols);
-    let table = cuda.table(rows);
+    let rows_on_device = cuda.array(rows);
     let launch = Launch::linear(rows.len(), threads(x.cols));
-    cuda.launch(Entry::GatherRows, launch, &[x.arg(), table.arg(), out.arg(), x.cols.into()]);
+    cuda.launch(Entry::GatherRows, launch, &[x.arg(), rows_on_device.arg(), out.arg(), x.cols.into()]);
     out
 }
 
 /// See [`crate::backend::Backend::scatter_rows`].
 pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
-    assert!(dy.dtype == DType::Bf16 && dy.cols.is_multiple_of(PIECE), "bf16 rows of a multiple of {PIECE}");
+    assert!(dy.dtype == DType::Bf16 && dy.cols.is_multiple_of(VECTOR), "bf16 rows of a multiple of {VECTOR}");
     assert_eq!(dy.rows, rows.len());
     let mut source = vec![u32::MAX; total];
     for (i, &r) in rows.iter().enumerate() {
         source[r as usize] = i as u32;
     }
     let dx = cuda.empty(DType::Bf16, total, dy.cols);
-    let source = cuda.table(&source);
+    let source = cuda.array(&source);
     let launch = Launch::linear(total, threads(dy.cols));
     cuda.launch(Entry::ScatterRows, launch, &[dy.arg(), source.arg(), dx.arg(), dy.cols.into()]);
     dx

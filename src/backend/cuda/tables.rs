@@ -1,8 +1,8 @@
-//! A batch on the device: what every op of a forward pass reads beside its tensors, uploaded at once.
+//! A batch on the device: the small arrays that the ops of a forward pass read beside their tensors, uploaded as one.
 
 use std::sync::Arc;
 
-use super::attention::Plans;
+use super::attention::DeviceLists;
 use super::{Cuda, Draws, Memory};
 use crate::backend::{AttentionSpec, Batch, Decode};
 use crate::device::{Arg, Ptr};
@@ -10,9 +10,9 @@ use crate::segments::{QueryRun, Segments};
 
 /// The tokens of a batch.
 pub(super) enum Tokens {
-    /// Their ids `[T]`, on the host, where the embedding's gradient sorts them, and on the device.
+    /// Ids `[T]`: on the host, where the embedding's gradient sorts them, and on the device.
     Known(Vec<u32>, Section),
-    /// A draw's (token, log-prob) by row, and the row of each token `[T]`.
+    /// The latest draw's (token, log-prob) of each row, and for each token its row in the draw `[T]`.
     Drawn(Arc<Memory>, Section),
 }
 
@@ -22,53 +22,53 @@ pub struct Tables {
     pub(super) rows: usize,
     /// The tokens.
     pub(super) tokens: Tokens,
-    /// The segment table, on the host: attention's work lists are made from it.
+    /// The segments, on the host, from which attention's work lists are made.
     pub(super) segments: Segments,
-    /// Which tokens the rows are.
+    /// Which tokens of the segments the rows are.
     pub(super) runs: Vec<QueryRun>,
     /// Absolute positions `[T]`.
     pub(super) positions: Section,
     /// The key/value row of every row `[T]`.
     pub(super) kv_rows: Section,
     /// Attention's work lists.
-    pub(super) attention: Plans,
-    /// What the blocks of attention's gradient do.
-    pub(super) attention_backward: super::attention_backward::Plans,
-    /// What the sections lie in.
+    pub(super) attention: DeviceLists,
+    /// The work lists of attention's gradient.
+    pub(super) attention_backward: super::attention_backward::DeviceLists,
+    /// The memory of all sections.
     _memory: Memory,
 }
 
 impl Tables {
     pub(super) fn new(cuda: &Cuda, batch: &Batch, attention: &[AttentionSpec]) -> Self {
-        let mut pack = Pack::default();
-        let ids = pack.add(batch.ids);
-        let plans = Plans::new(&mut pack, batch, attention, cuda.device().multiprocessors());
-        Self::with(cuda, pack, batch, plans, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
+        let mut arrays = Arrays::default();
+        let ids = arrays.add(batch.ids);
+        let lists = DeviceLists::new(&mut arrays, batch, attention, cuda.device().multiprocessors());
+        Self::with(cuda, arrays, batch, lists, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
     }
 
     /// See [`crate::backend::Backend::decode_tables`].
     pub(super) fn of_step(cuda: &Cuda, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self {
         assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
-        let mut pack = Pack::default();
-        let (from, batch) = (pack.add(step.from), step.with_ids(&[]));
-        let plans = Plans::new(&mut pack, &batch, attention, cuda.device().multiprocessors());
-        // Few sizes, so that steps repeat to the address.
-        pack.bytes.resize(pack.bytes.len().next_power_of_two(), 0);
+        let mut arrays = Arrays::default();
+        let (from, batch) = (arrays.add(step.from), step.with_ids(&[]));
+        let lists = DeviceLists::new(&mut arrays, &batch, attention, cuda.device().multiprocessors());
+        // The size is rounded up, so that there are few sizes and steps repeat to the address.
+        arrays.bytes.resize(arrays.bytes.len().next_power_of_two(), 0);
         let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
-        Self::with(cuda, pack, &batch, plans, tokens)
+        Self::with(cuda, arrays, &batch, lists, tokens)
     }
 
-    /// Uploads what was packed, with the rest.
+    /// Uploads `arrays` together with positions and rows.
     fn with(
         cuda: &Cuda,
-        mut pack: Pack,
+        mut arrays: Arrays,
         batch: &Batch,
-        attention: Plans,
+        attention: DeviceLists,
         tokens: impl FnOnce(Ptr) -> Tokens,
     ) -> Self {
-        let positions = pack.add(batch.positions);
-        let kv_rows = pack.add(&batch.kv_rows());
-        let memory = cuda.table(&pack.bytes);
+        let positions = arrays.add(batch.positions);
+        let kv_rows = arrays.add(&batch.kv_rows());
+        let memory = cuda.array(&arrays.bytes);
         let base = memory.ptr();
         Self {
             rows: batch.positions.len(),
@@ -84,18 +84,18 @@ impl Tables {
     }
 }
 
-/// Small tables that are uploaded as one.
+/// Small arrays that are uploaded as one.
 #[derive(Default)]
-pub(super) struct Pack {
+pub(super) struct Arrays {
     bytes: Vec<u8>,
 }
 
-/// A table among others: where it begins in their [`Pack`], until [`Section::at`] says where that lies.
+/// One of several [`Arrays`]: its offset among them, which [`Section::at`] turns into its address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Section(Ptr);
 
-impl Pack {
-    /// Adds a table, aligned to 16 bytes.
+impl Arrays {
+    /// Adds an array, aligned to 16 bytes.
     pub(super) fn add<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Section {
         self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
         let section = Section(Ptr(self.bytes.len() as u64));
@@ -105,7 +105,7 @@ impl Pack {
 }
 
 impl Section {
-    /// The table on the device, its pack being at `base`.
+    /// The array on the device, given the address of all arrays.
     pub(super) fn at(self, base: Ptr) -> Self {
         Self(Ptr(base.0 + self.0.0))
     }

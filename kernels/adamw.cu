@@ -33,7 +33,8 @@ __device__ __forceinline__ void update(const Step &step, float keep, float grad,
     p = fmaf(-step.size, __fdiv_rn(m, denominator), __fmul_rn(p, keep));
 }
 
-// Grid: a block per chunk. A chunk begins at a multiple of 16 bytes in each tensor, of 8 in the copy.
+// A chunk begins at a multiple of 16 bytes in each tensor, of 8 in the copy.
+// Launched by cuda/adamw.rs: step; grid (chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) adamw(const Chunk *__restrict__ chunks, Step step) {
     const Chunk c = chunks[blockIdx.x];
     const unsigned quads = c.len / 4;

@@ -585,14 +585,15 @@ __device__ __forceinline__ void make_dq(
 
 // q, o, d_o, dq [T, H, Dh], k, v, dk, dv [T, K, Dh] bf16; lse [T, H] f32; stats [T, H] float2; positions [T].
 
-// Dh = 64. Grid: T H / 128, rounded up.
+// Dh = 64.
+// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_64(
     const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
     unsigned count) {
     make_stats<64>(d_o, o, lse, out, count);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_64(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
@@ -601,14 +602,14 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_64(
     make_dk_dv<64>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
 }
 
-// Grid: (4 x items, K, 2).
+// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_64(
     const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
     unsigned kv_heads) {
     add_parts<64>(partial, items, dk, dv, kv_heads);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_64(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
@@ -616,14 +617,15 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_64(
     make_dq<64>(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
 }
 
-// Dh = 128. Grid: T H / 64, rounded up.
+// Dh = 128.
+// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_128(
     const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
     unsigned count) {
     make_stats<128>(d_o, o, lse, out, count);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_128(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
@@ -632,14 +634,14 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_128(
     make_dk_dv<128>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
 }
 
-// Grid: (8 x items, K, 2).
+// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_128(
     const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
     unsigned kv_heads) {
     add_parts<128>(partial, items, dk, dv, kv_heads);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_128(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
@@ -647,14 +649,15 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_128
     make_dq<128>(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
 }
 
-// Dh = 256. Grid: T H / 32, rounded up.
+// Dh = 256.
+// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_256(
     const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
     unsigned count) {
     make_stats<256>(d_o, o, lse, out, count);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_256(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
@@ -663,14 +666,14 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_256(
     make_dk_dv<256>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
 }
 
-// Grid: (16 x items, K, 2).
+// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_256(
     const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
     unsigned kv_heads) {
     add_parts<256>(partial, items, dk, dv, kv_heads);
 }
 
-// Grid: (items, K).
+// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_256(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
     const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,

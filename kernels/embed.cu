@@ -29,7 +29,7 @@ __device__ __forceinline__ void embed(const bf16 *__restrict__ embedding, unsign
     }
 }
 
-// Grid: T blocks; D a multiple of 8.
+// Launched by cuda/embed.rs: forward; grid (T), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_forward(
     const bf16 *__restrict__ embedding, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
     float scale) {
@@ -38,6 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_forward(
 
 // For tokens of the latest draw, which the host has not read yet: the id of token t is the first word of draws[from[t]], a (token,
 // log-prob). A row of NaN may have drawn a number that is no token. The host reports that later; here any token will do.
+// Launched by cuda/embed.rs: forward; grid (T), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_forward_drawn(
     const bf16 *__restrict__ embedding, const uint2 *__restrict__ draws, const unsigned *__restrict__ from,
     bf16 *__restrict__ x, unsigned cols, unsigned vocab, float scale) {
@@ -54,6 +55,7 @@ __device__ __forceinline__ void add_scaled(float4 &y, float scale, uint2 x) {
 }
 
 // Block r adds the tokens order[begin] .. order[end - 1] to row id, where {id, begin, end} is at runs[3 r]. D is a multiple of 8.
+// Launched by cuda/embed.rs: backward; grid (different ids), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_backward(
     const bf16 *__restrict__ dx, const unsigned *__restrict__ runs, const unsigned *__restrict__ order,
     float *__restrict__ d_embedding, unsigned cols, float scale) {

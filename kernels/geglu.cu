@@ -24,7 +24,7 @@ __device__ __forceinline__ void gate_and_slope(float x, float &s, float &slope) 
     slope = small * large * dv * x;
 }
 
-// Grid: one thread for each vector.
+// Launched by cuda/geglu.rs: backward; grid (vectors / 256), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) geglu_backward(
     const bf16 *__restrict__ dh, const bf16 *__restrict__ gate, const bf16 *__restrict__ up,
     bf16 *__restrict__ d_gate, bf16 *__restrict__ d_up, size_t vectors) {

@@ -175,16 +175,19 @@ using Rows16 = Walk<16, 1, 4>;
 using Rows32 = Walk<32, 2, 4>;
 using Rows64 = Walk<64, 4, 3>;
 
+// Launched by cuda/lm_head.rs: sample_all; grid (R / 16, chunks), 64 threads.
 extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_16(Operands o, Head head, const Draw *draws,
                                                                       Sum *sums, uint4 *best) {
     sample<Rows16>(o, head, draws, sums, best);
 }
 
+// Launched by cuda/lm_head.rs: sample_all; grid (R / 32, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_sample_32(Operands o, Head head, const Draw *draws, Sum *sums,
                                                                     uint4 *best) {
     sample<Rows32>(o, head, draws, sums, best);
 }
 
+// Launched by cuda/lm_head.rs: sample_all; grid (R / 64, chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_64(Operands o, Head head, const Draw *draws,
                                                                        Sum *sums, uint4 *best) {
     sample<Rows64>(o, head, draws, sums, best);
@@ -219,7 +222,8 @@ __device__ __forceinline__ Sum sum_of_chunks(const Sum *__restrict__ sums, unsig
 
 __device__ __forceinline__ float value(const Sum &s) { return __fadd_rn(s.max, logf(s.sum)); }
 
-// out[row] = (token, its log-prob). Grid: R / 8.
+// out[row] = (token, its log-prob).
+// Launched by cuda/lm_head.rs: sample_all; grid (R / 8), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) lm_head_sample_merge(
     const Sum *__restrict__ sums, const uint4 *__restrict__ best, unsigned chunks, unsigned stride, unsigned rows,
     uint2 *__restrict__ out) {
@@ -276,16 +280,19 @@ __device__ __forceinline__ void write_logits(const Operands &o, const Head &head
     running.store(memory, sums + size_t(blockIdx.y) * W::ROWS, 0);
 }
 
+// Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 64 threads.
 extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_logits_16(Operands o, Head head, Sum *sums,
                                                                              float *logits, unsigned length) {
     write_logits<Rows16>(o, head, sums, logits, length);
 }
 
+// Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_sample_logits_32(Operands o, Head head, Sum *sums,
                                                                            float *logits, unsigned length) {
     write_logits<Rows32>(o, head, sums, logits, length);
 }
 
+// Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_logits_64(Operands o, Head head, Sum *sums,
                                                                               float *logits, unsigned length) {
     write_logits<Rows64>(o, head, sums, logits, length);
@@ -296,7 +303,7 @@ struct alignas(8) Stats {
     float max, lse;
 };
 
-// Grid: R / 8.
+// Launched by cuda/lm_head.rs: sample_truncated; grid (R / 8), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) lm_head_sample_stats(const Sum *__restrict__ sums, unsigned chunks,
                                                                        unsigned stride, unsigned rows,
                                                                        Stats *__restrict__ stats) {
@@ -389,7 +396,8 @@ struct Slice {
     }
 };
 
-// weights, counts [row][block][BINS]: each block's histogram of its tokens. Grid: (blocks, rows).
+// weights, counts [row][block][BINS]: each block's histogram of its tokens.
+// Launched by cuda/lm_head.rs: sample_truncated; grid (blocks, R), 512 threads.
 extern "C" __global__ void __launch_bounds__(512) lm_head_sample_histogram(const float *__restrict__ logits,
                                                                            const Stats *__restrict__ stats,
                                                                            unsigned vocab, unsigned length,
@@ -476,7 +484,7 @@ struct alignas(16) Cut {
 };
 
 // Cuts a row: keeps the top k of all tokens, and of these the top p. top_k 0 or top_p >= 1 means that there is no such cut.
-// Grid: rows.
+// Launched by cuda/lm_head.rs: sample_truncated; grid (R), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_cut(const Wide *__restrict__ weights,
                                                                          const unsigned *__restrict__ counts,
                                                                          unsigned blocks, unsigned top_k, float top_p,
@@ -532,7 +540,7 @@ __device__ __forceinline__ Best scored(float logit, float noise, unsigned token)
 
 // Writes to best[row][block] the best of the block's tokens that stay unranked and pass min-p; to list[row], in the block's share
 // of it, the tokens that must be ranked; and to listed[row][block] the number of these. log_min_p -inf means no min-p.
-// Grid: (blocks, rows).
+// Launched by cuda/lm_head.rs: sample_truncated; grid (blocks, R), 512 threads.
 extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
     const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
     const Cut *__restrict__ cuts, unsigned vocab, unsigned length, float log_min_p, uint4 *__restrict__ best,
@@ -676,7 +684,8 @@ struct Listed {
 };
 
 // Ranks a row's listed tokens; keeps of them the top k, of these the top p, and of these those that pass min-p; and draws the best
-// of the kept tokens and of those that stay unranked. Grid: rows.
+// of the kept tokens and of those that stay unranked.
+// Launched by cuda/lm_head.rs: sample_truncated; grid (R), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
     const float *__restrict__ logits, const Stats *__restrict__ stats, const Draw *__restrict__ draws,
     const Cut *__restrict__ cuts, const uint4 *__restrict__ bests, const unsigned *__restrict__ listed,
@@ -744,7 +753,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
 using Rows128 = Walk<128, 2, 2>;
 
 // found[target.index] = the target's finished logit. sums as for `sample`. logits [rows][ld] receives the logits before they are
-// finished, where ld is the number of tokens of all chunks; null if they are not kept. Grid: row tiles x chunks.
+// finished, where ld is the number of tokens of all chunks; null if they are not kept.
+// Launched by cuda/lm_head.rs: logprob_forward; grid (R / 128, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operands o, Head head, Targets targets,
                                                                           Sum *__restrict__ sums,
                                                                           float *__restrict__ found,
@@ -782,7 +792,8 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operan
     running.store(memory, sums + size_t(blockIdx.y) * gridDim.x * W::ROWS, row0);
 }
 
-// lse [rows]. Grid: R / 8.
+// lse [rows].
+// Launched by cuda/lm_head.rs: merge; grid (R / 8), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_forward_merge(
     const Sum *__restrict__ sums, unsigned chunks, unsigned stride, unsigned rows, float *__restrict__ lse) {
     const float x = value(sum_of_chunks(sums, chunks, stride));
@@ -792,8 +803,8 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_forward_merge(
 
 // ---------------------------------------------------------------------------------------------------------- gradient
 
-// The arguments of the gradient: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l for the chunks from
-// chunk0 on, whose first token is v0. dlogits is [rows][ld], where ld is at least the number of tokens of the grid's chunks.
+// The arguments of the gradient: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l for the chunks
+// from chunk0 on, whose first token is v0. dlogits is [rows][ld], where ld is at least the number of tokens of the grid's chunks.
 // Columns of tokens beyond the vocabulary, up to the end of their tile, become 0. Grid: row tiles x chunks.
 struct Gradient {
     Targets targets;
@@ -852,6 +863,7 @@ struct Share {
     }
 };
 
+// Launched by cuda/lm_head.rs: logprob_backward_within; grid (R / 128, chunks of the range), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Operands o, Head head, Gradient g) {
     using W = Rows128;
     const Share<W> share(g, o.vocab);
@@ -861,6 +873,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Opera
 }
 
 // The same from the logits [rows][kept_ld] that lm_head_logprob_forward has written.
+// Launched by cuda/lm_head.rs: logprob_backward_within; grid (R / 128, chunks of the range), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward_kept(Operands o, Head head, Gradient g,
                                                                                 const float *__restrict__ logits,
                                                                                 unsigned kept_ld) {

@@ -89,31 +89,37 @@ __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, u
     p.store(y + size_t(m) * out + n, out, tokens - m, out - n);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 16 of all weights), 64 threads.
 extern "C" __global__ void __launch_bounds__(64) matmul_forward_32x16(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile32x16<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 32 of all weights), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x32(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile32x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 64 of all weights), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x64(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 64, features / 32 of all weights), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x32(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile64x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 64, features / 64 of all weights), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x64(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: forward; grid (T / 128, features / 128 of all weights), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
@@ -157,18 +163,21 @@ __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const b
     }
 }
 
+// Launched by cuda/matmul.rs: geglu_forward; grid (T / 32, 2 F / 64), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_32x64(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
     geglu<Tile32x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
 }
 
+// Launched by cuda/matmul.rs: geglu_forward; grid (T / 64, 2 F / 64), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_64x64(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
     geglu<Tile64x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
 }
 
+// Launched by cuda/matmul.rs: geglu_forward; grid (T / 128, 2 F / 128), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
     bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
@@ -217,11 +226,13 @@ __device__ __forceinline__ void backward_input(const Terms &terms, bf16 *dx, uns
     p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
 }
 
+// Launched by cuda/matmul.rs: backward_input; grid (T / 64, in / 64), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_64x64(
     const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
     backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
 }
 
+// Launched by cuda/matmul.rs: backward_input; grid (T / 128, in / 128), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_128x128(
     const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
     backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
@@ -243,11 +254,13 @@ __device__ __forceinline__ void backward_input_part(const Terms &terms, float *p
     p.store(partial, in, tokens - m, in - n);
 }
 
+// Launched by cuda/matmul.rs: launch; grid (T / 64, in / 64, parts of the range), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_64x64(
     const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
     backward_input_part<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
 }
 
+// Launched by cuda/matmul.rs: launch; grid (T / 128, in / 128, parts of the range), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_128x128(
     const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
     backward_input_part<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
@@ -264,7 +277,8 @@ __device__ __forceinline__ float4 sum_parts(const float *partials, unsigned part
     return sum;
 }
 
-// dX = the sum of its parts, rounded to bf16. n elements, a multiple of 8. Grid: n / 1024, rounded up.
+// dX = the sum of its parts, rounded to bf16. n elements, a multiple of 8.
+// Launched by cuda/matmul.rs: add_parts; grid (n / 1024), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
     const float *__restrict__ partials, bf16 *__restrict__ dx, unsigned parts, size_t n) {
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
@@ -285,12 +299,14 @@ __device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, f
     p.add(dw + size_t(m) * in + n, in, out - m, in - n);
 }
 
+// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 64, out / 64), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_64x64(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
     unsigned ld, unsigned in) {
     backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
 }
 
+// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 128, out / 128), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_128x128(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
     unsigned ld, unsigned in) {
@@ -310,19 +326,22 @@ __device__ __forceinline__ void backward_weight_part(const bf16 *dy, const bf16 
     p.store(partials + (size_t(blockIdx.z) * out + m) * in + n, in, out - m, in - n);
 }
 
+// Launched by cuda/matmul.rs: backward_weight; grid (in / 64, out / 64, parts), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_64x64(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
     unsigned out, unsigned ld, unsigned in, unsigned length) {
     backward_weight_part<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
 }
 
+// Launched by cuda/matmul.rs: backward_weight; grid (in / 128, out / 128, parts), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_128x128(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
     unsigned out, unsigned ld, unsigned in, unsigned length) {
     backward_weight_part<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
 }
 
-// dW += the sum of its parts. n elements, a multiple of 8. Grid: n / 1024, rounded up.
+// dW += the sum of its parts. n elements, a multiple of 8.
+// Launched by cuda/matmul.rs: add_parts; grid (n / 1024), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) matmul_backward_weight_sum(
     const float *__restrict__ partials, float *__restrict__ dw, unsigned parts, size_t n) {
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;

@@ -29,7 +29,8 @@ __device__ __forceinline__ void four(const Uniform &uniform, size_t n, float *x)
     x[3] = scaled(uniform, bits.w);
 }
 
-// x [n]. Grid: one thread for every 8 elements.
+// x [n].
+// Launched by cuda/random.rs: random; grid (bytes / 4096), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) random_bf16(bf16 *__restrict__ x, size_t n, Uniform uniform) {
     const size_t group = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float values[8];
@@ -45,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(256) random_bf16(bf16 *__restrict__
     }
 }
 
-// x [n]. Grid: one thread for every 4 elements.
+// x [n].
+// Launched by cuda/random.rs: random; grid (bytes / 4096), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) random_f32(float *__restrict__ x, size_t n, Uniform uniform) {
     const size_t group = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float values[4];

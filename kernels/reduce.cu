@@ -37,7 +37,8 @@ __device__ __forceinline__ double block_sum(double x) {
     return total;
 }
 
-// partials[b] = sum of squares of chunk b. Grid: one block for each chunk. Chunks begin at multiples of 16 bytes.
+// partials[b] = sum of squares of chunk b. Chunks begin at multiples of 16 bytes.
+// Launched by cuda/reduce.rs: sum_squares; grid (chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) reduce_squares(
     const Chunk *__restrict__ chunks, double *__restrict__ partials) {
     const Chunk chunk = chunks[blockIdx.x];
@@ -60,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(256) reduce_squares(
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
 
-// sums[i] = sum of partials[first[i]] .. partials[first[i + 1] - 1]. Grid: one block for each tensor.
+// sums[i] = sum of partials[first[i]] .. partials[first[i + 1] - 1].
+// Launched by cuda/reduce.rs: sum_squares; grid (tensors), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) reduce_partials(
     const double *__restrict__ partials, const unsigned *__restrict__ first, double *__restrict__ sums) {
     double sum = 0.0;

@@ -114,19 +114,22 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
     }
 }
 
-// All three: a block has as many warps as a row of D / 8 vectors needs. Grid: rows / per_block, rounded up.
+// All three: a block has as many warps as a row of D / 8 vectors needs.
+// Launched by cuda/rms_norm.rs: forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, unsigned rows, unsigned cols,
     unsigned per_block, float eps) {
     forward<false, false>(x, nullptr, nullptr, w, nullptr, y, rows, cols, per_block, eps);
 }
 
+// Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ pre, bf16 *__restrict__ sum,
     bf16 *__restrict__ normed, unsigned rows, unsigned cols, unsigned per_block, float eps) {
     forward<true, false>(x, branch, nullptr, pre, sum, normed, rows, cols, per_block, eps);
 }
 
+// Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
     const bf16 *__restrict__ pre, bf16 *__restrict__ sum, bf16 *__restrict__ normed, unsigned rows, unsigned cols,
@@ -257,6 +260,7 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
     }
 }
 
+// Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, bf16 *__restrict__ dx, float *__restrict__ partials, unsigned rows, unsigned cols,
@@ -264,6 +268,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
     backward<false>(d_sum, d_normed, sum, pre, nullptr, nullptr, dx, nullptr, partials, rows, cols, per_block, eps);
 }
 
+// Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
@@ -273,6 +278,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
 }
 
 // Adds the rows of partial sums of all blocks to the gradients: blockIdx.y 0 is pre, 1 is post.
+// Launched by cuda/rms_norm.rs: add_backward; grid (D / 32, weights), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_weight(
     const float *__restrict__ partials, float *__restrict__ d_pre, float *__restrict__ d_post, unsigned count,
     unsigned cols) {

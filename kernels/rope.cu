@@ -215,8 +215,8 @@ __device__ __forceinline__ void rotate_heads(const HeadsToRotate &q, const Heads
     }
 }
 
-// Grid: rows / per_block, rounded up. Shared memory: the angles of per_block rows. sign is 1, or -1 for the inverse rotation, which
-// is the gradient if there is no norm.
+// Shared memory: the angles of per_block rows. sign is 1, or -1 for the inverse rotation, which is the gradient if there is no norm.
+// Launched by cuda/rope.rs: rotate; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_forward(
     const bf16 *__restrict__ x, bf16 *__restrict__ y, const unsigned *__restrict__ positions,
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
@@ -226,6 +226,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
                 sign, reinterpret_cast<float *>(shared));
 }
 
+// Launched by cuda/rope.rs: forward; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y,
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
@@ -248,6 +249,7 @@ __device__ __forceinline__ void copy_rows(const bf16 *v, bf16 *cached, const uns
 
 // rope_forward of q; and of k, to rows `to` of the cache, where v is copied as well. These rows are all different. One launch does
 // all three, because the time of a decode step, which has few rows, is that of its launches.
+// Launched by cuda/rope.rs: append; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_append(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ rotated_q,
     bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v, const unsigned *__restrict__ to,
@@ -259,6 +261,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_append(
                 frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
 }
 
+// Launched by cuda/rope.rs: append; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w_q,
     const bf16 *__restrict__ w_k, bf16 *__restrict__ rotated_q, bf16 *__restrict__ cached_k,
@@ -304,6 +307,7 @@ __device__ __forceinline__ float sum_products(const float (&d)[8], const float (
 // `at_once` of them at a time. Each group adds up its gradient of w in shared memory, where every thread owns its columns; at the
 // end the groups' gradients are added in ascending order. They are not kept in registers because these would halve the number of
 // threads that wait for memory at the same time. Shared memory: groups * Dh floats, and the angles of at_once rows.
+// Launched by cuda/rope.rs: backward; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ dx,
     float *__restrict__ partials, const unsigned *__restrict__ positions,
@@ -318,7 +322,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     Part weight = {};
     if (h.lane < h.threads) {
         weight.load(w, h);
-        dw[bank_swizzle(a)] = dw[bank_swizzle(a + 1)] = dw[bank_swizzle(b)] = dw[bank_swizzle(b + 1)] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        dw[bank_swizzle(a)] = dw[bank_swizzle(a + 1)] = dw[bank_swizzle(b)] = dw[bank_swizzle(b + 1)] = zero;
     }
     for (unsigned first = blockIdx.x * per_block; first < end; first += at_once) {
         const unsigned here = min(at_once, end - first);
@@ -374,6 +379,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
 }
 
 // Adds the rows of partial sums of all blocks to the gradient.
+// Launched by cuda/rope.rs: backward; grid (Dh / 32), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rope_backward_weight(
     const float *__restrict__ partials, float *__restrict__ dw, unsigned count, unsigned cols) {
     add_partials(partials, count, cols, dw);

@@ -15,7 +15,8 @@
 
 #include "common.cuh"
 
-// x [X, cols], out [n, cols]. Grid: n blocks.
+// x [X, cols], out [n, cols].
+// Launched by cuda/rows.rs: gather; grid (rows of out), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) gather_rows(
     const bf16 *__restrict__ x, const unsigned *__restrict__ rows, bf16 *__restrict__ out, unsigned cols) {
     const uint4 *from = reinterpret_cast<const uint4 *>(x + size_t(rows[blockIdx.x]) * cols);
@@ -23,7 +24,8 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(
     for (unsigned i = threadIdx.x; i < cols / 8; i += blockDim.x) to[i] = from[i];
 }
 
-// dx [total, cols], dy [n, cols]; source[r] is the i with rows[i] = r, or ~0u if there is no such i. Grid: total blocks.
+// dx [total, cols], dy [n, cols]; source[r] is the i with rows[i] = r, or ~0u if there is no such i.
+// Launched by cuda/rows.rs: scatter; grid (rows of dx), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) scatter_rows(
     const bf16 *__restrict__ dy, const unsigned *__restrict__ source, bf16 *__restrict__ dx, unsigned cols) {
     const unsigned i = source[blockIdx.x];
@@ -33,8 +35,8 @@ extern "C" __global__ void __launch_bounds__(256) scatter_rows(
         to[c] = i == ~0u ? make_uint4(0, 0, 0, 0) : from[c];
 }
 
-// x bf16 and y f32 have n elements, a multiple of 4. A thread writes 16 bytes of y, so that a warp writes whole sectors. Grid: n /
-// 4 threads.
+// x bf16 and y f32 have n elements, a multiple of 4. A thread writes 16 bytes of y, so that a warp writes whole sectors.
+// Launched by cuda/rows.rs: widened; grid (n / 1024), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) widen_rows(
     const bf16 *__restrict__ x, float *__restrict__ y, unsigned long long n) {
     const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;

@@ -12,6 +12,7 @@ mod geglu;
 mod lm_head;
 mod matmul;
 mod random;
+mod readme;
 mod reduce;
 mod resources;
 mod rms_norm;

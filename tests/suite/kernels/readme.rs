@@ -1,0 +1,135 @@
+//! What kernels/README.md and the line above each kernel say of methods, entry points, launchers and tests is so.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use bon_engine::backend::cuda::entries::{Entry, MODULES};
+
+use crate::places::checkout;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(checkout().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn launchers(stem: &str) -> String {
+    read(&format!("src/backend/cuda/{stem}.rs"))
+}
+
+fn has_function(source: &str, name: &str) -> bool {
+    source.contains(&format!("fn {name}(")) || source.contains(&format!("fn {name}<"))
+}
+
+/// The names in backticks of a table's cell.
+fn names(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// (method, `op::launcher`) of all methods of `impl Backend for Cuda` that call a launcher.
+fn launching_methods() -> BTreeSet<(String, String)> {
+    let source = read("src/backend/cuda/mod.rs");
+    let body = source.split("impl Backend for Cuda {").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let mut found = BTreeSet::new();
+    for method in body.split("\n    fn ").skip(1) {
+        let name = method.split(['(', '<']).next().unwrap();
+        for module in MODULES {
+            let call = format!("{}::", module.name);
+            for (at, _) in method.match_indices(&call) {
+                let whole = !method[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                let launcher = method[at + call.len()..].split('(').next().unwrap();
+                if whole && launcher.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                    found.insert((name.to_owned(), format!("{call}{launcher}")));
+                }
+            }
+        }
+    }
+    assert!(found.len() > 20, "{found:?}");
+    found
+}
+
+#[test]
+fn the_table_of_methods_is_that_of_the_tree() {
+    let readme = read("kernels/README.md");
+    let section =
+        readme.split("## From a method to its tests").nth(1).unwrap().split("\n## ").next().unwrap();
+    let modules = read("tests/suite/kernels/mod.rs");
+    let (mut rows, mut covered) = (BTreeSet::new(), BTreeSet::new());
+    for line in section.lines().filter(|line| line.starts_with("| `") && line.contains(" : ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").collect();
+        let [methods, entries, launcher, tests] = cells[..] else { panic!("four cells: {line}") };
+        let (file, entries) = entries.split_once(" : ").unwrap();
+        let (file, entries) = (names(file)[0], names(entries));
+        let module = MODULES.iter().find(|m| format!("{}.cu", m.name) == file);
+        let module = module.unwrap_or_else(|| panic!("no kernels/{file}: {line}"));
+        for entry in entries {
+            let fits = |e: &&Entry| match entry.strip_suffix('*') {
+                Some(beginning) => e.name().starts_with(beginning),
+                None => e.name() == entry,
+            };
+            let found: Vec<&str> = module.entries.iter().filter(fits).map(|e| e.name()).collect();
+            assert!(!found.is_empty(), "kernels/{file} has no {entry}: {line}");
+            covered.extend(found);
+        }
+        let launcher = names(launcher)[0];
+        let (op, function) = launcher.split_once("::").unwrap();
+        assert!(has_function(&launchers(op), function), "no {launcher}: {line}");
+        for tests in names(tests) {
+            assert!(modules.contains(&format!("\nmod {tests};")), "no tests {tests}: {line}");
+        }
+        rows.extend(names(methods).into_iter().map(|method| (method.to_owned(), launcher.to_owned())));
+    }
+    assert_eq!(
+        rows,
+        launching_methods(),
+        "methods and launchers: the table's, and those of impl Backend for Cuda"
+    );
+    let all = MODULES.iter().flat_map(|m| m.entries).map(|e| e.name());
+    let missing: Vec<&str> = all.filter(|name| !covered.contains(name)).collect();
+    assert!(missing.is_empty(), "entry points that no line of the table names: {missing:?}");
+}
+
+/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point, or above the
+/// family that it belongs to; the file has the function and names the entry point, and N is the number of its launch
+/// bounds.
+#[test]
+fn every_kernel_names_its_launcher() {
+    for module in MODULES {
+        let source = read(&format!("kernels/{}.cu", module.name));
+        let lines: Vec<&str> = source.lines().collect();
+        for entry in module.entries {
+            let name = entry.name();
+            let what = format!("kernels/{}.cu: {name}", module.name);
+            let declares = |i: &usize| {
+                let text = lines[*i..].iter().take(2).copied().collect::<Vec<_>>().join(" ");
+                let kernel =
+                    lines[*i].starts_with("extern \"C\" __global__") && text.contains(&format!(" {name}("));
+                kernel || lines[*i].starts_with(&format!("KERNEL({name},"))
+            };
+            let at = (0..lines.len()).find(declares).unwrap_or_else(|| panic!("{what}: not found"));
+            let above = lines[..at].iter().rev();
+            let line = above
+                .take_while(|line| line.starts_with("//") || line.starts_with("KERNEL("))
+                .find_map(|line| line.strip_prefix("// Launched by cuda/"))
+                .unwrap_or_else(|| panic!("{what}: no line that begins with `// Launched by cuda/`"));
+            let (file, rest) = line.split_once(".rs: ").unwrap_or_else(|| panic!("{what}: {line}"));
+            let (function, rest) = rest.split_once("; grid (").unwrap_or_else(|| panic!("{what}: {line}"));
+            let (_, threads) = rest.rsplit_once("), ").unwrap_or_else(|| panic!("{what}: {line}"));
+            let launcher = launchers(file);
+            assert!(has_function(&launcher, function), "{what}: no function {function} in {file}.rs");
+            assert!(launcher.contains(&format!("Entry::{entry:?}")), "{what}: {file}.rs does not launch it");
+            let threads = threads.strip_suffix(" threads.").unwrap_or_else(|| panic!("{what}: {line}"));
+            // A formula says how many of those that the bounds allow.
+            let Ok(number) = threads.rsplit(' ').next().unwrap().parse::<u32>() else { continue };
+            let bounds = match lines[at].starts_with("KERNEL(") {
+                true => source.split("#define KERNEL(").nth(1).unwrap(),
+                false => &source[source.find(lines[at]).unwrap()..],
+            };
+            let bounds = bounds.split("__launch_bounds__(").nth(1).unwrap();
+            let bound = bounds.split([',', ')']).next().unwrap();
+            assert_eq!(
+                bound.trim(),
+                number.to_string(),
+                "{what}: __launch_bounds__({bound}) and {threads} threads"
+            );
+        }
+    }
+}

@@ -26,8 +26,8 @@ use std::time::Instant;
 
 use bon_engine::backend::cpu::{Cpu, compute_on_this_thread};
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M};
 use bon_engine::backend::{Backend, Batch, DType, Truncation, Uniform};
+use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M};
 use bon_engine::device::driver::{Counts, Gpu};
 use bon_engine::device::vm::{Options as VmOptions, Vm};
 use bon_engine::device::{Device, DeviceError};

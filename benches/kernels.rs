@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bon_engine::backend::Backend;
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::cuda::figures::{CHIPS, figures};
-use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Workload, whole_workloads, workloads};
+use bon_engine::cost::figures::{CHIPS, figures};
+use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, Workload, whole_workloads, workloads};
 use bon_engine::device::driver::Gpu;
 use bon_engine::device::{Device, DeviceError};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
@@ -42,8 +42,8 @@ fn main() {
 fn on_gpu(criterion: &mut Criterion, gpu: Gpu) -> Result<(), DeviceError> {
     let cuda = Cuda::new(Box::new(gpu))?;
     let flush = cuda.device().alloc(FLUSH_BYTES)?;
-    for shape in [GEMMA_2B, GEMMA_270M] {
-        let mut group = criterion.benchmark_group(shape.name);
+    for model in [GEMMA_2B, GEMMA_270M] {
+        let mut group = criterion.benchmark_group(model.name);
         // Criterion counts what the events say, not the flushes between, which take a hundred times as long as the
         // smallest ops: a second of those would be minutes.
         group
@@ -51,7 +51,7 @@ fn on_gpu(criterion: &mut Criterion, gpu: Gpu) -> Result<(), DeviceError> {
             .sampling_mode(SamplingMode::Flat)
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_millis(10));
-        for Workload { name, bytes, flops, prepare } in whole_workloads(&shape) {
+        for Workload { name, bytes, flops, prepare } in whole_workloads(&model) {
             // Criterion prints what it is told as bytes or elements per second.
             let per_op = match flops {
                 0 => Throughput::Bytes(bytes),

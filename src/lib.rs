@@ -35,6 +35,7 @@
 //! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
 //! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU.
 //! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
+//! - [`cost`]: the ops at the shapes of real models, counted on the virtual GPU, and the least time of that on a chip.
 //! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemmas), parameters, forward
 //!   pass, backward pass.
 //! - [`chat`]: conversations, and the chat templates that turn them into prompts.
@@ -78,6 +79,7 @@ pub mod backend;
 pub mod chat;
 pub mod checkpoint;
 pub mod cli;
+pub mod cost;
 pub mod device;
 pub mod eval;
 pub mod gemma;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
-use crate::backend::cuda::workload::{Shape, workloads};
+use crate::cost::workloads::{Model, workloads};
 use crate::device::Launch;
 use crate::device::driver::{Gpu, Resources};
 
@@ -34,8 +34,8 @@ struct Launched {
     blocks_per_multiprocessor: u32,
 }
 
-/// Kernels and ops whose names begin with `op`, on `cuda:<ordinal>`; each op is run once for each of `shapes`.
-pub(super) fn run(ordinal: usize, op: &str, shapes: &[Shape], json: bool) -> anyhow::Result<()> {
+/// Kernels and ops whose names begin with `op`, on `cuda:<ordinal>`; each op is run once for each of `models`.
+pub(super) fn run(ordinal: usize, op: &str, models: &[Model], json: bool) -> anyhow::Result<()> {
     let gpu = Arc::new(Gpu::open(ordinal)?);
     let multiprocessors = gpu.description().multiprocessors;
     let cuda = Cuda::new(Box::new(Arc::clone(&gpu)))?;
@@ -49,8 +49,8 @@ pub(super) fn run(ordinal: usize, op: &str, shapes: &[Shape], json: bool) -> any
         out.flush()?;
     }
     let mut launches = Vec::new();
-    for shape in shapes {
-        for workload in workloads(shape).iter().filter(|w| w.name.starts_with(op)) {
+    for model in models {
+        for workload in workloads(model).iter().filter(|w| w.name.starts_with(op)) {
             let run = (workload.prepare)(&cuda);
             gpu.take_launches()?;
             run(&cuda);
@@ -64,7 +64,7 @@ pub(super) fn run(ordinal: usize, op: &str, shapes: &[Shape], json: bool) -> any
             }
             let of = |(kernel, launch, blocks): (String, Launch, u32)| Launched {
                 workload: workload.name.clone(),
-                model: shape.name,
+                model: model.name,
                 kernel,
                 grid: launch.grid,
                 block: launch.block,

@@ -11,11 +11,11 @@ use super::engine::DeviceChoice;
 use super::gpu_kernels;
 use super::progress::note;
 use super::step;
-use crate::backend::cuda::figures::{
+use crate::checkpoint::atomic;
+use crate::cost::figures::{
     Bound, CHIPS, Chip, Counted, Figures, FiguresError, Resources, all_resources, figures,
 };
-use crate::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, Shape, Workload, workloads};
-use crate::checkpoint::atomic;
+use crate::cost::workloads::{GEMMA_2B, GEMMA_270M, Model, Workload, workloads};
 
 /// GPU architectures that ptxas assembles for.
 pub const ARCHS: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"];
@@ -37,7 +37,7 @@ pub struct Args {
     op: String,
     /// Shapes of this model: 2b (Gemma 2B) or 270m (Gemma 3 270M) [default: both]
     #[arg(long, value_name = "MODEL", value_parser = parse_shape)]
-    shape: Option<Shape>,
+    shape: Option<Model>,
     /// Times on this chip alone: a100 (SXM, 80 GB), rtx4090 or h100 (SXM) [default: all]
     #[arg(long, value_name = "CHIP", value_parser = parse_chip)]
     chip: Option<Chip>,
@@ -73,18 +73,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.step {
         let mut out = std::io::stdout().lock();
         let told = |found: &step::Step| if args.json { Ok(()) } else { step::write(found, &mut out) };
-        let steps = step::steps(args.shape.map_or("", |shape| shape.name), &chips, told)?;
+        let steps = step::steps(args.shape.map_or("", |model| model.name), &chips, told)?;
         if args.json {
             writeln!(out, "{}", serde_json::to_string_pretty(&steps)?)?;
         }
         return Ok(());
     }
-    let shapes = args.shape.map_or_else(|| vec![GEMMA_2B, GEMMA_270M], |shape| vec![shape]);
+    let models = args.shape.map_or_else(|| vec![GEMMA_2B, GEMMA_270M], |model| vec![model]);
     match args.device {
         None | Some(DeviceChoice::Vm) => {}
         Some(DeviceChoice::Cuda(ordinal)) => {
-            let shapes = if args.resources { &[] } else { &shapes[..] };
-            return gpu_kernels::run(ordinal, &args.op, shapes, args.json);
+            let models = if args.resources { &[] } else { &models[..] };
+            return gpu_kernels::run(ordinal, &args.op, models, args.json);
         }
         Some(other) => bail!("--device {other} has no kernels to ask for: leave it out, or give cuda or vm"),
     }
@@ -101,9 +101,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut all = Vec::new();
     if !args.resources {
-        for shape in &shapes {
-            for workload in workloads(shape).iter().filter(|w| w.name.starts_with(&args.op)) {
-                let found = figures(shape.name, workload, &chips)?;
+        for model in &models {
+            for workload in workloads(model).iter().filter(|w| w.name.starts_with(&args.op)) {
+                let found = figures(model.name, workload, &chips)?;
                 if !args.json {
                     write_figures(&found, &chips, &mut out)?;
                 }
@@ -373,7 +373,7 @@ fn count(n: u64) -> String {
     }
 }
 
-fn parse_shape(text: &str) -> Result<Shape, &'static str> {
+fn parse_shape(text: &str) -> Result<Model, &'static str> {
     match text {
         "2b" => Ok(GEMMA_2B),
         "270m" => Ok(GEMMA_270M),

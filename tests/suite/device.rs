@@ -1451,7 +1451,7 @@ fn only_what_has_no_machine_code_is_compiled() {
 #[test]
 fn older_drivers_take_the_kernels() {
     use bon_engine::backend::cuda::entries::{MODULES, PTX_VERSION};
-    use bon_engine::backend::cuda::figures::ptxas;
+    use bon_engine::cost::figures::ptxas;
     if !crate::kernels::compiled() {
         return;
     }

@@ -1,14 +1,10 @@
 //! Launchers of kernels/embed.cu.
 
-use std::cell::RefCell;
-
 use super::entries::Entry;
 use super::tables::Tokens;
-use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tables, Tensor, VECTOR};
-use crate::backend::{Batch, DType};
+use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
-use crate::segments::Segments;
 
 /// Threads of a block for rows of `accesses` accesses.
 fn threads(accesses: usize) -> u32 {
@@ -75,42 +71,4 @@ pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, d_
     let launch = Launch::linear(count, threads(dx.cols / 4));
     let args = [dx.arg(), work.arg(), order, d_embedding.arg(), dx.cols.into(), scale.into()];
     cuda.launch(Entry::EmbedBackward, launch, &args);
-}
-
-/// A training batch; most of a vocabulary does not occur in it, so a small embedding serves.
-pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    const T: usize = 2048;
-    const VOCAB: u32 = 4096;
-    const SCALE: f32 = 25.25;
-    let d = shape.hidden;
-    // A few hundred ids, the frequent ones some ten times.
-    let ids: Vec<u32> = (0..T as u32).map(|t| (t * t % 1021 * 31 + t % 7) % VOCAB).collect();
-    let distinct = runs(&ids).1;
-    let tables = move |cuda: &Cuda| {
-        let segments = Segments::separate(&[T]);
-        let (positions, runs) = (segments.positions(), segments.all_queries());
-        Tables::new(cuda, &Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
-    };
-    let tables_backward = tables.clone();
-    vec![
-        Workload {
-            name: format!("embed_forward T = {T}"),
-            bytes: ((distinct + T) * d * 2 + T * 4) as u64,
-            flops: 0,
-            prepare: Box::new(move |cuda| {
-                let (tables, embedding) = (tables(cuda), random(cuda, 1, DType::Bf16, VOCAB as usize, d));
-                Box::new(move |cuda| drop(forward(cuda, &embedding, &tables, SCALE)))
-            }),
-        },
-        Workload {
-            name: format!("embed_backward T = {T}"),
-            bytes: (distinct * (d * 8 + 12) + T * (d * 2 + 4)) as u64,
-            flops: 0,
-            prepare: Box::new(move |cuda| {
-                let (tables, dx) = (tables_backward(cuda), random(cuda, 1, DType::Bf16, T, d));
-                let d_embedding = RefCell::new(random(cuda, 2, DType::F32, VOCAB as usize, d));
-                Box::new(move |cuda| backward(cuda, &dx, &tables, SCALE, &mut d_embedding.borrow_mut()))
-            }),
-        },
-    ]
 }

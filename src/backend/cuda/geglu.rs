@@ -1,7 +1,6 @@
 //! Launcher of kernels/geglu.cu; the forward pass is an epilogue of kernels/matmul.cu.
 
 use super::entries::Entry;
-use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
 use crate::device::Launch;
@@ -21,27 +20,4 @@ pub(super) fn backward(cuda: &Cuda, dh: &Tensor, gate: &Tensor, up: &Tensor) -> 
     let args = [dh.arg(), gate.arg(), up.arg(), d_gate.arg(), d_up.arg(), (vectors as u64).into()];
     cuda.launch(Entry::GegluBackward, launch, &args);
     (d_gate, d_up)
-}
-
-/// A training batch.
-pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    vec![workload(shape, 256)]
-}
-
-/// At a batch of training.
-pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
-    vec![workload(shape, 4096)]
-}
-
-fn workload(shape: &Shape, t: usize) -> Workload {
-    let f = shape.intermediate;
-    Workload {
-        name: format!("geglu_backward T = {t}"),
-        bytes: (5 * t * f * 2) as u64,
-        flops: 0,
-        prepare: Box::new(move |cuda| {
-            let [dh, gate, up] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, t, f));
-            Box::new(move |cuda| drop(backward(cuda, &dh, &gate, &up)))
-        }),
-    }
 }

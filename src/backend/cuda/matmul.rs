@@ -1,10 +1,8 @@
 //! Launchers of kernels/matmul.cu. Widths (in, out, F) are multiples of 8; any number of tokens.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::entries::Entry;
-use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tensor, VECTOR, narrow};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
@@ -382,135 +380,6 @@ pub(super) fn add_backward_weight(
     let sizes: [Arg; 4] = [x.rows.into(), n.into(), dy.cols.into(), x.cols.into()];
     let [tokens, out, ld, width] = sizes;
     cuda.launch(entry, launch, &[dy.arg(), x.arg(), dw.into(), tokens, out, ld, width]);
-}
-
-/// One layer's products: decoding (T = 32) and training (T = 512).
-pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    let widths = Widths::new(shape);
-    let mut all = forward_workloads(&widths, 32, false);
-    all.extend(forward_workloads(&widths, 512, true));
-    let Widths { d, q, kv, .. } = widths;
-    all.push(input_workload("q k v", 512, &[q, kv, kv], d));
-    all.push(weight_workload("q", 512, q, d));
-    all
-}
-
-/// Decoding with many streams, and a batch of training.
-pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
-    const T: usize = 4096;
-    let widths = Widths::new(shape);
-    let mut all = forward_workloads(&widths, 256, false);
-    all.extend(forward_workloads(&widths, T, true));
-    let Widths { d, f, q, kv } = widths;
-    for (name, out, width) in
-        [("q k v", &[q, kv, kv][..], d), ("out", &[d], q), ("down", &[d], f), ("gate up", &[f, f], d)]
-    {
-        all.push(input_workload(name, T, out, width));
-    }
-    for (name, out, width) in [("q", q, d), ("k", kv, d), ("out", d, q), ("down", d, f), ("gate", f, d)] {
-        all.push(weight_workload(name, T, out, width));
-    }
-    all
-}
-
-/// D, F, and the widths of all query heads and of all key heads.
-#[derive(Clone, Copy)]
-struct Widths {
-    d: usize,
-    f: usize,
-    q: usize,
-    kv: usize,
-}
-
-impl Widths {
-    fn new(shape: &Shape) -> Self {
-        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        Self { d: shape.hidden, f: shape.intermediate, q, kv }
-    }
-}
-
-/// Bytes of a bf16 matrix.
-fn bf16_bytes(rows: usize, cols: usize) -> u64 {
-    (rows * cols * DType::Bf16.bytes()) as u64
-}
-
-/// FLOPs of a product.
-fn product_flops(t: usize, out: usize, width: usize) -> u64 {
-    2 * (t * out * width) as u64
-}
-
-/// A layer's forward products of `t` tokens.
-fn forward_workloads(&Widths { d, f, q, kv }: &Widths, t: usize, keep: bool) -> Vec<Workload> {
-    let mut all = vec![Workload {
-        name: format!("matmul_forward q k v, T = {t}"),
-        bytes: bf16_bytes(t, d) + bf16_bytes(q + 2 * kv, d) + bf16_bytes(t, q + 2 * kv),
-        flops: product_flops(t, q + 2 * kv, d),
-        prepare: Box::new(move |cuda| {
-            let x = random(cuda, 1, DType::Bf16, t, d);
-            let w = [(2, q), (3, kv), (4, kv)].map(|(seed, out)| random(cuda, seed, DType::Bf16, out, d));
-            Box::new(move |cuda| drop(forward(cuda, &x, w.each_ref())))
-        }),
-    }];
-    for (name, width) in [("out", q), ("down", f)] {
-        all.push(Workload {
-            name: format!("matmul_forward {name}, T = {t}"),
-            bytes: bf16_bytes(t, width) + bf16_bytes(d, width) + bf16_bytes(t, d),
-            flops: product_flops(t, d, width),
-            prepare: Box::new(move |cuda| {
-                let x = random(cuda, 1, DType::Bf16, t, width);
-                let w = random(cuda, 2, DType::Bf16, d, width);
-                Box::new(move |cuda| drop(forward(cuda, &x, [&w])))
-            }),
-        });
-    }
-    all.push(Workload {
-        name: format!("geglu_forward, T = {t}"),
-        bytes: bf16_bytes(t, d) + 2 * bf16_bytes(f, d) + bf16_bytes(t, f) * if keep { 3 } else { 1 },
-        flops: product_flops(t, 2 * f, d),
-        prepare: Box::new(move |cuda| {
-            let x = random(cuda, 1, DType::Bf16, t, d);
-            let (gate, up) = (random(cuda, 2, DType::Bf16, f, d), random(cuda, 3, DType::Bf16, f, d));
-            Box::new(move |cuda| drop(geglu_forward(cuda, &x, &gate, &up, keep)))
-        }),
-    });
-    all
-}
-
-/// dX `[t, width]`, the sum over dY_i `[t, out_i]` times W_i.
-fn input_workload(name: &str, t: usize, out: &[usize], width: usize) -> Workload {
-    let (out, all) = (out.to_vec(), out.iter().sum());
-    Workload {
-        name: format!("matmul_backward_input {name}, T = {t}"),
-        bytes: bf16_bytes(t, width) + bf16_bytes(all, width) + bf16_bytes(t, all),
-        flops: product_flops(t, all, width),
-        prepare: Box::new(move |cuda| {
-            let terms: Vec<(Tensor, Tensor)> = (1..)
-                .step_by(2)
-                .zip(&out)
-                .map(|(seed, &out)| {
-                    (random(cuda, seed, DType::Bf16, t, out), random(cuda, seed + 1, DType::Bf16, out, width))
-                })
-                .collect();
-            Box::new(move |cuda| {
-                let terms: Vec<(&Tensor, &Tensor)> = terms.iter().map(|(dy, w)| (dy, w)).collect();
-                drop(backward_input(cuda, &terms));
-            })
-        }),
-    }
-}
-
-/// dW `[out, width]` += dY^T X.
-fn weight_workload(name: &str, t: usize, out: usize, width: usize) -> Workload {
-    Workload {
-        name: format!("matmul_backward_weight {name}, T = {t}"),
-        bytes: bf16_bytes(t, width) + bf16_bytes(t, out) + 2 * (out * width * DType::F32.bytes()) as u64,
-        flops: product_flops(t, out, width),
-        prepare: Box::new(move |cuda| {
-            let (dy, x) = (random(cuda, 1, DType::Bf16, t, out), random(cuda, 2, DType::Bf16, t, width));
-            let dw = RefCell::new(random(cuda, 3, DType::F32, out, width));
-            Box::new(move |cuda| backward_weight(cuda, &dy, &x, &mut dw.borrow_mut()))
-        }),
-    }
 }
 
 #[cfg(test)]

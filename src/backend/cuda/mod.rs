@@ -9,7 +9,6 @@ pub mod attention;
 pub mod attention_backward;
 pub mod embed;
 pub mod entries;
-pub mod figures;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
@@ -19,7 +18,6 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod tables;
-pub mod workload;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

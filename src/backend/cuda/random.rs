@@ -1,7 +1,6 @@
 //! Launcher of kernels/random.cu.
 
 use super::entries::Entry;
-use super::workload::{Shape, Workload};
 use super::{Cuda, Tensor};
 use crate::backend::{DType, Uniform};
 use crate::device::{Arg, Launch};
@@ -31,19 +30,4 @@ pub(super) fn random(cuda: &Cuda, uniform: &Uniform, dtype: DType, rows: usize, 
     let launch = Launch::linear(x.bytes().div_ceil(PER_THREAD * THREADS), THREADS as u32);
     cuda.launch(entry, launch, &[x.arg(), Arg::U64((rows * cols) as u64), argument]);
     x
-}
-
-/// A matrix of weights, and a gradient's or a moment's.
-pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    let (rows, cols) = (shape.heads * shape.head_dim, shape.hidden);
-    [("bf16", DType::Bf16), ("f32", DType::F32)]
-        .map(|(name, dtype)| Workload {
-            name: format!("random_{name} {} elements", rows * cols),
-            bytes: (rows * cols * dtype.bytes()) as u64,
-            flops: 0,
-            prepare: Box::new(move |_| {
-                Box::new(move |cuda| drop(random(cuda, &Uniform::up_to(1.0, 1), dtype, rows, cols)))
-            }),
-        })
-        .into()
 }

@@ -1,7 +1,6 @@
 //! Launcher of kernels/reduce.cu.
 
 use super::entries::Entry;
-use super::workload::{Shape, Workload, random};
 use super::{Cuda, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::Launch;
@@ -45,27 +44,4 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
     let args = [partials.arg(), firsts.arg(), sums.arg()];
     cuda.launch(Entry::ReducePartials, Launch::linear(x.len(), BLOCK), &args);
     cuda.read(&sums, x.len())
-}
-
-/// The gradient of one layer's projection and of a norm.
-pub(super) fn workloads(shape: &Shape) -> Vec<Workload> {
-    vec![workload([(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)])]
-}
-
-/// That of a matrix of the MLP's.
-pub(super) fn large_workloads(shape: &Shape) -> Vec<Workload> {
-    vec![workload([(shape.intermediate, shape.hidden), (1, shape.hidden)])]
-}
-
-fn workload(shapes: [(usize, usize); 2]) -> Workload {
-    let elements: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
-    Workload {
-        name: format!("sum_squares {elements} elements"),
-        bytes: (elements * 4) as u64,
-        flops: 0,
-        prepare: Box::new(move |cuda| {
-            let x = shapes.map(|(rows, cols)| random(cuda, 1, DType::F32, rows, cols));
-            Box::new(move |cuda| drop(sum_squares(cuda, &[&x[0], &x[1]])))
-        }),
-    }
 }

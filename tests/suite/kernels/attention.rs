@@ -1,7 +1,7 @@
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::cuda::workload::{GEMMA_2B, Workload};
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
+use bon_engine::cost::workloads::{GEMMA_2B, Workload};
 use bon_engine::device::vm::{Options, Report, Vm};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
@@ -467,7 +467,7 @@ fn little_is_moved_and_multiplied_in_vain() {
         if let Some(decode) = Decode::of(&workload) {
             // K and V are asked for once for every tile of rows, and Q for every split; a split's state of each row is
             // written and read.
-            let width = GEMMA_2B.head_dim as f64;
+            let width = GEMMA_2B.shape.head_dim as f64;
             let kv = |keys: f64| keys * width * 4.0;
             let splits = decode.splits + 1.0;
             let states = 2.0 * decode.rows * splits * (width + 2.0) * 4.0;

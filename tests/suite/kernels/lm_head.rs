@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::cuda::figures::CHIPS;
 use bon_engine::backend::cuda::lm_head::logprob_backward_within;
-use bon_engine::backend::cuda::workload::GEMMA_270M;
 use bon_engine::backend::{Backend, Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
+use bon_engine::cost::figures::CHIPS;
+use bon_engine::cost::workloads::GEMMA_270M;
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 use bon_engine::rng::{DrawKey, philox4x32};
 
@@ -641,7 +641,7 @@ fn truncation_costs_less_than_the_table() {
     let vm = Vm::new(Options { checks: Checks::NONE, ..Options::default() });
     let vm = Arc::new(vm.with_multiprocessors(h100.multiprocessors));
     let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
-    let (x, table) = (activation_of(&cuda, rows, width, &x), weight(&cuda, 2, GEMMA_270M.vocab, width));
+    let (x, table) = (activation_of(&cuda, rows, width, &x), weight(&cuda, 2, GEMMA_270M.shape.vocab, width));
     vm.keep_reports();
     cuda.lm_head_sample(&x, &table, &PLAIN, &TRUNCATIONS[0], &choices(rows));
     cuda.check().expect("the device is content");
@@ -664,7 +664,7 @@ fn truncation_costs_less_than_the_table() {
             1e6 * own
         );
     }
-    let read = 2.0 * (GEMMA_270M.vocab * GEMMA_270M.hidden) as f64 / h100.bandwidth;
+    let read = 2.0 * (GEMMA_270M.shape.vocab * GEMMA_270M.shape.hidden) as f64 / h100.bandwidth;
     assert!(seconds < 0.5 * read, "{:.1} us, the table {:.1} us:{told}", 1e6 * seconds, 1e6 * read);
 }
 

@@ -4,7 +4,7 @@
 
 use bon_engine::backend::Backend;
 use bon_engine::backend::cuda::Tensor;
-use bon_engine::backend::cuda::workload::{GEMMA_2B, GEMMA_270M, workloads};
+use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, workloads};
 use bon_engine::device::vm::Report;
 
 use super::{
@@ -322,12 +322,12 @@ fn products_are_lean() {
     }
     let mut kernels = std::collections::BTreeSet::new();
     let all =
-        [GEMMA_2B, GEMMA_270M].iter().flat_map(|shape| workloads(shape).into_iter().map(move |w| (shape, w)));
-    for (shape, workload) in all {
+        [GEMMA_2B, GEMMA_270M].iter().flat_map(|model| workloads(model).into_iter().map(move |w| (model, w)));
+    for (model, workload) in all {
         let Some((_, width)) = [
-            ("matmul_forward q k v", shape.hidden),
-            ("matmul_forward down", shape.intermediate),
-            ("geglu_forward", shape.hidden),
+            ("matmul_forward q k v", model.shape.hidden),
+            ("matmul_forward down", model.shape.intermediate),
+            ("geglu_forward", model.shape.hidden),
             ("matmul_backward", 0),
         ]
         .into_iter()

@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use bon_engine::backend::ModelShape;
 use bon_engine::backend::cuda::entries::{MODULES, PTXAS};
-use bon_engine::backend::cuda::figures::{CHIPS, Resources, all_resources};
-use bon_engine::backend::cuda::workload::{GEMMA_2B, Shape, workloads};
 use bon_engine::cli::kernels::{ARCHS, TABLE_HEAD, section_of, table_line};
+use bon_engine::cost::figures::{CHIPS, Resources, all_resources};
+use bon_engine::cost::workloads::{GEMMA_2B, workloads};
 use bon_engine::device::dependent::dependent;
 
 use super::{compiled, counted, counting, traffic};
@@ -152,7 +153,7 @@ fn a_decode_step_moves_little_but_weights_and_keys() {
             f64::from(*times) * traffic(workload, &counted(workload)) * workload.bytes as f64
         })
         .sum();
-    let Shape { hidden: d, heads, kv_heads, head_dim, intermediate: f, .. } = GEMMA_2B;
+    let ModelShape { hidden: d, heads, kv_heads, head_dim, intermediate: f, .. } = GEMMA_2B.shape;
     let weights = 2 * d * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * f);
     let keys = 2 * 2 * (512 + 32 * 128) * kv_heads * head_dim;
     let ratio = touched / (weights + keys) as f64;

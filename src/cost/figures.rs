@@ -19,10 +19,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::Cuda;
-use super::entries::{MODULES, Module, NO_KERNELS, PTXAS};
-use super::workload::Workload;
+use super::workloads::Workload;
 use crate::backend::Backend;
+use crate::backend::cuda::Cuda;
+use crate::backend::cuda::entries::{MODULES, Module, NO_KERNELS, PTXAS};
 use crate::device::DeviceError;
 use crate::device::dependent::{self, dependent};
 use crate::device::vm::{BlockWork, Checks, Options, Report, Vm};

@@ -1,51 +1,58 @@
 //! Ops at the shapes of real models, for counting and timing: what `bon-engine kernels`, the tests with ceilings and
-//! the benchmarks run. Every op's file lists its own in `workloads`, and in `large_workloads` what is
+//! the benchmarks run. Every op's file has its own in `workloads`, and in `large_workloads` those that are
 //! only timed.
+
+mod adamw;
+mod attention;
+mod attention_backward;
+mod embed;
+mod geglu;
+mod lm_head;
+mod matmul;
+mod random;
+mod reduce;
+mod rms_norm;
+mod rope;
+mod rows;
 
 use half::bf16;
 
-use super::{Cuda, Tensor};
-use crate::backend::{Backend, DType, Uniform};
+use crate::backend::cuda::{Cuda, Tensor};
+use crate::backend::{Backend, DType, ModelShape, Uniform};
 
-/// The figures of a model that shapes depend on.
+/// A model whose shape workloads have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// For people.
+pub struct Model {
+    /// Its name, for people.
     pub name: &'static str,
-    /// D.
-    pub hidden: usize,
-    /// H.
-    pub heads: usize,
-    /// K.
-    pub kv_heads: usize,
-    /// Dh.
-    pub head_dim: usize,
-    /// F.
-    pub intermediate: usize,
-    /// V.
-    pub vocab: usize,
+    /// Its shape.
+    pub shape: ModelShape,
 }
 
 /// Gemma 2B (version 1), the model of the paper.
-pub const GEMMA_2B: Shape = Shape {
+pub const GEMMA_2B: Model = Model {
     name: "Gemma 2B",
-    hidden: 2048,
-    heads: 8,
-    kv_heads: 1,
-    head_dim: 256,
-    intermediate: 16_384,
-    vocab: 256_000,
+    shape: ModelShape {
+        hidden: 2048,
+        heads: 8,
+        kv_heads: 1,
+        head_dim: 256,
+        intermediate: 16_384,
+        vocab: 256_000,
+    },
 };
 
 /// Gemma 3 270M, the model of the demo.
-pub const GEMMA_270M: Shape = Shape {
+pub const GEMMA_270M: Model = Model {
     name: "Gemma 3 270M",
-    hidden: 640,
-    heads: 4,
-    kv_heads: 1,
-    head_dim: 256,
-    intermediate: 2048,
-    vocab: 262_144,
+    shape: ModelShape {
+        hidden: 640,
+        heads: 4,
+        kv_heads: 1,
+        head_dim: 256,
+        intermediate: 2048,
+        vocab: 262_144,
+    },
 };
 
 /// An op with inputs on the device.
@@ -84,37 +91,38 @@ pub(super) fn random_of(cuda: &Cuda, uniform: &Uniform, dtype: DType, rows: usiz
 }
 
 /// All ops' workloads at a shape, the LM head's at a slice of the vocabulary that the virtual GPU does in seconds.
-pub fn workloads(shape: &Shape) -> Vec<Workload> {
-    with_vocabulary(shape, 2048)
+pub fn workloads(model: &Model) -> Vec<Workload> {
+    with_vocabulary(&model.shape, 2048)
 }
 
 /// What is timed on a GPU: the same at the whole vocabulary, of which a slice is a handful of blocks, so that its time
 /// would say nothing; and the sizes that training and large batches run, minutes of work for the virtual GPU.
-pub fn whole_workloads(shape: &Shape) -> Vec<Workload> {
+pub fn whole_workloads(model: &Model) -> Vec<Workload> {
+    let shape = &model.shape;
     let mut all = with_vocabulary(shape, shape.vocab);
-    all.extend(super::adamw::large_workloads(shape));
-    all.extend(super::attention::large_workloads(shape));
-    all.extend(super::attention_backward::large_workloads(shape));
-    all.extend(super::geglu::large_workloads(shape));
-    all.extend(super::lm_head::large_workloads(shape));
-    all.extend(super::matmul::large_workloads(shape));
-    all.extend(super::reduce::large_workloads(shape));
+    all.extend(adamw::large_workloads(shape));
+    all.extend(attention::large_workloads(shape));
+    all.extend(attention_backward::large_workloads(shape));
+    all.extend(geglu::large_workloads(shape));
+    all.extend(lm_head::large_workloads(shape));
+    all.extend(matmul::large_workloads(shape));
+    all.extend(reduce::large_workloads(shape));
     all
 }
 
-fn with_vocabulary(shape: &Shape, tokens: usize) -> Vec<Workload> {
+fn with_vocabulary(shape: &ModelShape, tokens: usize) -> Vec<Workload> {
     let mut all = Vec::new();
-    all.extend(super::adamw::workloads(shape));
-    all.extend(super::attention::workloads(shape));
-    all.extend(super::attention_backward::workloads(shape));
-    all.extend(super::embed::workloads(shape));
-    all.extend(super::geglu::workloads(shape));
-    all.extend(super::lm_head::workloads(shape, tokens));
-    all.extend(super::matmul::workloads(shape));
-    all.extend(super::random::workloads(shape));
-    all.extend(super::reduce::workloads(shape));
-    all.extend(super::rms_norm::workloads(shape));
-    all.extend(super::rope::workloads(shape));
-    all.extend(super::rows::workloads(shape));
+    all.extend(adamw::workloads(shape));
+    all.extend(attention::workloads(shape));
+    all.extend(attention_backward::workloads(shape));
+    all.extend(embed::workloads(shape));
+    all.extend(geglu::workloads(shape));
+    all.extend(lm_head::workloads(shape, tokens));
+    all.extend(matmul::workloads(shape));
+    all.extend(random::workloads(shape));
+    all.extend(reduce::workloads(shape));
+    all.extend(rms_norm::workloads(shape));
+    all.extend(rope::workloads(shape));
+    all.extend(rows::workloads(shape));
     all
 }

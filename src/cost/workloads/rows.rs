@@ -1,0 +1,43 @@
+//! Moving rows.
+
+use super::{Workload, random};
+use crate::backend::{Backend, DType, ModelShape};
+
+/// The rows that predict a token, of a training batch; a matrix of weights that the optimizer begins with.
+pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
+    const TOTAL: usize = 2048;
+    const PICKED: usize = 1536;
+    const WIDENED: usize = 2048;
+    let d = shape.hidden;
+    let picked: Vec<u32> = (0..PICKED as u32).map(|i| i * 4 / 3).collect();
+    let scattered = picked.clone();
+    vec![
+        Workload {
+            name: format!("gather_rows {PICKED} of {TOTAL}"),
+            bytes: (2 * PICKED * d * 2 + PICKED * 4) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (x, rows) = (random(cuda, 1, DType::Bf16, TOTAL, d), picked.clone());
+                Box::new(move |cuda| drop(cuda.gather_rows(&x, &rows)))
+            }),
+        },
+        Workload {
+            name: format!("scatter_rows {PICKED} into {TOTAL}"),
+            bytes: ((PICKED + TOTAL) * d * 2 + TOTAL * 4) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (dy, rows) = (random(cuda, 1, DType::Bf16, PICKED, d), scattered.clone());
+                Box::new(move |cuda| drop(cuda.scatter_rows(&dy, &rows, TOTAL)))
+            }),
+        },
+        Workload {
+            name: format!("widen_rows {WIDENED}"),
+            bytes: (WIDENED * d * (DType::Bf16.bytes() + DType::F32.bytes())) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let x = random(cuda, 1, DType::Bf16, WIDENED, d);
+                Box::new(move |cuda| drop(cuda.widened(&x)))
+            }),
+        },
+    ]
+}

@@ -33,7 +33,7 @@ pub enum ErrorKind {
     Misaligned,
     /// A store to constant memory or parameters, or an access to a space where the address does not lie.
     WrongSpace,
-    /// A value that nobody wrote reaches memory, a branch or an address.
+    /// An uninitialised value reaches memory, a branch or an address.
     Uninitialized,
     /// Two warps, or two lanes, touch the same shared memory without a barrier between them.
     SharedRace,

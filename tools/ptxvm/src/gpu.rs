@@ -160,7 +160,7 @@ impl Gpu {
         &self.options
     }
 
-    /// Allocates `bytes` bytes, which nobody has written yet.
+    /// Allocates `bytes` uninitialised bytes.
     ///
     /// # Errors
     /// More than the device has.
@@ -192,7 +192,7 @@ impl Gpu {
         self.memory.write(ptr.0, bytes)
     }
 
-    /// Copies bytes from the device. Bytes that nobody wrote are 0.
+    /// Copies bytes from the device. Uninitialised bytes are 0.
     ///
     /// # Errors
     /// Outside an allocation.
@@ -275,7 +275,7 @@ impl Gpu {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// `Fault` with all findings: what ended the launch first, then what the checks found. A launch with any finding
+    /// `Fault` with all findings: the one that ended the launch first, then those of the checks. A launch with any finding
     /// is a failed one, although the kernel may have run to its end.
     pub fn launch(
         &mut self,

@@ -11,13 +11,13 @@
 //!
 //! From the bottom up; a module names only those before it, and `tests/suite/tidy.rs` fails where one does not.
 //!
-//! - [`error`]: what can be wrong, and where.
+//! - [`error`]: errors and findings, each with its place in the text.
 //! - [`types`]: scalar types and state spaces.
 //! - [`ptx`]: the parser. Names and modifiers stay text.
 //! - [`machine`]: the program ([`machine::program`], [`machine::inst`]), registers ([`machine::registers`]), memories
-//!   with what the checks keep beside the bytes ([`machine::memory`]), how warps and blocks run, and the blocks of a grid
+//!   with the state of the checks beside the bytes ([`machine::memory`]), how warps and blocks run, and the blocks of a grid
 //!   over host threads ([`machine::grid`]). Some of its files need each other; no others do.
-//! - [`decode`]: what decoding one instruction needs: names become registers ([`decode::decoder`]), and every modifier is
+//! - [`decode`]: tools for decoding one instruction: names become registers ([`decode::decoder`]), and every modifier is
 //!   taken or refused ([`decode::mods`]).
 //! - [`ops`]: the instructions, a file or folder for each family: how the text is read, and the meaning for a lane or a warp.
 //!   [`ops::lane`] lifts functions of one lane to warps for each of the host's instruction sets.

@@ -69,7 +69,7 @@ pub struct Report {
     pub divergent: u64,
     /// Lines of the PTX that ran, in order.
     pub lines: Vec<LineCount>,
-    /// What the kernel printed with `printf`.
+    /// Text that the kernel printed with `printf`.
     pub printed: String,
 }
 

@@ -181,7 +181,7 @@ export! {
         give(bytes, total as usize)
     }
 
-    /// What a device can do.
+    /// A device's attributes.
     fn cuDeviceGetAttribute(value: *mut c_int, which: c_uint, device: c_int) {
         give(value, with(|driver| driver.device(device).and_then(|_| driver.attribute(which)))?)
     }
@@ -268,7 +268,7 @@ export! {
         give_handle(function, with_context(|context| context.function(known(module), name))?)
     }
 
-    /// What a kernel needs, or may have.
+    /// A kernel's needs and limits.
     fn cuFuncGetAttribute(value: *mut c_int, which: c_uint, function: Handle) {
         give(value, with_context(|context| context.function_attribute(known(function), which))?)
     }
@@ -352,7 +352,7 @@ export! {
         with_context(|context| context.wait(known(stream)))
     }
 
-    /// Records what comes instead of running it.
+    /// Records the calls that follow instead of running them.
     fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) {
         with_context(|context| context.begin_capture(known(stream), mode))
     }

@@ -10,9 +10,9 @@
 //!
 //! - [`api`]: the exported functions, which turn pointers into values. Functions that are missing are missing: a program
 //!   that looks them up learns so.
-//! - [`driver`]: devices, contexts, handles and what may be done with them.
-//! - [`work`]: what lies in streams and graphs, and its execution.
-//! - [`code`]: results. [`settings`]: what the environment says of the machine.
+//! - [`driver`]: devices, contexts, and the objects behind handles with their rules.
+//! - [`work`]: the work in streams and graphs, and its execution.
+//! - [`code`]: results. [`settings`]: the machine, as the environment describes it.
 
 pub mod api;
 pub mod code;

@@ -4,7 +4,7 @@ use std::env;
 
 use ptxvm::MmaOrder;
 
-/// What works of graphs.
+/// How much of graphs is supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Graphs {
     /// Streams cannot be captured.
@@ -15,10 +15,10 @@ pub enum Graphs {
     Made,
 }
 
-/// What the virtual machine is like.
+/// Properties of the virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// What cuInit answers, by the driver's number (`VCUDA_INIT`).
+    /// The result of cuInit, by the driver's number (`VCUDA_INIT`).
     pub init: u32,
     /// GPUs (`VCUDA_DEVICES`).
     pub devices: i32,
@@ -32,7 +32,7 @@ pub struct Settings {
     pub multiprocessors: i32,
     /// CUDA version of the driver (`VCUDA_VERSION`, as in `12.4`).
     pub version: (i32, i32),
-    /// What works of graphs (`VCUDA_GRAPHS`).
+    /// How much of graphs is supported (`VCUDA_GRAPHS`).
     pub graphs: Graphs,
     /// Whether races and uninitialised values are looked for (`VCUDA_CHECKS`, 0 or 1).
     pub checks: bool,

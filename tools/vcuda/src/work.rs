@@ -29,7 +29,7 @@ pub struct Function {
 pub enum Host {
     /// Page-locked memory: read or written when the work runs.
     Locked(usize),
-    /// What other memory held when it was asked for.
+    /// The contents of other memory at the time of the call.
     Copied(Arc<[u8]>),
 }
 

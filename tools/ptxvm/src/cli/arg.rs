@@ -24,11 +24,11 @@ pub(crate) enum Value {
     Null,
     /// Memory with a file's content, saved after the launch where a place is given.
     Load(PathBuf, Option<Save>),
-    /// Memory that nobody has written, saved after the launch.
+    /// Uninitialised memory, saved after the launch.
     Out(Save, Element, Vec<u64>, u64),
     /// So many bytes of zeros.
     Zeros(u64),
-    /// So many bytes that nobody has written.
+    /// So many uninitialised bytes.
     Scratch(u64),
 }
 

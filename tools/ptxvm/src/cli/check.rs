@@ -1,4 +1,4 @@
-//! `ptxvm check`: what the machine makes of PTX, without running it.
+//! `ptxvm check`: the kernels of a PTX file and its errors, without running it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn one(path: &Path, out: &mut dyn Write) -> Result<bool, Failure> {
     Ok(findings.is_empty())
 }
 
-/// A kernel's name, parameters, and what it says about its blocks.
+/// A kernel's name, its parameters and its directives about blocks.
 fn kernel(f: &Function<'_>) -> String {
     let params: Vec<String> = f.params.iter().map(launch::parameter).collect();
     let mut text = format!("{}({})", f.name, params.join(", "));

@@ -33,9 +33,9 @@ struct Output {
     to: Save,
     ptr: DevicePtr,
     bytes: u64,
-    /// What it holds; `None` for bytes without a type.
+    /// Its element type and shape; `None` for bytes without a type.
     header: Option<Header>,
-    /// What it is, when it is printed.
+    /// Its heading, when it is printed.
     title: String,
 }
 
@@ -43,7 +43,7 @@ struct Output {
 pub(crate) struct Done {
     /// The PTX.
     pub(crate) text: String,
-    /// What was counted.
+    /// The counters.
     pub(crate) report: Report,
     gpu: Gpu,
     outputs: Vec<Output>,
@@ -160,7 +160,7 @@ fn check_parameters(f: &Function<'_>, args: &[Spec]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Finds out before the launch what would spoil the saving after it.
+/// Finds errors of saving before the launch, not after it.
 fn check_places(args: &[Spec]) -> Result<(), Failure> {
     let mut seen: Vec<PathBuf> = Vec::new();
     for spec in args {
@@ -180,7 +180,7 @@ fn is_npy(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"))
 }
 
-/// Makes the argument; notes what is to be saved.
+/// Makes the argument, and lists the buffer if it is to be saved.
 fn make(gpu: &mut Gpu, spec: &Spec, number: usize, outputs: &mut Vec<Output>) -> Result<Arg, Failure> {
     let alloc = |gpu: &mut Gpu, bytes: u64| gpu.alloc_named(bytes as usize, &spec.text);
     let ptr = match &spec.value {

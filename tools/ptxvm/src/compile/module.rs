@@ -19,7 +19,7 @@ const GLOBAL_LIMIT: u64 = 1 << 32;
 /// Parses and decodes PTX; `name` stands for it in reports.
 ///
 /// # Errors
-/// `Fault` for text that is wrong, `Unsupported` for what the machine does not run, with all places.
+/// `Fault` for text that is wrong, `Unsupported` for text that the machine cannot run, with all places.
 pub fn load(name: &str, text: &str) -> Result<Module, Error> {
     let tree = crate::ptx::parse(name, text)?;
     let mut module = Module {

@@ -3,7 +3,7 @@
 /// Which checks run. Bounds and alignment are always checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checks {
-    /// Reads of values that nobody wrote, where they reach memory, a branch or an address.
+    /// Uninitialised values that reach memory, a branch or an address.
     pub init: bool,
     /// Races in shared memory, between blocks in global memory, and with asynchronous copies.
     pub race: bool,

@@ -214,7 +214,7 @@ impl Registers {
         }
     }
 
-    /// The lanes in which somebody wrote the register; all for the sink.
+    /// The lanes in which the register is initialised; all for the sink.
     #[inline(always)]
     pub fn defined(&self, reg: Reg) -> u32 {
         match reg.width {
@@ -249,7 +249,7 @@ impl Registers {
         !self.partly.is_empty()
     }
 
-    /// Which bytes of a register somebody wrote in one lane, a bit each from the lowest.
+    /// The initialised bytes of a register in one lane, a bit each from the lowest.
     pub fn written_bytes(&self, reg: Reg, lane: usize) -> u16 {
         if self.defined(reg) >> lane & 1 != 0 {
             return u16::MAX;

@@ -218,7 +218,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     Ok(())
 }
 
-/// `.relaxed.gpu` is what counts where nothing is written.
+/// `.relaxed.gpu` is the default.
 fn order(mods: &mut Mods<'_, '_>) -> Order {
     let semantics = [("relaxed", (false, false)), ("acquire", (true, false)), ("release", (false, true))];
     let found = mods.one_of(&semantics).or_else(|| mods.take("acq_rel").then_some((true, true)));

@@ -118,7 +118,7 @@ pub(crate) fn flush_if<T: Real>(imm: u64, x: T) -> T {
     if imm & flag::FTZ != 0 { x.flushed() } else { x }
 }
 
-/// What `.ftz` and `.sat` make of a result.
+/// Applies `.ftz` and `.sat` to a result.
 #[inline(always)]
 pub(crate) fn finish<T: Real>(imm: u64, x: T) -> T {
     let x = flush_if(imm, x);

@@ -471,7 +471,7 @@ impl Reverse for u64 {
     }
 }
 
-/// The lowest `len` bits of a replace those of b from `pos` on; what lies above the top is lost.
+/// The lowest `len` bits of a replace the bits of b from `pos` on; bits beyond the top are lost.
 struct Bfi<T>(PhantomData<T>);
 
 macro_rules! bfi {

@@ -348,7 +348,7 @@ fn setp(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> 
     comparison.emit(d, dsts, rest)
 }
 
-/// What `set` writes for true: all ones, or one; in a packed result in each half.
+/// The value that `set` writes for true: all ones, or one; in a packed result in each half.
 fn truth(dst: Type, src: Type) -> Option<u64> {
     let packed = matches!(src, Type::F16X2 | Type::BF16X2);
     let half = matches!(src, Type::F16 | Type::BF16);

@@ -56,7 +56,7 @@ pub struct Format {
     pub limit: u64,
     /// Whether `limit` is infinity.
     pub infinite: bool,
-    /// What an operation without a numeric result gives.
+    /// The NaN that is the result of an operation without a numeric one.
     pub nan: u64,
     /// Zero bits below the format in its register (tf32 lies in the upper bits of an f32).
     pub pad: u32,
@@ -205,7 +205,7 @@ impl Finite {
     }
 }
 
-/// Shifts right; what falls out sets the lowest bit.
+/// Shifts right; the lowest bit is set if a bit that is shifted out was.
 fn jam(sig: u128, shift: u32) -> u128 {
     let kept = sig >> shift;
     kept | u128::from(kept << shift != sig)
@@ -360,7 +360,7 @@ impl Number {
     }
 }
 
-/// What modifiers ask for beyond the rounding mode, which takes bits 0 to 2 of an instruction's constants.
+/// Flags of modifiers beside the rounding mode, which takes bits 0 to 2 of an instruction's constants.
 pub mod flag {
     /// `.ftz`: subnormal sources and results become zeros of their sign.
     pub const FTZ: u64 = 1 << 3;

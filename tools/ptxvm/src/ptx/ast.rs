@@ -59,7 +59,7 @@ pub struct Variable<'a> {
     pub ty: Type,
     /// Elements of one vector: 1, 2 or 4.
     pub vector: u32,
-    /// Alignment in bytes: what `.align` says, else the element's size (the vector's, for one). A power of two.
+    /// Alignment in bytes: the value of `.align`, else the size of the element, or of the vector. A power of two.
     pub align: u32,
     /// Bytes in all; `None` for `[]`, whose size the launch gives (dynamic shared memory).
     pub bytes: Option<u64>,
@@ -247,6 +247,6 @@ pub struct Address<'a> {
     pub base: Option<&'a str>,
     /// Bytes added to it.
     pub offset: i64,
-    /// What follows the base after a comma: coordinates and offsets of tensor copies.
+    /// Operands after the base and a comma: coordinates and offsets of tensor copies.
     pub rest: Vec<Operand<'a>>,
 }

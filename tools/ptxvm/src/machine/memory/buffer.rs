@@ -9,7 +9,7 @@ use crate::machine::registers::LANES;
 /// Memory that starts as zeros, which the system provides page by page when they are touched.
 ///
 /// Every access is a relaxed atomic one, so a kernel that races is no undefined behaviour of the host. Accesses of
-/// different widths to the same bytes give what the host's caches give: all targets keep single accesses whole.
+/// different widths to the same bytes give the result of the host's caches: all targets keep single accesses whole.
 pub(crate) struct Buffer {
     words: Box<[AtomicU64]>,
 }
@@ -216,7 +216,7 @@ cells! {
 
 /// A value that can be changed indivisibly.
 pub(crate) trait Word: Cell {
-    /// Replaces the value at a byte offset by what `f` makes of it, and gives the old one.
+    /// Replaces the value at a byte offset by `f` of it, and returns the old one.
     fn update(buffer: &Buffer, at: usize, f: impl Fn(Self) -> Self) -> Self;
 }
 

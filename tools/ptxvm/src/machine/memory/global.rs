@@ -22,9 +22,9 @@ pub(crate) struct Allocation {
     freed: bool,
     /// The bytes.
     pub(crate) data: Buffer,
-    /// Which bytes somebody wrote; `None` without the check.
+    /// Initialised bytes; `None` without the check.
     written: Option<Bits>,
-    /// All bytes are written: nobody needs to look at `written`.
+    /// All bytes are initialised, so that `written` need not be read.
     all_written: AtomicBool,
     /// `written` has changed since `all_written` was worked out.
     news: AtomicBool,
@@ -48,7 +48,7 @@ impl Allocation {
         self.all_written.load(Relaxed)
     }
 
-    /// Whether somebody wrote all of these bytes.
+    /// Whether all of these bytes are initialised.
     #[inline(always)]
     pub(crate) fn is_written(&self, at: u64, bytes: u64) -> bool {
         self.all_written() || self.written.as_ref().is_none_or(|w| w.all(at, at + bytes))
@@ -228,7 +228,7 @@ impl GlobalMemory {
         Some(found)
     }
 
-    /// Frees what [`GlobalMemory::alloc`] gave.
+    /// Frees an allocation of [`GlobalMemory::alloc`].
     ///
     /// # Errors
     /// Not the start of an allocation, or freed before.
@@ -353,7 +353,7 @@ impl GlobalMemory {
         Ok(())
     }
 
-    /// Whether somebody wrote all of these bytes; also true where nobody keeps track.
+    /// Whether all of these bytes are initialised; also true where no check keeps track.
     ///
     /// # Errors
     /// Not within one allocation.

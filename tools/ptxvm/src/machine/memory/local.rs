@@ -10,7 +10,7 @@ use crate::machine::registers::LANES;
 #[derive(Debug, Default)]
 pub struct LocalMemory {
     words: Vec<[u32; LANES]>,
-    /// For each word and lane which of the 4 bytes somebody wrote.
+    /// For each word and lane, the initialised ones of its 4 bytes.
     defined: Vec<[u8; LANES]>,
 }
 

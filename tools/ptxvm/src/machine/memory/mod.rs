@@ -36,7 +36,7 @@ pub(crate) fn pick(mask: u32, test: impl Fn(usize) -> bool) -> u32 {
 impl Context<'_> {
     /// A warp-wide read of shared memory: `bytes` (1, 2, 4, 8 or 16) at each lane's address. Checks bounds, alignment,
     /// races, initialisation, and counts the wavefronts. Gives the values, little-endian, 0 for other lanes, and the
-    /// lanes all of whose bytes somebody wrote.
+    /// lanes all of whose bytes are initialised.
     ///
     /// # Errors
     /// Out of bounds or misaligned.
@@ -61,7 +61,7 @@ impl Context<'_> {
         Ok((values, self.written_shared(mask, at, 0, u64::from(bytes))))
     }
 
-    /// A warp-wide write of shared memory; `defined` are the lanes whose value somebody wrote.
+    /// A warp-wide write of shared memory; `defined` are the lanes whose value is initialised.
     ///
     /// # Errors
     /// Out of bounds or misaligned.

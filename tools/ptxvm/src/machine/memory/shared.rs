@@ -9,7 +9,7 @@ use crate::machine::registers::LANES;
 #[derive(Debug, Default)]
 pub struct SharedMemory {
     bytes: Vec<u8>,
-    /// Which bytes somebody wrote, a bit each.
+    /// Initialised bytes, a bit each.
     written: Vec<u64>,
     /// The last accesses to each piece of memory, for the race check.
     pub(crate) shadow: Shadow,
@@ -22,7 +22,7 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Prepares for a new block: `bytes` bytes that nobody has written, all zero, `grain` the smallest access.
+    /// Prepares for a new block: `bytes` uninitialised bytes, all zero; `grain` is the smallest access.
     pub fn start(&mut self, bytes: u32, grain: u32, warps: u32) {
         self.shadow.start(bytes, grain, warps);
         if std::mem::take(&mut self.copies) {
@@ -63,7 +63,7 @@ impl SharedMemory {
         std::array::from_fn(|lane| T::from_bytes(&bytes[lane * step * T::BYTES..][..T::BYTES]))
     }
 
-    /// Whether somebody wrote all of these bytes.
+    /// Whether all of these bytes are initialised.
     pub(crate) fn all_written(&self, at: u64, bytes: u64) -> bool {
         let end = at + bytes;
         (at / 64..end.div_ceil(64)).all(|word| {
@@ -73,7 +73,7 @@ impl SharedMemory {
         })
     }
 
-    /// Whether somebody wrote all bytes of an aligned access of up to 64 bytes.
+    /// Whether all bytes of an aligned access of up to 64 bytes are initialised.
     #[inline(always)]
     pub(crate) fn is_written(&self, at: u64, bytes: u64) -> bool {
         let want = (u64::MAX >> (64 - bytes)) << (at % 64);

@@ -1,4 +1,4 @@
-//! Registers to blocks of numbers and back: what all kernels of products share.
+//! Registers to blocks of numbers and back, for all kernels of products.
 
 use super::layout::Fragment;
 use super::number::{Product, f16_to_f32, f32_to_f16};
@@ -85,7 +85,7 @@ pub(super) fn right<P: Product, M: Vectors, const KE: usize>(
 /// An 8 x 8 block of C or D, by rows: lane l has elements 2l and 2l+1.
 pub(super) type Block<T> = [T; 64];
 
-/// How a block of C or D lies in its registers, and what the last step to D is.
+/// The layout of a block of C or D in its registers, and the last step to D.
 pub(super) trait Tile<Acc> {
     /// A register.
     type Word: Value;

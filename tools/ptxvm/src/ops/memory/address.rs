@@ -1,4 +1,4 @@
-//! Conversions of addresses and what they name: `cvta`, `isspacep`.
+//! Conversions of addresses, and tests of their space: `cvta`, `isspacep`.
 
 use super::operands::space;
 use crate::decode::decoder::{Decoder, operands, window};

@@ -118,7 +118,7 @@ pub(super) fn createpolicy(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> R
     let kind = kind.ok_or_else(|| invalid(format!("`{written}` names no kind of policy")))?;
     if !mods.take("L2") {
         mods.one_of(&primary).ok_or_else(|| invalid(format!("`{written}` names no priority")))?;
-        // A fraction of the accesses may have a second priority.
+        // The accesses outside the fraction may have a priority of their own.
         mods.one_of(&primary);
     }
     if kind == 3 {

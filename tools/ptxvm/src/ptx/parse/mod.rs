@@ -36,7 +36,7 @@ const QUOTED_TOKEN: usize = 40;
 /// The text may end in zero bytes, as a driver's or a compiler library's does.
 ///
 /// # Errors
-/// `Fault` with a finding of kind `Syntax`, and `Unsupported` for what is PTX but not built yet: unknown directives,
+/// `Fault` with a finding of kind `Syntax`, and `Unsupported` for PTX that is not built yet: unknown directives,
 /// textures and surfaces, array indexing in operands. The first place is reported.
 pub fn parse<'a>(file: &str, text: &'a str) -> Result<Module<'a>, Error> {
     let text = text.trim_end_matches('\0');

@@ -154,6 +154,15 @@ fn find(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
     })
 }
 
+/// The known word closest to `word`, if any is close enough to be what was meant.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let likeness = known.iter().map(|k| (strsim::jaro_winkler(word, k), *k));
+    likeness
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
 /// Serde words an unknown name as "unknown field `x`, expected one of `a`, `b`": the names stand between backticks.
 fn explain(message: &str, mut path: Vec<String>) -> String {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
@@ -161,13 +170,8 @@ fn explain(message: &str, mut path: Vec<String>) -> String {
     let ([unknown, known @ ..], true) = (&names[..], is_key || message.starts_with("unknown variant")) else {
         return if path.is_empty() { message.to_string() } else { format!("{}: {message}", path.join(".")) };
     };
-    let nearest = known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(unknown, k), k))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let hint = match nearest {
-        Some((_, name)) => format!("did you mean `{name}`?"),
+    let hint = match nearest(unknown, known) {
+        Some(name) => format!("did you mean `{name}`?"),
         None if known.is_empty() => "none is known here".to_string(),
         None => format!("known: {}", known.join(", ")),
     };

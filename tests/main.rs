@@ -2,6 +2,8 @@
 
 #[path = "suite/activations.rs"]
 mod activations;
+#[path = "../tools/ptxvm/tests/suite/arrows.rs"]
+mod arrows;
 #[path = "suite/bench.rs"]
 mod bench;
 #[path = "suite/chat.rs"]

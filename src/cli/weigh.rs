@@ -1,6 +1,7 @@
 //! `bon-engine weigh`: the objectives as a filter, for training loops that are not ours. JSON lines of scored groups
 //! in, JSON lines of coefficients out, one for one and each as soon as it is there.
 
+use crate::layered::nearest;
 use crate::objective::{Kind, ObjectiveConfig, ScoredGroup, coefficients};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -96,12 +97,6 @@ pub fn config(objective: &str, n: Option<usize>, set: &[String]) -> anyhow::Resu
     })?;
     config.validate()?;
     Ok(config)
-}
-
-/// The known word closest to `word`, if any is close enough to be what was meant.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance = |k: &&str| strsim::damerau_levenshtein(word, k);
-    known.iter().copied().min_by_key(distance).filter(|k| distance(k) <= k.len() / 3)
 }
 
 #[derive(Serialize)]

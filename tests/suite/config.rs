@@ -122,7 +122,7 @@ fn rope_in_both_spellings() {
     let base = |family: &str| json!({ "model_type": family, "num_hidden_layers": 2 });
     let layers = |family: &str, changes: Value| gemma(merged(base(family), changes)).layers;
 
-    let flat = |theta, factor| vec![layer(None, theta, factor); 2];
+    let flat = |theta, factor| vec![LayerSpec { shape: GEMMA_1, ..layer(None, theta, factor) }; 2];
     assert_eq!(layers("gemma", json!({ "rope_theta": 3.0, "rope_scaling": null })), flat(3.0, 1.0));
     assert_eq!(
         layers("gemma", json!({ "rope_theta": 7.0, "rope_scaling": { "type": "linear", "factor": 2.0 } })),

@@ -8,6 +8,8 @@ mod support {
     pub(crate) mod warp;
 }
 
+#[path = "suite/arrows.rs"]
+mod arrows;
 #[path = "suite/async_copy.rs"]
 mod async_copy;
 #[path = "suite/atomic.rs"]

@@ -194,12 +194,12 @@ pub fn arithmetic(device: &str) -> String {
     }
 }
 
-/// The prompts of a configuration, to a model that was opened for it.
+/// The prompts of a configuration, to a model that was opened for it: panics if that lacks the chat template.
 fn prompt_format<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> PromptFormat<'a> {
-    let wrapping = match (config.data.template, &dir.chat) {
-        (Template::None, _) => Wrapping::None,
-        (Template::Chat, Some(template)) => Wrapping::Chat(template),
-        (Template::Turn | Template::Chat, _) => Wrapping::Turn,
+    let wrapping = match config.data.template {
+        Template::None => Wrapping::None,
+        Template::Turn => Wrapping::Turn,
+        Template::Chat => Wrapping::Chat(dir.chat.as_ref().expect("opened with its chat template")),
     };
     PromptFormat { prefix: &config.data.prefix, suffix: &config.data.suffix, wrapping }
 }

@@ -244,6 +244,15 @@ impl Cuda {
     }
 }
 
+/// Methods that hand their arguments to a launcher, which stands in the file of its op.
+macro_rules! launched {
+    ($($op:ident::$launcher:ident is $method:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)?;)*) => {
+        $(fn $method(&self $(, $arg: $type)*) $(-> $out)? {
+            $op::$launcher(self $(, $arg)*)
+        })*
+    };
+}
+
 impl Backend for Cuda {
     type Tensor = Tensor;
     type Tables = Tables;
@@ -333,10 +342,6 @@ impl Backend for Cuda {
         x
     }
 
-    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-        random::random(self, uniform, dtype, rows, cols)
-    }
-
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
         let x = self.empty(dtype, rows, cols);
         assert_eq!(bytes.len(), x.bytes(), "the bytes of a [{rows}, {cols}] matrix");
@@ -363,133 +368,8 @@ impl Backend for Cuda {
         x.dtype
     }
 
-    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables {
-        Tables::new(self, batch, attention)
-    }
-
-    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
-        Tables::of_step(self, step, attention)
-    }
-
-    fn embed_forward(&self, embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor {
-        embed::forward(self, embedding, tables, scale)
-    }
-
-    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor) {
-        embed::backward(self, dx, tables, scale, d_embedding);
-    }
-
-    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
-        rms_norm::forward(self, x, w, eps)
-    }
-
-    fn add_norm_forward(
-        &self,
-        x: &Tensor,
-        branch: &Tensor,
-        post: Option<&Tensor>,
-        pre: &Tensor,
-        eps: f32,
-    ) -> (Tensor, Tensor) {
-        rms_norm::add_forward(self, x, branch, post, pre, eps)
-    }
-
-    fn add_norm_backward(
-        &self,
-        d_sum: Option<&Tensor>,
-        d_normed: &Tensor,
-        sum: &Tensor,
-        pre: (&Tensor, &mut Tensor),
-        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-        eps: f32,
-    ) -> (Tensor, Option<Tensor>) {
-        rms_norm::add_backward(self, d_sum, d_normed, sum, pre, post, eps)
-    }
-
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
         matmul::forward(self, x, w)
-    }
-
-    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
-        matmul::backward_input(self, pairs)
-    }
-
-    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
-        matmul::backward_weight(self, dy, x, dw);
-    }
-
-    fn rope_forward(
-        &self,
-        x: &Tensor,
-        norm: Option<HeadNorm<&Tensor>>,
-        tables: &Tables,
-        rope: &RopeSpec,
-    ) -> Tensor {
-        rope::forward(self, x, norm, tables, rope)
-    }
-
-    fn rope_append(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        norms: Option<[HeadNorm<&Tensor>; 2]>,
-        tables: &Tables,
-        rope: &RopeSpec,
-        cached_k: &mut Tensor,
-        cached_v: &mut Tensor,
-    ) -> Tensor {
-        rope::append(self, q, k, v, norms, tables, rope, cached_k, cached_v)
-    }
-
-    fn rope_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
-        tables: &Tables,
-        rope: &RopeSpec,
-    ) -> Tensor {
-        rope::backward(self, dy, x, norm, tables, rope)
-    }
-
-    fn attention_forward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        tables: &Tables,
-        spec: &AttentionSpec,
-    ) -> (Tensor, Tensor) {
-        attention::forward(self, q, k, v, tables, spec)
-    }
-
-    fn attention_backward(
-        &self,
-        d_o: &Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        o: &Tensor,
-        lse: &Tensor,
-        tables: &Tables,
-        spec: &AttentionSpec,
-    ) -> (Tensor, Tensor, Tensor) {
-        attention_backward::backward(self, d_o, q, k, v, o, lse, tables, spec)
-    }
-
-    fn geglu_forward(
-        &self,
-        x: &Tensor,
-        w_gate: &Tensor,
-        w_up: &Tensor,
-        keep: bool,
-    ) -> (Tensor, Option<(Tensor, Tensor)>) {
-        matmul::geglu_forward(self, x, w_gate, w_up, keep)
-    }
-
-    fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
-        geglu::backward(self, dh, gate, up)
     }
 
     fn widened(&self, x: &Tensor) -> Tensor {
@@ -497,14 +377,6 @@ impl Backend for Cuda {
             DType::Bf16 if x.cols.is_multiple_of(VECTOR) => rows::widened(self, x),
             _ => self.upload(DType::F32, x.rows, x.cols, bytemuck::cast_slice(&self.to_f32(x))),
         }
-    }
-
-    fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
-        rows::gather(self, x, indices)
-    }
-
-    fn scatter_rows(&self, dy: &Tensor, indices: &[u32], total: usize) -> Tensor {
-        rows::scatter(self, dy, indices, total)
     }
 
     fn draws(&self, rows: usize) -> Draws {
@@ -541,36 +413,56 @@ impl Backend for Cuda {
             .collect())
     }
 
-    fn lm_head_logprob_forward(
-        &self,
-        x: &Tensor,
-        embedding: &Tensor,
-        head: &HeadSpec,
-        targets: &[Target],
-        keep: bool,
-    ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        lm_head::logprob_forward(self, x, embedding, head, targets, keep)
-    }
-
-    fn lm_head_logprob_backward(
-        &self,
-        x: &Tensor,
-        embedding: &Tensor,
-        head: &HeadSpec,
-        trace: &HeadTrace<Tensor>,
-        targets: &[Target],
-        weights: &[f32],
-        d_embedding: &mut Tensor,
-    ) -> Tensor {
-        lm_head::logprob_backward(self, x, embedding, head, trace, targets, weights, d_embedding)
-    }
-
-    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
-        reduce::sum_squares(self, x)
-    }
-
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
-        adamw::step(self, hyper, updates);
+    // In the file of each op, by the name of its launcher.
+    launched! {
+        random::random is random(uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor;
+        Tables::new is tables(batch: &Batch, attention: &[AttentionSpec]) -> Tables;
+        Tables::of_step is decode_tables(step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
+        embed::forward is embed_forward(embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor;
+        embed::backward is embed_backward(dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor);
+        rms_norm::forward is rms_norm_forward(x: &Tensor, w: &Tensor, eps: f32) -> Tensor;
+        rms_norm::add_forward is add_norm_forward(
+            x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, eps: f32
+        ) -> (Tensor, Tensor);
+        rms_norm::add_backward is add_norm_backward(
+            d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
+            post: Option<(&Tensor, &Tensor, &mut Tensor)>, eps: f32
+        ) -> (Tensor, Option<Tensor>);
+        matmul::backward_input is matmul_backward_input(pairs: &[(&Tensor, &Tensor)]) -> Tensor;
+        matmul::backward_weight is matmul_backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor);
+        rope::forward is rope_forward(
+            x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec
+        ) -> Tensor;
+        rope::append is rope_append(
+            q: &Tensor, k: &Tensor, v: &Tensor, norms: Option<[HeadNorm<&Tensor>; 2]>, tables: &Tables,
+            rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor
+        ) -> Tensor;
+        rope::backward is rope_backward(
+            dy: &Tensor, x: &Tensor, norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>, tables: &Tables,
+            rope: &RopeSpec
+        ) -> Tensor;
+        attention::forward is attention_forward(
+            q: &Tensor, k: &Tensor, v: &Tensor, tables: &Tables, spec: &AttentionSpec
+        ) -> (Tensor, Tensor);
+        attention_backward::backward is attention_backward(
+            d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, lse: &Tensor, tables: &Tables,
+            spec: &AttentionSpec
+        ) -> (Tensor, Tensor, Tensor);
+        matmul::geglu_forward is geglu_forward(
+            x: &Tensor, w_gate: &Tensor, w_up: &Tensor, keep: bool
+        ) -> (Tensor, Option<(Tensor, Tensor)>);
+        geglu::backward is geglu_backward(dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor);
+        rows::gather is gather_rows(x: &Tensor, indices: &[u32]) -> Tensor;
+        rows::scatter is scatter_rows(dy: &Tensor, indices: &[u32], total: usize) -> Tensor;
+        lm_head::logprob_forward is lm_head_logprob_forward(
+            x: &Tensor, embedding: &Tensor, head: &HeadSpec, targets: &[Target], keep: bool
+        ) -> (Vec<f32>, HeadTrace<Tensor>);
+        lm_head::logprob_backward is lm_head_logprob_backward(
+            x: &Tensor, embedding: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
+            weights: &[f32], d_embedding: &mut Tensor
+        ) -> Tensor;
+        reduce::sum_squares is sum_squares(x: &[&Tensor]) -> Vec<f64>;
+        adamw::step is adamw(hyper: &AdamW, updates: &mut [Update<Tensor>]);
     }
 }
 

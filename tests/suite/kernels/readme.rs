@@ -29,7 +29,15 @@ fn launching_methods() -> BTreeSet<(String, String)> {
     let source = read("src/backend/cuda/mod.rs");
     let body = source.split("impl Backend for Cuda {").nth(1).unwrap().split("\n}\n").next().unwrap();
     let mut found = BTreeSet::new();
-    for method in body.split("\n    fn ").skip(1) {
+    let (methods, launched) = body.split_once("launched! {").unwrap();
+    // `op::launcher is method(...)`
+    for (before, after) in launched.lines().filter_map(|line| line.trim().split_once(" is ")) {
+        let known = MODULES.iter().any(|module| before.starts_with(&format!("{}::", module.name)));
+        if known {
+            found.insert((after.split('(').next().unwrap().to_owned(), before.to_owned()));
+        }
+    }
+    for method in methods.split("\n    fn ").skip(1) {
         let name = method.split(['(', '<']).next().unwrap();
         for module in MODULES {
             let call = format!("{}::", module.name);

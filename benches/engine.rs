@@ -567,8 +567,8 @@ impl<B: Backend + Clone> Bench<'_, B> {
             let prompts = prompts(&self.config, n, sizes.prompt);
             let (layout, _) = Layout::of_prompts(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>());
             let segments = layout.segments();
-            let (positions, runs) = (segments.positions(), segments.all_queries());
-            let batch = Batch { ids: layout.ids(), positions: &positions, segments, runs: &runs };
+            let runs = segments.all_queries();
+            let batch = Batch::new(layout.ids(), segments, &runs);
             let mut cache = KvCache::new(b, &self.config, segments.rows());
             let times = if self.quick { 1 } else { 5 };
             let seconds = self.m.median(b, times, &mut || drop(model.forward_cached(&batch, &mut cache)))?;

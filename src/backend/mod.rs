@@ -15,7 +15,7 @@ pub mod cuda;
 
 use crate::device::{DeviceError, host};
 use crate::rng::{DrawKey, philox4x32};
-use crate::segments::{QueryRun, Segments};
+use crate::segments::{QueryRun, Segment, Segments};
 
 /// Storage type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -51,27 +51,42 @@ pub enum Compute {
 /// Tokens to run: flat, with who attends to whom.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Token ids `[T]`.
+    /// Token ids `[T]`; empty in a step of decoding whose tokens the host does not know.
     pub ids: &'a [u32],
-    /// Absolute positions `[T]`.
-    pub positions: &'a [u32],
+    /// T.
+    pub rows: usize,
     /// The segment table of the key/value rows.
     pub segments: &'a Segments,
     /// Which tokens the rows of this batch are.
     pub runs: &'a [QueryRun],
 }
 
-impl Batch<'_> {
-    /// The key/value row of every query row.
+impl<'a> Batch<'a> {
+    /// These tokens.
+    pub fn new(ids: &'a [u32], segments: &'a Segments, runs: &'a [QueryRun]) -> Self {
+        Self { ids, rows: ids.len(), segments, runs }
+    }
+
+    /// The absolute position of every query row; 0 of those that belong to no run.
+    pub fn positions(&self) -> Vec<u32> {
+        self.by_row(|segment| segment.position)
+    }
+
+    /// The key/value row of every query row; 0 of those that belong to no run.
     pub fn kv_rows(&self) -> Vec<u32> {
-        let mut rows = vec![0; self.positions.len()];
+        self.by_row(|segment| segment.start)
+    }
+
+    /// A number of every query row that counts up from what `first` says of its segment.
+    fn by_row(&self, first: fn(&Segment) -> usize) -> Vec<u32> {
+        let mut numbers = vec![0; self.rows];
         for run in self.runs {
-            let start = self.segments.list()[run.segment].start + run.first;
-            for t in 0..run.len {
-                rows[run.row + t] = (start + t) as u32;
+            let begin = first(&self.segments.list()[run.segment]) + run.first;
+            for (number, t) in numbers[run.row..run.row + run.len].iter_mut().zip(begin..) {
+                *number = t as u32;
             }
         }
-        rows
+        numbers
     }
 }
 
@@ -82,8 +97,6 @@ pub struct Decode<'a, D> {
     pub draws: &'a D,
     /// Which of its rows each token is from `[T]`.
     pub from: &'a [u32],
-    /// Absolute positions `[T]`.
-    pub positions: &'a [u32],
     /// The segment table of the key/value rows.
     pub segments: &'a Segments,
     /// Which tokens the rows of this step are.
@@ -93,7 +106,7 @@ pub struct Decode<'a, D> {
 impl<'a, D> Decode<'a, D> {
     /// The step as a batch of tokens that are known.
     pub fn with_ids(&self, ids: &'a [u32]) -> Batch<'a> {
-        Batch { ids, positions: self.positions, segments: self.segments, runs: self.runs }
+        Batch { ids, rows: self.from.len(), segments: self.segments, runs: self.runs }
     }
 }
 

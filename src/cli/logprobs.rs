@@ -118,10 +118,8 @@ fn score<B: Backend>(loaded: &ModelDir<B>, line: Line, temperature: f32) -> anyh
         bail!("{} tokens; the model's context is 1 to {} tokens", ids.len(), config.max_positions);
     }
     let segments = Segments::separate(&[ids.len()]);
-    let positions = segments.positions();
     let runs = segments.all_queries();
-    let (hidden, _) =
-        model.forward(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs });
+    let (hidden, _) = model.forward(&Batch::new(&ids, &segments, &runs));
     let head = HeadSpec { softcap: config.final_softcap, temperature };
     let targets: Vec<Target> = ids[1..].iter().zip(0..).map(|(&token, row)| Target { row, token }).collect();
     let (logprobs, _) =

@@ -142,7 +142,7 @@ impl Step {
 }
 
 /// The last query of every stream.
-fn queries() -> (Segments, Vec<QueryRun>, Vec<u32>) {
+fn queries() -> (Segments, Vec<QueryRun>) {
     let mut list = vec![Segment { start: 0, len: PROMPT, position: 0, prefix: None }];
     list.extend((0..STREAMS).map(|i| Segment {
         start: PROMPT + i * TAIL,
@@ -151,15 +151,14 @@ fn queries() -> (Segments, Vec<QueryRun>, Vec<u32>) {
         prefix: Some(0),
     }));
     let run = |row| QueryRun { segment: row + 1, first: TAIL - 1, len: 1, row };
-    let positions = vec![(PROMPT + TAIL - 1) as u32; STREAMS];
-    (Segments::new(list).expect("a valid table"), (0..STREAMS).map(run).collect(), positions)
+    (Segments::new(list).expect("a valid table"), (0..STREAMS).map(run).collect())
 }
 
 /// The launches of a model of these layers, without the LM head. What is counted depends on no value, so all are zero.
 fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counted>, FiguresError> {
     // One row of the embedding serves all tokens.
     let config = GemmaConfig { layers, vocab_size: 8, ..model.config.clone() };
-    let (segments, runs, positions) = queries();
+    let (segments, runs) = queries();
     let prepare = |cuda: &Cuda| {
         let params = params::plan(&config).map(|spec| {
             let dtype = cuda.activation_dtype();
@@ -171,7 +170,7 @@ fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counte
     };
     count(&format!("a step of {}", model.name), chip, prepare, |_, (model, mut cache)| {
         let ids = vec![0; STREAMS];
-        let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+        let batch = Batch::new(&ids, &segments, &runs);
         drop(model.forward_cached(&batch, &mut cache));
     })
 }

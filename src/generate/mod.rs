@@ -168,7 +168,7 @@ pub fn generate_at<B: Backend>(
     let backend = &model.backend;
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
     let (mut layout, segment_of) = Layout::of_prompts(&ids);
-    let (prefill, positions) = (layout.segments().all_queries(), layout.segments().positions());
+    let prefill = layout.segments().all_queries();
     let mut streams = Vec::new();
     for (prompt, p) in prompts.iter().enumerate() {
         for stream in 0..p.streams {
@@ -184,7 +184,7 @@ pub fn generate_at<B: Backend>(
     let mut cache = KvCache::new(backend, &model.config, segments.rows());
     // All else is small beside it.
     backend.check()?;
-    let batch = Batch { ids: layout.ids(), positions: &positions, segments, runs: &prefill };
+    let batch = Batch::new(layout.ids(), segments, &prefill);
     let hidden = model.forward_cached(&batch, &mut cache);
     let last: Vec<u32> = streams.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
     let hidden = backend.gather_rows(&hidden, &last);
@@ -224,19 +224,17 @@ pub fn generate_at<B: Backend>(
         rows = from.iter().map(|&row| rows[row]).collect();
         let live: Vec<&Stream> = rows.iter().map(|&i| &streams[i]).collect();
         let mut from: Vec<u32> = from.iter().map(|&row| row as u32).collect();
-        let mut positions: Vec<u32> = live.iter().map(|s| (s.begin + step - 1) as u32).collect();
         let run = |(row, s): (usize, &&Stream)| QueryRun { segment: s.segment, first: step - 1, len: 1, row };
         let mut runs: Vec<QueryRun> = live.iter().enumerate().map(run).collect();
         let mut choices: Vec<Choice> = live.iter().map(|s| choice(s, step)).collect();
         for (&segment, row) in nobody.iter().zip(rows.len()..(pace.rows)(rows.len())) {
             from.push(0);
-            positions.push(0);
             runs.push(QueryRun { segment, first: 0, len: 1, row });
             choices.push(Choice::Greedy);
         }
         // The same work step after step.
         backend.begin_sequence();
-        let decode = Decode { draws: &draws, from: &from, positions: &positions, segments, runs: &runs };
+        let decode = Decode { draws: &draws, from: &from, segments, runs: &runs };
         let hidden = model.decode(&decode, &mut cache);
         draw(&hidden, &choices, &mut draws);
         backend.end_sequence();

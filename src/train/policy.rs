@@ -61,11 +61,8 @@ impl<B: Backend> Forward<B> {
         let compact = |row: u32| rows.binary_search(&row).expect("every predicting row is listed") as u32;
         let targets: Vec<Target> =
             predictions.iter().map(|&(row, token)| Target { row: compact(row), token }).collect();
-
-        let positions = layout.segments().positions();
         let runs = layout.segments().all_queries();
-        let batch =
-            Batch { ids: layout.ids(), positions: &positions, segments: layout.segments(), runs: &runs };
+        let batch = Batch::new(layout.ids(), layout.segments(), &runs);
         let (config, dtype) = (&model.config, model.backend.activation_dtype());
         let size = StepSize { tokens: layout.ids().len(), predicting: rows.len() };
         let run = |kept: Kept| {

@@ -37,8 +37,8 @@ impl Flat {
 
     /// Hidden states and all gradients, in full, of a model that keeps `kept`.
     fn gradients<B: Backend>(&self, model: &Gemma<B>, kept: &Kept) -> Vec<Vec<u8>> {
-        let (positions, runs) = (self.segments.positions(), self.segments.all_queries());
-        let batch = Batch { ids: &self.ids, positions: &positions, segments: &self.segments, runs: &runs };
+        let runs = self.segments.all_queries();
+        let batch = Batch::new(&self.ids, &self.segments, &runs);
         let b = &model.backend;
         let (hidden, trace) = model.forward_keeping(&batch, kept);
         let mut grads = model.params.zeros_like(b);
@@ -182,8 +182,8 @@ fn as_much_is_kept_as_was_planned() {
     for family in FAMILIES {
         let (device, model) = metered(family);
         let batch = Flat::new();
-        let (positions, runs) = (batch.segments.positions(), batch.segments.all_queries());
-        let tokens = Batch { ids: &batch.ids, positions: &positions, segments: &batch.segments, runs: &runs };
+        let runs = batch.segments.all_queries();
+        let tokens = Batch::new(&batch.ids, &batch.segments, &runs);
         let held = |kept: &Kept| {
             let before = device.live();
             let (_, trace) = model.forward_keeping(&tokens, kept);

@@ -199,8 +199,8 @@ fn noise(key: &DrawKey, token: usize) -> f64 {
 /// The logits after `ids`, capped, over the temperature.
 fn logits<B: Backend>(model: &Gemma<B>, ids: &[u32]) -> Vec<f64> {
     let segments = Segments::separate(&[ids.len()]);
-    let (positions, runs) = (segments.positions(), segments.all_queries());
-    let batch = Batch { ids, positions: &positions, segments: &segments, runs: &runs };
+    let runs = segments.all_queries();
+    let batch = Batch::new(ids, &segments, &runs);
     let last = model.backend.gather_rows(&model.forward(&batch).0, &[ids.len() as u32 - 1]);
     let [logits] = model.backend.matmul_forward(&last, [&model.params.embed]);
     let head = HeadSpec { softcap: model.config.final_softcap, temperature: SAMPLING.temperature };

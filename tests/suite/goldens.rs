@@ -89,8 +89,8 @@ fn mean_loss(logprobs: &[f32]) -> f64 {
 /// Final-norm hidden states of one sequence.
 fn hidden(model: &Gemma<Cpu>, ids: &[u32]) -> Tensor {
     let segments = Segments::separate(&[ids.len()]);
-    let (positions, runs) = (segments.positions(), segments.all_queries());
-    model.forward(&Batch { ids, positions: &positions, segments: &segments, runs: &runs }).0
+    let runs = segments.all_queries();
+    model.forward(&Batch::new(ids, &segments, &runs)).0
 }
 
 #[test]

@@ -106,8 +106,8 @@ fn alone(model: &Gemma<Cpu>, prompt: &Prompt, stream: u32, sampling: &Sampling) 
     let head = HeadSpec { softcap: model.config.final_softcap, temperature };
     while response.tokens.len() < sampling.max_new_tokens && response.finish == Finish::Length {
         let segments = Segments::separate(&[ids.len()]);
-        let (positions, runs) = (segments.positions(), segments.all_queries());
-        let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+        let runs = segments.all_queries();
+        let batch = Batch::new(&ids, &segments, &runs);
         let last = model.backend.gather_rows(&model.forward(&batch).0, &[ids.len() as u32 - 1]);
         let choice = if greedy {
             Choice::Greedy

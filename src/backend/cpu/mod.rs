@@ -246,7 +246,7 @@ impl Backend for Cpu {
     fn tables(&self, batch: &Batch, _: &[AttentionSpec]) -> Tables {
         Tables {
             ids: batch.ids.to_vec(),
-            positions: batch.positions.to_vec(),
+            positions: batch.positions(),
             segments: batch.segments.clone(),
             runs: batch.runs.to_vec(),
             kv_rows: batch.kv_rows(),

@@ -126,19 +126,13 @@ impl DeviceLists {
         multiprocessors: u32,
     ) -> Self {
         let chains = Chains::new(batch.segments, batch.runs);
-        // The positions of a batch without attention may be any.
-        for run in batch.runs.iter().filter(|_| !specs.is_empty()) {
-            let position = batch.segments.list()[run.segment].position + run.first;
-            let mut positions = batch.positions[run.row..run.row + run.len].iter().zip(position..);
-            assert!(positions.all(|(&p, want)| p as usize == want), "positions follow from the segments");
-        }
         let mut lists: Vec<DeviceList> = Vec::new();
         for spec in specs {
             let (heads, window) = (Heads::of(spec), window_of(spec));
             if lists.iter().any(|l| (l.heads, l.window) == (heads, window)) {
                 continue;
             }
-            let rows = batch.positions.len();
+            let rows = batch.rows;
             let mut list = WorkList::new(batch.segments, batch.runs, rows, &chains, heads.group, window);
             list.fill(heads.kv_heads, multiprocessors as usize);
             lists.push(DeviceList {

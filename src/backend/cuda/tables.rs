@@ -66,12 +66,12 @@ impl Tables {
         attention: DeviceLists,
         tokens: impl FnOnce(Ptr) -> Tokens,
     ) -> Self {
-        let positions = arrays.add(batch.positions);
+        let positions = arrays.add(&batch.positions());
         let kv_rows = arrays.add(&batch.kv_rows());
         let memory = cuda.array(&arrays.bytes);
         let base = memory.ptr();
         Self {
-            rows: batch.positions.len(),
+            rows: batch.rows,
             tokens: tokens(base),
             segments: batch.segments.clone(),
             runs: batch.runs.to_vec(),

@@ -59,15 +59,9 @@ fn workload(
     let ModelShape { heads, kv_heads, head_dim, .. } = *shape;
     let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.0625, softcap: None, window };
     let queries: usize = runs.iter().map(|r| r.len).sum();
-    let mut positions = vec![0; queries];
-    let mut pairs = 0;
-    for run in &runs {
-        for t in 0..run.len {
-            let position = segments.list()[run.segment].position + run.first + t;
-            positions[run.row + t] = position as u32;
-            pairs += (position + 1).min(window.unwrap_or(usize::MAX));
-        }
-    }
+    let seen = |position: u32| (position as usize + 1).min(window.unwrap_or(usize::MAX));
+    let positions = Batch::new(&vec![0; queries], &segments, &runs).positions();
+    let pairs: usize = positions.into_iter().map(seen).sum();
     let rows = segments.rows();
     Workload {
         name: format!("attention_forward {what}"),
@@ -78,7 +72,7 @@ fn workload(
             let x = |seed, rows, heads| random(cuda, seed, DType::Bf16, rows, heads * head_dim);
             let (q, k, v) = (x(1, queries, heads), x(2, rows, kv_heads), x(3, rows, kv_heads));
             let ids = vec![0; queries];
-            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let batch = Batch::new(&ids, &segments, &runs);
             let tables = cuda.tables(&batch, &[spec]);
             Box::new(move |cuda| drop(cuda.attention_forward(&q, &k, &v, &tables, &spec)))
         }),

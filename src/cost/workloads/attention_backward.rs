@@ -48,7 +48,7 @@ fn workload(shape: &ModelShape, responses: usize, len: usize, window: Option<usi
                 .collect();
             let lse = cuda.upload(DType::F32, rows, heads, bytemuck::cast_slice(&lse));
             let (ids, runs) = (vec![0; rows], segments.all_queries());
-            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let batch = Batch::new(&ids, &segments, &runs);
             let tables = cuda.tables(&batch, &[spec]);
             Box::new(move |cuda| drop(cuda.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, &spec)))
         }),

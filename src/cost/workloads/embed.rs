@@ -19,8 +19,8 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     let distinct = ids.iter().collect::<BTreeSet<_>>().len();
     let tables = move |cuda: &Cuda| {
         let segments = Segments::separate(&[T]);
-        let (positions, runs) = (segments.positions(), segments.all_queries());
-        cuda.tables(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+        let runs = segments.all_queries();
+        cuda.tables(&Batch::new(&ids, &segments, &runs), &[])
     };
     let tables_backward = tables.clone();
     vec![

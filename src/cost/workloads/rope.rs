@@ -10,8 +10,8 @@ use crate::segments::Segments;
 /// One token for each of `rows` positions, and rows of the cache for them.
 fn one_segment(cuda: &Cuda, rows: usize) -> Tables {
     let segments = Segments::separate(&[rows]);
-    let (ids, positions, runs) = (vec![0; rows], segments.positions(), segments.all_queries());
-    cuda.tables(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+    let (ids, runs) = (vec![0; rows], segments.all_queries());
+    cuda.tables(&Batch::new(&ids, &segments, &runs), &[])
 }
 
 /// q of a training batch and k of a decode step, without and with the norm of heads.

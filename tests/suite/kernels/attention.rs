@@ -37,14 +37,8 @@ impl Attention {
 
     /// Runs it on these numbers.
     fn on<B: Backend>(&self, b: &B, q: &B::Tensor, k: &B::Tensor, v: &B::Tensor) -> Vec<B::Tensor> {
-        let mut positions = vec![0; self.rows];
-        for run in &self.runs {
-            for t in 0..run.len {
-                positions[run.row + t] = (self.segments.list()[run.segment].position + run.first + t) as u32;
-            }
-        }
         let ids = vec![0; self.rows];
-        let batch = Batch { ids: &ids, positions: &positions, segments: &self.segments, runs: &self.runs };
+        let batch = Batch::new(&ids, &self.segments, &self.runs);
         let tables = b.tables(&batch, &[self.spec]);
         let (o, lse) = b.attention_forward(q, k, v, &tables, &self.spec);
         vec![o, lse]

@@ -22,9 +22,7 @@ impl Case for Gradient {
         let rows = segments.rows() + 2;
         let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let (ids, runs) = (vec![0; rows], segments.all_queries());
-        let mut positions = segments.positions();
-        positions.resize(rows, 0);
-        let batch = Batch { ids: &ids, positions: &positions, segments, runs: &runs };
+        let batch = Batch::new(&ids, segments, &runs);
         let (o, lse) = {
             let [q, k, v] =
                 [(1, wide), (2, narrow), (3, narrow)].map(|(s, c)| activation(&Cpu::F32, s, rows, c));
@@ -107,8 +105,8 @@ fn plans_are_kept_per_window() {
     impl Case for Two {
         fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
             let segments = Segments::separate(&[40]);
-            let (ids, positions, runs) = ([0; 40], segments.positions(), segments.all_queries());
-            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let (ids, runs) = ([0; 40], segments.all_queries());
+            let batch = Batch::new(&ids, &segments, &runs);
             let spec = AttentionSpec {
                 heads: 2,
                 kv_heads: 2,

@@ -13,8 +13,8 @@ const VOCAB: usize = 50;
 
 fn tables<B: Backend>(b: &B, ids: &[u32]) -> B::Tables {
     let segments = Segments::separate(&[ids.len()]);
-    let (positions, runs) = (segments.positions(), segments.all_queries());
-    b.tables(&Batch { ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+    let runs = segments.all_queries();
+    b.tables(&Batch::new(ids, &segments, &runs), &[])
 }
 
 struct Forward<'a> {
@@ -76,14 +76,8 @@ fn tokens_just_drawn_are_embedded_as_known_ones() {
             let mut draws = cuda.draws(9);
             cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy; 7], &mut draws);
             let segments = Segments::separate(&[from.len()]);
-            let (positions, runs) = (segments.positions(), segments.all_queries());
-            let step = Decode {
-                draws: &draws,
-                from: &from,
-                positions: &positions,
-                segments: &segments,
-                runs: &runs,
-            };
+            let runs = segments.all_queries();
+            let step = Decode { draws: &draws, from: &from, segments: &segments, runs: &runs };
             let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
             let drawn = cuda.take_draw(&mut draws).unwrap();
             let ids = from.map(|row| drawn[row as usize].token);
@@ -103,9 +97,8 @@ fn what_is_no_token_is_embedded_as_some_token() {
         let mut draws = cuda.draws(1);
         cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy], &mut draws);
         let segments = Segments::separate(&[1]);
-        let (positions, runs) = (segments.positions(), segments.all_queries());
-        let step =
-            Decode { draws: &draws, from: &[0], positions: &positions, segments: &segments, runs: &runs };
+        let runs = segments.all_queries();
+        let step = Decode { draws: &draws, from: &[0], segments: &segments, runs: &runs };
         let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
         assert!(cuda.check().is_ok() && got.iter().all(|x| x.is_finite()), "{got:?}");
         assert!(cuda.take_draw(&mut draws).unwrap()[0].logprob.is_nan());

@@ -39,7 +39,7 @@ impl Rope {
     fn tables<B: Backend>(&self, b: &B) -> B::Tables {
         const PART: usize = 5;
         let (n, parts) = (self.rows, self.rows.div_ceil(PART));
-        let (mut list, mut runs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut list, mut runs) = (Vec::new(), Vec::new());
         let mut prefix_start = 1 << 20;
         for i in 0..parts {
             let row = i * PART;
@@ -50,11 +50,10 @@ impl Rope {
             let start = (parts - 1 - i) * (PART + 1) + 1;
             list.push(Segment { start, len, position, prefix: Some(2 * i) });
             runs.push(QueryRun { segment: 2 * i + 1, first: 0, len, row });
-            positions.extend(position as u32..(position + len) as u32);
         }
         let segments = Segments::new(list).expect("disjoint rows");
         let ids = vec![0; n];
-        b.tables(&Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs }, &[])
+        b.tables(&Batch::new(&ids, &segments, &runs), &[])
     }
 
     /// Rows that the cache needs, and one that nothing goes to.
@@ -165,8 +164,8 @@ fn bits_do_not_depend_on_the_batch() {
     for (cuda, heads) in devices().into_iter().flat_map(|cuda| [1, 4].map(|heads| (cuda.clone(), heads))) {
         let run = |rows: usize| {
             let (segments, ids) = (Segments::separate(&[rows]), vec![0; rows]);
-            let (runs, positions) = (segments.all_queries(), segments.positions());
-            let batch = Batch { ids: &ids, positions: &positions, segments: &segments, runs: &runs };
+            let runs = segments.all_queries();
+            let batch = Batch::new(&ids, &segments, &runs);
             let tables = cuda.tables(&batch, &[]);
             let [x, k] = [(1, heads), (6, 2)].map(|(seed, heads)| activation(&cuda, seed, rows, heads * 256));
             let weights = [2, 7].map(|seed| weight(&cuda, seed, 1, 256));
@@ -193,7 +192,7 @@ fn bits_do_not_depend_on_the_batch() {
 fn no_rows_are_no_work() {
     for cuda in devices() {
         let segments = Segments::separate(&[]);
-        let tables = cuda.tables(&Batch { ids: &[], positions: &[], segments: &segments, runs: &[] }, &[]);
+        let tables = cuda.tables(&Batch::new(&[], &segments, &[]), &[]);
         let (x, w, mut dw) = (activation(&cuda, 1, 0, 64), weight(&cuda, 2, 1, 32), single(&cuda, 3, 1, 32));
         let spec = Rope::new(0, 2, 32, true).spec();
         let norm = Some(HeadNorm { weight: &w, eps: EPS });

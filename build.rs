@@ -1,5 +1,6 @@
 //! Compiles every `kernels/*.cu` to PTX and writes an index of their entry points, so that a launcher that names a
-//! kernel which does not exist does not compile. Without nvcc the index is the same and the PTX is missing: the program
+//! kernel which does not exist does not compile, and of the constants and sizes of structs that a kernel shares with its
+//! launcher, so that each stands in the kernel alone ([`shared`]). Without nvcc the index is the same and the PTX is missing: the program
 //! then computes on the CPU alone and says so.
 //!
 //! A release build also holds machine code for [`ARCHITECTURES`], so that its first start waits for no compiler; the
@@ -8,7 +9,7 @@
 //! A kernel is compiled again only when something that its PTX depends on has other bytes than last time: itself, a
 //! header that it includes, nvcc, the flags.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -325,6 +326,87 @@ fn camel(name: &str) -> String {
     name.split('_').filter(|w| !w.is_empty()).map(word).collect()
 }
 
+/// A file's constants and sizes by name.
+type Shared = BTreeMap<String, u64>;
+
+/// What lines of a .cu or .cuh mark with `// shared`: constants, `constexpr <type> NAME = <number>;`, and the sizes in bytes of
+/// structs, `struct Name {` with `static_assert(sizeof(Name) == <number>);`, which becomes NAME_BYTES.
+fn shared(path: &Path, into: &mut Shared) {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    for (i, line) in text.lines().enumerate() {
+        let Some((code, rest)) = line.split_once("// shared") else { continue };
+        // Not a sentence that begins so.
+        if code.trim().is_empty() || !(rest.is_empty() || rest.starts_with(':')) {
+            continue;
+        }
+        let (name, value) = shared_line(code.trim(), &text).unwrap_or_else(|problem| {
+            panic!("{}:{}: `// shared`: {problem}", path.display(), i + 1);
+        });
+        if let Some(other) = into.insert(name.clone(), value) {
+            assert!(other == value, "{}:{}: `{name}` is {other} elsewhere", path.display(), i + 1);
+        }
+    }
+}
+
+fn shared_line(code: &str, text: &str) -> Result<(String, u64), String> {
+    if let Some(constant) = code.strip_prefix("constexpr ") {
+        let parts = constant.strip_suffix(';').and_then(|c| c.split_once(" = "));
+        let name = parts.and_then(|(declared, _)| declared.split_whitespace().last());
+        let value = parts.and_then(|(_, value)| value.parse().ok());
+        return name
+            .map(str::to_owned)
+            .zip(value)
+            .ok_or_else(|| format!("want `constexpr <type> NAME = <decimal number>;`, not `{code}`"));
+    }
+    let name = code.strip_suffix(" {").filter(|code| code.starts_with("struct "));
+    let name = name.and_then(|code| code.split_whitespace().last());
+    let Some(name) = name else {
+        return Err(format!("stands behind a constexpr or a struct, not `{code}`"));
+    };
+    let size = format!("static_assert(sizeof({name}) == ");
+    let size = text.split_once(&size).and_then(|(_, rest)| rest.split(')').next()?.parse().ok());
+    let size =
+        size.ok_or_else(|| format!("want `static_assert(sizeof({name}) == <number>);` in this file"))?;
+    Ok((format!("{}_BYTES", snake(name).to_uppercase()), size))
+}
+
+/// KeyItem -> key_item.
+fn snake(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.extend(c.to_lowercase());
+    }
+    out
+}
+
+/// The module `shared` of the index: a module for each stem.
+fn shared_index() -> String {
+    let mut stems: BTreeMap<String, Shared> = BTreeMap::new();
+    for entry in fs::read_dir("kernels").expect("kernels/ is part of the project") {
+        let path = entry.expect("kernels/ can be read").path();
+        if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
+            shared(&path, stems.entry(stem(&path).to_owned()).or_default());
+        }
+    }
+    let mut text = String::from(
+        "/// Constants of kernels, and sizes of structs in bytes (..`_BYTES`), that launchers use: by the stem of the file that\n\
+         /// marks them with `// shared`.\npub mod shared {\n",
+    );
+    for (stem, shared) in stems.iter().filter(|(_, shared)| !shared.is_empty()) {
+        writeln!(text, "    /// Of kernels/{stem}.cu and kernels/{stem}.cuh.\n    pub mod {stem} {{")
+            .expect("a string");
+        for (name, value) in shared {
+            writeln!(text, "        /// See there.\n        pub const {name}: usize = {value};")
+                .expect("a string");
+        }
+        text.push_str("    }\n");
+    }
+    text + "}\n\n"
+}
+
 fn index(sources: &[PathBuf], nvcc: Option<&Path>, cubins: &[Cubin]) -> String {
     let (mut variants, mut names, mut modules) = (String::new(), String::new(), String::new());
     for source in sources {
@@ -361,7 +443,7 @@ fn index(sources: &[PathBuf], nvcc: Option<&Path>, cubins: &[Cubin]) -> String {
     }
     let ptxas = nvcc.and_then(find_ptxas);
     let (nvcc, ptxas) = (nvcc.map(|p| p.to_string_lossy()), ptxas.as_deref().map(|p| p.to_string_lossy()));
-    format!(
+    let index = format!(
         "/// An entry point.\n#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\npub enum Entry {{\n{variants}}}\n\n\
          impl Entry {{\n    /// Its name in the PTX.\n    pub fn name(self) -> &'static str {{\n        match self {{\n\
          {names}        }}\n    }}\n}}\n\n/// Every kernel file, in order; entry points are numbered through.\n\
@@ -372,5 +454,6 @@ fn index(sources: &[PathBuf], nvcc: Option<&Path>, cubins: &[Cubin]) -> String {
          pub const PTXAS: Option<&str> = {ptxas:?};\n\n\
          /// The version that the kernels' PTX says it is of, at most: drivers before it cannot take it.\n\
          pub const PTX_VERSION: (u32, u32) = {PTX_VERSION:?};\n"
-    )
+    );
+    shared_index() + &index
 }

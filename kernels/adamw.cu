@@ -13,17 +13,19 @@
 
 #include "common.cuh"
 
-// A block's elements; as in src/backend/cuda/adamw.rs.
-struct Chunk {
+// A block's elements.
+struct Chunk {  // shared
     float *grad, *master, *m, *v;
     bf16 *copy; // null if the master weight itself is the parameter
     unsigned len;
     float keep; // 1 - lr wd
 };
+static_assert(sizeof(Chunk) == 48);
 
-struct Step {
+struct Step {  // shared
     float grad_scale, new1, beta2, new2, size, root_correction, eps;
 };
+static_assert(sizeof(Step) == 28);
 
 __device__ __forceinline__ void update(const Step &step, float keep, float grad, float &p, float &m, float &v) {
     const float g = __fmul_rn(grad, step.grad_scale);

@@ -39,14 +39,14 @@
 
 #include "attention.cuh"
 
-constexpr int KEYS = 64;   // keys of a tile
-constexpr int TILES = 2;   // tiles of a split
-constexpr int GROUPS = 4;  // groups of 16 keys of a tile
-constexpr int THREADS = 128;
-constexpr int LOADS = 4;  // states that a thread of the merge loads before it uses the first
+constexpr int KEYS = 64;       // shared: keys of a tile
+constexpr int TILES = 2;       // shared: tiles of a split
+constexpr int GROUPS = 4;      // groups of 16 keys of a tile
+constexpr int THREADS = 128;   // shared
+constexpr int LOADS = 4;       // states that a thread of the merge loads before it uses the first
 
-// As in src/backend/cuda/attention.rs.
-struct Item {
+// A block's work: a tile of rows and a range of key positions.
+struct Item {  // shared
     unsigned first;       // first row, counted query * G + head of the group
     unsigned rows;        // number of rows; 0: the item has no work
     unsigned low, high;   // least and greatest position of its queries
@@ -55,25 +55,28 @@ struct Item {
     unsigned work_row;    // of a part: first row in the workspace
     unsigned kind;        // bits PART, FEW
 };
-constexpr unsigned PART = 1;  // the item stores a state in the workspace
-constexpr unsigned FEW = 2;   // at most 16 rows, and keys of one split: the warps have the same rows
+static_assert(sizeof(Item) == 36);
+constexpr unsigned PART = 1;  // shared: the item stores a state in the workspace
+constexpr unsigned FEW = 2;   // shared: at most 16 rows, and keys of one split: the warps have the same rows
 
-// Rows whose splits are merged, as in src/backend/cuda/attention.rs.
-struct MergeItem {
+// Rows whose splits are merged.
+struct MergeItem {  // shared
     unsigned first, rows;  // as in Item
     unsigned work_row;     // row in the workspace of the first row's first split
     unsigned stride;       // rows of the workspace from split to split
     unsigned splits;       // number of splits
 };
+static_assert(sizeof(MergeItem) == 20);
 
 // A segment of a chain: the keys at positions from the `end` of the item before up to `end` lie in rows position + delta.
-struct ChainItem {
+struct ChainItem {  // shared
     unsigned end;
     int delta;
 };
+static_assert(sizeof(ChainItem) == 8);
 
-// As in src/backend/cuda/attention.rs.
-struct Params {
+// The arguments of all kernels; a kernel uses some of them.
+struct Params {  // shared
     const bf16 *q, *k, *v;
     bf16 *o;
     float *lse;
@@ -88,6 +91,7 @@ struct Params {
     float inner;      // scale / c with a soft-cap c, else 0
     float outer;      // c log2(e) with a soft-cap c, else scale log2(e)
 };
+static_assert(sizeof(Params) == 104);
 
 // Index in [T, H] of row f of this kv head, f counted query * G + head of the group: a row of q, o and lse.
 __device__ __forceinline__ size_t head_of(const Params &p, unsigned f) {
@@ -113,8 +117,8 @@ struct Merge {
     __device__ Merge(float m1, float m2) {
         m = fmaxf(m1, m2);
         const bool no_first = m1 == -INFINITY, no_second = m2 == -INFINITY;
-        first = no_first ? -0.0f : exp2_fast(m1 - m);
-        second = no_first ? 1.0f : no_second ? -0.0f : exp2_fast(m2 - m);
+        first = no_first ? -0.0f : exp2_approx(m1 - m);
+        second = no_first ? 1.0f : no_second ? -0.0f : exp2_approx(m2 - m);
     }
 
     __device__ float operator()(float x1, float x2) const { return __fmaf_rn(x1, first, __fmul_rn(x2, second)); }
@@ -129,11 +133,6 @@ __device__ __forceinline__ float lse_of(float m, float l) { return fmaf(m, LN_2,
 __device__ __forceinline__ float quad_sum(float l) {
     l = __fadd_rn(l, __shfl_xor_sync(ALL, l, 1));
     return __fadd_rn(l, __shfl_xor_sync(ALL, l, 2));
-}
-
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    const bf162 pair = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const unsigned &>(pair);
 }
 
 template <int DH, int ROWS>
@@ -265,7 +264,7 @@ struct Block {
 #pragma unroll
             for (int n = 0; n < S::KEY_TILES; n++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) s[n][e] = tanh_accurate(s[n][e] * p.inner);
+                for (int e = 0; e < 4; e++) s[n][e] = tanh_relative(s[n][e] * p.inner);
         }
         const unsigned base = tile * KEYS;
         if (base + KEYS - 1 <= item_in_memory().low && item_in_memory().high - base < p.window) return;
@@ -304,15 +303,15 @@ struct Block {
             const float before = m[r];
             m[r] = fmaxf(before, row_max[r] * p.outer);
             const float shift = m[r] == -INFINITY ? 0.0f : m[r];  // no key seen yet: p = 2^-inf = 0
-            scale[r] = exp2_fast(before - shift);
+            scale[r] = exp2_approx(before - shift);
 #pragma unroll
             for (int j = 0; j < S::KEY_TILES / 2; j++) {
                 float x[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    x[i] = exp2_fast(__fmaf_rn(s[2 * j + i / 2][2 * r + i % 2], p.outer, -shift));
-                fragments[j][r] = pack(x[0], x[1]);
-                fragments[j][2 + r] = pack(x[2], x[3]);
+                    x[i] = exp2_approx(__fmaf_rn(s[2 * j + i / 2][2 * r + i % 2], p.outer, -shift));
+                fragments[j][r] = pack_bf16(x[0], x[1]);
+                fragments[j][2 + r] = pack_bf16(x[2], x[3]);
                 const float group = __fadd_rn(__fadd_rn(x[0], x[1]), __fadd_rn(x[2], x[3]));
                 sum[r] = j == 0 ? group : __fadd_rn(sum[r], group);
             }
@@ -350,7 +349,7 @@ struct Block {
             for (int r = 0; r < 2; r++) {
                 bf16 *to = sq + swizzled_row<DH>(row(r), column0 / 8 + n) + 2 * t;
                 *reinterpret_cast<unsigned *>(to) =
-                    pack(state.o[n][2 * r] * inverse[r], state.o[n][2 * r + 1] * inverse[r]);
+                    pack_bf16(state.o[n][2 * r] * inverse[r], state.o[n][2 * r + 1] * inverse[r]);
             }
         __syncwarp();  // a lane reads what other lanes wrote
         constexpr int VECTORS = S::COLUMN_TILES;

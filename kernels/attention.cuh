@@ -1,10 +1,7 @@
-// Shared by the kernels of attention.cu: the layout of tiles in shared memory, and the soft-cap.
+// Shared by attention.cu and attention_backward.cu: layouts of tiles in shared memory, and the tanh of the soft-cap.
 #pragma once
 
 #include "mma.cuh"
-
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 
 // Offset in elements of vector `vector` of row `row` in a tile whose rows have WIDTH bf16: 32, or a multiple of 64. Every 128
 // bytes of the tile are swizzled as in mma.cuh. Rows begin a multiple of 128 bytes apart, or two rows share 128 bytes, and so
@@ -22,16 +19,26 @@ __device__ __forceinline__ int moved(int at, int rows, int vectors) {
     return (at ^ vectors % 8 * VECTOR) + rows * WIDTH + vectors / 8 * TILE_K;
 }
 
-// 2^x within 2 ulp; 2^0 is 1 and 2^-inf is 0 exactly.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
+// Offset in elements of vector `vector` of row `row` in a tile of `rows` rows that is stored as panels: swizzled tiles of 64
+// columns, one after the other.
+template <int rows>
+__device__ __forceinline__ int swizzled_panels(int row, int vector) {
+    return vector / 8 * rows * TILE_K + swizzled(row, vector % 8);
 }
 
-// tanh within a few ulp: an odd minimax polynomial up to 0.625, 1 - 2 / (e^(2|x|) + 1) beyond. The instruction tanh.approx is
-// not used because its error, 2^-11, is multiplied by the soft-cap, which is 50.
-__device__ __forceinline__ float tanh_accurate(float x) {
+// The tanh of a soft-cap c tanh(s / c). There are three, which differ in accuracy and cost; replacing one by another would change the
+// bits of results:
+//
+// | function | used by | error | cost and reason |
+// |---|---|---|---|
+// | tanh_relative | attention forward | a few ulp | tanh_absolute and a polynomial; keeps the relative accuracy of scores near 0 |
+// | tanh_absolute | attention backward | 2^-22 of 1 | one exponential, one division; c tanh is only added in an exponent |
+// | tanhf | LM head | 1 ulp | CUDA's own; its instructions are hidden behind the product |
+//
+// None is the instruction tanh.approx, because its error, 2^-11, is multiplied by c, which is 30 or 50.
+
+// An odd minimax polynomial up to 0.625, 1 - 2 / (e^(2|x|) + 1) beyond.
+__device__ __forceinline__ float tanh_relative(float x) {
     const float a = fabsf(x), z = x * x;
     float p = 0.00214754f;
     p = fmaf(p, z, -0.008182677f);
@@ -40,6 +47,11 @@ __device__ __forceinline__ float tanh_accurate(float x) {
     p = fmaf(p, z, 0.1333321f);
     p = fmaf(p, z, -0.3333333f);
     const float near = fmaf(p * z, x, x);
-    const float far = 1.0f - __fdividef(2.0f, exp2_fast(2.0f * LOG2_E * a) + 1.0f);
+    const float far = 1.0f - __fdividef(2.0f, exp2_approx(2.0f * LOG2_E * a) + 1.0f);
     return a < 0.625f ? near : copysignf(far, x);
+}
+
+// 1 - 2 / (1 + e^(2x)), given x 2 log2(e).
+__device__ __forceinline__ float tanh_absolute(float exponent) {
+    return 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(exponent));
 }

@@ -31,87 +31,71 @@
 //   of them feeds two mma. At Dh = 256 that takes 64 KiB and all registers: one block of 8 warps for each SM.
 // On the diagonal and at the end of a window, a warp skips products of 16 x 16 or more in which no query sees a key.
 
-#include "mma.cuh"
+#include "attention.cuh"
 
 namespace {
 
-constexpr unsigned THREADS = 256;
+constexpr unsigned THREADS = 256;  // shared
 // Stationary rows of a block: keys in pass 2, pairs in pass 3. Each of the four pairs of warps has 16.
-constexpr int STAY = 64;
+constexpr int STAY = 64;  // shared
 // Rows of a streamed tile.
-constexpr int STREAM = 32;
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr int STREAM = 32;  // shared
 
 // A block's work in pass 2: a tile of keys and a part of the pairs that see it.
-struct KeyItem {
+struct KeyItem {  // shared
     unsigned row, position, keys;  // the tile: `keys` rows of k and v from `row` on, at positions from `position` on
     unsigned first, offset, pairs; // pair p is pair offset + p of the tokens whose rows are tokens[first], tokens[first + 1], ..
     unsigned slot;                 // slot of the part's sums; ~0: the tile has one part, which writes the result itself
     unsigned unused;
 };
+static_assert(sizeof(KeyItem) == 32);
 
 // A block's work in pass 3: a tile of pairs.
-struct QueryItem {
+struct QueryItem {  // shared
     unsigned row, position;    // row and position of the first pair's token
     unsigned offset, pairs;    // pair p is pair offset + p of the tokens from `row` on; offset < G
     unsigned first, keys;      // at least one of the pairs sees a key at positions first .. first + keys - 1
     unsigned chain;            // index in `chains` of the first segment of its chain
     unsigned unused;
 };
+static_assert(sizeof(QueryItem) == 32);
 
 // A segment of a chain: the keys at positions from `begin` up to the next item's `begin` lie in rows position + shift (modulo
 // 2^32). The last item of a chain has begin = ~0.
-struct ChainItem {
+struct ChainItem {  // shared
     unsigned begin, shift;
 };
+static_assert(sizeof(ChainItem) == 8);
 
 // A tile of keys, as in KeyItem, whose sums of parts are in slots slot .. slot + parts - 1.
-struct SumItem {
+struct SumItem {  // shared
     unsigned row, keys, slot, parts;
 };
+static_assert(sizeof(SumItem) == 16);
 
 // The constants by which a dot product q.k becomes P.
-struct Scores {
+struct Scores {  // shared
     float scale;     // scale
     float inner;     // factor of q.k in an exponent of 2: scale log2(e), or with a soft-cap 2 scale log2(e) / c
     float cap;       // c log2(e); 0: no soft-cap
     unsigned window; // at most 2^31, which means no window
 };
+static_assert(sizeof(Scores) == 16);
 
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// P of a dot product, and in `slope` P cap'. tanh(x) = 1 - 2 / (1 + e^2x) has an absolute error of some 2^-22, and a large
-// relative error near 0. That suffices because c tanh(x) is added in an exponent; it is 2^11 times better than tanh.approx.
+// P of a dot product, and in `slope` P cap'.
 __device__ __forceinline__ float probability(float dot, float lse, bool visible, const Scores &scores, float &slope) {
     float p;
     if (scores.cap == 0.0f) {
-        p = exp2_fast(fmaf(dot, scores.inner, -lse));
+        p = exp2_approx(fmaf(dot, scores.inner, -lse));
         p = visible ? p : 0.0f;
         slope = p;
     } else {
-        const float t = 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(dot * scores.inner));
-        p = exp2_fast(fmaf(t, scores.cap, -lse));
+        const float t = tanh_absolute(dot * scores.inner);
+        p = exp2_approx(fmaf(t, scores.cap, -lse));
         p = visible ? p : 0.0f;
         slope = p * fmaf(-t, t, 1.0f);
     }
     return p;
-}
-
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    const bf162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const unsigned *>(&pair);
-}
-
-// cp.async of 4 or 8 bytes. If `inside` is false, it writes zeros.
-template <int bytes>
-__device__ __forceinline__ void copy_async_small(void *to, const void *from, bool inside) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
-                 "r"(inside ? bytes : 0)
-                 : "memory");
 }
 
 // Barriers of the two warps that have the same 16 stationary rows. Each pair of warps has its own barrier; number 0 is that of
@@ -121,13 +105,6 @@ __device__ __forceinline__ void pair_sync(int pair) {
 }
 __device__ __forceinline__ void pair_arrive(int pair) {
     asm volatile("bar.arrive %0, 64;\n" ::"r"(pair + 1) : "memory");
-}
-
-// Offset in elements of vector `vector` of row `row` in a tile of `rows` rows and DIM columns, which is stored as panels: DIM /
-// 64 swizzled tiles of 64 columns, one after the other.
-template <int rows>
-__device__ __forceinline__ int swizzled_panels(int row, int vector) {
-    return vector / 8 * rows * TILE_K + swizzled(row, vector % 8);
 }
 
 // The loops load right operands of 16 x 16 from tiles of STREAM rows. If `base` is the address of the first 16 columns, the
@@ -149,20 +126,6 @@ __device__ __forceinline__ unsigned base_of_columns(const bf16 *tile) {
     return shared_address(tile + swizzled(lane % 16, lane / 16));
 }
 
-__device__ __forceinline__ void load_rows(unsigned (&b)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_columns(unsigned (&b)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(address)
-                 : "memory");
-}
-
 // Loads the 16 x DIM left operand that begins at row `row` of a tile of STAY rows.
 template <int DIM>
 __device__ __forceinline__ void load_operand(unsigned (&a)[DIM / 16][4], const bf16 *tile, int row) {
@@ -178,9 +141,9 @@ __device__ __forceinline__ void store_bf16(const float (&acc)[TILES][4], float f
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
-        *reinterpret_cast<unsigned *>(buffer + swizzled_panels<16>(g, n) + 2 * t) = pack(acc[n][0] * factor, acc[n][1] * factor);
+        *reinterpret_cast<unsigned *>(buffer + swizzled_panels<16>(g, n) + 2 * t) = pack_bf16(acc[n][0] * factor, acc[n][1] * factor);
         *reinterpret_cast<unsigned *>(buffer + swizzled_panels<16>(g + 8, n) + 2 * t) =
-            pack(acc[n][2] * factor, acc[n][3] * factor);
+            pack_bf16(acc[n][2] * factor, acc[n][3] * factor);
     }
     __syncwarp(); // a lane reads what other lanes wrote
 #pragma unroll
@@ -321,7 +284,7 @@ __device__ __forceinline__ void make_dk_dv(
 #pragma unroll
                 for (int n = 0; n < STREAM / 16; n++) {
                     unsigned b[4];
-                    load_rows(b, at + c * PANEL_BYTES + n * 16 * TILE_K * 2);
+                    load_matrix_at<false>(b, at + c * PANEL_BYTES + n * 16 * TILE_K * 2);
                     mma(s[2 * n], stay[4 * c + j], b[0], b[1]);
                     mma(s[2 * n + 1], stay[4 * c + j], b[2], b[3]);
                 }
@@ -362,15 +325,15 @@ __device__ __forceinline__ void make_dk_dv(
         const unsigned columns = base_of_columns(second);
 #pragma unroll
         for (int kk = 0; kk < STREAM / 16; kk++) {
-            const unsigned a[4] = {pack(s[2 * kk][0], s[2 * kk][1]), pack(s[2 * kk][2], s[2 * kk][3]),
-                                   pack(s[2 * kk + 1][0], s[2 * kk + 1][1]), pack(s[2 * kk + 1][2], s[2 * kk + 1][3])};
+            const unsigned a[4] = {pack_bf16(s[2 * kk][0], s[2 * kk][1]), pack_bf16(s[2 * kk][2], s[2 * kk][3]),
+                                   pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]), pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3])};
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const unsigned at = columns ^ 32 * j;
 #pragma unroll
                 for (int c = 0; c < DIM / TILE_K; c++) {
                     unsigned b[4];
-                    load_columns(b, at + c * PANEL_BYTES + kk * 16 * TILE_K * 2);
+                    load_matrix_at<true>(b, at + c * PANEL_BYTES + kk * 16 * TILE_K * 2);
                     mma(acc[8 * c + 2 * j], a, b[0], b[1]);
                     mma(acc[8 * c + 2 * j + 1], a, b[2], b[3]);
                 }
@@ -419,7 +382,7 @@ __device__ __forceinline__ void add_parts(
         total = make_float4(total.x + x.x, total.y + x.y, total.z + x.z, total.w + x.w);
     }
     bf16 *out = (blockIdx.z == 0 ? dv : dk) + (size_t(item.row + key) * kv_heads + blockIdx.y) * DIM + at % DIM;
-    *reinterpret_cast<uint2 *>(out) = make_uint2(pack(total.x, total.y), pack(total.z, total.w));
+    *reinterpret_cast<uint2 *>(out) = make_uint2(pack_bf16(total.x, total.y), pack_bf16(total.z, total.w));
 }
 
 // Pass 3. Warps w and w + 4 have the same pairs 16 w .. 16 w + 15, and both have the Q and dO of these in registers. The first
@@ -527,10 +490,10 @@ __device__ __forceinline__ void make_dq(
 #pragma unroll
                 for (int c = 0; c < DIM / TILE_K; c++) {
                     unsigned b[4];
-                    load_rows(b, at_k + c * PANEL_BYTES);
+                    load_matrix_at<false>(b, at_k + c * PANEL_BYTES);
                     mma(s[0], stay_q[4 * c + j], b[0], b[1]);
                     mma(s[1], stay_q[4 * c + j], b[2], b[3]);
-                    load_rows(b, at_v + c * PANEL_BYTES);
+                    load_matrix_at<false>(b, at_v + c * PANEL_BYTES);
                     mma(dp[0], stay_d_o[4 * c + j], b[0], b[1]);
                     mma(dp[1], stay_d_o[4 * c + j], b[2], b[3]);
                 }
@@ -549,8 +512,8 @@ __device__ __forceinline__ void make_dq(
             }
         }
         uint4 *slot = exchange + pair * 2 * WARP + lane;
-        slot[half * WARP] = make_uint4(pack(dp[0][0], dp[0][1]), pack(dp[0][2], dp[0][3]), pack(dp[1][0], dp[1][1]),
-                                       pack(dp[1][2], dp[1][3]));
+        slot[half * WARP] = make_uint4(pack_bf16(dp[0][0], dp[0][1]), pack_bf16(dp[0][2], dp[0][3]), pack_bf16(dp[1][0], dp[1][1]),
+                                       pack_bf16(dp[1][2], dp[1][3]));
         pair_sync(pair); // both halves of dS are in the slots; the loop's barrier precedes the next write to them
 
         // dQ += dS K for 16 pairs x half of the columns: half of a panel at DIM = 64, else half of the panels.
@@ -567,7 +530,7 @@ __device__ __forceinline__ void make_dq(
 #pragma unroll
                 for (int c = 0; c < DIM / 32 / STEPS; c++) {
                     unsigned b[4];
-                    load_columns(b, at + c * PANEL_BYTES + kk * 16 * TILE_K * 2);
+                    load_matrix_at<true>(b, at + c * PANEL_BYTES + kk * 16 * TILE_K * 2);
                     mma(acc[2 * (STEPS * c + j)], a, b[0], b[1]);
                     mma(acc[2 * (STEPS * c + j) + 1], a, b[2], b[3]);
                 }

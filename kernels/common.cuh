@@ -9,6 +9,21 @@ using bf162 = __nv_bfloat162;
 
 constexpr unsigned WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+
+// Two f32, rounded to bf16, in one register: `low` in its lower half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+    const bf162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const unsigned &>(pair);
+}
+
+// 2^x within 2 ulp, subnormal results flushed to zero. 2^0 is 1 and 2^-inf is 0 exactly.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // A vector: eight bf16, which one 16-byte access moves. `widen` converts it to f32, `narrow` rounds f32 to nearest even.
 struct alignas(16) bf16x8 {

@@ -36,11 +36,12 @@
 extern __shared__ __align__(128) unsigned char memory[];  // the stages; afterwards a chunk's results
 
 // A (row, token) whose log-prob is computed or differentiated.
-struct alignas(16) Target {
+struct alignas(16) Target {  // shared
     unsigned row, token;
     unsigned index;  // forward: index of its logit in `found`
     float weight;    // backward: weight of its log-prob; each (row, token) occurs once
 };
+static_assert(sizeof(Target) == 16);
 
 // All targets, sorted by (chunk, row tile): those of a block are list[offsets[b]] .. list[offsets[b + 1] - 1] with b = chunk *
 // row tiles + row tile.
@@ -195,7 +196,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_64(Operands 
 
 // Merging chunks: a block of 256 threads takes 8 rows. Thread (slot, row) merges the chunks slot, slot + 32, ... in ascending
 // order; then the slots of a row are merged in a tree. The order of a row's merges does not depend on R.
-constexpr unsigned MERGE_ROWS = 8, MERGE_SLOTS = 32;
+constexpr unsigned MERGE_ROWS = 8;  // shared
+constexpr unsigned MERGE_SLOTS = 32;
 
 // Joins the x of a row's slots; `join` is commutative.
 template <typename T, typename Join>
@@ -324,7 +326,8 @@ __device__ __forceinline__ Wide key_of(float logit, unsigned token) {
 // Bins in the same order, by the distance from the row's largest logit: distances from 2^-5 to 2^11 by exponent and seven bits of
 // mantissa, all others in the nearest bin. The tokens are spread over bins at every temperature therefore, and few of them are in
 // the bin in which a row is cut. A distance of NaN, which only a row with NaN has, counts as the largest.
-constexpr unsigned BINS = 2048, FIRST_BIN = (127 - 5) << 7;
+constexpr unsigned BINS = 2048;  // shared
+constexpr unsigned FIRST_BIN = (127 - 5) << 7;
 
 __device__ __forceinline__ unsigned bin_of(float logit, const Stats &stats) {
     const unsigned bits = __float_as_uint(fminf(stats.max - logit, 2047.0f)) >> 16;
@@ -476,12 +479,13 @@ private:
 
 // Where top-k and top-p cut a row: all tokens of bins below `first` stay, tokens of bins first .. last must be ranked, and tokens
 // of later bins are dropped.
-struct alignas(16) Cut {
+struct alignas(16) Cut {  // shared
     Wide weight;     // of the tokens that stay unranked
     Wide need;       // without top-k: weight that top-p needs of the ranked tokens
     unsigned count;  // number of the tokens that stay unranked
     unsigned first, last;
 };
+static_assert(sizeof(Cut) == 32);
 
 // Cuts a row: keeps the top k of all tokens, and of these the top p. top_k 0 or top_p >= 1 means that there is no such cut.
 // Launched by cuda/lm_head.rs: sample_truncated; grid (R), 1024 threads.
@@ -587,7 +591,7 @@ extern "C" __global__ void __launch_bounds__(512) lm_head_sample_keep(
 }
 
 // The most blocks among which a row's tokens are divided.
-constexpr unsigned MAX_BLOCKS = 16;
+constexpr unsigned MAX_BLOCKS = 16;  // shared
 
 // Shared memory of the block that ranks a row.
 struct Select {
@@ -806,13 +810,14 @@ extern "C" __global__ void __launch_bounds__(256) lm_head_logprob_forward_merge(
 // The arguments of the gradient: dlogits[row][v - v0] = (total[row] pi(v) - weight of (row, v)) d finished / d l for the chunks
 // from chunk0 on, whose first token is v0. dlogits is [rows][ld], where ld is at least the number of tokens of the grid's chunks.
 // Columns of tokens beyond the vocabulary, up to the end of their tile, become 0. Grid: row tiles x chunks.
-struct Gradient {
+struct Gradient {  // shared
     Targets targets;
     const float *__restrict__ lse;
     const float *__restrict__ total;
     bf16 *__restrict__ dlogits;
     unsigned chunk0, ld;
 };
+static_assert(sizeof(Gradient) == 48);
 
 // A block's share of the gradient.
 template <typename W>
@@ -858,7 +863,7 @@ struct Share {
 #pragma unroll
             for (int i = 0; i < 8; i++) d[i] *= slope[i];
             *reinterpret_cast<uint4 *>(to) =
-                make_uint4(pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
+                make_uint4(pack_bf16(d[0], d[1]), pack_bf16(d[2], d[3]), pack_bf16(d[4], d[5]), pack_bf16(d[6], d[7]));
         });
     }
 };

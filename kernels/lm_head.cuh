@@ -13,8 +13,8 @@
 #include "random.cuh"
 #include "tile.cuh"
 
-constexpr int TILE_V = 128;
-constexpr int CHUNK = 512;
+constexpr int TILE_V = 128;  // shared
+constexpr int CHUNK = 512;   // shared
 constexpr float INFINITE = __builtin_huge_valf();
 
 // The tokens of a tile are permuted: line 16 i + 8 h + g of 64 holds token 8 g + 2 i + h. A lane has lines g of all 8 x 8
@@ -25,11 +25,12 @@ __host__ __device__ constexpr unsigned token_of(unsigned line) {
 }
 
 // The product's operands: the embedding matrix [vocab, width] and x [rows, width]; width is a multiple of 8.
-struct Operands {
+struct Operands {  // shared
     const bf16 *__restrict__ embedding;
     const bf16 *__restrict__ x;
     unsigned vocab, rows, width;
 };
+static_assert(sizeof(Operands) == 32);
 
 // The tiles of a block of 2 WARPS warps: WARPS along the rows times two along the tokens, 64 tokens each.
 template <int ROWS_, int WARPS_, int STAGES_>
@@ -177,9 +178,10 @@ private:
 // ------------------------------------------------------------------------------------------------------- of one logit
 
 // The finished logit is softcap tanh(l / softcap) / temperature; softcap 0 means none. Divisions are products with reciprocals.
-struct Head {
+struct Head {  // shared
     float softcap, inverse_softcap, inverse_temperature;
 };
+static_assert(sizeof(Head) == 12);
 
 // tanhf is used because tanh.approx has an error of 2^-11.
 // Products and sums here and below name their rounding, because the compiler might otherwise fuse them in one kernel and not in
@@ -191,11 +193,7 @@ __device__ __forceinline__ float finish(float logit, const Head &head) {
 
 // e^x with a relative error of 2^-22, plus |x| 2^-24 from rounding x log2(e). It is the hardware's 2^x, which flushes subnormal
 // results to zero; no sum here changes by them.
-__device__ __forceinline__ float exponential(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-    return y;
-}
+__device__ __forceinline__ float exponential(float x) { return exp2_approx(x * LOG2_E); }
 
 // --------------------------------------------------------------------------------------------------- log-sum-exp
 

@@ -59,12 +59,13 @@ using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;
 
 // One to three weights. The tiles of features are numbered through all weights; those of weight i begin at number first[i], which
 // is ~0u if there is no such weight.
-struct Weights {
+struct Weights {  // shared
     const bf16 *w[3];
     bf16 *y[3];
     unsigned out[3];
     unsigned first[3];
 };
+static_assert(sizeof(Weights) == 72);
 
 // Grid: (tiles of tokens, tiles of features). Neighbouring blocks have the same tile of features, so that W is read from memory
 // once; X stays in L2.
@@ -188,12 +189,13 @@ extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
 
 // Up to three terms dY_i W_i of a sum: dY_i [T, out_i], its rows ld_i elements apart, and W_i [out_i, in]. out_i is 0 if there is
 // no such term. k counts through all terms.
-struct Terms {
+struct Terms {  // shared
     const bf16 *dy[3];
     const bf16 *w[3];
     unsigned out[3];
     unsigned ld[3];
 };
+static_assert(sizeof(Terms) == 72);
 
 // Adds to p the contraction over k = begin .. end - 1, for the tile at row m and column n of dX.
 template <typename P>
@@ -284,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
     const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (i >= n) return;
     const float4 sum = sum_parts(partials, parts, n, i);
-    *reinterpret_cast<uint2 *>(dx + i) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+    *reinterpret_cast<uint2 *>(dx + i) = make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
 }
 
 // dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens. The rows

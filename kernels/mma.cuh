@@ -9,8 +9,8 @@
 #include "common.cuh"
 
 // bf16 elements of a row of a tile, and of a vector.
-constexpr int TILE_K = 64;
-constexpr int VECTOR = 8;
+constexpr int TILE_K = 64;  // shared
+constexpr int VECTOR = 8;  // shared
 
 // Offset in elements of vector `vector` (0..8) of row `row` in a swizzled tile.
 __device__ __forceinline__ int swizzled(int row, int vector) { return row * TILE_K + ((vector ^ (row % 8)) * VECTOR); }
@@ -19,11 +19,24 @@ __device__ __forceinline__ unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of 16 bytes from global to shared memory that bypasses L1. If `inside` is false, the copy reads nothing and
-// writes zeros. Both addresses are multiples of 16; `from` must be valid only if `inside` is true.
+// Starts a copy of 16 bytes from global memory to the address `to` + offset of shared memory, bypassing L1. `bytes` is 16, or 0
+// to read nothing and write zeros. Both addresses are multiples of 16; `from` must be valid only if `bytes` is 16.
+template <int offset = 0>
+__device__ __forceinline__ void copy_async_at(unsigned to, const void *from, unsigned bytes) {
+    asm volatile("cp.async.cg.shared.global [%0+%1], [%2], 16, %3;\n" ::"r"(to), "n"(offset), "l"(from), "r"(bytes)
+                 : "memory");
+}
+
+// The same with a pointer. If `inside` is false, the copy reads nothing and writes zeros.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool inside = true) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
-                 "r"(inside ? 16 : 0)
+    copy_async_at(shared_address(to), from, inside ? 16 : 0);
+}
+
+// The same for 4 or 8 bytes, through L1, which is the only way for so few.
+template <int bytes>
+__device__ __forceinline__ void copy_async_small(void *to, const void *from, bool inside) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
+                 "r"(inside ? bytes : 0)
                  : "memory");
 }
 
@@ -37,21 +50,29 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-// ldmatrix: loads four 8 x 8 matrices of bf16. Lane l passes the address of row l % 8 of matrix l / 8. Register i receives two
-// neighbours of matrix i: row lane / 4, columns 2 (lane % 4) and 2 (lane % 4) + 1.
-__device__ __forceinline__ void load_matrix(unsigned (&r)[4], const bf16 *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+// ldmatrix: loads four 8 x 8 matrices of bf16, each transposed if `transposed`. Lane l passes the address, less the constant
+// offset, of row l % 8 of matrix l / 8. Register i receives two neighbours of matrix i (or of its transpose): row lane / 4,
+// columns 2 (lane % 4) and 2 (lane % 4) + 1.
+template <bool transposed, int offset = 0>
+__device__ __forceinline__ void load_matrix_at(unsigned (&r)[4], unsigned address) {
+    if constexpr (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address), "n"(offset)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address), "n"(offset)
+                     : "memory");
 }
 
-// The same with each matrix transposed.
+// The same with a pointer.
+__device__ __forceinline__ void load_matrix(unsigned (&r)[4], const bf16 *row) {
+    load_matrix_at<false>(r, shared_address(row));
+}
 __device__ __forceinline__ void load_matrix_transposed(unsigned (&r)[4], const bf16 *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+    load_matrix_at<true>(r, shared_address(row));
 }
 
 // c += a b: a 16 x 16 (rows x k), b 16 x 8 (k x columns), both bf16, c f32. With g = lane / 4 and t = lane % 4:

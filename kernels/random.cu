@@ -10,10 +10,11 @@
 
 #include "random.cuh"
 
-struct Uniform {
+struct Uniform {  // shared
     float center, spread;
     unsigned seed;
 };
+static_assert(sizeof(Uniform) == 12);
 
 __device__ __forceinline__ float scaled(const Uniform &uniform, unsigned bits) {
     const float u = __uint2float_rn(bits >> 7) * 0x1p-24f - 1.0f;

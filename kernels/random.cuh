@@ -5,12 +5,13 @@
 #include "common.cuh"
 
 // The RNG key of a row's draws, 32 bytes. `noisy` is 0 for rows that choose greedily.
-struct alignas(16) Draw {
+struct alignas(16) Draw {  // shared
     unsigned key[2];
     unsigned position, stream;
     unsigned prompt, noisy;
     unsigned unused[2];
 };
+static_assert(sizeof(Draw) == 32);
 
 // Philox4x32-10 (Salmon et al., SC'11): ten rounds over four words of counter. A round is two products of 32 x 32 bits to 64
 // and two three-way exclusive ors; between rounds two Weyl constants are added to the key.

@@ -13,13 +13,14 @@
 
 #include "common.cuh"
 
-constexpr unsigned THREADS = 256;
+constexpr unsigned THREADS = 256;  // shared
 
-// A block's elements; as in src/backend/cuda/reduce.rs.
-struct Chunk {
+// A block's elements.
+struct Chunk {  // shared
     const float *x;
     size_t len;
 };
+static_assert(sizeof(Chunk) == 16);
 
 // The sum over the threads of a block, in thread 0.
 __device__ __forceinline__ double block_sum(double x) {

@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
 }
 
 // The most groups of a block of the backward pass. A group is the threads of one row; each has its own hardware barrier.
-constexpr unsigned MAX_GROUPS = 8;
+constexpr unsigned MAX_GROUPS = 8;  // shared
 
 // The gradient of one norm for a thread's vector of a row, given dy, x, and the row's sums of x^2 and dy (1 + w) x. Computes dx,
 // and adds the gradient of the weight to `dw`.

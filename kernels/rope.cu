@@ -23,14 +23,15 @@
 #include "partials.cuh"
 
 // Threads of a block.
-constexpr unsigned BLOCK = 256;
+constexpr unsigned BLOCK = 256;  // shared
 // Columns of a head that a thread holds: one vector of each half.
-constexpr unsigned PER_THREAD = 16;
+constexpr unsigned PER_THREAD = 16;  // shared
 
 // frequency[i] of all pairs of columns (i, i + Dh/2).
-struct Frequencies {
+struct Frequencies {  // shared
     float of[256];
 };
+static_assert(sizeof(Frequencies) == 1024);
 
 // sin x and cos x within 2^-23 for |x| <= 2^18. CUDA's own functions are not used because they reduce large arguments through
 // local memory.

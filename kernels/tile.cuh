@@ -64,28 +64,6 @@ __device__ __forceinline__ void unroll(F &&f) {
     unroll(f, std::make_integer_sequence<int, n>{});
 }
 
-// load_matrix of mma.cuh at an address in shared memory plus a constant offset.
-template <bool transposed, int offset>
-__device__ __forceinline__ void load_matrix_at(unsigned (&r)[4], unsigned address) {
-    if constexpr (transposed)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
-                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                     : "r"(address), "n"(offset)
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4+%5];\n"
-                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                     : "r"(address), "n"(offset)
-                     : "memory");
-}
-
-// copy_async of mma.cuh to an address plus a constant offset. `bytes` is 16, or 0 to read nothing and write zeros.
-template <int offset>
-__device__ __forceinline__ void copy_async_at(unsigned to, const void *from, unsigned bytes) {
-    asm volatile("cp.async.cg.shared.global [%0+%1], [%2], 16, %3;\n" ::"r"(to), "n"(offset), "l"(from), "r"(bytes)
-                 : "memory");
-}
-
 // One thread's copies of an operand: COUNT vectors of every stage, on lines that are LINES apart. A line is a row of the
 // operand (ROWS, INTERLEAVED) or one k (COLUMNS). In shared memory the lines of a stage are cut into swizzled tiles of 64 columns
 // (mma.cuh), stored one after the other: [line length / 64][lines][64].
@@ -198,11 +176,6 @@ __device__ __forceinline__ uint4 transpose_quad(unsigned r0, unsigned r1, unsign
     return high ? make_uint4(s, t, q0, q1) : make_uint4(p0, p1, s, t);
 }
 
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    const bf162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const unsigned *>(&pair);
-}
-
 // Stores 16 rows x 8 TILES columns, in the layout of mma's c, as bf16 in 16-byte vectors. `y` points to the element (0, 0);
 // `rows` and `cols` (a multiple of 8) are the rows and columns that the matrix has from there on.
 template <int TILES>
@@ -211,8 +184,8 @@ __device__ __forceinline__ void store_strip(const float (&c)[TILES][4], bf16 *y,
     const int row = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     if constexpr (TILES == 2) {
         // A quad holds two rows of two tiles: four vectors.
-        const uint4 v = transpose_quad(pack(c[0][0], c[0][1]), pack(c[1][0], c[1][1]), pack(c[0][2], c[0][3]),
-                                       pack(c[1][2], c[1][3]));
+        const uint4 v = transpose_quad(pack_bf16(c[0][0], c[0][1]), pack_bf16(c[1][0], c[1][1]), pack_bf16(c[0][2], c[0][3]),
+                                       pack_bf16(c[1][2], c[1][3]));
         const int r = row + t / 2 * 8, col = t % 2 * 8;
         if (r < rows && col < cols) *reinterpret_cast<uint4 *>(y + r * ld + col) = v;
     } else {
@@ -220,10 +193,10 @@ __device__ __forceinline__ void store_strip(const float (&c)[TILES][4], bf16 *y,
         for (int half = 0; half < 2; half++) {
 #pragma unroll
             for (int j = 0; j < TILES; j += 4) {
-                const uint4 v = transpose_quad(pack(c[j][2 * half], c[j][2 * half + 1]),
-                                               pack(c[j + 1][2 * half], c[j + 1][2 * half + 1]),
-                                               pack(c[j + 2][2 * half], c[j + 2][2 * half + 1]),
-                                               pack(c[j + 3][2 * half], c[j + 3][2 * half + 1]));
+                const uint4 v = transpose_quad(pack_bf16(c[j][2 * half], c[j][2 * half + 1]),
+                                               pack_bf16(c[j + 1][2 * half], c[j + 1][2 * half + 1]),
+                                               pack_bf16(c[j + 2][2 * half], c[j + 2][2 * half + 1]),
+                                               pack_bf16(c[j + 3][2 * half], c[j + 3][2 * half + 1]));
                 const int r = row + half * 8, col = (j + t) * 8;
                 if (r < rows && col < cols) *reinterpret_cast<uint4 *>(y + r * ld + col) = v;
             }

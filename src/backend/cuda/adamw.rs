@@ -1,8 +1,8 @@
 //! Launcher of kernels/adamw.cu.
 
-use super::entries::Entry;
+use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor};
-use crate::backend::{AdamW, DType, Update};
+use crate::backend::{AdamW, AdamWCoefficients, DType, Update};
 use crate::device::{Arg, Launch};
 
 /// Elements of a block: a few MiB of traffic. The list of chunks is small beside that, and blocks still divide evenly.
@@ -20,6 +20,8 @@ struct Chunk {
     len: u32,
     keep: f32,
 }
+
+same_size!(adamw: Chunk = CHUNK_BYTES, AdamWCoefficients = STEP_BYTES);
 
 /// See [`crate::backend::Backend::adamw`].
 pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor>]) {

@@ -2,28 +2,26 @@
 
 use std::ops::Range;
 
-use super::entries::Entry;
+use super::entries::shared::attention::{FEW, KEYS, PART, THREADS, TILES};
+use super::entries::{Entry, same_size};
 use super::tables::{Arrays, Section};
 use super::{Cuda, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::{QueryRun, Segment, Segments};
 
-/// Keys of a tile.
-const KEYS: usize = 64;
 /// Keys of a split.
-const SPLIT: usize = 128;
+const SPLIT: usize = TILES * KEYS;
 /// The most rows of an item of the large shape, and of the small one.
 const MAX_ROWS: usize = 64;
 const FEW_ROWS: usize = 16;
-const THREADS: u32 = 128;
 /// The value of `window` that means no window.
 const NO_WINDOW: usize = 1 << 31;
 
 /// Bit of [`Item::kind`]: the item stores a state in the workspace.
-const KIND_PART: u32 = 1;
+const KIND_PART: u32 = PART as u32;
 /// Bit of [`Item::kind`]: at most [`FEW_ROWS`] rows, and keys of one split.
-const KIND_FEW: u32 = 2;
+const KIND_FEW: u32 = FEW as u32;
 
 /// A tile of rows and a range of key positions. kernels/attention.cu explains the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -423,6 +421,8 @@ struct Params {
     padding: u32,
 }
 
+same_size!(attention: Item = ITEM_BYTES, MergeItem = MERGE_ITEM_BYTES, ChainItem = CHAIN_ITEM_BYTES, Params = PARAMS_BYTES);
+
 /// See [`crate::backend::Backend::attention_forward`]. Head widths 64, 128 and 256.
 pub(super) fn forward(
     cuda: &Cuda,
@@ -494,7 +494,7 @@ pub(super) fn forward(
         // Q; two tiles of keys; m and l.
         false => (any, (MAX_ROWS + SPLIT) * head_dim * 2 + MAX_ROWS * 8),
     };
-    let mut launch = Launch::linear(list.count, THREADS).shared(shared);
+    let mut launch = Launch::linear(list.count, THREADS as u32).shared(shared);
     launch.grid[1] = narrow(kv_heads);
     cuda.launch(entry, launch, &args);
     let mut launch = Launch::linear(list.merge_count, 32);

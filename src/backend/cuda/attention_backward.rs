@@ -1,6 +1,6 @@
 //! Launchers of kernels/attention_backward.cu, and the work lists of its blocks.
 //!
-//! Head widths 64, 128 and 256; any number of query heads per key/value head.
+//! Head widths 64, 128 and 256; any number of query heads per key/value head. A *pair* is (query token, head of a group).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,19 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::NoUninit;
 
-use super::entries::Entry;
+use super::entries::shared::attention_backward::{STAY, STREAM, THREADS};
+use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, DType};
 use crate::device::{Arg, Launch};
 use crate::segments::{QueryRun, Segment, Segments};
 
-const THREADS: usize = 256;
 /// Elements of dO that a block of the first pass takes.
 const STATS: usize = 8192;
-/// Keys of a block that computes dK and dV, pairs of a block that computes dQ. A *pair* is (query token, head of a group).
-const STAY: usize = 64;
-/// Rows of a streamed tile, of which shared memory has two stages.
-const STREAM: usize = 32;
 /// The least pairs of a part.
 const MIN_PART: usize = 512;
 /// Cost of a part, in pairs, beside its pairs, where a tile is cut: the block reads its keys again and writes f32 sums (128
@@ -88,6 +84,11 @@ struct Scores {
     cap: f32,
     window: u32,
 }
+
+same_size!(
+    attention_backward: KeyItem = KEY_ITEM_BYTES, QueryItem = QUERY_ITEM_BYTES, ChainItem = CHAIN_ITEM_BYTES, SumItem = SUM_ITEM_BYTES,
+    Scores = SCORES_BYTES,
+);
 
 impl Scores {
     fn new(spec: &AttentionSpec) -> Self {

@@ -1,4 +1,5 @@
-//! The kernels as build.rs compiled them: `Entry`, one variant per entry point, and `MODULES`.
+//! The kernels as build.rs compiled them: `Entry`, one variant per entry point, `MODULES`, and `shared`, the constants of
+//! kernels that launchers use.
 
 use crate::device::Cubin;
 
@@ -23,6 +24,14 @@ pub const NO_KERNELS: &str =
 pub fn compiled() -> bool {
     MODULES.iter().all(|module| module.ptx.is_some())
 }
+
+/// Asserts that a launcher's struct has the size of the kernel's: `same_size!(attention: Item = ITEM_BYTES)`.
+macro_rules! same_size {
+    ($stem:ident: $($name:ident = $bytes:ident),+ $(,)?) => {
+        $(const _: () = assert!(size_of::<$name>() == super::entries::shared::$stem::$bytes);)+
+    };
+}
+pub(super) use same_size;
 
 /// Bytes that lie as the widest fields of an ELF file want it.
 #[allow(dead_code)] // a debug build has none

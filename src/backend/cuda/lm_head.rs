@@ -2,27 +2,18 @@
 
 use std::ops::Range;
 
-use super::entries::Entry;
+use super::entries::shared::lm_head::{BINS, CHUNK, CUT_BYTES, MAX_BLOCKS, MERGE_ROWS, TILE_V};
+use super::entries::shared::mma::TILE_K;
+use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tensor, VECTOR, matmul, narrow};
 use crate::backend::{Backend, Choice, DType, HeadSpec, HeadTrace, Target, Truncation};
 use crate::device::{Arg, Launch, Ptr};
 use crate::rng::DrawKey;
 
-/// Tokens of a tile, and of a block's chunk of the vocabulary.
-const TILE: usize = 128;
-const CHUNK: usize = 512;
-/// k per stage of shared memory.
-const DEPTH: usize = 64;
-/// Rows of a block of the merging kernels.
-const MERGE_ROWS: usize = 8;
 /// Rows whose logits truncation writes to memory at a time: the rows of one walk over the embedding matrix.
 const TRUNCATED_ROWS: usize = 64;
-/// The most blocks among which a row of logits is divided, and the tokens that are worth a block.
-const MAX_BLOCKS: usize = 16;
+/// Tokens of a row of logits that are worth a block.
 const BLOCK_TOKENS: usize = 4096;
-/// Bins of a histogram of logits, and the bytes of a row's `Cut`.
-const BINS: usize = 2048;
-const CUT_BYTES: usize = 32;
 /// The largest vocabulary: a token is 22 bits of the key by which it is ranked.
 pub(super) const MAX_TOKENS: usize = 1 << 22;
 /// Bounds of the workspace for the gradient of the logits, in bytes. Where memory is free it may grow to the upper one.
@@ -49,7 +40,7 @@ impl Walk {
         assert!(chunks < 1 << 16, "{chunks} chunks along y");
         let mut launch = Launch::linear(rows.div_ceil(self.rows), self.threads);
         launch.grid[1] = chunks as u32;
-        launch.shared((TILE + self.rows) * DEPTH * DType::Bf16.bytes() * self.stages)
+        launch.shared((TILE_V + self.rows) * TILE_K * DType::Bf16.bytes() * self.stages)
     }
 
     /// `rows` in whole tiles.
@@ -113,7 +104,10 @@ struct Gradient {
     ld: u32,
 }
 
-/// What all kernels of one call share.
+same_size!(random: Draw = DRAW_BYTES);
+same_size!(lm_head: Operands = OPERANDS_BYTES, Head = HEAD_BYTES, KernelTarget = TARGET_BYTES, Gradient = GRADIENT_BYTES);
+
+/// The arguments that the kernels of one call share.
 struct Call<'a> {
     cuda: &'a Cuda,
     x: &'a Tensor,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::entries::Entry;
+use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor, VECTOR, narrow};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
@@ -143,6 +143,8 @@ struct Terms {
     out: [u32; 3],
     ld: [u32; 3],
 }
+
+same_size!(matmul: Weights = WEIGHTS_BYTES, Terms = TERMS_BYTES);
 
 impl From<Terms> for Arg {
     fn from(terms: Terms) -> Self {

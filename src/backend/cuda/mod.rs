@@ -29,13 +29,12 @@ use super::{
     Pace, RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
+use entries::shared::mma::VECTOR;
 use entries::{Entry, MODULES, Module, NO_KERNELS};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
 const HEAD_DIMS: [usize; 3] = [64, 128, 256];
-/// bf16 that a thread moves at a time: 16 bytes.
-const VECTOR: usize = 8;
 /// [`Backend::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
 /// The rows of the smallest tiles; see [`decode_rows`].

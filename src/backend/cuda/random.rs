@@ -1,6 +1,6 @@
 //! Launcher of kernels/random.cu.
 
-use super::entries::Entry;
+use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor};
 use crate::backend::{DType, Uniform};
 use crate::device::{Arg, Launch};
@@ -17,6 +17,8 @@ struct Argument {
     spread: f32,
     seed: u32,
 }
+
+same_size!(random: Argument = UNIFORM_BYTES);
 
 /// See [`crate::backend::Backend::random`].
 pub(super) fn random(cuda: &Cuda, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {

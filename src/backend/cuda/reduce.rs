@@ -1,14 +1,13 @@
 //! Launcher of kernels/reduce.cu.
 
-use super::entries::Entry;
+use super::entries::shared::reduce::THREADS;
+use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor, narrow};
 use crate::backend::DType;
 use crate::device::Launch;
 
 /// Elements of a block. They determine the order of the sum.
 const CHUNK: usize = 64 * 1024;
-/// Threads of a block.
-const BLOCK: u32 = 256;
 
 /// `struct Chunk` of the kernel.
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -17,6 +16,8 @@ struct Chunk {
     x: u64,
     len: u64,
 }
+
+same_size!(reduce: Chunk = CHUNK_BYTES);
 
 /// See [`crate::backend::Backend::sum_squares`].
 pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
@@ -37,11 +38,11 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
     let partials = cuda.memory(8 * chunks.len());
     cuda.launch(
         Entry::ReduceSquares,
-        Launch::linear(chunks.len(), BLOCK),
+        Launch::linear(chunks.len(), THREADS as u32),
         &[on_device.arg(), partials.arg()],
     );
     let sums = cuda.memory(8 * x.len());
     let args = [partials.arg(), firsts.arg(), sums.arg()];
-    cuda.launch(Entry::ReducePartials, Launch::linear(x.len(), BLOCK), &args);
+    cuda.launch(Entry::ReducePartials, Launch::linear(x.len(), THREADS as u32), &args);
     cuda.read(&sums, x.len())
 }

@@ -1,6 +1,7 @@
 //! Launchers of kernels/rms_norm.cu.
 
 use super::entries::Entry;
+use super::entries::shared::rms_norm::MAX_GROUPS;
 use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
 use crate::device::{Arg, Launch, Ptr};
@@ -9,8 +10,6 @@ use crate::device::{Arg, Launch, Ptr};
 pub(super) const MAX_COLS: usize = 1024 * VECTOR;
 /// The most blocks of a backward pass, each of which writes a row of partial sums.
 const BACKWARD_BLOCKS: usize = 512;
-/// The most groups of threads of a block of a backward pass, each with a row of its own (`MAX_GROUPS` of the kernel).
-const MAX_GROUPS: usize = 8;
 
 /// Threads of a row of x.
 fn threads(x: &Tensor) -> u32 {

@@ -3,16 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::entries::Entry;
+use super::entries::shared::rope::{BLOCK, FREQUENCIES_BYTES, PER_THREAD};
 use super::{Cuda, Tables, Tensor};
 use crate::backend::{DType, HeadNorm, RopeSpec};
 use crate::device::{Arg, Launch};
 
-/// Threads of a block.
-const BLOCK: usize = 256;
-/// Columns of a head that a thread holds: 8 of each half.
-const PER_THREAD: usize = 16;
 /// The widest heads: a head's threads are in one warp, and its frequencies are arguments of the kernel.
-const MAX_HEAD_DIM: usize = 512;
+const MAX_HEAD_DIM: usize = 2 * FREQUENCIES_BYTES / size_of::<f32>();
 /// The fewest heads that a block of the backward pass adds up, so that the traffic of partial sums is small.
 const BACKWARD_HEADS: usize = 64;
 /// The most blocks of the backward pass, each of which writes a row of partial sums.

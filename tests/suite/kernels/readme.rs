@@ -95,9 +95,8 @@ fn the_table_of_methods_is_that_of_the_tree() {
     assert!(missing.is_empty(), "entry points that no line of the table names: {missing:?}");
 }
 
-/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point, or above the
-/// family that it belongs to; the file has the function and names the entry point, and N is the number of its launch
-/// bounds.
+/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point; the file has
+/// the function and names the entry point, and N is the number of its launch bounds.
 #[test]
 fn every_kernel_names_its_launcher() {
     for module in MODULES {
@@ -108,14 +107,12 @@ fn every_kernel_names_its_launcher() {
             let what = format!("kernels/{}.cu: {name}", module.name);
             let declares = |i: &usize| {
                 let text = lines[*i..].iter().take(2).copied().collect::<Vec<_>>().join(" ");
-                let kernel =
-                    lines[*i].starts_with("extern \"C\" __global__") && text.contains(&format!(" {name}("));
-                kernel || lines[*i].starts_with(&format!("KERNEL({name},"))
+                lines[*i].starts_with("extern \"C\" __global__") && text.contains(&format!(" {name}("))
             };
             let at = (0..lines.len()).find(declares).unwrap_or_else(|| panic!("{what}: not found"));
             let above = lines[..at].iter().rev();
             let line = above
-                .take_while(|line| line.starts_with("//") || line.starts_with("KERNEL("))
+                .take_while(|line| line.starts_with("//"))
                 .find_map(|line| line.strip_prefix("// Launched by cuda/"))
                 .unwrap_or_else(|| panic!("{what}: no line that begins with `// Launched by cuda/`"));
             let (file, rest) = line.split_once(".rs: ").unwrap_or_else(|| panic!("{what}: {line}"));
@@ -127,11 +124,7 @@ fn every_kernel_names_its_launcher() {
             let threads = threads.strip_suffix(" threads.").unwrap_or_else(|| panic!("{what}: {line}"));
             // A formula says how many of those that the bounds allow.
             let Ok(number) = threads.rsplit(' ').next().unwrap().parse::<u32>() else { continue };
-            let bounds = match lines[at].starts_with("KERNEL(") {
-                true => source.split("#define KERNEL(").nth(1).unwrap(),
-                false => &source[source.find(lines[at]).unwrap()..],
-            };
-            let bounds = bounds.split("__launch_bounds__(").nth(1).unwrap();
+            let bounds = lines[at].split("__launch_bounds__(").nth(1).unwrap();
             let bound = bounds.split([',', ')']).next().unwrap();
             assert_eq!(
                 bound.trim(),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::entries::shared::attention::{FEW, KEYS, PART, THREADS, TILES};
 use super::entries::{Entry, same_size};
-use super::tables::{Arrays, Section};
+use super::sections::{Arrays, Section};
 use super::{Cuda, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};

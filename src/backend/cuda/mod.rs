@@ -17,6 +17,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+mod sections;
 pub mod tables;
 
 use std::collections::VecDeque;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::attention::DeviceLists;
+use super::sections::{Arrays, Section};
 use super::{Cuda, Draws, Memory};
 use crate::backend::{AttentionSpec, Batch, Decode};
-use crate::device::{Arg, Ptr};
+use crate::device::Ptr;
 use crate::segments::{QueryRun, Segments};
 
 /// The tokens of a batch.
@@ -53,7 +54,7 @@ impl Tables {
         let (from, batch) = (arrays.add(step.from), step.with_ids(&[]));
         let lists = DeviceLists::new(&mut arrays, &batch, attention, cuda.device().multiprocessors());
         // The size is rounded up, so that there are few sizes and steps repeat to the address.
-        arrays.bytes.resize(arrays.bytes.len().next_power_of_two(), 0);
+        arrays.round_up();
         let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
         Self::with(cuda, arrays, &batch, lists, tokens)
     }
@@ -68,7 +69,7 @@ impl Tables {
     ) -> Self {
         let positions = arrays.add(&batch.positions());
         let kv_rows = arrays.add(&batch.kv_rows());
-        let memory = cuda.array(&arrays.bytes);
+        let memory = cuda.array(arrays.bytes());
         let base = memory.ptr();
         Self {
             rows: batch.rows,
@@ -81,42 +82,5 @@ impl Tables {
             attention_backward: Default::default(),
             _memory: memory,
         }
-    }
-}
-
-/// Small arrays that are uploaded as one.
-#[derive(Default)]
-pub(super) struct Arrays {
-    bytes: Vec<u8>,
-}
-
-/// One of several [`Arrays`]: its offset among them, which [`Section::at`] turns into its address.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Section(Ptr);
-
-impl Arrays {
-    /// Adds an array, aligned to 16 bytes.
-    pub(super) fn add<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Section {
-        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
-        let section = Section(Ptr(self.bytes.len() as u64));
-        self.bytes.extend_from_slice(bytemuck::cast_slice(data));
-        section
-    }
-}
-
-impl Section {
-    /// The array on the device, given the address of all arrays.
-    pub(super) fn at(self, base: Ptr) -> Self {
-        Self(Ptr(base.0 + self.0.0))
-    }
-
-    /// Its address as a kernel's argument.
-    pub(super) fn arg(&self) -> Arg {
-        Arg::Ptr(self.0)
-    }
-
-    /// Its address.
-    pub(super) fn ptr(&self) -> Ptr {
-        self.0
     }
 }

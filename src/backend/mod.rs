@@ -398,6 +398,10 @@ pub trait Backend: Send + Sync {
 
     /// What computes, as a user would recognise it: `cpu`, or the name of a GPU.
     fn device_name(&self) -> String;
+    /// What of that name bits may depend on: `cpu`, on which they are the same everywhere, or a GPU's model.
+    fn device_model(&self) -> String {
+        self.device_name()
+    }
     /// Whether the ops can run models of this shape: asked before a model is loaded.
     fn supports(&self, _shape: &ModelShape) -> Result<(), Unsupported> {
         Ok(())

@@ -1237,6 +1237,10 @@ impl Device for Gpu {
         self.name.clone()
     }
 
+    fn model(&self) -> String {
+        format!("cuda ({})", self.state().description.name)
+    }
+
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }

@@ -159,6 +159,10 @@ impl<'a> Cubin<'a> {
 pub trait Device: Send + Sync {
     /// The name by which a user recognises it.
     fn name(&self) -> String;
+    /// What of its name bits may depend on: like devices have the same. Which of several it is makes no difference.
+    fn model(&self) -> String {
+        self.name()
+    }
     /// Multiprocessors: how many blocks run side by side at least. Launchers may choose a tile by it, and never an order
     /// of sums, so that results are the same on every device.
     fn multiprocessors(&self) -> u32;
@@ -236,6 +240,10 @@ pub trait Device: Send + Sync {
 impl<D: Device + ?Sized> Device for Arc<D> {
     fn name(&self) -> String {
         (**self).name()
+    }
+
+    fn model(&self) -> String {
+        (**self).model()
     }
 
     fn multiprocessors(&self) -> u32 {

@@ -27,7 +27,7 @@ use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_
 use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
-use super::setup::{arithmetic, check_experts, check_prompts, judges, rollout, stop_rule, warnings};
+use super::setup::{check_experts, check_prompts, judges, rollout, stop_rule, warnings};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use crate::backend::Backend;
@@ -344,7 +344,7 @@ fn go_on<B: Backend>(
     match (newest.snapshot, newest.passed_over.first(), saved) {
         (Some(snapshot), _, _) => {
             let state = snapshot.state.clone();
-            let device = arithmetic(&backend.device_name());
+            let device = backend.device_model();
             if state.device != device {
                 differ(vec![format!(
                     "--device: the run is on {}, this is {device}; go on there, or begin a new run from the model in {}",
@@ -595,7 +595,7 @@ impl<B: Backend> Trainer<'_, B> {
             step,
             config_hash: self.stepper.config.resume_hash()?,
             data_hash: self.stepper.tasks.fingerprint,
-            device: arithmetic(&dir.model.backend.device_name()),
+            device: dir.model.backend.device_model(),
         };
         let (b, model) = (&dir.model.backend, &dir.model);
         let path = self.snapshots.save(

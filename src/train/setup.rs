@@ -184,16 +184,6 @@ pub fn judges(config: &TrainConfig) -> Result<Option<Judges>, TrainError> {
     Ok(Some(judges.passing_at(config.objective.threshold())))
 }
 
-/// What computes, as far as bits may depend on it, of a [`Backend::device_name`]: `cpu`, on which they are the same
-/// everywhere, or the GPU's model.
-pub fn arithmetic(device: &str) -> String {
-    // Which of several like GPUs makes no difference.
-    match device.strip_prefix("cuda:").map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit())) {
-        Some(rest) => format!("cuda{rest}"),
-        None => device.to_owned(),
-    }
-}
-
 /// The prompts of a configuration, to a model that was opened for it: panics if that lacks the chat template.
 fn prompt_format<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> PromptFormat<'a> {
     let wrapping = match config.data.template {
@@ -239,20 +229,5 @@ pub(super) fn sampling(config: &TrainConfig, step: u64) -> Sampling {
         max_new_tokens: generate.max_new_tokens,
         seed: config.train.seed,
         step,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::arithmetic;
-
-    #[test]
-    fn like_gpus_compute_alike_and_others_do_not() {
-        assert_eq!(
-            arithmetic("cuda:0 (NVIDIA A100-SXM4-80GB)"),
-            arithmetic("cuda:12 (NVIDIA A100-SXM4-80GB)")
-        );
-        assert_eq!(arithmetic("cuda:3 (NVIDIA L4)"), "cuda (NVIDIA L4)");
-        assert_eq!(arithmetic("cpu"), "cpu");
     }
 }

@@ -791,6 +791,9 @@ mod with_settings {
             return;
         }
         let gpu = Gpu::open(0).unwrap();
+        // Which of several like GPUs makes no difference to bits.
+        assert_eq!(gpu.name(), format!("cuda:0 ({})", gpu.description().name));
+        assert_eq!(gpu.model(), format!("cuda ({})", gpu.description().name));
         let message = gpu.load("hand.ptx", PTX, &["combine"]).unwrap_err().message;
         let told =
             "hand.ptx is PTX 7.4, and this driver knows CUDA 11.2; install a driver of CUDA 11.4 or newer";
@@ -1347,7 +1350,10 @@ fn kernels_tells_what_the_driver_makes_of_them() {
 #[test]
 fn without_a_driver_the_next_step_is_told() {
     match Gpu::open(0) {
-        Ok(gpu) => assert!(gpu.name().starts_with("cuda:0 ("), "{}", gpu.name()),
+        Ok(gpu) => {
+            assert!(gpu.name().starts_with("cuda:0 ("), "{}", gpu.name());
+            assert_eq!(gpu.model(), gpu.name().replacen("cuda:0", "cuda", 1));
+        }
         Err(e) => assert!(e.message.contains("--device cpu"), "{e}"),
     }
 }

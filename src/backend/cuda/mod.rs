@@ -262,6 +262,10 @@ impl Backend for Cuda {
         self.0.device.name()
     }
 
+    fn device_model(&self) -> String {
+        self.0.device.model()
+    }
+
     fn supports(&self, shape: &ModelShape) -> Result<(), Unsupported> {
         let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab } = *shape;
         let mut problems = Vec::new();

@@ -124,7 +124,11 @@ fn modules_name_only_those_below_them() {
 
 #[test]
 fn no_modules_need_each_other() {
-    let arrows = arrows(&root().join("src"), &["lib.rs", "main.rs"]);
+    let mut arrows = arrows(&root().join("src"), &["lib.rs", "main.rs"]);
+    // A folder's mod.rs holds what its files share.
+    for (from, named) in &mut arrows {
+        named.retain(|to| !from.starts_with(&format!("{to}::")));
+    }
     assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 300, "few arrows were seen: {arrows:#?}");
     let circles = circles(arrows);
     assert!(circles.is_empty(), "{circles:#?}");
@@ -152,7 +156,7 @@ const PRIVILEGES: [(&str, &[&str]); 17] = [
     ("println!", &[]),
     ("io::stdout", &["src/cli/"]),
     ("io::stdin", &["src/cli/"]),
-    ("env::", &["src/device/driver.rs", "src/cost/figures.rs"]),
+    ("env::", &["src/device/driver/", "src/cost/figures.rs"]),
     ("indicatif", &["src/cli/"]),
     ("process::exit", &[]),
     ("rayon::", &["src/backend/cpu/", "src/cli/devices.rs"]),

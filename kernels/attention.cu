@@ -178,7 +178,7 @@ struct Block {
           column0(S::SHARED ? warp * DH / 4 : 0), sq(shared), sa(sq + S::QUERIES), sb(sa + S::BUFFER) {}
 
     // For the fields of the item that are rarely used. At 64 rows it reads them from global memory again, because kept in
-    // registers they would cost the main loop some.
+    // registers they would cost the main loop some (common.cuh has the figures).
     __device__ const Item &item_in_memory() const {
         if constexpr (S::SHARED)
             return item;

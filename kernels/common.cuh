@@ -70,11 +70,35 @@ __device__ __forceinline__ void store8(bf16 *x, size_t i, const bf16x8 &v) {
     reinterpret_cast<uint4 *>(x)[i] = reinterpret_cast<const uint4 &>(v);
 }
 
-// Hides from the compiler that `value` is unchanged. It then keeps the vector in four registers and widens it again at the
-// next use (four shifts, four masks), because it cannot know that the eight widened floats would still be valid.
+// **Register tricks.** An empty asm statement that claims to change a value hides from the compiler where the value came from. The
+// three functions here are such statements, and `item_in_memory` of attention.cu is a fourth trick. Their effect is that of one
+// compiler, here nvcc and ptxas 13.2, in registers of a thread on sm_80; tests/suite/kernels/resources.rs holds that no kernel
+// spills and that enough warps fit a multiprocessor:
+//
+// | trick | kernel | registers with it | without |
+// |---|---|---|---|
+// | keep_packed | add_norm_forward_post | 41 | 50 |
+// | keep_computed | matmul_forward_32x64 | 54 | 64 |
+// | keep_advancing | matmul_forward_32x16 | 40 | 54 |
+// | item_in_memory | attention_forward_64_rows_64 | 146 | 155 |
+// | item_in_memory | attention_forward_256_rows_64 | 255, no spill | 255, 8 bytes spilled |
+
+// Makes the compiler keep a vector in four registers and widen it again at the next use (four shifts, four masks), because it
+// cannot know that the eight widened floats would still be valid.
 __device__ __forceinline__ void keep_packed(bf16x8 &value) {
     unsigned(&words)[4] = reinterpret_cast<unsigned(&)[4]>(value);
     asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// Makes the compiler keep values that are computed once before a loop. It would otherwise recompute them in every round.
+__device__ __forceinline__ void keep_computed(size_t &a, size_t &b, int &c, int &d, int &e) {
+    asm volatile("" : "+l"(a), "+l"(b), "+r"(c), "+r"(d), "+r"(e));
+}
+
+// Makes the compiler advance a pointer by one addition after another. It would otherwise compute p + i step for every i.
+template <typename T>
+__device__ __forceinline__ void keep_advancing(const T *&p) {
+    asm volatile("" : "+l"(p));
 }
 
 // Tells the compiler that a pointer read from memory points to global memory, because it cannot derive that and would emit

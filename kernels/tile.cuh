@@ -98,8 +98,8 @@ struct Feed {
         to = (vector / 8 * ALL_LINES * TILE_K + swizzled(line, vector % 8)) * int(sizeof(bf16));
         limit = STRIDED ? (vector * VECTOR < o.rows ? 0x7fffffff : 0) : o.rows - source;
         first_k = STRIDED ? line : vector * VECTOR;
-        // Keeps the compiler from recomputing these in every stage, which it would do to save registers.
-        asm volatile("" : "+l"(step), "+l"(stage_step), "+r"(to), "+r"(limit), "+r"(first_k));
+        // Every stage uses these.
+        keep_computed(step, stage_step, to, limit, first_k);
     }
 
     // Number of existing lines from this thread's first on, in a stage that begins `left` before the end of k.
@@ -113,8 +113,7 @@ struct Feed {
     __device__ __forceinline__ void copy(unsigned stage, int lines) {
         copy_async_at<i * LINES * TILE_K * int(sizeof(bf16))>(stage + to, from, i * SOURCE_LINES < lines ? 16 : 0);
         from += step;
-        // Keeps the compiler from computing from + i step for every vector, which takes more than this one addition.
-        asm volatile("" : "+l"(from));
+        keep_advancing(from);
     }
 
     __device__ __forceinline__ void next() {

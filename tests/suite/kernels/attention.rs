@@ -517,11 +517,11 @@ impl Decode {
         let (blocks, few) = (self.splits * self.tiles, 32.0);
         // A tile of keys, K and V: copied in; read by each warp where it has rows of its own, else once by all. With it Q
         // and, where warps share rows, p, read by each of four. 128 bytes a wavefront.
-        let piece = 64.0 * 512.0 / 128.0;
+        let of_keys = 64.0 * 512.0 / 128.0;
         // What warps that share rows tell each other: p, maxima and sums, written by four, the latter read from four by four.
         let exchange = 16.0 + 2.0 * (8.0 + 32.0);
-        let of_few = 2.0 * (2.0 * piece + 2.0 * piece + 4.0 * (64.0 + 16.0) + exchange) + 64.0;
-        let of_many = 2.0 * (2.0 * piece + 2.0 * 4.0 * piece + 4.0 * 64.0) + 256.0;
+        let of_few = 2.0 * (2.0 * of_keys + 2.0 * of_keys + 4.0 * (64.0 + 16.0) + exchange) + 64.0;
+        let of_many = 2.0 * (2.0 * of_keys + 2.0 * 4.0 * of_keys + 4.0 * 64.0) + 256.0;
         let longest = if self.tile == 16.0 { of_few } else { of_many };
         let wavefronts = reports[0].shared.wavefronts as f64;
         // And m and l of 64 rows.

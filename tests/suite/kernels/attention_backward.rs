@@ -87,10 +87,10 @@ fn a_prompt_collects_the_gradients_of_its_responses() {
     }
 }
 
-/// 8 heads of 299 and of 329 tokens: two tiles of the prompt's keys that are seen by three pieces of pairs each, or with
+/// 8 heads of 299 and of 329 tokens: two tiles of the prompt's keys that are seen by three parts of pairs each, or with
 /// five heads by two, the second of which begins amid a token's heads.
 #[test]
-fn pieces_of_a_long_list_add_up() {
+fn parts_of_a_long_list_add_up() {
     let segments = || group(70, &(0..32).map(|i| 5 + i % 7).collect::<Vec<_>>());
     gradient(segments(), (8, 1, 64), 0.2, None, None);
     gradient(segments(), (10, 2, 64), 0.2, None, Some(64));
@@ -100,7 +100,7 @@ fn pieces_of_a_long_list_add_up() {
 
 /// Layers with different windows share a batch's tables.
 #[test]
-fn plans_are_kept_per_window() {
+fn lists_are_kept_per_window() {
     struct Two;
     impl Case for Two {
         fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
@@ -184,8 +184,8 @@ fn products_are_made_of_what_is_seen() {
             assert_eq!(r.local.requests, 0, "{what}: local memory");
             // The two that memory limits touch every sector once.
             if r.kernel.contains("_stats_") || r.kernel.contains("_sum_") {
-                let (touched, unique) = (r.global.sectors, r.unique_sectors.0 + r.unique_sectors.1);
-                assert!(touched as f64 <= 1.05 * unique as f64, "{what}: {touched} sectors of {unique}");
+                let (requested, unique) = (r.global.sectors, r.unique_sectors.0 + r.unique_sectors.1);
+                assert!(requested as f64 <= 1.05 * unique as f64, "{what}: {requested} sectors of {unique}");
             }
         }
     }

@@ -45,7 +45,7 @@ impl Case for Backward<'_> {
 /// Both ends of the table, an id twice, others never.
 const IDS: [u32; 6] = [49, 0, 7, 31, 7, 1];
 
-/// One piece, a block's threads and one piece more, the widths of Gemma 3 270M, 2B and more than a block's threads.
+/// One vector, a block's threads and one vector more, the widths of Gemma 3 270M, 2B and more than a block's threads.
 const WIDTHS: [usize; 8] = [8, 248, 256, 264, 640, 2048, 2056, 5376];
 
 #[test]

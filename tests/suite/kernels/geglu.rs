@@ -26,7 +26,7 @@ impl Case for Backward {
 
 #[test]
 fn any_number_of_elements() {
-    // One piece; a block's 256 and one more or less; the widths of Gemma.
+    // One vector; a block's 256 and one more or less; the widths of Gemma.
     for (rows, cols) in [(1, 8), (1, 2040), (1, 2048), (1, 2056), (3, 24), (0, 8), (2, 16_384), (3, 6912)] {
         check(&["dgate", "dup"], Rule::Backward, &Backward { rows, cols, size: 4.0 });
     }

@@ -288,7 +288,7 @@ pub(crate) fn counted_on(workload: &Workload, multiprocessors: u32) -> Vec<Repor
     vm.take_reports()
 }
 
-/// Sectors of global memory that accesses touched, over what they would touch if coalesced.
+/// Sectors of global memory that accesses requested, over those that they would request if coalesced.
 pub(crate) fn coalescing(reports: &[Report]) -> f64 {
     let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>() as f64;
     sum(|r| r.global.sectors) / sum(|r| r.global.ideal_sectors)

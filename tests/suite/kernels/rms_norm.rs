@@ -8,7 +8,7 @@ use crate::ops::{bits, randoms};
 use crate::tolerance::Rule;
 
 const EPS: f32 = 1e-6;
-/// One piece; the last lane, warp and thread of a block and those beyond; the widths of Gemma 3 270M, 2B, 3 27B.
+/// One vector; the last lane, warp and thread of a block and those beyond; the widths of Gemma 3 270M, 2B, 3 27B.
 const WIDTHS: [usize; 12] = [8, 16, 248, 256, 264, 640, 1024, 1032, 2048, 2304, 5376, 8192];
 
 struct Forward {

@@ -18,6 +18,9 @@ const ROW_LIMIT: usize = 1 << 18;
 
 impl BlockRun {
     /// Control flow that is rarer than branches, for the lanes `m` of split `s`; sets the split's next pc.
+    ///
+    /// Never inlined, because it would cost the loop of [`BlockRun::run_split`] its registers.
+    #[inline(never)]
     #[allow(clippy::too_many_arguments)]
     pub(super) fn control(
         &mut self,

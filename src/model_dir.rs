@@ -325,9 +325,7 @@ pub fn save<B: Backend>(
 ) -> Result<(), CheckpointError> {
     let wrapper = config.wrapped.then(|| Checkpoint::open(source)).transpose()?;
     let names = wrapper.as_ref().and_then(TextNames::of);
-    let wrapper = wrapper.map(|checkpoint| {
-        checkpoint.part(|stored| names.map_or(Some(stored.to_owned()), |n| n.inner(stored)))
-    });
+    let wrapper = wrapper.zip(names).map(|(checkpoint, names)| checkpoint.part(|stored| names.inner(stored)));
     atomic::replace_dir(out, |dir| {
         let dtype = backend.dtype(&params.embed);
         atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;

@@ -111,14 +111,15 @@ pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const MAX_JSON_BYTES: u64 = 1 << 20;
 /// Bound on every width, so that no product of sizes overflows 64 bits. The largest Gemma vocabulary is 2^18.
 const MAX_WIDTH: usize = 1 << 22;
-/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
-/// other tools pad to up to 1024. Another Gemma's vocabulary differs by thousands.
-pub const MAX_SPARE_ROWS: usize = 1023;
 /// Bound on the number of layers, for the same reason.
 const MAX_LAYERS: usize = 1 << 12;
 /// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. The largest
 /// Gemma context is 2^17.
 const MAX_POSITIONS: usize = 1 << 18;
+
+/// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
+/// other tools pad to up to 1024. Another Gemma's vocabulary differs by thousands.
+pub const MAX_SPARE_ROWS: usize = 1023;
 
 /// Why a directory's configuration cannot be used. Every message names the file and the field.
 #[derive(Debug, thiserror::Error)]
@@ -217,11 +218,11 @@ impl ConfigFile {
         let key = if json.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         json.insert(key.to_owned(), name.into());
         if let (true, Some(Value::Object(text))) = (self.wrapped, json.get_mut(TEXT_CONFIG)) {
-            let named = ["dtype", "torch_dtype"]
-                .into_iter()
-                .filter(|key| text.contains_key(*key))
-                .collect::<Vec<_>>();
-            named.into_iter().for_each(|key| drop(text.insert(key.to_owned(), name.into())));
+            for key in ["dtype", "torch_dtype"] {
+                if let Some(said) = text.get_mut(key) {
+                    *said = name.into();
+                }
+            }
         }
         format!("{:#}\n", Value::Object(json))
     }

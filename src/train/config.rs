@@ -115,14 +115,14 @@ pub struct DataSection {
 impl DataSection {
     /// Refuses files that are not there.
     pub fn check(&self, problems: &mut Problems) {
-        if unset(&self.tasks) {
+        let tasks = &self.tasks;
+        if unset(tasks) {
             problems.add("data.tasks", "missing; give a JSON lines file with `prompt` and `answer`".into());
+        } else {
+            problems.require(tasks.is_file(), "data.tasks", || format!("no file at {}", tasks.display()));
         }
-        let files = [("data.tasks", Some(&self.tasks)), ("data.eval_tasks", self.eval_tasks.as_ref())];
-        for (key, path) in
-            files.into_iter().filter_map(|(key, path)| Some((key, path.filter(|p| !unset(p))?)))
-        {
-            problems.require(path.is_file(), key, || format!("no file at {}", path.display()));
+        if let Some(path) = &self.eval_tasks {
+            problems.require(path.is_file(), "data.eval_tasks", || format!("no file at {}", path.display()));
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Conversations, and the chat template of a checkpoint: Jinja text that turns one into a prompt, as Transformers'
 //! `apply_chat_template` does it.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value as Jinja, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use thiserror::Error;
 
 use crate::checkpoint::{FileError, read_file};
@@ -133,6 +136,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_filter("tojson", tojson);
         if let Err(e) = environment.add_template_owned(NAME, text) {
             return Err(ChatError::Template { path, problem: told(&e) });
         }
@@ -171,6 +175,42 @@ impl ChatTemplate {
             unk_token => "<unk>",
         };
         template.render(values).map_err(refused)
+    }
+}
+
+/// A value as Python's `json.dumps` writes it, which is what Transformers' templates get: text as it is, spaces behind commas
+/// and colons, and with an `indent` lines.
+fn tojson(value: Jinja, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
+    let mut text = Vec::new();
+    match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            let lines = PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut text, lines)).map_err(failed)?;
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut text, Spaced)).map_err(failed)?,
+    }
+    String::from_utf8(text).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+/// JSON on one line, with a space behind each comma and colon.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
     }
 }
 

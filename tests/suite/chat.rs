@@ -215,7 +215,7 @@ fn conversations_are_trained_evaluated_and_sampled() {
         let saved = f.path(&format!("{template}/checkpoints/step-000002/model/chat_template.jinja"));
         assert_eq!(fs::read(saved).unwrap(), fs::read(f.path("model/chat_template.jinja")).unwrap());
         f.succeed(&[&args[..], &["--set", "train.steps=3", "--resume"]].concat());
-        let set = ["--set", &set[0], "--set", "verifier.kind=numeric"];
+        let set = ["--set", &set[0], "--set", "verifier.kind=numeric", "--set", "generate.max_new_tokens=4"];
         f.succeed(
             &[&["eval", "--model", "model", "--tasks", "talks.jsonl", "--samples", "2"][..], &set[..]]
                 .concat(),

@@ -41,6 +41,8 @@ mod inputs;
 mod judging;
 #[path = "suite/kernels/mod.rs"]
 mod kernels;
+#[path = "suite/kernels_readme.rs"]
+mod kernels_readme;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]

@@ -12,7 +12,6 @@ mod geglu;
 mod lm_head;
 mod matmul;
 mod random;
-mod readme;
 mod reduce;
 mod resources;
 mod rms_norm;

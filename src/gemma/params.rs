@@ -165,8 +165,8 @@ const QUANTISED: [&str; 8] =
 /// Most lines of a [`LoadError`].
 const MAX_LISTED: usize = 12;
 
-/// How a vision-and-text checkpoint names the tensors of its text model: what stands where a text model has
-/// [`TextNames::BODY`], and its head.
+/// How a vision-and-text checkpoint names the tensors of its text model: what stands where a text model has `model.`, and
+/// its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextNames {
     body: &'static str,

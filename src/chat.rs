@@ -82,7 +82,7 @@ pub enum ChatError {
 
 /// Gemma 3's tokenizer_config.json, with a line for each of its 6,000 reserved tokens, has 1.2 MB.
 pub const MAX_TEMPLATE_BYTES: u64 = 64 << 20;
-/// Instructions that a template may take for one prompt, so that none runs for ever. Gemma 4's takes some thousands.
+/// Instructions that a template may take for one prompt, so that none runs for ever.
 const MAX_FUEL: u64 = 100_000_000;
 /// The name of the template among minijinja's.
 const NAME: &str = "chat_template";

@@ -114,7 +114,8 @@ fn steps(c: &mut Criterion) {
         x.as_f32_mut().iter_mut().for_each(|x| *x *= 0.1);
         to_bf16(&x)
     });
-    let model = Gemma { backend: Cpu::BF16, config, params };
+    let scalars = vec![1.0; config.layers.len()];
+    let model = Gemma { backend: Cpu::BF16, config, params, scalars };
     let tokens =
         |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| 3 + (i * 97 + seed * 31) % 4000).collect() };
     let (prompt, responses) = (tokens(128, 0), (1..=8).map(|seed| tokens(49, seed)).collect::<Vec<_>>());

@@ -195,7 +195,7 @@ fn random_model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
         };
         backend.random(&Uniform::up_to(spread, seed), DType::Bf16, spec.rows, spec.cols)
     });
-    Gemma { backend, config: config.clone(), params }
+    Gemma { backend, config: config.clone(), params, scalars: vec![1.0; config.layers.len()] }
 }
 
 /// Random tokens: prompts with nothing in common.

@@ -1,11 +1,13 @@
 // RMSNorm as Gemma has it, alone and fused with the residual addition before it.
 //
-//   norm(x; w) = x r (1 + w),  r = 1 / sqrt(mean(x^2) + eps)                         x [T, D], w [D]
-//   add_norm:    sum = x + norm(branch; post)  (x + branch without post),  normed = norm(sum; pre)
+//   norm(x; w) = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)                    x [T, D], w [D]
+//   add_norm:    sum = scale (x + norm(branch; post)),  without post scale (x + branch),  normed = norm(sum; pre)
 //
-// Backward, with dn = dnormed, ds = dsum, g = dn (1 + pre), all of one row:
-//   dx = ds + r (g - sum r^2 mean(g sum)),            dpre  += dn sum r over all rows
-//   with g' = dx (1 + post), r' that of branch:
+// Up to Gemma 3 weights are differences from 1, offset is 1; in Gemma 4 it is 0. scale is Gemma 4's layer scalar, else 1.
+//
+// Backward, with dn = dnormed, ds = dsum, g = dn (offset + pre), all of one row:
+//   dx = scale (ds + r (g - sum r^2 mean(g sum))),    dpre  += dn sum r over all rows
+//   with g' = dx (offset + post), r' that of branch:
 //   dbranch = r' (g' - branch r'^2 mean(g' branch)),  dpost += dx branch r' over all rows
 //
 // All tensors are bf16, the gradients of weights f32; arithmetic is f32, and every result is rounded once, when it is stored.
@@ -54,19 +56,20 @@ __device__ __forceinline__ float reciprocal_rms(float squares, float per_col, fl
     return rsqrtf(fmaf(squares, per_col, eps));
 }
 
-// y = x r (1 + w).
-__device__ __forceinline__ void normalize(const float (&x)[8], float r, const bf16x8 &w, float (&y)[8]) {
+// y = x r (offset + w).
+__device__ __forceinline__ void normalize(const float (&x)[8], float r, const bf16x8 &w, float offset, float (&y)[8]) {
     float weight[8];
     widen(w, weight);
 #pragma unroll
-    for (int i = 0; i < 8; i++) y[i] = x[i] * r * (1.0f + weight[i]);
+    for (int i = 0; i < 8; i++) y[i] = x[i] * r * (offset + weight[i]);
 }
 
 // Rows of blockIdx.x * per_block and the following. Without ADD there is neither branch nor sum, and x is what is
 // normed.
 template <bool ADD, bool POST>
 __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const bf16 *post, const bf16 *pre, bf16 *sum,
-                                        bf16 *normed, unsigned rows, unsigned cols, unsigned per_block, float eps) {
+                                        bf16 *normed, unsigned rows, unsigned cols, unsigned per_block, float eps,
+                                        float offset, float scale) {
     __shared__ float partial[2][WARP];
     const unsigned vector = threadIdx.x, vectors = cols / 8;
     const unsigned warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -96,11 +99,11 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
             row_sum(scratch, partial[parity], warp, warps, 0);
             parity ^= 1;
             keep_packed(w_post);
-            normalize(added, reciprocal_rms(scratch[0], per_col, eps), w_post, added);
+            normalize(added, reciprocal_rms(scratch[0], per_col, eps), w_post, offset, added);
         }
         if (ADD) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) value[i] += added[i];
+            for (int i = 0; i < 8; i++) value[i] = (value[i] + added[i]) * scale;
             const bf16x8 stored = narrow(value);
             if (inside) store8(sum, at, stored);
             widen(stored, value);
@@ -109,7 +112,7 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
         row_sum(scratch, partial[parity], warp, warps, 0);
         parity ^= 1;
         if (ADD) keep_packed(w_pre);
-        normalize(value, reciprocal_rms(scratch[0], per_col, eps), w_pre, value);
+        normalize(value, reciprocal_rms(scratch[0], per_col, eps), w_pre, offset, value);
         if (inside) store8(normed, at, narrow(value));
     }
 }
@@ -118,32 +121,33 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
 // Launched by cuda/rms_norm.rs: forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, unsigned rows, unsigned cols,
-    unsigned per_block, float eps) {
-    forward<false, false>(x, nullptr, nullptr, w, nullptr, y, rows, cols, per_block, eps);
+    unsigned per_block, float eps, float offset) {
+    forward<false, false>(x, nullptr, nullptr, w, nullptr, y, rows, cols, per_block, eps, offset, 1.0f);
 }
 
 // Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ pre, bf16 *__restrict__ sum,
-    bf16 *__restrict__ normed, unsigned rows, unsigned cols, unsigned per_block, float eps) {
-    forward<true, false>(x, branch, nullptr, pre, sum, normed, rows, cols, per_block, eps);
+    bf16 *__restrict__ normed, unsigned rows, unsigned cols, unsigned per_block, float eps, float offset,
+    float scale) {
+    forward<true, false>(x, branch, nullptr, pre, sum, normed, rows, cols, per_block, eps, offset, scale);
 }
 
 // Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
     const bf16 *__restrict__ pre, bf16 *__restrict__ sum, bf16 *__restrict__ normed, unsigned rows, unsigned cols,
-    unsigned per_block, float eps) {
-    forward<true, true>(x, branch, post, pre, sum, normed, rows, cols, per_block, eps);
+    unsigned per_block, float eps, float offset, float scale) {
+    forward<true, true>(x, branch, post, pre, sum, normed, rows, cols, per_block, eps, offset, scale);
 }
 
 // The most groups of a block of the backward pass. A group is the threads of one row; each has its own hardware barrier.
 constexpr unsigned MAX_GROUPS = 8;  // shared
 
-// The gradient of one norm for a thread's vector of a row, given dy, x, and the row's sums of x^2 and dy (1 + w) x. Computes dx,
+// The gradient of one norm for a thread's vector of a row, given dy, x, and the row's sums of x^2 and dy (offset + w) x. Computes dx,
 // and adds the gradient of the weight to `dw`.
-__device__ __forceinline__ void norm_backward(const float (&dy)[8], const float (&x)[8], const bf16x8 &w, float squares,
-                                              float product, float per_col, float eps, float (&dx)[8],
+__device__ __forceinline__ void norm_backward(const float (&dy)[8], const float (&x)[8], const bf16x8 &w, float offset,
+                                              float squares, float product, float per_col, float eps, float (&dx)[8],
                                               float (&dw)[8]) {
     const float r = reciprocal_rms(squares, per_col, eps);
     const float coefficient = product * r * r * per_col;
@@ -152,16 +156,17 @@ __device__ __forceinline__ void norm_backward(const float (&dy)[8], const float 
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         dw[i] = fmaf(dy[i], x[i] * r, dw[i]);
-        dx[i] = r * fmaf(-coefficient, x[i], dy[i] * (1.0f + weight[i]));
+        dx[i] = r * fmaf(-coefficient, x[i], dy[i] * (offset + weight[i]));
     }
 }
 
-// Sum of dy (1 + w) x over a vector.
-__device__ __forceinline__ float sum_products(const float (&dy)[8], const float (&x)[8], const bf16x8 &w) {
+// Sum of dy (offset + w) x over a vector.
+__device__ __forceinline__ float sum_products(const float (&dy)[8], const float (&x)[8], const bf16x8 &w,
+                                              float offset) {
     float weight[8], sum = 0.0f;
     widen(w, weight);
 #pragma unroll
-    for (int i = 0; i < 8; i++) sum = fmaf(dy[i] * (1.0f + weight[i]), x[i], sum);
+    for (int i = 0; i < 8; i++) sum = fmaf(dy[i] * (offset + weight[i]), x[i], sum);
     return sum;
 }
 
@@ -172,7 +177,7 @@ template <bool POST>
 __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed, const bf16 *sum, const bf16 *pre,
                                          const bf16 *branch, const bf16 *post, bf16 *dx, bf16 *d_branch,
                                          float *partials, unsigned rows, unsigned cols, unsigned per_block,
-                                         float eps) {
+                                         float eps, float offset, float scale) {
     __shared__ float scratch[MAX_GROUPS][2][3][WARP];
     extern __shared__ float4 gathered[]; // [groups, cols]
     const unsigned vectors = cols / 8, warps = (vectors + WARP - 1) / WARP;
@@ -210,7 +215,7 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         // With POST the sum of squares of branch joins this call, because it depends on no later result.
         float sums[POST ? 3 : 2];
         sums[0] = sum_squares(x);
-        sums[1] = sum_products(dy, x, load8(own, 0));
+        sums[1] = sum_products(dy, x, load8(own, 0), offset);
         if (POST) sums[2] = sum_squares(b);
         row_sum(sums, scratch[group][parity][0], warp, warps, 1 + group);
         parity ^= 1;
@@ -218,19 +223,19 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         keep_packed(dy_packed);
         widen(s_packed, x);
         widen(dy_packed, dy);
-        norm_backward(dy, x, load8(own, 0), sums[0], sums[1], per_col, eps, gradient, d_pre);
+        norm_backward(dy, x, load8(own, 0), offset, sums[0], sums[1], per_col, eps, gradient, d_pre);
         widen(ds_packed, dy);
 #pragma unroll
-        for (int i = 0; i < 8; i++) gradient[i] += dy[i];
+        for (int i = 0; i < 8; i++) gradient[i] = (gradient[i] + dy[i]) * scale;
         if (inside) store8(dx, at, narrow(gradient));
         if (POST) {
             keep_packed(b_packed);
             widen(b_packed, b);
-            float product[1] = {sum_products(gradient, b, load8(own, vectors))};
+            float product[1] = {sum_products(gradient, b, load8(own, vectors), offset)};
             row_sum(product, scratch[group][parity][0], warp, warps, 1 + group);
             parity ^= 1;
             float out[8];
-            norm_backward(gradient, b, load8(own, vectors), sums[2], product[0], per_col, eps, out, d_post);
+            norm_backward(gradient, b, load8(own, vectors), offset, sums[2], product[0], per_col, eps, out, d_post);
             if (inside) store8(d_branch, at, narrow(out));
         }
     }
@@ -264,8 +269,9 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, bf16 *__restrict__ dx, float *__restrict__ partials, unsigned rows, unsigned cols,
-    unsigned per_block, float eps) {
-    backward<false>(d_sum, d_normed, sum, pre, nullptr, nullptr, dx, nullptr, partials, rows, cols, per_block, eps);
+    unsigned per_block, float eps, float offset, float scale) {
+    backward<false>(d_sum, d_normed, sum, pre, nullptr, nullptr, dx, nullptr, partials, rows, cols, per_block, eps, offset,
+                    scale);
 }
 
 // Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
@@ -273,8 +279,9 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
     bf16 *__restrict__ dx, bf16 *__restrict__ d_branch, float *__restrict__ partials, unsigned rows, unsigned cols,
-    unsigned per_block, float eps) {
-    backward<true>(d_sum, d_normed, sum, pre, branch, post, dx, d_branch, partials, rows, cols, per_block, eps);
+    unsigned per_block, float eps, float offset, float scale) {
+    backward<true>(d_sum, d_normed, sum, pre, branch, post, dx, d_branch, partials, rows, cols, per_block, eps, offset,
+                   scale);
 }
 
 // Adds the rows of partial sums of all blocks to the gradients: blockIdx.y 0 is pre, 1 is post.

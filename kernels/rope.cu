@@ -1,10 +1,13 @@
 // Rotary position embedding in Transformers' "rotate half" layout, with the norm of every head before it where the
-// model has one (Gemma 3), and the append to the KV cache.
+// model has one (Gemma 3 and 4), and the append to the KV cache.
 //
 //   y_a = x_a cos - x_b sin,  y_b = x_b cos + x_a sin       a = i, b = i + Dh/2 of each head, i < Dh/2
-//   angle = position * frequency[i];  with a norm, x stands for norm(x; w) = x r (1 + w), r = 1/sqrt(mean(x^2) + eps)
+//   angle = position * frequency[i];  with a norm, x stands for
+//   norm(x; w) = x r (offset + w), r = 1/sqrt(mean(x^2) + eps);  x r without w
 //
-// Backward: the inverse rotation (sin negated) of dy gives d; with a norm and g = d (1 + w), over one head:
+// The heads of v are normed without a weight (Gemma 4) and not rotated.
+//
+// Backward: the inverse rotation (sin negated) of dy gives d; with a norm and g = d (offset + w), over one head:
 //   dx = r (g - x r^2 mean(g x)),  dw += d x r over all rows and heads
 //
 // x [T, heads Dh] bf16, y, dx alike; w [Dh] bf16, its gradient f32; arithmetic and angles f32, one rounding at the
@@ -143,75 +146,90 @@ __device__ __forceinline__ float sum_squares(const float (&a)[8], const float (&
     return sum;
 }
 
-__device__ __forceinline__ void scale(float (&x)[8], float r, const bf16x8 &w) {
+__device__ __forceinline__ void scale(float (&x)[8], float r, const bf16x8 &w, float offset) {
     float weight[8];
     widen(w, weight);
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = x[i] * r * (1.0f + weight[i]);
+    for (int i = 0; i < 8; i++) x[i] = x[i] * r * (offset + weight[i]);
 }
 
-// Heads to rotate, the same number in every row: y = rotation of x, or of its norm with the weight w. Row t goes to row to[t] of
-// y, or to row t if `to` is null.
+// Heads of one tensor, the same number in every row: y = rotation of x, or of its norm. Row t goes to row to[t] of y, or to row t
+// if `to` is null.
 struct HeadsToRotate {
-    const bf16 *x, *w;
+    const bf16 *x;
     bf16 *y;
     const unsigned *to;
     unsigned heads;
-    float eps;
+    bool turned;    // whether they are rotated
+    const bf16 *w;  // the norm's weight, or null
 };
 
-// Rotates the heads of q, and of k if it has heads, for per_block rows from blockIdx.x * per_block on. h counts the heads of both.
-// `angles` is shared memory for the angles of per_block rows.
+// Norms and rotates the heads of q, and of k and v if they have heads, for per_block rows from blockIdx.x * per_block on. h counts
+// the heads of all three. `angles` is shared memory for the angles of per_block rows; it is not used if q is not rotated.
 template <bool NORM>
-__device__ __forceinline__ void rotate_heads(const HeadsToRotate &q, const HeadsToRotate &k, const unsigned *positions,
-                                     const Frequencies &frequencies, const Heads &h, unsigned rows, unsigned per_block,
-                                     float sign, float *angles) {
+__device__ __forceinline__ void rotate_heads(const HeadsToRotate &q, const HeadsToRotate &k, const HeadsToRotate &v,
+                                     const unsigned *positions, const Frequencies &frequencies, const Heads &h,
+                                     unsigned rows, unsigned per_block, float sign, float eps, float offset,
+                                     float *angles) {
     const unsigned first = blockIdx.x * per_block, here = min(per_block, rows - first);
     Part next = {}, weight = {};
     const bf16 *weight_of = nullptr;
+    // f of the tensor of head number `head` of a row and of the head's number in it.
+    const auto of_tensor = [&](unsigned head, auto f) {
+        if (head < q.heads)
+            f(q, head);
+        else if (head - q.heads < k.heads)
+            f(k, head - q.heads);
+        else
+            f(v, head - q.heads - k.heads);
+    };
     const auto load = [&](unsigned item) {
-        const unsigned row = first + item / h.heads, head = item % h.heads;
-        const bool is_q = head < q.heads;
-        const size_t at = is_q ? size_t(row) * q.heads + head : size_t(row) * k.heads + (head - q.heads);
-        next.load((is_q ? q.x : k.x) + at * h.dim, h);
+        const unsigned row = first + item / h.heads;
+        of_tensor(item % h.heads, [&](const HeadsToRotate &of, unsigned head) {
+            next.load(of.x + (size_t(row) * of.heads + head) * h.dim, h);
+        });
     };
     if (h.has(h.group, here)) load(h.group);
     // Loads the norm's weight of a head, unless the thread has it already from the head before.
     const auto weigh = [&](unsigned item) {
-        const bf16 *w = item % h.heads < q.heads ? q.w : k.w;
-        if (w != weight_of) weight.load(w, h);
+        const bf16 *w = nullptr;
+        of_tensor(item % h.heads, [&](const HeadsToRotate &of, unsigned) { w = of.w; });
+        if (w == weight_of) return;
+        weight = {};
+        if (w) weight.load(w, h);
         weight_of = w;
     };
     if (NORM && h.has(h.group, here)) weigh(h.group);
-    compute_angles(angles, positions, frequencies, h, first, here, sign);
+    if (q.turned) compute_angles(angles, positions, frequencies, h, first, here, sign);
     const float per_column = 1.0f / h.dim;
     // Barrier: the angles, which every thread reads, are written.
     __syncthreads();
     // All threads do the same number of rounds, because the lanes of a warp take part in each other's sums.
     for (unsigned base = 0; base < here * h.heads; base += h.groups) {
         const unsigned item = base + h.group;
-        const unsigned row = item / h.heads, head = item % h.heads;
-        const bool is_q = head < q.heads;
+        const unsigned row = item / h.heads;
         float a[8], b[8];
         widen(next.a, a);
         widen(next.b, b);
         if (h.has(item + h.groups, here)) load(item + h.groups);
         if (NORM) {
             const float sum = h.sum(h.has(item, here) ? sum_squares(a, b) : 0.0f);
-            const float r = rsqrtf(fmaf(sum, per_column, is_q ? q.eps : k.eps));
+            const float r = rsqrtf(fmaf(sum, per_column, eps));
             if (h.has(item, here)) weigh(item);
             keep_packed(weight.a);
             keep_packed(weight.b);
-            scale(a, r, weight.a);
-            scale(b, r, weight.b);
+            // Without a weight the factor is r alone.
+            const float add = weight_of ? offset : 1.0f;
+            scale(a, r, weight.a, add);
+            scale(b, r, weight.b, add);
         }
         if (h.has(item, here)) {
-            rotate(a, b, angles + row * h.angles(), h);
-            const unsigned *to = is_q ? q.to : k.to;
-            const size_t out = to ? to[first + row] : first + row;
-            const size_t at = is_q ? out * q.heads + head : out * k.heads + (head - q.heads);
-            const Part result = {narrow(a), narrow(b)};
-            result.store((is_q ? q.y : k.y) + at * h.dim, h);
+            of_tensor(item % h.heads, [&](const HeadsToRotate &of, unsigned head) {
+                if (of.turned) rotate(a, b, angles + row * h.angles(), h);
+                const size_t out = of.to ? of.to[first + row] : first + row;
+                const Part result = {narrow(a), narrow(b)};
+                result.store(of.y + (out * of.heads + head) * h.dim, h);
+            });
         }
     }
 }
@@ -223,18 +241,19 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
     float sign) {
     extern __shared__ float4 shared[];
-    rotate_heads<false>({x, nullptr, y, nullptr, heads, 0.0f}, {}, positions, frequencies, Heads(heads, dim), rows, per_block,
-                sign, reinterpret_cast<float *>(shared));
+    rotate_heads<false>({x, y, nullptr, heads, true, nullptr}, {}, {}, positions, frequencies, Heads(heads, dim), rows,
+                        per_block, sign, 0.0f, 0.0f, reinterpret_cast<float *>(shared));
 }
 
+// Norms heads, with the weight w unless that is null, and rotates them if `turned`.
 // Launched by cuda/rope.rs: forward; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y,
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
-    unsigned heads, unsigned dim, unsigned per_block, float eps) {
+    unsigned heads, unsigned dim, unsigned per_block, float eps, float offset, unsigned turned) {
     extern __shared__ float4 shared[];
-    rotate_heads<true>({x, w, y, nullptr, heads, eps}, {}, positions, frequencies, Heads(heads, dim), rows, per_block, 1.0f,
-               reinterpret_cast<float *>(shared));
+    rotate_heads<true>({x, y, nullptr, heads, turned != 0, w}, {}, {}, positions, frequencies, Heads(heads, dim), rows,
+                       per_block, 1.0f, eps, offset, reinterpret_cast<float *>(shared));
 }
 
 // Copies the block's rows of v into the cache, by 16-byte vectors.
@@ -258,27 +277,32 @@ extern "C" __global__ void __launch_bounds__(256) rope_append(
     unsigned heads, unsigned kv_heads, unsigned dim, unsigned per_block) {
     extern __shared__ float4 shared[];
     copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
-    rotate_heads<false>({q, nullptr, rotated_q, nullptr, heads, 0.0f}, {k, nullptr, cached_k, to, kv_heads, 0.0f}, positions,
-                frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
+    rotate_heads<false>({q, rotated_q, nullptr, heads, true, nullptr}, {k, cached_k, to, kv_heads, true, nullptr}, {},
+                        positions, frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, 0.0f, 0.0f,
+                        reinterpret_cast<float *>(shared));
 }
 
+// The same with norms of q and k and, if `norm_v`, of v, which has no weight.
 // Launched by cuda/rope.rs: append; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w_q,
     const bf16 *__restrict__ w_k, bf16 *__restrict__ rotated_q, bf16 *__restrict__ cached_k,
     bf16 *__restrict__ cached_v, const unsigned *__restrict__ to, const unsigned *__restrict__ positions,
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned kv_heads, unsigned dim,
-    unsigned per_block, float eps_q, float eps_k) {
+    unsigned per_block, float eps, float offset, unsigned norm_v) {
     extern __shared__ float4 shared[];
-    copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
-    rotate_heads<true>({q, w_q, rotated_q, nullptr, heads, eps_q}, {k, w_k, cached_k, to, kv_heads, eps_k}, positions,
-               frequencies, Heads(heads + kv_heads, dim), rows, per_block, 1.0f, reinterpret_cast<float *>(shared));
+    if (!norm_v) copy_rows(v, cached_v, to, rows, per_block, kv_heads * dim);
+    const unsigned v_heads = norm_v ? kv_heads : 0;
+    rotate_heads<true>({q, rotated_q, nullptr, heads, true, w_q}, {k, cached_k, to, kv_heads, true, w_k},
+                       {v, cached_v, to, v_heads, false, nullptr}, positions, frequencies,
+                       Heads(heads + kv_heads + v_heads, dim), rows, per_block, 1.0f, eps, offset,
+                       reinterpret_cast<float *>(shared));
 }
 
 // The gradient of the norm for 8 columns: replaces d, the gradient of the norm's result, by dx, and adds the gradient of w to the
 // float4 i and i + 1 of the group's gradient in shared memory.
-__device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8], const bf16x8 &w, float r,
-                                              float coefficient, float4 *dw, unsigned i) {
+__device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8], const bf16x8 &w, float offset,
+                                              float r, float coefficient, float4 *dw, unsigned i) {
     float weight[8];
     widen(w, weight);
 #pragma unroll
@@ -292,19 +316,20 @@ __device__ __forceinline__ void norm_backward(float (&d)[8], const float (&x)[8]
         sum = more;
     }
 #pragma unroll
-    for (int j = 0; j < 8; j++) d[j] = r * fmaf(-coefficient, x[j], d[j] * (1.0f + weight[j]));
+    for (int j = 0; j < 8; j++) d[j] = r * fmaf(-coefficient, x[j], d[j] * (offset + weight[j]));
 }
 
-// Sum of d (1 + w) x over 8 columns.
-__device__ __forceinline__ float sum_products(const float (&d)[8], const float (&x)[8], const bf16x8 &w) {
+// Sum of d (offset + w) x over 8 columns.
+__device__ __forceinline__ float sum_products(const float (&d)[8], const float (&x)[8], const bf16x8 &w, float offset) {
     float weight[8], sum = 0.0f;
     widen(w, weight);
 #pragma unroll
-    for (int i = 0; i < 8; i++) sum = fmaf(d[i] * (1.0f + weight[i]), x[i], sum);
+    for (int i = 0; i < 8; i++) sum = fmaf(d[i] * (offset + weight[i]), x[i], sum);
     return sum;
 }
 
-// Writes dx, and the gradient of w over the block's rows as one row of `partials` [blocks, Dh]. A block takes `per_block` rows,
+// Writes dx, and the gradient of w over the block's rows as one row of `partials` [blocks, Dh]. Without a weight w is null, and
+// there are no partials. Heads that were not `turned` are not turned back. A block takes `per_block` rows,
 // `at_once` of them at a time. Each group adds up its gradient of w in shared memory, where every thread owns its columns; at the
 // end the groups' gradients are added in ascending order. They are not kept in registers because these would halve the number of
 // threads that wait for memory at the same time. Shared memory: groups * Dh floats, and the angles of at_once rows.
@@ -313,23 +338,24 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ dx,
     float *__restrict__ partials, const unsigned *__restrict__ positions,
     const __grid_constant__ Frequencies frequencies, unsigned rows, unsigned heads, unsigned dim, unsigned per_block,
-    unsigned at_once, float eps) {
+    unsigned at_once, float eps, float offset, unsigned turned) {
     extern __shared__ float4 shared[];
     const Heads h(heads, dim);
+    const float add = w ? offset : 1.0f;  // weights of 0 stand for none
     float *angles = reinterpret_cast<float *>(shared + h.groups * (dim / 4));
     float4 *dw = shared + h.group * (dim / 4); // the group's gradient of w
     const unsigned end = min((blockIdx.x + 1) * per_block, rows), a = 2 * h.lane, b = a + dim / 8;
     const float per_column = 1.0f / dim;
     Part weight = {};
     if (h.lane < h.threads) {
-        weight.load(w, h);
+        if (w) weight.load(w, h);
         const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         dw[bank_swizzle(a)] = dw[bank_swizzle(a + 1)] = dw[bank_swizzle(b)] = dw[bank_swizzle(b + 1)] = zero;
     }
     for (unsigned first = blockIdx.x * per_block; first < end; first += at_once) {
         const unsigned here = min(at_once, end - first);
         const size_t start = size_t(first) * heads * dim;
-        compute_angles(angles, positions, frequencies, h, first, here, -1.0f);
+        if (turned) compute_angles(angles, positions, frequencies, h, first, here, -1.0f);
         // Barrier: the angles, which every thread reads, are written.
         __syncthreads();
         // All threads do the same number of rounds, because the lanes of a warp take part in each other's sums.
@@ -348,9 +374,9 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
             widen(part_x.b, x_b);
             float squares = 0.0f, products = 0.0f;
             if (inside) {
-                rotate(d_a, d_b, angles + item / heads * h.angles(), h);
+                if (turned) rotate(d_a, d_b, angles + item / heads * h.angles(), h);
                 squares = sum_squares(x_a, x_b);
-                products = sum_products(d_a, x_a, weight.a) + sum_products(d_b, x_b, weight.b);
+                products = sum_products(d_a, x_a, weight.a, add) + sum_products(d_b, x_b, weight.b, add);
             }
             const float r = rsqrtf(fmaf(h.sum(squares), per_column, eps));
             const float coefficient = h.sum(products) * r * r * per_column;
@@ -361,8 +387,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
             widen(part_x.a, x_a);
             widen(part_x.b, x_b);
             if (inside) {
-                norm_backward(d_a, x_a, weight.a, r, coefficient, dw, a);
-                norm_backward(d_b, x_b, weight.b, r, coefficient, dw, b);
+                norm_backward(d_a, x_a, weight.a, add, r, coefficient, dw, a);
+                norm_backward(d_b, x_b, weight.b, add, r, coefficient, dw, b);
                 const Part result = {narrow(d_a), narrow(d_b)};
                 result.store(dx + start + size_t(item) * dim, h);
             }
@@ -372,6 +398,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
         __syncthreads();
     }
     const float *gradients = reinterpret_cast<const float *>(shared);
+    if (!w) return;
     for (unsigned c = threadIdx.x; c < dim; c += BLOCK) {
         float total = 0.0f;
         for (unsigned g = 0; g < h.groups; g++) total += gradients[g * dim + 4 * bank_swizzle(c / 4) + c % 4];

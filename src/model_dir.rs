@@ -17,8 +17,8 @@ use crate::gemma::Gemma;
 use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
-use crate::gemma::params::{LoadError, Params, TextNames, load, plan};
-use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError};
+use crate::gemma::params::{LoadError, Params, TextNames, layer_scalars, load, load_scalars, plan};
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
 /// Everything in a model directory.
 pub struct ModelDir<B: Backend> {
@@ -137,7 +137,8 @@ impl<B: Backend> ModelDir<B> {
             let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
             let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
             let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
-            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, rounded))
+            let scalars = load_scalars(&config.gemma, &checkpoint)?;
+            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, scalars, rounded))
         };
         // Side by side, because a vocabulary of 2^18 pieces takes as long to read as the weights of a small model.
         let (tokenizer, weights) = std::thread::scope(|scope| {
@@ -145,7 +146,7 @@ impl<B: Backend> ModelDir<B> {
             let weights = weights();
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
         });
-        let (tokenizer, (params, rounded)) = (tokenizer?, weights?);
+        let (tokenizer, (params, scalars, rounded)) = (tokenizer?, weights?);
         let compute = match backend.dtype(&params.embed) {
             DType::Bf16 if precision.compute != ComputeChoice::F32 => Compute::Bf16,
             _ => Compute::F32,
@@ -153,7 +154,7 @@ impl<B: Backend> ModelDir<B> {
         let backend = backend.computing(compute);
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
-        let model = Gemma { backend, config: config.gemma.clone(), params };
+        let model = Gemma { backend, config: config.gemma.clone(), params, scalars };
         Ok(Self { path: path.into(), config, tokenizer, chat: None, model, compute, rounded })
     }
 
@@ -271,8 +272,7 @@ fn other(path: &Path) -> Option<String> {
 /// [`Tokenizer::encode_turns`] are then not what the model was tuned to. `None` where there is no template.
 pub fn foreign_template(dir: &Path) -> Option<PathBuf> {
     let (path, template) = template_text(dir)?;
-    let gemmas = ["<start_of_turn>", "<end_of_turn>", "model"].iter().all(|part| template.contains(part));
-    (!gemmas).then_some(path)
+    (!writes_turns(&template)).then_some(path)
 }
 
 /// What a backend needs to know of each of a model's layers.
@@ -313,8 +313,8 @@ const COMPANIONS: [&str; 14] = [
 ];
 
 /// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
-/// stores them, and from `source` the tokenizer and the rest that belongs to a model: of a vision-and-text model also
-/// the other parts' tensors, byte for byte, and its names. An older save at `out` is replaced whole or, on any error,
+/// stores them, and from `source` the tokenizer and the rest that belongs to a model: tensors that training leaves, byte
+/// for byte, of a vision-and-text model also those of other parts, and its names. An older save at `out` is replaced whole or, on any error,
 /// not at all (see [`atomic::replace_dir`]).
 pub fn save<B: Backend>(
     backend: &B,
@@ -323,9 +323,15 @@ pub fn save<B: Backend>(
     source: &Path,
     out: &Path,
 ) -> Result<(), CheckpointError> {
-    let wrapper = config.wrapped.then(|| Checkpoint::open(source)).transpose()?;
-    let names = wrapper.as_ref().and_then(TextNames::of);
-    let wrapper = wrapper.zip(names).map(|(checkpoint, names)| checkpoint.part(|stored| names.inner(stored)));
+    let scalars = layer_scalars(&config.gemma);
+    let untouched = config.wrapped || !scalars.is_empty();
+    let stored = untouched.then(|| Checkpoint::open(source)).transpose()?;
+    let names = stored.as_ref().filter(|_| config.wrapped).and_then(TextNames::of);
+    let outer = |name: &str| names.map_or(name.to_owned(), |names| names.outer(name));
+    let stored = stored.map(|checkpoint| match names {
+        Some(names) => checkpoint.part(|stored| names.inner(stored)),
+        None => checkpoint,
+    });
     atomic::replace_dir(out, |dir| {
         let dtype = backend.dtype(&params.embed);
         atomic::write_new(&dir.join(CONFIG_FILE), config.to_json(dtype).as_bytes())?;
@@ -338,16 +344,19 @@ pub fn save<B: Backend>(
         let plan = plan(&config.gemma);
         let tensors = params.tensors();
         let own = plan.tensors().into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
-            name: names.map_or(spec.name.clone(), |names| names.outer(&spec.name)),
+            name: outer(&spec.name),
             dtype: match backend.dtype(tensor) {
                 DType::F32 => Dtype::F32,
                 DType::Bf16 => Dtype::BF16,
             },
             shape: spec.shape(),
         });
-        let others: Vec<(&str, TensorView)> = wrapper.iter().flat_map(Checkpoint::others).collect();
-        let other = |(name, view): &(&str, TensorView)| TensorSpec {
-            name: (*name).to_owned(),
+        let scalars = scalars.iter().filter_map(|name| Some((outer(name), stored.as_ref()?.tensor(name)?)));
+        let others = stored.iter().flat_map(Checkpoint::others);
+        let others: Vec<(String, TensorView)> =
+            scalars.chain(others.map(|(name, view)| (name.to_owned(), view))).collect();
+        let other = |(name, view): &(String, TensorView)| TensorSpec {
+            name: name.clone(),
             dtype: view.dtype,
             shape: view.shape.to_vec(),
         };

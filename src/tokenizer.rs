@@ -105,7 +105,7 @@ pub enum Role {
     Control,
 }
 
-/// The role of a token by its name, in the vocabularies of Gemma 1, 2 and 3 and of models tuned from them.
+/// The role of a token by its name, in the vocabularies of Gemma 1 to 4 and of models tuned from them.
 pub fn role(name: &str) -> Role {
     match name {
         "<pad>" | "<eos>" | "<bos>" | "<unk>" | "<mask>" | "<2mass>" | "[@BOS@]" | "[multimodal]" => {
@@ -114,7 +114,13 @@ pub fn role(name: &str) -> Role {
         "<start_of_turn>" | "<end_of_turn>" => Role::Control,
         "<start_of_image>" | "<end_of_image>" | "<image_soft_token>" => Role::Control,
         "<start_of_audio>" | "<end_of_audio>" | "<audio_soft_token>" => Role::Control,
-        _ if name.starts_with("<|") && name.ends_with("|>") && name.len() > 4 => Role::Control,
+        // <|name|>, and in Gemma 4 pairs such as <|turn> and <turn|>.
+        _ if name.len() > 4
+            && (name.starts_with("<|") && name.ends_with('>')
+                || name.starts_with('<') && name.ends_with("|>")) =>
+        {
+            Role::Control
+        }
         _ => match name.strip_prefix("<unused").and_then(|rest| rest.strip_suffix('>')) {
             Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
                 Role::Reserved
@@ -122,6 +128,25 @@ pub fn role(name: &str) -> Role {
             _ => Role::Text,
         },
     }
+}
+
+/// How a vocabulary spells turns.
+struct TurnNames {
+    start: &'static str,
+    end: &'static str,
+    /// Whether the system has a turn of its own.
+    system: bool,
+}
+
+/// Gemma 1 to 3, and Gemma 4.
+const TURNS: [TurnNames; 2] = [
+    TurnNames { start: "<start_of_turn>", end: "<end_of_turn>", system: false },
+    TurnNames { start: "<|turn>", end: "<turn|>", system: true },
+];
+
+/// Whether a chat template writes the turns of [`Tokenizer::encode_turns`].
+pub fn writes_turns(template: &str) -> bool {
+    TURNS.iter().any(|turn| [turn.start, turn.end, "model"].iter().all(|part| template.contains(part)))
 }
 
 /// Gemma's tokenizer.
@@ -135,6 +160,8 @@ pub struct Tokenizer {
     eos: u32,
     start_of_turn: u32,
     end_of_turn: u32,
+    /// Whether the system has a turn of its own.
+    system_turn: bool,
 }
 
 /// tokenizer.json, with its large parts in the types that the `tokenizers` crate wants in the end: its own way copies
@@ -286,7 +313,10 @@ impl Tokenizer {
             inner.token_to_id(token).ok_or_else(|| TokenizerError::NoToken { path: path.clone(), token })
         };
         let (bos, eos) = (id("<bos>")?, id("<eos>")?);
-        let (start_of_turn, end_of_turn) = (id("<start_of_turn>")?, id("<end_of_turn>")?);
+        let has =
+            |turn: &&TurnNames| [turn.start, turn.end].iter().all(|name| inner.token_to_id(name).is_some());
+        let turn = TURNS.iter().find(has).unwrap_or(&TURNS[0]);
+        let (start_of_turn, end_of_turn) = (id(turn.start)?, id(turn.end)?);
 
         let added = inner.get_added_tokens_decoder();
         let role_of = |name: &str, id: u32| match (role(name), added.get(&id)) {
@@ -333,7 +363,8 @@ impl Tokenizer {
         {
             return other_model(format!("control token {id} lies beyond vocab_size = {vocab_size}"));
         }
-        Ok(Self { inner, no_text, control, bos, eos, start_of_turn, end_of_turn })
+        let system_turn = turn.system;
+        Ok(Self { inner, no_text, control, bos, eos, start_of_turn, end_of_turn, system_turn })
     }
 
     /// `<bos>`, with which every sequence begins.
@@ -346,12 +377,12 @@ impl Tokenizer {
         self.eos
     }
 
-    /// `<start_of_turn>`.
+    /// `<start_of_turn>`, in Gemma 4 `<|turn>`.
     pub fn start_of_turn(&self) -> u32 {
         self.start_of_turn
     }
 
-    /// `<end_of_turn>`.
+    /// `<end_of_turn>`, in Gemma 4 `<turn|>`.
     pub fn end_of_turn(&self) -> u32 {
         self.end_of_turn
     }
@@ -373,13 +404,15 @@ impl Tokenizer {
     }
 
     /// BOS and a conversation in Gemma's turns, up to where the model's begins:
-    /// `<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n`. As by the chat templates of Gemma 1 to
-    /// 3, space around a turn is trimmed, and what the system says stands at the head of the user's first turn.
+    /// `<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n`, with the names of the vocabulary. As by the
+    /// models' chat templates, space around a turn is trimmed, and what the system says stands at the head of the user's
+    /// first turn, or in Gemma 4 in a turn of its own. Nothing asks Gemma 4 to think.
     pub fn encode_turns(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = vec![self.bos];
         let mut system = String::new();
         for Message { role, content } in messages {
             let role = match role {
+                Speaker::System if self.system_turn => "system",
                 Speaker::System => {
                     system = format!("{content}\n\n");
                     continue;

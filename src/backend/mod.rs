@@ -126,6 +126,8 @@ pub struct Pace {
 pub struct RopeSpec {
     /// Dh.
     pub head_dim: usize,
+    /// Pairs that turn, the first ones; the others stay as they are (Gemma 4's "proportional" RoPE). Dh / 2 elsewhere.
+    pub pairs: usize,
     /// Base of the angles.
     pub theta: f64,
     /// Positions are divided by this (linear scaling).
@@ -133,25 +135,52 @@ pub struct RopeSpec {
 }
 
 impl RopeSpec {
+    /// All pairs turn, by position * theta^(-2i/Dh).
+    pub fn new(head_dim: usize, theta: f64) -> Self {
+        Self { head_dim, pairs: head_dim / 2, theta, factor: 1.0 }
+    }
+
+    /// No pair turns.
+    pub fn still(head_dim: usize) -> Self {
+        Self { pairs: 0, ..Self::new(head_dim, 1.0) }
+    }
+
     /// The angle per position of every pair, `[Dh / 2]`, rounded where Transformers rounds: theta^(2i/Dh), its
     /// reciprocal and the division by the scaling factor are f32.
     pub fn inverse_frequencies(&self) -> Vec<f32> {
-        (0..self.head_dim / 2)
-            .map(|i| {
-                let exponent = (2 * i) as f32 / self.head_dim as f32;
-                1.0 / self.theta.powf(f64::from(exponent)) as f32 / self.factor as f32
-            })
-            .collect()
+        let of_pair = |i: usize| {
+            let exponent = (2 * i) as f32 / self.head_dim as f32;
+            1.0 / self.theta.powf(f64::from(exponent)) as f32 / self.factor as f32
+        };
+        (0..self.head_dim / 2).map(|i| if i < self.pairs { of_pair(i) } else { 0.0 }).collect()
     }
 }
 
-/// The norm of every head before RoPE (Gemma 3): y = x rsqrt(mean(x^2) + eps) (1 + w) with w `[1, Dh]`.
+/// An RMSNorm: y = x rsqrt(mean(x^2) + eps) (offset + w).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadNorm<W> {
-    /// The weight (and, in the backward pass, its gradient).
-    pub weight: W,
+pub struct NormSpec {
     /// Added to the mean square.
     pub eps: f32,
+    /// Added to the weight: 1 up to Gemma 3, whose weights are differences from 1; 0 in Gemma 4.
+    pub offset: f32,
+}
+
+/// The norm of every head of q, k (Gemma 3) and v (Gemma 4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadNorm<W> {
+    /// The weight `[1, Dh]` (and, in the backward pass, its gradient); without one the norm is x rsqrt(mean(x^2) + eps).
+    pub weight: Option<W>,
+    /// Its figures.
+    pub spec: NormSpec,
+}
+
+/// A sum on the residual stream: sum = scale (x + branch), of which `norm` says how it and the branch are normed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ResidualSpec {
+    /// Of the norm of the branch and of that of the sum.
+    pub norm: NormSpec,
+    /// The layer scalar of Gemma 4, at the end of a layer; 1 elsewhere.
+    pub scale: f32,
 }
 
 /// What one layer's attention needs to know beside its tensors.
@@ -473,17 +502,17 @@ pub trait Backend: Send + Sync {
         d_embedding: &mut Self::Tensor,
     );
 
-    /// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over the columns of x; w `[1, D]`.
-    fn rms_norm_forward(&self, x: &Self::Tensor, w: &Self::Tensor, eps: f32) -> Self::Tensor;
-    /// The end of a branch and the beginning of the next: sum = x + norm(branch; post) (x + branch without `post`),
-    /// normed = norm(sum; pre). Returns (sum, normed); normed is computed from sum as stored.
+    /// y = x rsqrt(mean(x^2) + eps) (offset + w) over the columns of x; w `[1, D]`.
+    fn rms_norm_forward(&self, x: &Self::Tensor, w: &Self::Tensor, norm: NormSpec) -> Self::Tensor;
+    /// The end of a branch and the beginning of the next: sum = scale (x + norm(branch; post)), or scale (x + branch) without
+    /// `post`, and normed = norm(sum; pre). Returns (sum, normed); normed is computed from sum as stored.
     fn add_norm_forward(
         &self,
         x: &Self::Tensor,
         branch: &Self::Tensor,
         post: Option<&Self::Tensor>,
         pre: &Self::Tensor,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Self::Tensor, Self::Tensor);
     /// Gradient of [`Backend::add_norm_forward`], given those of sum (`None`: zero) and normed. `pre` is (w, dw),
     /// `post` (branch, w, dw); weights' gradients += over all rows in a fixed order. Returns (dx, dbranch); without
@@ -495,7 +524,7 @@ pub trait Backend: Send + Sync {
         sum: &Self::Tensor,
         pre: (&Self::Tensor, &mut Self::Tensor),
         post: Option<(&Self::Tensor, &Self::Tensor, &mut Self::Tensor)>,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Self::Tensor, Option<Self::Tensor>);
 
     /// Y_i = X W_i^T: X `[T, in]`, W_i `[out_i, in]`, Y_i `[T, out_i]`.
@@ -513,21 +542,21 @@ pub trait Backend: Send + Sync {
         tables: &Self::Tables,
         rope: &RopeSpec,
     ) -> Self::Tensor;
-    /// [`Backend::rope_forward`] of q, which it returns, and of k into the batch's rows of a cache, and v as it is: the
-    /// cache's append. The norms are q's and k's.
+    /// [`Backend::rope_forward`] of q, which it returns, and of k into the batch's rows of a cache, and there v, normed but not
+    /// turned: the cache's append. The norms are those of q, k and v; v is normed only where q and k are.
     #[allow(clippy::too_many_arguments)]
     fn rope_append(
         &self,
         q: &Self::Tensor,
         k: &Self::Tensor,
         v: &Self::Tensor,
-        norms: Option<[HeadNorm<&Self::Tensor>; 2]>,
+        norms: [Option<HeadNorm<&Self::Tensor>>; 3],
         tables: &Self::Tables,
         rope: &RopeSpec,
         cached_k: &mut Self::Tensor,
         cached_v: &mut Self::Tensor,
     ) -> Self::Tensor;
-    /// Gradient of [`Backend::rope_forward`] by x; that of the norm's weight +=.
+    /// Gradient of [`Backend::rope_forward`] by x; that of the norm's weight, if it has one, +=.
     fn rope_backward(
         &self,
         dy: &Self::Tensor,
@@ -658,12 +687,13 @@ mod tests {
     #[test]
     fn frequencies_are_those_of_transformers() {
         let tables = [
-            (256, 1e6, 8.0, [(0, 0x3e000000), (1, 0x3de5ced3), (17, 0x3ca3770f), (127, 0x341583da)]),
-            (256, 1e4, 1.0, [(0, 0x3f800000), (2, 0x3f5dafd7), (40, 0x3d6655c2), (127, 0x38e15c91)]),
-            (128, 1e4, 1.0, [(1, 0x3f5dafd7), (17, 0x3db15978), (40, 0x3b4f3e38), (63, 0x38f22ce2)]),
+            (256, 128, 1e6, 8.0, [(0, 0x3e000000), (1, 0x3de5ced3), (17, 0x3ca3770f), (127, 0x341583da)]),
+            (256, 128, 1e4, 1.0, [(0, 0x3f800000), (2, 0x3f5dafd7), (40, 0x3d6655c2), (127, 0x38e15c91)]),
+            (128, 64, 1e4, 1.0, [(1, 0x3f5dafd7), (17, 0x3db15978), (40, 0x3b4f3e38), (63, 0x38f22ce2)]),
+            (512, 64, 1e6, 1.0, [(1, 0x3f728cf8), (17, 0x3ecc90c7), (63, 0x3d08b588), (64, 0)]),
         ];
-        for (head_dim, theta, factor, want) in tables {
-            let frequencies = RopeSpec { head_dim, theta, factor }.inverse_frequencies();
+        for (head_dim, pairs, theta, factor, want) in tables {
+            let frequencies = RopeSpec { head_dim, pairs, theta, factor }.inverse_frequencies();
             assert_eq!(frequencies.len(), head_dim / 2);
             for (i, bits) in want {
                 assert_eq!(frequencies[i].to_bits(), bits, "pair {i} of {head_dim}, theta {theta}");

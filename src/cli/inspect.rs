@@ -34,7 +34,7 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let config = file.gemma;
     write_config(&config, out)?;
     let plan = plan(&config);
-    check(&plan, &checkpoint)?;
+    check(&config, &checkpoint)?;
     let specs = plan.tensors();
     let count: usize = specs.iter().map(|s| s.rows * s.cols).sum();
     let embedding = plan.embed.rows * plan.embed.cols;
@@ -63,14 +63,9 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
 
     if args.dir.join(TOKENIZER_FILE).exists() {
         let t = Tokenizer::open(&args.dir, &config)?;
-        write!(
-            out,
-            "special      <bos> {}, <eos> {}, <start_of_turn> {}, ",
-            t.bos(),
-            t.eos(),
-            t.start_of_turn()
-        )?;
-        writeln!(out, "<end_of_turn> {}", t.end_of_turn())?;
+        let special = [t.bos(), t.eos(), t.start_of_turn(), t.end_of_turn()];
+        let special = special.map(|id| format!("{} {id}", t.name(id)));
+        writeln!(out, "special      {}", special.join(", "))?;
     } else {
         writeln!(out, "special      no {TOKENIZER_FILE}: the model can take token ids, but no text")?;
     }
@@ -102,9 +97,15 @@ fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
     for (layer, numbers) in layer_kinds(&c.layers) {
         let window = layer.window.map_or("everything before".to_owned(), |w| format!("a window of {w}"));
         let of_layer = if uniform { String::new() } else { widths(&layer) };
-        write!(out, "layers       {numbers}: {of_layer}see {window}, RoPE base {}", layer.rope_theta)?;
-        if layer.rope_factor != 1.0 {
-            write!(out, ", positions / {}", layer.rope_factor)?;
+        write!(out, "layers       {numbers}: {of_layer}see {window}, RoPE base {}", layer.rope.theta)?;
+        if layer.rope.factor != 1.0 {
+            write!(out, ", positions / {}", layer.rope.factor)?;
+        }
+        if layer.rope.pairs != layer.rope.head_dim / 2 {
+            write!(out, " of {} pairs", layer.rope.pairs)?;
+        }
+        if layer.keys_are_values {
+            write!(out, ", values are keys")?;
         }
         writeln!(out)?;
     }
@@ -112,8 +113,16 @@ fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
         NormPlacement::Pre => "before attention and MLP",
         NormPlacement::Sandwich => "before and after attention and MLP",
     };
-    let qk = if c.qk_norm { ", of q and k heads" } else { "" };
-    writeln!(out, "norms        {norms}{qk}; eps {:e}", c.rms_norm_eps)?;
+    let heads = match (c.qk_norm, c.value_norm) {
+        (false, _) => "",
+        (true, false) => ", of q and k heads",
+        (true, true) => ", of q, k and v heads",
+    };
+    let weight = if c.norm.offset == 0.0 { "w" } else { "1 + w" };
+    writeln!(out, "norms        {norms}{heads}, times {weight}; eps {:e}", c.norm.eps)?;
+    if c.layer_scalars {
+        writeln!(out, "layers       each times a number of the checkpoint")?;
+    }
     let cap = |c: Option<f32>| c.map_or("none".to_owned(), |c| c.to_string());
     let (attention, logits) = (cap(c.attention_softcap), cap(c.final_softcap));
     writeln!(out, "attention    scale {}, soft cap {attention}; logits' soft cap {logits}", c.attention_scale)

@@ -164,7 +164,8 @@ fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counte
             let dtype = cuda.activation_dtype();
             cuda.zeros(dtype, spec.rows, spec.cols)
         });
-        let model = Gemma { backend: cuda.clone(), config: config.clone(), params };
+        let scalars = vec![1.0; config.layers.len()];
+        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, scalars };
         let cache = KvCache::new(cuda, &config, segments.rows());
         (model, cache)
     };

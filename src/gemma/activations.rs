@@ -135,10 +135,12 @@ impl BlockBytes {
             NormPlacement::Pre => 0,
             NormPlacement::Sandwich => d,
         };
+        // v before its norm, unless that is k.
+        let raw_values = if config.value_norm && !layer.keys_are_values { kv } else { 0 };
         let size = activations.bytes();
         Self {
             // q and k before and after RoPE, v, o, the residual stream behind the block; lse.
-            attention: size * (3 * q + 3 * kv + d + out) + DType::F32.bytes() * heads,
+            attention: size * (3 * q + 3 * kv + raw_values + d + out) + DType::F32.bytes() * heads,
             // gate, up and their product.
             mlp: size * (3 * f + out),
         }

@@ -1,9 +1,9 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
-use super::forward::{Attention, AttentionBlock, Mlp, MlpBlock, Trace, attention_spec, rope_spec};
+use super::forward::{Attention, AttentionBlock, Mlp, MlpBlock, Trace, attention_spec};
 use super::params::LayerParams;
 use super::{Gemma, Params};
-use crate::backend::{Backend, HeadNorm};
+use crate::backend::{Backend, HeadNorm, NormSpec, RopeSpec};
 
 impl<B: Backend> Gemma<B> {
     /// Adds to `grads` the gradient of everything below the LM head, given d_hidden `[T, D]`, the gradient of
@@ -11,7 +11,7 @@ impl<B: Backend> Gemma<B> {
     /// it, and exists for that layer's time.
     pub fn backward(&self, trace: Trace<B>, d_hidden: B::Tensor, grads: &mut Params<B::Tensor>) {
         let b = &self.backend;
-        let eps = self.config.rms_norm_eps;
+        let norm = self.config.norm;
         let Trace { tables, mut stream, mut layers } = trace;
         let mut pop =
             || stream.pop().expect("a trace holds the residual stream before and after every layer");
@@ -21,11 +21,11 @@ impl<B: Backend> Gemma<B> {
         for l in (0..self.config.layers.len()).rev() {
             let x = pop();
             let p = &self.params.layers[l];
-            let attn_in = b.rms_norm_forward(&x, &p.attn_pre_norm, eps);
+            let attn_in = b.rms_norm_forward(&x, &p.attn_pre_norm, norm);
             let kept = layers.pop().unwrap_or_default();
             let (AttentionBlock { inner: attention, out: attn_out, mid }, mlp_in) = match kept.attention {
                 Some(block) => {
-                    let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, eps);
+                    let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, norm);
                     (block, mlp_in)
                 }
                 None => self.attention_block(l, &x, &attn_in, &tables),
@@ -45,7 +45,7 @@ impl<B: Backend> Gemma<B> {
                 &after,
                 (self.norm_before(l + 1), d_next),
                 with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm),
-                eps,
+                self.mlp_sum(l),
             );
             let d_mlp_in = self.mlp_backward(l, d_out.as_ref().unwrap_or(&d_mid), &mlp, &mlp_in, g);
             let (dx, d_out) = b.add_norm_backward(
@@ -54,7 +54,7 @@ impl<B: Backend> Gemma<B> {
                 &mid,
                 (&p.mlp_pre_norm, &mut g.mlp_pre_norm),
                 with_norm(&attn_out, &p.attn_post_norm, &mut g.attn_post_norm),
-                eps,
+                self.attention_sum(),
             );
             d_normed =
                 self.attention_backward(l, d_out.as_ref().unwrap_or(&dx), &attention, &attn_in, &tables, g);
@@ -63,7 +63,8 @@ impl<B: Backend> Gemma<B> {
         }
         let d_first = grads.layers.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
         let pre = (self.norm_before(0), d_first);
-        let (dx, _) = b.add_norm_backward(d_after.as_ref(), &d_normed, &after, pre, None, eps);
+        let (dx, _) =
+            b.add_norm_backward(d_after.as_ref(), &d_normed, &after, pre, None, self.attention_sum());
         let scale = self.config.embed_scale(b.dtype(&self.params.embed));
         b.embed_backward(&dx, &tables, scale, &mut grads.embed);
     }
@@ -98,17 +99,26 @@ impl<B: Backend> Gemma<B> {
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
         let (b, c, p) = (&self.backend, &self.config, &self.params.layers[l]);
-        let (spec, rope) = (attention_spec(c, &c.layers[l]), rope_spec(&c.layers[l]));
+        let (spec, rope) = (attention_spec(c, &c.layers[l]), &c.layers[l].rope);
         b.matmul_backward_weight(d_out, &a.o, &mut g.o);
         let d_o = b.matmul_backward_input(&[(d_out, &p.o)]);
         let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, &a.k, &a.v, &a.o, &a.lse, tables, &spec);
-        let norm = |w, dw| head_norm(w, dw, c.rms_norm_eps);
-        let dq = b.rope_backward(&dq, &a.q_raw, norm(&p.q_norm, &mut g.q_norm), tables, &rope);
-        let dk = b.rope_backward(&dk, &a.k_raw, norm(&p.k_norm, &mut g.k_norm), tables, &rope);
+        let weighted = |w, dw| head_norm(w, dw, c.norm);
+        let dq = b.rope_backward(&dq, &a.q_raw, weighted(&p.q_norm, &mut g.q_norm), tables, rope);
+        let dk = b.rope_backward(&dk, &a.k_raw, weighted(&p.k_norm, &mut g.k_norm), tables, rope);
+        let dv = match c.value_norm {
+            true => {
+                let norm = Some(HeadNorm { weight: None, spec: c.norm });
+                let raw = a.v_raw.as_ref().unwrap_or(&a.k_raw);
+                b.rope_backward(&dv, raw, norm, tables, &RopeSpec::still(spec.head_dim))
+            }
+            false => dv,
+        };
         b.matmul_backward_weight(&dq, x, &mut g.q);
         b.matmul_backward_weight(&dk, x, &mut g.k);
-        b.matmul_backward_weight(&dv, x, &mut g.v);
-        b.matmul_backward_input(&[(&dq, &p.q), (&dk, &p.k), (&dv, &p.v)])
+        // Where values are keys, both gradients are those of one projection.
+        b.matmul_backward_weight(&dv, x, g.v.as_mut().unwrap_or(&mut g.k));
+        b.matmul_backward_input(&[(&dq, &p.q), (&dk, &p.k), (&dv, p.v.as_ref().unwrap_or(&p.k))])
     }
 }
 
@@ -125,7 +135,7 @@ fn with_norm<'a, T>(
 fn head_norm<'a, T>(
     w: &'a Option<T>,
     dw: &'a mut Option<T>,
-    eps: f32,
+    spec: NormSpec,
 ) -> Option<HeadNorm<(&'a T, &'a mut T)>> {
-    w.as_ref().zip(dw.as_mut()).map(|weight| HeadNorm { weight, eps })
+    w.as_ref().zip(dw.as_mut()).map(|weight| HeadNorm { weight: Some(weight), spec })
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::backend::DType;
+use crate::backend::{DType, NormSpec, RopeSpec};
 use crate::checkpoint::{FileError, read_file};
 
 /// The widths of one decoder layer.
@@ -43,10 +43,11 @@ pub struct LayerSpec {
     pub shape: LayerShape,
     /// Sliding window in tokens, the query's own included; `None` attends to everything before it.
     pub window: Option<usize>,
-    /// RoPE base.
-    pub rope_theta: f64,
-    /// Positions are divided by this before RoPE (Gemma 3's "linear" scaling of global layers); 1 elsewhere.
-    pub rope_factor: f64,
+    /// Its rotary embedding.
+    pub rope: RopeSpec,
+    /// Whether values are the keys before their norm and RoPE, so that there is no projection of values (global layers of
+    /// the larger Gemma 4).
+    pub keys_are_values: bool,
 }
 
 /// Where a layer puts its norms.
@@ -54,7 +55,7 @@ pub struct LayerSpec {
 pub enum NormPlacement {
     /// Gemma 1, VaultGemma: one norm before attention, one before the MLP.
     Pre,
-    /// Gemma 2 and 3: one before and one after each.
+    /// Gemma 2 to 4: one before and one after each.
     Sandwich,
 }
 
@@ -69,20 +70,24 @@ pub struct GemmaConfig {
     pub hidden_size: usize,
     /// One entry per decoder layer; not empty.
     pub layers: Vec<LayerSpec>,
-    /// Epsilon of every RMSNorm.
-    pub rms_norm_eps: f32,
-    /// Factor on q . k: `head_dim^-1/2` (Gemma 1) or `query_pre_attn_scalar^-1/2`.
+    /// Every RMSNorm.
+    pub norm: NormSpec,
+    /// Factor on q . k: `head_dim^-1/2` (Gemma 1), `query_pre_attn_scalar^-1/2`, or 1 (Gemma 4).
     pub attention_scale: f32,
     /// Attention scores become `c tanh(s / c)` (Gemma 2, VaultGemma).
     pub attention_softcap: Option<f32>,
-    /// Final logits become `c tanh(l / c)` (Gemma 2, VaultGemma).
+    /// Final logits become `c tanh(l / c)` (Gemma 2 and 4, VaultGemma).
     pub final_softcap: Option<f32>,
     /// Placement of norms.
     pub norms: NormPlacement,
     /// Transformers' name of the norm before the MLP, in each layer.
     pub mlp_pre_norm: &'static str,
-    /// RMSNorm of every q and k head (Gemma 3).
+    /// RMSNorm of every q and k head (Gemma 3 and 4).
     pub qk_norm: bool,
+    /// RMSNorm of every v head, without a weight (Gemma 4).
+    pub value_norm: bool,
+    /// Whether what leaves a layer is multiplied by a number that the checkpoint holds (Gemma 4).
+    pub layer_scalars: bool,
     /// Context length in tokens.
     pub max_positions: usize,
     /// Tokens that end a response, from config.json and generation_config.json.
@@ -113,8 +118,8 @@ const MAX_JSON_BYTES: u64 = 1 << 20;
 const MAX_WIDTH: usize = 1 << 22;
 /// Bound on the number of layers, for the same reason.
 const MAX_LAYERS: usize = 1 << 12;
-/// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. The largest
-/// Gemma context is 2^17.
+/// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. That is the largest
+/// Gemma context.
 const MAX_POSITIONS: usize = 1 << 18;
 
 /// Rows by which an embedding may exceed the tokenizer's vocabulary: Gemma 3's are padded to a multiple of 64, and
@@ -183,11 +188,11 @@ impl ConfigFile {
     pub fn open(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join(CONFIG_FILE);
         let json = read_object(&path)?;
-        let (mut gemma, wrapped) = parse(&Fields { path: &path, prefix: "", map: &json })?;
+        let (mut gemma, wrapped) = parse(&Fields { path: &path, prefix: String::new(), map: &json })?;
         let path = dir.join(GENERATION_CONFIG_FILE);
         if std::fs::symlink_metadata(&path).is_ok() {
             let map = read_object(&path)?;
-            for id in (Fields { path: &path, prefix: "", map: &map }).tokens(
+            for id in (Fields { path: &path, prefix: String::new(), map: &map }).tokens(
                 "eos_token_id",
                 &[],
                 gemma.vocab_size,
@@ -200,9 +205,8 @@ impl ConfigFile {
         if gemma.eos_tokens.is_empty() {
             let problem =
                 format!("neither here nor in {GENERATION_CONFIG_FILE}: nothing would end a response");
-            return Err(
-                Fields { path: &dir.join(CONFIG_FILE), prefix: "", map: &json }.bad("eos_token_id", problem)
-            );
+            return Err(Fields { path: &dir.join(CONFIG_FILE), prefix: String::new(), map: &json }
+                .bad("eos_token_id", problem));
         }
         Ok(Self { gemma, wrapped, json })
     }
@@ -233,7 +237,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
         .map_err(|source| ConfigError::Json { path: path.to_owned(), source })
 }
 
-/// What the families' configuration classes differ in (Transformers 5.23, `configuration_*gemma*.py`).
+/// What the families' configuration classes differ in (Transformers 5.24, `configuration_*gemma*.py`).
 struct Family {
     model_type: &'static str,
     architecture: &'static str,
@@ -249,13 +253,44 @@ struct Family {
     final_softcap: Option<f64>,
     /// Local and global layers alternate in this period, the last of each being global; `None`: all global.
     pattern: Option<usize>,
-    /// Local and global layers have RoPE bases of their own.
-    local_rope: bool,
+    /// Tokens that a local layer sees.
+    window: usize,
+    rope: Ropes,
     norms: NormPlacement,
     mlp_pre_norm: &'static str,
-    /// Scores are scaled by this setting to the power of -1/2, not by the head's width.
-    query_pre_attn_scalar: bool,
+    scale: Scale,
     qk_norm: bool,
+    /// What Gemma 4 has and the others have not.
+    gemma4: Option<Gemma4>,
+}
+
+/// Where a family's RoPE is described.
+#[derive(Clone, Copy, PartialEq)]
+enum Ropes {
+    /// One for all layers.
+    Uniform,
+    /// One for local and one for global layers; Gemma 3's older spellings as well.
+    ByType,
+    /// One for local and one for global layers, of which the latter turns a quarter of the pairs if nothing is said.
+    Proportional,
+}
+
+/// What scores are scaled by.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// The heads' width to the power of -1/2.
+    HeadDim,
+    /// `query_pre_attn_scalar` to the power of -1/2.
+    Query,
+    /// 1.
+    One,
+}
+
+/// Parts of Gemma 4 that only some of its models have.
+#[derive(Clone, Copy)]
+struct Gemma4 {
+    /// Width of per-layer embeddings if config.json does not say it; 0: none.
+    per_layer_embedding: usize,
 }
 
 const GEMMA_2: Family = Family {
@@ -272,14 +307,39 @@ const GEMMA_2: Family = Family {
     attention_softcap: Some(50.0),
     final_softcap: Some(30.0),
     pattern: Some(2),
-    local_rope: false,
+    window: 4096,
+    rope: Ropes::Uniform,
     norms: NormPlacement::Sandwich,
     mlp_pre_norm: "pre_feedforward_layernorm",
-    query_pre_attn_scalar: true,
+    scale: Scale::Query,
     qk_norm: false,
+    gemma4: None,
 };
 
-const FAMILIES: [Family; 4] = [
+const GEMMA_4: Family = Family {
+    model_type: "gemma4_text",
+    architecture: "Gemma4ForCausalLM",
+    vocab_size: 262_144,
+    hidden_size: 2304,
+    intermediate_size: 9216,
+    layers: 30,
+    heads: 8,
+    kv_heads: 4,
+    max_positions: 131_072,
+    activation: "hidden_activation",
+    attention_softcap: None,
+    final_softcap: None,
+    pattern: Some(6),
+    window: 512,
+    rope: Ropes::Proportional,
+    norms: NormPlacement::Sandwich,
+    mlp_pre_norm: "pre_feedforward_layernorm",
+    scale: Scale::One,
+    qk_norm: true,
+    gemma4: Some(Gemma4 { per_layer_embedding: 256 }),
+};
+
+const FAMILIES: [Family; 6] = [
     Family {
         model_type: "gemma",
         architecture: "GemmaForCausalLM",
@@ -294,11 +354,13 @@ const FAMILIES: [Family; 4] = [
         attention_softcap: None,
         final_softcap: None,
         pattern: None,
-        local_rope: false,
+        window: 4096,
+        rope: Ropes::Uniform,
         norms: NormPlacement::Pre,
         mlp_pre_norm: "post_attention_layernorm",
-        query_pre_attn_scalar: false,
+        scale: Scale::HeadDim,
         qk_norm: false,
+        gemma4: None,
     },
     GEMMA_2,
     // Gemma 2 without the norms behind attention and MLP.
@@ -322,11 +384,23 @@ const FAMILIES: [Family; 4] = [
         attention_softcap: None,
         final_softcap: None,
         pattern: Some(6),
-        local_rope: true,
+        window: 4096,
+        rope: Ropes::ByType,
         norms: NormPlacement::Sandwich,
         mlp_pre_norm: "pre_feedforward_layernorm",
-        query_pre_attn_scalar: true,
+        scale: Scale::Query,
         qk_norm: true,
+        gemma4: None,
+    },
+    GEMMA_4,
+    // The text part of the 12B, whose images and sounds have no towers.
+    Family {
+        model_type: "gemma4_unified_text",
+        architecture: "Gemma4UnifiedForCausalLM",
+        max_positions: 262_144,
+        window: 1024,
+        gemma4: Some(Gemma4 { per_layer_embedding: 0 }),
+        ..GEMMA_4
     },
 ];
 
@@ -338,11 +412,22 @@ struct Wrapper {
     text: &'static str,
 }
 
-const WRAPPERS: [Wrapper; 1] =
-    [Wrapper { model_type: "gemma3", architecture: "Gemma3ForConditionalGeneration", text: "gemma3_text" }];
+const WRAPPERS: [Wrapper; 3] = [
+    Wrapper { model_type: "gemma3", architecture: "Gemma3ForConditionalGeneration", text: "gemma3_text" },
+    Wrapper { model_type: "gemma4", architecture: "Gemma4ForConditionalGeneration", text: "gemma4_text" },
+    Wrapper {
+        model_type: "gemma4_unified",
+        architecture: "Gemma4UnifiedForConditionalGeneration",
+        text: "gemma4_unified_text",
+    },
+];
 
 /// The text model's configuration within a wrapper's.
 const TEXT_CONFIG: &str = "text_config";
+/// RoPE's settings.
+const ROPE: &str = "rope_parameters";
+/// Settings of single layers.
+const PER_LAYER: &str = "per_layer_config";
 const LOCAL: &str = "sliding_attention";
 const GLOBAL: &str = "full_attention";
 
@@ -364,7 +449,7 @@ fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
     let Some(map) = json.object(TEXT_CONFIG)? else {
         return Err(json.bad(TEXT_CONFIG, "missing; it describes the text model".into()));
     };
-    let text = Fields { path: json.path, prefix: TEXT_CONFIG, map };
+    let text = Fields { path: json.path, prefix: TEXT_CONFIG.into(), map };
     let family = match FAMILIES.iter().find(|f| f.model_type == wrapper.text) {
         Some(family) if map.get("model_type").is_none_or(|name| name == family.model_type) => family,
         _ => {
@@ -388,12 +473,30 @@ fn check_weights(json: &Fields) -> Result<(), ConfigError> {
 
 /// A text model's configuration. `top` is the whole file: wrappers name control tokens there.
 fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfig, ConfigError> {
-    for (field, reason) in [
-        ("attention_bias", "the engine's projections have no bias"),
-        ("use_bidirectional_attention", "the engine's attention is causal"),
-    ] {
-        if !matches!(json.map.get(field), None | Some(Value::Null | Value::Bool(false))) {
-            return Err(json.unsupported(field, reason));
+    let off = |field: &str| matches!(json.map.get(field), None | Some(Value::Null | Value::Bool(false)));
+    if !off("attention_bias") {
+        return Err(json.unsupported("attention_bias", "the engine's projections have no bias"));
+    }
+    // Gemma 4 says "vision" where the tokens of an image, of which text has none, see each other.
+    let field = "use_bidirectional_attention";
+    let of_images = family.gemma4.is_some() && json.map.get(field).is_some_and(|value| value == "vision");
+    if !off(field) && !of_images {
+        return Err(json.unsupported(field, "the engine's attention is causal"));
+    }
+    if let Some(gemma4) = family.gemma4 {
+        if !off("enable_moe_block") {
+            return Err(json.unsupported("enable_moe_block", "the engine has no mixture of experts"));
+        }
+        if json.width("num_kv_shared_layers", 0)? != 0 {
+            return Err(
+                json.unsupported("num_kv_shared_layers", "every layer of the engine has its own keys")
+            );
+        }
+        let field = "hidden_size_per_layer_input";
+        let width = json.width(field, gemma4.per_layer_embedding)?;
+        if width != 0 {
+            let problem = format!("{width}, but the engine has no per-layer embeddings; only 0 is supported");
+            return Err(json.bad(field, problem));
         }
     }
     check_weights(json)?;
@@ -409,32 +512,23 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
     }
 
     let num_heads = json.count("num_attention_heads", family.heads, MAX_WIDTH)?;
-    let num_kv_heads = json.count("num_key_value_heads", family.kv_heads, MAX_WIDTH)?;
-    if num_heads % num_kv_heads != 0 {
-        let problem = format!("{num_kv_heads} does not divide num_attention_heads = {num_heads}");
-        return Err(json.bad("num_key_value_heads", problem));
-    }
-    let head_dim = json.count("head_dim", 256, MAX_WIDTH)?;
-    if head_dim % 2 != 0 {
-        return Err(json.bad("head_dim", format!("{head_dim} is odd; RoPE turns pairs")));
-    }
-    if num_heads * head_dim > MAX_WIDTH {
-        let problem = format!("{head_dim} x num_attention_heads = {num_heads} exceeds {MAX_WIDTH}");
-        return Err(json.bad("head_dim", problem));
-    }
+    let num_kv_heads = json.kv_heads("num_key_value_heads", family.kv_heads, num_heads)?;
+    let head_dim = json.head_dim("head_dim", 256, num_heads)?;
     let intermediate = json.count("intermediate_size", family.intermediate_size, MAX_WIDTH)?;
     let shape = LayerShape { heads: num_heads, kv_heads: num_kv_heads, head_dim, intermediate };
     let vocab_size = json.count("vocab_size", family.vocab_size, MAX_WIDTH)?;
-    let attention_scale = match family.query_pre_attn_scalar {
-        false => head_dim as f64,
-        true => json.positive("query_pre_attn_scalar", 256.0)?,
+    let attention_scale = match family.scale {
+        Scale::HeadDim => head_dim as f64,
+        Scale::Query => json.positive("query_pre_attn_scalar", 256.0)?,
+        Scale::One => 1.0,
     }
     .powf(-0.5) as f32;
     let attention_softcap = json.softcap("attn_logit_softcapping", family.attention_softcap)?;
     if attention_softcap.is_some() && family.qk_norm {
-        return Err(
-            json.unsupported("attn_logit_softcapping", "Transformers' Gemma 3 ignores it; set it to null")
-        );
+        return Err(json.unsupported(
+            "attn_logit_softcapping",
+            "Transformers ignores it in this family; set it to null",
+        ));
     }
     let tokens = |field, default: &[u32]| {
         // Within a wrapper, what its text part does not say.
@@ -450,7 +544,10 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         vocab_size,
         hidden_size: json.count("hidden_size", family.hidden_size, MAX_WIDTH)?,
         layers: layers(json, family, shape)?,
-        rms_norm_eps: json.positive("rms_norm_eps", 1e-6)? as f32,
+        norm: NormSpec {
+            eps: json.positive("rms_norm_eps", 1e-6)? as f32,
+            offset: if family.gemma4.is_some() { 0.0 } else { 1.0 },
+        },
         attention_scale,
         attention_softcap,
         final_softcap: match family.final_softcap {
@@ -460,6 +557,8 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         norms: family.norms,
         mlp_pre_norm: family.mlp_pre_norm,
         qk_norm: family.qk_norm,
+        value_norm: family.gemma4.is_some(),
+        layer_scalars: family.gemma4.is_some(),
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
         eos_tokens: tokens("eos_token_id", &[1])?,
         bos_token,
@@ -492,16 +591,16 @@ fn not_gemma(json: &Fields, field: &str) -> ConfigError {
     ConfigError::NotGemma { path: json.path.to_owned(), found }
 }
 
-/// Which layers are local, with their window, and every layer's RoPE.
+/// Which layers are local, with their window, and every layer's widths and RoPE.
 fn layers(json: &Fields, family: &Family, shape: LayerShape) -> Result<Vec<LayerSpec>, ConfigError> {
     let count = json.count("num_hidden_layers", family.layers, MAX_LAYERS)?;
-    let local: Vec<bool> = match (family.pattern, json.map.get("layer_types")) {
+    let mut local: Vec<bool> = match (family.pattern, json.map.get("layer_types")) {
         (None, _) => vec![false; count],
         (Some(period), None | Some(Value::Null)) => {
             // Gemma 3's period could be set before there was `layer_types`.
-            let period = match family.local_rope {
-                true => json.count("sliding_window_pattern", period, MAX_LAYERS)?,
-                false => period,
+            let period = match family.rope {
+                Ropes::ByType => json.count("sliding_window_pattern", period, MAX_LAYERS)?,
+                _ => period,
             };
             (1..=count).map(|n| n % period != 0).collect()
         }
@@ -524,21 +623,93 @@ fn layers(json: &Fields, family: &Family, shape: LayerShape) -> Result<Vec<Layer
             return Err(json.bad("layer_types", format!("expected a list, found {}", brief(other))));
         }
     };
+    if family.gemma4.is_some() {
+        // As Transformers does, whatever `layer_types` says.
+        local[count - 1] = false;
+    }
     let window = match local.contains(&true) {
-        true => Some(json.count("sliding_window", 4096, u32::MAX as usize)?),
+        true => Some(json.count("sliding_window", family.window, u32::MAX as usize)?),
         false => None,
     };
-    let (local_rope, global_rope) = if family.local_rope { layered_rope(json)? } else { uniform_rope(json)? };
-    Ok(local
-        .into_iter()
-        .map(|local| {
-            let (rope_theta, rope_factor) = if local { local_rope } else { global_rope };
-            LayerSpec { shape, window: window.filter(|_| local), rope_theta, rope_factor }
-        })
-        .collect())
+    let (local_rope, global_rope) = match family.rope {
+        Ropes::Uniform => uniform_rope(json)?,
+        Ropes::ByType => layered_rope(json)?,
+        Ropes::Proportional => proportional_rope(json)?,
+    };
+    let shared = family.gemma4.is_some() && json.switch("attention_k_eq_v")?;
+    let shapes = match family.gemma4 {
+        Some(_) => layer_shapes(json, shape, &local, shared)?,
+        None => vec![shape; count],
+    };
+    let layer = |(local, shape): (bool, LayerShape)| LayerSpec {
+        shape,
+        window: window.filter(|_| local),
+        rope: if local { local_rope } else { global_rope }.of(shape.head_dim),
+        keys_are_values: shared && !local,
+    };
+    Ok(local.into_iter().zip(shapes).map(layer).collect())
 }
 
-type Rope = (f64, f64);
+/// The widths of Gemma 4's layers: `per_layer_config`, as Transformers writes them, by the layer's number; or else
+/// `global_head_dim` and `num_global_key_value_heads`, as they were published, of global layers.
+fn layer_shapes(
+    json: &Fields,
+    shape: LayerShape,
+    local: &[bool],
+    keys_are_values: bool,
+) -> Result<Vec<LayerShape>, ConfigError> {
+    let mut shapes = vec![shape; local.len()];
+    let Some(layers) = json.object(PER_LAYER)? else {
+        let head_dim = json.head_dim("global_head_dim", 512, shape.heads)?;
+        let field = "num_global_key_value_heads";
+        let kv_heads = match json.map.get(field) {
+            // Transformers heeds it only where keys are values.
+            Some(value) if !value.is_null() && keys_are_values => {
+                json.kv_heads(field, shape.kv_heads, shape.heads)?
+            }
+            _ => shape.kv_heads,
+        };
+        for (shape, _) in shapes.iter_mut().zip(local).filter(|(_, local)| !**local) {
+            (shape.head_dim, shape.kv_heads) = (head_dim, kv_heads);
+        }
+        return Ok(shapes);
+    };
+    let layers = Fields { path: json.path, prefix: json.name(PER_LAYER), map: layers };
+    for key in layers.map.keys() {
+        let Some(shape) = key.parse().ok().and_then(|number: usize| shapes.get_mut(number)) else {
+            let problem =
+                format!("expected the number of a layer, below num_hidden_layers = {}", local.len());
+            return Err(layers.bad(key, problem));
+        };
+        let Some(map) = layers.object(key)? else { continue };
+        let layer = Fields { path: json.path, prefix: layers.name(key), map };
+        if let Some(field) =
+            map.keys().find(|field| !["head_dim", "num_key_value_heads"].contains(&&field[..]))
+        {
+            return Err(layer
+                .unsupported(field, "layers of the engine may differ in head_dim and num_key_value_heads"));
+        }
+        shape.head_dim = layer.head_dim("head_dim", shape.head_dim, shape.heads)?;
+        shape.kv_heads = layer.kv_heads("num_key_value_heads", shape.kv_heads, shape.heads)?;
+    }
+    Ok(shapes)
+}
+
+/// A set of RoPE parameters, of heads of any width.
+#[derive(Clone, Copy)]
+struct Rope {
+    theta: f64,
+    factor: f64,
+    /// The share of a head's pairs that turns.
+    share: f64,
+}
+
+impl Rope {
+    fn of(self, head_dim: usize) -> RopeSpec {
+        let pairs = (self.share * head_dim as f64 / 2.0).floor() as usize;
+        RopeSpec { head_dim, pairs: pairs.min(head_dim / 2), theta: self.theta, factor: self.factor }
+    }
+}
 
 /// Gemma 1 and 2, VaultGemma: `rope_scaling` or else `rope_parameters`, flat; the base inside or beside it.
 fn uniform_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
@@ -549,13 +720,13 @@ fn uniform_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
         "rope_parameters"
     };
     let rope = match json.object(name)? {
-        None => (theta, 1.0),
+        None => Rope { theta, factor: 1.0, share: 1.0 },
         Some(map) => {
             if map.contains_key(LOCAL) || map.contains_key(GLOBAL) {
                 return Err(json
                     .bad(name, "Gemma 1 and 2 have one RoPE for all layers, not one per layer type".into()));
             }
-            rope(&Fields { path: json.path, prefix: name, map }, theta, true)?
+            rope(&Fields { path: json.path, prefix: json.name(name), map }, theta, RopeTypes::Legacy)?
         }
     };
     Ok((rope, rope))
@@ -565,32 +736,64 @@ fn uniform_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
 /// `rope_theta` and `rope_scaling` for global ones.
 fn layered_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
     let none = Map::new();
-    let nested = json.object("rope_parameters")?.unwrap_or(&none);
-    if let Some(key) = nested.keys().find(|k| *k != LOCAL && *k != GLOBAL) {
-        let problem =
-            format!("Gemma 3 has {LOCAL:?} and {GLOBAL:?} here, each with its own RoPE, not {key:?}");
-        return Err(json.bad("rope_parameters", problem));
-    }
-    let nested = Fields { path: json.path, prefix: "rope_parameters", map: nested };
+    let nested =
+        rope_by_type(json)?.unwrap_or(Fields { path: json.path, prefix: json.name(ROPE), map: &none });
     let mut global = nested.object(GLOBAL)?.cloned().unwrap_or_default();
-    let mut prefix = "rope_parameters.full_attention";
+    let mut prefix = nested.name(GLOBAL);
     if let Some(scaling) = json.object("rope_scaling")?.filter(|m| !m.is_empty()) {
-        prefix = "rope_scaling";
+        prefix = json.name("rope_scaling");
         global.extend(scaling.clone());
     }
     let global = Fields { path: json.path, prefix, map: &global };
-    let global = rope(&global, json.positive("rope_theta", 1_000_000.0)?, false)?;
+    let global = rope(&global, json.positive("rope_theta", 1_000_000.0)?, RopeTypes::Scaled)?;
     let local = nested.object(LOCAL)?.unwrap_or(&none);
-    let local = Fields { path: json.path, prefix: "rope_parameters.sliding_attention", map: local };
-    let local = rope(&local, json.positive("rope_local_base_freq", 10_000.0)?, false)?;
+    let local = Fields { path: json.path, prefix: nested.name(LOCAL), map: local };
+    let local = rope(&local, json.positive("rope_local_base_freq", 10_000.0)?, RopeTypes::Scaled)?;
     Ok((local, global))
 }
 
-/// (theta, factor) of one set of RoPE parameters. `legacy`: `type` may stand for `rope_type`.
-fn rope(json: &Fields, theta: f64, legacy: bool) -> Result<Rope, ConfigError> {
+/// Gemma 4: `rope_parameters` per layer type, or nothing.
+fn proportional_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
+    let Some(nested) = rope_by_type(json)? else {
+        let rope = |theta, share| Rope { theta, factor: 1.0, share };
+        return Ok((rope(10_000.0, 1.0), rope(1_000_000.0, 0.25)));
+    };
+    let of_type = |name: &str, theta| match nested.object(name)? {
+        Some(map) => {
+            rope(&Fields { path: json.path, prefix: nested.name(name), map }, theta, RopeTypes::Proportional)
+        }
+        None => Err(nested.bad(name, "missing; it says how layers of this type turn heads".into())),
+    };
+    Ok((of_type(LOCAL, 10_000.0)?, of_type(GLOBAL, 1_000_000.0)?))
+}
+
+/// `rope_parameters` with an entry for each type of layer.
+fn rope_by_type<'a>(json: &Fields<'a>) -> Result<Option<Fields<'a>>, ConfigError> {
+    let Some(map) = json.object(ROPE)? else { return Ok(None) };
+    if let Some(key) = map.keys().find(|k| *k != LOCAL && *k != GLOBAL) {
+        let problem =
+            format!("this family has {LOCAL:?} and {GLOBAL:?} here, each with its own RoPE, not {key:?}");
+        return Err(json.bad(ROPE, problem));
+    }
+    Ok(Some(Fields { path: json.path, prefix: json.name(ROPE), map }))
+}
+
+/// Which values `rope_type` may have.
+#[derive(Clone, Copy, PartialEq)]
+enum RopeTypes {
+    /// default and linear, and `type` may stand for `rope_type`.
+    Legacy,
+    /// default and linear.
+    Scaled,
+    /// default, linear and proportional.
+    Proportional,
+}
+
+/// One set of RoPE parameters.
+fn rope(json: &Fields, theta: f64, types: RopeTypes) -> Result<Rope, ConfigError> {
     let mut key = "rope_type";
     if !json.map.contains_key(key) && json.map.contains_key("type") {
-        if !legacy {
+        if types != RopeTypes::Legacy {
             // Transformers 4 heeds it, 5 ignores it.
             return Err(json.bad(
                 "type",
@@ -599,21 +802,34 @@ fn rope(json: &Fields, theta: f64, legacy: bool) -> Result<Rope, ConfigError> {
         }
         key = "type";
     }
+    let proportional = types == RopeTypes::Proportional;
+    let mut share = json.positive("partial_rotary_factor", 1.0)?;
     let factor = match json.map.get(key).map(Value::as_str) {
+        Some(Some("proportional")) if proportional => json.positive("factor", 1.0)?,
+        None | Some(Some("default")) if proportional => {
+            // Transformers does not heed it then.
+            share = 1.0;
+            1.0
+        }
         None | Some(Some("default")) => 1.0,
-        Some(Some("linear")) => json.positive_required("factor")?,
+        Some(Some("linear")) if !proportional => json.positive_required("factor")?,
+        Some(_) if proportional => {
+            return Err(json.unsupported(key, "the engine has \"default\" and \"proportional\" here"));
+        }
         Some(_) => return Err(json.unsupported(key, "the engine has \"default\" and \"linear\"")),
     };
-    if json.positive("partial_rotary_factor", 1.0)? != 1.0 {
-        return Err(json.unsupported("partial_rotary_factor", "the engine turns whole heads"));
+    let field = "partial_rotary_factor";
+    if share > 1.0 || !proportional && share != 1.0 {
+        return Err(json.unsupported(field, "the engine turns whole heads, or a part of them in Gemma 4"));
     }
-    Ok((json.positive("rope_theta", theta)?, factor))
+    Ok(Rope { theta: json.positive("rope_theta", theta)?, factor, share })
 }
 
 /// A JSON object of which every error names file and field.
 struct Fields<'a> {
     path: &'a Path,
-    prefix: &'a str,
+    /// What stands before the names of its fields: empty, or that of the object in which it is.
+    prefix: String,
     map: &'a Map<String, Value>,
 }
 
@@ -642,6 +858,47 @@ impl<'a> Fields<'a> {
                 }
             }
         }
+    }
+
+    /// A width that may be 0 or null, which mean that there is no such part.
+    fn width(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+        match self.map.get(field) {
+            Some(Value::Null) => Ok(0),
+            Some(value) if value.as_u64() == Some(0) => Ok(0),
+            _ => self.count(field, default, MAX_WIDTH),
+        }
+    }
+
+    /// A switch that is off if nothing is said.
+    fn switch(&self, field: &str) -> Result<bool, ConfigError> {
+        match self.map.get(field) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(on)) => Ok(*on),
+            Some(value) => Err(self.bad(field, format!("expected true or false, found {}", brief(value)))),
+        }
+    }
+
+    /// The width of a head.
+    fn head_dim(&self, field: &str, default: usize, heads: usize) -> Result<usize, ConfigError> {
+        let head_dim = self.count(field, default, MAX_WIDTH)?;
+        if head_dim % 2 != 0 {
+            return Err(self.bad(field, format!("{head_dim} is odd; RoPE turns pairs")));
+        }
+        if heads * head_dim > MAX_WIDTH {
+            let problem = format!("{head_dim} x num_attention_heads = {heads} exceeds {MAX_WIDTH}");
+            return Err(self.bad(field, problem));
+        }
+        Ok(head_dim)
+    }
+
+    /// A number of key/value heads.
+    fn kv_heads(&self, field: &str, default: usize, heads: usize) -> Result<usize, ConfigError> {
+        let kv_heads = self.count(field, default, MAX_WIDTH)?;
+        if heads % kv_heads != 0 {
+            let problem = format!("{kv_heads} does not divide num_attention_heads = {heads}");
+            return Err(self.bad(field, problem));
+        }
+        Ok(kv_heads)
     }
 
     fn positive(&self, field: &str, default: f64) -> Result<f64, ConfigError> {

@@ -3,7 +3,7 @@
 use super::Gemma;
 use super::activations::Kept;
 use super::config::{GemmaConfig, LayerSpec};
-use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, RopeSpec};
+use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, ResidualSpec, RopeSpec};
 
 /// Keys and values of every layer, rows as the segment table says: shared prompts once, tails per stream.
 pub struct KvCache<B: Backend> {
@@ -55,6 +55,8 @@ pub(super) struct Attention<B: Backend> {
     /// What attention reads.
     pub(super) q: B::Tensor,
     pub(super) k: B::Tensor,
+    /// v before its norm, where it has one and is not k.
+    pub(super) v_raw: Option<B::Tensor>,
     pub(super) v: B::Tensor,
     /// What attention returns.
     pub(super) o: B::Tensor,
@@ -153,7 +155,7 @@ impl<B: Backend> Gemma<B> {
     fn enter(&self, tables: &B::Tables) -> (B::Tensor, B::Tensor) {
         let scale = self.config.embed_scale(self.backend.dtype(&self.params.embed));
         let x = self.backend.embed_forward(&self.params.embed, tables, scale);
-        let normed = self.backend.rms_norm_forward(&x, self.norm_before(0), self.config.rms_norm_eps);
+        let normed = self.backend.rms_norm_forward(&x, self.norm_before(0), self.config.norm);
         (x, normed)
     }
 
@@ -164,13 +166,37 @@ impl<B: Backend> Gemma<B> {
 
     /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own.
     fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables) -> Attention<B> {
-        let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
-        let rope = rope_spec(spec);
-        let [q_raw, k_raw, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
-        let q = b.rope_forward(&q_raw, self.head_norm(p.q_norm.as_ref()), tables, &rope);
-        let k = b.rope_forward(&k_raw, self.head_norm(p.k_norm.as_ref()), tables, &rope);
+        let (b, spec) = (&self.backend, &self.config.layers[l]);
+        let [q_norm, k_norm, v_norm] = self.head_norms(l);
+        let (q_raw, k_raw, v_raw) = self.projections(l, x);
+        let q = b.rope_forward(&q_raw, q_norm, tables, &spec.rope);
+        let k = b.rope_forward(&k_raw, k_norm, tables, &spec.rope);
+        let values = |raw| b.rope_forward(raw, v_norm, tables, &RopeSpec::still(spec.shape.head_dim));
+        let (v_raw, v) = match v_raw {
+            Some(v) if v_norm.is_none() => (None, v),
+            Some(raw) => {
+                let v = values(&raw);
+                (Some(raw), v)
+            }
+            None => (None, values(&k_raw)),
+        };
         let (o, lse) = b.attention_forward(&q, &k, &v, tables, &attention_spec(&self.config, spec));
-        Attention { q_raw, k_raw, q, k, v, o, lse }
+        Attention { q_raw, k_raw, v_raw, q, k, v, o, lse }
+    }
+
+    /// q, k and v of a layer before their norms and RoPE; no v where values are keys.
+    fn projections(&self, l: usize, x: &B::Tensor) -> (B::Tensor, B::Tensor, Option<B::Tensor>) {
+        let (b, p) = (&self.backend, &self.params.layers[l]);
+        match &p.v {
+            Some(v) => {
+                let [q, k, v] = b.matmul_forward(x, [&p.q, &p.k, v]);
+                (q, k, Some(v))
+            }
+            None => {
+                let [q, k] = b.matmul_forward(x, [&p.q, &p.k]);
+                (q, k, None)
+            }
+        }
     }
 
     /// The attention block of one layer, from the residual stream x before it and x normed, and the MLP's normed input.
@@ -198,25 +224,27 @@ impl<B: Backend> Gemma<B> {
         (cached_k, cached_v): &mut (B::Tensor, B::Tensor),
     ) -> B::Tensor {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
-        let rope = rope_spec(spec);
-        let [q, k, v] = b.matmul_forward(x, [&p.q, &p.k, &p.v]);
-        let norms =
-            self.head_norm(p.q_norm.as_ref()).zip(self.head_norm(p.k_norm.as_ref())).map(<[_; 2]>::from);
-        let q = b.rope_append(&q, &k, &v, norms, tables, &rope, cached_k, cached_v);
+        let (q, k, v) = self.projections(l, x);
+        let v = v.as_ref().unwrap_or(&k);
+        let q = b.rope_append(&q, &k, v, self.head_norms(l), tables, &spec.rope, cached_k, cached_v);
         let (o, _) = b.attention_forward(&q, cached_k, cached_v, tables, &attention_spec(&self.config, spec));
         let [out] = b.matmul_forward(&o, [&p.o]);
         out
     }
 
-    fn head_norm<'a>(&self, weight: Option<&'a B::Tensor>) -> Option<HeadNorm<&'a B::Tensor>> {
-        weight.map(|weight| HeadNorm { weight, eps: self.config.rms_norm_eps })
+    /// The norms of the heads of q, k and v of a layer.
+    fn head_norms(&self, l: usize) -> [Option<HeadNorm<&B::Tensor>>; 3] {
+        let (c, p) = (&self.config, &self.params.layers[l]);
+        let [of_q, of_k] =
+            [&p.q_norm, &p.k_norm].map(|w| w.as_ref().map(|w| HeadNorm { weight: Some(w), spec: c.norm }));
+        [of_q, of_k, c.value_norm.then_some(HeadNorm { weight: None, spec: c.norm })]
     }
 
     /// (residual stream, the MLP's normed input) after the attention block.
     fn after_attention(&self, l: usize, x: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
         let p = &self.params.layers[l];
-        let eps = self.config.rms_norm_eps;
-        self.backend.add_norm_forward(x, out, p.attn_post_norm.as_ref(), &p.mlp_pre_norm, eps)
+        let spec = self.attention_sum();
+        self.backend.add_norm_forward(x, out, p.attn_post_norm.as_ref(), &p.mlp_pre_norm, spec)
     }
 
     /// The MLP of one layer on its normed input `[T, D]`, but for the last product.
@@ -235,7 +263,17 @@ impl<B: Backend> Gemma<B> {
     /// (residual stream, the next layer's normed input) after the MLP.
     fn after_mlp(&self, l: usize, mid: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
         let post = self.params.layers[l].mlp_post_norm.as_ref();
-        self.backend.add_norm_forward(mid, out, post, self.norm_before(l + 1), self.config.rms_norm_eps)
+        self.backend.add_norm_forward(mid, out, post, self.norm_before(l + 1), self.mlp_sum(l))
+    }
+
+    /// The residual sum after attention.
+    pub(super) fn attention_sum(&self) -> ResidualSpec {
+        ResidualSpec { norm: self.config.norm, scale: 1.0 }
+    }
+
+    /// The residual sum after the MLP, at the end of layer `l`.
+    pub(super) fn mlp_sum(&self, l: usize) -> ResidualSpec {
+        ResidualSpec { norm: self.config.norm, scale: self.scalars[l] }
     }
 }
 
@@ -249,9 +287,4 @@ pub(super) fn attention_spec(config: &GemmaConfig, layer: &LayerSpec) -> Attenti
         softcap: config.attention_softcap,
         window: layer.window,
     }
-}
-
-/// RoPE of a layer.
-pub(super) fn rope_spec(layer: &LayerSpec) -> RopeSpec {
-    RopeSpec { head_dim: layer.shape.head_dim, theta: layer.rope_theta, factor: layer.rope_factor }
 }

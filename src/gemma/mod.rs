@@ -1,4 +1,4 @@
-//! Gemma 1, 2 and 3, forward and backward, on any [`Backend`].
+//! Gemma 1 to 4, forward and backward, on any [`Backend`].
 //!
 //! One code path serves prefill, decode and training: [`Gemma::forward`] runs flat tokens under a segment table,
 //! with keys and values either in the batch itself (training) or in a [`KvCache`] (generation). Training keeps the
@@ -25,4 +25,7 @@ pub struct Gemma<B: Backend> {
     pub config: GemmaConfig,
     /// The parameters.
     pub params: Params<B::Tensor>,
+    /// What the output of each layer is multiplied by, residual stream included: numbers of the checkpoint in Gemma 4, which
+    /// training leaves as they are, and 1 elsewhere.
+    pub scalars: Vec<f32>,
 }

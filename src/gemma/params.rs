@@ -4,7 +4,7 @@
 //! or [`ParamSpec`]s.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -34,15 +34,15 @@ pub struct LayerParams<T> {
     pub q: T,
     /// `[K Dh, D]`.
     pub k: T,
-    /// `[K Dh, D]`.
-    pub v: T,
+    /// `[K Dh, D]`; none where values are keys (Gemma 4).
+    pub v: Option<T>,
     /// `[D, H Dh]`.
     pub o: T,
-    /// `[1, Dh]`: on every query head (Gemma 3).
+    /// `[1, Dh]`: on every query head (Gemma 3 and 4).
     pub q_norm: Option<T>,
-    /// `[1, Dh]`: on every key head (Gemma 3).
+    /// `[1, Dh]`: on every key head (Gemma 3 and 4).
     pub k_norm: Option<T>,
-    /// `[1, D]`: on attention's output, before the residual sum (Gemma 2, 3).
+    /// `[1, D]`: on attention's output, before the residual sum (Gemma 2 to 4).
     pub attn_post_norm: Option<T>,
     /// `[1, D]`: before the MLP.
     pub mlp_pre_norm: T,
@@ -52,7 +52,7 @@ pub struct LayerParams<T> {
     pub up: T,
     /// `[D, F]`.
     pub down: T,
-    /// `[1, D]`: on the MLP's output, before the residual sum (Gemma 2, 3).
+    /// `[1, D]`: on the MLP's output, before the residual sum (Gemma 2 to 4).
     pub mlp_post_norm: Option<T>,
 }
 
@@ -100,7 +100,7 @@ impl<T> LayerParams<T> {
             attn_pre_norm: f(&self.attn_pre_norm),
             q: f(&self.q),
             k: f(&self.k),
-            v: f(&self.v),
+            v: self.v.as_ref().map(&mut *f),
             o: f(&self.o),
             q_norm: self.q_norm.as_ref().map(&mut *f),
             k_norm: self.k_norm.as_ref().map(&mut *f),
@@ -114,7 +114,9 @@ impl<T> LayerParams<T> {
     }
 
     fn push_mut<'a>(&'a mut self, all: &mut Vec<&'a mut T>) {
-        all.extend([&mut self.attn_pre_norm, &mut self.q, &mut self.k, &mut self.v, &mut self.o]);
+        all.extend([&mut self.attn_pre_norm, &mut self.q, &mut self.k]);
+        all.extend(&mut self.v);
+        all.push(&mut self.o);
         all.extend([&mut self.q_norm, &mut self.k_norm, &mut self.attn_post_norm].into_iter().flatten());
         all.extend([&mut self.mlp_pre_norm, &mut self.gate, &mut self.up, &mut self.down]);
         all.extend(&mut self.mlp_post_norm);
@@ -214,7 +216,7 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
             attn_pre_norm: norm(name("input_layernorm"), d),
             q: matrix(name("self_attn.q_proj"), q, d),
             k: matrix(name("self_attn.k_proj"), kv, d),
-            v: matrix(name("self_attn.v_proj"), kv, d),
+            v: (!spec.keys_are_values).then(|| matrix(name("self_attn.v_proj"), kv, d)),
             o: matrix(name("self_attn.o_proj"), d, q),
             q_norm: config.qk_norm.then(|| norm(name("self_attn.q_norm"), head)),
             k_norm: config.qk_norm.then(|| norm(name("self_attn.k_norm"), head)),
@@ -232,6 +234,12 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
         layers: config.layers.iter().enumerate().map(layer).collect(),
         final_norm: norm("model.norm.weight".to_owned(), d),
     }
+}
+
+/// The names of the layer scalars, layer by layer, where the model has them: tensors `[1]` that training leaves as they are.
+pub fn layer_scalars(config: &GemmaConfig) -> Vec<String> {
+    let layers = 0..if config.layer_scalars { config.layers.len() } else { 0 };
+    layers.map(|i| format!("model.layers.{i}.layer_scalar")).collect()
 }
 
 /// One way in which a checkpoint is not the model's.
@@ -362,7 +370,7 @@ fn layer_of(name: &str) -> Option<(&str, usize)> {
 }
 
 /// What most of the mismatches come from: another naming, another number of layers, another width.
-fn cause(plan: &Params<ParamSpec>, mismatches: &[Mismatch]) -> Option<String> {
+fn cause(plan: &Params<ParamSpec>, scalars: &[String], mismatches: &[Mismatch]) -> Option<String> {
     let mut missing: Vec<&str> = Vec::new();
     let mut extra: Vec<&str> = Vec::new();
     for mismatch in mismatches {
@@ -402,7 +410,7 @@ fn cause(plan: &Params<ParamSpec>, mismatches: &[Mismatch]) -> Option<String> {
             "the names of its tensors {names}: this is {what} with Transformers' save_pretrained, or rename the tensors"
         ));
     }
-    if missing.len() == plan.tensors().len() {
+    if missing.len() == plan.tensors().len() + scalars.len() {
         let first = extra.first().map_or(String::new(), |name| format!(", and it has {name}"));
         return Some(format!(
             "none of the model's {} tensors is in it{first}: not a Gemma with Transformers' names; convert it to \
@@ -429,8 +437,9 @@ fn cause(plan: &Params<ParamSpec>, mismatches: &[Mismatch]) -> Option<String> {
         numbers.iter().all(|&number| number >= layers).then(|| numbers.into_iter().max())?? + 1
     } else if missing.len() == mismatches.len() {
         let first = numbers(&missing)?.into_iter().min()?;
-        let each = (plan.tensors().len() - 2) / layers;
-        (missing.len() == (layers - first) * each).then_some(first)?
+        let names = plan.tensors().into_iter().map(|spec| &spec.name).chain(scalars);
+        let behind = names.filter(|name| layer_of(name).is_some_and(|(_, number)| number >= first));
+        (missing.len() == behind.count()).then_some(first)?
     } else {
         return None;
     };
@@ -462,16 +471,19 @@ fn renaming<'a>(missing: &[&'a str], extra: &[&'a str]) -> Option<(&'a str, &'a 
     })
 }
 
-/// Compares a checkpoint with the model's table.
-pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), LoadError> {
-    let specs: BTreeMap<&str, &ParamSpec> =
-        plan.tensors().into_iter().map(|s| (s.name.as_str(), s)).collect();
+/// Compares a checkpoint with what the model has.
+pub fn check(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    let plan = &plan(config);
+    let scalars = layer_scalars(config);
     let mut mismatches = Vec::new();
-    for spec in plan.tensors() {
-        let (name, expected) = (spec.name.clone(), spec.shape());
-        match checkpoint.tensor(&spec.name) {
+    let mut known = BTreeSet::new();
+    let params = plan.tensors().into_iter().map(|spec| (&spec.name, spec.shape(), Some(spec)));
+    for (name, expected, spec) in params.chain(scalars.iter().map(|name| (name, vec![1], None))) {
+        known.insert(name.as_str());
+        let name = name.clone();
+        match checkpoint.tensor(&name) {
             None => mismatches.push(Mismatch::Missing { name, expected }),
-            Some(t) if t.shape != expected && used(t, spec).is_none() => {
+            Some(t) if t.shape != expected && spec.and_then(|spec| used(t, spec)).is_none() => {
                 mismatches.push(Mismatch::Shape { name, expected, found: t.shape.to_vec() });
             }
             Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) => {
@@ -481,7 +493,7 @@ pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), Lo
         }
     }
     let embed = checkpoint.tensor(EMBED).and_then(|t| used(t, &plan.embed));
-    for name in checkpoint.names().filter(|name| !specs.contains_key(name)) {
+    for name in checkpoint.names().filter(|name| !known.contains(name)) {
         let found = checkpoint.tensor(name).expect("it names its tensors");
         if name == LM_HEAD {
             let head = used(found, &plan.embed);
@@ -496,7 +508,7 @@ pub fn check(plan: &Params<ParamSpec>, checkpoint: &Checkpoint) -> Result<(), Lo
         return Ok(());
     }
     let file = checkpoint.files().next().map(|(path, _)| path.to_owned()).unwrap_or_default();
-    Err(LoadError { file, cause: cause(plan, &mismatches), mismatches })
+    Err(LoadError { file, cause: cause(plan, &scalars, &mismatches), mismatches })
 }
 
 /// A stored tensor as far as the model has it: tools pad the rows of embeddings, and no token of the model's vocabulary is
@@ -542,13 +554,23 @@ pub fn load<B: Backend>(
     checkpoint: &Checkpoint,
     dtype: Option<DType>,
 ) -> Result<Params<B::Tensor>, LoadError> {
-    let plan = plan(config);
-    check(&plan, checkpoint)?;
-    Ok(plan.map(|spec| {
+    check(config, checkpoint)?;
+    Ok(plan(config).map(|spec| {
         let stored = checkpoint.tensor(&spec.name).and_then(|t| used(t, spec)).expect("checked");
         let (dtype, bytes) = convert(stored, dtype);
         backend.upload(dtype, spec.rows, spec.cols, &bytes)
     }))
+}
+
+/// What the output of each layer is multiplied by: 1 where the model has no such numbers.
+pub fn load_scalars(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>, LoadError> {
+    check(config, checkpoint)?;
+    let mut scalars = vec![1.0; config.layers.len()];
+    for (scalar, name) in scalars.iter_mut().zip(layer_scalars(config)) {
+        let (_, bytes) = convert(checkpoint.tensor(&name).expect("checked"), Some(DType::F32));
+        *scalar = bytemuck::pod_read_unaligned(&bytes);
+    }
+    Ok(scalars)
 }
 
 /// A parameter's elements in f32, where the checkpoint has them in more than bf16.

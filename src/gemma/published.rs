@@ -2,6 +2,7 @@
 //! download.
 
 use super::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
+use crate::backend::{NormSpec, RopeSpec};
 
 /// Gemma 2B, the paper's model.
 pub fn gemma_2b() -> GemmaConfig {
@@ -10,8 +11,11 @@ pub fn gemma_2b() -> GemmaConfig {
         model_type: "gemma".into(),
         vocab_size: 256_000,
         hidden_size: 2048,
-        layers: vec![LayerSpec { shape, window: None, rope_theta: 1e4, rope_factor: 1.0 }; 18],
-        rms_norm_eps: 1e-6,
+        layers: vec![
+            LayerSpec { shape, window: None, rope: RopeSpec::new(256, 1e4), keys_are_values: false };
+            18
+        ],
+        norm: NormSpec { eps: 1e-6, offset: 1.0 },
         // 256^-1/2: `head_dim` of Gemma 2B, `query_pre_attn_scalar` of Gemma 3 270M and 1B.
         attention_scale: 0.0625,
         attention_softcap: None,
@@ -19,6 +23,8 @@ pub fn gemma_2b() -> GemmaConfig {
         norms: NormPlacement::Pre,
         mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
+        value_norm: false,
+        layer_scalars: false,
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -52,8 +58,11 @@ fn gemma_3(hidden_size: usize, intermediate: usize, layers: usize) -> GemmaConfi
 
 /// Gemma 3's layers: five with a window to one without, from the first on.
 pub fn five_to_one(shape: LayerShape, window: usize) -> impl Iterator<Item = LayerSpec> {
-    (1..).map(move |number| match number % 6 {
-        0 => LayerSpec { shape, window: None, rope_theta: 1e6, rope_factor: 1.0 },
-        _ => LayerSpec { shape, window: Some(window), rope_theta: 1e4, rope_factor: 1.0 },
-    })
+    let layer = move |window, theta| LayerSpec {
+        shape,
+        window,
+        rope: RopeSpec::new(shape.head_dim, theta),
+        keys_are_values: false,
+    };
+    (1..).map(move |number| if number % 6 == 0 { layer(None, 1e6) } else { layer(Some(window), 1e4) })
 }

@@ -342,10 +342,18 @@ fn a_file_is_replaced_whole_or_not_at_all() {
 // ---- the model's parameters ----
 
 fn tiny(model_type: &str) -> Value {
-    json!({
+    let mut json = json!({
         "model_type": model_type, "vocab_size": 11, "hidden_size": 6, "intermediate_size": 10, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2, "torch_dtype": "float32", "note": "kept",
-    })
+    });
+    if model_type == "gemma4_text" {
+        let own = json!({
+            "hidden_size_per_layer_input": 0, "global_head_dim": 4, "num_global_key_value_heads": 1,
+            "attention_k_eq_v": true,
+        });
+        json.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+    }
+    json
 }
 
 /// name -> (dtype, shape, bytes), different in every element, for a model's whole table.
@@ -368,7 +376,10 @@ fn tensors(config: &GemmaConfig, dtype: Dtype) -> Tensors {
         let bytes = (0..s.rows * s.cols).flat_map(|_| element()).collect();
         (s.name.clone(), (dtype, s.shape(), bytes))
     };
-    plan.tensors().into_iter().map(tensor).collect()
+    let mut all: Tensors = plan.tensors().into_iter().map(tensor).collect();
+    let scalars = params::layer_scalars(config).into_iter();
+    all.extend(scalars.map(|name| (name, (dtype, vec![1], element()))));
+    all
 }
 
 fn write_model(dir: &Path, config: &Value, tensors: &Tensors) {
@@ -419,6 +430,22 @@ fn the_tables_are_transformers() {
     assert_eq!(names("gemma2"), own(&layers));
     layers.extend([("self_attn.q_norm", vec![2]), ("self_attn.k_norm", vec![2])]);
     assert_eq!(names("gemma3_text"), own(&layers));
+    // The second layer is global: heads twice as wide, one for keys, and none for values.
+    let mut four = own(&layers);
+    four.remove("model.layers.1.self_attn.v_proj.weight");
+    for (part, shape) in [
+        ("q_proj", vec![16, 6]),
+        ("k_proj", vec![4, 6]),
+        ("o_proj", vec![6, 16]),
+        ("q_norm", vec![4]),
+        ("k_norm", vec![4]),
+    ] {
+        four.insert(format!("model.layers.1.self_attn.{part}.weight"), shape);
+    }
+    assert_eq!(names("gemma4_text"), four);
+    let scalars = params::layer_scalars(&config(&tiny("gemma4_text")));
+    assert_eq!(scalars, ["model.layers.0.layer_scalar", "model.layers.1.layer_scalar"]);
+    assert_eq!(params::layer_scalars(&config(&tiny("gemma3_text"))), [""; 0]);
 
     // One name, two places.
     let name = |spec: &ParamSpec| spec.name.clone();
@@ -433,18 +460,25 @@ fn the_tables_are_transformers() {
 
 #[test]
 fn every_view_of_the_parameters_has_one_order() {
-    for (family, per_layer) in [("gemma", 9), ("gemma2", 11), ("gemma3_text", 13)] {
+    for (family, layers) in
+        [("gemma", 2 * 9), ("gemma2", 2 * 11), ("gemma3_text", 2 * 13), ("gemma4_text", 13 + 12)]
+    {
         let mut plan = params::plan(&config(&tiny(family)));
         let shared: Vec<String> = plan.tensors().iter().map(|s| s.name.clone()).collect();
         let unique: Vec<String> = plan.tensors_mut().iter().map(|s| s.name.clone()).collect();
         assert_eq!(shared, unique);
-        assert_eq!(shared.len(), 2 + 2 * per_layer);
+        assert_eq!(shared.len(), 2 + layers);
     }
 }
 
 #[test]
 fn saving_and_loading_change_no_bit() {
-    for (family, dtype) in [("gemma", Dtype::F32), ("gemma2", Dtype::BF16), ("gemma3_text", Dtype::BF16)] {
+    for (family, dtype) in [
+        ("gemma", Dtype::F32),
+        ("gemma2", Dtype::BF16),
+        ("gemma3_text", Dtype::BF16),
+        ("gemma4_text", Dtype::F32),
+    ] {
         let root = tempfile::tempdir().unwrap();
         let (source, out) = (root.path().join("source"), root.path().join("out"));
         std::fs::create_dir(&source).unwrap();
@@ -483,7 +517,13 @@ fn saving_and_loading_change_no_bit() {
 /// other numbers in that part.
 #[test]
 fn a_wrapper_keeps_its_other_parts() {
-    let golden = crate::tiny::dir("gemma3_wrapper");
+    for name in ["gemma3_wrapper", "gemma4_wrapper"] {
+        wrapped(name);
+    }
+}
+
+fn wrapped(name: &str) {
+    let golden = crate::tiny::dir(name);
     let file = ConfigFile::open(&golden).unwrap();
     let stored = Checkpoint::open(&golden).unwrap();
     let old = |name: &str| match name.strip_prefix("model.language_model.") {
@@ -543,7 +583,8 @@ fn a_wrapper_keeps_its_other_parts() {
         let mut text = Vec::new();
         inspect::report(&inspect::Args { dir: out, tensors: true }, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        let others = all.len() - params.tensors().len();
+        let scalars = params::layer_scalars(&file.gemma).len();
+        let others = all.len() - params.tensors().len() - scalars;
         assert!(text.contains(&format!("beside it    {others} tensors of other parts, ")), "{text}");
         assert_eq!(text.matches("\nbeside it    ").count(), 1 + others, "{text}");
         assert!(text.contains("\ntensor       model.norm.weight F32 [40]\n"), "{text}");
@@ -678,7 +719,7 @@ fn inspect_describes_the_model() {
         "shape        L 8, D 6, H 4, K 2, Dh 2, F 10, V 11, context 131072\n",
         "layers       0-4, 6-7: see a window of 4096, RoPE base 10000\n",
         "layers       5: see everything before, RoPE base 1000000, positions / 8\n",
-        "norms        before and after attention and MLP, of q and k heads; eps 1e-6\n",
+        "norms        before and after attention and MLP, of q and k heads, times 1 + w; eps 1e-6\n",
         "parameters   2888 (66 embedding, 2822 other)\n",
         "stored as    BF16, 0.0 MB\n",
         "special      no tokenizer.json",

@@ -1,7 +1,7 @@
 //! config.json in every spelling that Transformers has written, and what must be refused. Expected values are what
 //! Transformers 5.23 makes of the same JSON.
 
-use bon_engine::backend::DType;
+use bon_engine::backend::{DType, NormSpec, RopeSpec};
 use bon_engine::gemma::config::{ConfigError, ConfigFile, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -28,9 +28,20 @@ fn refusal(config: &Value) -> String {
 const GEMMA_1: LayerShape = LayerShape { heads: 16, kv_heads: 16, head_dim: 256, intermediate: 24_576 };
 
 /// A layer of the shape that absent fields mean in Gemma 2 and 3.
-fn layer(window: Option<usize>, rope_theta: f64, rope_factor: f64) -> LayerSpec {
+fn layer(window: Option<usize>, theta: f64, factor: f64) -> LayerSpec {
     let shape = LayerShape { heads: 8, kv_heads: 4, head_dim: 256, intermediate: 9216 };
-    LayerSpec { shape, window, rope_theta, rope_factor }
+    LayerSpec {
+        shape,
+        window,
+        rope: RopeSpec { factor, ..RopeSpec::new(256, theta) },
+        keys_are_values: false,
+    }
+}
+
+/// The layer with other widths.
+fn shaped(layer: LayerSpec, shape: LayerShape) -> LayerSpec {
+    let rope = RopeSpec { head_dim: shape.head_dim, pairs: shape.head_dim / 2, ..layer.rope };
+    LayerSpec { shape, rope, ..layer }
 }
 
 fn merged(mut base: Value, changes: Value) -> Value {
@@ -45,14 +56,16 @@ fn absent_fields_have_transformers_defaults() {
         model_type: "gemma".into(),
         vocab_size: 256_000,
         hidden_size: 3072,
-        layers: vec![LayerSpec { shape: GEMMA_1, ..layer(None, 1e4, 1.0) }; 28],
-        rms_norm_eps: 1e-6,
+        layers: vec![shaped(layer(None, 1e4, 1.0), GEMMA_1); 28],
+        norm: NormSpec { eps: 1e-6, offset: 1.0 },
         attention_scale: 1.0 / 16.0,
         attention_softcap: None,
         final_softcap: None,
         norms: NormPlacement::Pre,
         mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
+        value_norm: false,
+        layer_scalars: false,
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -102,14 +115,16 @@ fn every_field_is_read() {
         model_type: "gemma2".into(),
         vocab_size: 131,
         hidden_size: 40,
-        layers: [None, None, Some(9)].map(|window| LayerSpec { shape, ..layer(window, 77.0, 1.0) }).to_vec(),
-        rms_norm_eps: 1e-5,
+        layers: [None, None, Some(9)].map(|window| shaped(layer(window, 77.0, 1.0), shape)).to_vec(),
+        norm: NormSpec { eps: 1e-5, offset: 1.0 },
         attention_scale: 0.5,
         attention_softcap: Some(7.0),
         final_softcap: None,
         norms: NormPlacement::Sandwich,
         mlp_pre_norm: "pre_feedforward_layernorm",
         qk_norm: false,
+        value_norm: false,
+        layer_scalars: false,
         max_positions: 64,
         eos_tokens: vec![3, 5],
         bos_token: 4,
@@ -122,7 +137,7 @@ fn rope_in_both_spellings() {
     let base = |family: &str| json!({ "model_type": family, "num_hidden_layers": 2 });
     let layers = |family: &str, changes: Value| gemma(merged(base(family), changes)).layers;
 
-    let flat = |theta, factor| vec![LayerSpec { shape: GEMMA_1, ..layer(None, theta, factor) }; 2];
+    let flat = |theta, factor| vec![shaped(layer(None, theta, factor), GEMMA_1); 2];
     assert_eq!(layers("gemma", json!({ "rope_theta": 3.0, "rope_scaling": null })), flat(3.0, 1.0));
     assert_eq!(
         layers("gemma", json!({ "rope_theta": 7.0, "rope_scaling": { "type": "linear", "factor": 2.0 } })),
@@ -217,7 +232,12 @@ fn other_models_are_named() {
             json!({ "model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"], "text_config": {} }),
             "the text part of gemma3 (Gemma3ForConditionalGeneration)",
         ),
-        (json!({ "model_type": "gemma4", "text_config": {} }), "model_type \"gemma4\" is not a Gemma"),
+        (json!({ "model_type": "diffusion_gemma" }), "model_type \"diffusion_gemma\" is not a Gemma"),
+        (json!({ "model_type": "t5gemma2" }), "model_type \"t5gemma2\" is not a Gemma"),
+        (
+            json!({ "model_type": "gemma4", "text_config": {} }),
+            "text_config.hidden_size_per_layer_input: 256, but the engine has no per-layer embeddings",
+        ),
         (
             json!({ "model_type": "gemma2", "architectures": ["Gemma2ForSequenceClassification"] }),
             "architectures [\"Gemma2ForSequenceClassification\"] is not a Gemma",
@@ -245,13 +265,13 @@ fn a_wrapper_describes_its_text_model() {
     });
     let file = open(&published, None).unwrap();
     let shape = LayerShape { heads: 8, kv_heads: 4, head_dim: 256, intermediate: 10_240 };
-    let layer = |number| match number % 6 {
-        0 => LayerSpec { shape, window: None, rope_theta: 1e6, rope_factor: 8.0 },
-        _ => LayerSpec { shape, window: Some(1024), rope_theta: 1e4, rope_factor: 1.0 },
+    let numbered = |number| match number % 6 {
+        0 => shaped(layer(None, 1e6, 8.0), shape),
+        _ => shaped(layer(Some(1024), 1e4, 1.0), shape),
     };
     let expected = GemmaConfig {
         hidden_size: 2560,
-        layers: (1..=34).map(layer).collect(),
+        layers: (1..=34).map(numbered).collect(),
         eos_tokens: vec![1, 106],
         ..gemma(json!({ "model_type": "gemma3_text" }))
     };
@@ -276,6 +296,86 @@ fn a_wrapper_describes_its_text_model() {
     assert!(problem.contains("config.json: quantization_config"), "{problem}");
 }
 
+/// Gemma 4 12B as published (`global_head_dim`), and as Transformers writes it again (`per_layer_config`).
+#[test]
+fn gemma_4_in_both_spellings() {
+    let text = |widths: Value| {
+        let base = json!({
+            "model_type": "gemma4_unified_text", "attention_k_eq_v": true, "final_logit_softcapping": 30.0,
+            "hidden_size": 3840, "intermediate_size": 15_360, "num_attention_heads": 16, "num_hidden_layers": 8,
+            "num_key_value_heads": 8, "use_bidirectional_attention": "vision",
+        });
+        merged(base, widths)
+    };
+    let wrapper = |widths: Value| {
+        json!({
+            "architectures": ["Gemma4UnifiedForConditionalGeneration"], "model_type": "gemma4_unified",
+            "eos_token_id": [1, 106, 50], "text_config": text(widths),
+        })
+    };
+    let local = LayerShape { heads: 16, kv_heads: 8, head_dim: 256, intermediate: 15_360 };
+    let global = LayerShape { kv_heads: 1, head_dim: 512, ..local };
+    let of_local = shaped(layer(Some(1024), 1e4, 1.0), local);
+    let of_global = LayerSpec {
+        shape: global,
+        window: None,
+        rope: RopeSpec { head_dim: 512, pairs: 64, theta: 1e6, factor: 1.0 },
+        keys_are_values: true,
+    };
+    let layers: Vec<LayerSpec> =
+        (0..8).map(|l| if [5, 7].contains(&l) { of_global } else { of_local }).collect();
+    let expected = GemmaConfig {
+        model_type: "gemma4_unified_text".into(),
+        vocab_size: 262_144,
+        hidden_size: 3840,
+        layers,
+        norm: NormSpec { eps: 1e-6, offset: 0.0 },
+        attention_scale: 1.0,
+        attention_softcap: None,
+        final_softcap: Some(30.0),
+        norms: NormPlacement::Sandwich,
+        mlp_pre_norm: "pre_feedforward_layernorm",
+        qk_norm: true,
+        value_norm: true,
+        layer_scalars: true,
+        max_positions: 262_144,
+        eos_tokens: vec![1, 106, 50],
+        bos_token: 2,
+    };
+    let wide = json!({ "head_dim": 512, "num_key_value_heads": 1 });
+    for widths in [
+        json!({ "global_head_dim": 512, "num_global_key_value_heads": 1 }),
+        json!({ "num_global_key_value_heads": 1 }),
+        json!({ "per_layer_config": { "05": wide, "7": wide } }),
+    ] {
+        let file = open(&wrapper(widths), None).unwrap();
+        assert!(file.wrapped);
+        assert_eq!(file.gemma, expected);
+    }
+    // Where both are there, the newer spelling counts.
+    let both = json!({ "global_head_dim": 128, "per_layer_config": { "05": wide, "07": wide } });
+    assert_eq!(gemma(text(both)).layers, expected.layers);
+    // Without k == v, global layers have as many heads for keys as local ones.
+    let own = json!({ "attention_k_eq_v": false, "num_global_key_value_heads": 1 });
+    let layer = gemma(text(own)).layers[7];
+    assert_eq!((layer.shape.kv_heads, layer.keys_are_values), (8, false));
+
+    // RoPE by type of layer, and the window, of the other kind of text model.
+    let changed = json!({
+        "model_type": "gemma4_text", "hidden_size_per_layer_input": null,
+        "rope_parameters": {
+            "full_attention": { "rope_type": "proportional", "rope_theta": 5e4, "partial_rotary_factor": 0.4, "factor": 2.0 },
+            "sliding_attention": { "rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5 },
+        },
+    });
+    let layers = gemma(text(changed)).layers;
+    assert_eq!(layers[7].rope, RopeSpec { head_dim: 512, pairs: 102, theta: 5e4, factor: 2.0 });
+    assert_eq!((layers[0].rope, layers[0].window), (RopeSpec::new(256, 300.0), Some(512)));
+
+    let problem = refusal(&wrapper(json!({ "global_head_dim": 7 })));
+    assert!(problem.contains("config.json: text_config.global_head_dim: 7 is odd"), "{problem}");
+}
+
 #[test]
 fn what_the_engine_would_ignore_is_refused() {
     for (family, field, value) in [
@@ -293,8 +393,22 @@ fn what_the_engine_would_ignore_is_refused() {
         ("gemma2", "rope_parameters.partial_rotary_factor", json!(0.5)),
         ("gemma3_text", "rope_scaling.rope_type", json!("longrope")),
         ("gemma3_text", "rope_parameters.sliding_attention.rope_type", json!(null)),
+        ("gemma4_text", "use_bidirectional_attention", json!("all")),
+        ("gemma4_text", "attn_logit_softcapping", json!(50.0)),
+        ("gemma4_text", "enable_moe_block", json!(true)),
+        ("gemma4_text", "num_kv_shared_layers", json!(2)),
+        ("gemma4_text", "per_layer_config.03.intermediate_size", json!(2)),
+        ("gemma4_text", "per_layer_config.3.skip", json!(["mlp"])),
+        ("gemma4_unified_text", "rope_parameters.full_attention.rope_type", json!("linear")),
     ] {
-        let problem = refusal(&merged(json!({ "model_type": family }), nested(field, value)));
+        let mut fields = nested(field, value);
+        if family == "gemma4_text" {
+            fields["hidden_size_per_layer_input"] = json!(0);
+        }
+        if let Some(of_type) = fields.get_mut("rope_parameters").filter(|_| family.starts_with("gemma4")) {
+            of_type["sliding_attention"] = json!({ "rope_type": "default" });
+        }
+        let problem = refusal(&merged(json!({ "model_type": family }), fields));
         let expected = format!("config.json: {field} = ");
         assert!(problem.contains(&expected) && problem.contains("is not supported: "), "{problem}");
     }
@@ -336,10 +450,22 @@ fn nonsense_names_file_and_field() {
         ("gemma3_text", "rope_scaling.type", json!("linear")),
         ("gemma3_text", "rope_scaling.factor", json!(0)),
         ("gemma3_text", "rope_parameters.sliding_attention", json!([])),
+        ("gemma4_text", "hidden_size_per_layer_input", json!(256)),
+        ("gemma4_unified_text", "attention_k_eq_v", json!("yes")),
+        ("gemma4_unified_text", "global_head_dim", json!(0)),
+        ("gemma4_unified_text", "per_layer_config", json!([])),
+        ("gemma4_unified_text", "per_layer_config.30", json!({})),
+        ("gemma4_unified_text", "per_layer_config.5.num_key_value_heads", json!(3)),
+        ("gemma4_unified_text", "num_kv_shared_layers", json!(-1)),
+        ("gemma4_unified_text", "rope_parameters.full_attention", json!(null)),
+        ("gemma4_unified_text", "rope_parameters.sliding_attention", json!([])),
     ] {
         let mut fields = nested(field, value);
         if field == "rope_scaling.factor" {
             fields["rope_scaling"]["rope_type"] = json!("linear");
+        }
+        if field == "rope_parameters.full_attention" {
+            fields["rope_parameters"]["sliding_attention"] = json!({ "rope_type": "default" });
         }
         let problem = refusal(&merged(json!({ "model_type": family }), fields));
         assert!(problem.contains(&format!("config.json: {field}: ")), "{field}: {problem}");
@@ -381,7 +507,7 @@ fn files_that_are_no_configuration() {
 proptest! {
     #[test]
     fn no_value_of_any_field_panics(
-        family in prop::sample::select(vec!["gemma", "gemma2", "gemma3_text"]),
+        family in prop::sample::select(vec!["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_unified_text"]),
         fields in prop::collection::vec((
             prop::sample::select(vec![
                 "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -389,12 +515,15 @@ proptest! {
                 "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window",
                 "sliding_window_pattern", "rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters",
                 "eos_token_id", "bos_token_id", "architectures", "hidden_act", "hidden_activation",
+                "hidden_size_per_layer_input", "global_head_dim", "per_layer_config", "attention_k_eq_v",
+                "num_kv_shared_layers", "enable_moe_block",
             ]),
             prop_oneof![
                 Just(json!(null)), Just(json!({})), Just(json!([])), Just(json!("linear")), Just(json!(1e308)),
                 any::<u64>().prop_map(|n| json!(n)), (0u64..20).prop_map(|n| json!(n)),
                 any::<f64>().prop_map(|x| json!(x)), Just(json!(["full_attention"])),
-                Just(json!({ "rope_type": "linear", "factor": 1e-40 })),
+                Just(json!({ "rope_type": "linear", "factor": 1e-40 })), Just(json!(0)), Just(json!(true)),
+                (0u64..20).prop_map(|n| json!({ n.to_string(): { "head_dim": n } })),
                 Just(json!({ "full_attention": null, "sliding_attention": { "type": 1 } })),
             ],
         ), 0..6),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bon_engine::backend::cpu::{Cpu, Draws, Tables, Tensor};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
-    Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, NormSpec,
+    ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 
@@ -89,13 +89,13 @@ impl Backend for Delegating {
         fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
         fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor;
         fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor);
-        fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor;
+        fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor;
         fn add_norm_forward(
-            &self, x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, eps: f32,
+            &self, x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, spec: ResidualSpec,
         ) -> (Tensor, Tensor);
         fn add_norm_backward(
             &self, d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
-            post: Option<(&Tensor, &Tensor, &mut Tensor)>, eps: f32,
+            post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec,
         ) -> (Tensor, Option<Tensor>);
         fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;
         fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
@@ -103,7 +103,7 @@ impl Backend for Delegating {
             &self, x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec,
         ) -> Tensor;
         fn rope_append(
-            &self, q: &Tensor, k: &Tensor, v: &Tensor, norms: Option<[HeadNorm<&Tensor>; 2]>, tables: &Tables,
+            &self, q: &Tensor, k: &Tensor, v: &Tensor, norms: [Option<HeadNorm<&Tensor>>; 3], tables: &Tables,
             rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor,
         ) -> Tensor;
         fn rope_backward(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::backend::{Backend, Batch, HeadSpec, Pace, Truncation};
+use bon_engine::backend::{Backend, Batch, HeadSpec, NormSpec, Pace, RopeSpec, Truncation};
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
@@ -34,7 +34,7 @@ use crate::tiny::{self, Groups};
 use crate::tolerance::{BF16_ROUNDOFF, Rule, assert_rule};
 use crate::training::{Workplace, checkpoint, metrics, train_on};
 
-pub(crate) const FAMILIES: [&str; 3] = ["gemma", "gemma2", "gemma3_text"];
+pub(crate) const FAMILIES: [&str; 4] = ["gemma", "gemma2", "gemma3_text", "gemma4_text"];
 /// N.
 const STREAMS: usize = 8;
 
@@ -53,19 +53,24 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         "gemma2" => LayerShape { heads: 4, kv_heads: 2, head_dim: 64, intermediate: 200 },
         _ => LayerShape { heads: 3, kv_heads: 1, head_dim: 64, intermediate: 200 },
     };
-    let layer = |window, rope_theta, rope_factor| LayerSpec { shape, window, rope_theta, rope_factor };
+    let layer = |window, theta, factor| {
+        let rope = RopeSpec { factor, ..RopeSpec::new(shape.head_dim, theta) };
+        LayerSpec { shape, window, rope, keys_are_values: false }
+    };
     let base = GemmaConfig {
         model_type: family.to_owned(),
         vocab_size: 333,
         hidden_size: 104,
         layers: vec![layer(None, 1e4, 1.0); 2],
-        rms_norm_eps: 1e-6,
+        norm: NormSpec { eps: 1e-6, offset: 1.0 },
         attention_scale: 0.125,
         attention_softcap: None,
         final_softcap: None,
         norms: NormPlacement::Pre,
         mlp_pre_norm: "post_attention_layernorm",
         qk_norm: false,
+        value_norm: false,
+        layer_scalars: false,
         max_positions: 64,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -81,13 +86,39 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
             mlp_pre_norm: "pre_feedforward_layernorm",
             ..base
         },
-        _ => GemmaConfig {
+        "gemma3_text" => GemmaConfig {
             layers: vec![layer(Some(8), 1e4, 1.0), layer(None, 1e6, 8.0), layer(Some(8), 1e4, 1.0)],
             norms: NormPlacement::Sandwich,
             mlp_pre_norm: "pre_feedforward_layernorm",
             qk_norm: true,
             ..base
         },
+        _ => {
+            // Heads of global layers as Gemma 4 has them, and half as wide.
+            let global = |head_dim, kv_heads| LayerSpec {
+                shape: LayerShape { kv_heads, head_dim, ..shape },
+                window: None,
+                rope: RopeSpec { pairs: head_dim / 8, ..RopeSpec::new(head_dim, 1e6) },
+                keys_are_values: kv_heads == 1,
+            };
+            GemmaConfig {
+                layers: vec![
+                    layer(Some(8), 1e4, 1.0),
+                    global(256, 1),
+                    layer(Some(8), 1e4, 1.0),
+                    global(128, 3),
+                ],
+                norm: NormSpec { eps: 1e-6, offset: 0.0 },
+                attention_scale: 1.0,
+                final_softcap: Some(6.0),
+                norms: NormPlacement::Sandwich,
+                mlp_pre_norm: "pre_feedforward_layernorm",
+                qk_norm: true,
+                value_norm: true,
+                layer_scalars: true,
+                ..base
+            }
+        }
     }
 }
 
@@ -101,10 +132,15 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
             params::ParamKind::Matrix if spec.rows == config.vocab_size => 0.1,
             params::ParamKind::Matrix => (3.0 / spec.cols as f32).sqrt(),
         };
-        let values: Vec<f32> = randoms(seed, spec.rows * spec.cols).iter().map(|x| size * x).collect();
+        // What norms multiply by is around 1, however they store it.
+        let center = if spec.kind == params::ParamKind::Norm { 1.0 - config.norm.offset } else { 0.0 };
+        let values: Vec<f32> =
+            randoms(seed, spec.rows * spec.cols).iter().map(|x| center + size * x).collect();
         weight_of(&backend, spec.rows, spec.cols, &values)
     });
-    Gemma { backend, config: config.clone(), params }
+    let scalars =
+        (0..config.layers.len()).map(|l| if config.layer_scalars { 0.75 + 0.25 * l as f32 } else { 1.0 });
+    Gemma { backend, config: config.clone(), params, scalars: scalars.collect() }
 }
 
 /// Two prompts with a beginning in common.

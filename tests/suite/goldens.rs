@@ -136,7 +136,7 @@ fn every_layer() {
     for name in NAMES {
         let (golden, mut model) = (Golden::open(name), tiny::model(name, DType::F32));
         let norm = model.params.final_norm.as_f32().to_vec();
-        let (d, eps) = (model.config.hidden_size, f64::from(model.config.rms_norm_eps));
+        let (d, spec) = (model.config.hidden_size, model.config.norm);
         let check = |what: &str, model: &Gemma<Cpu>, want: &[f64]| {
             let got = hidden(model, &golden.sequences[0]);
             let (off, allowed) =
@@ -150,8 +150,9 @@ fn every_layer() {
             let what = layers.checked_sub(1).map_or("hidden.embed".into(), |l| format!("hidden.layer.{l}"));
             let mut want = golden.floats(&what);
             for row in want.chunks_mut(d) {
-                let r = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / d as f64 + eps).sqrt();
-                row.iter_mut().zip(&norm).for_each(|(x, &w)| *x *= r * (1.0 + f64::from(w)));
+                let r =
+                    1.0 / (row.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(spec.eps)).sqrt();
+                row.iter_mut().zip(&norm).for_each(|(x, &w)| *x *= r * f64::from(spec.offset + w));
             }
             check(&what, &model, &want);
         }
@@ -254,7 +255,8 @@ fn bf16_weights_compute_as_the_numbers_that_they_hold() {
                     }
                 }
             });
-            let model = Gemma { backend: Cpu::F32, config: config.clone(), params };
+            let scalars = vec![1.0; config.layers.len()];
+            let model = Gemma { backend: Cpu::F32, config: config.clone(), params, scalars };
             let golden = Golden::open(name);
             let weights = vec![0.5; golden.predicted()];
             let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 0.7, &weights));

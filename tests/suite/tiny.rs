@@ -11,9 +11,17 @@ use bon_engine::train::policy::{Continued, Forward};
 
 use crate::ops::randoms;
 
-/// One of every family, one with linear RoPE scaling, and one inside a vision-and-text model.
-pub(crate) const NAMES: [&str; 6] =
-    ["gemma1", "gemma2", "gemma3", "gemma3_linear", "gemma3_wrapper", "vaultgemma"];
+/// One of every family, one with linear RoPE scaling, and those inside models of text and other things.
+pub(crate) const NAMES: [&str; 8] = [
+    "gemma1",
+    "gemma2",
+    "gemma3",
+    "gemma3_linear",
+    "gemma3_wrapper",
+    "vaultgemma",
+    "gemma4",
+    "gemma4_wrapper",
+];
 
 /// The directory of a golden model.
 pub(crate) fn dir(name: &str) -> PathBuf {
@@ -26,7 +34,8 @@ pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
     let file = ConfigFile::open(&dir).unwrap();
     let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
     let params = params::load(&Cpu::F32, &config, &weights, Some(dtype)).unwrap();
-    Gemma { backend: Cpu::F32, config, params }
+    let scalars = params::load_scalars(&config, &weights).unwrap();
+    Gemma { backend: Cpu::F32, config, params, scalars }
 }
 
 /// What weights are stored in and multiplied in on the CPU.

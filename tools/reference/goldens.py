@@ -198,6 +198,89 @@ MODELS = {
     },
 }
 
+# The dense models, with the widths of global layers as they were published. The last layer is global whatever
+# `layer_types` says, and each is scaled by a number of the checkpoint.
+MODELS["gemma4"] = {
+    "seed": 7,
+    "shards": 1,
+    "embed_std": 0.8,
+    "qk_std": 1.0,
+    "config": {
+        **SHAPE,
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "dtype": "float32",
+        "attention_k_eq_v": True,
+        "eos_token_id": [1, 106, 50],
+        "final_logit_softcapping": 6.0,
+        "global_head_dim": 24,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "layer_types": layer_types("LLGLL"),
+        "num_global_key_value_heads": 1,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "full_attention": {
+                "partial_rotary_factor": 0.4,
+                "rope_theta": 50000.0,
+                "rope_type": "proportional",
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        "sliding_window": 8,
+    },
+}
+
+# The text part of a multimodal model, with the widths of layers as Transformers writes them, with projections of values and
+# with most settings left out.
+MODELS["gemma4_wrapper"] = {
+    "seed": 8,
+    "shards": 2,
+    "embed_std": 0.2,
+    "qk_std": 1.0,
+    "config": {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "model_type": "gemma4",
+        "dtype": "float32",
+        "eos_token_id": [1, 106],
+        "boi_token_id": 125,
+        "eoi_token_id": 126,
+        "image_token_id": 127,
+        "video_token_id": 128,
+        "boa_token_id": 129,
+        "eoa_token_index": 130,
+        "audio_token_id": 124,
+        "text_config": {
+            **{key: value for key, value in SHAPE.items() if key not in ("bos_token_id", "eos_token_id")},
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "layer_types": layer_types("LGLG"),
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "per_layer_config": {
+                "01": {"head_dim": 32, "num_key_value_heads": 4},
+                "03": {"head_dim": 32, "num_key_value_heads": 4},
+            },
+            "sliding_window": 8,
+            "use_bidirectional_attention": "vision",
+        },
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "head_dim": 4,
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "num_key_value_heads": 2,
+            "patch_size": 4,
+            "position_embedding_size": 16,
+        },
+        "audio_config": None,
+    },
+}
+
 # What stands before the name of a text model's tensor inside a vision-and-text model, and alone.
 INSIDE, ALONE = "model.language_model.", "model."
 
@@ -218,18 +301,26 @@ def draw_weights(model, recipe):
     import torch
 
     rng = np.random.default_rng(recipe["seed"])  # torch's own generator may change between versions
+    # Gemma multiplies by 1 + w, Gemma 4 by w: neither factor may hide a missing weight.
+    norm_mean = 1.0 if recipe["config"]["model_type"].startswith("gemma4") else 0.0
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
     weights = {}
-    for name, parameter in sorted(model.named_parameters()):
-        shape = tuple(parameter.shape)
-        if len(shape) == 1 or name.endswith("norm.weight"):
-            std = 0.3  # Gemma multiplies by (1 + w): zero would hide a missing weight
+    for name, parameter in sorted({**dict(model.named_parameters()), **buffers}.items()):
+        shape, mean = tuple(parameter.shape), 0.0
+        if name.endswith("layer_scalar"):
+            mean, std = 1.0, 0.25
+        elif norm_mean and name.endswith(("q_norm.weight", "k_norm.weight")):
+            # Gemma 4 scales scores by nothing else.
+            mean, std = 0.5, 0.15
+        elif len(shape) == 1 or name.endswith("norm.weight"):
+            mean, std = norm_mean, 0.3
         elif "embed_tokens" in name:
             std = recipe["embed_std"]
         else:
             std = shape[1] ** -0.5
             if "q_proj" in name or "k_proj" in name:
                 std *= recipe["qk_std"]
-        values = torch.from_numpy(rng.standard_normal(shape) * std)
+        values = torch.from_numpy(mean + rng.standard_normal(shape) * std)
         weights[name] = values.to(torch.bfloat16).to(torch.float32)
     return weights
 
@@ -281,8 +372,9 @@ def draw_sequences(recipe):
 
     rng = np.random.default_rng(100 + recipe["seed"])
     config = recipe["config"]
-    # In vision-and-text models the last stand for images.
-    vocab = config.get("vocab_size", config.get("boi_token_index"))
+    # In models of text and other things the last stand for those.
+    media = [value for key, value in config.items() if key.endswith(("_token_id", "_token_index")) and key[:3] != "eos"]
+    vocab = config.get("vocab_size") or min(media)
     return [torch.from_numpy(np.concatenate([[2], rng.integers(3, vocab, n - 1)])) for n in LENGTHS]
 
 

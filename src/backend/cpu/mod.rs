@@ -23,7 +23,7 @@ use rayon::prelude::*;
 
 use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, HeadNorm, HeadSpec, HeadTrace,
-    RopeSpec, Sampled, Target, Truncation, Uniform, Update,
+    NormSpec, ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -266,8 +266,8 @@ impl Backend for Cpu {
         embed::backward(dx, &tables.ids, scale, dtable);
     }
 
-    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
-        rms_norm::forward(x, w, eps)
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
+        rms_norm::forward(x, Some(w), x.cols, norm)
     }
 
     fn add_norm_forward(
@@ -276,11 +276,12 @@ impl Backend for Cpu {
         branch: &Tensor,
         post: Option<&Tensor>,
         pre: &Tensor,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Tensor, Tensor) {
-        let mut sum = post.map_or_else(|| branch.clone(), |w| rms_norm::forward(branch, w, eps));
-        rows::add(&mut sum, x);
-        let normed = rms_norm::forward(&sum, pre, eps);
+        let normed_branch = |w| rms_norm::forward(branch, Some(w), branch.cols, spec.norm);
+        let mut sum = post.map_or_else(|| branch.clone(), normed_branch);
+        rows::add_scaled(&mut sum, x, spec.scale);
+        let normed = self.rms_norm_forward(&sum, pre, spec.norm);
         (sum, normed)
     }
 
@@ -291,13 +292,16 @@ impl Backend for Cpu {
         sum: &Tensor,
         (pre, d_pre): (&Tensor, &mut Tensor),
         post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Tensor, Option<Tensor>) {
-        let mut dx = rms_norm::backward(d_normed, sum, pre, eps, d_pre);
-        if let Some(d_sum) = d_sum {
-            rows::add(&mut dx, d_sum);
+        let backward =
+            |dy: &Tensor, x: &Tensor, w, dw| rms_norm::backward(dy, x, Some((w, dw)), x.cols, spec.norm);
+        let mut dx = backward(d_normed, sum, pre, d_pre);
+        match d_sum {
+            Some(d_sum) => rows::add_scaled(&mut dx, d_sum, spec.scale),
+            None => rows::scale(&mut dx, spec.scale),
         }
-        let d_branch = post.map(|(branch, w, dw)| rms_norm::backward(&dx, branch, w, eps, dw));
+        let d_branch = post.map(|(branch, w, dw)| backward(&dx, branch, w, dw));
         (dx, d_branch)
     }
 
@@ -325,7 +329,8 @@ impl Backend for Cpu {
         tables: &Tables,
         rope: &RopeSpec,
     ) -> Tensor {
-        let mut y = norm.map_or_else(|| x.clone(), |norm| rms_norm::forward(x, norm.weight, norm.eps));
+        let of_head = |norm: HeadNorm<&Tensor>| rms_norm::forward(x, norm.weight, rope.head_dim, norm.spec);
+        let mut y = norm.map_or_else(|| x.clone(), of_head);
         rope::rotate(&mut y, &tables.positions, rope, rope::Direction::Forward);
         y
     }
@@ -335,15 +340,20 @@ impl Backend for Cpu {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        norms: Option<[HeadNorm<&Tensor>; 2]>,
+        [q_norm, k_norm, v_norm]: [Option<HeadNorm<&Tensor>>; 3],
         tables: &Tables,
         rope: &RopeSpec,
         cached_k: &mut Tensor,
         cached_v: &mut Tensor,
     ) -> Tensor {
-        let [q_norm, k_norm] = norms.map_or([None; 2], |norms| norms.map(Some));
         rows::write(&self.rope_forward(k, k_norm, tables, rope), &tables.kv_rows, cached_k);
-        rows::write(v, &tables.kv_rows, cached_v);
+        match v_norm {
+            Some(norm) => {
+                let v = rms_norm::forward(v, norm.weight, rope.head_dim, norm.spec);
+                rows::write(&v, &tables.kv_rows, cached_v);
+            }
+            None => rows::write(v, &tables.kv_rows, cached_v),
+        }
         self.rope_forward(q, q_norm, tables, rope)
     }
 
@@ -358,7 +368,7 @@ impl Backend for Cpu {
         let mut dx = dy.clone();
         rope::rotate(&mut dx, &tables.positions, rope, rope::Direction::Backward);
         match norm {
-            Some(HeadNorm { weight: (w, dw), eps }) => rms_norm::backward(&dx, x, w, eps, dw),
+            Some(HeadNorm { weight, spec }) => rms_norm::backward(&dx, x, weight, rope.head_dim, spec),
             None => dx,
         }
     }

@@ -1,5 +1,5 @@
-//! RMSNorm as Gemma has it (Zhang and Sennrich 2019, with the weight stored as its difference from 1), over groups of
-//! `w.cols` columns: whole rows for a layer norm, heads for qk-norm.
+//! RMSNorm as Gemma has it (Zhang and Sennrich 2019; up to Gemma 3 the weight is stored as its difference from 1), over groups
+//! of columns: whole rows for a layer norm, heads for the norms of q, k and v.
 
 use std::borrow::Cow;
 
@@ -8,14 +8,17 @@ use rayon::prelude::*;
 use super::rows::for_row_blocks;
 use super::simd::{LANES, dot, f32_from_bf16, multiversion, sum};
 use super::{Data, Tensor};
+use crate::backend::NormSpec;
 
-/// 1 + w in f32.
-fn scales(w: &Tensor) -> Vec<f32> {
+/// What a norm multiplies by in the `n` columns of a group: offset + w in f32, or 1 without a weight.
+fn scales(w: Option<&Tensor>, n: usize, offset: f32) -> Vec<f32> {
+    let Some(w) = w else { return vec![1.0; n] };
+    assert_eq!(w.cols, n, "a weight for every column of a group");
     let w: Cow<[f32]> = match w.data() {
         Data::F32(w) => Cow::Borrowed(w),
         Data::Bf16(w) => w.iter().map(|&w| f32_from_bf16(w)).collect(),
     };
-    w.iter().map(|w| 1.0 + w).collect()
+    w.iter().map(|w| offset + w).collect()
 }
 
 /// 1 / sqrt(mean(x^2) + eps) of one group.
@@ -36,20 +39,20 @@ multiversion! {
     }
 }
 
-/// y = x * rsqrt(mean(x^2) + eps) * (1 + w) over each group of `w.cols` columns of x; w is f32 or bf16.
-pub fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
-    let scale = scales(w);
-    assert!(x.cols.is_multiple_of(scale.len()), "groups of {} columns in rows of {}", scale.len(), x.cols);
+/// y = x rsqrt(mean(x^2) + eps) (offset + w) over each group of `n` columns of x; w is f32 or bf16.
+pub fn forward(x: &Tensor, w: Option<&Tensor>, n: usize, norm: NormSpec) -> Tensor {
+    let scale = scales(w, n, norm.offset);
+    assert!(x.cols.is_multiple_of(n), "groups of {n} columns in rows of {}", x.cols);
     let data = x.as_f32();
     let mut y = vec![0.0; data.len()];
     for_row_blocks(&mut y, x.cols, |first, block| {
-        forward_groups(&data[first * x.cols..][..block.len()], &scale, eps, block);
+        forward_groups(&data[first * x.cols..][..block.len()], &scale, norm.eps, block);
     });
     Tensor::f32(x.rows, x.cols, y)
 }
 
 multiversion! {
-    /// With g = dy (1 + w), xhat = r x: dx = r (g - xhat mean(g xhat)).
+    /// With g = dy (offset + w), xhat = r x: dx = r (g - xhat mean(g xhat)).
     fn backward_groups(dy: &[f32], x: &[f32], scale: &[f32], eps: f32, dx: &mut [f32]) {
         let n = scale.len();
         for ((dy, x), dx) in dy.chunks_exact(n).zip(x.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
@@ -92,19 +95,28 @@ multiversion! {
     }
 }
 
-/// Gradient of [`forward`]: returns dx, and dw += over all groups in order. w is f32 or bf16, dw f32.
-pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor {
+/// Gradient of [`forward`]: returns dx, and dw += over all groups in order. `weight` is (w, dw); w is f32 or bf16, dw f32.
+pub fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: Option<(&Tensor, &mut Tensor)>,
+    n: usize,
+    norm: NormSpec,
+) -> Tensor {
     /// Columns of dw per task: four cache lines.
     const COLUMNS: usize = 64;
-    let scale = scales(w);
-    let n = scale.len();
-    assert!(x.cols.is_multiple_of(n) && dw.cols == n && (dy.rows, dy.cols) == (x.rows, x.cols));
+    let (w, dw) = weight.unzip();
+    let (scale, eps) = (scales(w, n, norm.offset), norm.eps);
+    assert!(x.cols.is_multiple_of(n) && (dy.rows, dy.cols) == (x.rows, x.cols));
     let (dy, data) = (dy.as_f32(), x.as_f32());
     let mut dx = vec![0.0; data.len()];
     for_row_blocks(&mut dx, x.cols, |first, block| {
         let range = first * x.cols..first * x.cols + block.len();
         backward_groups(&dy[range.clone()], &data[range], &scale, eps, block);
     });
+    let dx = Tensor::f32(x.rows, x.cols, dx);
+    let Some(dw) = dw else { return dx };
+    assert_eq!(dw.cols, n, "a gradient for every column of a group");
     let mut r = vec![0.0; data.len() / n];
     for_row_blocks(&mut r, 1, |first, block| {
         reciprocal_rms_of_groups(&data[first * n..][..block.len() * n], n, eps, block);
@@ -113,5 +125,5 @@ pub fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) 
         .par_chunks_mut(COLUMNS)
         .enumerate()
         .for_each(|(i, dw)| backward_weight(dy, data, &r, n, i * COLUMNS, dw));
-    Tensor::f32(x.rows, x.cols, dx)
+    dx
 }

@@ -41,6 +41,9 @@ multiversion! {
 pub fn rotate(x: &mut Tensor, positions: &[u32], rope: &RopeSpec, direction: Direction) {
     let head_dim = rope.head_dim;
     assert!(head_dim.is_multiple_of(2) && x.cols.is_multiple_of(head_dim) && positions.len() == x.rows);
+    if rope.pairs == 0 {
+        return;
+    }
     let frequencies = rope.inverse_frequencies();
     let sign = match direction {
         Direction::Forward => 1.0,

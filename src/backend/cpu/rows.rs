@@ -24,18 +24,33 @@ pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mu
 }
 
 multiversion! {
-    fn add_slices(x: &mut [f32], y: &[f32]) {
+    fn add_slices(x: &mut [f32], y: &[f32], factor: f32) {
         for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
+            *x = (*x + y) * factor;
         }
     }
 }
 
-/// x += y; both f32 of one shape.
-pub fn add(x: &mut Tensor, y: &Tensor) {
+multiversion! {
+    fn scale_slice(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+}
+
+/// x = factor (x + y); both f32 of one shape.
+pub fn add_scaled(x: &mut Tensor, y: &Tensor, factor: f32) {
     assert_eq!((x.rows, x.cols), (y.rows, y.cols));
     let y = y.as_f32();
-    for_row_blocks(x.as_f32_mut(), 1, |first, block| add_slices(block, &y[first..first + block.len()]));
+    for_row_blocks(x.as_f32_mut(), 1, |first, block| {
+        add_slices(block, &y[first..first + block.len()], factor);
+    });
+}
+
+/// x = factor x; f32.
+pub fn scale(x: &mut Tensor, factor: f32) {
+    for_row_blocks(x.as_f32_mut(), 1, |_, block| scale_slice(block, factor));
 }
 
 /// out\[i\] = x\[rows\[i\]\]: `[rows.len(), cols]` f32.

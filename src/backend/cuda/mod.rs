@@ -27,7 +27,7 @@ use half::bf16;
 
 use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, ModelShape,
-    Pace, RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
+    NormSpec, Pace, ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
 use entries::shared::mma::VECTOR;
@@ -424,13 +424,13 @@ impl Backend for Cuda {
         Tables::of_step is decode_tables(step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
         embed::forward is embed_forward(embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor;
         embed::backward is embed_backward(dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor);
-        rms_norm::forward is rms_norm_forward(x: &Tensor, w: &Tensor, eps: f32) -> Tensor;
+        rms_norm::forward is rms_norm_forward(x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor;
         rms_norm::add_forward is add_norm_forward(
-            x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, eps: f32
+            x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, spec: ResidualSpec
         ) -> (Tensor, Tensor);
         rms_norm::add_backward is add_norm_backward(
             d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
-            post: Option<(&Tensor, &Tensor, &mut Tensor)>, eps: f32
+            post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec
         ) -> (Tensor, Option<Tensor>);
         matmul::backward_input is matmul_backward_input(pairs: &[(&Tensor, &Tensor)]) -> Tensor;
         matmul::backward_weight is matmul_backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor);
@@ -438,7 +438,7 @@ impl Backend for Cuda {
             x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec
         ) -> Tensor;
         rope::append is rope_append(
-            q: &Tensor, k: &Tensor, v: &Tensor, norms: Option<[HeadNorm<&Tensor>; 2]>, tables: &Tables,
+            q: &Tensor, k: &Tensor, v: &Tensor, norms: [Option<HeadNorm<&Tensor>>; 3], tables: &Tables,
             rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor
         ) -> Tensor;
         rope::backward is rope_backward(

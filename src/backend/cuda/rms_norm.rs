@@ -3,7 +3,7 @@
 use super::entries::Entry;
 use super::entries::shared::rms_norm::MAX_GROUPS;
 use super::{Cuda, Tensor, VECTOR};
-use crate::backend::DType;
+use crate::backend::{DType, NormSpec, ResidualSpec};
 use crate::device::{Arg, Launch, Ptr};
 
 /// The widest rows: each vector has a thread, and the threads of a row are one block, of at most 1024.
@@ -32,6 +32,11 @@ fn assert_like(y: &Tensor, x: &Tensor) {
     assert!(y.dtype == DType::Bf16 && (y.rows, y.cols) == (x.rows, x.cols), "bf16 of one shape");
 }
 
+/// The last arguments of a kernel with a residual sum.
+fn figures(ResidualSpec { norm, scale }: ResidualSpec) -> [Arg; 3] {
+    [norm.eps.into(), norm.offset.into(), scale.into()]
+}
+
 /// Rows that a block of a forward pass takes: several, if the blocks are then still enough to fill a GPU.
 fn forward_rows(rows: usize) -> usize {
     (rows / 512).clamp(1, 8)
@@ -45,13 +50,14 @@ fn backward_rows(rows: usize) -> usize {
 }
 
 /// See [`crate::backend::Backend::rms_norm_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn forward(cuda: &Cuda, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+pub(super) fn forward(cuda: &Cuda, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
     let threads = threads(x);
     assert_weight(w, x.cols);
     let y = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = forward_rows(x.rows);
     let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
-    let args = [x.arg(), w.arg(), y.arg(), x.rows.into(), x.cols.into(), per_block.into(), eps.into()];
+    let mut args = vec![x.arg(), w.arg(), y.arg(), x.rows.into(), x.cols.into(), per_block.into()];
+    args.extend([norm.eps.into(), norm.offset.into()]);
     cuda.launch(Entry::RmsNormForward, launch, &args);
     y
 }
@@ -63,7 +69,7 @@ pub(super) fn add_forward(
     branch: &Tensor,
     post: Option<&Tensor>,
     pre: &Tensor,
-    eps: f32,
+    spec: ResidualSpec,
 ) -> (Tensor, Tensor) {
     let threads = threads(x);
     assert_like(branch, x);
@@ -72,14 +78,13 @@ pub(super) fn add_forward(
     let normed = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = forward_rows(x.rows);
     let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
-    let figures = [x.rows.into(), x.cols.into(), per_block.into(), eps.into()];
     let mut args = vec![x.arg(), branch.arg()];
     args.extend(post.map(|post| {
         assert_weight(post, x.cols);
         post.arg()
     }));
-    args.extend([pre.arg(), sum.arg(), normed.arg()]);
-    args.extend(figures);
+    args.extend([pre.arg(), sum.arg(), normed.arg(), x.rows.into(), x.cols.into(), per_block.into()]);
+    args.extend(figures(spec));
     let entry = if post.is_some() { Entry::AddNormForwardPost } else { Entry::AddNormForward };
     cuda.launch(entry, launch, &args);
     (sum, normed)
@@ -93,7 +98,7 @@ pub(super) fn add_backward(
     sum: &Tensor,
     pre: (&Tensor, &mut Tensor),
     post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-    eps: f32,
+    spec: ResidualSpec,
 ) -> (Tensor, Option<Tensor>) {
     let (pre, d_pre) = pre;
     let row_threads = threads(sum);
@@ -114,11 +119,12 @@ pub(super) fn add_backward(
         d_sum.arg()
     });
     let mut args = vec![d_sum, d_normed.arg(), sum.arg(), pre.arg()];
-    let figures = [partials.arg(), rows.into(), cols.into(), per_block.into(), eps.into()];
+    let mut last = vec![partials.arg(), rows.into(), cols.into(), per_block.into()];
+    last.extend(figures(spec));
     let (d_branch, d_post) = match post {
         None => {
             args.push(dx.arg());
-            args.extend(figures);
+            args.extend(last);
             cuda.launch(Entry::AddNormBackward, launch, &args);
             (None, Arg::Ptr(Ptr(0)))
         }
@@ -128,7 +134,7 @@ pub(super) fn add_backward(
             assert_gradient(d_post, cols);
             let d_branch = cuda.empty(DType::Bf16, rows, cols);
             args.extend([branch.arg(), post.arg(), dx.arg(), d_branch.arg()]);
-            args.extend(figures);
+            args.extend(last);
             cuda.launch(Entry::AddNormBackwardPost, launch, &args);
             (Some(d_branch), d_post.arg())
         }

@@ -6,7 +6,7 @@ use super::entries::Entry;
 use super::entries::shared::rope::{BLOCK, FREQUENCIES_BYTES, PER_THREAD};
 use super::{Cuda, Tables, Tensor};
 use crate::backend::{DType, HeadNorm, RopeSpec};
-use crate::device::{Arg, Launch};
+use crate::device::{Arg, Launch, Ptr};
 
 /// The widest heads: a head's threads are in one warp, and its frequencies are arguments of the kernel.
 const MAX_HEAD_DIM: usize = 2 * FREQUENCIES_BYTES / size_of::<f32>();
@@ -66,12 +66,22 @@ impl Geometry {
         );
     }
 
-    fn assert_weight(&self, w: &Tensor) {
+    /// A norm's weight, or the null pointer that stands for none.
+    fn weight_arg(&self, w: Option<&Tensor>) -> Arg {
+        let shape = (1, self.dim);
         assert!(
-            w.dtype == DType::Bf16 && (w.rows, w.cols) == (1, self.dim),
+            w.is_none_or(|w| w.dtype == DType::Bf16 && (w.rows, w.cols) == shape),
             "a bf16 weight of a head's width"
         );
+        w.map_or(NULL, Tensor::arg)
     }
+}
+
+const NULL: Arg = Arg::Ptr(Ptr(0));
+
+/// Whether any pair turns.
+fn turned(rope: &RopeSpec) -> Arg {
+    usize::from(rope.pairs > 0).into()
 }
 
 /// `struct Frequencies` of the kernel for each rotary embedding used so far. They are kept because a model has one or two, and
@@ -110,15 +120,16 @@ pub(super) fn forward(
     tables: &Tables,
     rope: &RopeSpec,
 ) -> Tensor {
-    let Some(HeadNorm { weight, eps }) = norm else {
+    let Some(HeadNorm { weight, spec }) = norm else {
         return rotate(cuda, x, tables, rope, 1.0);
     };
     let g = Geometry::new(x, rope, tables);
-    g.assert_weight(weight);
     let y = cuda.empty(DType::Bf16, x.rows, x.cols);
     let per_block = g.forward_rows();
-    let mut args = vec![x.arg(), weight.arg(), y.arg(), tables.positions.arg(), frequencies(cuda, rope)];
-    args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into(), eps.into()]);
+    let mut args = vec![x.arg(), g.weight_arg(weight), y.arg()];
+    args.extend([tables.positions.arg(), frequencies(cuda, rope)]);
+    args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
+    args.extend([spec.eps.into(), spec.offset.into(), turned(rope)]);
     cuda.launch(Entry::RopeForwardNorm, g.forward_launch(per_block), &args);
     y
 }
@@ -130,7 +141,7 @@ pub(super) fn append(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    norms: Option<[HeadNorm<&Tensor>; 2]>,
+    norms: [Option<HeadNorm<&Tensor>>; 3],
     tables: &Tables,
     rope: &RopeSpec,
     cached_k: &mut Tensor,
@@ -146,10 +157,15 @@ pub(super) fn append(
     let rotated = cuda.empty(DType::Bf16, q.rows, q.cols);
     let per_block = of_q.forward_rows();
     let mut args = vec![q.arg(), k.arg(), v.arg()];
-    args.extend(norms.iter().flatten().map(|norm| {
-        of_k.assert_weight(norm.weight);
-        norm.weight.arg()
-    }));
+    let norms = match norms {
+        [None, None, None] => None,
+        [Some(q), Some(k), v] => {
+            assert!(q.spec == k.spec && v.is_none_or(|v| v.weight.is_none() && v.spec == q.spec));
+            args.extend([q.weight, k.weight].map(|weight| of_k.weight_arg(weight)));
+            Some((q.spec, v.is_some()))
+        }
+        _ => panic!("a norm of q and k or of neither, and of v where they have one"),
+    };
     args.extend([
         rotated.arg(),
         cached_k.arg(),
@@ -159,7 +175,11 @@ pub(super) fn append(
     ]);
     args.extend([frequencies(cuda, rope), of_q.rows.into(), of_q.heads.into(), of_k.heads.into()]);
     args.extend([of_q.dim.into(), per_block.into()]);
-    args.extend(norms.iter().flatten().map(|norm| Arg::from(norm.eps)));
+    args.extend(
+        norms
+            .iter()
+            .flat_map(|(spec, of_v)| [spec.eps.into(), spec.offset.into(), usize::from(*of_v).into()]),
+    );
     let entry = if norms.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
     cuda.launch(entry, of_q.forward_launch(per_block), &args);
     rotated
@@ -176,11 +196,10 @@ pub(super) fn backward(
 ) -> Tensor {
     let g = Geometry::new(x, rope, tables);
     g.assert_like(dy);
-    let Some(HeadNorm { weight: (w, dw), eps }) = norm else {
+    let Some(HeadNorm { weight, spec }) = norm else {
         return rotate(cuda, dy, tables, rope, -1.0);
     };
-    g.assert_weight(w);
-    assert!(dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim), "an f32 gradient of a head's width");
+    let (w, dw) = weight.unzip();
     let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
     if g.rows * g.heads == 0 {
         return dx;
@@ -189,14 +208,21 @@ pub(super) fn backward(
     let least = BACKWARD_HEADS.div_ceil(at_once * g.heads);
     let per_block = at_once * g.rows.div_ceil(at_once * BACKWARD_BLOCKS).max(least);
     let blocks = g.rows.div_ceil(per_block);
-    let partials = cuda.empty(DType::F32, blocks, g.dim);
+    let partials = dw.is_some().then(|| cuda.empty(DType::F32, blocks, g.dim));
     let gradients = BLOCK / g.lanes * g.dim * 4;
     let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
-    let mut args = vec![dy.arg(), x.arg(), w.arg(), dx.arg(), partials.arg(), tables.positions.arg()];
+    let mut args = vec![dy.arg(), x.arg(), g.weight_arg(w), dx.arg()];
+    args.extend([partials.as_ref().map_or(NULL, Tensor::arg), tables.positions.arg()]);
     args.extend([frequencies(cuda, rope), g.rows.into(), g.heads.into(), g.dim.into()]);
-    args.extend([per_block.into(), at_once.into(), eps.into()]);
+    args.extend([per_block.into(), at_once.into(), spec.eps.into(), spec.offset.into(), turned(rope)]);
     cuda.launch(Entry::RopeBackwardNorm, launch, &args);
-    let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];
-    cuda.launch(Entry::RopeBackwardWeight, Launch::linear(g.dim.div_ceil(32), 1024), &args);
+    if let Some((partials, dw)) = partials.zip(dw) {
+        assert!(
+            dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim),
+            "an f32 gradient of a head's width"
+        );
+        let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];
+        cuda.launch(Entry::RopeBackwardWeight, Launch::linear(g.dim.div_ceil(32), 1024), &args);
+    }
     dx
 }

@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 
 use super::{Workload, random};
-use crate::backend::{Backend, DType, ModelShape};
+use crate::backend::{Backend, DType, ModelShape, NormSpec, ResidualSpec};
 
 /// A decode step's rows and a training batch's.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
-    const EPS: f32 = 1e-6;
+    const NORM: NormSpec = NormSpec { eps: 1e-6, offset: 1.0 };
+    const SUM: ResidualSpec = ResidualSpec { norm: NORM, scale: 1.0 };
     let d = shape.hidden;
     let weight = 2 * d;
     let mut all = Vec::new();
@@ -19,7 +20,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
             flops: 0,
             prepare: Box::new(move |cuda| {
                 let (x, w) = (random(cuda, 1, DType::Bf16, t, d), random(cuda, 2, DType::Bf16, 1, d));
-                Box::new(move |cuda| drop(cuda.rms_norm_forward(&x, &w, EPS)))
+                Box::new(move |cuda| drop(cuda.rms_norm_forward(&x, &w, NORM)))
             }),
         });
         for with_post in [false, true] {
@@ -31,7 +32,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                     let [x, branch] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, t, d));
                     let [pre, post] = [3, 4].map(|seed| random(cuda, seed, DType::Bf16, 1, d));
                     Box::new(move |cuda| {
-                        drop(cuda.add_norm_forward(&x, &branch, with_post.then_some(&post), &pre, EPS));
+                        drop(cuda.add_norm_forward(&x, &branch, with_post.then_some(&post), &pre, SUM));
                     })
                 }),
             });
@@ -53,7 +54,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                 Box::new(move |cuda| {
                     let [d_pre, d_post] = &mut *gradients.borrow_mut();
                     let post = with_post.then_some((&branch, &post, d_post));
-                    drop(cuda.add_norm_backward(Some(&d_sum), &d_normed, &sum, (&pre, d_pre), post, EPS));
+                    drop(cuda.add_norm_backward(Some(&d_sum), &d_normed, &sum, (&pre, d_pre), post, SUM));
                 })
             }),
         });

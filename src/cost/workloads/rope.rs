@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::{Workload, random};
 use crate::backend::cuda::{Cuda, Tables};
-use crate::backend::{Backend, Batch, DType, HeadNorm, ModelShape, RopeSpec};
+use crate::backend::{Backend, Batch, DType, HeadNorm, ModelShape, NormSpec, RopeSpec};
 use crate::segments::Segments;
 
 /// One token for each of `rows` positions, and rows of the cache for them.
@@ -18,8 +18,8 @@ fn one_segment(cuda: &Cuda, rows: usize) -> Tables {
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     const T: usize = 2048;
     const N: usize = 32;
-    const EPS: f32 = 1e-6;
-    let rope = RopeSpec { head_dim: shape.head_dim, theta: 10_000.0, factor: 1.0 };
+    const NORM: NormSpec = NormSpec { eps: 1e-6, offset: 1.0 };
+    let rope = RopeSpec::new(shape.head_dim, 10_000.0);
     let (dim, q_cols, k_cols) =
         (shape.head_dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let weight = 2 * dim;
@@ -37,7 +37,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                     let (x, w) =
                         (random(cuda, 1, DType::Bf16, rows, q_cols), random(cuda, 2, DType::Bf16, 1, dim));
                     Box::new(move |cuda| {
-                        let norm = with_norm.then_some(HeadNorm { weight: &w, eps: EPS });
+                        let norm = with_norm.then_some(HeadNorm { weight: Some(&w), spec: NORM });
                         drop(cuda.rope_forward(&x, norm, &tables, &rope));
                     })
                 }),
@@ -55,8 +55,10 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                 let cached = RefCell::new([0, 1].map(|_| cuda.zeros(DType::Bf16, N, k_cols)));
                 Box::new(move |cuda| {
                     let [cached_k, cached_v] = &mut *cached.borrow_mut();
-                    let norms =
-                        with_norm.then_some(weights.each_ref().map(|weight| HeadNorm { weight, eps: EPS }));
+                    let [w_q, w_k] = weights
+                        .each_ref()
+                        .map(|w| with_norm.then_some(HeadNorm { weight: Some(w), spec: NORM }));
+                    let norms = [w_q, w_k, None];
                     drop(cuda.rope_append(&q, &k, &v, norms, &tables, &rope, cached_k, cached_v));
                 })
             }),
@@ -72,7 +74,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                 let dw = RefCell::new(random(cuda, 4, DType::F32, 1, dim));
                 Box::new(move |cuda| {
                     let dw = &mut *dw.borrow_mut();
-                    let norm = with_norm.then_some(HeadNorm { weight: (&w, dw), eps: EPS });
+                    let norm = with_norm.then_some(HeadNorm { weight: Some((&w, dw)), spec: NORM });
                     drop(cuda.rope_backward(&dy, &x, norm, &tables, &rope));
                 })
             }),

@@ -1,4 +1,4 @@
-use bon_engine::backend::{Backend, DType};
+use bon_engine::backend::{Backend, DType, NormSpec, ResidualSpec};
 
 use super::{
     Case, activation, activation_of, activation_up_to, check, coalescing, counted, counting, devices,
@@ -7,7 +7,10 @@ use super::{
 use crate::ops::{bits, randoms};
 use crate::tolerance::Rule;
 
-const EPS: f32 = 1e-6;
+/// That of Gemma 1 to 3, without layer scalars.
+const PLAIN: ResidualSpec = ResidualSpec { norm: NormSpec { eps: 1e-6, offset: 1.0 }, scale: 1.0 };
+/// That of Gemma 4, at the end of a layer.
+const SCALED: ResidualSpec = ResidualSpec { norm: NormSpec { eps: 1e-6, offset: 0.0 }, scale: 0.37 };
 /// One vector; the last lane, warp and thread of a block and those beyond; the widths of Gemma 3 270M, 2B, 3 27B.
 const WIDTHS: [usize; 12] = [8, 16, 248, 256, 264, 640, 1024, 1032, 2048, 2304, 5376, 8192];
 
@@ -16,6 +19,13 @@ struct Forward {
     cols: usize,
     /// Of x and the branch.
     size: f32,
+    spec: ResidualSpec,
+}
+
+impl Forward {
+    fn new(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, size: 1.0, spec: PLAIN }
+    }
 }
 
 impl Case for Forward {
@@ -23,9 +33,9 @@ impl Case for Forward {
         let (rows, cols) = (self.rows, self.cols);
         let [x, branch] = [1, 2].map(|seed| activation_up_to(b, self.size, seed, rows, cols));
         let [pre, post] = [3, 4].map(|seed| weight(b, seed, 1, cols));
-        let normed = b.rms_norm_forward(&x, &pre, EPS);
-        let (sum, after) = b.add_norm_forward(&x, &branch, None, &pre, EPS);
-        let (post_sum, post_after) = b.add_norm_forward(&x, &branch, Some(&post), &pre, EPS);
+        let normed = b.rms_norm_forward(&x, &pre, self.spec.norm);
+        let (sum, after) = b.add_norm_forward(&x, &branch, None, &pre, self.spec);
+        let (post_sum, post_after) = b.add_norm_forward(&x, &branch, Some(&post), &pre, self.spec);
         vec![normed, sum, after, post_sum, post_after]
     }
 }
@@ -36,7 +46,16 @@ const FORWARD: [&str; 5] =
 #[test]
 fn forward_at_every_width() {
     for cols in WIDTHS {
-        check(&FORWARD, Rule::Forward, &Forward { rows: 3, cols, size: 1.0 });
+        check(&FORWARD, Rule::Forward, &Forward::new(3, cols));
+    }
+}
+
+/// Gemma 4: weights are factors, and the sum is scaled.
+#[test]
+fn factors_and_layer_scalars() {
+    for (i, cols) in WIDTHS.into_iter().enumerate() {
+        check(&FORWARD, Rule::Forward, &Forward { spec: SCALED, ..Forward::new(3, cols) });
+        check(&BACKWARD, Rule::Backward, &Backward { spec: SCALED, ..Backward::new(5, cols, i % 2 == 0) });
     }
 }
 
@@ -44,9 +63,9 @@ fn forward_at_every_width() {
 #[test]
 fn forward_at_every_height() {
     for rows in [1, 2, 1023, 1024, 1025] {
-        check(&FORWARD, Rule::Forward, &Forward { rows, cols: 24, size: 1.0 });
+        check(&FORWARD, Rule::Forward, &Forward::new(rows, 24));
     }
-    check(&FORWARD, Rule::Forward, &Forward { rows: 4099, cols: 8, size: 1.0 });
+    check(&FORWARD, Rule::Forward, &Forward::new(4099, 8));
 }
 
 struct Backward {
@@ -55,6 +74,13 @@ struct Backward {
     /// Of the sum and the branch.
     size: f32,
     with_d_sum: bool,
+    spec: ResidualSpec,
+}
+
+impl Backward {
+    fn new(rows: usize, cols: usize, with_d_sum: bool) -> Self {
+        Self { rows, cols, size: 1.0, with_d_sum, spec: PLAIN }
+    }
 }
 
 impl Case for Backward {
@@ -65,11 +91,11 @@ impl Case for Backward {
         let d_sum = self.with_d_sum.then_some(&d_sum);
         let [pre, post] = [5, 6].map(|seed| weight(b, seed, 1, cols));
         let [mut d_pre, mut d_pre_2, mut d_post] = [7, 8, 9].map(|seed| single(b, seed, 1, cols));
-        let (dx, none) = b.add_norm_backward(d_sum, &d_normed, &sum, (&pre, &mut d_pre), None, EPS);
+        let (dx, none) = b.add_norm_backward(d_sum, &d_normed, &sum, (&pre, &mut d_pre), None, self.spec);
         assert!(none.is_none());
         let with_post = Some((&branch, &post, &mut d_post));
         let (dx_2, d_branch) =
-            b.add_norm_backward(d_sum, &d_normed, &sum, (&pre, &mut d_pre_2), with_post, EPS);
+            b.add_norm_backward(d_sum, &d_normed, &sum, (&pre, &mut d_pre_2), with_post, self.spec);
         vec![dx, d_pre, dx_2, d_branch.expect("with post"), d_pre_2, d_post]
     }
 }
@@ -79,7 +105,7 @@ const BACKWARD: [&str; 6] = ["dx", "d pre", "dx with post", "d branch", "d pre w
 #[test]
 fn backward_at_every_width() {
     for (i, cols) in WIDTHS.into_iter().enumerate() {
-        check(&BACKWARD, Rule::Backward, &Backward { rows: 5, cols, size: 1.0, with_d_sum: i % 2 == 0 });
+        check(&BACKWARD, Rule::Backward, &Backward::new(5, cols, i % 2 == 0));
     }
 }
 
@@ -87,17 +113,17 @@ fn backward_at_every_width() {
 #[test]
 fn backward_at_every_height() {
     for rows in [1, 2, 7, 8, 9, 31, 32, 33, 65, 1025] {
-        check(&BACKWARD, Rule::Backward, &Backward { rows, cols: 40, size: 1.0, with_d_sum: rows % 2 == 1 });
+        check(&BACKWARD, Rule::Backward, &Backward::new(rows, 40, rows % 2 == 1));
     }
     // Two rows beyond 32 a block.
-    check(&BACKWARD, Rule::Backward, &Backward { rows: 512 * 32 + 2, cols: 8, size: 1.0, with_d_sum: true });
+    check(&BACKWARD, Rule::Backward, &Backward::new(512 * 32 + 2, 8, true));
 }
 
 #[test]
 fn no_rows_are_no_work() {
     for cuda in devices() {
-        outputs(&cuda, &Forward { rows: 0, cols: 16, size: 1.0 });
-        let out = outputs(&cuda, &Backward { rows: 0, cols: 16, size: 1.0, with_d_sum: true });
+        outputs(&cuda, &Forward::new(0, 16));
+        let out = outputs(&cuda, &Backward::new(0, 16, true));
         assert_eq!(out[1].as_f32(), randoms(7, 16), "a gradient that nothing was added to");
     }
 }
@@ -106,8 +132,8 @@ fn no_rows_are_no_work() {
 #[test]
 fn rows_as_small_as_eps() {
     for size in [1e-3, 1e-6] {
-        check(&FORWARD, Rule::Forward, &Forward { rows: 3, cols: 640, size });
-        check(&BACKWARD, Rule::Backward, &Backward { rows: 3, cols: 640, size, with_d_sum: true });
+        check(&FORWARD, Rule::Forward, &Forward { size, ..Forward::new(3, 640) });
+        check(&BACKWARD, Rule::Backward, &Backward { size, ..Backward::new(3, 640, true) });
     }
 }
 
@@ -120,7 +146,7 @@ fn rows_of_any_size() {
             let scales = [0.0, 1e-8, 1e-3, 1.0, 1e4, 1e15];
             let x: Vec<f32> =
                 randoms(1, 6 * 640).iter().enumerate().map(|(i, x)| x * scales[i / 640]).collect();
-            vec![b.rms_norm_forward(&activation_of(b, 6, 640, &x), &weight(b, 2, 1, 640), EPS)]
+            vec![b.rms_norm_forward(&activation_of(b, 6, 640, &x), &weight(b, 2, 1, 640), PLAIN.norm)]
         }
     }
     check(&["normed"], Rule::Forward, &Sizes);
@@ -132,17 +158,20 @@ fn rows_of_any_size() {
 fn bits_do_not_depend_on_the_batch() {
     for cuda in devices() {
         let cols = 640;
-        let few = outputs(&cuda, &Forward { rows: 7, cols, size: 1.0 });
-        let many = outputs(&cuda, &Forward { rows: 1031, cols, size: 1.0 });
+        let few = outputs(&cuda, &Forward::new(7, cols));
+        let many = outputs(&cuda, &Forward::new(1031, cols));
         for ((few, many), what) in few.iter().zip(&many).zip(FORWARD) {
             assert_eq!(bits(few)[..], bits(many)[..7 * cols], "{what}");
         }
         let [x, branch] = [1, 2].map(|seed| activation(&cuda, seed, 7, cols));
         let [pre, post] = [3, 4].map(|seed| weight(&cuda, seed, 1, cols));
         for post in [None, Some(&post)] {
-            let (sum, normed) = cuda.add_norm_forward(&x, &branch, post, &pre, EPS);
+            let (sum, normed) = cuda.add_norm_forward(&x, &branch, post, &pre, SCALED);
             assert_eq!(cuda.dtype(&normed), DType::Bf16);
-            assert_eq!(cuda.download(&cuda.rms_norm_forward(&sum, &pre, EPS)), cuda.download(&normed));
+            assert_eq!(
+                cuda.download(&cuda.rms_norm_forward(&sum, &pre, SCALED.norm)),
+                cuda.download(&normed)
+            );
         }
     }
 }

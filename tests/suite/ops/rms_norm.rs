@@ -1,23 +1,24 @@
+use bon_engine::backend::NormSpec;
 use bon_engine::backend::cpu::rms_norm::{backward, forward};
 use bon_engine::backend::cpu::{Data, Tensor};
 
 use super::{random, random_bf16, randoms, same_everywhere, wide};
 use crate::tolerance::{DERIVATIVE_ERROR, EPS, assert_within, derivative};
 
-const RMS_EPS: f32 = 1e-6;
+const NORM: NormSpec = NormSpec { eps: 1e-6, offset: 1.0 };
 
 fn reference(x: &[f64], w: &[f64]) -> Vec<f64> {
     let n = w.len();
     let group = |x: &[f64]| -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / n as f64;
-        let r = 1.0 / (mean + f64::from(RMS_EPS)).sqrt();
+        let r = 1.0 / (mean + f64::from(NORM.eps)).sqrt();
         x.iter().zip(w).map(|(x, w)| x * r * (1.0 + w)).collect()
     };
     x.chunks(n).flat_map(group).collect()
 }
 
 fn check_forward(x: &Tensor, w: &Tensor, w_wide: &[f64]) {
-    let y = &same_everywhere(|| vec![forward(x, w, RMS_EPS)])[0];
+    let y = &same_everywhere(|| vec![forward(x, Some(w), w.cols, NORM)])[0];
     let want = reference(&wide(x), w_wide);
     // n/16 fused additions and a tree of 4, under a root that halves their error; then 9 roundings.
     let c = w.cols as f64 / 64.0 + 7.0;
@@ -44,10 +45,10 @@ fn forward_agrees_on_many_rows_and_on_heads() {
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     let (x, w) = (random(4, 120, 300), random(5, 1, 300));
-    let whole = forward(&x, &w, RMS_EPS);
+    let whole = forward(&x, Some(&w), w.cols, NORM);
     for row in [0, 1, 57, 119] {
         let range = row * 300..(row + 1) * 300;
-        let alone = forward(&Tensor::f32(1, 300, x.as_f32()[range.clone()].to_vec()), &w, RMS_EPS);
+        let alone = forward(&Tensor::f32(1, 300, x.as_f32()[range.clone()].to_vec()), Some(&w), 300, NORM);
         assert_eq!(alone.as_f32(), &whole.as_f32()[range]);
     }
 }
@@ -57,7 +58,7 @@ fn check_backward(rows: usize, heads: usize, n: usize) {
     let before = randoms(9, n);
     let out = same_everywhere(|| {
         let mut dw = Tensor::f32(1, n, before.clone());
-        vec![backward(&dy, &x, &w, RMS_EPS, &mut dw), dw]
+        vec![backward(&dy, &x, Some((&w, &mut dw)), w.cols, NORM), dw]
     });
     let (xs, dys, ws) = (wide(&x), wide(&dy), wide(&w));
     let loss = |y: Vec<f64>| y.iter().zip(&dys).map(|(y, dy)| y * dy).sum::<f64>();
@@ -105,7 +106,7 @@ fn backward_is_the_same_everywhere_when_rows_are_many() {
     let (x, dy, (w, _)) = (random(6, 300, 200), random(7, 300, 200), random_bf16(8, 1, 200));
     let out = same_everywhere(|| {
         let mut dw = Tensor::f32(1, 200, vec![0.0; 200]);
-        vec![backward(&dy, &x, &w, RMS_EPS, &mut dw), dw]
+        vec![backward(&dy, &x, Some((&w, &mut dw)), w.cols, NORM), dw]
     });
     assert!(matches!(out[1].data(), Data::F32(dw) if dw.iter().all(|x| x.is_finite() && *x != 0.0)));
 }

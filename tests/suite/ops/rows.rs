@@ -1,4 +1,4 @@
-use bon_engine::backend::cpu::rows::{add, gather, widened, write};
+use bon_engine::backend::cpu::rows::{add_scaled, gather, scale, widened, write};
 use bon_engine::backend::cpu::{Data, Tensor};
 use half::bf16;
 
@@ -35,15 +35,20 @@ fn gather_may_repeat_rows() {
 }
 
 #[test]
-fn add_adds_everywhere() {
+fn sums_and_products_everywhere() {
     for n in (1..=40).chain([50_000]) {
         let (x, y) = (random(1, 1, n), random(2, 1, n));
-        let sum = &same_everywhere(|| {
-            let mut sum = x.clone();
-            add(&mut sum, &y);
-            vec![sum]
-        })[0];
-        assert!((0..n).all(|i| sum.as_f32()[i] == x.as_f32()[i] + y.as_f32()[i]));
+        for factor in [1.0, 0.3] {
+            let out = &same_everywhere(|| {
+                let (mut sum, mut product) = (x.clone(), x.clone());
+                add_scaled(&mut sum, &y, factor);
+                scale(&mut product, factor);
+                vec![sum, product]
+            });
+            let (x, y) = (x.as_f32(), y.as_f32());
+            assert!((0..n).all(|i| out[0].as_f32()[i] == (x[i] + y[i]) * factor));
+            assert!((0..n).all(|i| out[1].as_f32()[i] == x[i] * factor));
+        }
     }
 }
 

@@ -5,10 +5,10 @@ mod attention;
 mod attention_backward;
 mod lm_head;
 
-use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor};
+use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor, rms_norm};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, RopeSpec,
-    Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, NormSpec,
+    ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -35,6 +35,29 @@ fn zip(x: &Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32) -> Tensor {
 
 fn add(x: &Tensor, y: &Tensor) -> Tensor {
     zip(x, y, |x, y| x + y)
+}
+
+fn scale(x: &Tensor, factor: f32) -> Tensor {
+    round(Tensor::f32(x.rows, x.cols, x.as_f32().iter().map(|x| x * factor).collect()))
+}
+
+/// The norm of heads of `n` columns.
+fn head_norm(x: &Tensor, norm: HeadNorm<&Tensor>, n: usize) -> Tensor {
+    rms_norm::forward(x, norm.weight, n, norm.spec)
+}
+
+/// The gradient of a norm over `n` columns, by its input and its weight.
+fn norm_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: Option<(&Tensor, &mut Tensor)>,
+    n: usize,
+    norm: NormSpec,
+) -> Tensor {
+    let Some((w, dw)) = weight else { return round(rms_norm::backward(dy, x, None, n, norm)) };
+    let mut dx = None;
+    add_rounded(dw, |dw| dx = Some(round(rms_norm::backward(dy, x, Some((w, dw)), n, norm))));
+    dx.expect("it was computed")
 }
 
 /// A gradient of a parameter as such a framework makes it: rounded, then added to the f32 sum.
@@ -107,8 +130,8 @@ impl Backend for Rounded {
         add_rounded(dtable, |d| Cpu::F32.embed_backward(dx, &tables.0, scale, d));
     }
 
-    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
-        round(Cpu::F32.rms_norm_forward(x, w, eps))
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
+        round(Cpu::F32.rms_norm_forward(x, w, norm))
     }
 
     fn add_norm_forward(
@@ -117,11 +140,11 @@ impl Backend for Rounded {
         branch: &Tensor,
         post: Option<&Tensor>,
         pre: &Tensor,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Tensor, Tensor) {
-        let branch = post.map_or_else(|| branch.clone(), |w| self.rms_norm_forward(branch, w, eps));
-        let sum = add(x, &branch);
-        let normed = self.rms_norm_forward(&sum, pre, eps);
+        let branch = post.map_or_else(|| branch.clone(), |w| self.rms_norm_forward(branch, w, spec.norm));
+        let sum = scale(&add(x, &branch), spec.scale);
+        let normed = self.rms_norm_forward(&sum, pre, spec.norm);
         (sum, normed)
     }
 
@@ -132,19 +155,16 @@ impl Backend for Rounded {
         sum: &Tensor,
         (pre, d_pre): (&Tensor, &mut Tensor),
         post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-        eps: f32,
+        spec: ResidualSpec,
     ) -> (Tensor, Option<Tensor>) {
         let norm_backward = |dy: &Tensor, x: &Tensor, w: &Tensor, dw: &mut Tensor| {
-            let mut dx = None;
-            add_rounded(dw, |dw| {
-                dx = Some(round(bon_engine::backend::cpu::rms_norm::backward(dy, x, w, eps, dw)));
-            });
-            dx.expect("it was computed")
+            norm_backward(dy, x, Some((w, dw)), x.cols, spec.norm)
         };
         let mut dx = norm_backward(d_normed, sum, pre, d_pre);
         if let Some(d_sum) = d_sum {
             dx = add(&dx, d_sum);
         }
+        let dx = scale(&dx, spec.scale);
         let d_branch = post.map(|(branch, w, dw)| norm_backward(&dx, branch, w, dw));
         (dx, d_branch)
     }
@@ -169,7 +189,8 @@ impl Backend for Rounded {
         tables: &Self::Tables,
         rope: &RopeSpec,
     ) -> Tensor {
-        let x = norm.map_or_else(|| x.clone(), |norm| self.rms_norm_forward(x, norm.weight, norm.eps));
+        let normed = |norm| round(head_norm(x, norm, rope.head_dim));
+        let x = norm.map_or_else(|| x.clone(), normed);
         round(Cpu::F32.rope_forward(&x, None, &tables.0, rope))
     }
 
@@ -178,16 +199,16 @@ impl Backend for Rounded {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        norms: Option<[HeadNorm<&Tensor>; 2]>,
+        [q_norm, k_norm, v_norm]: [Option<HeadNorm<&Tensor>>; 3],
         tables: &Self::Tables,
         rope: &RopeSpec,
         cached_k: &mut Tensor,
         cached_v: &mut Tensor,
     ) -> Tensor {
-        let [q_norm, k_norm] = norms.map_or([None; 2], |norms| norms.map(Some));
         let k = self.rope_forward(k, k_norm, tables, rope);
         bon_engine::backend::cpu::rows::write(&k, &tables.1.kv_rows, cached_k);
-        bon_engine::backend::cpu::rows::write(v, &tables.1.kv_rows, cached_v);
+        let v = v_norm.map_or_else(|| v.clone(), |norm| round(head_norm(v, norm, rope.head_dim)));
+        bon_engine::backend::cpu::rows::write(&v, &tables.1.kv_rows, cached_v);
         self.rope_forward(q, q_norm, tables, rope)
     }
 
@@ -202,13 +223,7 @@ impl Backend for Rounded {
         let dx = round(Cpu::F32.rope_backward(dy, x, None, &tables.0, rope));
         match norm {
             None => dx,
-            Some(HeadNorm { weight: (w, dw), eps }) => {
-                let mut out = None;
-                add_rounded(dw, |dw| {
-                    out = Some(round(bon_engine::backend::cpu::rms_norm::backward(&dx, x, w, eps, dw)));
-                });
-                out.expect("it was computed")
-            }
+            Some(HeadNorm { weight, spec }) => norm_backward(&dx, x, weight, rope.head_dim, spec),
         }
     }
 

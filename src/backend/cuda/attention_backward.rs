@@ -1,6 +1,6 @@
 //! Launchers of kernels/attention_backward.cu, and the work lists of its blocks.
 //!
-//! Head widths 64, 128 and 256; any number of query heads per key/value head. A *pair* is (query token, head of a group).
+//! Head widths 64, 128, 256 and 512; any number of query heads per key/value head. A *pair* is (query token, head of a group).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::NoUninit;
 
-use super::entries::shared::attention_backward::{STAY, STREAM, THREADS};
+use super::entries::shared::attention_backward::{STAY, STREAM, THREADS, WIDE_KEYS, WIDE_PAIRS, WIDE_STREAM};
 use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Backend, DType};
@@ -21,13 +21,55 @@ const STATS: usize = 8192;
 /// The least pairs of a part.
 const MIN_PART: usize = 512;
 /// Cost of a part, in pairs, beside its pairs, where a tile is cut: the block reads its keys again and writes f32 sums (128
-/// KiB at Dh = 256).
+/// KiB at Dh = 256 and 512).
 const PART_COST: usize = 100;
 /// Multiprocessors of the GPU for which the pairs of keys are cut, an H100. The cuts do not depend on the GPU in use, because
 /// they determine the order of sums.
 const REFERENCE: usize = 132;
 /// [`KeyItem::slot`] of a tile that has one part.
 const DIRECT: u32 = u32::MAX;
+
+/// Rows of the tiles of a head width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tiles {
+    /// Keys of a block of the second pass.
+    keys: usize,
+    /// Pairs of a block of the third pass.
+    pairs: usize,
+    /// Rows of a streamed tile, pairs in the second pass and keys in the third.
+    stream: usize,
+}
+
+impl Tiles {
+    /// Of heads of 64, 128 and 256.
+    const NARROW: Self = Self { keys: STAY, pairs: STAY, stream: STREAM };
+    /// Of heads of 512.
+    const WIDE: Self = Self { keys: WIDE_KEYS, pairs: WIDE_PAIRS, stream: WIDE_STREAM };
+
+    fn of(head_dim: usize) -> Self {
+        if head_dim <= 256 { Self::NARROW } else { Self::WIDE }
+    }
+
+    /// Bytes of shared memory of a block of the second pass, and of the third.
+    fn shared_bytes(self, head_dim: usize) -> [usize; 2] {
+        const BF16: usize = 2;
+        const F32: usize = 4;
+        /// (lse, D) and position.
+        const ROW: usize = 8 + 4;
+        let Self { keys, pairs, stream } = self;
+        let (stages, rows) = (2 * 2 * stream * head_dim * BF16, 2 * stream * ROW);
+        // For every (key, pair) of two tiles: P cap'; dS.
+        if self == Self::NARROW {
+            return [stages + rows + keys * stream * F32, stages + pairs * stream * BF16];
+        }
+        // A third stage of Q; for every (key, pair) three parts of S and of dP, P cap', P and dS.
+        let second = stages + stream * head_dim * BF16 + rows + keys * stream * (7 * F32 + 2 * BF16);
+        // Q and dO, and in their place then the stages, eight parts for every (key, pair), and dS of two tiles.
+        let third = (2 * pairs * head_dim * BF16).max(stages + pairs * stream * (8 * F32 + 2 * BF16));
+        // And the rows of two tiles' keys.
+        [second, third + pairs * ROW + 2 * stream * 4]
+    }
+}
 
 /// `KeyItem` of the kernel.
 #[repr(C)]
@@ -102,7 +144,17 @@ impl Scores {
     }
 }
 
-/// The items of all blocks for one shape of heads and one window, on the host. The longest items come first, because a long
+/// What the items of a batch depend on, beside its segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    /// Query heads for each key/value head.
+    group: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+    tiles: Tiles,
+}
+
+/// The items of all blocks for one [`Key`], on the host. The longest items come first, because a long
 /// block that begins late would run alone at the end.
 #[derive(Debug, Default)]
 struct WorkList {
@@ -126,7 +178,7 @@ fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + u
 /// Pairs of a part, given the pairs of each tile of keys. Candidates are multiples of an eighth of the pairs that a block of the
 /// reference would have at best. A model, in which each multiprocessor takes the longest part that is left, gives the time of
 /// the last block for each candidate.
-fn part_pairs(tiles: &[usize], kv_heads: usize) -> usize {
+fn part_pairs(tiles: &[usize], kv_heads: usize, stream: usize) -> usize {
     let fair = tiles.iter().sum::<usize>() * kv_heads / REFERENCE;
     let end = |&part: &usize| {
         let parts = tiles.iter().flat_map(|&pairs| {
@@ -143,7 +195,7 @@ fn part_pairs(tiles: &[usize], kv_heads: usize) -> usize {
         }
         ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0)
     };
-    let sizes = (1..=16).rev().map(|eighths| (fair * eighths / 8).next_multiple_of(STREAM).max(MIN_PART));
+    let sizes = (1..=16).rev().map(|eighths| (fair * eighths / 8).next_multiple_of(stream).max(MIN_PART));
     let ends: Vec<(usize, usize)> = sizes.map(|size| (size, end(&size))).collect();
     let least = ends.iter().map(|(_, end)| *end).min().unwrap_or(0);
     // The largest candidate within a sixteenth of the best, because parts take memory.
@@ -151,14 +203,14 @@ fn part_pairs(tiles: &[usize], kv_heads: usize) -> usize {
 }
 
 impl WorkList {
-    fn new(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> Self {
+    fn new(segments: &Segments, key: Key) -> Self {
         let mut lists = Self::default();
-        lists.add_keys(segments, group, kv_heads, window);
-        lists.add_queries(segments, group, window);
+        lists.add_keys(segments, key);
+        lists.add_queries(segments, key);
         lists
     }
 
-    fn add_keys(&mut self, segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) {
+    fn add_keys(&mut self, segments: &Segments, Key { group, kv_heads, window, tiles: size }: Key) {
         let list = segments.list();
         // For each segment, the segments whose queries see it: itself first, then in the order of the list.
         let mut seen_by = vec![Vec::new(); list.len()];
@@ -174,8 +226,8 @@ impl WorkList {
             // If no window ends among them, the tokens that see a tile are those that see the tile before it, without the tokens of
             // that tile. The range of the first such tile, which begins with its own tokens, contains the ranges of all later tiles.
             let mut shared: Option<(usize, Range<usize>)> = None;
-            for first in (0..s.len).step_by(STAY) {
-                let (position, keys) = (s.position + first, STAY.min(s.len - first));
+            for first in (0..s.len).step_by(size.keys) {
+                let (position, keys) = (s.position + first, size.keys.min(s.len - first));
                 let end = window.map_or(usize::MAX, |w| (position + keys - 1).saturating_add(w));
                 let range = match &shared {
                     Some((of, range)) => range.start + first - of..range.end,
@@ -195,9 +247,9 @@ impl WorkList {
         }
 
         let pairs: Vec<usize> = tiles.iter().map(|(.., tokens)| tokens.len() * group).collect();
-        let part = part_pairs(&pairs, kv_heads);
+        let part = part_pairs(&pairs, kv_heads, size.stream);
         for (first, s, tokens) in tiles {
-            let (row, keys) = (narrow(s.start + first), narrow(STAY.min(s.len - first)));
+            let (row, keys) = (narrow(s.start + first), narrow(size.keys.min(s.len - first)));
             let pairs = tokens.len() * group;
             let parts = pairs.div_ceil(part);
             let slot = self.slots;
@@ -219,7 +271,7 @@ impl WorkList {
         self.key_items.sort_by_key(|item| Reverse(item.pairs));
     }
 
-    fn add_queries(&mut self, segments: &Segments, group: usize, window: Option<usize>) {
+    fn add_queries(&mut self, segments: &Segments, Key { group, window, tiles: size, .. }: Key) {
         for (i, s) in segments.list().iter().enumerate() {
             let chain = narrow(self.chains.len());
             for j in segments.chain(i) {
@@ -230,8 +282,8 @@ impl WorkList {
                 });
             }
             self.chains.push(ChainItem { begin: u32::MAX, shift: 0 });
-            for pair in (0..s.len * group).step_by(STAY) {
-                let pairs = STAY.min(s.len * group - pair);
+            for pair in (0..s.len * group).step_by(size.pairs) {
+                let pairs = size.pairs.min(s.len * group - pair);
                 let (token, last) = (pair / group, (pair + pairs - 1) / group);
                 let first = window.map_or(0, |w| (s.position + token + 1).saturating_sub(w));
                 self.query_items.push(QueryItem {
@@ -252,8 +304,7 @@ impl WorkList {
 
 /// [`WorkList`] on the device.
 struct DeviceList {
-    /// Query heads for each key/value head, key/value heads, and window.
-    key: (usize, usize, Option<usize>),
+    key: Key,
     key_items: (Memory, usize),
     tokens: Memory,
     sums: (Memory, usize),
@@ -265,9 +316,8 @@ struct DeviceList {
 }
 
 impl DeviceList {
-    fn new(cuda: &Cuda, segments: &Segments, rows: usize, key: (usize, usize, Option<usize>)) -> Self {
-        let (group, kv_heads, window) = key;
-        let lists = WorkList::new(segments, group, kv_heads, window);
+    fn new(cuda: &Cuda, segments: &Segments, rows: usize, key: Key) -> Self {
+        let lists = WorkList::new(segments, key);
         Self {
             key,
             key_items: (cuda.array(&lists.key_items), lists.key_items.len()),
@@ -286,8 +336,7 @@ impl DeviceList {
 pub(crate) struct DeviceLists(Mutex<Vec<Arc<DeviceList>>>);
 
 impl DeviceLists {
-    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, spec: &AttentionSpec) -> Arc<DeviceList> {
-        let key = (spec.heads / spec.kv_heads, spec.kv_heads, spec.window);
+    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, key: Key) -> Arc<DeviceList> {
         let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(list) = lists.iter().find(|list| list.key == key) {
             return Arc::clone(list);
@@ -326,12 +375,18 @@ fn entries(head_dim: usize) -> Entries {
             sum: Entry::AttentionBackwardSum256,
             queries: Entry::AttentionBackwardQueries256,
         },
-        other => panic!("attention's heads are 64, 128 or 256 wide, not {other}"),
+        512 => Entries {
+            stats: Entry::AttentionBackwardStats512,
+            keys: Entry::AttentionBackwardKeys512,
+            sum: Entry::AttentionBackwardSum512,
+            queries: Entry::AttentionBackwardQueries512,
+        },
+        other => panic!("attention's heads are 64, 128, 256 or 512 wide, not {other}"),
     }
 }
 
 /// See [`crate::backend::Backend::attention_backward`]. The batch's queries are all tokens of its segments, and its
-/// positions the segments'. Heads are 64, 128 or 256 wide.
+/// positions the segments'. Heads are 64, 128, 256 or 512 wide.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     cuda: &Cuda,
@@ -361,7 +416,10 @@ pub(super) fn backward(
     let own_row = |run: &QueryRun| run.row == tables.segments.list()[run.segment].start + run.first;
     assert!(tables.runs.iter().all(own_row), "query row = key row");
     let entries = entries(head_dim);
-    let list = tables.attention_backward.get(cuda, &tables.segments, rows, spec);
+    let tiles = Tiles::of(head_dim);
+    let [keys_shared, queries_shared] = tiles.shared_bytes(head_dim);
+    let key = Key { group: heads / kv_heads, kv_heads, window: spec.window, tiles };
+    let list = tables.attention_backward.get(cuda, &tables.segments, rows, key);
 
     let stats = cuda.empty(DType::F32, rows, heads * 2);
     let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
@@ -378,16 +436,13 @@ pub(super) fn backward(
         block: [THREADS as u32, 1, 1],
         shared_bytes: 0,
     };
-    let stages = 2 * 2 * STREAM * head_dim * DType::Bf16.bytes();
     let scores = Arg::Bytes(bytemuck::bytes_of(&Scores::new(spec)).to_vec());
 
-    let partial = cuda.memory(list.slots * kv_heads * 2 * STAY * head_dim * size_of::<f32>());
-    // The stages; P cap' of four pairs of warps, 16 keys x 32 pairs each; (lse, D) and position of the rows of two stages.
-    let shared = stages + 4 * 16 * STREAM * size_of::<f32>() + 2 * STREAM * (8 + 4);
+    let partial = cuda.memory(list.slots * kv_heads * 2 * tiles.keys * head_dim * size_of::<f32>());
     let (items, count) = &list.key_items;
     cuda.launch(
         entries.keys,
-        grid(*count, 1).shared(shared),
+        grid(*count, 1).shared(keys_shared),
         &[
             q.arg(),
             k.arg(),
@@ -408,16 +463,14 @@ pub(super) fn backward(
     let (items, count) = &list.sums;
     cuda.launch(
         entries.sum,
-        grid(count * STAY * head_dim / 4 / THREADS, 2),
+        grid(count * tiles.keys * head_dim / 4 / THREADS, 2),
         &[partial.arg(), items.arg(), dk.arg(), dv.arg(), kv_heads.into()],
     );
 
-    // The stages; dS of four pairs of warps, 16 pairs x 32 keys each.
-    let shared = stages + 4 * 16 * STREAM * DType::Bf16.bytes();
     let (items, count) = &list.query_items;
     cuda.launch(
         entries.queries,
-        grid(*count, 1).shared(shared),
+        grid(*count, 1).shared(queries_shared),
         &[
             q.arg(),
             k.arg(),
@@ -452,10 +505,16 @@ mod tests {
         Segments::new(list).expect("a valid table")
     }
 
+    /// So many query heads for one key/value head, without a window.
+    fn key(group: usize, tiles: Tiles) -> Key {
+        Key { group, kv_heads: 1, window: None, tiles }
+    }
+
     /// Expands the lists into (row of the query, row of the key, head of the group), counts how often each is computed, and
     /// compares with [`Segments::visible`].
-    fn check(segments: &Segments, group: usize, kv_heads: usize, window: Option<usize>) -> WorkList {
-        let lists = WorkList::new(segments, group, kv_heads, window);
+    fn check(segments: &Segments, key: Key) -> WorkList {
+        let Key { group, window, tiles, .. } = key;
+        let lists = WorkList::new(segments, key);
         let positions = segments.positions();
         let sees = |query: u32, position: u32| {
             let distance = positions[query as usize].wrapping_sub(position);
@@ -471,9 +530,10 @@ mod tests {
         }
         let mut by_key = HashMap::new();
         for item in &lists.key_items {
-            assert!(item.keys as usize <= STAY && item.pairs > 0 && (item.offset as usize) < group);
+            assert!(item.keys as usize <= tiles.keys && item.pairs > 0 && (item.offset as usize) < group);
             for pair in (item.offset..item.offset + item.pairs).map(|p| p as usize) {
                 let token = lists.tokens[item.first as usize + pair / group];
+                assert!((0..item.keys).any(|key| sees(token, item.position + key)), "a pair in vain");
                 for key in (0..item.keys).filter(|key| sees(token, item.position + key)) {
                     *by_key.entry((token, item.row + key, pair % group)).or_insert(0) += 1;
                 }
@@ -482,7 +542,10 @@ mod tests {
         assert!(by_key == want, "keys: {group} heads, window {window:?}");
         let mut by_query = HashMap::new();
         for item in &lists.query_items {
-            assert!(item.pairs as usize <= STAY && (item.offset as usize) < group);
+            let last = item.row + (item.offset + item.pairs - 1) / narrow(group);
+            let seen = |at| (item.row..=last).any(|token| sees(token, at));
+            assert!((item.first..item.first + item.keys).all(seen), "a key in vain");
+            assert!(item.pairs as usize <= tiles.pairs && (item.offset as usize) < group);
             for pair in (item.offset..item.offset + item.pairs).map(|p| p as usize) {
                 let token = item.row + narrow(pair / group);
                 assert_eq!(positions[token as usize], item.position + narrow(pair / group));
@@ -527,10 +590,12 @@ mod tests {
         .expect("a valid table");
         for window in [None, Some(1), Some(20), Some(63), Some(64), Some(100), Some(180), Some(1000)] {
             for (heads, kv_heads) in [(1, 1), (3, 1), (8, 2)] {
-                check(&tree, heads, kv_heads, window);
+                for tiles in [Tiles::NARROW, Tiles::WIDE] {
+                    check(&tree, Key { group: heads, kv_heads, window, tiles });
+                }
             }
         }
-        check(&group(1, &[1]), 1, 1, None);
+        check(&group(1, &[1]), key(1, Tiles::NARROW));
     }
 
     /// A prompt of 512 that 4 responses of 256 see, in Gemma 2B's heads and in 270M's: nearly all multiprocessors of an H100
@@ -538,19 +603,28 @@ mod tests {
     #[test]
     fn pieces_fill_the_reference() {
         for (group, blocks, pairs) in [(8, 129, 896), (4, 104, 544)] {
-            let lists = WorkList::new(&self::group(512, &[256; 4]), group, 1, None);
+            let lists = WorkList::new(&self::group(512, &[256; 4]), key(group, Tiles::NARROW));
             assert_eq!((lists.key_items.len(), lists.key_items[0].pairs), (blocks, pairs), "{group} heads");
+        }
+    }
+
+    /// No block of any head width asks for more shared memory than all GPUs have: 99 KiB.
+    #[test]
+    fn blocks_fit_every_gpu() {
+        for head_dim in [64, 128, 256, 512] {
+            let bytes = Tiles::of(head_dim).shared_bytes(head_dim);
+            assert!(bytes.iter().all(|&bytes| bytes <= 99 * 1024), "{head_dim}: {bytes:?}");
         }
     }
 
     #[test]
     fn long_lists_are_cut_and_shared() {
-        let lists = check(&group(130, &[90; 6]), 8, 1, None);
+        let lists = check(&group(130, &[90; 6]), key(8, Tiles::NARROW));
         assert!(lists.sums.len() == 9 && lists.sums[0].parts == 11, "{:?}", lists.sums);
         // The prompt's three tiles share a list; so do the two of every response.
         assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
         // With much work the parts become longer, not more.
-        let lists = WorkList::new(&Segments::separate(&[8192]), 8, 1, None);
+        let lists = WorkList::new(&Segments::separate(&[8192]), key(8, Tiles::NARROW));
         assert!((REFERENCE..2 * REFERENCE).contains(&lists.key_items.len()), "{}", lists.key_items.len());
         assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
     }

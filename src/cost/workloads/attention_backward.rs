@@ -4,14 +4,20 @@ use super::{Workload, random};
 use crate::backend::{AttentionSpec, Backend, Batch, DType, ModelShape};
 use crate::segments::{Segment, Segments};
 
-/// A prompt with its responses, as in training, with and without a window.
+/// A prompt with its responses, as in training, with and without a window; and as many heads of 512.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
-    vec![workload(shape, 4, 256, None), workload(shape, 4, 256, Some(512))]
+    vec![workload(shape, 4, 256, None), workload(shape, 4, 256, Some(512)), wide(shape, 4, 256)]
 }
 
 /// A batch of training.
 pub(super) fn large_workloads(shape: &ModelShape) -> Vec<Workload> {
-    vec![workload(shape, 32, 128, None), workload(shape, 32, 128, Some(512))]
+    vec![workload(shape, 32, 128, None), workload(shape, 32, 128, Some(512)), wide(shape, 32, 128)]
+}
+
+/// Heads of 512, without a window: the global layers of Gemma 4. With the 8 heads of Gemma 2B, they are those of E2B.
+fn wide(shape: &ModelShape, responses: usize, len: usize) -> Workload {
+    let found = workload(&ModelShape { head_dim: 512, ..*shape }, responses, len, None);
+    Workload { name: format!("{}, Dh 512", found.name), ..found }
 }
 
 /// A prompt of 512 tokens with responses.

@@ -65,6 +65,27 @@ fn gradients_are_right_for_all_heads_widths_caps_and_windows() {
 }
 
 #[test]
+fn gradients_of_heads_of_512_are_right() {
+    // Gemma 4's scale is 1.
+    let variants =
+        [(1.0, None, None), (0.1, Some(1.5), Some(2)), (0.7, Some(50.0), Some(8)), (0.2, None, Some(100))];
+    for (scale, softcap, window) in variants {
+        for heads in [(1, 1, 512), (4, 2, 512), (8, 1, 512)] {
+            gradient(tree(), heads, scale, softcap, window);
+        }
+    }
+    // One head: a tile is 32 keys x 16 queries, then 48 queries x 16 keys.
+    gradient(Segments::separate(&[1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 65]), (1, 1, 512), 0.2, None, None);
+    // 48 pairs end amid a token's heads.
+    gradient(Segments::separate(&[11, 24, 33]), (5, 1, 512), 0.2, None, None);
+    for window in [15, 16, 17, 31, 32, 33, 48, 49, 63] {
+        gradient(group(35, &[31, 3]), (1, 1, 512), 0.2, None, Some(window));
+    }
+    gradient(group(70, &[61]), (2, 1, 512), 0.0625, Some(50.0), Some(64));
+    gradient(group(37, &[1, 40, 7]), (8, 1, 512), 0.3, None, None);
+}
+
+#[test]
 fn gradients_are_right_at_the_edges_of_tiles() {
     // One head: a tile is 64 keys x 32 queries, then 64 queries x 32 keys.
     gradient(Segments::separate(&[1, 2, 31, 32, 33, 63, 64, 65, 96, 97]), (1, 1, 64), 0.2, None, None);
@@ -96,6 +117,8 @@ fn parts_of_a_long_list_add_up() {
     gradient(segments(), (10, 2, 64), 0.2, None, Some(64));
     gradient(segments(), (5, 1, 128), 0.2, Some(3.0), None);
     gradient(group(66, &[100, 80]), (5, 1, 256), 0.1, None, None);
+    // Tiles of 32 keys, of which the prompt's are seen by two or three parts.
+    gradient(group(34, &[60, 50]), (8, 1, 512), 0.1, None, None);
 }
 
 /// Layers with different windows share a batch's tables.

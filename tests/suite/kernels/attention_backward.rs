@@ -156,6 +156,44 @@ fn lists_are_kept_per_window() {
     }
 }
 
+/// Layers with heads of different widths, whose tiles differ, share a batch's tables.
+#[test]
+fn lists_are_kept_per_width_of_tiles() {
+    struct Last([usize; 2]);
+    impl Case for Last {
+        fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+            let segments = Segments::separate(&[70]);
+            let (ids, runs) = ([0; 70], segments.all_queries());
+            let batch = Batch::new(&ids, &segments, &runs);
+            let spec = |head_dim| AttentionSpec {
+                heads: 2,
+                kv_heads: 2,
+                head_dim,
+                scale: 0.2,
+                softcap: None,
+                window: None,
+            };
+            let tables = b.tables(&batch, &self.0.map(spec));
+            let run = |head_dim| {
+                let [q, k, v, o, d_o] = [1, 2, 3, 4, 5].map(|seed| activation(b, seed, 70, 2 * head_dim));
+                let lse = single_of(b, 70, 2, &[4.0; 140]);
+                b.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, &spec(head_dim))
+            };
+            let [_, (dq, dk, dv)] = self.0.map(run);
+            vec![dq, dk, dv]
+        }
+    }
+    for cuda in devices() {
+        for width in [64, 512] {
+            let [shared, alone] =
+                [[576 - width, width], [width; 2]].map(|widths| outputs(&cuda, &Last(widths)));
+            for (shared, alone) in shared.iter().zip(&alone) {
+                assert_eq!(shared.as_f32(), alone.as_f32(), "Dh {width}");
+            }
+        }
+    }
+}
+
 /// Where a token sees itself alone, P = 1 whatever the score is: dq and dk are zero but for what rounds, and dv is do.
 #[test]
 fn a_token_alone_has_no_gradient_by_its_score() {

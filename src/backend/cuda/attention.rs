@@ -1,8 +1,10 @@
-//! Launchers of kernels/attention.cu, and the work lists of its blocks. Dh is 64, 128 or 256; H is a multiple of K.
+//! Launchers of kernels/attention.cu, and the work lists of its blocks. Dh is 64, 128, 256 or 512; H is a multiple of K.
 
 use std::ops::Range;
 
-use super::entries::shared::attention::{FEW, KEYS, PART, THREADS, TILES};
+use super::entries::shared::attention::{
+    FEW, KEYS, PART, THREADS, TILES, WIDE_COLUMNS, WIDE_EXCHANGE_BYTES, WIDE_THREADS,
+};
 use super::entries::{Entry, same_size};
 use super::sections::{Arrays, Section};
 use super::{Cuda, Tables, Tensor, narrow};
@@ -40,7 +42,7 @@ struct Item {
 
 impl Item {
     /// Time of a block, in tiles of [`FEW_ROWS`] rows. A tile of [`MAX_ROWS`] rows counts twice, because it has about twice the
-    /// wavefronts.
+    /// wavefronts (at Dh = 512, 1.7 times).
     fn cost(&self) -> usize {
         let tiles = (self.end as usize).div_ceil(KEYS) - self.begin as usize / KEYS;
         if self.kind & KIND_FEW == 0 { 2 * tiles } else { tiles }
@@ -423,7 +425,7 @@ struct Params {
 
 same_size!(attention: Item = ITEM_BYTES, MergeItem = MERGE_ITEM_BYTES, ChainItem = CHAIN_ITEM_BYTES, Params = PARAMS_BYTES);
 
-/// See [`crate::backend::Backend::attention_forward`]. Head widths 64, 128 and 256.
+/// See [`crate::backend::Backend::attention_forward`]. Head widths 64, 128, 256 and 512.
 pub(super) fn forward(
     cuda: &Cuda,
     q: &Tensor,
@@ -451,7 +453,12 @@ pub(super) fn forward(
             Entry::AttentionForward256Rows16,
             Entry::AttentionForward256Merge,
         ],
-        _ => panic!("heads of 64, 128 or 256, not {head_dim}"),
+        512 => [
+            Entry::AttentionForward512Rows64,
+            Entry::AttentionForward512Rows16,
+            Entry::AttentionForward512Merge,
+        ],
+        _ => panic!("heads of 64, 128, 256 or 512, not {head_dim}"),
     };
     let (shape, window) = (Heads::of(spec), window_of(spec));
     let list = tables.attention.lists.iter().find(|l| (l.heads, l.window) == (shape, window));
@@ -485,16 +492,26 @@ pub(super) fn forward(
         padding: 0,
     };
     let args = [Arg::Bytes(bytemuck::bytes_of(&params).to_vec())];
-    let (entry, shared) = match list.few {
-        // Q or p; two tiles of keys; the Exchange: for each tile a f32 for each warp and row, and for each warp, row and thread
-        // of a quad.
-        true => {
-            (few, (FEW_ROWS * head_dim.max(SPLIT) + SPLIT * head_dim) * 2 + 2 * 4 * FEW_ROWS * (1 + 4) * 4)
-        }
-        // Q; two tiles of keys; m and l.
-        false => (any, (MAX_ROWS + SPLIT) * head_dim * 2 + MAX_ROWS * 8),
+    let wide = head_dim == 512;
+    // Two stages of K or V: tiles of keys, but at a width of 512 halves of them and, for many rows, some columns of a split.
+    let stages = match (list.few, wide) {
+        (_, false) => SPLIT * head_dim,
+        (true, true) => SPLIT * head_dim / 2,
+        (false, true) => 2 * SPLIT * WIDE_COLUMNS,
     };
-    let mut launch = Launch::linear(list.count, THREADS as u32).shared(shared);
+    let (entry, threads, shared) = match list.few {
+        // Q or p; stages; the Exchange: for each tile a f32 for each warp and row, and for each warp, row and thread of a quad.
+        true => {
+            let exchange = 2 * 4 * FEW_ROWS * (1 + 4) * 4;
+            (few, THREADS, (FEW_ROWS * head_dim.max(SPLIT) + stages) * 2 + exchange)
+        }
+        // Q; stages; m and l, and what wide items exchange.
+        false => {
+            let exchange = if wide { WIDE_EXCHANGE_BYTES } else { MAX_ROWS * 8 };
+            (any, if wide { WIDE_THREADS } else { THREADS }, (MAX_ROWS * head_dim + stages) * 2 + exchange)
+        }
+    };
+    let mut launch = Launch::linear(list.count, threads as u32).shared(shared);
     launch.grid[1] = narrow(kv_heads);
     cuda.launch(entry, launch, &args);
     let mut launch = Launch::linear(list.merge_count, 32);

@@ -16,25 +16,36 @@ fn group_of(prompt: usize, responses: usize, len: usize) -> Segments {
     Segments::new(list).expect("a valid table")
 }
 
+/// The shape with heads as Gemma 4's global layers have them: those of E2B, for models that have as many.
+fn wide(shape: &ModelShape) -> Option<ModelShape> {
+    let e2b = (shape.heads, shape.kv_heads) == (8, 1);
+    e2b.then_some(ModelShape { head_dim: 512, ..*shape })
+}
+
 /// Prefill, training and a step of decoding.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
-    let prefill = |what: &str, window| {
+    let prefill = |shape: &ModelShape, what: &str, window| {
         let segments = Segments::separate(&[1024]);
         let runs = segments.all_queries();
         workload(shape, what, segments, runs, window)
     };
-    vec![
-        prefill("prefill of 1024", None),
-        prefill("prefill of 1024, window 512", Some(512)),
+    let mut all = vec![
+        prefill(shape, "prefill of 1024", None),
+        prefill(shape, "prefill of 1024, window 512", Some(512)),
         training(shape, 4),
         decode(shape, 512, 32),
         decode(shape, 4096, 32),
-    ]
+    ];
+    if let Some(wide) = wide(shape) {
+        all.extend([prefill(&wide, "prefill of 1024", None), training(&wide, 4), decode(&wide, 512, 32)]);
+    }
+    all
 }
 
 /// A batch of training, and a step of decoding with many streams.
 pub(super) fn large_workloads(shape: &ModelShape) -> Vec<Workload> {
-    vec![training(shape, 32), decode(shape, 512, 256)]
+    let shapes = [Some(*shape), wide(shape)];
+    shapes.iter().flatten().flat_map(|shape| [training(shape, 32), decode(shape, 512, 256)]).collect()
 }
 
 fn training(shape: &ModelShape, responses: usize) -> Workload {
@@ -63,8 +74,9 @@ fn workload(
     let positions = Batch::new(&vec![0; queries], &segments, &runs).positions();
     let pairs: usize = positions.into_iter().map(seen).sum();
     let rows = segments.rows();
+    let width = if head_dim == 512 { "Dh 512, " } else { "" };
     Workload {
-        name: format!("attention_forward {what}"),
+        name: format!("attention_forward {width}{what}"),
         // q, o and lse; k and v.
         bytes: (queries * heads * (head_dim * 4 + 4) + rows * kv_heads * head_dim * 4) as u64,
         flops: (4 * pairs * heads * head_dim) as u64,

@@ -84,7 +84,7 @@ fn right_for_all_heads_widths_caps_and_windows() {
     ];
     for (i, (heads, kv_heads)) in [(1, 1), (3, 1), (8, 1), (4, 2), (24, 1), (3, 3)].into_iter().enumerate() {
         for (j, (softcap, window)) in capped.into_iter().enumerate() {
-            let head_dim = [64, 128, 256][(i + j) % 3];
+            let head_dim = [64, 128, 256, 512][(i + j) % 4];
             forward(&Attention::training(&tree(), spec(heads, kv_heads, head_dim, softcap, window)));
         }
     }
@@ -99,7 +99,14 @@ fn right_at_the_edges_of_tiles() {
     for window in [1, 63, 64, 65, 100] {
         forward(&Attention::training(&Segments::separate(&[150]), spec(1, 1, 64, None, Some(window))));
     }
+    for len in [1, 31, 33, 63, 65, 127, 129, 193] {
+        forward(&Attention::training(&Segments::separate(&[len]), spec(1, 1, 512, None, None)));
+    }
+    for window in [33, 65, 100] {
+        forward(&Attention::training(&Segments::separate(&[150]), spec(1, 1, 512, None, Some(window))));
+    }
     // Heads of a group that a tile cuts apart.
+    forward(&Attention::training(&Segments::separate(&[30]), spec(64, 1, 512, None, None)));
     forward(&Attention::training(&Segments::separate(&[45]), spec(3, 1, 64, None, None)));
     forward(&Attention::training(&Segments::separate(&[19]), spec(24, 1, 64, None, Some(8))));
 }
@@ -112,6 +119,7 @@ fn right_for_prompts_with_responses() {
         }
     }
     forward(&Attention::training(&group(100, &[30, 40]), spec(8, 1, 256, Some(50.0), None)));
+    forward(&Attention::training(&group(100, &[30, 40]), spec(8, 1, 512, None, None)));
 }
 
 #[test]
@@ -126,6 +134,7 @@ fn right_in_decode() {
     }
     forward(&Attention::decode(&group(70, &[9; 5]), &[(1, 8), (2, 0), (4, 3)], spec(8, 2, 256, None, None)));
     forward(&Attention::decode(&group(70, &[9; 5]), &[(5, 8), (1, 0), (3, 3)], spec(6, 2, 128, None, None)));
+    forward(&Attention::decode(&group(70, &[9; 5]), &[(5, 8), (1, 0), (3, 3)], spec(8, 2, 512, None, None)));
 }
 
 #[test]
@@ -137,6 +146,7 @@ fn right_across_splits() {
     }
     forward(&Attention::decode(&long, &[(1, 529), (2, 3)], spec(3, 3, 256, None, None)));
     forward(&Attention::decode(&long, &[(3, 500), (2, 3), (1, 499)], spec(24, 1, 128, Some(5.0), None)));
+    forward(&Attention::decode(&long, &[(3, 500), (2, 3), (1, 499)], spec(8, 1, 512, None, None)));
     forward(&Attention::training(&group(500, &[40, 30]), spec(1, 1, 64, None, None)));
     // Prompts that end at the edges of tiles and splits of 128, and streams that have seen them.
     for prompt in [63, 64, 127, 128, 129, 192, 255, 256] {
@@ -253,6 +263,8 @@ fn a_token_has_the_same_bits_alone_and_among_others() {
             (90, spec(3, 1, 128, None, Some(1))),
             (90, spec(4, 2, 256, None, Some(33))),
             (70, spec(24, 1, 64, None, None)),
+            (150, spec(2, 1, 512, None, None)),
+            (70, spec(4, 2, 512, Some(5.0), Some(33))),
         ];
         for (len, spec) in specs {
             let sequence = Sequence::new(len, spec);
@@ -320,8 +332,9 @@ fn a_token_has_the_same_bits_alone_and_among_others() {
 fn a_token_has_the_same_bits_across_splits() {
     for cuda in orders() {
         const LEN: usize = 1100;
-        for (heads, window) in [(2, None), (1, Some(600)), (2, Some(100))] {
-            let sequence = Sequence::new(LEN, spec(heads, 1, 64, None, window));
+        let of_64 = [(2, None), (1, Some(600)), (2, Some(100))].map(|(heads, window)| (heads, 64, window));
+        for (heads, head_dim, window) in of_64.into_iter().chain([(1, 512, Some(520))]) {
+            let sequence = Sequence::new(LEN, spec(heads, 1, head_dim, None, window));
             let segments = Segments::separate(&[LEN]);
             // Runs of many rows walk through the splits one by one.
             let many = |first: usize| {
@@ -366,7 +379,7 @@ fn a_token_has_the_same_bits_on_gpus_of_all_sizes() {
     if !counting() {
         return;
     }
-    for (heads, head_dim, window) in [(8, 64, None), (20, 128, Some(200)), (4, 256, None)] {
+    for (heads, head_dim, window) in [(8, 64, None), (20, 128, Some(200)), (4, 256, None), (8, 512, None)] {
         let segments = group(300, &[40; 9]);
         let tokens: Vec<(usize, usize)> = (0..9).map(|i| (i + 1, 39 - i % 2 * 20)).collect();
         let case = Attention::decode(&segments, &tokens, spec(heads, 1, head_dim, None, window));
@@ -444,7 +457,7 @@ fn little_is_moved_and_multiplied_in_vain() {
         return;
     }
     let workloads = workloads_of("attention_forward");
-    assert_eq!(workloads.len(), 10);
+    assert_eq!(workloads.len(), 13);
     for workload in workloads {
         let reports = counted(&workload);
         let sum = |f: fn(&Report) -> u64| reports.iter().map(f).sum::<u64>() as f64;
@@ -461,15 +474,16 @@ fn little_is_moved_and_multiplied_in_vain() {
         if let Some(decode) = Decode::of(&workload) {
             // K and V are asked for once for every tile of rows, and Q for every split; a split's state of each row is
             // written and read.
-            let width = GEMMA_2B.shape.head_dim as f64;
+            let width = decode.width;
             let kv = |keys: f64| keys * width * 4.0;
             let splits = decode.splits + 1.0;
             let states = 2.0 * decode.rows * splits * (width + 2.0) * 4.0;
             let rows = decode.rows * (width * 2.0 * (splits + 1.0) + 4.0);
-            // Each warp asks for its item, nine words, and for each of up to four copies for the segment that its keys
-            // are in, four words.
+            // Each warp asks for its item, nine words, and for each of up to four stages (eight of heads of 512) for the
+            // segment that its keys are in, four words.
             let warps = f64::from(reports[0].grid[0]) * 4.0;
-            let tables = warps * (9.0 + 4.0 * 4.0) * 32.0;
+            let stages = if width == 512.0 { 8.0 } else { 4.0 };
+            let tables = warps * (9.0 + 4.0 * stages) * 32.0;
             let asked = kv(decode.prompt) * decode.tiles + kv(32.0 * 128.0) + rows + tables;
             assert!(requested <= 1.05 * (asked + states), "{name}: {requested}");
             assert!(traffic(&workload, &reports) <= 1.05 * (1.0 + states / workload.bytes as f64), "{name}");
@@ -478,6 +492,12 @@ fn little_is_moved_and_multiplied_in_vain() {
             // Of the tiles that a mask cuts, all products are made: at the diagonal, and at a window's other edge.
             let most = if name.contains("window") { 1.15 } else { 1.10 };
             assert!(multiplied <= most, "{name}: {multiplied}");
+            // KiB of shared memory for a tile, by the head of attention.cu: what copies write and ldmatrix reads. Tiles that a
+            // mask cuts are read whole, and warps exchange p.
+            let kib = if width_of(&workload) == 512.0 { 128.0 + 416.0 } else { 64.0 + 288.0 };
+            let products = 4.0 * 64.0 * 64.0 * width_of(&workload);
+            let wavefronts = sum(|r| r.mma_flops) / products * kib * 1024.0 / 128.0;
+            assert!(sum(|r| r.shared.wavefronts) <= 1.15 * wavefronts, "{name}: of {wavefronts}");
             // No state passes through memory.
             assert!(traffic(&workload, &reports) <= 1.05, "{name}");
             assert_eq!(reports.len(), 1, "{name}");
@@ -485,8 +505,16 @@ fn little_is_moved_and_multiplied_in_vain() {
     }
 }
 
+/// The width of a workload's heads.
+fn width_of(workload: &Workload) -> f64 {
+    let width = if workload.name.contains("Dh 512") { 512 } else { GEMMA_2B.shape.head_dim };
+    width as f64
+}
+
 /// A decode step of 32 streams with tails of 128.
 struct Decode {
+    /// Of a head.
+    width: f64,
     /// Rows: H heads of each.
     rows: f64,
     prompt: f64,
@@ -503,10 +531,11 @@ impl Decode {
         let (_, rest) = workload.name.split_once("decode, prompt of ")?;
         let prompt: f64 = rest.split(' ').next()?.parse().expect("a number");
         // A step's FLOPs are 4 Dh for each stream, head and key.
-        let rows = workload.flops as f64 / (4.0 * 256.0 * (prompt + 128.0));
+        let width = width_of(workload);
+        let rows = workload.flops as f64 / (4.0 * width * (prompt + 128.0));
         // Where tiles of 16 do not fill the GPU more than once, they are done in half the time.
         let tile = if prompt == 512.0 { 16.0 } else { 64.0 };
-        Some(Self { rows, prompt, splits: prompt / 128.0, tiles: rows / tile, tile })
+        Some(Self { width, rows, prompt, splits: prompt / 128.0, tiles: rows / tile, tile })
     }
 
     /// Two launches, and the longest block of the first has two tiles of keys: so a prompt of any length takes as long,
@@ -517,11 +546,12 @@ impl Decode {
         let (blocks, few) = (self.splits * self.tiles, 32.0);
         // A tile of keys, K and V: copied in; read by each warp where it has rows of its own, else once by all. With it Q
         // and, where warps share rows, p, read by each of four. 128 bytes a wavefront.
-        let of_keys = 64.0 * 512.0 / 128.0;
+        let (of_keys, of_queries) = (64.0 * 2.0 * self.width / 128.0, 16.0 * 2.0 * self.width / 128.0);
         // What warps that share rows tell each other: p, maxima and sums, written by four, the latter read from four by four.
         let exchange = 16.0 + 2.0 * (8.0 + 32.0);
-        let of_few = 2.0 * (2.0 * of_keys + 2.0 * of_keys + 4.0 * (64.0 + 16.0) + exchange) + 64.0;
-        let of_many = 2.0 * (2.0 * of_keys + 2.0 * 4.0 * of_keys + 4.0 * 64.0) + 256.0;
+        let of_few =
+            2.0 * (2.0 * of_keys + 2.0 * of_keys + 4.0 * (of_queries + 16.0) + exchange) + of_queries;
+        let of_many = 2.0 * (2.0 * of_keys + 2.0 * 4.0 * of_keys + 4.0 * of_queries) + 4.0 * of_queries;
         let longest = if self.tile == 16.0 { of_few } else { of_many };
         let wavefronts = reports[0].shared.wavefronts as f64;
         // And m and l of 64 rows.
@@ -529,7 +559,7 @@ impl Decode {
         // Four blocks of 64 rows once did the prompt of 512, eight tiles each; and each stream's two followed.
         if self.prompt == 512.0 {
             assert!(blocks + few <= 132.0, "{name}: more than a wave");
-            let before = 4.0 * (of_many - 256.0) + 256.0 + of_few;
+            let before = 4.0 * (of_many - 4.0 * of_queries) + 4.0 * of_queries + of_few;
             assert!(4.0 * 1.05 * longest <= before, "{name}: {longest} of {before}");
         }
     }

@@ -6,7 +6,7 @@ use bon_engine::backend::cpu::{Cpu, Data, Tensor, compute_on_this_thread, lm_hea
 use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::GemmaConfig;
-use bon_engine::gemma::{Gemma, params, published};
+use bon_engine::gemma::{Frozen, Gemma, params, published};
 use bon_engine::rng::{Domain, DrawKey, Stream, derive_key};
 use bon_engine::train::policy::{Continued, Forward};
 use criterion::{Criterion, Throughput, criterion_group};
@@ -114,8 +114,8 @@ fn steps(c: &mut Criterion) {
         x.as_f32_mut().iter_mut().for_each(|x| *x *= 0.1);
         to_bf16(&x)
     });
-    let scalars = vec![1.0; config.layers.len()];
-    let model = Gemma { backend: Cpu::BF16, config, params, scalars };
+    let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
+    let model = Gemma { backend: Cpu::BF16, config, params, frozen };
     let tokens =
         |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| 3 + (i * 97 + seed * 31) % 4000).collect() };
     let (prompt, responses) = (tokens(128, 0), (1..=8).map(|seed| tokens(49, seed)).collect::<Vec<_>>());

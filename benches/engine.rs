@@ -33,7 +33,7 @@ use bon_engine::device::vm::{Options as VmOptions, Vm};
 use bon_engine::device::{Device, DeviceError};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec};
 use bon_engine::gemma::params::ParamKind;
-use bon_engine::gemma::{Gemma, KvCache, params, published};
+use bon_engine::gemma::{Frozen, Gemma, KvCache, params, published};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate};
 use bon_engine::rng::philox4x32;
 use bon_engine::segments::Layout;
@@ -195,7 +195,12 @@ fn random_model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
         };
         backend.random(&Uniform::up_to(spread, seed), DType::Bf16, spec.rows, spec.cols)
     });
-    Gemma { backend, config: config.clone(), params, scalars: vec![1.0; config.layers.len()] }
+    Gemma {
+        backend,
+        config: config.clone(),
+        params,
+        frozen: Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None },
+    }
 }
 
 /// Random tokens: prompts with nothing in common.
@@ -565,13 +570,16 @@ impl<B: Backend + Clone> Bench<'_, B> {
                 continue;
             }
             let prompts = prompts(&self.config, n, sizes.prompt);
-            let (layout, _) = Layout::of_prompts(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let (layout, of) = Layout::of_prompts(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>());
             let segments = layout.segments();
             let runs = segments.all_queries();
             let batch = Batch::new(layout.ids(), segments, &runs);
+            let mut last: Vec<u32> = of.iter().map(|&prompt| layout.last_row(prompt)).collect();
+            last.sort_unstable();
+            last.dedup();
             let mut cache = KvCache::new(b, &self.config, segments.rows());
             let times = if self.quick { 1 } else { 5 };
-            let seconds = self.m.median(b, times, &mut || drop(model.forward_cached(&batch, &mut cache)))?;
+            let seconds = self.m.median(b, times, &mut || drop(model.prefill(&batch, &last, &mut cache)))?;
             let tokens = layout.ids().len() as f64;
             let share = forward_flops(&self.config, n, sizes.prompt, 0, 0) / seconds / self.ceilings.product;
             let text = format!(

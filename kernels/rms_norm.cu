@@ -2,6 +2,7 @@
 //
 //   norm(x; w) = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)                    x [T, D], w [D]
 //   add_norm:    sum = scale (x + norm(branch; post)),  without post scale (x + branch),  normed = norm(sum; pre)
+//   add:         the same with post and without pre and normed
 //
 // Up to Gemma 3 weights are differences from 1, offset is 1; in Gemma 4 it is 0. scale is Gemma 4's layer scalar, else 1.
 //
@@ -65,8 +66,8 @@ __device__ __forceinline__ void normalize(const float (&x)[8], float r, const bf
 }
 
 // Rows of blockIdx.x * per_block and the following. Without ADD there is neither branch nor sum, and x is what is
-// normed.
-template <bool ADD, bool POST>
+// normed. Without PRE there is no normed.
+template <bool ADD, bool POST, bool PRE = true>
 __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const bf16 *post, const bf16 *pre, bf16 *sum,
                                         bf16 *normed, unsigned rows, unsigned cols, unsigned per_block, float eps,
                                         float offset, float scale) {
@@ -78,7 +79,7 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
     const bool inside = vector < vectors;
     bf16x8 w_pre = {}, w_post = {}, next_x = {}, next_branch = {};
     if (inside) {
-        w_pre = load8(pre, vector);
+        if (PRE) w_pre = load8(pre, vector);
         if (POST) w_post = load8(post, vector);
         next_x = load8(x, size_t(first) * vectors + vector);
         if (ADD) next_branch = load8(branch, size_t(first) * vectors + vector);
@@ -88,6 +89,7 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
     for (unsigned row = first; row < end; row++) {
         const size_t at = size_t(row) * vectors + vector;
         float value[8], added[8], scratch[1];
+        bf16x8 x_packed = next_x;
         widen(next_x, value);
         if (ADD) widen(next_branch, added);
         if (inside && row + 1 < end) {
@@ -100,6 +102,11 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
             parity ^= 1;
             keep_packed(w_post);
             normalize(added, reciprocal_rms(scratch[0], per_col, eps), w_post, offset, added);
+            if (!PRE) {
+                // x is kept packed meanwhile, because ptxas spills here for sm_80.
+                keep_packed(x_packed);
+                widen(x_packed, value);
+            }
         }
         if (ADD) {
 #pragma unroll
@@ -108,16 +115,18 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
             if (inside) store8(sum, at, stored);
             widen(stored, value);
         }
-        scratch[0] = sum_squares(value);
-        row_sum(scratch, partial[parity], warp, warps, 0);
-        parity ^= 1;
-        if (ADD) keep_packed(w_pre);
-        normalize(value, reciprocal_rms(scratch[0], per_col, eps), w_pre, offset, value);
-        if (inside) store8(normed, at, narrow(value));
+        if (PRE) {
+            scratch[0] = sum_squares(value);
+            row_sum(scratch, partial[parity], warp, warps, 0);
+            parity ^= 1;
+            if (ADD) keep_packed(w_pre);
+            normalize(value, reciprocal_rms(scratch[0], per_col, eps), w_pre, offset, value);
+            if (inside) store8(normed, at, narrow(value));
+        }
     }
 }
 
-// All three: a block has as many warps as a row of D / 8 vectors needs.
+// All four: a block has as many warps as a row of D / 8 vectors needs.
 // Launched by cuda/rms_norm.rs: forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, unsigned rows, unsigned cols,
@@ -139,6 +148,13 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     const bf16 *__restrict__ pre, bf16 *__restrict__ sum, bf16 *__restrict__ normed, unsigned rows, unsigned cols,
     unsigned per_block, float eps, float offset, float scale) {
     forward<true, true>(x, branch, post, pre, sum, normed, rows, cols, per_block, eps, offset, scale);
+}
+
+// Launched by cuda/rms_norm.rs: sum_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
+extern "C" __global__ void __launch_bounds__(1024) add_forward(
+    const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ post, bf16 *__restrict__ sum,
+    unsigned rows, unsigned cols, unsigned per_block, float eps, float offset, float scale) {
+    forward<true, true, false>(x, branch, post, nullptr, sum, nullptr, rows, cols, per_block, eps, offset, scale);
 }
 
 // The most groups of a block of the backward pass. A group is the threads of one row; each has its own hardware barrier.
@@ -172,8 +188,9 @@ __device__ __forceinline__ float sum_products(const float (&dy)[8], const float 
 
 // A block takes `per_block` rows. Each of its groups of D / 8 threads takes one row at a time, independently of the other groups.
 // At the end the groups' gradients of the weights are added up, in ascending order of groups, to one row of `partials` [blocks,
-// cols] (with POST a second such matrix follows). d_sum may be null.
-template <bool POST>
+// cols]: those of pre, then those of post. d_sum may be null. Without PRE, d_normed is a second gradient of the sum, which may be
+// null.
+template <bool PRE, bool POST>
 __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed, const bf16 *sum, const bf16 *pre,
                                          const bf16 *branch, const bf16 *post, bf16 *dx, bf16 *d_branch,
                                          float *partials, unsigned rows, unsigned cols, unsigned per_block,
@@ -188,7 +205,7 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
     // The weights [2, cols] are kept in shared memory, because registers are scarce here.
     bf16 *weights = reinterpret_cast<bf16 *>(gathered);
     if (inside && group == 0) {
-        store8(weights, vector, load8(pre, vector));
+        if (PRE) store8(weights, vector, load8(pre, vector));
         if (POST) store8(weights, vectors + vector, load8(post, vector));
     }
     // Barrier: the first group has written the weights, which all groups read.
@@ -202,28 +219,34 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         const size_t at = size_t(row) * vectors + vector;
         bf16x8 dy_packed = {}, s_packed = {}, b_packed = {}, ds_packed = {};
         if (inside) {
-            dy_packed = load8(d_normed, at);
-            s_packed = load8(sum, at);
+            if (PRE || d_normed) dy_packed = load8(d_normed, at);
+            if (PRE) s_packed = load8(sum, at);
             if (POST) b_packed = load8(branch, at);
             if (d_sum) ds_packed = load8(d_sum, at);
         }
-        float dy[8], x[8], gradient[8];
+        float dy[8], x[8], gradient[8], b[8];
         widen(dy_packed, dy);
         widen(s_packed, x);
-        float b[8];
         widen(b_packed, b);
-        // With POST the sum of squares of branch joins this call, because it depends on no later result.
-        float sums[POST ? 3 : 2];
-        sums[0] = sum_squares(x);
-        sums[1] = sum_products(dy, x, load8(own, 0), offset);
-        if (POST) sums[2] = sum_squares(b);
-        row_sum(sums, scratch[group][parity][0], warp, warps, 1 + group);
-        parity ^= 1;
-        keep_packed(s_packed);
-        keep_packed(dy_packed);
-        widen(s_packed, x);
-        widen(dy_packed, dy);
-        norm_backward(dy, x, load8(own, 0), offset, sums[0], sums[1], per_col, eps, gradient, d_pre);
+        float squares[1] = {};  // of the branch
+        if (PRE) {
+            // With POST the sum of squares of branch joins this call, because it depends on no later result.
+            float sums[POST ? 3 : 2];
+            sums[0] = sum_squares(x);
+            sums[1] = sum_products(dy, x, load8(own, 0), offset);
+            if (POST) sums[2] = sum_squares(b);
+            row_sum(sums, scratch[group][parity][0], warp, warps, 1 + group);
+            parity ^= 1;
+            if (POST) squares[0] = sums[2];
+            keep_packed(s_packed);
+            keep_packed(dy_packed);
+            widen(s_packed, x);
+            widen(dy_packed, dy);
+            norm_backward(dy, x, load8(own, 0), offset, sums[0], sums[1], per_col, eps, gradient, d_pre);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; i++) gradient[i] = dy[i];
+        }
         widen(ds_packed, dy);
 #pragma unroll
         for (int i = 0; i < 8; i++) gradient[i] = (gradient[i] + dy[i]) * scale;
@@ -231,19 +254,23 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
         if (POST) {
             keep_packed(b_packed);
             widen(b_packed, b);
-            float product[1] = {sum_products(gradient, b, load8(own, vectors), offset)};
-            row_sum(product, scratch[group][parity][0], warp, warps, 1 + group);
+            // The sum of squares of branch, where it is not known yet, joins this call.
+            float sums[PRE ? 1 : 2];
+            sums[0] = sum_products(gradient, b, load8(own, vectors), offset);
+            if (!PRE) sums[PRE ? 0 : 1] = sum_squares(b);
+            row_sum(sums, scratch[group][parity][0], warp, warps, 1 + group);
             parity ^= 1;
+            if (!PRE) squares[0] = sums[PRE ? 0 : 1];
             float out[8];
-            norm_backward(gradient, b, load8(own, vectors), offset, sums[2], product[0], per_col, eps, out, d_post);
+            norm_backward(gradient, b, load8(own, vectors), offset, squares[0], sums[0], per_col, eps, out, d_post);
             if (inside) store8(d_branch, at, narrow(out));
         }
     }
     // Barrier: all groups have read the weights, whose memory the gradients use now.
     __syncthreads();
 #pragma unroll
-    for (int which = 0; which < (POST ? 2 : 1); which++) {
-        const float(&dw)[8] = which == 0 ? d_pre : d_post;
+    for (int which = 0; which < PRE + POST; which++) {
+        const float(&dw)[8] = PRE && which == 0 ? d_pre : d_post;
         if (inside) {
             float4 *to = gathered + group * (cols / 4);
             to[bank_swizzle(2 * vector)] = make_float4(dw[0], dw[1], dw[2], dw[3]);
@@ -261,7 +288,7 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
             out[c] = total;
         }
         // Barrier: all threads have read the gradients, which those of the other weight overwrite.
-        if (which == 0 && POST) __syncthreads();
+        if (which == 0 && PRE && POST) __syncthreads();
     }
 }
 
@@ -270,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, bf16 *__restrict__ dx, float *__restrict__ partials, unsigned rows, unsigned cols,
     unsigned per_block, float eps, float offset, float scale) {
-    backward<false>(d_sum, d_normed, sum, pre, nullptr, nullptr, dx, nullptr, partials, rows, cols, per_block, eps, offset,
+    backward<true, false>(d_sum, d_normed, sum, pre, nullptr, nullptr, dx, nullptr, partials, rows, cols, per_block, eps, offset,
                     scale);
 }
 
@@ -280,15 +307,24 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
     const bf16 *__restrict__ pre, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
     bf16 *__restrict__ dx, bf16 *__restrict__ d_branch, float *__restrict__ partials, unsigned rows, unsigned cols,
     unsigned per_block, float eps, float offset, float scale) {
-    backward<true>(d_sum, d_normed, sum, pre, branch, post, dx, d_branch, partials, rows, cols, per_block, eps, offset,
+    backward<true, true>(d_sum, d_normed, sum, pre, branch, post, dx, d_branch, partials, rows, cols, per_block, eps, offset,
                    scale);
 }
 
-// Adds the rows of partial sums of all blocks to the gradients: blockIdx.y 0 is pre, 1 is post.
-// Launched by cuda/rms_norm.rs: add_backward; grid (D / 32, weights), 1024 threads.
+// Launched by cuda/rms_norm.rs: sum_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
+extern "C" __global__ void __launch_bounds__(1024) add_backward(
+    const bf16 *__restrict__ d_sum, const bf16 *__restrict__ more, const bf16 *__restrict__ branch,
+    const bf16 *__restrict__ post, bf16 *__restrict__ dx, bf16 *__restrict__ d_branch, float *__restrict__ partials,
+    unsigned rows, unsigned cols, unsigned per_block, float eps, float offset, float scale) {
+    backward<false, true>(d_sum, more, nullptr, nullptr, branch, post, dx, d_branch, partials, rows, cols, per_block, eps,
+                          offset, scale);
+}
+
+// Adds the rows of partial sums of all blocks to the gradients of two weights, by blockIdx.y.
+// Launched by cuda/rms_norm.rs: add_weights; grid (D / 32, weights), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_weight(
-    const float *__restrict__ partials, float *__restrict__ d_pre, float *__restrict__ d_post, unsigned count,
+    const float *__restrict__ partials, float *__restrict__ d_first, float *__restrict__ d_second, unsigned count,
     unsigned cols) {
     const size_t matrix = size_t(count) * cols;
-    add_partials(partials + blockIdx.y * matrix, count, cols, blockIdx.y == 0 ? d_pre : d_post);
+    add_partials(partials + blockIdx.y * matrix, count, cols, blockIdx.y == 0 ? d_first : d_second);
 }

@@ -17,7 +17,7 @@ use crate::gemma::Gemma;
 use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
-use crate::gemma::params::{LoadError, Params, TextNames, layer_scalars, load, load_scalars, plan};
+use crate::gemma::params::{LoadError, Params, TextNames, frozen, load, load_frozen, plan};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
 /// Everything in a model directory.
@@ -137,8 +137,8 @@ impl<B: Backend> ModelDir<B> {
             let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
             let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
             let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
-            let scalars = load_scalars(&config.gemma, &checkpoint)?;
-            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, scalars, rounded))
+            let frozen = load_frozen(&backend, &config.gemma, &checkpoint, dtype)?;
+            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, frozen, rounded))
         };
         // Side by side, because a vocabulary of 2^18 pieces takes as long to read as the weights of a small model.
         let (tokenizer, weights) = std::thread::scope(|scope| {
@@ -146,7 +146,7 @@ impl<B: Backend> ModelDir<B> {
             let weights = weights();
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
         });
-        let (tokenizer, (params, scalars, rounded)) = (tokenizer?, weights?);
+        let (tokenizer, (params, frozen, rounded)) = (tokenizer?, weights?);
         let compute = match backend.dtype(&params.embed) {
             DType::Bf16 if precision.compute != ComputeChoice::F32 => Compute::Bf16,
             _ => Compute::F32,
@@ -154,7 +154,7 @@ impl<B: Backend> ModelDir<B> {
         let backend = backend.computing(compute);
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
-        let model = Gemma { backend, config: config.gemma.clone(), params, scalars };
+        let model = Gemma { backend, config: config.gemma.clone(), params, frozen };
         Ok(Self { path: path.into(), config, tokenizer, chat: None, model, compute, rounded })
     }
 
@@ -323,8 +323,8 @@ pub fn save<B: Backend>(
     source: &Path,
     out: &Path,
 ) -> Result<(), CheckpointError> {
-    let scalars = layer_scalars(&config.gemma);
-    let untouched = config.wrapped || !scalars.is_empty();
+    let frozen = frozen(&config.gemma);
+    let untouched = config.wrapped || !frozen.is_empty();
     let stored = untouched.then(|| Checkpoint::open(source)).transpose()?;
     let names = stored.as_ref().filter(|_| config.wrapped).and_then(TextNames::of);
     let outer = |name: &str| names.map_or(name.to_owned(), |names| names.outer(name));
@@ -351,10 +351,11 @@ pub fn save<B: Backend>(
             },
             shape: spec.shape(),
         });
-        let scalars = scalars.iter().filter_map(|name| Some((outer(name), stored.as_ref()?.tensor(name)?)));
+        let frozen =
+            frozen.iter().filter_map(|(name, _)| Some((outer(name), stored.as_ref()?.tensor(name)?)));
         let others = stored.iter().flat_map(Checkpoint::others);
         let others: Vec<(String, TensorView)> =
-            scalars.chain(others.map(|(name, view)| (name.to_owned(), view))).collect();
+            frozen.chain(others.map(|(name, view)| (name.to_owned(), view))).collect();
         let other = |(name, view): &(String, TensorView)| TensorSpec {
             name: name.clone(),
             dtype: view.dtype,

@@ -400,10 +400,12 @@ impl<B: Backend> Rollout<'_, B> {
     /// of one layer for the prompt and for a token of each stream.
     fn bytes(&self, prompt: usize, samples: usize, new: usize) -> usize {
         let config = &self.model.config;
-        let shapes = || config.layers.iter().map(|layer| layer.shape);
-        let cached = shapes().map(|shape| 2 * shape.kv_width()).sum();
-        let widths = shapes().map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
-        let active = widths.max().unwrap_or(0);
+        let own = config.layers.iter().filter(|layer| layer.kv_from.is_none());
+        let cached = own.map(|layer| 2 * layer.shape.kv_width()).sum();
+        let shapes = config.layers.iter().map(|layer| layer.shape);
+        let widths = shapes.map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
+        // The layers' inputs, and what they are the sum of.
+        let active = widths.max().unwrap_or(0) + 3 * config.per_layer_columns();
         let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
         let tokens = samples.saturating_mul(new).saturating_add(prompt);
         elements(tokens, cached)

@@ -77,6 +77,23 @@ impl<'a> Batch<'a> {
         self.by_row(|segment| segment.start)
     }
 
+    /// The tokens of some of the rows, which ascend, and which those are.
+    pub fn narrowed(&self, rows: &[u32]) -> (Vec<u32>, Vec<QueryRun>) {
+        let ids = rows.iter().map(|&row| self.ids[row as usize]).collect();
+        let mut runs: Vec<QueryRun> = Vec::new();
+        for run in self.runs {
+            let begin = rows.partition_point(|&row| (row as usize) < run.row);
+            let end = rows.partition_point(|&row| (row as usize) < run.row + run.len);
+            let mut at = begin;
+            for next in rows[begin..end].chunk_by(|a, b| a + 1 == *b) {
+                let first = run.first + next[0] as usize - run.row;
+                runs.push(QueryRun { segment: run.segment, first, len: next.len(), row: at });
+                at += next.len();
+            }
+        }
+        (ids, runs)
+    }
+
     /// A number of every query row that counts up from what `first` says of its segment.
     fn by_row(&self, first: fn(&Segment) -> usize) -> Vec<u32> {
         let mut numbers = vec![0; self.rows];
@@ -527,6 +544,24 @@ pub trait Backend: Send + Sync {
         spec: ResidualSpec,
     ) -> (Self::Tensor, Option<Self::Tensor>);
 
+    /// [`Backend::add_norm_forward`] where no norm follows: scale (x + norm(branch; post)).
+    fn add_forward(
+        &self,
+        x: &Self::Tensor,
+        branch: &Self::Tensor,
+        post: &Self::Tensor,
+        spec: ResidualSpec,
+    ) -> Self::Tensor;
+    /// Gradient of [`Backend::add_forward`], given that of the sum, which is `d_sum` plus `more`; `post` as in
+    /// [`Backend::add_norm_backward`]. Returns (dx, dbranch).
+    fn add_backward(
+        &self,
+        d_sum: &Self::Tensor,
+        more: Option<&Self::Tensor>,
+        post: (&Self::Tensor, &Self::Tensor, &mut Self::Tensor),
+        spec: ResidualSpec,
+    ) -> (Self::Tensor, Self::Tensor);
+
     /// Y_i = X W_i^T: X `[T, in]`, W_i `[out_i, in]`, Y_i `[T, out_i]`.
     fn matmul_forward<const N: usize>(&self, x: &Self::Tensor, w: [&Self::Tensor; N]) -> [Self::Tensor; N];
     /// dX = sum over i of dY_i W_i, summed before it is rounded.
@@ -609,6 +644,24 @@ pub trait Backend: Send + Sync {
         up: &Self::Tensor,
     ) -> (Self::Tensor, Self::Tensor);
 
+    /// h = gelu_tanh(gate) * up, where up is columns `first..first + P` of `inputs`: gate `[T, P]`.
+    fn gelu_product_forward(&self, gate: &Self::Tensor, inputs: &Self::Tensor, first: usize) -> Self::Tensor;
+    /// dgate of [`Backend::gelu_product_forward`]; the gradient of up replaces columns `first..first + P` of `d_inputs`.
+    fn gelu_product_backward(
+        &self,
+        dh: &Self::Tensor,
+        gate: &Self::Tensor,
+        inputs: &Self::Tensor,
+        first: usize,
+        d_inputs: &mut Self::Tensor,
+    ) -> Self::Tensor;
+
+    /// The same elements in rows of another length.
+    fn reshaped(&self, x: Self::Tensor, rows: usize, cols: usize) -> Self::Tensor;
+    /// sum += x; sum is f32.
+    fn accumulate(&self, x: &Self::Tensor, sum: &mut Self::Tensor);
+    /// A sum in f32 as an activation.
+    fn narrowed(&self, sum: &Self::Tensor) -> Self::Tensor;
     /// x in f32, which holds every bf16 exactly.
     fn widened(&self, x: &Self::Tensor) -> Self::Tensor {
         let (rows, cols) = self.shape(x);

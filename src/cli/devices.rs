@@ -1,17 +1,98 @@
-//! `bon-engine devices`: what this program can compute on.
+//! `bon-engine devices`: what this program can compute on, and which published models fit what.
 
+use std::fmt::Write as _;
 use std::io::Write;
 
+use crate::backend::DType;
 use crate::backend::cpu::simd::{Isa, isa};
 use crate::backend::cuda::entries::{NO_KERNELS, compiled};
 use crate::device::driver::{self, Description};
+use crate::gemma::activations::StepSize;
+use crate::gemma::config::GemmaConfig;
+use crate::gemma::{params, published};
 
 /// Arguments of `devices`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Instead: what every published Gemma needs of a device's memory
+    #[arg(long)]
+    pub models: bool,
+}
+
+/// Memory of the cards that people have, in GB.
+const CARDS: [u64; 5] = [8, 16, 24, 48, 80];
+/// Streams of the table, and their tokens: of the prompt that they share, and of each.
+const STREAMS: usize = 32;
+const TOKENS: usize = 512;
+/// Tokens of a micro-batch of training.
+const STEP: StepSize = StepSize { tokens: 4096, predicting: 3072 };
+
+/// What a model takes, in bytes, with bf16 weights and activations.
+struct Needs {
+    /// Trained parameters.
+    parameters: u64,
+    /// Parameters that are read as they are.
+    frozen: u64,
+    /// To sample [`STREAMS`] streams: weights, and keys and values.
+    sample: u64,
+    /// To train: weights, f32 masters, moments and gradients, and a step that keeps the residual stream alone.
+    train: u64,
+}
+
+impl Needs {
+    fn new(config: &GemmaConfig) -> Self {
+        let plan = params::plan(config);
+        let count = |sizes: &mut dyn Iterator<Item = usize>| sizes.map(|size| size as u64).sum::<u64>();
+        let parameters = count(&mut plan.tensors().iter().map(|spec| spec.rows * spec.cols));
+        let frozen = count(&mut params::frozen(config).iter().map(|(_, shape)| shape.iter().product()));
+        let own = config.layers.iter().filter(|layer| layer.kv_from.is_none());
+        let cached: usize = own.map(|layer| 2 * layer.shape.kv_width()).sum();
+        let rows = TOKENS + STREAMS * TOKENS;
+        let weights = 2 * (parameters + frozen);
+        Self {
+            parameters,
+            frozen,
+            sample: weights + 2 * (rows * cached) as u64,
+            train: weights + 16 * parameters + STEP.least_bytes(config, DType::Bf16),
+        }
+    }
+}
+
+/// The smallest card with a tenth more memory than that.
+fn card(bytes: u64) -> String {
+    let fits = CARDS.into_iter().find(|gb| bytes / 10 * 11 <= gb * 1_000_000_000);
+    fits.map_or("-".into(), |gb| format!("{gb} GB"))
+}
+
+/// The table of published models.
+pub fn models() -> String {
+    let gb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e9);
+    let mut out = String::new();
+    let mut line = |cells: [&str; 7]| {
+        let [name, parameters, frozen, sample, on, train, train_on] = cells;
+        writeln!(
+            out,
+            "{name:<13} {parameters:>10} {frozen:>10} {sample:>10} {on:>7} {train:>10} {train_on:>7}"
+        )
+        .expect("a string takes all text");
+    };
+    line(["", "parameters", "frozen", "sample GB", "card", "train GB", "card"]);
+    for (name, config) in published::all() {
+        let Needs { parameters, frozen, sample, train } = Needs::new(&config);
+        let billions = |n: u64| if n < 10_000_000 { "-".into() } else { format!("{:.2} B", n as f64 / 1e9) };
+        let cells =
+            [billions(parameters), billions(frozen), gb(sample), card(sample), gb(train), card(train)];
+        let [parameters, frozen, sample, on, train, train_on] = cells.each_ref().map(String::as_str);
+        line([name, parameters, frozen, sample, on, train, train_on]);
+    }
+    out
+}
 
 /// Runs the command.
-pub fn run(_: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.models {
+        return Ok(write!(std::io::stdout(), "{}", models())?);
+    }
     let threads = rayon::current_num_threads();
     let vectors = match isa() {
         Isa::Avx512Bf16 => "AVX-512 with bf16",

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
 use crate::cost::figures::{Bound, Chip, Counted, FiguresError, count};
 use crate::gemma::config::{GemmaConfig, LayerSpec};
 use crate::gemma::published;
-use crate::gemma::{Gemma, KvCache, params};
+use crate::gemma::{Frozen, Gemma, KvCache, params};
 use crate::rng::DrawKey;
 use crate::segments::{QueryRun, Segment, Segments};
 
@@ -164,8 +164,8 @@ fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counte
             let dtype = cuda.activation_dtype();
             cuda.zeros(dtype, spec.rows, spec.cols)
         });
-        let scalars = vec![1.0; config.layers.len()];
-        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, scalars };
+        let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
+        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, frozen };
         let cache = KvCache::new(cuda, &config, segments.rows());
         (model, cache)
     };

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
+use super::config::{GemmaConfig, LayerShape, NormPlacement};
 use crate::backend::{DType, HeadTrace};
 
 /// Which activations the backward pass computes again.
@@ -72,13 +72,13 @@ impl Kept {
         // How many of the last layers there is room for, by the bytes of a token of each, and what is left of it.
         let fitting = |room: u64, each: fn(BlockBytes) -> usize| {
             let mut left = room;
-            let fits = |layer: &&LayerSpec| {
-                let bytes = each(BlockBytes::new(config, layer, activations)) as u64 * size.tokens as u64;
+            let fits = |&l: &usize| {
+                let bytes = each(BlockBytes::new(config, l, activations)) as u64 * size.tokens as u64;
                 let after = left.checked_sub(bytes);
                 left = after.unwrap_or(left);
                 after.is_some()
             };
-            (config.layers.iter().rev().take_while(fits).count(), left)
+            ((0..layers).rev().take_while(fits).count(), left)
         };
         let (attention, left) = fitting(room, |block| block.attention);
         let (mlp, left) = if attention == layers { fitting(left, |block| block.mlp) } else { (0, left) };
@@ -102,11 +102,11 @@ impl Kept {
 
     /// Bytes that the layers keep for each token, beside the residual stream.
     pub fn bytes_per_token(&self, config: &GemmaConfig, activations: DType) -> usize {
-        let bytes = |(l, layer): (usize, &LayerSpec)| {
-            let each = BlockBytes::new(config, layer, activations);
+        let bytes = |l: usize| {
+            let each = BlockBytes::new(config, l, activations);
             usize::from(self.attention_of(l)) * each.attention + usize::from(self.mlp_of(l)) * each.mlp
         };
-        config.layers.iter().enumerate().map(bytes).sum()
+        (0..config.layers.len()).map(bytes).sum()
     }
 
     /// Whether the attention block of layer `l` keeps.
@@ -127,22 +127,27 @@ struct BlockBytes {
 }
 
 impl BlockBytes {
-    fn new(config: &GemmaConfig, layer: &LayerSpec, activations: DType) -> Self {
+    fn new(config: &GemmaConfig, l: usize, activations: DType) -> Self {
+        let layer = &config.layers[l];
         let (d, LayerShape { heads, intermediate: f, .. }) = (config.hidden_size, layer.shape);
-        let (q, kv) = (layer.shape.q_width(), layer.shape.kv_width());
+        let (q, own, p) = (layer.shape.q_width(), layer.kv_from.is_none(), config.per_layer_width);
+        let kv = if own { layer.shape.kv_width() } else { 0 };
+        // What attention reads is held anyway if it is another layer's, or if another reads it.
+        let read = if config.is_read(l) { 0 } else { 2 * kv };
         // A block's output is asked for by the gradient of the norm behind it, and by nothing else.
         let out = match config.norms {
             NormPlacement::Pre => 0,
             NormPlacement::Sandwich => d,
         };
+        let input = if p == 0 { 0 } else { 2 * (p + d) };
         // v before its norm, unless that is k.
-        let raw_values = if config.value_norm && !layer.keys_are_values { kv } else { 0 };
+        let raw_values = if config.value_norm && !layer.keys_are_values && own { kv } else { 0 };
         let size = activations.bytes();
         Self {
             // q and k before and after RoPE, v, o, the residual stream behind the block; lse.
-            attention: size * (3 * q + 3 * kv + raw_values + d + out) + DType::F32.bytes() * heads,
-            // gate, up and their product.
-            mlp: size * (3 * f + out),
+            attention: size * (3 * q + kv + read + raw_values + d + out) + DType::F32.bytes() * heads,
+            // gate, up and their product; gate, product, output and the residual stream of the block behind it.
+            mlp: size * (3 * f + out + input),
         }
     }
 }
@@ -167,20 +172,26 @@ impl StepSize {
 
     /// An upper bound of the bytes that a step takes which keeps nothing but the residual stream: that stream; the LM
     /// head; and, of one layer at a time, the activations and as much again for their gradients.
-    fn least_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
+    pub(crate) fn least_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
         let (tokens, predicting) = (self.tokens as u64, self.predicting as u64);
         let (width, size) = (config.hidden_size as u64, activations.bytes() as u64);
-        let block = |layer: &LayerSpec| {
-            let each = BlockBytes::new(config, layer, activations);
+        let block = |l: usize| {
+            let each = BlockBytes::new(config, l, activations);
             (each.attention + each.mlp) as u64
         };
-        let largest = config.layers.iter().map(block).max().unwrap_or(0);
+        let largest = (0..config.layers.len()).map(block).max().unwrap_or(0);
+        // Keys and values that several layers read, and the sums of their gradients.
+        let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
+        let shared: usize = read.map(|l| 2 * config.layers[l].shape.kv_width()).sum();
+        let shared = shared as u64 * tokens * (size + DType::F32.bytes() as u64);
         let stream = (config.layers.len() as u64 + 1) * tokens * width * size;
         // Hidden states, those that predict, and the gradients of both, one of them in f32.
         let head = (2 * tokens + 3 * predicting) * width * DType::F32.bytes() as u64;
         let logits = predicting * config.vocab_size as u64 * DType::F32.bytes() as u64;
         let layer = 2 * tokens * (largest + 4 * width * size);
-        stream + head + logits.min(HEAD_WORKSPACE) + layer
+        // The layers' inputs, what they are the sum of, and the gradients of both.
+        let inputs = 4 * tokens * config.per_layer_columns() as u64 * size;
+        stream + head + logits.min(HEAD_WORKSPACE) + layer + inputs + shared
     }
 
     /// An upper bound of the bytes that the backward pass takes beside what the forward pass left.

@@ -1,9 +1,9 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
-use super::forward::{Attention, AttentionBlock, Mlp, MlpBlock, Trace, attention_spec};
-use super::params::LayerParams;
+use super::forward::{Attention, AttentionBlock, InputBlock, Mlp, MlpBlock, Trace, attention_spec};
+use super::params::{InputParams, LayerParams};
 use super::{Gemma, Params};
-use crate::backend::{Backend, HeadNorm, NormSpec, RopeSpec};
+use crate::backend::{Backend, DType, HeadNorm, NormSpec, RopeSpec};
 
 impl<B: Backend> Gemma<B> {
     /// Adds to `grads` the gradient of everything below the LM head, given d_hidden `[T, D]`, the gradient of
@@ -12,7 +12,13 @@ impl<B: Backend> Gemma<B> {
     pub fn backward(&self, trace: Trace<B>, d_hidden: B::Tensor, grads: &mut Params<B::Tensor>) {
         let b = &self.backend;
         let norm = self.config.norm;
-        let Trace { tables, mut stream, mut layers } = trace;
+        let Trace { tables, mut stream, mut layers, shared, inputs } = trace;
+        let mut pass = Pass { tables: &tables, kv_sums: self.config.layers.iter().map(|_| None).collect() };
+        // Every layer writes its columns.
+        let mut d_inputs = inputs.as_ref().map(|inputs| {
+            let (rows, cols) = b.shape(&inputs.all);
+            b.zeros(b.activation_dtype(), rows, cols)
+        });
         let mut pop =
             || stream.pop().expect("a trace holds the residual stream before and after every layer");
         let mut after = pop();
@@ -28,25 +34,39 @@ impl<B: Backend> Gemma<B> {
                     let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, norm);
                     (block, mlp_in)
                 }
-                None => self.attention_block(l, &x, &attn_in, &tables),
+                None => self.attention_block(l, &x, &attn_in, &tables, &shared),
             };
-            let MlpBlock { inner: mlp, out: mlp_out } = kept.mlp.unwrap_or_else(|| {
+            let (MlpBlock { inner: mlp, out: mlp_out }, input) = kept.mlp.unwrap_or_else(|| {
                 let inner = self.mlp(l, &mlp_in, true);
                 let out = p.mlp_post_norm.as_ref().map(|_| self.mlp_out(l, &inner));
-                MlpBlock { inner, out }
+                let input = out.as_ref().and_then(|out| self.input_block(l, &mid, out, inputs.as_ref()));
+                (MlpBlock { inner, out }, input)
             });
 
             let (below, above) = grads.layers.split_at_mut(l + 1);
             let g = &mut below[l];
             let d_next = above.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
-            let (d_mid, d_out) = b.add_norm_backward(
-                d_after.as_ref(),
-                &d_normed,
-                &after,
-                (self.norm_before(l + 1), d_next),
-                with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm),
-                self.mlp_sum(l),
-            );
+            let next = (self.norm_before(l + 1), d_next);
+            let (d_mid, d_out) = match (&input, d_inputs.as_mut()) {
+                (Some(block), Some(d_inputs)) => {
+                    let (w, dw) = p.input.as_ref().zip(g.input.as_mut()).expect("the block's parameters");
+                    let post = Some((&block.out, &w.post_norm, &mut dw.post_norm));
+                    let spec = self.layer_sum(l);
+                    let (d_mid, d_out) =
+                        b.add_norm_backward(d_after.as_ref(), &d_normed, &after, next, post, spec);
+                    let d_out = d_out.expect("the block has a norm behind it");
+                    let inputs = inputs.as_ref().expect("layers with such a block have inputs");
+                    let more = self.input_backward(l, &d_out, block, &inputs.all, d_inputs, dw);
+                    let post = with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm);
+                    let post = post.expect("before such a block is a norm");
+                    let (d_mid, d_out) = b.add_backward(&d_mid, Some(&more), post, self.inner_sum());
+                    (d_mid, Some(d_out))
+                }
+                _ => {
+                    let post = with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm);
+                    b.add_norm_backward(d_after.as_ref(), &d_normed, &after, next, post, self.layer_sum(l))
+                }
+            };
             let d_mlp_in = self.mlp_backward(l, d_out.as_ref().unwrap_or(&d_mid), &mlp, &mlp_in, g);
             let (dx, d_out) = b.add_norm_backward(
                 Some(&d_mid),
@@ -54,19 +74,53 @@ impl<B: Backend> Gemma<B> {
                 &mid,
                 (&p.mlp_pre_norm, &mut g.mlp_pre_norm),
                 with_norm(&attn_out, &p.attn_post_norm, &mut g.attn_post_norm),
-                self.attention_sum(),
+                self.inner_sum(),
             );
-            d_normed =
-                self.attention_backward(l, d_out.as_ref().unwrap_or(&dx), &attention, &attn_in, &tables, g);
+            let d_out = d_out.as_ref().unwrap_or(&dx);
+            d_normed = self.attention_backward(l, d_out, &attention, &attn_in, &mut pass, g);
             d_after = Some(dx);
             after = x;
         }
         let d_first = grads.layers.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
         let pre = (self.norm_before(0), d_first);
-        let (dx, _) =
-            b.add_norm_backward(d_after.as_ref(), &d_normed, &after, pre, None, self.attention_sum());
+        let (dx, _) = b.add_norm_backward(d_after.as_ref(), &d_normed, &after, pre, None, self.inner_sum());
         let scale = self.config.embed_scale(b.dtype(&self.params.embed));
         b.embed_backward(&dx, &tables, scale, &mut grads.embed);
+        if let (Some(inputs), Some(d_inputs)) = (inputs, d_inputs) {
+            let p = &self.params;
+            let (rows, cols) = b.shape(&d_inputs);
+            let (by_layer, width) = b.shape(&inputs.raw);
+            let norm = p.per_layer_norm.as_ref().zip(grads.per_layer_norm.as_mut());
+            let weight = p.per_layer.as_ref().zip(grads.per_layer.as_mut());
+            let ((norm, d_norm), (weight, d_weight)) =
+                norm.zip(weight).expect("the parameters of layers' inputs");
+            let d_sum = b.reshaped(d_inputs, by_layer, width);
+            let (_, d_raw) = b.add_backward(&d_sum, None, (&inputs.raw, norm, d_norm), self.input_sum());
+            let d_raw = b.reshaped(d_raw, rows, cols);
+            b.matmul_backward_weight(&d_raw, &after, d_weight);
+            let dx = b.matmul_backward_input(&[(&d_raw, weight)]);
+            b.embed_backward(&dx, &tables, scale, &mut grads.embed);
+        }
+    }
+
+    /// Of the block in which a layer meets its own input: the gradient of the residual stream before it through the gate,
+    /// given that of its output; parameter gradients +=, and `d_inputs` gets the layer's columns.
+    fn input_backward(
+        &self,
+        l: usize,
+        d_out: &B::Tensor,
+        a: &InputBlock<B>,
+        inputs: &B::Tensor,
+        d_inputs: &mut B::Tensor,
+        g: &mut InputParams<B::Tensor>,
+    ) -> B::Tensor {
+        let (b, p) = (&self.backend, self.params.layers[l].input.as_ref().expect("the block's parameters"));
+        b.matmul_backward_weight(d_out, &a.product, &mut g.projection);
+        let d_product = b.matmul_backward_input(&[(d_out, &p.projection)]);
+        let first = l * self.config.per_layer_width;
+        let d_gate = b.gelu_product_backward(&d_product, &a.gate, inputs, first, d_inputs);
+        b.matmul_backward_weight(&d_gate, &a.mid, &mut g.gate);
+        b.matmul_backward_input(&[(&d_gate, &p.gate)])
     }
 
     /// The gradient of an MLP's normed input x `[T, D]`, given that of its output; parameter gradients +=.
@@ -95,31 +149,62 @@ impl<B: Backend> Gemma<B> {
         d_out: &B::Tensor,
         a: &Attention<B>,
         x: &B::Tensor,
-        tables: &B::Tables,
+        pass: &mut Pass<B>,
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
         let (b, c, p) = (&self.backend, &self.config, &self.params.layers[l]);
         let (spec, rope) = (attention_spec(c, &c.layers[l]), &c.layers[l].rope);
         b.matmul_backward_weight(d_out, &a.o, &mut g.o);
         let d_o = b.matmul_backward_input(&[(d_out, &p.o)]);
-        let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, &a.k, &a.v, &a.o, &a.lse, tables, &spec);
+        let (tables, kv_sums) = (pass.tables, &mut pass.kv_sums);
+        let (k, v) = (&*a.kv.k, &*a.kv.v);
+        let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, k, v, &a.o, &a.lse, tables, &spec);
         let weighted = |w, dw| head_norm(w, dw, c.norm);
         let dq = b.rope_backward(&dq, &a.q_raw, weighted(&p.q_norm, &mut g.q_norm), tables, rope);
-        let dk = b.rope_backward(&dk, &a.k_raw, weighted(&p.k_norm, &mut g.k_norm), tables, rope);
+        b.matmul_backward_weight(&dq, x, &mut g.q);
+        // Gradients of keys and values meet in the layer that has them, those of its last reader first.
+        let from = c.layers[l].kv_from.unwrap_or(l);
+        let (dk, dv) = match &mut kv_sums[from] {
+            None if from == l => (dk, dv),
+            sums => {
+                let zeros = |x| {
+                    let (rows, cols) = b.shape(x);
+                    b.zeros(DType::F32, rows, cols)
+                };
+                let (k_sum, v_sum) = sums.get_or_insert_with(|| (zeros(&dk), zeros(&dv)));
+                b.accumulate(&dk, k_sum);
+                b.accumulate(&dv, v_sum);
+                if from != l {
+                    return b.matmul_backward_input(&[(&dq, &p.q)]);
+                }
+                (b.narrowed(k_sum), b.narrowed(v_sum))
+            }
+        };
+        kv_sums[l] = None;
+        let (Some(k_raw), Some(wk), Some(gk)) = (&a.k_raw, &p.k, &mut g.k) else {
+            unreachable!("a layer that reads no other's has a projection of keys")
+        };
+        let dk = b.rope_backward(&dk, k_raw, weighted(&p.k_norm, &mut g.k_norm), tables, rope);
         let dv = match c.value_norm {
             true => {
                 let norm = Some(HeadNorm { weight: None, spec: c.norm });
-                let raw = a.v_raw.as_ref().unwrap_or(&a.k_raw);
+                let raw = a.v_raw.as_ref().unwrap_or(k_raw);
                 b.rope_backward(&dv, raw, norm, tables, &RopeSpec::still(spec.head_dim))
             }
             false => dv,
         };
-        b.matmul_backward_weight(&dq, x, &mut g.q);
-        b.matmul_backward_weight(&dk, x, &mut g.k);
+        b.matmul_backward_weight(&dk, x, gk);
         // Where values are keys, both gradients are those of one projection.
-        b.matmul_backward_weight(&dv, x, g.v.as_mut().unwrap_or(&mut g.k));
-        b.matmul_backward_input(&[(&dq, &p.q), (&dk, &p.k), (&dv, p.v.as_ref().unwrap_or(&p.k))])
+        b.matmul_backward_weight(&dv, x, g.v.as_mut().unwrap_or(gk));
+        b.matmul_backward_input(&[(&dq, &p.q), (&dk, wk), (&dv, p.v.as_ref().unwrap_or(wk))])
     }
+}
+
+/// What the backward pass carries from layer to layer.
+struct Pass<'a, B: Backend> {
+    tables: &'a B::Tables,
+    /// By layer, the sums (dk, dv) in f32 of those layers that read its keys and values.
+    kv_sums: Vec<Option<(B::Tensor, B::Tensor)>>,
 }
 
 /// A branch with its norm, where the model has one.

@@ -48,6 +48,9 @@ pub struct LayerSpec {
     /// Whether values are the keys before their norm and RoPE, so that there is no projection of values (global layers of
     /// the larger Gemma 4).
     pub keys_are_values: bool,
+    /// The layer whose keys and values it reads, a former one of the same kind; `None`: it has its own (the last layers of
+    /// Gemma 4 E2B and E4B have not).
+    pub kv_from: Option<usize>,
 }
 
 /// Where a layer puts its norms.
@@ -88,6 +91,8 @@ pub struct GemmaConfig {
     pub value_norm: bool,
     /// Whether what leaves a layer is multiplied by a number that the checkpoint holds (Gemma 4).
     pub layer_scalars: bool,
+    /// P, the width of the embeddings that each layer has of its own; 0: they have none (all but Gemma 4 E2B and E4B).
+    pub per_layer_width: usize,
     /// Context length in tokens.
     pub max_positions: usize,
     /// Tokens that end a response, from config.json and generation_config.json.
@@ -99,11 +104,36 @@ pub struct GemmaConfig {
 impl GemmaConfig {
     /// Factor on embeddings: sqrt(D), rounded to the dtype of the weights as Transformers does.
     pub fn embed_scale(&self, weights: DType) -> f32 {
-        let scale = (self.hidden_size as f64).sqrt() as f32;
-        match weights {
-            DType::F32 => scale,
-            DType::Bf16 => half::bf16::from_f32(scale).to_f32(),
-        }
+        embed_scale(self.hidden_size, weights)
+    }
+
+    /// The same of the layers' own embeddings: sqrt(P).
+    pub fn per_layer_scale(&self, weights: DType) -> f32 {
+        embed_scale(self.per_layer_width, weights)
+    }
+
+    /// Columns of the layers' own embeddings, L P.
+    pub fn per_layer_columns(&self) -> usize {
+        self.layers.len() * self.per_layer_width
+    }
+
+    /// The first of the last layers that read the keys and values of others; the number of layers if there are none.
+    pub fn first_sharing(&self) -> usize {
+        let own = self.layers.iter().rposition(|layer| layer.kv_from.is_none());
+        own.map_or(0, |last| last + 1)
+    }
+
+    /// Whether a later layer reads the keys and values of layer `l`.
+    pub fn is_read(&self, l: usize) -> bool {
+        self.layers.iter().any(|layer| layer.kv_from == Some(l))
+    }
+}
+
+fn embed_scale(width: usize, weights: DType) -> f32 {
+    let scale = (width as f64).sqrt() as f32;
+    match weights {
+        DType::F32 => scale,
+        DType::Bf16 => half::bf16::from_f32(scale).to_f32(),
     }
 }
 
@@ -289,8 +319,8 @@ enum Scale {
 /// Parts of Gemma 4 that only some of its models have.
 #[derive(Clone, Copy)]
 struct Gemma4 {
-    /// Width of per-layer embeddings if config.json does not say it; 0: none.
-    per_layer_embedding: usize,
+    /// `hidden_size_per_layer_input` if config.json does not say it.
+    per_layer_width: usize,
 }
 
 const GEMMA_2: Family = Family {
@@ -336,7 +366,7 @@ const GEMMA_4: Family = Family {
     mlp_pre_norm: "pre_feedforward_layernorm",
     scale: Scale::One,
     qk_norm: true,
-    gemma4: Some(Gemma4 { per_layer_embedding: 256 }),
+    gemma4: Some(Gemma4 { per_layer_width: 256 }),
 };
 
 const FAMILIES: [Family; 6] = [
@@ -399,7 +429,7 @@ const FAMILIES: [Family; 6] = [
         architecture: "Gemma4UnifiedForCausalLM",
         max_positions: 262_144,
         window: 1024,
-        gemma4: Some(Gemma4 { per_layer_embedding: 0 }),
+        gemma4: Some(Gemma4 { per_layer_width: 0 }),
         ..GEMMA_4
     },
 ];
@@ -483,21 +513,8 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
     if !off(field) && !of_images {
         return Err(json.unsupported(field, "the engine's attention is causal"));
     }
-    if let Some(gemma4) = family.gemma4 {
-        if !off("enable_moe_block") {
-            return Err(json.unsupported("enable_moe_block", "the engine has no mixture of experts"));
-        }
-        if json.width("num_kv_shared_layers", 0)? != 0 {
-            return Err(
-                json.unsupported("num_kv_shared_layers", "every layer of the engine has its own keys")
-            );
-        }
-        let field = "hidden_size_per_layer_input";
-        let width = json.width(field, gemma4.per_layer_embedding)?;
-        if width != 0 {
-            let problem = format!("{width}, but the engine has no per-layer embeddings; only 0 is supported");
-            return Err(json.bad(field, problem));
-        }
+    if family.gemma4.is_some() && !off("enable_moe_block") {
+        return Err(json.unsupported("enable_moe_block", "the engine has no mixture of experts"));
     }
     check_weights(json)?;
     // Gemma 1's first release said "gelu" and meant the tanh approximation, as Transformers knows.
@@ -539,11 +556,30 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         [id] => id,
         _ => return Err(json.bad("bos_token_id", "must be one token id; Gemma cannot do without".into())),
     };
+    let layers = layers(json, family, shape)?;
+    let per_layer_width = match family.gemma4 {
+        Some(gemma4) => json.width("hidden_size_per_layer_input", gemma4.per_layer_width)?,
+        None => 0,
+    };
+    if per_layer_width != 0 {
+        let field = "vocab_size_per_layer_input";
+        let rows = json.count(field, 262_144, MAX_WIDTH)?;
+        if rows != vocab_size {
+            let problem =
+                format!("{rows}, but vocab_size is {vocab_size}; every token needs embeddings of layers");
+            return Err(json.bad(field, problem));
+        }
+        if layers.len() * per_layer_width > MAX_WIDTH {
+            let problem =
+                format!("{per_layer_width} x num_hidden_layers = {} exceeds {MAX_WIDTH}", layers.len());
+            return Err(json.bad("hidden_size_per_layer_input", problem));
+        }
+    }
     Ok(GemmaConfig {
         model_type: family.model_type.to_owned(),
         vocab_size,
         hidden_size: json.count("hidden_size", family.hidden_size, MAX_WIDTH)?,
-        layers: layers(json, family, shape)?,
+        layers,
         norm: NormSpec {
             eps: json.positive("rms_norm_eps", 1e-6)? as f32,
             offset: if family.gemma4.is_some() { 0.0 } else { 1.0 },
@@ -559,6 +595,7 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         qk_norm: family.qk_norm,
         value_norm: family.gemma4.is_some(),
         layer_scalars: family.gemma4.is_some(),
+        per_layer_width,
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
         eos_tokens: tokens("eos_token_id", &[1])?,
         bos_token,
@@ -646,8 +683,48 @@ fn layers(json: &Fields, family: &Family, shape: LayerShape) -> Result<Vec<Layer
         window: window.filter(|_| local),
         rope: if local { local_rope } else { global_rope }.of(shape.head_dim),
         keys_are_values: shared && !local,
+        kv_from: None,
     };
-    Ok(local.into_iter().zip(shapes).map(layer).collect())
+    let mut layers: Vec<LayerSpec> = local.into_iter().zip(shapes).map(layer).collect();
+    if family.gemma4.is_some() {
+        share_kv(json, &mut layers)?;
+    }
+    Ok(layers)
+}
+
+/// Lets the last `num_kv_shared_layers` layers read the keys and values of the last layer before them of their kind.
+fn share_kv(json: &Fields, layers: &mut [LayerSpec]) -> Result<(), ConfigError> {
+    let field = "num_kv_shared_layers";
+    let count = json.width(field, 0)?;
+    let double = json.switch("use_double_wide_mlp")?;
+    let Some(first) = layers.len().checked_sub(count).filter(|first| *first > 0) else {
+        let problem = format!("{count} of {} layers; the first must have keys and values", layers.len());
+        return Err(json.bad(field, problem));
+    };
+    let (own, sharing) = layers.split_at_mut(first);
+    for (i, layer) in sharing.iter_mut().enumerate() {
+        let number = first + i;
+        let kind = if layer.window.is_some() { LOCAL } else { GLOBAL };
+        let Some(from) = own.iter().rposition(|other| other.window == layer.window) else {
+            return Err(json.bad(field, format!("{count}: layer {number} is the first with {kind}")));
+        };
+        let widths = |shape: LayerShape| (shape.kv_heads, shape.head_dim);
+        if widths(own[from].shape) != widths(layer.shape) {
+            let problem =
+                format!("{count}: layer {number} has other heads than layer {from}, whose keys it reads");
+            return Err(json.bad(field, problem));
+        }
+        layer.kv_from = Some(from);
+        layer.keys_are_values = false;
+        if double {
+            layer.shape.intermediate *= 2;
+            if layer.shape.intermediate > MAX_WIDTH {
+                let problem = format!("2 x intermediate_size exceeds {MAX_WIDTH}");
+                return Err(json.bad("use_double_wide_mlp", problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The widths of Gemma 4's layers: `per_layer_config`, as Transformers writes them, by the layer's number; or else
@@ -894,7 +971,7 @@ impl<'a> Fields<'a> {
     /// A number of key/value heads.
     fn kv_heads(&self, field: &str, default: usize, heads: usize) -> Result<usize, ConfigError> {
         let kv_heads = self.count(field, default, MAX_WIDTH)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let problem = format!("{kv_heads} does not divide num_attention_heads = {heads}");
             return Err(self.bad(field, problem));
         }

@@ -1,13 +1,16 @@
 //! The forward pass.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::Gemma;
 use super::activations::Kept;
 use super::config::{GemmaConfig, LayerSpec};
-use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, ResidualSpec, RopeSpec};
+use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, NormSpec, ResidualSpec, RopeSpec};
 
-/// Keys and values of every layer, rows as the segment table says: shared prompts once, tails per stream.
+/// Keys and values of every layer that has its own, rows as the segment table says: shared prompts once, tails per stream.
 pub struct KvCache<B: Backend> {
-    layers: Vec<(B::Tensor, B::Tensor)>,
+    layers: Vec<Option<(B::Tensor, B::Tensor)>>,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -15,7 +18,8 @@ impl<B: Backend> KvCache<B> {
     pub fn new(backend: &B, config: &GemmaConfig, rows: usize) -> Self {
         let room =
             |layer: &LayerSpec| backend.zeros(backend.activation_dtype(), rows, layer.shape.kv_width());
-        Self { layers: config.layers.iter().map(|layer| (room(layer), room(layer))).collect() }
+        let of_layer = |layer: &LayerSpec| layer.kv_from.is_none().then(|| (room(layer), room(layer)));
+        Self { layers: config.layers.iter().map(of_layer).collect() }
     }
 }
 
@@ -26,6 +30,33 @@ pub struct Trace<B: Backend> {
     pub(super) stream: Vec<B::Tensor>,
     /// What the blocks of every layer keep.
     pub(super) layers: Vec<Activations<B>>,
+    /// Keys and values that later layers read.
+    pub(super) shared: SharedKv<B>,
+    /// The layers' own inputs.
+    pub(super) inputs: Option<LayerInputs<B>>,
+}
+
+/// By layer, its keys and values as attention reads them, if a later layer reads them too.
+pub(super) type SharedKv<B> = Vec<Option<Kv<B>>>;
+
+/// Keys and values.
+pub(super) struct Kv<B: Backend> {
+    pub(super) k: Arc<<B as Backend>::Tensor>,
+    pub(super) v: Arc<<B as Backend>::Tensor>,
+}
+
+impl<B: Backend> Clone for Kv<B> {
+    fn clone(&self) -> Self {
+        Self { k: Arc::clone(&self.k), v: Arc::clone(&self.v) }
+    }
+}
+
+/// The layers' own inputs.
+pub(super) struct LayerInputs<B: Backend> {
+    /// The share that comes from the embedding, before its norm: `[T L, P]`.
+    pub(super) raw: B::Tensor,
+    /// `[T, L P]`.
+    pub(super) all: B::Tensor,
 }
 
 impl<B: Backend> Trace<B> {
@@ -38,7 +69,7 @@ impl<B: Backend> Trace<B> {
 /// What the blocks of a layer computed, where they keep it.
 pub(super) struct Activations<B: Backend> {
     pub(super) attention: Option<AttentionBlock<B>>,
-    pub(super) mlp: Option<MlpBlock<B>>,
+    pub(super) mlp: Option<(MlpBlock<B>, Option<InputBlock<B>>)>,
 }
 
 impl<B: Backend> Default for Activations<B> {
@@ -49,18 +80,24 @@ impl<B: Backend> Default for Activations<B> {
 
 /// What an attention block computed.
 pub(super) struct Attention<B: Backend> {
-    /// Projections of q and k, before norm and RoPE.
+    /// Projections before norm and RoPE.
     pub(super) q_raw: B::Tensor,
-    pub(super) k_raw: B::Tensor,
-    /// What attention reads.
-    pub(super) q: B::Tensor,
-    pub(super) k: B::Tensor,
+    /// `None` where the layer reads another's.
+    pub(super) k_raw: Option<B::Tensor>,
     /// v before its norm, where it has one and is not k.
     pub(super) v_raw: Option<B::Tensor>,
-    pub(super) v: B::Tensor,
+    /// What attention reads.
+    pub(super) q: B::Tensor,
+    pub(super) kv: Kv<B>,
     /// What attention returns.
     pub(super) o: B::Tensor,
     pub(super) lse: B::Tensor,
+}
+
+/// Projections of a layer, before norms and RoPE: of k unless the layer reads another's, and then of v unless values are keys.
+struct Projections<B: Backend> {
+    q: B::Tensor,
+    kv: Option<(B::Tensor, Option<B::Tensor>)>,
 }
 
 /// An attention block and what it led to.
@@ -80,6 +117,17 @@ pub(super) struct Mlp<B: Backend> {
     pub(super) product: B::Tensor,
 }
 
+/// The block in which a layer meets its own input.
+pub(super) struct InputBlock<B: Backend> {
+    /// The residual stream before it.
+    pub(super) mid: B::Tensor,
+    pub(super) gate: B::Tensor,
+    /// gelu(gate) * input.
+    pub(super) product: B::Tensor,
+    /// The block's output, before its norm.
+    pub(super) out: B::Tensor,
+}
+
 /// An MLP.
 pub(super) struct MlpBlock<B: Backend> {
     pub(super) inner: Mlp<B>,
@@ -88,25 +136,63 @@ pub(super) struct MlpBlock<B: Backend> {
 }
 
 impl<B: Backend> Gemma<B> {
-    /// Final-norm hidden states `[T, D]` of a batch whose keys and values go to `cache` (and stay there).
-    pub fn forward_cached(&self, batch: &Batch, cache: &mut KvCache<B>) -> B::Tensor {
-        self.cached(&self.backend.tables(batch, &self.attention_specs()), cache)
+    /// Final-norm hidden states `[wanted, D]` of the rows `wanted`, which ascend, of a batch whose keys and values go to `cache`
+    /// (and stay there). The last layers, where they read the keys and values of others, compute nothing else.
+    pub fn prefill(&self, batch: &Batch, wanted: &[u32], cache: &mut KvCache<B>) -> B::Tensor {
+        let (b, specs, layers) = (&self.backend, self.attention_specs(), self.config.layers.len());
+        let tables = b.tables(batch, &specs);
+        let (x, normed) = self.enter(&tables);
+        let inputs = self.layer_inputs(&x, &tables);
+        let first = self.config.first_sharing();
+        let (x, normed) = self.cached(0..first, (x, normed), inputs.as_ref(), &tables, cache);
+        let gather = |x: &B::Tensor| b.gather_rows(x, wanted);
+        if first == layers {
+            return gather(&normed);
+        }
+        let (ids, runs) = batch.narrowed(wanted);
+        let tables = b.tables(&Batch::new(&ids, batch.segments, &runs), &specs);
+        let inputs = inputs.map(|LayerInputs { raw, all }| LayerInputs { raw, all: gather(&all) });
+        let state = (gather(&x), gather(&normed));
+        self.cached(first..layers, state, inputs.as_ref(), &tables, cache).1
     }
 
-    /// The same of a step of decoding.
+    /// Final-norm hidden states `[T, D]` of a step of decoding, whose keys and values go to `cache`.
     pub fn decode(&self, step: &Decode<B::Draws>, cache: &mut KvCache<B>) -> B::Tensor {
-        self.cached(&self.backend.decode_tables(step, &self.attention_specs()), cache)
+        self.all_cached(&self.backend.decode_tables(step, &self.attention_specs()), cache)
     }
 
-    fn cached(&self, tables: &B::Tables, cache: &mut KvCache<B>) -> B::Tensor {
-        let (mut x, mut normed) = self.enter(tables);
-        for (l, kv) in cache.layers.iter_mut().enumerate() {
-            let attn_out = self.cached_attention(l, &normed, tables, kv);
+    /// The same of tokens that the host knows.
+    pub fn forward_cached(&self, batch: &Batch, cache: &mut KvCache<B>) -> B::Tensor {
+        self.all_cached(&self.backend.tables(batch, &self.attention_specs()), cache)
+    }
+
+    fn all_cached(&self, tables: &B::Tables, cache: &mut KvCache<B>) -> B::Tensor {
+        let (x, normed) = self.enter(tables);
+        let inputs = self.layer_inputs(&x, tables);
+        let layers = 0..self.config.layers.len();
+        self.cached(layers, (x, normed), inputs.as_ref(), tables, cache).1
+    }
+
+    /// Runs some layers on (residual stream, its norm), and gives both behind them.
+    fn cached(
+        &self,
+        layers: Range<usize>,
+        (mut x, mut normed): (B::Tensor, B::Tensor),
+        inputs: Option<&LayerInputs<B>>,
+        tables: &B::Tables,
+        cache: &mut KvCache<B>,
+    ) -> (B::Tensor, B::Tensor) {
+        for l in layers {
+            let attn_out = self.cached_attention(l, &normed, tables, cache);
             let (mid, mlp_in) = self.after_attention(l, &x, &attn_out);
             let mlp = self.mlp(l, &mlp_in, false);
-            (x, normed) = self.after_mlp(l, &mid, &self.mlp_out(l, &mlp));
+            let mlp_out = self.mlp_out(l, &mlp);
+            (x, normed) = match self.input_block(l, &mid, &mlp_out, inputs) {
+                Some(block) => self.after_input(l, &block),
+                None => self.after_mlp(l, &mid, &mlp_out),
+            };
         }
-        normed
+        (x, normed)
     }
 
     /// Final-norm hidden states `[T, D]` where every token is a query (row = key/value row), and what the backward
@@ -119,24 +205,33 @@ impl<B: Backend> Gemma<B> {
     pub fn forward_keeping(&self, batch: &Batch, kept: &Kept) -> (B::Tensor, Trace<B>) {
         let tables = self.backend.tables(batch, &self.attention_specs());
         let (mut x, mut normed) = self.enter(&tables);
+        let inputs = self.layer_inputs(&x, &tables);
+        let mut shared: SharedKv<B> = self.config.layers.iter().map(|_| None).collect();
         let count = self.config.layers.len();
         let (mut stream, mut layers) = (Vec::with_capacity(count + 1), Vec::with_capacity(count));
         for l in 0..count {
-            let (AttentionBlock { inner, out, mid }, mlp_in) = self.attention_block(l, &x, &normed, &tables);
+            let (AttentionBlock { inner, out, mid }, mlp_in) =
+                self.attention_block(l, &x, &normed, &tables, &shared);
+            shared[l] = self.config.is_read(l).then(|| inner.kv.clone());
             // What is not kept gives way to what the MLP computes.
             let attention = kept.attention_of(l).then_some((inner, out));
             let mlp = self.mlp(l, &mlp_in, kept.mlp_of(l));
             let mlp_out = self.mlp_out(l, &mlp);
             stream.push(x);
-            (x, normed) = self.after_mlp(l, &mid, &mlp_out);
+            let input = self.input_block(l, &mid, &mlp_out, inputs.as_ref());
+            (x, normed) = match &input {
+                Some(block) => self.after_input(l, block),
+                None => self.after_mlp(l, &mid, &mlp_out),
+            };
             let post = &self.params.layers[l].mlp_post_norm;
+            let mlp = || (MlpBlock { inner: mlp, out: post.as_ref().map(|_| mlp_out) }, input);
             layers.push(Activations {
                 attention: attention.map(|(inner, out)| AttentionBlock { inner, out, mid }),
-                mlp: kept.mlp_of(l).then(|| MlpBlock { inner: mlp, out: post.as_ref().map(|_| mlp_out) }),
+                mlp: kept.mlp_of(l).then(mlp),
             });
         }
         stream.push(x);
-        (normed, Trace { tables, stream, layers })
+        (normed, Trace { tables, stream, layers, shared, inputs })
     }
 
     /// What attention of any layer needs to know, each once.
@@ -159,42 +254,81 @@ impl<B: Backend> Gemma<B> {
         (x, normed)
     }
 
+    /// The layers' own inputs, of the tokens and of their embedding x: (E\[ids\] + norm(x W^T D^-1/2)) 2^-1/2, with the norm
+    /// over each layer's P columns.
+    fn layer_inputs(&self, x: &B::Tensor, tables: &B::Tables) -> Option<LayerInputs<B>> {
+        let (b, c, p) = (&self.backend, &self.config, &self.params);
+        let (table, weight, norm) =
+            (self.frozen.per_layer_embed.as_ref()?, p.per_layer.as_ref()?, p.per_layer_norm.as_ref()?);
+        let own = b.embed_forward(table, tables, c.per_layer_scale(b.dtype(table)));
+        let [raw] = b.matmul_forward(x, [weight]);
+        let (rows, cols) = b.shape(&own);
+        let by_layer = |x| b.reshaped(x, rows * c.layers.len(), c.per_layer_width);
+        let raw = by_layer(raw);
+        let all = b.add_forward(&by_layer(own), &raw, norm, self.input_sum());
+        Some(LayerInputs { raw, all: b.reshaped(all, rows, cols) })
+    }
+
+    /// The sum of a layer's own embedding and what comes from the model's. The norm's eps has the D that its input lacks.
+    pub(super) fn input_sum(&self) -> ResidualSpec {
+        let NormSpec { eps, offset } = self.config.norm;
+        let norm = NormSpec { eps: eps * self.config.hidden_size as f32, offset };
+        ResidualSpec { norm, scale: std::f32::consts::FRAC_1_SQRT_2 }
+    }
+
     /// The norm before layer `l`; after the last layer, the final one.
     pub(super) fn norm_before(&self, l: usize) -> &B::Tensor {
         self.params.layers.get(l).map_or(&self.params.final_norm, |p| &p.attn_pre_norm)
     }
 
     /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own.
-    fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables) -> Attention<B> {
+    fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables, shared: &SharedKv<B>) -> Attention<B> {
         let (b, spec) = (&self.backend, &self.config.layers[l]);
         let [q_norm, k_norm, v_norm] = self.head_norms(l);
-        let (q_raw, k_raw, v_raw) = self.projections(l, x);
+        let Projections { q: q_raw, kv } = self.projections(l, x);
         let q = b.rope_forward(&q_raw, q_norm, tables, &spec.rope);
-        let k = b.rope_forward(&k_raw, k_norm, tables, &spec.rope);
-        let values = |raw| b.rope_forward(raw, v_norm, tables, &RopeSpec::still(spec.shape.head_dim));
-        let (v_raw, v) = match v_raw {
-            Some(v) if v_norm.is_none() => (None, v),
-            Some(raw) => {
-                let v = values(&raw);
-                (Some(raw), v)
+        let (k_raw, v_raw, kv) = match kv {
+            None => (None, None, self.read(shared, l).clone()),
+            Some((k_raw, v)) => {
+                let k = b.rope_forward(&k_raw, k_norm, tables, &spec.rope);
+                let normed = |raw| b.rope_forward(raw, v_norm, tables, &RopeSpec::still(spec.shape.head_dim));
+                let (v_raw, v) = match v {
+                    Some(v) if v_norm.is_none() => (None, v),
+                    Some(raw) => {
+                        let v = normed(&raw);
+                        (Some(raw), v)
+                    }
+                    None => (None, normed(&k_raw)),
+                };
+                (Some(k_raw), v_raw, Kv { k: Arc::new(k), v: Arc::new(v) })
             }
-            None => (None, values(&k_raw)),
         };
-        let (o, lse) = b.attention_forward(&q, &k, &v, tables, &attention_spec(&self.config, spec));
-        Attention { q_raw, k_raw, v_raw, q, k, v, o, lse }
+        let (o, lse) = b.attention_forward(&q, &kv.k, &kv.v, tables, &attention_spec(&self.config, spec));
+        Attention { q_raw, k_raw, v_raw, q, kv, o, lse }
     }
 
-    /// q, k and v of a layer before their norms and RoPE; no v where values are keys.
-    fn projections(&self, l: usize, x: &B::Tensor) -> (B::Tensor, B::Tensor, Option<B::Tensor>) {
+    /// The keys and values of another layer that layer `l` reads.
+    fn read<'a, T>(&self, all: &'a [Option<T>], l: usize) -> &'a T {
+        let from =
+            self.config.layers[l].kv_from.expect("a layer without a projection of keys reads another's");
+        all[from].as_ref().expect("a layer that others read comes before them")
+    }
+
+    /// q, k and v of a layer before their norms and RoPE.
+    fn projections(&self, l: usize, x: &B::Tensor) -> Projections<B> {
         let (b, p) = (&self.backend, &self.params.layers[l]);
-        match &p.v {
-            Some(v) => {
-                let [q, k, v] = b.matmul_forward(x, [&p.q, &p.k, v]);
-                (q, k, Some(v))
+        match (&p.k, &p.v) {
+            (Some(k), Some(v)) => {
+                let [q, k, v] = b.matmul_forward(x, [&p.q, k, v]);
+                Projections { q, kv: Some((k, Some(v))) }
             }
-            None => {
-                let [q, k] = b.matmul_forward(x, [&p.q, &p.k]);
-                (q, k, None)
+            (Some(k), None) => {
+                let [q, k] = b.matmul_forward(x, [&p.q, k]);
+                Projections { q, kv: Some((k, None)) }
+            }
+            (None, _) => {
+                let [q] = b.matmul_forward(x, [&p.q]);
+                Projections { q, kv: None }
             }
         }
     }
@@ -206,9 +340,10 @@ impl<B: Backend> Gemma<B> {
         x: &B::Tensor,
         normed: &B::Tensor,
         tables: &B::Tables,
+        shared: &SharedKv<B>,
     ) -> (AttentionBlock<B>, B::Tensor) {
         let p = &self.params.layers[l];
-        let inner = self.attention(l, normed, tables);
+        let inner = self.attention(l, normed, tables, shared);
         let [out] = self.backend.matmul_forward(&inner.o, [&p.o]);
         let (mid, mlp_in) = self.after_attention(l, x, &out);
         let out = p.attn_post_norm.as_ref().map(|_| out);
@@ -221,13 +356,19 @@ impl<B: Backend> Gemma<B> {
         l: usize,
         x: &B::Tensor,
         tables: &B::Tables,
-        (cached_k, cached_v): &mut (B::Tensor, B::Tensor),
+        cache: &mut KvCache<B>,
     ) -> B::Tensor {
         let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
-        let (q, k, v) = self.projections(l, x);
-        let v = v.as_ref().unwrap_or(&k);
-        let q = b.rope_append(&q, &k, v, self.head_norms(l), tables, &spec.rope, cached_k, cached_v);
-        let (o, _) = b.attention_forward(&q, cached_k, cached_v, tables, &attention_spec(&self.config, spec));
+        let Projections { q, kv } = self.projections(l, x);
+        let norms = self.head_norms(l);
+        let (q, (k, v)) = match (&kv, &mut cache.layers[l]) {
+            (Some((k, v)), Some(own)) => {
+                let v = v.as_ref().unwrap_or(k);
+                (b.rope_append(&q, k, v, norms, tables, &spec.rope, &mut own.0, &mut own.1), &*own)
+            }
+            _ => (b.rope_forward(&q, norms[0], tables, &spec.rope), self.read(&cache.layers, l)),
+        };
+        let (o, _) = b.attention_forward(&q, k, v, tables, &attention_spec(&self.config, spec));
         let [out] = b.matmul_forward(&o, [&p.o]);
         out
     }
@@ -243,7 +384,7 @@ impl<B: Backend> Gemma<B> {
     /// (residual stream, the MLP's normed input) after the attention block.
     fn after_attention(&self, l: usize, x: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
         let p = &self.params.layers[l];
-        let spec = self.attention_sum();
+        let spec = self.inner_sum();
         self.backend.add_norm_forward(x, out, p.attn_post_norm.as_ref(), &p.mlp_pre_norm, spec)
     }
 
@@ -263,17 +404,42 @@ impl<B: Backend> Gemma<B> {
     /// (residual stream, the next layer's normed input) after the MLP.
     fn after_mlp(&self, l: usize, mid: &B::Tensor, out: &B::Tensor) -> (B::Tensor, B::Tensor) {
         let post = self.params.layers[l].mlp_post_norm.as_ref();
-        self.backend.add_norm_forward(mid, out, post, self.norm_before(l + 1), self.mlp_sum(l))
+        self.backend.add_norm_forward(mid, out, post, self.norm_before(l + 1), self.layer_sum(l))
     }
 
-    /// The residual sum after attention.
-    pub(super) fn attention_sum(&self) -> ResidualSpec {
+    /// The block behind the MLP of one layer, from the residual stream before the MLP and the MLP's output, where the layer
+    /// has an input of its own.
+    pub(super) fn input_block(
+        &self,
+        l: usize,
+        mid: &B::Tensor,
+        mlp_out: &B::Tensor,
+        inputs: Option<&LayerInputs<B>>,
+    ) -> Option<InputBlock<B>> {
+        let (b, p) = (&self.backend, &self.params.layers[l]);
+        let (inputs, block, post) = (inputs?, p.input.as_ref()?, p.mlp_post_norm.as_ref()?);
+        let mid = b.add_forward(mid, mlp_out, post, self.inner_sum());
+        let [gate] = b.matmul_forward(&mid, [&block.gate]);
+        let product = b.gelu_product_forward(&gate, &inputs.all, l * self.config.per_layer_width);
+        let [out] = b.matmul_forward(&product, [&block.projection]);
+        Some(InputBlock { mid, gate, product, out })
+    }
+
+    /// (residual stream, the next layer's normed input) after that block.
+    fn after_input(&self, l: usize, block: &InputBlock<B>) -> (B::Tensor, B::Tensor) {
+        let post = self.params.layers[l].input.as_ref().map(|input| &input.post_norm);
+        let next = self.norm_before(l + 1);
+        self.backend.add_norm_forward(&block.mid, &block.out, post, next, self.layer_sum(l))
+    }
+
+    /// A residual sum within a layer.
+    pub(super) fn inner_sum(&self) -> ResidualSpec {
         ResidualSpec { norm: self.config.norm, scale: 1.0 }
     }
 
-    /// The residual sum after the MLP, at the end of layer `l`.
-    pub(super) fn mlp_sum(&self, l: usize) -> ResidualSpec {
-        ResidualSpec { norm: self.config.norm, scale: self.scalars[l] }
+    /// The residual sum at the end of layer `l`.
+    pub(super) fn layer_sum(&self, l: usize) -> ResidualSpec {
+        ResidualSpec { norm: self.config.norm, scale: self.frozen.scalars[l] }
     }
 }
 

@@ -12,7 +12,7 @@ pub mod params;
 pub mod published;
 
 pub use forward::{KvCache, Trace};
-pub use params::Params;
+pub use params::{Frozen, Params};
 
 use crate::backend::Backend;
 use config::GemmaConfig;
@@ -25,7 +25,6 @@ pub struct Gemma<B: Backend> {
     pub config: GemmaConfig,
     /// The parameters.
     pub params: Params<B::Tensor>,
-    /// What the output of each layer is multiplied by, residual stream included: numbers of the checkpoint in Gemma 4, which
-    /// training leaves as they are, and 1 elsewhere.
-    pub scalars: Vec<f32>,
+    /// What it reads beside them, and training leaves as it is.
+    pub frozen: Frozen<B::Tensor>,
 }

@@ -19,6 +19,10 @@ use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 pub struct Params<T> {
     /// `[V, D]`: the embedding and, transposed, the LM head.
     pub embed: T,
+    /// `[L P, D]`: from the embedding to the layers' own inputs (Gemma 4 E2B, E4B).
+    pub per_layer: Option<T>,
+    /// `[1, P]`: on each layer's share of what [`Self::per_layer`] gives.
+    pub per_layer_norm: Option<T>,
     /// One per decoder layer.
     pub layers: Vec<LayerParams<T>>,
     /// `[1, D]`: before the LM head.
@@ -32,9 +36,9 @@ pub struct LayerParams<T> {
     pub attn_pre_norm: T,
     /// `[H Dh, D]`.
     pub q: T,
-    /// `[K Dh, D]`.
-    pub k: T,
-    /// `[K Dh, D]`; none where values are keys (Gemma 4).
+    /// `[K Dh, D]`; none where the layer reads another's.
+    pub k: Option<T>,
+    /// `[K Dh, D]`; none there, nor where values are keys (Gemma 4).
     pub v: Option<T>,
     /// `[D, H Dh]`.
     pub o: T,
@@ -54,6 +58,19 @@ pub struct LayerParams<T> {
     pub down: T,
     /// `[1, D]`: on the MLP's output, before the residual sum (Gemma 2 to 4).
     pub mlp_post_norm: Option<T>,
+    /// The block behind the MLP, which meets the layer's own input.
+    pub input: Option<InputParams<T>>,
+}
+
+/// One `T` for every parameter of the block in which a layer meets its own input (Gemma 4 E2B, E4B).
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputParams<T> {
+    /// `[P, D]`.
+    pub gate: T,
+    /// `[D, P]`.
+    pub projection: T,
+    /// `[1, D]`: on the block's output, before the residual sum.
+    pub post_norm: T,
 }
 
 impl<T> Params<T> {
@@ -61,6 +78,8 @@ impl<T> Params<T> {
     pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Params<U> {
         Params {
             embed: f(&self.embed),
+            per_layer: self.per_layer.as_ref().map(&mut f),
+            per_layer_norm: self.per_layer_norm.as_ref().map(&mut f),
             layers: self.layers.iter().map(|layer| layer.map(&mut f)).collect(),
             final_norm: f(&self.final_norm),
         }
@@ -76,6 +95,8 @@ impl<T> Params<T> {
     /// All tensors, in the order of [`Params::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut T> {
         let mut all = vec![&mut self.embed];
+        all.extend(&mut self.per_layer);
+        all.extend(&mut self.per_layer_norm);
         for layer in &mut self.layers {
             layer.push_mut(&mut all);
         }
@@ -99,7 +120,7 @@ impl<T> LayerParams<T> {
         LayerParams {
             attn_pre_norm: f(&self.attn_pre_norm),
             q: f(&self.q),
-            k: f(&self.k),
+            k: self.k.as_ref().map(&mut *f),
             v: self.v.as_ref().map(&mut *f),
             o: f(&self.o),
             q_norm: self.q_norm.as_ref().map(&mut *f),
@@ -109,17 +130,25 @@ impl<T> LayerParams<T> {
             gate: f(&self.gate),
             up: f(&self.up),
             down: f(&self.down),
-            mlp_post_norm: self.mlp_post_norm.as_ref().map(f),
+            mlp_post_norm: self.mlp_post_norm.as_ref().map(&mut *f),
+            input: self.input.as_ref().map(|input| InputParams {
+                gate: f(&input.gate),
+                projection: f(&input.projection),
+                post_norm: f(&input.post_norm),
+            }),
         }
     }
 
     fn push_mut<'a>(&'a mut self, all: &mut Vec<&'a mut T>) {
-        all.extend([&mut self.attn_pre_norm, &mut self.q, &mut self.k]);
-        all.extend(&mut self.v);
+        all.extend([&mut self.attn_pre_norm, &mut self.q]);
+        all.extend([&mut self.k, &mut self.v].into_iter().flatten());
         all.push(&mut self.o);
         all.extend([&mut self.q_norm, &mut self.k_norm, &mut self.attn_post_norm].into_iter().flatten());
         all.extend([&mut self.mlp_pre_norm, &mut self.gate, &mut self.up, &mut self.down]);
         all.extend(&mut self.mlp_post_norm);
+        if let Some(input) = &mut self.input {
+            all.extend([&mut input.gate, &mut input.projection, &mut input.post_norm]);
+        }
     }
 }
 
@@ -157,6 +186,8 @@ impl ParamSpec {
 
 const EMBED: &str = "model.embed_tokens.weight";
 /// Some tools save the tied head a second time.
+/// The layers' own embeddings.
+const PER_LAYER_EMBED: &str = "model.embed_tokens_per_layer.weight";
 const LM_HEAD: &str = "lm_head.weight";
 /// How the names of tensors end that Transformers computes from config.json: some tools save them, and no reader needs
 /// them.
@@ -208,18 +239,20 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     let matrix = |name: String, rows, cols| ParamSpec { name, kind: ParamKind::Matrix, rows, cols };
     let norm = |name: String, cols| ParamSpec { name, kind: ParamKind::Norm, rows: 1, cols };
     let sandwich = config.norms == NormPlacement::Sandwich;
+    let (p, per_layer) = (config.per_layer_width, config.per_layer_width != 0);
     let layer = |(i, spec): (usize, &LayerSpec)| {
         let LayerShape { head_dim: head, intermediate: f, .. } = spec.shape;
         let (q, kv) = (spec.shape.q_width(), spec.shape.kv_width());
         let name = |part: &str| format!("model.layers.{i}.{part}.weight");
+        let own_kv = spec.kv_from.is_none();
         LayerParams {
             attn_pre_norm: norm(name("input_layernorm"), d),
             q: matrix(name("self_attn.q_proj"), q, d),
-            k: matrix(name("self_attn.k_proj"), kv, d),
-            v: (!spec.keys_are_values).then(|| matrix(name("self_attn.v_proj"), kv, d)),
+            k: own_kv.then(|| matrix(name("self_attn.k_proj"), kv, d)),
+            v: (own_kv && !spec.keys_are_values).then(|| matrix(name("self_attn.v_proj"), kv, d)),
             o: matrix(name("self_attn.o_proj"), d, q),
             q_norm: config.qk_norm.then(|| norm(name("self_attn.q_norm"), head)),
-            k_norm: config.qk_norm.then(|| norm(name("self_attn.k_norm"), head)),
+            k_norm: (own_kv && config.qk_norm).then(|| norm(name("self_attn.k_norm"), head)),
             // Transformers calls by one name what stands after attention in Gemma 2 and before the MLP in Gemma 1.
             attn_post_norm: sandwich.then(|| norm(name("post_attention_layernorm"), d)),
             mlp_pre_norm: norm(name(config.mlp_pre_norm), d),
@@ -227,19 +260,48 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
             up: matrix(name("mlp.up_proj"), f, d),
             down: matrix(name("mlp.down_proj"), d, f),
             mlp_post_norm: sandwich.then(|| norm(name("post_feedforward_layernorm"), d)),
+            input: per_layer.then(|| InputParams {
+                gate: matrix(name("per_layer_input_gate"), p, d),
+                projection: matrix(name("per_layer_projection"), d, p),
+                post_norm: norm(name("post_per_layer_input_norm"), d),
+            }),
         }
     };
+    let name = |part: &str| format!("model.{part}.weight");
     Params {
         embed: matrix(EMBED.to_owned(), config.vocab_size, d),
+        per_layer: per_layer
+            .then(|| matrix(name("per_layer_model_projection"), config.per_layer_columns(), d)),
+        per_layer_norm: per_layer.then(|| norm(name("per_layer_projection_norm"), p)),
         layers: config.layers.iter().enumerate().map(layer).collect(),
         final_norm: norm("model.norm.weight".to_owned(), d),
     }
 }
 
-/// The names of the layer scalars, layer by layer, where the model has them: tensors `[1]` that training leaves as they are.
-pub fn layer_scalars(config: &GemmaConfig) -> Vec<String> {
+/// What the model reads and training leaves as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frozen<T> {
+    /// What the output of each layer is multiplied by, residual stream included: numbers of the checkpoint in Gemma 4, 1
+    /// elsewhere.
+    pub scalars: Vec<f32>,
+    /// `[V, L P]`: the layers' own embeddings (Gemma 4 E2B, E4B), looked up and never multiplied.
+    pub per_layer_embed: Option<T>,
+}
+
+/// The tensors of [`Frozen`], layer scalars first, each with its dimensions in files.
+pub fn frozen(config: &GemmaConfig) -> Vec<(String, Vec<usize>)> {
     let layers = 0..if config.layer_scalars { config.layers.len() } else { 0 };
-    layers.map(|i| format!("model.layers.{i}.layer_scalar")).collect()
+    let scalars = layers.map(|i| (format!("model.layers.{i}.layer_scalar"), vec![1]));
+    let table = (PER_LAYER_EMBED.to_owned(), vec![config.vocab_size, config.per_layer_columns()]);
+    scalars.chain((config.per_layer_width != 0).then_some(table)).collect()
+}
+
+/// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values.
+fn unread(config: &GemmaConfig) -> impl Iterator<Item = String> {
+    let sharing = config.layers.iter().enumerate().filter(|(_, layer)| layer.kv_from.is_some());
+    let names =
+        |i| ["k_proj", "v_proj", "k_norm"].map(|part| format!("model.layers.{i}.self_attn.{part}.weight"));
+    sharing.flat_map(move |(i, _)| names(i))
 }
 
 /// One way in which a checkpoint is not the model's.
@@ -370,7 +432,11 @@ fn layer_of(name: &str) -> Option<(&str, usize)> {
 }
 
 /// What most of the mismatches come from: another naming, another number of layers, another width.
-fn cause(plan: &Params<ParamSpec>, scalars: &[String], mismatches: &[Mismatch]) -> Option<String> {
+fn cause(
+    plan: &Params<ParamSpec>,
+    frozen: &[(String, Vec<usize>)],
+    mismatches: &[Mismatch],
+) -> Option<String> {
     let mut missing: Vec<&str> = Vec::new();
     let mut extra: Vec<&str> = Vec::new();
     for mismatch in mismatches {
@@ -410,7 +476,7 @@ fn cause(plan: &Params<ParamSpec>, scalars: &[String], mismatches: &[Mismatch]) 
             "the names of its tensors {names}: this is {what} with Transformers' save_pretrained, or rename the tensors"
         ));
     }
-    if missing.len() == plan.tensors().len() + scalars.len() {
+    if missing.len() == plan.tensors().len() + frozen.len() {
         let first = extra.first().map_or(String::new(), |name| format!(", and it has {name}"));
         return Some(format!(
             "none of the model's {} tensors is in it{first}: not a Gemma with Transformers' names; convert it to \
@@ -437,7 +503,8 @@ fn cause(plan: &Params<ParamSpec>, scalars: &[String], mismatches: &[Mismatch]) 
         numbers.iter().all(|&number| number >= layers).then(|| numbers.into_iter().max())?? + 1
     } else if missing.len() == mismatches.len() {
         let first = numbers(&missing)?.into_iter().min()?;
-        let names = plan.tensors().into_iter().map(|spec| &spec.name).chain(scalars);
+        let names =
+            plan.tensors().into_iter().map(|spec| &spec.name).chain(frozen.iter().map(|(name, _)| name));
         let behind = names.filter(|name| layer_of(name).is_some_and(|(_, number)| number >= first));
         (missing.len() == behind.count()).then_some(first)?
     } else {
@@ -474,11 +541,13 @@ fn renaming<'a>(missing: &[&'a str], extra: &[&'a str]) -> Option<(&'a str, &'a 
 /// Compares a checkpoint with what the model has.
 pub fn check(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<(), LoadError> {
     let plan = &plan(config);
-    let scalars = layer_scalars(config);
+    let frozen = frozen(config);
     let mut mismatches = Vec::new();
-    let mut known = BTreeSet::new();
+    let unread: Vec<String> = unread(config).collect();
+    let mut known: BTreeSet<&str> = unread.iter().map(String::as_str).collect();
     let params = plan.tensors().into_iter().map(|spec| (&spec.name, spec.shape(), Some(spec)));
-    for (name, expected, spec) in params.chain(scalars.iter().map(|name| (name, vec![1], None))) {
+    for (name, expected, spec) in params.chain(frozen.iter().map(|(name, shape)| (name, shape.clone(), None)))
+    {
         known.insert(name.as_str());
         let name = name.clone();
         match checkpoint.tensor(&name) {
@@ -508,7 +577,7 @@ pub fn check(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<(), LoadEr
         return Ok(());
     }
     let file = checkpoint.files().next().map(|(path, _)| path.to_owned()).unwrap_or_default();
-    Err(LoadError { file, cause: cause(plan, &scalars, &mismatches), mismatches })
+    Err(LoadError { file, cause: cause(plan, &frozen, &mismatches), mismatches })
 }
 
 /// A stored tensor as far as the model has it: tools pad the rows of embeddings, and no token of the model's vocabulary is
@@ -562,15 +631,29 @@ pub fn load<B: Backend>(
     }))
 }
 
-/// What the output of each layer is multiplied by: 1 where the model has no such numbers.
-pub fn load_scalars(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<Vec<f32>, LoadError> {
+/// Loads what training leaves as it is, in `dtype` as [`load`] does.
+pub fn load_frozen<B: Backend>(
+    backend: &B,
+    config: &GemmaConfig,
+    checkpoint: &Checkpoint,
+    dtype: Option<DType>,
+) -> Result<Frozen<B::Tensor>, LoadError> {
     check(config, checkpoint)?;
-    let mut scalars = vec![1.0; config.layers.len()];
-    for (scalar, name) in scalars.iter_mut().zip(layer_scalars(config)) {
-        let (_, bytes) = convert(checkpoint.tensor(&name).expect("checked"), Some(DType::F32));
-        *scalar = bytemuck::pod_read_unaligned(&bytes);
+    let mut all = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
+    for (i, (name, shape)) in frozen(config).into_iter().enumerate() {
+        let stored = checkpoint.tensor(&name).expect("checked");
+        match shape[..] {
+            [rows, cols] => {
+                let (dtype, bytes) = convert(stored, dtype);
+                all.per_layer_embed = Some(backend.upload(dtype, rows, cols, &bytes));
+            }
+            _ => {
+                let (_, bytes) = convert(stored, Some(DType::F32));
+                all.scalars[i] = bytemuck::pod_read_unaligned(&bytes);
+            }
+        }
     }
-    Ok(scalars)
+    Ok(all)
 }
 
 /// A parameter's elements in f32, where the checkpoint has them in more than bf16.

@@ -185,9 +185,13 @@ pub fn generate_at<B: Backend>(
     // All else is small beside it.
     backend.check()?;
     let batch = Batch::new(layout.ids(), segments, &prefill);
-    let hidden = model.forward_cached(&batch, &mut cache);
     let last: Vec<u32> = streams.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
-    let hidden = backend.gather_rows(&hidden, &last);
+    let mut wanted = last.clone();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let hidden = model.prefill(&batch, &wanted, &mut cache);
+    let of_stream = |row: &u32| wanted.partition_point(|other| other < row) as u32;
+    let hidden = backend.gather_rows(&hidden, &last.iter().map(of_stream).collect::<Vec<_>>());
 
     let greedy = sampling.temperature == 0.0;
     let temperature = if greedy { 1.0 } else { sampling.temperature };

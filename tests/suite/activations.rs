@@ -315,7 +315,7 @@ fn more_memory_keeps_more_and_never_more_than_there_is() {
             assert_eq!(within(0), Kept::none(&config));
             assert_eq!(within(u64::MAX), Kept::all(&config));
             let mut last = Kept::none(&config);
-            for mebibytes in 0..400 {
+            for mebibytes in 0..1000 {
                 let kept = within(mebibytes << 20);
                 assert!(
                     kept.attention >= last.attention && kept.mlp >= last.mlp && kept.attention >= kept.mlp

@@ -377,8 +377,11 @@ fn tensors(config: &GemmaConfig, dtype: Dtype) -> Tensors {
         (s.name.clone(), (dtype, s.shape(), bytes))
     };
     let mut all: Tensors = plan.tensors().into_iter().map(tensor).collect();
-    let scalars = params::layer_scalars(config).into_iter();
-    all.extend(scalars.map(|name| (name, (dtype, vec![1], element()))));
+    let frozen = params::frozen(config).into_iter();
+    all.extend(frozen.map(|(name, shape)| {
+        let bytes = (0..shape.iter().product()).flat_map(|_: usize| element()).collect();
+        (name, (dtype, shape, bytes))
+    }));
     all
 }
 
@@ -443,9 +446,9 @@ fn the_tables_are_transformers() {
         four.insert(format!("model.layers.1.self_attn.{part}.weight"), shape);
     }
     assert_eq!(names("gemma4_text"), four);
-    let scalars = params::layer_scalars(&config(&tiny("gemma4_text")));
-    assert_eq!(scalars, ["model.layers.0.layer_scalar", "model.layers.1.layer_scalar"]);
-    assert_eq!(params::layer_scalars(&config(&tiny("gemma3_text"))), [""; 0]);
+    let frozen = params::frozen(&config(&tiny("gemma4_text")));
+    assert_eq!(frozen, [0, 1].map(|l| (format!("model.layers.{l}.layer_scalar"), vec![1])));
+    assert_eq!(params::frozen(&config(&tiny("gemma3_text"))), []);
 
     // One name, two places.
     let name = |spec: &ParamSpec| spec.name.clone();
@@ -583,8 +586,8 @@ fn wrapped(name: &str) {
         let mut text = Vec::new();
         inspect::report(&inspect::Args { dir: out, tensors: true }, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        let scalars = params::layer_scalars(&file.gemma).len();
-        let others = all.len() - params.tensors().len() - scalars;
+        let frozen = params::frozen(&file.gemma).len();
+        let others = all.len() - params.tensors().len() - frozen;
         assert!(text.contains(&format!("beside it    {others} tensors of other parts, ")), "{text}");
         assert_eq!(text.matches("\nbeside it    ").count(), 1 + others, "{text}");
         assert!(text.contains("\ntensor       model.norm.weight F32 [40]\n"), "{text}");

@@ -241,6 +241,12 @@ fn inspect_and_devices_tell_what_is_there() {
     }
     let devices = f.succeed(&["devices"]).stdout;
     assert!(devices.starts_with("cpu   "), "{devices}");
+    let models = f.succeed(&["devices", "--models"]).stdout;
+    assert!(read_readme().contains(&format!("```text\n{models}```\n")), "README has not: {models}");
+}
+
+fn read_readme() -> String {
+    std::fs::read_to_string(crate::places::checkout().join("README.md")).unwrap()
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn layer(window: Option<usize>, theta: f64, factor: f64) -> LayerSpec {
         window,
         rope: RopeSpec { factor, ..RopeSpec::new(256, theta) },
         keys_are_values: false,
+        kv_from: None,
     }
 }
 
@@ -66,6 +67,7 @@ fn absent_fields_have_transformers_defaults() {
         qk_norm: false,
         value_norm: false,
         layer_scalars: false,
+        per_layer_width: 0,
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -125,6 +127,7 @@ fn every_field_is_read() {
         qk_norm: false,
         value_norm: false,
         layer_scalars: false,
+        per_layer_width: 0,
         max_positions: 64,
         eos_tokens: vec![3, 5],
         bos_token: 4,
@@ -235,10 +238,6 @@ fn other_models_are_named() {
         (json!({ "model_type": "diffusion_gemma" }), "model_type \"diffusion_gemma\" is not a Gemma"),
         (json!({ "model_type": "t5gemma2" }), "model_type \"t5gemma2\" is not a Gemma"),
         (
-            json!({ "model_type": "gemma4", "text_config": {} }),
-            "text_config.hidden_size_per_layer_input: 256, but the engine has no per-layer embeddings",
-        ),
-        (
             json!({ "model_type": "gemma2", "architectures": ["Gemma2ForSequenceClassification"] }),
             "architectures [\"Gemma2ForSequenceClassification\"] is not a Gemma",
         ),
@@ -321,6 +320,7 @@ fn gemma_4_in_both_spellings() {
         window: None,
         rope: RopeSpec { head_dim: 512, pairs: 64, theta: 1e6, factor: 1.0 },
         keys_are_values: true,
+        kv_from: None,
     };
     let layers: Vec<LayerSpec> =
         (0..8).map(|l| if [5, 7].contains(&l) { of_global } else { of_local }).collect();
@@ -338,6 +338,7 @@ fn gemma_4_in_both_spellings() {
         qk_norm: true,
         value_norm: true,
         layer_scalars: true,
+        per_layer_width: 0,
         max_positions: 262_144,
         eos_tokens: vec![1, 106, 50],
         bos_token: 2,
@@ -372,6 +373,15 @@ fn gemma_4_in_both_spellings() {
     assert_eq!(layers[7].rope, RopeSpec { head_dim: 512, pairs: 102, theta: 5e4, factor: 2.0 });
     assert_eq!((layers[0].rope, layers[0].window), (RopeSpec::new(256, 300.0), Some(512)));
 
+    // The last layers read the keys and values of the last of their kind before them.
+    let sharing =
+        json!({ "num_kv_shared_layers": 3, "use_double_wide_mlp": true, "attention_k_eq_v": false });
+    let layers = gemma(text(merged(sharing, json!({ "num_hidden_layers": 10 })))).layers;
+    let from: Vec<Option<usize>> = layers.iter().map(|layer| layer.kv_from).collect();
+    assert_eq!(from, [None, None, None, None, None, None, None, Some(6), Some(6), Some(5)]);
+    let widths: Vec<usize> = layers.iter().map(|layer| layer.shape.intermediate / 15_360).collect();
+    assert_eq!(widths, [1, 1, 1, 1, 1, 1, 1, 2, 2, 2]);
+
     let problem = refusal(&wrapper(json!({ "global_head_dim": 7 })));
     assert!(problem.contains("config.json: text_config.global_head_dim: 7 is odd"), "{problem}");
 }
@@ -396,7 +406,6 @@ fn what_the_engine_would_ignore_is_refused() {
         ("gemma4_text", "use_bidirectional_attention", json!("all")),
         ("gemma4_text", "attn_logit_softcapping", json!(50.0)),
         ("gemma4_text", "enable_moe_block", json!(true)),
-        ("gemma4_text", "num_kv_shared_layers", json!(2)),
         ("gemma4_text", "per_layer_config.03.intermediate_size", json!(2)),
         ("gemma4_text", "per_layer_config.3.skip", json!(["mlp"])),
         ("gemma4_unified_text", "rope_parameters.full_attention.rope_type", json!("linear")),
@@ -450,7 +459,12 @@ fn nonsense_names_file_and_field() {
         ("gemma3_text", "rope_scaling.type", json!("linear")),
         ("gemma3_text", "rope_scaling.factor", json!(0)),
         ("gemma3_text", "rope_parameters.sliding_attention", json!([])),
-        ("gemma4_text", "hidden_size_per_layer_input", json!(256)),
+        ("gemma4_text", "hidden_size_per_layer_input", json!(-1)),
+        ("gemma4_text", "vocab_size_per_layer_input", json!(1000)),
+        // All of them, and all but the only global layer before the last.
+        ("gemma4_unified_text", "num_kv_shared_layers", json!(30)),
+        ("gemma4_unified_text", "num_kv_shared_layers", json!(25)),
+        ("gemma4_unified_text", "use_double_wide_mlp", json!(2)),
         ("gemma4_unified_text", "attention_k_eq_v", json!("yes")),
         ("gemma4_unified_text", "global_head_dim", json!(0)),
         ("gemma4_unified_text", "per_layer_config", json!([])),

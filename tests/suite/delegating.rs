@@ -97,6 +97,17 @@ impl Backend for Delegating {
             &self, d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
             post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec,
         ) -> (Tensor, Option<Tensor>);
+        fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor;
+        fn add_backward(
+            &self, d_sum: &Tensor, more: Option<&Tensor>, post: (&Tensor, &Tensor, &mut Tensor), spec: ResidualSpec,
+        ) -> (Tensor, Tensor);
+        fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
+        fn gelu_product_backward(
+            &self, dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor,
+        ) -> Tensor;
+        fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor;
+        fn accumulate(&self, x: &Tensor, sum: &mut Tensor);
+        fn narrowed(&self, sum: &Tensor) -> Tensor;
         fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;
         fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
         fn rope_forward(

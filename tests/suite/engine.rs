@@ -12,7 +12,7 @@ use bon_engine::backend::{Backend, Batch, HeadSpec, NormSpec, Pace, RopeSpec, Tr
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
-use bon_engine::gemma::{Gemma, params};
+use bon_engine::gemma::{Frozen, Gemma, params};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::objective::{Kind, ObjectiveConfig, ScoredGroup, Signal, coefficients};
 use bon_engine::rng::{Domain, DrawKey, derive_key, philox4x32};
@@ -34,7 +34,7 @@ use crate::tiny::{self, Groups};
 use crate::tolerance::{BF16_ROUNDOFF, Rule, assert_rule};
 use crate::training::{Workplace, checkpoint, metrics, train_on};
 
-pub(crate) const FAMILIES: [&str; 4] = ["gemma", "gemma2", "gemma3_text", "gemma4_text"];
+pub(crate) const FAMILIES: [&str; 5] = ["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_e"];
 /// N.
 const STREAMS: usize = 8;
 
@@ -55,7 +55,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
     };
     let layer = |window, theta, factor| {
         let rope = RopeSpec { factor, ..RopeSpec::new(shape.head_dim, theta) };
-        LayerSpec { shape, window, rope, keys_are_values: false }
+        LayerSpec { shape, window, rope, keys_are_values: false, kv_from: None }
     };
     let base = GemmaConfig {
         model_type: family.to_owned(),
@@ -71,6 +71,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         qk_norm: false,
         value_norm: false,
         layer_scalars: false,
+        per_layer_width: 0,
         max_positions: 64,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -100,11 +101,12 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
                 window: None,
                 rope: RopeSpec { pairs: head_dim / 8, ..RopeSpec::new(head_dim, 1e6) },
                 keys_are_values: kv_heads == 1,
+                kv_from: None,
             };
-            GemmaConfig {
+            let dense = GemmaConfig {
                 layers: vec![
                     layer(Some(8), 1e4, 1.0),
-                    global(256, 1),
+                    global(512, 1),
                     layer(Some(8), 1e4, 1.0),
                     global(128, 3),
                 ],
@@ -117,7 +119,18 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
                 value_norm: true,
                 layer_scalars: true,
                 ..base
+            };
+            if family == "gemma4_text" {
+                return dense;
             }
+            // The last layers read keys and values, and have wider MLPs.
+            let reader = |from: usize| {
+                let of: LayerSpec = dense.layers[from];
+                let shape = LayerShape { intermediate: 400, ..of.shape };
+                LayerSpec { shape, keys_are_values: false, kv_from: Some(from), ..of }
+            };
+            let layers = [&dense.layers[..3], &[reader(1), reader(2), reader(2)]].concat();
+            GemmaConfig { layers, per_layer_width: 24, ..dense }
         }
     }
 }
@@ -140,7 +153,10 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
     });
     let scalars =
         (0..config.layers.len()).map(|l| if config.layer_scalars { 0.75 + 0.25 * l as f32 } else { 1.0 });
-    Gemma { backend, config: config.clone(), params, scalars: scalars.collect() }
+    let (rows, cols) = (config.vocab_size, config.per_layer_columns());
+    let per_layer_embed = (cols != 0).then(|| weight_of(&backend, rows, cols, &randoms(99, rows * cols)));
+    let frozen = Frozen { scalars: scalars.collect(), per_layer_embed };
+    Gemma { backend, config: config.clone(), params, frozen }
 }
 
 /// Two prompts with a beginning in common.
@@ -772,7 +788,7 @@ fn devices_that_will_not_do_are_named_with_the_next_step() {
     };
     let shape = error(&["vm"]);
     assert!(shape.contains("cannot run a model of this shape; --device cpu can:"), "{shape}");
-    assert!(shape.contains("head_dim 8: the attention kernels are made for 64, 128 and 256"), "{shape}");
+    assert!(shape.contains("head_dim 8: the attention kernels are made for 64, 128, 256 and 512"), "{shape}");
     let wide = error(&["vm", "--dtype", "f32"]);
     assert!(wide.contains("computes with bf16 weights; ask for dtype bf16 or leave it out"), "{wide}");
     let products = error(&["vm", "--compute", "f32"]);

@@ -3,7 +3,7 @@
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::backend::{Backend, Batch, DType, HeadSpec, Target};
-use bon_engine::gemma::Gemma;
+use bon_engine::gemma::{Frozen, Gemma, params};
 use bon_engine::segments::Segments;
 use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::optimizer::Optimizer;
@@ -145,8 +145,7 @@ fn every_layer() {
         };
         check("hidden.norm", &model, &golden.floats("hidden.norm"));
         for layers in (0..model.config.layers.len()).rev() {
-            model.config.layers.truncate(layers);
-            model.params.layers.truncate(layers);
+            truncate(&mut model, layers);
             let what = layers.checked_sub(1).map_or("hidden.embed".into(), |l| format!("hidden.layer.{l}"));
             let mut want = golden.floats(&what);
             for row in want.chunks_mut(d) {
@@ -156,6 +155,23 @@ fn every_layer() {
             }
             check(&what, &model, &want);
         }
+    }
+}
+
+/// Leaves the first layers, and of the layers' inputs theirs.
+fn truncate(model: &mut Gemma<Cpu>, layers: usize) {
+    model.config.layers.truncate(layers);
+    model.params.layers.truncate(layers);
+    let (columns, d) = (model.config.per_layer_columns(), model.config.hidden_size);
+    if let Some(weight) = &mut model.params.per_layer {
+        *weight = Tensor::f32(columns, d, weight.as_f32()[..columns * d].to_vec());
+    }
+    if let Some(table) = &mut model.frozen.per_layer_embed {
+        let rows = table.as_f32().chunks_exact(table.cols);
+        *table = Tensor::f32(table.rows, columns, rows.flat_map(|row| row[..columns].to_vec()).collect());
+    }
+    if layers == 0 {
+        model.frozen.per_layer_embed = None;
     }
 }
 
@@ -243,9 +259,12 @@ fn bf16_weights_compute_as_the_numbers_that_they_hold() {
     for name in NAMES {
         let mut config = tiny::model(name, DType::F32).config;
         config.hidden_size = 64;
+        if config.per_layer_width != 0 {
+            config.per_layer_width = 16;
+        }
         let run = |dtype: DType| {
             let mut seed = 0;
-            let params = bon_engine::gemma::params::plan(&config).map(|spec| {
+            let params = params::plan(&config).map(|spec| {
                 seed += 1;
                 let (bf16, values) = random_bf16(seed, spec.rows, spec.cols);
                 match dtype {
@@ -255,8 +274,14 @@ fn bf16_weights_compute_as_the_numbers_that_they_hold() {
                     }
                 }
             });
-            let scalars = vec![1.0; config.layers.len()];
-            let model = Gemma { backend: Cpu::F32, config: config.clone(), params, scalars };
+            let table = params::frozen(&config).pop().filter(|(_, shape)| shape.len() == 2);
+            let per_layer_embed = table.map(|(_, shape)| {
+                let (bf16, values) = random_bf16(seed + 1, shape[0], shape[1]);
+                let widened = values.iter().map(|&x| x as f32).collect();
+                if dtype == DType::Bf16 { bf16 } else { Tensor::f32(shape[0], shape[1], widened) }
+            });
+            let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
+            let model = Gemma { backend: Cpu::F32, config: config.clone(), params, frozen };
             let golden = Golden::open(name);
             let weights = vec![0.5; golden.predicted()];
             let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 0.7, &weights));

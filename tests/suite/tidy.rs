@@ -281,6 +281,26 @@ fn paths_and_targets_in_documents_exist() {
     assert_none("documents name what does not exist", wrong);
 }
 
+/// A trap that no test holds is a promise.
+#[test]
+fn known_traps_name_tests_that_exist() {
+    let text = read("tests/KNOWN_GEMMA_TRAPS.md");
+    let rows: Vec<&str> = text.lines().filter(|line| line.ends_with("` |")).collect();
+    assert!(rows.len() > 20, "a test in every row");
+    assert_eq!(
+        text.lines().filter(|line| line.starts_with("| ")).count(),
+        rows.len() + 4,
+        "beside the headings"
+    );
+    let missing = |row: &&str| {
+        let name = row.rsplit('`').nth(1).expect("it ends with one");
+        let (modules, function) = name.rsplit_once("::").expect("a module's test");
+        let file = format!("tests/suite/{}.rs", modules.replace("::", "/"));
+        (!read(&file).contains(&format!("\nfn {function}() {{"))).then(|| format!("{name}: not in {file}"))
+    };
+    assert_none("tests that do not exist", rows.iter().filter_map(missing).collect());
+}
+
 /// Fenced blocks of a Markdown text, each with the line before it.
 fn blocks(text: &str) -> Vec<(String, String)> {
     let (mut found, mut before) = (Vec::new(), "");

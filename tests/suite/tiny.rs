@@ -12,7 +12,7 @@ use bon_engine::train::policy::{Continued, Forward};
 use crate::ops::randoms;
 
 /// One of every family, one with linear RoPE scaling, and those inside models of text and other things.
-pub(crate) const NAMES: [&str; 8] = [
+pub(crate) const NAMES: [&str; 9] = [
     "gemma1",
     "gemma2",
     "gemma3",
@@ -20,6 +20,7 @@ pub(crate) const NAMES: [&str; 8] = [
     "gemma3_wrapper",
     "vaultgemma",
     "gemma4",
+    "gemma4_e",
     "gemma4_wrapper",
 ];
 
@@ -34,8 +35,8 @@ pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
     let file = ConfigFile::open(&dir).unwrap();
     let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
     let params = params::load(&Cpu::F32, &config, &weights, Some(dtype)).unwrap();
-    let scalars = params::load_scalars(&config, &weights).unwrap();
-    Gemma { backend: Cpu::F32, config, params, scalars }
+    let frozen = params::load_frozen(&Cpu::F32, &config, &weights, Some(dtype)).unwrap();
+    Gemma { backend: Cpu::F32, config, params, frozen }
 }
 
 /// What weights are stored in and multiplied in on the CPU.

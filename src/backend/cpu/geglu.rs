@@ -56,6 +56,46 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     Tensor::f32(gate.rows, gate.cols, h)
 }
 
+/// [`forward`] with columns `first..first + gate.cols` of `inputs` for up.
+pub fn product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
+    assert!(gate.rows == inputs.rows && first + gate.cols <= inputs.cols);
+    let (g, u, cols) = (gate.as_f32(), inputs.as_f32(), gate.cols);
+    let mut h = vec![0.0; g.len()];
+    for_row_blocks(&mut h, cols, |row, block| {
+        for (i, h) in block.chunks_exact_mut(cols).enumerate() {
+            let row = row + i;
+            forward_slices(&g[row * cols..][..cols], &u[row * inputs.cols + first..][..cols], h);
+        }
+    });
+    Tensor::f32(gate.rows, cols, h)
+}
+
+/// dgate of [`product_forward`]; the gradient of up replaces its columns of `d_inputs`.
+pub fn product_backward(
+    dh: &Tensor,
+    gate: &Tensor,
+    inputs: &Tensor,
+    first: usize,
+    d_inputs: &mut Tensor,
+) -> Tensor {
+    let (rows, cols, width) = (gate.rows, gate.cols, inputs.cols);
+    assert!(rows == inputs.rows && first + cols <= width && (dh.rows, dh.cols) == (rows, cols));
+    assert_eq!((d_inputs.rows, d_inputs.cols), (rows, width));
+    let (d, g, u) = (dh.as_f32(), gate.as_f32(), inputs.as_f32());
+    let mut dgate = vec![0.0; g.len()];
+    dgate
+        .par_chunks_exact_mut(cols)
+        .zip(d_inputs.as_f32_mut().par_chunks_exact_mut(width))
+        .with_min_len((16 * 1024 / width).max(1))
+        .enumerate()
+        .for_each(|(row, (dgate, d_inputs))| {
+            let range = row * cols..(row + 1) * cols;
+            let up = &u[row * width + first..][..cols];
+            backward_slices(&d[range.clone()], &g[range], up, dgate, &mut d_inputs[first..first + cols]);
+        });
+    Tensor::f32(rows, cols, dgate)
+}
+
 /// (dgate, dup) of [`forward`].
 pub fn backward(dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
     /// Elements per task.

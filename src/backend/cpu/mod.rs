@@ -305,6 +305,28 @@ impl Backend for Cpu {
         (dx, d_branch)
     }
 
+    fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
+        let mut sum = rms_norm::forward(branch, Some(post), branch.cols, spec.norm);
+        rows::add_scaled(&mut sum, x, spec.scale);
+        sum
+    }
+
+    fn add_backward(
+        &self,
+        d_sum: &Tensor,
+        more: Option<&Tensor>,
+        (branch, w, dw): (&Tensor, &Tensor, &mut Tensor),
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let mut dx = d_sum.clone();
+        match more {
+            Some(more) => rows::add_scaled(&mut dx, more, spec.scale),
+            None => rows::scale(&mut dx, spec.scale),
+        }
+        let d_branch = rms_norm::backward(&dx, branch, Some((w, dw)), branch.cols, spec.norm);
+        (dx, d_branch)
+    }
+
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
         matmul::forward(x, w, self.compute)
     }
@@ -416,6 +438,34 @@ impl Backend for Cpu {
 
     fn widened(&self, x: &Tensor) -> Tensor {
         rows::widened(x)
+    }
+
+    fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
+        geglu::product_forward(gate, inputs, first)
+    }
+
+    fn gelu_product_backward(
+        &self,
+        dh: &Tensor,
+        gate: &Tensor,
+        inputs: &Tensor,
+        first: usize,
+        d_inputs: &mut Tensor,
+    ) -> Tensor {
+        geglu::product_backward(dh, gate, inputs, first, d_inputs)
+    }
+
+    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
+        assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
+        Tensor { rows, cols, ..x }
+    }
+
+    fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {
+        rows::add_scaled(sum, x, 1.0);
+    }
+
+    fn narrowed(&self, sum: &Tensor) -> Tensor {
+        sum.clone()
     }
 
     fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {

@@ -35,7 +35,7 @@ use entries::{Entry, MODULES, Module, NO_KERNELS};
 pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
-const HEAD_DIMS: [usize; 3] = [64, 128, 256];
+const HEAD_DIMS: [usize; 4] = [64, 128, 256, 512];
 /// [`Backend::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
 /// The rows of the smallest tiles; see [`decode_rows`].
@@ -270,7 +270,9 @@ impl Backend for Cuda {
         let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab } = *shape;
         let mut problems = Vec::new();
         if !HEAD_DIMS.contains(&head_dim) {
-            problems.push(format!("head_dim {head_dim}: the attention kernels are made for 64, 128 and 256"));
+            problems.push(format!(
+                "head_dim {head_dim}: the attention kernels are made for 64, 128, 256 and 512"
+            ));
         }
         for (field, value) in [("hidden_size", hidden), ("intermediate_size", intermediate)] {
             if !value.is_multiple_of(VECTOR) {
@@ -376,6 +378,11 @@ impl Backend for Cuda {
         matmul::forward(self, x, w)
     }
 
+    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
+        assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
+        Tensor { rows, cols, ..x }
+    }
+
     fn widened(&self, x: &Tensor) -> Tensor {
         match x.dtype {
             DType::Bf16 if x.cols.is_multiple_of(VECTOR) => rows::widened(self, x),
@@ -432,6 +439,18 @@ impl Backend for Cuda {
             d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
             post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec
         ) -> (Tensor, Option<Tensor>);
+        rms_norm::sum_forward is add_forward(
+            x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec
+        ) -> Tensor;
+        rms_norm::sum_backward is add_backward(
+            d_sum: &Tensor, more: Option<&Tensor>, post: (&Tensor, &Tensor, &mut Tensor), spec: ResidualSpec
+        ) -> (Tensor, Tensor);
+        rows::accumulate is accumulate(x: &Tensor, sum: &mut Tensor);
+        rows::narrowed is narrowed(sum: &Tensor) -> Tensor;
+        geglu::product_forward is gelu_product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
+        geglu::product_backward is gelu_product_backward(
+            dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor
+        ) -> Tensor;
         matmul::backward_input is matmul_backward_input(pairs: &[(&Tensor, &Tensor)]) -> Tensor;
         matmul::backward_weight is matmul_backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor);
         rope::forward is rope_forward(

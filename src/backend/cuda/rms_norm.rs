@@ -101,15 +101,11 @@ pub(super) fn add_backward(
     spec: ResidualSpec,
 ) -> (Tensor, Option<Tensor>) {
     let (pre, d_pre) = pre;
-    let row_threads = threads(sum);
     let (rows, cols) = (sum.rows, sum.cols);
     assert_like(d_normed, sum);
     assert_weight(pre, cols);
     assert_gradient(d_pre, cols);
-    let groups = (MAX_COLS / VECTOR / row_threads as usize).min(MAX_GROUPS);
-    let per_block = backward_rows(rows);
-    let blocks = rows.div_ceil(per_block);
-    let launch = Launch::linear(blocks, row_threads * groups as u32).shared(groups * cols * 4);
+    let Blocks { per_block, blocks, launch } = Blocks::new(sum);
 
     let dx = cuda.empty(DType::Bf16, rows, cols);
     let weights = 1 + usize::from(post.is_some());
@@ -139,11 +135,85 @@ pub(super) fn add_backward(
             (Some(d_branch), d_post.arg())
         }
     };
-    let launch = Launch { grid: [cols.div_ceil(32) as u32, weights as u32, 1], ..Launch::linear(1, 1024) };
+    add_weights(cuda, &partials, [d_pre.arg(), d_post], weights);
+    (dx, d_branch)
+}
+
+/// The blocks of a backward pass.
+struct Blocks {
+    /// Rows of a block.
+    per_block: usize,
+    blocks: usize,
+    launch: Launch,
+}
+
+impl Blocks {
+    fn new(x: &Tensor) -> Self {
+        let row_threads = threads(x);
+        let groups = (MAX_COLS / VECTOR / row_threads as usize).min(MAX_GROUPS);
+        let per_block = backward_rows(x.rows);
+        let blocks = x.rows.div_ceil(per_block);
+        let launch = Launch::linear(blocks, row_threads * groups as u32).shared(groups * x.cols * 4);
+        Self { per_block, blocks, launch }
+    }
+}
+
+/// Adds the blocks' partial sums `[weights blocks, D]` to the gradients of so many weights.
+fn add_weights(cuda: &Cuda, partials: &Tensor, gradients: [Arg; 2], weights: usize) {
+    let (blocks, cols) = (partials.rows / weights, partials.cols);
     if blocks > 0 {
-        let args = [partials.arg(), d_pre.arg(), d_post, blocks.into(), cols.into()];
+        let launch =
+            Launch { grid: [cols.div_ceil(32) as u32, weights as u32, 1], ..Launch::linear(1, 1024) };
+        let [first, second] = gradients;
+        let args = [partials.arg(), first, second, blocks.into(), cols.into()];
         cuda.launch(Entry::AddNormBackwardWeight, launch, &args);
     }
+}
+
+/// See [`crate::backend::Backend::add_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
+pub(super) fn sum_forward(
+    cuda: &Cuda,
+    x: &Tensor,
+    branch: &Tensor,
+    post: &Tensor,
+    spec: ResidualSpec,
+) -> Tensor {
+    let threads = threads(x);
+    assert_like(branch, x);
+    assert_weight(post, x.cols);
+    let sum = cuda.empty(DType::Bf16, x.rows, x.cols);
+    let per_block = forward_rows(x.rows);
+    let mut args = vec![x.arg(), branch.arg(), post.arg(), sum.arg()];
+    args.extend([x.rows.into(), x.cols.into(), per_block.into()]);
+    args.extend(figures(spec));
+    cuda.launch(Entry::AddForward, Launch::linear(x.rows.div_ceil(per_block), threads), &args);
+    sum
+}
+
+/// See [`crate::backend::Backend::add_backward`]; columns a multiple of 8, at most [`MAX_COLS`].
+pub(super) fn sum_backward(
+    cuda: &Cuda,
+    d_sum: &Tensor,
+    more: Option<&Tensor>,
+    (branch, post, d_post): (&Tensor, &Tensor, &mut Tensor),
+    spec: ResidualSpec,
+) -> (Tensor, Tensor) {
+    let (rows, cols) = (d_sum.rows, d_sum.cols);
+    let Blocks { per_block, blocks, launch } = Blocks::new(d_sum);
+    assert_like(branch, d_sum);
+    assert_weight(post, cols);
+    assert_gradient(d_post, cols);
+    let more = more.map_or(Arg::Ptr(Ptr(0)), |more| {
+        assert_like(more, d_sum);
+        more.arg()
+    });
+    let [dx, d_branch] = [0, 1].map(|_| cuda.empty(DType::Bf16, rows, cols));
+    let partials = cuda.empty(DType::F32, blocks, cols);
+    let mut args = vec![d_sum.arg(), more, branch.arg(), post.arg(), dx.arg(), d_branch.arg()];
+    args.extend([partials.arg(), rows.into(), cols.into(), per_block.into()]);
+    args.extend(figures(spec));
+    cuda.launch(Entry::AddBackward, launch, &args);
+    add_weights(cuda, &partials, [d_post.arg(), Arg::Ptr(Ptr(0))], 1);
     (dx, d_branch)
 }
 

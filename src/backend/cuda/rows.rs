@@ -3,7 +3,7 @@
 use super::entries::Entry;
 use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
-use crate::device::Launch;
+use crate::device::{Arg, Launch};
 
 fn threads(cols: usize) -> u32 {
     ((cols / VECTOR).next_multiple_of(32).clamp(32, 256)) as u32
@@ -37,9 +37,32 @@ pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> T
 
 /// See [`crate::backend::Backend::widened`].
 pub(super) fn widened(cuda: &Cuda, x: &Tensor) -> Tensor {
-    assert!(x.dtype == DType::Bf16 && x.cols.is_multiple_of(4), "bf16 rows of a multiple of 4");
-    let (y, n) = (cuda.empty(DType::F32, x.rows, x.cols), x.rows * x.cols);
-    let launch = Launch::linear(n.div_ceil(256 * 4), 256);
-    cuda.launch(Entry::WidenRows, launch, &[x.arg(), y.arg(), (n as u64).into()]);
+    assert!(x.dtype == DType::Bf16, "bf16");
+    let (launch, n) = all_of(x);
+    let y = cuda.empty(DType::F32, x.rows, x.cols);
+    cuda.launch(Entry::WidenRows, launch, &[x.arg(), y.arg(), n]);
     y
+}
+
+/// The launch over the elements of x, 4 for a thread, and their number.
+fn all_of(x: &Tensor) -> (Launch, Arg) {
+    assert!(x.cols.is_multiple_of(4), "rows of a multiple of 4");
+    let n = x.rows * x.cols;
+    (Launch::linear(n.div_ceil(256 * 4), 256), (n as u64).into())
+}
+
+/// See [`crate::backend::Backend::accumulate`].
+pub(super) fn accumulate(cuda: &Cuda, x: &Tensor, sum: &mut Tensor) {
+    assert!(x.dtype == DType::Bf16 && sum.dtype == DType::F32 && (x.rows, x.cols) == (sum.rows, sum.cols));
+    let (launch, n) = all_of(x);
+    cuda.launch(Entry::AccumulateRows, launch, &[x.arg(), sum.arg(), n]);
+}
+
+/// See [`crate::backend::Backend::narrowed`].
+pub(super) fn narrowed(cuda: &Cuda, sum: &Tensor) -> Tensor {
+    assert!(sum.dtype == DType::F32, "an f32 sum");
+    let (launch, n) = all_of(sum);
+    let x = cuda.empty(DType::Bf16, sum.rows, sum.cols);
+    cuda.launch(Entry::NarrowRows, launch, &[sum.arg(), x.arg(), n]);
+    x
 }

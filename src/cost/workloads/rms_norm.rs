@@ -38,8 +38,32 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
             });
         }
     }
+    const T: usize = 2048;
+    all.push(Workload {
+        name: format!("add_forward post T = {T}"),
+        bytes: (3 * 2 * T * d + weight) as u64,
+        flops: 0,
+        prepare: Box::new(move |cuda| {
+            let [x, branch] = [1, 2].map(|seed| random(cuda, seed, DType::Bf16, T, d));
+            let post = random(cuda, 3, DType::Bf16, 1, d);
+            Box::new(move |cuda| drop(cuda.add_forward(&x, &branch, &post, SUM)))
+        }),
+    });
+    all.push(Workload {
+        name: format!("add_backward post T = {T}"),
+        bytes: (5 * 2 * T * d + weight + 8 * d) as u64,
+        flops: 0,
+        prepare: Box::new(move |cuda| {
+            let [d_sum, more, branch] = [1, 2, 3].map(|seed| random(cuda, seed, DType::Bf16, T, d));
+            let post = random(cuda, 4, DType::Bf16, 1, d);
+            let gradient = RefCell::new(random(cuda, 5, DType::F32, 1, d));
+            Box::new(move |cuda| {
+                let d_post = &mut *gradient.borrow_mut();
+                drop(cuda.add_backward(&d_sum, Some(&more), (&branch, &post, d_post), SUM));
+            })
+        }),
+    });
     for with_post in [false, true] {
-        const T: usize = 2048;
         let matrices = if with_post { 6 } else { 4 };
         all.push(Workload {
             name: format!("add_norm_backward{} T = {T}", if with_post { " post" } else { "" }),

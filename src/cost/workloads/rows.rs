@@ -1,4 +1,6 @@
-//! Moving rows.
+//! Moving rows, and sums of them.
+
+use std::cell::RefCell;
 
 use super::{Workload, random};
 use crate::backend::{Backend, DType, ModelShape};
@@ -37,6 +39,25 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
             prepare: Box::new(move |cuda| {
                 let x = random(cuda, 1, DType::Bf16, WIDENED, d);
                 Box::new(move |cuda| drop(cuda.widened(&x)))
+            }),
+        },
+        Workload {
+            name: format!("accumulate_rows {WIDENED}"),
+            bytes: (WIDENED * d * (DType::Bf16.bytes() + 2 * DType::F32.bytes())) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let x = random(cuda, 1, DType::Bf16, WIDENED, d);
+                let sum = RefCell::new(random(cuda, 2, DType::F32, WIDENED, d));
+                Box::new(move |cuda| cuda.accumulate(&x, &mut sum.borrow_mut()))
+            }),
+        },
+        Workload {
+            name: format!("narrow_rows {WIDENED}"),
+            bytes: (WIDENED * d * (DType::Bf16.bytes() + DType::F32.bytes())) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let sum = random(cuda, 1, DType::F32, WIDENED, d);
+                Box::new(move |cuda| drop(cuda.narrowed(&sum)))
             }),
         },
     ]

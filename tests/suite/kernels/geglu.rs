@@ -51,15 +51,46 @@ fn bits_do_not_depend_on_the_batch() {
     }
 }
 
+/// The product with columns of the layers' inputs.
+struct Product {
+    rows: usize,
+    cols: usize,
+    first: usize,
+    width: usize,
+}
+
+impl Case for Product {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let Product { rows, cols, first, width } = *self;
+        let gate = activation_up_to(b, 4.0, 1, rows, cols);
+        let (dh, inputs) = (activation(b, 2, rows, cols), activation(b, 3, rows, width));
+        // What other layers have written stays.
+        let mut d_inputs = activation(b, 4, rows, width);
+        let h = b.gelu_product_forward(&gate, &inputs, first);
+        let d_gate = b.gelu_product_backward(&dh, &gate, &inputs, first, &mut d_inputs);
+        vec![h, d_gate, d_inputs]
+    }
+}
+
+#[test]
+fn products_with_columns() {
+    for (rows, cols, first, width) in
+        [(1, 8, 0, 8), (3, 24, 48, 72), (5, 16, 16, 40), (7, 256, 512, 1024), (0, 8, 8, 16), (257, 8, 0, 16)]
+    {
+        let product = Product { rows, cols, first, width };
+        check(&["h", "dgate", "dinputs"], Rule::Backward, &product);
+    }
+}
+
 #[test]
 fn every_byte_moves_once() {
     if !counting() {
         return;
     }
-    for workload in workloads_of("geglu_backward") {
+    for workload in workloads_of("geglu_backward").into_iter().chain(workloads_of("gelu_product")) {
         let reports = counted(&workload);
         let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));
-        let elements = workload.bytes / 10;
+        let elements = workload.bytes / if workload.name.contains("forward") { 6 } else { 10 };
         let instructions: u64 = reports.iter().flat_map(|r| r.classes.values()).map(|c| c.lanes).sum();
         let instructions = instructions as f64 / elements as f64;
         assert!(coalescing <= 1.05, "{}: {coalescing}", workload.name);

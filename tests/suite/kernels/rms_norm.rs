@@ -36,12 +36,19 @@ impl Case for Forward {
         let normed = b.rms_norm_forward(&x, &pre, self.spec.norm);
         let (sum, after) = b.add_norm_forward(&x, &branch, None, &pre, self.spec);
         let (post_sum, post_after) = b.add_norm_forward(&x, &branch, Some(&post), &pre, self.spec);
-        vec![normed, sum, after, post_sum, post_after]
+        let alone = b.add_forward(&x, &branch, &post, self.spec);
+        vec![normed, sum, after, post_sum, post_after, alone]
     }
 }
 
-const FORWARD: [&str; 5] =
-    ["rms_norm", "sum", "normed after sum", "sum with post", "normed after sum with post"];
+const FORWARD: [&str; 6] = [
+    "rms_norm",
+    "sum",
+    "normed after sum",
+    "sum with post",
+    "normed after sum with post",
+    "sum with post alone",
+];
 
 #[test]
 fn forward_at_every_width() {
@@ -96,11 +103,24 @@ impl Case for Backward {
         let with_post = Some((&branch, &post, &mut d_post));
         let (dx_2, d_branch) =
             b.add_norm_backward(d_sum, &d_normed, &sum, (&pre, &mut d_pre_2), with_post, self.spec);
-        vec![dx, d_pre, dx_2, d_branch.expect("with post"), d_pre_2, d_post]
+        // Of a sum that no norm follows, with one or two gradients.
+        let mut d_post_3 = single(b, 10, 1, cols);
+        let (dx_3, d_branch_3) = b.add_backward(&d_normed, d_sum, (&branch, &post, &mut d_post_3), self.spec);
+        vec![dx, d_pre, dx_2, d_branch.expect("with post"), d_pre_2, d_post, dx_3, d_branch_3, d_post_3]
     }
 }
 
-const BACKWARD: [&str; 6] = ["dx", "d pre", "dx with post", "d branch", "d pre with post", "d post"];
+const BACKWARD: [&str; 9] = [
+    "dx",
+    "d pre",
+    "dx with post",
+    "d branch",
+    "d pre with post",
+    "d post",
+    "dx alone",
+    "d branch alone",
+    "d post alone",
+];
 
 #[test]
 fn backward_at_every_width() {
@@ -168,6 +188,10 @@ fn bits_do_not_depend_on_the_batch() {
         for post in [None, Some(&post)] {
             let (sum, normed) = cuda.add_norm_forward(&x, &branch, post, &pre, SCALED);
             assert_eq!(cuda.dtype(&normed), DType::Bf16);
+            if let Some(post) = post {
+                let alone = cuda.add_forward(&x, &branch, post, SCALED);
+                assert_eq!(cuda.download(&alone), cuda.download(&sum), "with or without a norm behind it");
+            }
             assert_eq!(
                 cuda.download(&cuda.rms_norm_forward(&sum, &pre, SCALED.norm)),
                 cuda.download(&normed)
@@ -181,7 +205,7 @@ fn every_byte_moves_once() {
     if !counting() {
         return;
     }
-    for workload in workloads_of("rms_norm").into_iter().chain(workloads_of("add_norm")) {
+    for workload in ["rms_norm", "add_"].into_iter().flat_map(workloads_of) {
         let reports = counted(&workload);
         let (coalescing, traffic) = (coalescing(&reports), traffic(&workload, &reports));
         let asked: u64 = reports.iter().map(|r| 32 * r.global.sectors).sum();

@@ -1,6 +1,11 @@
 use bon_engine::backend::Backend;
+use bon_engine::backend::cpu::Cpu;
 
-use super::{Case, activation, check, coalescing, counted, counting, traffic, weight, workloads_of};
+use super::{
+    Case, activation, check, coalescing, counted, counting, devices, outputs, rounded, single, traffic,
+    weight, workloads_of,
+};
+use crate::ops::bits;
 use crate::tolerance::Rule;
 
 struct Rows {
@@ -22,12 +27,40 @@ fn rows_move_where_they_belong() {
     }
 }
 
+struct Sums {
+    cols: usize,
+}
+
+impl Case for Sums {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let (x, y) = (activation(b, 1, 30, self.cols), activation(b, 2, 30, self.cols));
+        let mut sum = single(b, 3, 30, self.cols);
+        b.accumulate(&x, &mut sum);
+        b.accumulate(&y, &mut sum);
+        let x = b.narrowed(&sum);
+        vec![sum, x]
+    }
+}
+
+/// Sums in f32 have the CPU's bits, and are rounded once.
+#[test]
+fn sums_of_activations() {
+    for cols in [8, 12, 640, 2056] {
+        for cuda in devices() {
+            let (got, want) = (outputs(&cuda, &Sums { cols }), outputs(&Cpu::F32, &Sums { cols }));
+            assert_eq!(bits(&got[0]), bits(&want[0]), "{cols} columns");
+            assert_eq!(got[1].as_f32(), rounded(want[1].as_f32()), "{cols} columns");
+        }
+    }
+}
+
 #[test]
 fn rows_are_moved_once() {
     if !counting() {
         return;
     }
-    for workload in ["gather_rows", "scatter_rows", "widen_rows"].into_iter().flat_map(workloads_of) {
+    let all = ["gather_rows", "scatter_rows", "widen_rows", "accumulate_rows", "narrow_rows"];
+    for workload in all.into_iter().flat_map(workloads_of) {
         let reports = counted(&workload);
         assert!(coalescing(&reports) <= 1.05, "{}", workload.name);
         assert!(traffic(&workload, &reports) <= 1.05, "{}", workload.name);

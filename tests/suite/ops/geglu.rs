@@ -1,5 +1,5 @@
 use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::cpu::geglu::{backward, forward};
+use bon_engine::backend::cpu::geglu::{backward, forward, product_backward, product_forward};
 
 use super::{random, randoms, same_everywhere, wide};
 use crate::tolerance::{DERIVATIVE_ERROR, EPS, assert_within, derivative};
@@ -52,4 +52,30 @@ fn the_far_ends_are_finite() {
     let one = Tensor::f32(1, 4, vec![1.0; 4]);
     assert_eq!(forward(&gate, &one).as_f32(), [0.0, 0.0, 40.0, 1e4]);
     assert_eq!(backward(&one, &gate, &one).0.as_f32(), [0.0, 0.0, 1.0, 1.0]);
+}
+
+/// The product with some columns of a matrix has the bits of the product with those alone, and their gradient goes there.
+#[test]
+fn products_with_columns() {
+    for (rows, width, first, cols) in [(1, 1, 0, 1), (5, 7, 2, 3), (40, 900, 300, 256)] {
+        let (gate, inputs, dh) = (random(1, rows, cols), random(2, rows, width), random(3, rows, cols));
+        let before = random(4, rows, width);
+        let out = same_everywhere(|| {
+            let mut d_inputs = before.clone();
+            let h = product_forward(&gate, &inputs, first);
+            let d_gate = product_backward(&dh, &gate, &inputs, first, &mut d_inputs);
+            vec![h, d_gate, d_inputs]
+        });
+        let columns = |x: &Tensor| {
+            let rows = x.as_f32().chunks_exact(width).flat_map(|row| row[first..first + cols].to_vec());
+            Tensor::f32(x.rows, cols, rows.collect())
+        };
+        let up = columns(&inputs);
+        let (d_gate, d_up) = backward(&dh, &gate, &up);
+        assert_eq!((&out[0], &out[1]), (&forward(&gate, &up), &d_gate));
+        assert_eq!(columns(&out[2]), d_up);
+        let outside = |(i, _): &(usize, &f32)| !(first..first + cols).contains(&(i % width));
+        let kept = out[2].as_f32().iter().enumerate().filter(outside);
+        assert!(kept.eq(before.as_f32().iter().enumerate().filter(outside)));
+    }
 }

@@ -41,6 +41,12 @@ fn scale(x: &Tensor, factor: f32) -> Tensor {
     round(Tensor::f32(x.rows, x.cols, x.as_f32().iter().map(|x| x * factor).collect()))
 }
 
+/// Columns `first..first + n`.
+fn columns(x: &Tensor, first: usize, n: usize) -> Tensor {
+    let rows = x.as_f32().chunks_exact(x.cols);
+    Tensor::f32(x.rows, n, rows.flat_map(|row| row[first..first + n].to_vec()).collect())
+}
+
 /// The norm of heads of `n` columns.
 fn head_norm(x: &Tensor, norm: HeadNorm<&Tensor>, n: usize) -> Tensor {
     rms_norm::forward(x, norm.weight, n, norm.spec)
@@ -169,6 +175,22 @@ impl Backend for Rounded {
         (dx, d_branch)
     }
 
+    fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
+        scale(&add(x, &self.rms_norm_forward(branch, post, spec.norm)), spec.scale)
+    }
+
+    fn add_backward(
+        &self,
+        d_sum: &Tensor,
+        more: Option<&Tensor>,
+        (branch, w, dw): (&Tensor, &Tensor, &mut Tensor),
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let dx = scale(&more.map_or_else(|| d_sum.clone(), |more| add(d_sum, more)), spec.scale);
+        let d_branch = norm_backward(&dx, branch, Some((w, dw)), branch.cols, spec.norm);
+        (dx, d_branch)
+    }
+
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
         Cpu::F32.matmul_forward(x, w).map(round)
     }
@@ -273,6 +295,41 @@ impl Backend for Rounded {
         let d_activated = zip(dh, up, |d, u| d * u);
         let d_gate = round(bon_engine::backend::cpu::geglu::backward(&d_activated, gate, &one).0);
         (d_gate, zip(dh, &activated, |d, a| d * a))
+    }
+
+    fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
+        let one = Tensor::f32(gate.rows, gate.cols, vec![1.0; gate.rows * gate.cols]);
+        let activated = round(bon_engine::backend::cpu::geglu::forward(gate, &one));
+        zip(&activated, &columns(inputs, first, gate.cols), |a, u| a * u)
+    }
+
+    fn gelu_product_backward(
+        &self,
+        dh: &Tensor,
+        gate: &Tensor,
+        inputs: &Tensor,
+        first: usize,
+        d_inputs: &mut Tensor,
+    ) -> Tensor {
+        let (d_gate, d_up) = self.geglu_backward(dh, gate, &columns(inputs, first, gate.cols));
+        let width = d_inputs.cols;
+        let rows = d_inputs.as_f32_mut().chunks_exact_mut(width);
+        for (row, d_up) in rows.zip(d_up.as_f32().chunks_exact(gate.cols)) {
+            row[first..first + gate.cols].copy_from_slice(d_up);
+        }
+        d_gate
+    }
+
+    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
+        Cpu::F32.reshaped(x, rows, cols)
+    }
+
+    fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {
+        Cpu::F32.accumulate(x, sum);
+    }
+
+    fn narrowed(&self, sum: &Tensor) -> Tensor {
+        round(sum.clone())
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor {

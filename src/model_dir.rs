@@ -17,7 +17,7 @@ use crate::gemma::Gemma;
 use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
-use crate::gemma::params::{LoadError, Params, TextNames, frozen, load, load_frozen, plan};
+use crate::gemma::params::{LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
 /// Everything in a model directory.
@@ -280,7 +280,17 @@ fn shapes(config: &GemmaConfig) -> impl Iterator<Item = ModelShape> {
     config.layers.iter().map(|layer| {
         let LayerShape { heads, kv_heads, head_dim, intermediate } = layer.shape;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab }
+        let (per_layer_width, per_layer_columns) = (config.per_layer_width, config.per_layer_columns());
+        ModelShape {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate,
+            vocab,
+            per_layer_width,
+            per_layer_columns,
+        }
     })
 }
 
@@ -313,8 +323,8 @@ const COMPANIONS: [&str; 14] = [
 ];
 
 /// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
-/// stores them, and from `source` the tokenizer and the rest that belongs to a model: tensors that training leaves, byte
-/// for byte, of a vision-and-text model also those of other parts, and its names. An older save at `out` is replaced whole or, on any error,
+/// stores them, and from `source` the tokenizer and the rest that belongs to a model: tensors that training leaves, in the
+/// weights' type, and of a multimodal model those of other parts, byte for byte, and its names. An older save at `out` is replaced whole or, on any error,
 /// not at all (see [`atomic::replace_dir`]).
 pub fn save<B: Backend>(
     backend: &B,
@@ -351,20 +361,25 @@ pub fn save<B: Backend>(
             },
             shape: spec.shape(),
         });
-        let frozen =
-            frozen.iter().filter_map(|(name, _)| Some((outer(name), stored.as_ref()?.tensor(name)?)));
+        let weights = if dtype == DType::Bf16 { Dtype::BF16 } else { Dtype::F32 };
+        let frozen = frozen
+            .iter()
+            .filter_map(|(name, _)| Some((outer(name), weights, stored.as_ref()?.tensor(name)?)));
         let others = stored.iter().flat_map(Checkpoint::others);
-        let others: Vec<(String, TensorView)> =
-            frozen.chain(others.map(|(name, view)| (name.to_owned(), view))).collect();
-        let other = |(name, view): &(String, TensorView)| TensorSpec {
+        let others: Vec<(String, Dtype, TensorView)> =
+            frozen.chain(others.map(|(name, view)| (name.to_owned(), view.dtype, view))).collect();
+        let other = |(name, dtype, view): &(String, Dtype, TensorView)| TensorSpec {
             name: name.clone(),
-            dtype: view.dtype,
+            dtype: *dtype,
             shape: view.shape.to_vec(),
         };
         let specs: Vec<TensorSpec> = own.chain(others.iter().map(other)).collect();
         write_tensors(dir, &specs, MAX_SHARD_BYTES, |i| match tensors.get(i) {
             Some(tensor) => backend.download(tensor).into(),
-            None => others[i - tensors.len()].1.bytes.into(),
+            None => match others[i - tensors.len()] {
+                (_, to, view) if to == view.dtype => view.bytes.into(),
+                (_, _, view) => convert(view, Some(dtype)).1,
+            },
         })?;
         Ok(())
     })

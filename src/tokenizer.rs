@@ -144,9 +144,14 @@ const TURNS: [TurnNames; 2] = [
     TurnNames { start: "<|turn>", end: "<turn|>", system: true },
 ];
 
-/// Whether a chat template writes the turns of [`Tokenizer::encode_turns`].
+/// Whether a chat template writes the turns of [`Tokenizer::encode_turns`]. Those of some Gemma 4 models begin the model's with
+/// an empty thought.
 pub fn writes_turns(template: &str) -> bool {
-    TURNS.iter().any(|turn| [turn.start, turn.end, "model"].iter().all(|part| template.contains(part)))
+    let begin = template.rsplit("add_generation_prompt").next().unwrap_or_default();
+    let thought = template.contains("add_generation_prompt") && begin.contains("<|channel>");
+    let writes =
+        |turn: &TurnNames| [turn.start, turn.end, "model"].iter().all(|part| template.contains(part));
+    TURNS.iter().any(writes) && !thought
 }
 
 /// Gemma's tokenizer.

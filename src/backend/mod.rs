@@ -232,6 +232,10 @@ pub struct ModelShape {
     pub intermediate: usize,
     /// V.
     pub vocab: usize,
+    /// P, the width of a layer's own inputs; 0: none.
+    pub per_layer_width: usize,
+    /// L P.
+    pub per_layer_columns: usize,
 }
 
 /// A model that a backend has no kernels for.
@@ -612,8 +616,9 @@ pub trait Backend: Send + Sync {
         tables: &Self::Tables,
         spec: &AttentionSpec,
     ) -> (Self::Tensor, Self::Tensor);
-    /// Gradient of [`Backend::attention_forward`] where queries are all tokens (query row = key row): returns
-    /// (dq, dk, dv). Keys of a shared prefix collect the gradients of all that see them, in a fixed order.
+    /// Gradient of [`Backend::attention_forward`], of which every row of k and v belongs to a segment of the batch: returns
+    /// (dq, dk, dv). Keys of a shared prefix collect the gradients of all that see them, in a fixed order; those that no
+    /// query sees have none, zero.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,

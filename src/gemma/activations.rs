@@ -196,7 +196,11 @@ impl StepSize {
 
     /// An upper bound of the bytes that the backward pass takes beside what the forward pass left.
     pub(crate) fn backward_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
-        let stream = (config.layers.len() + 1) * self.tokens * config.hidden_size * activations.bytes();
-        self.least_bytes(config, activations) - stream as u64
+        let stream = (config.layers.len() + 1) * config.hidden_size;
+        // The layers' inputs, and keys and values that several layers read, are held as well.
+        let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
+        let shared: usize = read.map(|l| 2 * config.layers[l].shape.kv_width()).sum();
+        let held = stream + 2 * config.per_layer_columns() + shared;
+        self.least_bytes(config, activations) - (held * self.tokens * activations.bytes()) as u64
     }
 }

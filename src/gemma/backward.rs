@@ -1,22 +1,44 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
-use super::forward::{Attention, AttentionBlock, InputBlock, Mlp, MlpBlock, Trace, attention_spec};
+use super::forward::{
+    Attention, AttentionBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted, attention_spec,
+};
 use super::params::{InputParams, LayerParams};
 use super::{Gemma, Params};
 use crate::backend::{Backend, DType, HeadNorm, NormSpec, RopeSpec};
 
 impl<B: Backend> Gemma<B> {
-    /// Adds to `grads` the gradient of everything below the LM head, given d_hidden `[T, D]`, the gradient of
-    /// [`Gemma::forward`]'s hidden states. What a layer has not kept is computed again from the residual stream before
+    /// Adds to `grads` the gradient of everything below the LM head, given d_hidden, the gradient of the hidden
+    /// states that [`Gemma::forward_keeping`] gave. What a layer has not kept is computed again from the residual stream before
     /// it, and exists for that layer's time.
     pub fn backward(&self, trace: Trace<B>, d_hidden: B::Tensor, grads: &mut Params<B::Tensor>) {
         let b = &self.backend;
         let norm = self.config.norm;
-        let Trace { tables, mut stream, mut layers, shared, inputs } = trace;
-        let mut pass = Pass { tables: &tables, kv_sums: self.config.layers.iter().map(|_| None).collect() };
+        let Trace { tables, mut stream, mut layers, shared, inputs, wanted } = trace;
+        let (rows, tail) = match wanted {
+            Some(Wanted { rows, total, tail }) => (Some((rows, total)), tail),
+            None => (None, None),
+        };
+        // Of the wanted rows to all rows.
+        let scatter = |x: &B::Tensor| {
+            let (rows, total) = rows.as_ref().expect("only some rows are scattered");
+            b.scatter_rows(x, rows, *total)
+        };
+        let all_inputs = inputs.as_ref().map(|inputs| &inputs.all);
+        let d_hidden = if rows.is_some() && tail.is_none() { scatter(&d_hidden) } else { d_hidden };
+        // The residual stream before the tail, while layers of the tail run.
+        let (tail_tables, mut before, tail_inputs) = match tail {
+            Some(Tail { tables, before, inputs }) => (Some(tables), Some(before), inputs),
+            None => (None, None, None),
+        };
+        let mut pass = Pass {
+            tables: tail_tables.as_ref().unwrap_or(&tables),
+            inputs: if before.is_some() { tail_inputs.as_ref() } else { all_inputs },
+            kv_sums: self.config.layers.iter().map(|_| None).collect(),
+        };
         // Every layer writes its columns.
-        let mut d_inputs = inputs.as_ref().map(|inputs| {
-            let (rows, cols) = b.shape(&inputs.all);
+        let mut d_inputs = pass.inputs.map(|inputs| {
+            let (rows, cols) = b.shape(inputs);
             b.zeros(b.activation_dtype(), rows, cols)
         });
         let mut pop =
@@ -34,12 +56,12 @@ impl<B: Backend> Gemma<B> {
                     let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, norm);
                     (block, mlp_in)
                 }
-                None => self.attention_block(l, &x, &attn_in, &tables, &shared),
+                None => self.attention_block(l, &x, &attn_in, pass.tables, &shared),
             };
             let (MlpBlock { inner: mlp, out: mlp_out }, input) = kept.mlp.unwrap_or_else(|| {
                 let inner = self.mlp(l, &mlp_in, true);
                 let out = p.mlp_post_norm.as_ref().map(|_| self.mlp_out(l, &inner));
-                let input = out.as_ref().and_then(|out| self.input_block(l, &mid, out, inputs.as_ref()));
+                let input = out.as_ref().and_then(|out| self.input_block(l, &mid, out, pass.inputs));
                 (MlpBlock { inner, out }, input)
             });
 
@@ -55,8 +77,8 @@ impl<B: Backend> Gemma<B> {
                     let (d_mid, d_out) =
                         b.add_norm_backward(d_after.as_ref(), &d_normed, &after, next, post, spec);
                     let d_out = d_out.expect("the block has a norm behind it");
-                    let inputs = inputs.as_ref().expect("layers with such a block have inputs");
-                    let more = self.input_backward(l, &d_out, block, &inputs.all, d_inputs, dw);
+                    let inputs = pass.inputs.expect("layers with such a block have inputs");
+                    let more = self.input_backward(l, &d_out, block, inputs, d_inputs, dw);
                     let post = with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm);
                     let post = post.expect("before such a block is a norm");
                     let (d_mid, d_out) = b.add_backward(&d_mid, Some(&more), post, self.inner_sum());
@@ -80,6 +102,15 @@ impl<B: Backend> Gemma<B> {
             d_normed = self.attention_backward(l, d_out, &attention, &attn_in, &mut pass, g);
             d_after = Some(dx);
             after = x;
+            if l == self.config.first_sharing()
+                && let Some(before) = before.take()
+            {
+                after = before;
+                d_after = d_after.map(|dx| scatter(&dx));
+                d_normed = scatter(&d_normed);
+                d_inputs = d_inputs.map(|d_inputs| scatter(&d_inputs));
+                (pass.tables, pass.inputs) = (&tables, all_inputs);
+            }
         }
         let d_first = grads.layers.first_mut().map_or(&mut grads.final_norm, |g| &mut g.attn_pre_norm);
         let pre = (self.norm_before(0), d_first);
@@ -202,7 +233,10 @@ impl<B: Backend> Gemma<B> {
 
 /// What the backward pass carries from layer to layer.
 struct Pass<'a, B: Backend> {
+    /// Of the rows that run.
     tables: &'a B::Tables,
+    /// The layers' inputs of these rows.
+    inputs: Option<&'a B::Tensor>,
     /// By layer, the sums (dk, dv) in f32 of those layers that read its keys and values.
     kv_sums: Vec<Option<(B::Tensor, B::Tensor)>>,
 }

@@ -319,8 +319,8 @@ enum Scale {
 /// Parts of Gemma 4 that only some of its models have.
 #[derive(Clone, Copy)]
 struct Gemma4 {
-    /// `hidden_size_per_layer_input` if config.json does not say it.
-    per_layer_width: usize,
+    /// `hidden_size_per_layer_input` if config.json does not say it; `None`: there is no such setting, and no experts.
+    per_layer_width: Option<usize>,
 }
 
 const GEMMA_2: Family = Family {
@@ -366,7 +366,7 @@ const GEMMA_4: Family = Family {
     mlp_pre_norm: "pre_feedforward_layernorm",
     scale: Scale::One,
     qk_norm: true,
-    gemma4: Some(Gemma4 { per_layer_width: 256 }),
+    gemma4: Some(Gemma4 { per_layer_width: Some(256) }),
 };
 
 const FAMILIES: [Family; 6] = [
@@ -429,7 +429,7 @@ const FAMILIES: [Family; 6] = [
         architecture: "Gemma4UnifiedForCausalLM",
         max_positions: 262_144,
         window: 1024,
-        gemma4: Some(Gemma4 { per_layer_width: 0 }),
+        gemma4: Some(Gemma4 { per_layer_width: None }),
         ..GEMMA_4
     },
 ];
@@ -454,6 +454,8 @@ const WRAPPERS: [Wrapper; 3] = [
 
 /// The text model's configuration within a wrapper's.
 const TEXT_CONFIG: &str = "text_config";
+/// The share of a head's pairs that RoPE turns.
+const SHARE: &str = "partial_rotary_factor";
 /// RoPE's settings.
 const ROPE: &str = "rope_parameters";
 /// Settings of single layers.
@@ -513,7 +515,8 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
     if !off(field) && !of_images {
         return Err(json.unsupported(field, "the engine's attention is causal"));
     }
-    if family.gemma4.is_some() && !off("enable_moe_block") {
+    let per_layer = family.gemma4.and_then(|gemma4| gemma4.per_layer_width);
+    if per_layer.is_some() && !off("enable_moe_block") {
         return Err(json.unsupported("enable_moe_block", "the engine has no mixture of experts"));
     }
     check_weights(json)?;
@@ -552,19 +555,26 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         let fields = if json.map.contains_key(field) { json } else { top };
         fields.tokens(field, default, vocab_size)
     };
+    let mut eos_tokens = tokens("eos_token_id", &[1])?;
+    // A wrapper may know of more than its text part.
+    for id in top.tokens("eos_token_id", &[], vocab_size)? {
+        if !eos_tokens.contains(&id) {
+            eos_tokens.push(id);
+        }
+    }
     let bos_token = match tokens("bos_token_id", &[2])?[..] {
         [id] => id,
         _ => return Err(json.bad("bos_token_id", "must be one token id; Gemma cannot do without".into())),
     };
     let layers = layers(json, family, shape)?;
-    let per_layer_width = match family.gemma4 {
-        Some(gemma4) => json.width("hidden_size_per_layer_input", gemma4.per_layer_width)?,
+    let per_layer_width = match per_layer {
+        Some(default) => json.width("hidden_size_per_layer_input", default)?,
         None => 0,
     };
     if per_layer_width != 0 {
         let field = "vocab_size_per_layer_input";
         let rows = json.count(field, 262_144, MAX_WIDTH)?;
-        if rows != vocab_size {
+        if rows < vocab_size {
             let problem =
                 format!("{rows}, but vocab_size is {vocab_size}; every token needs embeddings of layers");
             return Err(json.bad(field, problem));
@@ -597,7 +607,7 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         layer_scalars: family.gemma4.is_some(),
         per_layer_width,
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
-        eos_tokens: tokens("eos_token_id", &[1])?,
+        eos_tokens,
         bos_token,
     })
 }
@@ -736,6 +746,10 @@ fn layer_shapes(
     keys_are_values: bool,
 ) -> Result<Vec<LayerShape>, ConfigError> {
     let mut shapes = vec![shape; local.len()];
+    if json.map.get(PER_LAYER).is_some_and(Value::is_null) {
+        // It is there, and no layer has widths of its own.
+        return Ok(shapes);
+    }
     let Some(layers) = json.object(PER_LAYER)? else {
         let head_dim = json.head_dim("global_head_dim", 512, shape.heads)?;
         let field = "num_global_key_value_heads";
@@ -835,9 +849,16 @@ fn proportional_rope(json: &Fields) -> Result<(Rope, Rope), ConfigError> {
         let rope = |theta, share| Rope { theta, factor: 1.0, share };
         return Ok((rope(10_000.0, 1.0), rope(1_000_000.0, 0.25)));
     };
+    // What stands beside `rope_parameters` counts where they do not say it.
+    let share = json.map.get(SHARE);
     let of_type = |name: &str, theta| match nested.object(name)? {
         Some(map) => {
-            rope(&Fields { path: json.path, prefix: nested.name(name), map }, theta, RopeTypes::Proportional)
+            let mut map = map.clone();
+            if let (Some(share), false) = (share, map.contains_key(SHARE)) {
+                map.insert(SHARE.to_owned(), share.clone());
+            }
+            let fields = Fields { path: json.path, prefix: nested.name(name), map: &map };
+            rope(&fields, theta, RopeTypes::Proportional)
         }
         None => Err(nested.bad(name, "missing; it says how layers of this type turn heads".into())),
     };
@@ -862,7 +883,7 @@ enum RopeTypes {
     Legacy,
     /// default and linear.
     Scaled,
-    /// default, linear and proportional.
+    /// default and proportional, and `type` may stand for `rope_type`.
     Proportional,
 }
 
@@ -870,7 +891,7 @@ enum RopeTypes {
 fn rope(json: &Fields, theta: f64, types: RopeTypes) -> Result<Rope, ConfigError> {
     let mut key = "rope_type";
     if !json.map.contains_key(key) && json.map.contains_key("type") {
-        if types != RopeTypes::Legacy {
+        if types == RopeTypes::Scaled {
             // Transformers 4 heeds it, 5 ignores it.
             return Err(json.bad(
                 "type",
@@ -880,7 +901,7 @@ fn rope(json: &Fields, theta: f64, types: RopeTypes) -> Result<Rope, ConfigError
         key = "type";
     }
     let proportional = types == RopeTypes::Proportional;
-    let mut share = json.positive("partial_rotary_factor", 1.0)?;
+    let mut share = json.positive(SHARE, 1.0)?;
     let factor = match json.map.get(key).map(Value::as_str) {
         Some(Some("proportional")) if proportional => json.positive("factor", 1.0)?,
         None | Some(Some("default")) if proportional => {
@@ -895,9 +916,8 @@ fn rope(json: &Fields, theta: f64, types: RopeTypes) -> Result<Rope, ConfigError
         }
         Some(_) => return Err(json.unsupported(key, "the engine has \"default\" and \"linear\"")),
     };
-    let field = "partial_rotary_factor";
     if share > 1.0 || !proportional && share != 1.0 {
-        return Err(json.unsupported(field, "the engine turns whole heads, or a part of them in Gemma 4"));
+        return Err(json.unsupported(SHARE, "the engine turns whole heads, or a part of them in Gemma 4"));
     }
     Ok(Rope { theta: json.positive("rope_theta", theta)?, factor, share })
 }

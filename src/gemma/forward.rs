@@ -34,6 +34,25 @@ pub struct Trace<B: Backend> {
     pub(super) shared: SharedKv<B>,
     /// The layers' own inputs.
     pub(super) inputs: Option<LayerInputs<B>>,
+    /// The rows whose hidden states are asked for, where those are not all.
+    pub(super) wanted: Option<Wanted<B>>,
+}
+
+/// Some of a batch's rows.
+pub(super) struct Wanted<B: Backend> {
+    pub(super) rows: Vec<u32>,
+    /// T.
+    pub(super) total: usize,
+    pub(super) tail: Option<Tail<B>>,
+}
+
+/// The last layers, where they read the keys and values of others: nothing but the wanted rows runs through them.
+pub(super) struct Tail<B: Backend> {
+    pub(super) tables: B::Tables,
+    /// The residual stream before them, all rows.
+    pub(super) before: B::Tensor,
+    /// The wanted rows of the layers' inputs.
+    pub(super) inputs: Option<B::Tensor>,
 }
 
 /// By layer, its keys and values as attention reads them, if a later layer reads them too.
@@ -144,14 +163,15 @@ impl<B: Backend> Gemma<B> {
         let (x, normed) = self.enter(&tables);
         let inputs = self.layer_inputs(&x, &tables);
         let first = self.config.first_sharing();
-        let (x, normed) = self.cached(0..first, (x, normed), inputs.as_ref(), &tables, cache);
+        let all = inputs.as_ref().map(|inputs| &inputs.all);
+        let (x, normed) = self.cached(0..first, (x, normed), all, &tables, cache);
         let gather = |x: &B::Tensor| b.gather_rows(x, wanted);
         if first == layers {
             return gather(&normed);
         }
         let (ids, runs) = batch.narrowed(wanted);
         let tables = b.tables(&Batch::new(&ids, batch.segments, &runs), &specs);
-        let inputs = inputs.map(|LayerInputs { raw, all }| LayerInputs { raw, all: gather(&all) });
+        let inputs = inputs.map(|inputs| gather(&inputs.all));
         let state = (gather(&x), gather(&normed));
         self.cached(first..layers, state, inputs.as_ref(), &tables, cache).1
     }
@@ -170,7 +190,7 @@ impl<B: Backend> Gemma<B> {
         let (x, normed) = self.enter(tables);
         let inputs = self.layer_inputs(&x, tables);
         let layers = 0..self.config.layers.len();
-        self.cached(layers, (x, normed), inputs.as_ref(), tables, cache).1
+        self.cached(layers, (x, normed), inputs.as_ref().map(|inputs| &inputs.all), tables, cache).1
     }
 
     /// Runs some layers on (residual stream, its norm), and gives both behind them.
@@ -178,7 +198,7 @@ impl<B: Backend> Gemma<B> {
         &self,
         layers: Range<usize>,
         (mut x, mut normed): (B::Tensor, B::Tensor),
-        inputs: Option<&LayerInputs<B>>,
+        inputs: Option<&B::Tensor>,
         tables: &B::Tables,
         cache: &mut KvCache<B>,
     ) -> (B::Tensor, B::Tensor) {
@@ -198,27 +218,45 @@ impl<B: Backend> Gemma<B> {
     /// Final-norm hidden states `[T, D]` where every token is a query (row = key/value row), and what the backward
     /// pass needs, of which it computes all activations again.
     pub fn forward(&self, batch: &Batch) -> (B::Tensor, Trace<B>) {
-        self.forward_keeping(batch, &Kept::none(&self.config))
+        self.forward_keeping(batch, None, &Kept::none(&self.config))
     }
 
-    /// [`Gemma::forward`] that keeps activations.
-    pub fn forward_keeping(&self, batch: &Batch, kept: &Kept) -> (B::Tensor, Trace<B>) {
+    /// [`Gemma::forward`] that keeps activations, and gives the hidden states of the rows `wanted` alone, which ascend. The last
+    /// layers, where they read the keys and values of others, compute nothing else.
+    pub fn forward_keeping(
+        &self,
+        batch: &Batch,
+        wanted: Option<&[u32]>,
+        kept: &Kept,
+    ) -> (B::Tensor, Trace<B>) {
+        let b = &self.backend;
         let tables = self.backend.tables(batch, &self.attention_specs());
         let (mut x, mut normed) = self.enter(&tables);
         let inputs = self.layer_inputs(&x, &tables);
         let mut shared: SharedKv<B> = self.config.layers.iter().map(|_| None).collect();
         let count = self.config.layers.len();
         let (mut stream, mut layers) = (Vec::with_capacity(count + 1), Vec::with_capacity(count));
+        let mut wanted = wanted.map(|rows| Wanted { rows: rows.to_vec(), total: batch.rows, tail: None });
         for l in 0..count {
+            if let (Some(wanted), true) = (&mut wanted, l == self.config.first_sharing()) {
+                let gather = |x: &B::Tensor| b.gather_rows(x, &wanted.rows);
+                let (ids, runs) = batch.narrowed(&wanted.rows);
+                let tables = b.tables(&Batch::new(&ids, batch.segments, &runs), &self.attention_specs());
+                let inputs = inputs.as_ref().map(|inputs| gather(&inputs.all));
+                normed = gather(&normed);
+                let some = gather(&x);
+                wanted.tail = Some(Tail { tables, before: std::mem::replace(&mut x, some), inputs });
+            }
+            let (tables, inputs) = in_layer(&tables, inputs.as_ref(), wanted.as_ref());
             let (AttentionBlock { inner, out, mid }, mlp_in) =
-                self.attention_block(l, &x, &normed, &tables, &shared);
+                self.attention_block(l, &x, &normed, tables, &shared);
             shared[l] = self.config.is_read(l).then(|| inner.kv.clone());
             // What is not kept gives way to what the MLP computes.
             let attention = kept.attention_of(l).then_some((inner, out));
             let mlp = self.mlp(l, &mlp_in, kept.mlp_of(l));
             let mlp_out = self.mlp_out(l, &mlp);
             stream.push(x);
-            let input = self.input_block(l, &mid, &mlp_out, inputs.as_ref());
+            let input = self.input_block(l, &mid, &mlp_out, inputs);
             (x, normed) = match &input {
                 Some(block) => self.after_input(l, block),
                 None => self.after_mlp(l, &mid, &mlp_out),
@@ -231,7 +269,11 @@ impl<B: Backend> Gemma<B> {
             });
         }
         stream.push(x);
-        (normed, Trace { tables, stream, layers, shared, inputs })
+        let hidden = match &wanted {
+            Some(Wanted { rows, tail: None, .. }) => b.gather_rows(&normed, rows),
+            _ => normed,
+        };
+        (hidden, Trace { tables, stream, layers, shared, inputs, wanted })
     }
 
     /// What attention of any layer needs to know, each once.
@@ -258,8 +300,12 @@ impl<B: Backend> Gemma<B> {
     /// over each layer's P columns.
     fn layer_inputs(&self, x: &B::Tensor, tables: &B::Tables) -> Option<LayerInputs<B>> {
         let (b, c, p) = (&self.backend, &self.config, &self.params);
-        let (table, weight, norm) =
-            (self.frozen.per_layer_embed.as_ref()?, p.per_layer.as_ref()?, p.per_layer_norm.as_ref()?);
+        if c.per_layer_width == 0 {
+            return None;
+        }
+        let parts =
+            self.frozen.per_layer_embed.as_ref().zip(p.per_layer.as_ref()).zip(p.per_layer_norm.as_ref());
+        let ((table, weight), norm) = parts.expect("a model whose layers have inputs has their parameters");
         let own = b.embed_forward(table, tables, c.per_layer_scale(b.dtype(table)));
         let [raw] = b.matmul_forward(x, [weight]);
         let (rows, cols) = b.shape(&own);
@@ -414,13 +460,15 @@ impl<B: Backend> Gemma<B> {
         l: usize,
         mid: &B::Tensor,
         mlp_out: &B::Tensor,
-        inputs: Option<&LayerInputs<B>>,
+        inputs: Option<&B::Tensor>,
     ) -> Option<InputBlock<B>> {
         let (b, p) = (&self.backend, &self.params.layers[l]);
-        let (inputs, block, post) = (inputs?, p.input.as_ref()?, p.mlp_post_norm.as_ref()?);
+        let inputs = inputs?;
+        let (block, post) =
+            p.input.as_ref().zip(p.mlp_post_norm.as_ref()).expect("a layer with an input has such a block");
         let mid = b.add_forward(mid, mlp_out, post, self.inner_sum());
         let [gate] = b.matmul_forward(&mid, [&block.gate]);
-        let product = b.gelu_product_forward(&gate, &inputs.all, l * self.config.per_layer_width);
+        let product = b.gelu_product_forward(&gate, inputs, l * self.config.per_layer_width);
         let [out] = b.matmul_forward(&product, [&block.projection]);
         Some(InputBlock { mid, gate, product, out })
     }
@@ -440,6 +488,18 @@ impl<B: Backend> Gemma<B> {
     /// The residual sum at the end of layer `l`.
     pub(super) fn layer_sum(&self, l: usize) -> ResidualSpec {
         ResidualSpec { norm: self.config.norm, scale: self.frozen.scalars[l] }
+    }
+}
+
+/// The tables and the layers' inputs of the rows that run, which are the wanted ones once there is a tail.
+pub(super) fn in_layer<'a, B: Backend>(
+    tables: &'a B::Tables,
+    inputs: Option<&'a LayerInputs<B>>,
+    wanted: Option<&'a Wanted<B>>,
+) -> (&'a B::Tables, Option<&'a B::Tensor>) {
+    match wanted.and_then(|wanted| wanted.tail.as_ref()) {
+        Some(tail) => (&tail.tables, tail.inputs.as_ref()),
+        None => (tables, inputs.map(|inputs| &inputs.all)),
     }
 }
 

@@ -552,7 +552,7 @@ pub fn check(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<(), LoadEr
         let name = name.clone();
         match checkpoint.tensor(&name) {
             None => mismatches.push(Mismatch::Missing { name, expected }),
-            Some(t) if t.shape != expected && spec.and_then(|spec| used(t, spec)).is_none() => {
+            Some(t) if !fits(t, &expected, spec) => {
                 mismatches.push(Mismatch::Shape { name, expected, found: t.shape.to_vec() });
             }
             Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) => {
@@ -580,18 +580,31 @@ pub fn check(config: &GemmaConfig, checkpoint: &Checkpoint) -> Result<(), LoadEr
     Err(LoadError { file, cause: cause(plan, &frozen, &mismatches), mismatches })
 }
 
+/// Whether a stored tensor holds what the model expects: a parameter, or what it reads beside them.
+fn fits(stored: TensorView, expected: &[usize], spec: Option<&ParamSpec>) -> bool {
+    match (spec, expected) {
+        (Some(spec), _) => used(stored, spec).is_some(),
+        (None, &[rows, cols]) => stored.shape.last() == Some(&cols) && first_rows(stored, rows).is_some(),
+        (None, _) => stored.shape == expected,
+    }
+}
+
+/// The first rows of a stored matrix that has few more: tools pad the rows of embeddings.
+fn first_rows(stored: TensorView<'_>, rows: usize) -> Option<TensorView<'_>> {
+    let &[all, _] = stored.shape else { return None };
+    let spare = all.checked_sub(rows).filter(|&spare| spare <= MAX_SPARE_ROWS)?;
+    let bytes = &stored.bytes[..stored.bytes.len() / (rows + spare) * rows];
+    Some(TensorView { bytes, ..stored })
+}
+
 /// A stored tensor as far as the model has it: tools pad the rows of embeddings, and no token of the model's vocabulary is
 /// in those. `None` where the shapes differ otherwise.
 fn used<'a>(stored: TensorView<'a>, spec: &ParamSpec) -> Option<TensorView<'a>> {
     if stored.shape == spec.shape() {
         return Some(stored);
     }
-    let spare = match *stored.shape {
-        [rows, cols] if spec.name == EMBED && cols == spec.cols => rows.checked_sub(spec.rows)?,
-        _ => return None,
-    };
-    let bytes = &stored.bytes[..stored.bytes.len() / (spec.rows + spare) * spec.rows];
-    (spare <= MAX_SPARE_ROWS).then_some(TensorView { bytes, ..stored })
+    let embedding = spec.name == EMBED && stored.shape.last() == Some(&spec.cols);
+    embedding.then(|| first_rows(stored, spec.rows)).flatten()
 }
 
 /// Whether two tensors of one shape hold the same numbers, as far as the narrower type can tell.
@@ -631,7 +644,7 @@ pub fn load<B: Backend>(
     }))
 }
 
-/// Loads what training leaves as it is, in `dtype` as [`load`] does.
+/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored.
 pub fn load_frozen<B: Backend>(
     backend: &B,
     config: &GemmaConfig,
@@ -639,17 +652,25 @@ pub fn load_frozen<B: Backend>(
     dtype: Option<DType>,
 ) -> Result<Frozen<B::Tensor>, LoadError> {
     check(config, checkpoint)?;
+    let stored = checkpoint.tensor(EMBED).expect("checked").dtype;
+    let dtype = dtype.unwrap_or(if stored == Dtype::BF16 { DType::Bf16 } else { DType::F32 });
     let mut all = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
     for (i, (name, shape)) in frozen(config).into_iter().enumerate() {
         let stored = checkpoint.tensor(&name).expect("checked");
         match shape[..] {
             [rows, cols] => {
-                let (dtype, bytes) = convert(stored, dtype);
+                let used = first_rows(stored, rows).expect("checked");
+                let (dtype, bytes) = convert(used, Some(dtype));
                 all.per_layer_embed = Some(backend.upload(dtype, rows, cols, &bytes));
             }
             _ => {
                 let (_, bytes) = convert(stored, Some(DType::F32));
-                all.scalars[i] = bytemuck::pod_read_unaligned(&bytes);
+                let scalar: f32 = bytemuck::pod_read_unaligned(&bytes);
+                // Transformers rounds them with the weights.
+                all.scalars[i] = match dtype {
+                    DType::F32 => scalar,
+                    DType::Bf16 => bf16::from_f32(scalar).to_f32(),
+                };
             }
         }
     }
@@ -664,7 +685,7 @@ pub fn wider_than_bf16<'a>(checkpoint: &'a Checkpoint, spec: &ParamSpec) -> Opti
 }
 
 /// A tensor's elements in `dtype` (or as stored), rounded to nearest even where that is narrower.
-fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]>) {
+pub fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]>) {
     let bytes = stored.bytes;
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     let dtype = dtype.unwrap_or(if stored.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 });

@@ -170,8 +170,8 @@ mod tests {
     use super::*;
     use crate::gemma::params::plan;
 
-    /// Parameters, in millions, as they were published; of multimodal models those of the text part, and of E2B and E4B
-    /// without per-layer embeddings.
+    /// Parameters, in millions, as they were published; of multimodal models those of the text part. E2B and E4B are said to
+    /// have so many effective ones, in round numbers, without all that belongs to per-layer embeddings.
     #[test]
     fn models_have_the_parameters_that_their_names_say() {
         let published =
@@ -179,7 +179,8 @@ mod tests {
         for ((name, config), millions) in all().into_iter().zip(published) {
             let count: usize = plan(&config).tensors().iter().map(|spec| spec.rows * spec.cols).sum();
             let off = count as f64 / 1e6 / f64::from(millions) - 1.0;
-            assert!(off.abs() < 0.02, "{name}: {count} parameters, published {millions} million");
+            let round = if config.per_layer_width == 0 { 0.02 } else { 0.04 };
+            assert!(off.abs() < round, "{name}: {count} parameters, published {millions} million");
         }
         let e2b = gemma_4_e2b();
         let from: Vec<_> = [13, 14, 15, 19, 34].map(|l: usize| e2b.layers[l].kv_from).to_vec();

@@ -22,8 +22,7 @@ pub struct Forward<B: Backend> {
     size: StepSize,
     /// What is kept for the backward pass.
     pub kept: Kept,
-    /// Rows of the hidden states that predict something, ascending, and those states.
-    rows: Vec<u32>,
+    /// Hidden states of the rows that predict something, which ascend.
     head_in: B::Tensor,
     head: HeadSpec,
     targets: Vec<Target>,
@@ -66,8 +65,7 @@ impl<B: Backend> Forward<B> {
         let (config, dtype) = (&model.config, model.backend.activation_dtype());
         let size = StepSize { tokens: layout.ids().len(), predicting: rows.len() };
         let run = |kept: Kept| {
-            let (hidden, trace) = model.forward_keeping(&batch, &kept);
-            let head_in = model.backend.gather_rows(&hidden, &rows);
+            let (head_in, trace) = model.forward_keeping(&batch, Some(&rows), &kept);
             let head = HeadSpec { softcap: config.final_softcap, temperature };
             let (logprobs, head_trace) = model.backend.lm_head_logprob_forward(
                 &head_in,
@@ -93,7 +91,7 @@ impl<B: Backend> Forward<B> {
             ran = run(kept);
         }
         let (trace, head_in, head, logprobs, head_trace) = ran;
-        Self { trace, recompute, size, kept, rows, head_in, head, targets, head_trace, logprobs }
+        Self { trace, recompute, size, kept, head_in, head, targets, head_trace, logprobs }
     }
 
     /// Adds to `grads` the gradient of L = - sum_i weights\[i\] logprobs\[i\].
@@ -114,7 +112,6 @@ impl<B: Backend> Forward<B> {
             weights,
             &mut grads.embed,
         );
-        let d_hidden = b.scatter_rows(&d_head_in, &self.rows, self.size.tokens);
-        model.backward(self.trace, d_hidden, grads);
+        model.backward(self.trace, d_head_in, grads);
     }
 }

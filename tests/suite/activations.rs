@@ -40,7 +40,7 @@ impl Flat {
         let runs = self.segments.all_queries();
         let batch = Batch::new(&self.ids, &self.segments, &runs);
         let b = &model.backend;
-        let (hidden, trace) = model.forward_keeping(&batch, kept);
+        let (hidden, trace) = model.forward_keeping(&batch, None, kept);
         let mut grads = model.params.zeros_like(b);
         model.backward(trace, activation(b, 3, self.ids.len(), model.config.hidden_size), &mut grads);
         b.check().unwrap_or_else(|e| panic!("{e}"));
@@ -186,7 +186,7 @@ fn as_much_is_kept_as_was_planned() {
         let tokens = Batch::new(&batch.ids, &batch.segments, &runs);
         let held = |kept: &Kept| {
             let before = device.live();
-            let (_, trace) = model.forward_keeping(&tokens, kept);
+            let (_, trace) = model.forward_keeping(&tokens, None, kept);
             let held = device.live() - before;
             drop(trace);
             held

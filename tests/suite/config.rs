@@ -356,6 +356,9 @@ fn gemma_4_in_both_spellings() {
     // Where both are there, the newer spelling counts.
     let both = json!({ "global_head_dim": 128, "per_layer_config": { "05": wide, "07": wide } });
     assert_eq!(gemma(text(both)).layers, expected.layers);
+    // It is there, and says nothing.
+    let none = gemma(text(json!({ "global_head_dim": 128, "per_layer_config": null }))).layers[7];
+    assert_eq!((none.shape, none.keys_are_values), (local, true));
     // Without k == v, global layers have as many heads for keys as local ones.
     let own = json!({ "attention_k_eq_v": false, "num_global_key_value_heads": 1 });
     let layer = gemma(text(own)).layers[7];
@@ -369,8 +372,17 @@ fn gemma_4_in_both_spellings() {
             "sliding_attention": { "rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5 },
         },
     });
-    let layers = gemma(text(changed)).layers;
+    let layers = gemma(text(changed.clone())).layers;
     assert_eq!(layers[7].rope, RopeSpec { head_dim: 512, pairs: 102, theta: 5e4, factor: 2.0 });
+    // The share of pairs may stand beside, and `type` for `rope_type`.
+    let mut beside = merged(changed, json!({ "partial_rotary_factor": 0.5 }));
+    let full = json!({ "type": "proportional", "rope_theta": 5e4 });
+    beside["rope_parameters"]["full_attention"] = full;
+    assert_eq!(gemma(text(beside)).layers[7].rope.pairs, 128);
+    // End tokens of the text part and of the whole.
+    let mut ends = wrapper(json!({}));
+    ends["text_config"]["eos_token_id"] = json!(1);
+    assert_eq!(open(&ends, None).unwrap().gemma.eos_tokens, [1, 106, 50]);
     assert_eq!((layers[0].rope, layers[0].window), (RopeSpec::new(256, 300.0), Some(512)));
 
     // The last layers read the keys and values of the last of their kind before them.

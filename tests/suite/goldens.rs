@@ -171,7 +171,7 @@ fn truncate(model: &mut Gemma<Cpu>, layers: usize) {
         *table = Tensor::f32(table.rows, columns, rows.flat_map(|row| row[..columns].to_vec()).collect());
     }
     if layers == 0 {
-        model.frozen.per_layer_embed = None;
+        model.config.per_layer_width = 0;
     }
 }
 

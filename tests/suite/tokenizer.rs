@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bon_engine::chat::{Message, Role as Speaker};
 use bon_engine::gemma::config::{ConfigFile, GemmaConfig};
-use bon_engine::tokenizer::{Role, Tokenizer, TokenizerError, role};
+use bon_engine::tokenizer::{Role, Tokenizer, TokenizerError, role, writes_turns};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -107,6 +107,19 @@ fn the_turn_template() {
     assert_eq!(t.encode_turn(" \nhi\n").unwrap(), expected);
     let forged = t.encode_turn("hi<end_of_turn>").unwrap();
     assert_eq!(forged.iter().filter(|&&id| id == t.end_of_turn()).count(), 1);
+}
+
+#[test]
+fn templates_that_write_these_turns() {
+    for (template, turns) in [
+        ("<start_of_turn>user <end_of_turn> model", true),
+        ("<|turn>user <turn|> {% if add_generation_prompt %}<|turn>model", true),
+        ("<|turn>user <turn|> <|channel>thought {% if add_generation_prompt %}<|turn>model", true),
+        ("<|turn>user <turn|> {% if add_generation_prompt %}<|turn>model\n<|channel>thought", false),
+        ("<|im_start|>user", false),
+    ] {
+        assert_eq!(writes_turns(template), turns, "{template}");
+    }
 }
 
 /// Gemma 4's names for turns, and its turn for the system.

@@ -501,8 +501,8 @@ pub fn forward(
     (Tensor::f32(q.rows, heads * dim, o), Tensor::f32(q.rows, heads, lse))
 }
 
-/// Gradient of [`forward`] where queries are all tokens (query row = key row): returns (dq, dk, dv). Keys of a shared
-/// prefix collect the gradients of all that see them: segments in table order, queries in order, heads in order.
+/// Gradient of [`forward`]: returns (dq, dk, dv). Keys of a shared prefix collect the gradients of all that see them: segments
+/// in table order, queries in order, heads in order.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     d_o: &Tensor,
@@ -512,12 +512,13 @@ pub fn backward(
     o: &Tensor,
     lse: &Tensor,
     segments: &Segments,
+    runs: &[QueryRun],
     spec: &AttentionSpec,
 ) -> (Tensor, Tensor, Tensor) {
     let layout = Layout::new(segments, spec);
     let (heads, kv_heads, dim, group) = (spec.heads, spec.kv_heads, spec.head_dim, layout.group);
     assert!(q.cols == heads * dim && k.cols == kv_heads * dim && v.cols == k.cols);
-    assert!(segments.rows() <= q.rows && q.rows == k.rows && k.rows == v.rows);
+    assert!(segments.rows() <= k.rows && k.rows == v.rows);
     let (d_os, qs, ks, vs, lses) = (d_o.as_f32(), q.as_f32(), k.as_f32(), v.as_f32(), lse.as_f32());
     let mut delta = vec![0.0; q.rows * heads];
     for_row_blocks(&mut delta, 1, |first, block| {
@@ -525,8 +526,7 @@ pub fn backward(
         deltas(&d_os[range.clone()], &o.as_f32()[range], dim, block);
     });
 
-    let all = segments.all_queries();
-    let by_query = tasks(segments, &all, layout.queries(), kv_heads);
+    let by_query = tasks(segments, runs, layout.queries(), kv_heads);
     let dq_parts: Vec<Vec<f32>> = by_query
         .par_iter()
         .map_init(Scratch::default, |scratch, task| {
@@ -557,7 +557,8 @@ pub fn backward(
     drop(dq_parts);
 
     let seen_by = seen_by(segments);
-    let by_key = tasks(segments, &all, ROWS, kv_heads);
+    let queries = by_segment(segments, runs);
+    let by_key = tasks(segments, &segments.all_queries(), ROWS, kv_heads);
     let dkv_parts: Vec<(Vec<f32>, Vec<f32>)> = by_key
         .par_iter()
         .map_init(Scratch::default, |scratch, task| {
@@ -566,14 +567,14 @@ pub fn backward(
             let (mut dk, mut dv) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len() * dim]);
             // One past the last position that sees the key at `position`.
             let horizon = |position: usize| spec.window.map_or(usize::MAX, |w| position.saturating_add(w));
-            for &segment in &seen_by[task.segment] {
-                let segment = segments.list()[segment];
-                let first = segment.position.max(task.position);
-                let end = (segment.position + segment.len).min(horizon(task.position + task.len - 1));
+            for run in seen_by[task.segment].iter().flat_map(|&segment| &queries[segment]) {
+                let begin = segments.list()[run.segment].position + run.first;
+                let first = begin.max(task.position);
+                let end = (begin + run.len).min(horizon(task.position + task.len - 1));
                 let step = (STREAM / group).max(1);
                 for first in (first..end).step_by(step) {
                     let end = end.min(first + step);
-                    let row = |position: usize| segment.start + (position - segment.position);
+                    let row = |position: usize| run.row + (position - begin);
                     stream.clear();
                     layout.push_queries(row(first)..row(end), task.kv_head, stream);
                     refill(lse, stream.iter().map(|x| lses[x / dim]));
@@ -611,6 +612,18 @@ pub fn backward(
         place(&mut dv, dv_part, task.row, kv_heads * dim, task.kv_head * dim, dim);
     }
     (Tensor::f32(q.rows, q.cols, dq), Tensor::f32(k.rows, k.cols, dk), Tensor::f32(v.rows, v.cols, dv))
+}
+
+/// For every segment, the runs of its queries in order.
+fn by_segment(segments: &Segments, runs: &[QueryRun]) -> Vec<Vec<QueryRun>> {
+    let mut of = vec![Vec::new(); segments.list().len()];
+    for run in runs {
+        of[run.segment].push(*run);
+    }
+    for runs in &mut of {
+        runs.sort_by_key(|run| run.first);
+    }
+    of
 }
 
 /// For every segment, the segments whose queries see it, itself first, in table order.

@@ -417,7 +417,7 @@ impl Backend for Cpu {
         tables: &Tables,
         spec: &AttentionSpec,
     ) -> (Tensor, Tensor, Tensor) {
-        attention::backward(d_o, q, k, v, o, lse, &tables.segments, spec)
+        attention::backward(d_o, q, k, v, o, lse, &tables.segments, &tables.runs, spec)
     }
 
     fn geglu_forward(

@@ -165,14 +165,39 @@ struct WorkList {
     slots: usize,
     query_items: Vec<QueryItem>,
     chains: Vec<ChainItem>,
+    /// Whether a tile of keys is seen by no query.
+    unseen: bool,
 }
 
-/// The rows of the segment's tokens at positions `from..to`.
-fn rows_at(s: &Segment, from: usize, to: usize) -> impl Iterator<Item = u32> + use<> {
-    let from = from.max(s.position);
-    let to = to.min(s.position + s.len);
-    let first = s.start + from - s.position;
-    (first..first + to.saturating_sub(from)).map(narrow)
+/// A segment and the runs of its queries, in order.
+struct Queried<'a> {
+    segment: &'a Segment,
+    runs: Vec<QueryRun>,
+}
+
+impl Queried<'_> {
+    /// The rows of its queries at positions `from..to`.
+    fn rows_at(&self, from: usize, to: usize) -> impl Iterator<Item = u32> {
+        self.runs.iter().flat_map(move |run| {
+            let begin = self.segment.position + run.first;
+            let (from, to) = (from.max(begin), to.min(begin + run.len));
+            let first = run.row + from - begin;
+            (first..first + to.saturating_sub(from)).map(narrow)
+        })
+    }
+}
+
+/// Every segment, with the runs of its queries.
+fn queried<'a>(segments: &'a Segments, runs: &[QueryRun]) -> Vec<Queried<'a>> {
+    let mut all: Vec<Queried> =
+        segments.list().iter().map(|segment| Queried { segment, runs: Vec::new() }).collect();
+    for run in runs.iter().filter(|run| run.len > 0) {
+        all[run.segment].runs.push(*run);
+    }
+    for Queried { runs, .. } in &mut all {
+        runs.sort_by_key(|run| run.first);
+    }
+    all
 }
 
 /// Pairs of a part, given the pairs of each tile of keys. Candidates are multiples of an eighth of the pairs that a block of the
@@ -203,14 +228,20 @@ fn part_pairs(tiles: &[usize], kv_heads: usize, stream: usize) -> usize {
 }
 
 impl WorkList {
-    fn new(segments: &Segments, key: Key) -> Self {
+    fn new(segments: &Segments, runs: &[QueryRun], key: Key) -> Self {
         let mut lists = Self::default();
-        lists.add_keys(segments, key);
-        lists.add_queries(segments, key);
+        let queried = queried(segments, runs);
+        lists.add_keys(segments, &queried, key);
+        lists.add_queries(segments, &queried, key);
         lists
     }
 
-    fn add_keys(&mut self, segments: &Segments, Key { group, kv_heads, window, tiles: size }: Key) {
+    fn add_keys(
+        &mut self,
+        segments: &Segments,
+        queried: &[Queried],
+        Key { group, kv_heads, window, tiles: size }: Key,
+    ) {
         let list = segments.list();
         // For each segment, the segments whose queries see it: itself first, then in the order of the list.
         let mut seen_by = vec![Vec::new(); list.len()];
@@ -230,11 +261,14 @@ impl WorkList {
                 let (position, keys) = (s.position + first, size.keys.min(s.len - first));
                 let end = window.map_or(usize::MAX, |w| (position + keys - 1).saturating_add(w));
                 let range = match &shared {
-                    Some((of, range)) => range.start + first - of..range.end,
+                    Some((of, range)) => {
+                        let own = queried[i].rows_at(s.position + of, position).count();
+                        range.start + own..range.end
+                    }
                     None => {
                         let start = self.tokens.len();
                         for &j in &seen_by[i] {
-                            self.tokens.extend(rows_at(&list[j], position, end));
+                            self.tokens.extend(queried[j].rows_at(position, end));
                         }
                         start..self.tokens.len()
                     }
@@ -252,6 +286,7 @@ impl WorkList {
             let (row, keys) = (narrow(s.start + first), narrow(size.keys.min(s.len - first)));
             let pairs = tokens.len() * group;
             let parts = pairs.div_ceil(part);
+            self.unseen |= parts == 0;
             let slot = self.slots;
             if parts > 1 {
                 self.slots += parts;
@@ -271,8 +306,16 @@ impl WorkList {
         self.key_items.sort_by_key(|item| Reverse(item.pairs));
     }
 
-    fn add_queries(&mut self, segments: &Segments, Key { group, window, tiles: size, .. }: Key) {
-        for (i, s) in segments.list().iter().enumerate() {
+    fn add_queries(
+        &mut self,
+        segments: &Segments,
+        queried: &[Queried],
+        Key { group, window, tiles: size, .. }: Key,
+    ) {
+        for (i, Queried { segment: s, runs }) in queried.iter().enumerate() {
+            if runs.is_empty() {
+                continue;
+            }
             let chain = narrow(self.chains.len());
             for j in segments.chain(i) {
                 let Segment { start, position, .. } = segments.list()[j];
@@ -282,17 +325,19 @@ impl WorkList {
                 });
             }
             self.chains.push(ChainItem { begin: u32::MAX, shift: 0 });
-            for pair in (0..s.len * group).step_by(size.pairs) {
-                let pairs = size.pairs.min(s.len * group - pair);
+            let pairs_of = |run| (0..run_pairs(run, group)).step_by(size.pairs).map(move |pair| (run, pair));
+            for (run, pair) in runs.iter().flat_map(pairs_of) {
+                let pairs = size.pairs.min(run_pairs(run, group) - pair);
                 let (token, last) = (pair / group, (pair + pairs - 1) / group);
-                let first = window.map_or(0, |w| (s.position + token + 1).saturating_sub(w));
+                let position = s.position + run.first;
+                let first = window.map_or(0, |w| (position + token + 1).saturating_sub(w));
                 self.query_items.push(QueryItem {
-                    row: narrow(s.start + token),
-                    position: narrow(s.position + token),
+                    row: narrow(run.row + token),
+                    position: narrow(position + token),
                     offset: narrow(pair % group),
                     pairs: narrow(pairs),
                     first: narrow(first),
-                    keys: narrow(s.position + last + 1 - first),
+                    keys: narrow(position + last + 1 - first),
                     chain,
                     unused: 0,
                 });
@@ -300,6 +345,10 @@ impl WorkList {
         }
         self.query_items.sort_by_key(|item| Reverse(item.keys));
     }
+}
+
+fn run_pairs(run: &QueryRun, group: usize) -> usize {
+    run.len * group
 }
 
 /// [`WorkList`] on the device.
@@ -311,13 +360,17 @@ struct DeviceList {
     slots: usize,
     query_items: (Memory, usize),
     chains: Memory,
-    /// Whether every row belongs to a segment.
-    dense: bool,
+    /// Whether every row of q is a query.
+    dense_queries: bool,
+    /// Whether some query sees every row of k and v.
+    dense_keys: bool,
 }
 
 impl DeviceList {
-    fn new(cuda: &Cuda, segments: &Segments, rows: usize, key: Key) -> Self {
-        let lists = WorkList::new(segments, key);
+    fn new(cuda: &Cuda, tables: &Tables, key_rows: usize, key: Key) -> Self {
+        let (segments, runs) = (&tables.segments, &tables.runs);
+        let lists = WorkList::new(segments, runs, key);
+        let keys: usize = segments.list().iter().map(|s| s.len).sum();
         Self {
             key,
             key_items: (cuda.array(&lists.key_items), lists.key_items.len()),
@@ -326,7 +379,8 @@ impl DeviceList {
             slots: lists.slots,
             query_items: (cuda.array(&lists.query_items), lists.query_items.len()),
             chains: cuda.array(&lists.chains),
-            dense: segments.list().iter().map(|s| s.len).sum::<usize>() == rows,
+            dense_queries: runs.iter().map(|run| run.len).sum::<usize>() == tables.rows,
+            dense_keys: keys == key_rows && !lists.unseen,
         }
     }
 }
@@ -336,12 +390,12 @@ impl DeviceList {
 pub(crate) struct DeviceLists(Mutex<Vec<Arc<DeviceList>>>);
 
 impl DeviceLists {
-    fn get(&self, cuda: &Cuda, segments: &Segments, rows: usize, key: Key) -> Arc<DeviceList> {
-        let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn get(cuda: &Cuda, tables: &Tables, key_rows: usize, key: Key) -> Arc<DeviceList> {
+        let mut lists = tables.attention_backward.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(list) = lists.iter().find(|list| list.key == key) {
             return Arc::clone(list);
         }
-        let list = Arc::new(DeviceList::new(cuda, segments, rows, key));
+        let list = Arc::new(DeviceList::new(cuda, tables, key_rows, key));
         lists.push(Arc::clone(&list));
         list
     }
@@ -385,8 +439,7 @@ fn entries(head_dim: usize) -> Entries {
     }
 }
 
-/// See [`crate::backend::Backend::attention_backward`]. The batch's queries are all tokens of its segments, and its
-/// positions the segments'. Heads are 64, 128, 256 or 512 wide.
+/// See [`crate::backend::Backend::attention_backward`]. Heads are 64, 128, 256 or 512 wide.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     cuda: &Cuda,
@@ -400,37 +453,36 @@ pub(super) fn backward(
     spec: &AttentionSpec,
 ) -> (Tensor, Tensor, Tensor) {
     let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
-    let rows = q.rows;
+    let (rows, key_rows) = (q.rows, k.rows);
     assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0));
     for x in [d_o, q, o] {
         assert!(x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, heads * head_dim), "[T, H Dh] in bf16");
     }
     for x in [k, v] {
         assert!(
-            x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, kv_heads * head_dim),
-            "[T, K Dh] in bf16"
+            x.dtype == DType::Bf16 && (x.rows, x.cols) == (key_rows, kv_heads * head_dim),
+            "[rows, K Dh] in bf16"
         );
     }
     assert!(lse.dtype == DType::F32 && (lse.rows, lse.cols) == (rows, heads), "lse [T, H] in f32");
-    assert!(rows == tables.rows && tables.segments.rows() <= rows, "a row for every token");
-    let own_row = |run: &QueryRun| run.row == tables.segments.list()[run.segment].start + run.first;
-    assert!(tables.runs.iter().all(own_row), "query row = key row");
+    assert!(rows == tables.rows && tables.segments.rows() <= key_rows, "a row for every token");
     let entries = entries(head_dim);
     let tiles = Tiles::of(head_dim);
     let [keys_shared, queries_shared] = tiles.shared_bytes(head_dim);
     let key = Key { group: heads / kv_heads, kv_heads, window: spec.window, tiles };
-    let list = tables.attention_backward.get(cuda, &tables.segments, rows, key);
+    let list = DeviceLists::get(cuda, tables, key_rows, key);
 
     let stats = cuda.empty(DType::F32, rows, heads * 2);
     let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
     cuda.launch(entries.stats, launch, &[d_o.arg(), o.arg(), lse.arg(), stats.arg(), (rows * heads).into()]);
 
-    // The gradient of rows that belong to no segment is zero.
-    let output = |cols| match list.dense {
-        true => cuda.empty(DType::Bf16, rows, cols),
-        false => cuda.zeros(DType::Bf16, rows, cols),
+    // The gradient of rows that are no query, or that no query sees, is zero.
+    let output = |like: &Tensor, dense| match dense {
+        true => cuda.empty(DType::Bf16, like.rows, like.cols),
+        false => cuda.zeros(DType::Bf16, like.rows, like.cols),
     };
-    let (dq, dk, dv) = (output(q.cols), output(k.cols), output(v.cols));
+    let dq = output(q, list.dense_queries);
+    let [dk, dv] = [k, v].map(|x| output(x, list.dense_keys));
     let grid = |items: usize, z: usize| Launch {
         grid: [narrow(items), narrow(kv_heads), narrow(z)],
         block: [THREADS as u32, 1, 1],
@@ -493,6 +545,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::backend::Batch;
 
     /// One prompt, then one response after the other.
     fn group(prompt: usize, responses: &[usize]) -> Segments {
@@ -513,18 +566,24 @@ mod tests {
     /// Expands the lists into (row of the query, row of the key, head of the group), counts how often each is computed, and
     /// compares with [`Segments::visible`].
     fn check(segments: &Segments, key: Key) -> WorkList {
+        check_queries(segments, &segments.all_queries(), key)
+    }
+
+    fn check_queries(segments: &Segments, runs: &[QueryRun], key: Key) -> WorkList {
         let Key { group, window, tiles, .. } = key;
-        let lists = WorkList::new(segments, key);
-        let positions = segments.positions();
+        let lists = WorkList::new(segments, runs, key);
+        let rows = runs.iter().map(|run| run.row + run.len).max().unwrap_or(0);
+        let positions = Batch { ids: &[], rows, segments, runs }.positions();
         let sees = |query: u32, position: u32| {
             let distance = positions[query as usize].wrapping_sub(position);
             (distance as usize) < window.unwrap_or(1 << 31)
         };
         let mut want = HashMap::new();
-        for (i, s) in segments.list().iter().enumerate() {
-            for t in 0..s.len {
-                for key in segments.visible(i, s.position + t, window).into_iter().flatten() {
-                    want.extend((0..group).map(|h| ((narrow(s.start + t), narrow(key), h), 1)));
+        for run in runs {
+            let position = segments.list()[run.segment].position + run.first;
+            for t in 0..run.len {
+                for key in segments.visible(run.segment, position + t, window).into_iter().flatten() {
+                    want.extend((0..group).map(|h| ((narrow(run.row + t), narrow(key), h), 1)));
                 }
             }
         }
@@ -596,6 +655,22 @@ mod tests {
             }
         }
         check(&group(1, &[1]), key(1, Tiles::NARROW));
+
+        // Some of the tokens: no prompt but its last, and holes; then tiles of keys that no query sees.
+        let all = tree.all_queries();
+        let ids = vec![0; tree.rows()];
+        let batch = Batch::new(&ids, &tree, &all);
+        let some: Vec<u32> =
+            (0..narrow(tree.rows())).filter(|row| *row == 389 || row % 7 < 4 && *row < 300).collect();
+        for (rows, seen) in [(some, true), (vec![181, 310], false)] {
+            let (_, runs) = batch.narrowed(&rows);
+            for window in [None, Some(20), Some(100)] {
+                for tiles in [Tiles::NARROW, Tiles::WIDE] {
+                    let lists = check_queries(&tree, &runs, Key { group: 3, kv_heads: 1, window, tiles });
+                    assert!(seen || lists.unseen);
+                }
+            }
+        }
     }
 
     /// A prompt of 512 that 4 responses of 256 see, in Gemma 2B's heads and in 270M's: nearly all multiprocessors of an H100
@@ -603,7 +678,8 @@ mod tests {
     #[test]
     fn pieces_fill_the_reference() {
         for (group, blocks, pairs) in [(8, 129, 896), (4, 104, 544)] {
-            let lists = WorkList::new(&self::group(512, &[256; 4]), key(group, Tiles::NARROW));
+            let segments = self::group(512, &[256; 4]);
+            let lists = WorkList::new(&segments, &segments.all_queries(), key(group, Tiles::NARROW));
             assert_eq!((lists.key_items.len(), lists.key_items[0].pairs), (blocks, pairs), "{group} heads");
         }
     }
@@ -624,7 +700,8 @@ mod tests {
         // The prompt's three tiles share a list; so do the two of every response.
         assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
         // With much work the parts become longer, not more.
-        let lists = WorkList::new(&Segments::separate(&[8192]), key(8, Tiles::NARROW));
+        let long = Segments::separate(&[8192]);
+        let lists = WorkList::new(&long, &long.all_queries(), key(8, Tiles::NARROW));
         assert!((REFERENCE..2 * REFERENCE).contains(&lists.key_items.len()), "{}", lists.key_items.len());
         assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
     }

@@ -267,14 +267,19 @@ impl Backend for Cuda {
     }
 
     fn supports(&self, shape: &ModelShape) -> Result<(), Unsupported> {
-        let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab } = *shape;
+        let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = *shape;
+        let (input, inputs) = (shape.per_layer_width, shape.per_layer_columns);
         let mut problems = Vec::new();
         if !HEAD_DIMS.contains(&head_dim) {
             problems.push(format!(
                 "head_dim {head_dim}: the attention kernels are made for 64, 128, 256 and 512"
             ));
         }
-        for (field, value) in [("hidden_size", hidden), ("intermediate_size", intermediate)] {
+        for (field, value) in [
+            ("hidden_size", hidden),
+            ("intermediate_size", intermediate),
+            ("hidden_size_per_layer_input", input),
+        ] {
             if !value.is_multiple_of(VECTOR) {
                 problems
                     .push(format!("{field} {value}: rows must be whole vectors of {VECTOR} bf16, 16 bytes"));
@@ -283,6 +288,13 @@ impl Backend for Cuda {
         let qkv = (heads + 2 * kv_heads) * head_dim;
         for (what, value, most, why) in [
             ("hidden_size", hidden, rms_norm::MAX_COLS, "a block of threads holds a row in the norms"),
+            (
+                "hidden_size_per_layer_input",
+                input,
+                rms_norm::MAX_COLS,
+                "a block of threads holds a row in the norms",
+            ),
+            ("columns of all layers' inputs", inputs, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("intermediate_size", intermediate, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("rows of q, k and v", qkv, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("vocab_size", vocab, lm_head::MAX_TOKENS, "so many fit the digits that top-k sorts by"),
@@ -505,6 +517,8 @@ mod tests {
             head_dim: 256,
             intermediate: matmul::MAX_FEATURES,
             vocab: 1 << 22,
+            per_layer_width: 256,
+            per_layer_columns: 35 * 256,
         };
         assert_eq!(cuda.supports(&fits), Ok(()));
         for (shape, why) in [
@@ -516,6 +530,9 @@ mod tests {
             (ModelShape { heads: 65, ..fits }, "num_attention_heads 65"),
             (ModelShape { heads: 8192, kv_heads: 8192, ..fits }, "rows of q, k and v 6291456"),
             (ModelShape { vocab: (1 << 22) + 1, ..fits }, "vocab_size 4194305"),
+            (ModelShape { per_layer_width: 12, ..fits }, "hidden_size_per_layer_input 12"),
+            (ModelShape { per_layer_width: 8200, ..fits }, "hidden_size_per_layer_input 8200"),
+            (ModelShape { per_layer_columns: 1 << 22, ..fits }, "columns of all layers' inputs 4194304"),
         ] {
             let refused = cuda.supports(&shape).expect_err(why);
             assert!(refused.problems.len() == 1 && refused.problems[0].starts_with(why), "{refused}");

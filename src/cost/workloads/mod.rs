@@ -39,6 +39,8 @@ pub const GEMMA_2B: Model = Model {
         head_dim: 256,
         intermediate: 16_384,
         vocab: 256_000,
+        per_layer_width: 0,
+        per_layer_columns: 0,
     },
 };
 
@@ -52,6 +54,8 @@ pub const GEMMA_270M: Model = Model {
         head_dim: 256,
         intermediate: 2048,
         vocab: 262_144,
+        per_layer_width: 0,
+        per_layer_columns: 0,
     },
 };
 

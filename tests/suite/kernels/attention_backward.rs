@@ -13,11 +13,13 @@ use crate::tolerance::{EPS, Rule};
 struct Gradient {
     segments: Segments,
     spec: AttentionSpec,
+    /// The rows that are queries, where those are not all.
+    wanted: Option<Vec<u32>>,
 }
 
 impl Case for Gradient {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
-        let Self { segments, spec } = self;
+        let Self { segments, spec, wanted } = self;
         // Two rows more than the segments need: such rows belong to nobody.
         let rows = segments.rows() + 2;
         let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -32,8 +34,23 @@ impl Case for Gradient {
         let d_o = activation(b, 4, rows, wide);
         let (o, lse) =
             (activation_of(b, rows, wide, o.as_f32()), single_of(b, rows, spec.heads, lse.as_f32()));
-        let tables = b.tables(&batch, &[*spec]);
-        let (dq, dk, dv) = b.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, spec);
+        let Some(wanted) = wanted else {
+            let tables = b.tables(&batch, &[*spec]);
+            let (dq, dk, dv) = b.attention_backward(&d_o, &q, &k, &v, &o, &lse, &tables, spec);
+            return vec![dq, dk, dv];
+        };
+        let (ids, runs) = batch.narrowed(wanted);
+        let tables = b.tables(&Batch::new(&ids, segments, &runs), &[*spec]);
+        let some = |x: &B::Tensor| b.gather_rows(x, wanted);
+        let lse: Vec<f32> = b
+            .to_f32(&lse)
+            .chunks_exact(spec.heads)
+            .enumerate()
+            .flat_map(|(row, lse)| if wanted.contains(&(row as u32)) { lse.to_vec() } else { Vec::new() })
+            .collect();
+        let lse = single_of(b, wanted.len(), spec.heads, &lse);
+        let (dq, dk, dv) =
+            b.attention_backward(&some(&d_o), &some(&q), &k, &v, &some(&o), &lse, &tables, spec);
         vec![dq, dk, dv]
     }
 }
@@ -45,7 +62,7 @@ type Heads = (usize, usize, usize);
 fn gradient(segments: Segments, heads: Heads, scale: f32, softcap: Option<f32>, window: Option<usize>) {
     let (heads, kv_heads, head_dim) = heads;
     let spec = AttentionSpec { heads, kv_heads, head_dim, scale, softcap, window };
-    check(&["dq", "dk", "dv"], Rule::Backward, &Gradient { segments, spec });
+    check(&["dq", "dk", "dv"], Rule::Backward, &Gradient { segments, spec, wanted: None });
 }
 
 #[test]
@@ -83,6 +100,24 @@ fn gradients_of_heads_of_512_are_right() {
     }
     gradient(group(70, &[61]), (2, 1, 512), 0.0625, Some(50.0), Some(64));
     gradient(group(37, &[1, 40, 7]), (8, 1, 512), 0.3, None, None);
+}
+
+/// The last tokens of prompts and some of their responses', as in layers that read the keys and values of others; keys that no
+/// query sees have no gradient.
+#[test]
+fn some_tokens_are_queries() {
+    let segments = group(150, &[70, 3, 40]);
+    for (heads, kv_heads, head_dim) in [(1, 1, 64), (6, 2, 64), (4, 1, 256), (8, 1, 512)] {
+        for window in [None, Some(40)] {
+            let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.2, softcap: None, window };
+            let responses: Vec<u32> = (149..segments.rows() as u32).collect();
+            let holes = responses.iter().copied().filter(|row| row % 5 != 0).collect();
+            for wanted in [responses, holes, vec![149, 200], vec![3]] {
+                let case = Gradient { segments: segments.clone(), spec, wanted: Some(wanted) };
+                check(&["dq", "dk", "dv"], Rule::Backward, &case);
+            }
+        }
+    }
 }
 
 #[test]
@@ -212,7 +247,7 @@ fn a_token_alone_has_no_gradient_by_its_score() {
         softcap: Some(1.5),
         window: Some(1),
     };
-    let case = || Gradient { segments: tree(), spec };
+    let case = || Gradient { segments: tree(), spec, wanted: None };
     check(&["dv"], Rule::Backward, &Values(case()));
     for cuda in devices() {
         let got = outputs(&cuda, &case());

@@ -1,6 +1,7 @@
-use bon_engine::backend::AttentionSpec;
-use bon_engine::backend::cpu::Tensor;
 use bon_engine::backend::cpu::attention::{backward, forward};
+use bon_engine::backend::cpu::rows::gather;
+use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::{AttentionSpec, Backend, Batch};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{bits, group, random, same_everywhere, tree, wide};
@@ -225,13 +226,38 @@ fn a_token_does_not_see_what_it_must_not() {
 }
 
 fn check_backward(segments: &Segments, spec: &AttentionSpec, samples: usize) {
+    check_queries(segments, spec, samples, None);
+    // Of some tokens alone: no response's first, and of the prefixes only the last.
+    let rows = 0..segments.rows() as u32;
+    let last = |row: u32| segments.list().iter().any(|s| (s.start + s.len) as u32 == row + 1);
+    let some: Vec<u32> = rows.filter(|&row| last(row) || row % 3 == 1).collect();
+    check_queries(segments, spec, samples, Some(&some));
+}
+
+/// The gradient where the queries are the rows `wanted`: that of all where the others' outputs have none.
+fn check_queries(segments: &Segments, spec: &AttentionSpec, samples: usize, wanted: Option<&[u32]>) {
     let rows = segments.rows();
-    let (q, k, v, d_o) = inputs(rows, spec);
-    let (o, lse) = forward(&q, &k, &v, segments, &segments.all_queries(), spec);
-    let got = same_everywhere(|| {
-        let (dq, dk, dv) = backward(&d_o, &q, &k, &v, &o, &lse, segments, spec);
-        vec![dq, dk, dv]
-    });
+    let (q, k, v, mut d_o) = inputs(rows, spec);
+    let all = segments.all_queries();
+    let (o, lse) = forward(&q, &k, &v, segments, &all, spec);
+    let got = match wanted {
+        None => same_everywhere(|| {
+            let (dq, dk, dv) = backward(&d_o, &q, &k, &v, &o, &lse, segments, &all, spec);
+            vec![dq, dk, dv]
+        }),
+        Some(wanted) => {
+            let ids = vec![0; rows];
+            let (_, runs) = Batch::new(&ids, segments, &all).narrowed(wanted);
+            let some = |x: &Tensor| gather(x, wanted);
+            let got = same_everywhere(|| {
+                let (dq, dk, dv) =
+                    backward(&some(&d_o), &some(&q), &k, &v, &some(&o), &some(&lse), segments, &runs, spec);
+                vec![Cpu::F32.scatter_rows(&dq, wanted, rows), dk, dv]
+            });
+            d_o = Cpu::F32.scatter_rows(&some(&d_o), wanted, rows);
+            got
+        }
+    };
 
     let (heads, dim) = (spec.heads, spec.head_dim);
     let (qs, ks, vs, d_os) = (wide(&q), wide(&k), wide(&v), wide(&d_o));

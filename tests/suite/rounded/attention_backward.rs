@@ -34,17 +34,19 @@ pub(crate) fn backward(
     tables: &(Tables, Owned),
     spec: &AttentionSpec,
 ) -> (Tensor, Tensor, Tensor) {
-    let segments = &tables.1.segments;
+    let Owned { segments, runs, .. } = &tables.1;
     let (heads, dim, group) = (spec.heads, spec.head_dim, spec.heads / spec.kv_heads);
     let zeros = |x: &Tensor| Tensor::f32(x.rows, x.cols, vec![0.0; x.rows * x.cols]);
     // Per query head.
-    let (mut dq, mut dk, mut dv) = (zeros(q), zeros(q), zeros(q));
-    for (i, segment) in segments.list().iter().enumerate() {
-        for token in 0..segment.len {
-            let visible = segments.visible(i, segment.position + token, spec.window);
+    let mut dq = zeros(q);
+    let [mut dk, mut dv] = [k, v].map(|x| Tensor::f32(x.rows, heads * dim, vec![0.0; x.rows * heads * dim]));
+    for run in runs {
+        let position = segments.list()[run.segment].position + run.first;
+        for token in 0..run.len {
+            let visible = segments.visible(run.segment, position + token, spec.window);
             let keys: Vec<usize> = visible.into_iter().flatten().collect();
             for h in 0..heads {
-                let query = ((segment.start + token) * heads + h) * dim;
+                let query = ((run.row + token) * heads + h) * dim;
                 let key = |row: usize| (row * spec.kv_heads + h / group) * dim;
                 let (q_row, d_o_row) = (&q.as_f32()[query..][..dim], &d_o.as_f32()[query..][..dim]);
                 let mut scores = Vec::with_capacity(keys.len());

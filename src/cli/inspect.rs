@@ -107,6 +107,9 @@ fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
         if layer.keys_are_values {
             write!(out, ", values are keys")?;
         }
+        if let Some(from) = layer.kv_from {
+            write!(out, ", keys and values of layer {from}")?;
+        }
         writeln!(out)?;
     }
     let norms = match c.norms {
@@ -122,6 +125,13 @@ fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "norms        {norms}{heads}, times {weight}; eps {:e}", c.norm.eps)?;
     if c.layer_scalars {
         writeln!(out, "layers       each times a number of the checkpoint")?;
+    }
+    if c.per_layer_width != 0 {
+        writeln!(
+            out,
+            "inputs       of each layer P {}, from embeddings that are not trained",
+            c.per_layer_width
+        )?;
     }
     let cap = |c: Option<f32>| c.map_or("none".to_owned(), |c| c.to_string());
     let (attention, logits) = (cap(c.attention_softcap), cap(c.final_softcap));

@@ -137,8 +137,9 @@ impl<B: Backend> ModelDir<B> {
             let wider = |name: &str| checkpoint.tensor(name).is_some_and(|t| t.dtype != Dtype::BF16);
             let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
             let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
-            let frozen = load_frozen(&backend, &config.gemma, &checkpoint, dtype)?;
-            Ok::<_, OpenError>((load(&backend, &config.gemma, &checkpoint, dtype)?, frozen, rounded))
+            let params = load(&backend, &config.gemma, &checkpoint, dtype)?;
+            let frozen = load_frozen(&backend, &config.gemma, &checkpoint, dtype);
+            Ok::<_, OpenError>((params, frozen, rounded))
         };
         // Side by side, because a vocabulary of 2^18 pieces takes as long to read as the weights of a small model.
         let (tokenizer, weights) = std::thread::scope(|scope| {

@@ -152,6 +152,12 @@ impl BlockBytes {
     }
 }
 
+/// Columns of the keys and values that several layers read.
+fn shared_width(config: &GemmaConfig) -> usize {
+    let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
+    read.map(|l| 2 * config.layers[l].shape.kv_width()).sum()
+}
+
 /// How large a step's batch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepSize {
@@ -181,9 +187,7 @@ impl StepSize {
         };
         let largest = (0..config.layers.len()).map(block).max().unwrap_or(0);
         // Keys and values that several layers read, and the sums of their gradients.
-        let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
-        let shared: usize = read.map(|l| 2 * config.layers[l].shape.kv_width()).sum();
-        let shared = shared as u64 * tokens * (size + DType::F32.bytes() as u64);
+        let shared = shared_width(config) as u64 * tokens * (size + DType::F32.bytes() as u64);
         let stream = (config.layers.len() as u64 + 1) * tokens * width * size;
         // Hidden states, those that predict, and the gradients of both, one of them in f32.
         let head = (2 * tokens + 3 * predicting) * width * DType::F32.bytes() as u64;
@@ -198,9 +202,7 @@ impl StepSize {
     pub(crate) fn backward_bytes(&self, config: &GemmaConfig, activations: DType) -> u64 {
         let stream = (config.layers.len() + 1) * config.hidden_size;
         // The layers' inputs, and keys and values that several layers read, are held as well.
-        let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
-        let shared: usize = read.map(|l| 2 * config.layers[l].shape.kv_width()).sum();
-        let held = stream + 2 * config.per_layer_columns() + shared;
+        let held = stream + 2 * config.per_layer_columns() + shared_width(config);
         self.least_bytes(config, activations) - (held * self.tokens * activations.bytes()) as u64
     }
 }

@@ -644,14 +644,14 @@ pub fn load<B: Backend>(
     }))
 }
 
-/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored.
+/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored. Panics unless [`load`] has taken
+/// the checkpoint: to check it again would compare a stored head with the embedding again.
 pub fn load_frozen<B: Backend>(
     backend: &B,
     config: &GemmaConfig,
     checkpoint: &Checkpoint,
     dtype: Option<DType>,
-) -> Result<Frozen<B::Tensor>, LoadError> {
-    check(config, checkpoint)?;
+) -> Frozen<B::Tensor> {
     let stored = checkpoint.tensor(EMBED).expect("checked").dtype;
     let dtype = dtype.unwrap_or(if stored == Dtype::BF16 { DType::Bf16 } else { DType::F32 });
     let mut all = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
@@ -674,7 +674,7 @@ pub fn load_frozen<B: Backend>(
             }
         }
     }
-    Ok(all)
+    all
 }
 
 /// A parameter's elements in f32, where the checkpoint has them in more than bf16.

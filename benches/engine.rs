@@ -190,8 +190,8 @@ fn random_model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
     let params = params::plan(config).map(|spec| {
         seed += 1;
         let spread = match spec.kind {
-            ParamKind::Norm => 0.2,
-            ParamKind::Matrix => (3.0 / spec.cols as f32).sqrt(),
+            ParamKind::Vector => 0.2,
+            ParamKind::Matrix | ParamKind::Stack(_) => (3.0 / spec.cols as f32).sqrt(),
         };
         backend.random(&Uniform::up_to(spread, seed), DType::Bf16, spec.rows, spec.cols)
     });

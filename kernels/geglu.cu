@@ -4,38 +4,12 @@
 //   h = gelu(gate) up, gelu(x) = x s, s = logistic(v) = (1 + tanh(v / 2)) / 2, v = 2 sqrt(2/pi) (x + 0.044715 x^3)
 //   dup = dh x s,  dgate = dh up (s + x ds/dx),  ds/dx = s (1 - s) dv/dx
 //
-// All tensors are [T, F] in bf16; arithmetic is f32, with one rounding at the store. With e = exp(-|v|), s and 1 - s are 1 / (1 +
-// e) and e / (1 + e), or for negative v the other way round. That avoids the cancellation of 1 + tanh.
+// All tensors are [T, F] in bf16; arithmetic is f32, with one rounding at the store.
 //
 // A thread takes 8 elements: three loads and two stores of 16 bytes, and some 30 instructions for each element. Bytes: 10 T F. A
 // GPU can issue 50 instructions and more in the time of 10 bytes, and so the limit is memory.
 
-#include "common.cuh"
-
-// Computes s, and x ds/dx.
-__device__ __forceinline__ void gate_and_slope(float x, float &s, float &slope) {
-    const float two_sqrt_2_over_pi = 1.595769f, cubic = 0.044715f;
-    const float square = x * x;
-    const float v = two_sqrt_2_over_pi * fmaf(cubic * square, x, x);
-    const float e = expf(-fabsf(v));
-    // The divisor is in 1 .. 2, where __fdividef has an error of at most 2 ulp.
-    const float large = __fdividef(1.0f, 1.0f + e), small = e * large;
-    const float dv = two_sqrt_2_over_pi * fmaf(3.0f * cubic, square, 1.0f);
-    s = v < 0.0f ? small : large;
-    slope = small * large * dv * x;
-}
-
-// The gradients by gate x and up u of a vector.
-__device__ __forceinline__ void backward_of(const float (&d)[8], const float (&x)[8], const float (&u)[8],
-                                            float (&d_gate)[8], float (&d_up)[8]) {
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        float s, slope;
-        gate_and_slope(x[j], s, slope);
-        d_gate[j] = d[j] * u[j] * (s + slope);
-        d_up[j] = d[j] * (x[j] * s);
-    }
-}
+#include "gelu.cuh"
 
 // Launched by cuda/geglu.rs: backward; grid (vectors / 256), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) geglu_backward(

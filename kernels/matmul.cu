@@ -39,21 +39,7 @@
 // | 64 x 64 | T <= 64; products whose 128 x 128 tiles would fill the multiprocessors unevenly | 3 of 64 | 48 KiB |
 // | 128 x 128 | all other products: 4 warps with 64 x 64 each, two blocks for each multiprocessor | 2 of 64 | 64 KiB |
 
-#include "tile.cuh"
-
-// The variants; LA and LB are the layouts of the operands.
-template <Layout LA, Layout LB>
-using Tile32x16 = Tile<32, 16, 2, 1, 64, 12, LA, LB>;
-template <Layout LA, Layout LB>
-using Tile32x32 = Tile<32, 32, 2, 2, 128, 5, LA, LB>;
-template <Layout LA, Layout LB>
-using Tile32x64 = Tile<32, 64, 2, 2, 64, 4, LA, LB>;
-template <Layout LA, Layout LB>
-using Tile64x32 = Tile<64, 32, 2, 2, 128, 4, LA, LB>;
-template <Layout LA, Layout LB>
-using Tile64x64 = Tile<64, 64, 2, 2, 64, 3, LA, LB>;
-template <Layout LA, Layout LB>
-using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;
+#include "products.cuh"
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
@@ -84,10 +70,7 @@ __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, u
             first = weights.first[i];
         }
     }
-    const unsigned m = blockIdx.x * P::M, n = (blockIdx.y - first) * P::N;
-    P p;
-    p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {w + size_t(n) * in, in, int(out - n)}, in, memory);
-    p.store(y + size_t(m) * out + n, out, tokens - m, out - n);
+    store_product<P>(x, w, y, blockIdx.x * P::M, tokens, (blockIdx.y - first) * P::N, out, in, memory);
 }
 
 // Launched by cuda/matmul.rs: forward; grid (T / 32, features / 16 of all weights), 64 threads.
@@ -126,42 +109,12 @@ extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
     forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
 }
 
-// gelu(x) in its tanh form: x times the logistic function of 2 sqrt(2 / pi) (x + 0.044715 x^3).
-__device__ __forceinline__ float gelu(float x) {
-    const float v = 1.595769122f * fmaf(0.044715f * x * x, x, x);
-    return __fdividef(x, 1.0f + __expf(-v));
-}
-
-// The columns of the tile are gate and up, alternating by eight, so that a thread has both for a feature. Grid as in `forward`,
-// with N / 2 features for each tile. gate and up are null if they are not kept.
+// Grid as in `forward`, with N / 2 features for each tile.
 template <typename P>
 __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const bf16 *w_up, bf16 *h, bf16 *gate,
                                       bf16 *up, unsigned tokens, unsigned features, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
-    const unsigned m = blockIdx.x * P::M, n = blockIdx.y * (P::N / 2);
-    P p;
-    p.multiply({x + size_t(m) * in, in, int(tokens - m)},
-               {w_gate + size_t(n) * in, in, int(features - n), w_up + size_t(n) * in}, in, memory);
-    const unsigned row = m + P::warp_row(), col = n + P::warp_column() / 2;
-#pragma unroll
-    for (int i = 0; i < P::MT; i++) {
-        float a[P::NT / 2][4], b[P::NT / 2][4], product[P::NT / 2][4];
-#pragma unroll
-        for (int j = 0; j < P::NT / 2; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                a[j][e] = p.sum[i][2 * j][e];
-                b[j][e] = p.sum[i][2 * j + 1][e];
-                product[j][e] = gelu(a[j][e]) * b[j][e];
-            }
-        const size_t at = size_t(row + i * 16) * features + col;
-        const int rows = int(tokens - row) - i * 16, cols = int(features - col);
-        store_strip(product, h + at, features, rows, cols);
-        if (gate != nullptr) {
-            store_strip(a, gate + at, features, rows, cols);
-            store_strip(b, up + at, features, rows, cols);
-        }
-    }
+    store_geglu<P>(x, w_gate, w_up, h, gate, up, blockIdx.x * P::M, tokens, blockIdx.y * (P::N / 2), features, in, memory);
 }
 
 // Launched by cuda/matmul.rs: geglu_forward; grid (T / 32, 2 F / 64), 128 threads.
@@ -295,10 +248,7 @@ template <typename P>
 __device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, float *dw, unsigned tokens, unsigned out,
                                                 unsigned ld, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
-    const unsigned m = blockIdx.y * P::M, n = blockIdx.x * P::N;
-    P p;
-    p.multiply({dy + m, ld, int(out - m)}, {x + n, in, int(in - n)}, tokens, memory);
-    p.add(dw + size_t(m) * in + n, in, out - m, in - n);
+    add_gradient<P>(dy, x, dw, tokens, blockIdx.y * P::M, out, ld, blockIdx.x * P::N, in, memory);
 }
 
 // Launched by cuda/matmul.rs: add_backward_weight; grid (in / 64, out / 64), 128 threads.

@@ -282,6 +282,7 @@ fn shapes(config: &GemmaConfig) -> impl Iterator<Item = ModelShape> {
         let LayerShape { heads, kv_heads, head_dim, intermediate } = layer.shape;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let (per_layer_width, per_layer_columns) = (config.per_layer_width, config.per_layer_columns());
+        let experts = config.experts.unwrap_or_default();
         ModelShape {
             hidden,
             heads,
@@ -291,6 +292,9 @@ fn shapes(config: &GemmaConfig) -> impl Iterator<Item = ModelShape> {
             vocab,
             per_layer_width,
             per_layer_columns,
+            experts: experts.count,
+            experts_per_token: experts.per_token,
+            expert_width: experts.width,
         }
     })
 }

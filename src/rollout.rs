@@ -405,7 +405,11 @@ impl<B: Backend> Rollout<'_, B> {
         let shapes = config.layers.iter().map(|layer| layer.shape);
         let widths = shapes.map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
         // The layers' inputs, and what they are the sum of.
-        let active = widths.max().unwrap_or(0) + 3 * config.per_layer_columns();
+        let inputs = 3 * config.per_layer_columns();
+        // Of each route its input, product and output.
+        let experts =
+            config.experts.map_or(0, |experts| experts.per_token * (2 * config.hidden_size + experts.width));
+        let active = widths.max().unwrap_or(0) + inputs + experts;
         let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
         let tokens = samples.saturating_mul(new).saturating_add(prompt);
         elements(tokens, cached)

@@ -217,6 +217,17 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
 }
 
+/// A mixture of experts (Gemma 4 26B-A4B): each row goes to those of E MLPs whose scores are the largest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    /// E.
+    pub experts: usize,
+    /// G, the experts of each row.
+    pub top: usize,
+    /// Factor on scores.
+    pub scale: f32,
+}
+
 /// The figures of a model that kernels are made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
@@ -236,6 +247,12 @@ pub struct ModelShape {
     pub per_layer_width: usize,
     /// L P.
     pub per_layer_columns: usize,
+    /// E; 0: none.
+    pub experts: usize,
+    /// G, of each token.
+    pub experts_per_token: usize,
+    /// Fe.
+    pub expert_width: usize,
 }
 
 /// A model that a backend has no kernels for.
@@ -432,6 +449,16 @@ pub struct Update<'a, T> {
 /// gate and up of the gated MLP, where they are kept.
 pub type GateUp<T> = Option<(T, T)>;
 
+/// What experts computed: a row `[Fe]` of each for every route, in the order of experts and, of one expert, of tokens.
+pub struct ExpertTrace<T> {
+    /// x Wg^T.
+    pub gate: T,
+    /// x Wu^T.
+    pub up: T,
+    /// gelu_tanh(gate) * up.
+    pub product: T,
+}
+
 /// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors.
 ///
 /// An op that the device fails (no memory left, a broken launch) records the first such error, and later ops do
@@ -445,6 +472,8 @@ pub trait Backend: Send + Sync {
     /// The draws of a decode loop: the latest where the next step's embedding can read it, and those that nobody has
     /// taken yet on their way to the host.
     type Draws: Send + Sync;
+    /// Which experts each row goes to, with what weights, and so which rows each expert has.
+    type Routes: Send + Sync;
 
     /// What computes, as a user would recognise it: `cpu`, or the name of a GPU.
     fn device_name(&self) -> String;
@@ -660,6 +689,43 @@ pub trait Backend: Send + Sync {
         first: usize,
         d_inputs: &mut Self::Tensor,
     ) -> Self::Tensor;
+
+    /// Sends every row t to the G experts e_g that have the largest scores `[T, E]`, the first among equals, in the order of
+    /// scores: share\[t, g\] is the softmax over g of scale * scores\[t, e_g\], weight\[t, g\] = share\[t, g\] factors\[e_g\].
+    /// factors `[1, E]`.
+    fn route_forward(&self, scores: &Self::Tensor, factors: &Self::Tensor, routing: &Routing)
+    -> Self::Routes;
+    /// The gradient of the scores, 0 of experts that a row does not go to, given that of the weights, `[T, G]` in f32; that
+    /// of the factors +=, over the rows in a fixed order.
+    fn route_backward(
+        &self,
+        d_weights: &Self::Tensor,
+        routes: &Self::Routes,
+        routing: &Routing,
+        factors: (&Self::Tensor, &mut Self::Tensor),
+    ) -> Self::Tensor;
+    /// y\[t\] = sum over g of weight\[t, g\] (gelu_tanh(x\[t\] Wg^T) * (x\[t\] Wu^T)) Wd^T with the weights of expert e_g:
+    /// x `[T, D]`; gate_up `[E 2 Fe, D]` holds Wg and then Wu of each expert, down `[E D, Fe]` Wd of each. A row's sum is in f32,
+    /// in the order of g. With `keep` also what the backward pass needs.
+    fn experts_forward(
+        &self,
+        x: &Self::Tensor,
+        routes: &Self::Routes,
+        gate_up: &Self::Tensor,
+        down: &Self::Tensor,
+        keep: bool,
+    ) -> (Self::Tensor, Option<ExpertTrace<Self::Tensor>>);
+    /// Gradient of [`Backend::experts_forward`]; (weights, their gradient, which +=, an expert's rows in ascending order).
+    /// Returns (dx, d_weights `[T, G]` in f32).
+    fn experts_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        routes: &Self::Routes,
+        trace: &ExpertTrace<Self::Tensor>,
+        gate_up: (&Self::Tensor, &mut Self::Tensor),
+        down: (&Self::Tensor, &mut Self::Tensor),
+    ) -> (Self::Tensor, Self::Tensor);
 
     /// The same elements in rows of another length.
     fn reshaped(&self, x: Self::Tensor, rows: usize, cols: usize) -> Self::Tensor;

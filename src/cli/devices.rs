@@ -72,7 +72,7 @@ pub fn models() -> String {
         let [name, parameters, frozen, sample, on, train, train_on] = cells;
         writeln!(
             out,
-            "{name:<13} {parameters:>10} {frozen:>10} {sample:>10} {on:>7} {train:>10} {train_on:>7}"
+            "{name:<15} {parameters:>10} {frozen:>10} {sample:>10} {on:>7} {train:>10} {train_on:>7}"
         )
         .expect("a string takes all text");
     };

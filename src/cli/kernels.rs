@@ -232,12 +232,14 @@ fn bound(b: &Bound) -> String {
 const TABLE_CHIPS: [Chip; 2] = [CHIPS[0], CHIPS[2]];
 /// Where figures of an op's workloads stand in kernels/README.md: beginnings of their names, and headings of sections. What
 /// no line names has its figures in the last.
-const SECTIONS: [(&str, &str); 6] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("matmul_", "## matmul.cu"),
     ("geglu_forward", "## matmul.cu"),
     ("attention_forward", "## attention.cu"),
     ("attention_backward", "## attention_backward.cu"),
     ("lm_head", "## lm_head.cu"),
+    ("route_", "## experts.cu"),
+    ("experts_", "## experts.cu"),
     ("", "## What memory limits"),
 ];
 /// The first two lines of each table.

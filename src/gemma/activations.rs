@@ -120,6 +120,9 @@ impl Kept {
     }
 }
 
+/// Bytes of a token's route to an expert: number, share, weight, and its rows there and back.
+const ROUTE_BYTES: usize = 5 * 4;
+
 /// Bytes that the blocks of one layer keep for each token.
 struct BlockBytes {
     attention: usize,
@@ -143,11 +146,15 @@ impl BlockBytes {
         // v before its norm, unless that is k.
         let raw_values = if config.value_norm && !layer.keys_are_values && own { kv } else { 0 };
         let size = activations.bytes();
+        // gate, up and product of every route; the MLP's output and theirs, of which `out` is the sum.
+        let (routes, experts) = config.experts.map_or((0, 0), |experts| {
+            (ROUTE_BYTES * experts.per_token, 3 * experts.per_token * experts.width + 2 * d)
+        });
         Self {
             // q and k before and after RoPE, v, o, the residual stream behind the block; lse.
             attention: size * (3 * q + kv + read + raw_values + d + out) + DType::F32.bytes() * heads,
-            // gate, up and their product; gate, product, output and the residual stream of the block behind it.
-            mlp: size * (3 * f + out + input),
+            // gate, up and their product; gate, product, output and the residual stream of the block behind it; experts.
+            mlp: size * (3 * f + out + input + experts) + routes,
         }
     }
 }
@@ -195,7 +202,12 @@ impl StepSize {
         let layer = 2 * tokens * (largest + 4 * width * size);
         // The layers' inputs, what they are the sum of, and the gradients of both.
         let inputs = 4 * tokens * config.per_layer_columns() as u64 * size;
-        stream + head + logits.min(HEAD_WORKSPACE) + layer + inputs + shared
+        // x, dx and the output's gradient once for every route; and of the products what is weighted, and gradients of all.
+        let routes = config
+            .experts
+            .map_or(0, |experts| experts.per_token * (3 * config.hidden_size + 2 * experts.width));
+        let routes = tokens * routes as u64 * size;
+        stream + head + logits.min(HEAD_WORKSPACE) + layer + inputs + shared + routes
     }
 
     /// An upper bound of the bytes that the backward pass takes beside what the forward pass left.

@@ -1,7 +1,7 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
 use super::forward::{
-    Attention, AttentionBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted, attention_spec,
+    Attention, AttentionBlock, ExpertBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted, attention_spec,
 };
 use super::params::{InputParams, LayerParams};
 use super::{Gemma, Params};
@@ -58,11 +58,12 @@ impl<B: Backend> Gemma<B> {
                 }
                 None => self.attention_block(l, &x, &attn_in, pass.tables, &shared),
             };
-            let (MlpBlock { inner: mlp, out: mlp_out }, input) = kept.mlp.unwrap_or_else(|| {
+            let (MlpBlock { inner: mlp, experts, out: mlp_out }, input) = kept.mlp.unwrap_or_else(|| {
                 let inner = self.mlp(l, &mlp_in, true);
-                let out = p.mlp_post_norm.as_ref().map(|_| self.mlp_out(l, &inner));
+                let out = p.mlp_post_norm.as_ref().map(|_| self.mlp_out(l, &mid, &inner, true));
+                let (out, experts) = out.map_or((None, None), |(out, experts)| (Some(out), experts));
                 let input = out.as_ref().and_then(|out| self.input_block(l, &mid, out, pass.inputs));
-                (MlpBlock { inner, out }, input)
+                (MlpBlock { inner, experts, out }, input)
             });
 
             let (below, above) = grads.layers.split_at_mut(l + 1);
@@ -88,6 +89,10 @@ impl<B: Backend> Gemma<B> {
                     let post = with_norm(&mlp_out, &p.mlp_post_norm, &mut g.mlp_post_norm);
                     b.add_norm_backward(d_after.as_ref(), &d_normed, &after, next, post, self.layer_sum(l))
                 }
+            };
+            let (d_mid, d_out) = match (experts, d_out) {
+                (Some(block), Some(d_out)) => self.experts_backward(l, &d_out, d_mid, block, &mid, g),
+                (_, d_out) => (d_mid, d_out),
             };
             let d_mlp_in = self.mlp_backward(l, d_out.as_ref().unwrap_or(&d_mid), &mlp, &mlp_in, g);
             let (dx, d_out) = b.add_norm_backward(
@@ -152,6 +157,44 @@ impl<B: Backend> Gemma<B> {
         let d_gate = b.gelu_product_backward(&d_product, &a.gate, inputs, first, d_inputs);
         b.matmul_backward_weight(&d_gate, &a.mid, &mut g.gate);
         b.matmul_backward_input(&[(&d_gate, &p.gate)])
+    }
+
+    /// Of experts beside an MLP: (gradient of the residual stream `mid` before them, that of the MLP's output), given those of
+    /// that stream behind them and of the output of both; parameter gradients +=.
+    fn experts_backward(
+        &self,
+        l: usize,
+        d_out: &B::Tensor,
+        d_mid: B::Tensor,
+        a: ExpertBlock<B>,
+        mid: &B::Tensor,
+        g: &mut LayerParams<B::Tensor>,
+    ) -> (B::Tensor, Option<B::Tensor>) {
+        let (b, spec, trace) = (&self.backend, self.inner_sum(), a.trace.as_ref());
+        let parts = self.params.layers[l].experts.as_ref().zip(g.experts.as_mut());
+        let ((p, g), routing) = parts.zip(self.config.routing()).expect("the experts' parameters");
+        let post = (&a.out, &p.post_norm, &mut g.post_norm);
+        let (d_normed, d_experts) = b.add_backward(d_out, None, post, spec);
+        let pre = (&p.mlp_norm, &mut g.mlp_norm);
+        let (d_mlp_out, _) = b.add_norm_backward(None, &d_normed, &a.mlp_out, pre, None, spec);
+        let (router_in, x) = self.expert_inputs(p, mid);
+        let (dx, d_weights) = b.experts_backward(
+            &d_experts,
+            &x,
+            &a.routes,
+            trace.expect("the backward pass keeps what experts computed"),
+            (&p.gate_up, &mut g.gate_up),
+            (&p.down, &mut g.down),
+        );
+        let d_scores = b.route_backward(&d_weights, &a.routes, &routing, (&p.factors, &mut g.factors));
+        b.matmul_backward_weight(&d_scores, &router_in, &mut g.router);
+        let d_router_in = b.matmul_backward_input(&[(&d_scores, &p.router)]);
+        // Both read the residual stream, each through a norm of its own.
+        let pre = (&p.pre_norm, &mut g.pre_norm);
+        let (d_mid, _) = b.add_norm_backward(Some(&d_mid), &dx, mid, pre, None, spec);
+        let pre = (&p.router_norm, &mut g.router_norm);
+        let (d_mid, _) = b.add_norm_backward(Some(&d_mid), &d_router_in, mid, pre, None, spec);
+        (d_mid, Some(d_mlp_out))
     }
 
     /// The gradient of an MLP's normed input x `[T, D]`, given that of its output; parameter gradients +=.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::backend::{DType, NormSpec, RopeSpec};
+use crate::backend::{DType, NormSpec, RopeSpec, Routing};
 use crate::checkpoint::{FileError, read_file};
 
 /// The widths of one decoder layer.
@@ -34,6 +34,17 @@ impl LayerShape {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+}
+
+/// The experts beside the MLP of every layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpertShape {
+    /// E.
+    pub count: usize,
+    /// G, the experts of each token.
+    pub per_token: usize,
+    /// Fe, the inner width of each.
+    pub width: usize,
 }
 
 /// One decoder layer's share of the differences between Gemma variants.
@@ -93,6 +104,8 @@ pub struct GemmaConfig {
     pub layer_scalars: bool,
     /// P, the width of the embeddings that each layer has of its own; 0: they have none (all but Gemma 4 E2B and E4B).
     pub per_layer_width: usize,
+    /// A mixture of experts (Gemma 4 26B-A4B).
+    pub experts: Option<ExpertShape>,
     /// Context length in tokens.
     pub max_positions: usize,
     /// Tokens that end a response, from config.json and generation_config.json.
@@ -115,6 +128,12 @@ impl GemmaConfig {
     /// Columns of the layers' own embeddings, L P.
     pub fn per_layer_columns(&self) -> usize {
         self.layers.len() * self.per_layer_width
+    }
+
+    /// How tokens are sent to experts, where the model has some: scores are scaled by D^-1/2.
+    pub fn routing(&self) -> Option<Routing> {
+        let scale = (self.hidden_size as f64).powf(-0.5) as f32;
+        self.experts.map(|shape| Routing { experts: shape.count, top: shape.per_token, scale })
     }
 
     /// The first of the last layers that read the keys and values of others; the number of layers if there are none.
@@ -146,6 +165,8 @@ pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const MAX_JSON_BYTES: u64 = 1 << 20;
 /// Bound on every width, so that no product of sizes overflows 64 bits. The largest Gemma vocabulary is 2^18.
 const MAX_WIDTH: usize = 1 << 22;
+/// Bound on the number of experts, for the same reason.
+const MAX_EXPERTS: usize = 1 << 12;
 /// Bound on the number of layers, for the same reason.
 const MAX_LAYERS: usize = 1 << 12;
 /// RoPE's sines and cosines are exact for angles up to 2^18, and the first pair's angle is the position. That is the largest
@@ -516,9 +537,6 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         return Err(json.unsupported(field, "the engine's attention is causal"));
     }
     let per_layer = family.gemma4.and_then(|gemma4| gemma4.per_layer_width);
-    if per_layer.is_some() && !off("enable_moe_block") {
-        return Err(json.unsupported("enable_moe_block", "the engine has no mixture of experts"));
-    }
     check_weights(json)?;
     // Gemma 1's first release said "gelu" and meant the tanh approximation, as Transformers knows.
     let tanh = ["gelu_pytorch_tanh", "gelu"];
@@ -606,10 +624,32 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         value_norm: family.gemma4.is_some(),
         layer_scalars: family.gemma4.is_some(),
         per_layer_width,
+        experts: match per_layer {
+            Some(_) => experts(json)?,
+            None => None,
+        },
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
         eos_tokens,
         bos_token,
     })
+}
+
+/// The mixture of experts, where it is switched on.
+fn experts(json: &Fields) -> Result<Option<ExpertShape>, ConfigError> {
+    if !json.switch("enable_moe_block")? {
+        return Ok(None);
+    }
+    let some = |field: &str, max: usize| match json.map.get(field) {
+        None | Some(Value::Null) => Err(json.bad(field, "missing; enable_moe_block needs it".into())),
+        Some(_) => json.count(field, 0, max),
+    };
+    let (count, width) = (some("num_experts", MAX_EXPERTS)?, some("moe_intermediate_size", MAX_WIDTH)?);
+    let shape = ExpertShape { count, per_token: some("top_k_experts", count)?, width };
+    if 2 * count * width > MAX_WIDTH {
+        let problem = format!("2 x {width} x num_experts = {count} exceeds {MAX_WIDTH}");
+        return Err(json.bad("moe_intermediate_size", problem));
+    }
+    Ok(Some(shape))
 }
 
 fn family(json: &Fields) -> Result<&'static Family, ConfigError> {

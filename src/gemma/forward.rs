@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::Gemma;
 use super::activations::Kept;
 use super::config::{GemmaConfig, LayerSpec};
-use crate::backend::{AttentionSpec, Backend, Batch, Decode, HeadNorm, NormSpec, ResidualSpec, RopeSpec};
+use super::params::ExpertParams;
+use crate::backend::{
+    AttentionSpec, Backend, Batch, Decode, ExpertTrace, HeadNorm, NormSpec, ResidualSpec, RopeSpec,
+};
 
 /// Keys and values of every layer that has its own, rows as the segment table says: shared prompts once, tails per stream.
 pub struct KvCache<B: Backend> {
@@ -147,11 +150,22 @@ pub(super) struct InputBlock<B: Backend> {
     pub(super) out: B::Tensor,
 }
 
-/// An MLP.
+/// An MLP, and the experts beside it.
 pub(super) struct MlpBlock<B: Backend> {
     pub(super) inner: Mlp<B>,
+    pub(super) experts: Option<ExpertBlock<B>>,
     /// The block's output, where a norm follows it.
     pub(super) out: Option<B::Tensor>,
+}
+
+/// What experts computed beside an MLP.
+pub(super) struct ExpertBlock<B: Backend> {
+    pub(super) routes: B::Routes,
+    /// What their backward pass needs, where kept.
+    pub(super) trace: Option<ExpertTrace<B::Tensor>>,
+    /// The MLP's output and theirs, before their norms.
+    pub(super) mlp_out: B::Tensor,
+    pub(super) out: B::Tensor,
 }
 
 impl<B: Backend> Gemma<B> {
@@ -206,7 +220,7 @@ impl<B: Backend> Gemma<B> {
             let attn_out = self.cached_attention(l, &normed, tables, cache);
             let (mid, mlp_in) = self.after_attention(l, &x, &attn_out);
             let mlp = self.mlp(l, &mlp_in, false);
-            let mlp_out = self.mlp_out(l, &mlp);
+            let (mlp_out, _) = self.mlp_out(l, &mid, &mlp, false);
             (x, normed) = match self.input_block(l, &mid, &mlp_out, inputs) {
                 Some(block) => self.after_input(l, &block),
                 None => self.after_mlp(l, &mid, &mlp_out),
@@ -254,7 +268,7 @@ impl<B: Backend> Gemma<B> {
             // What is not kept gives way to what the MLP computes.
             let attention = kept.attention_of(l).then_some((inner, out));
             let mlp = self.mlp(l, &mlp_in, kept.mlp_of(l));
-            let mlp_out = self.mlp_out(l, &mlp);
+            let (mlp_out, experts) = self.mlp_out(l, &mid, &mlp, kept.mlp_of(l));
             stream.push(x);
             let input = self.input_block(l, &mid, &mlp_out, inputs);
             (x, normed) = match &input {
@@ -262,7 +276,7 @@ impl<B: Backend> Gemma<B> {
                 None => self.after_mlp(l, &mid, &mlp_out),
             };
             let post = &self.params.layers[l].mlp_post_norm;
-            let mlp = || (MlpBlock { inner: mlp, out: post.as_ref().map(|_| mlp_out) }, input);
+            let mlp = || (MlpBlock { inner: mlp, experts, out: post.as_ref().map(|_| mlp_out) }, input);
             layers.push(Activations {
                 attention: attention.map(|(inner, out)| AttentionBlock { inner, out, mid }),
                 mlp: kept.mlp_of(l).then(mlp),
@@ -441,10 +455,36 @@ impl<B: Backend> Gemma<B> {
         Mlp { gate_up, product }
     }
 
-    /// The MLP's output, before its norm.
-    pub(super) fn mlp_out(&self, l: usize, mlp: &Mlp<B>) -> B::Tensor {
-        let [out] = self.backend.matmul_forward(&mlp.product, [&self.params.layers[l].down]);
-        out
+    /// The MLP's output, and that of the experts beside it, before the norm of both. mid is the residual stream before them.
+    pub(super) fn mlp_out(
+        &self,
+        l: usize,
+        mid: &B::Tensor,
+        mlp: &Mlp<B>,
+        keep: bool,
+    ) -> (B::Tensor, Option<ExpertBlock<B>>) {
+        let (b, p) = (&self.backend, &self.params.layers[l]);
+        let [mlp_out] = b.matmul_forward(&mlp.product, [&p.down]);
+        let Some((p, routing)) = p.experts.as_ref().zip(self.config.routing()) else {
+            return (mlp_out, None);
+        };
+        let (router_in, x) = self.expert_inputs(p, mid);
+        let [scores] = b.matmul_forward(&router_in, [&p.router]);
+        let routes = b.route_forward(&scores, &p.factors, &routing);
+        let (out, trace) = b.experts_forward(&x, &routes, &p.gate_up, &p.down, keep);
+        let normed = b.rms_norm_forward(&mlp_out, &p.mlp_norm, self.config.norm);
+        let sum = b.add_forward(&normed, &out, &p.post_norm, self.inner_sum());
+        (sum, Some(ExpertBlock { routes, trace, mlp_out, out }))
+    }
+
+    /// The residual stream before an MLP, normed for the router and for the experts beside it.
+    pub(super) fn expert_inputs(
+        &self,
+        p: &ExpertParams<B::Tensor>,
+        mid: &B::Tensor,
+    ) -> (B::Tensor, B::Tensor) {
+        let norm = |w| self.backend.rms_norm_forward(mid, w, self.config.norm);
+        (norm(&p.router_norm), norm(&p.pre_norm))
     }
 
     /// (residual stream, the next layer's normed input) after the MLP.

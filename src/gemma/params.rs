@@ -10,7 +10,9 @@ use std::path::PathBuf;
 
 use half::{bf16, f16};
 
-use super::config::{CONFIG_FILE, GemmaConfig, LayerShape, LayerSpec, MAX_SPARE_ROWS, NormPlacement};
+use super::config::{
+    CONFIG_FILE, ExpertShape, GemmaConfig, LayerShape, LayerSpec, MAX_SPARE_ROWS, NormPlacement,
+};
 use crate::backend::{Backend, DType};
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 
@@ -58,8 +60,51 @@ pub struct LayerParams<T> {
     pub down: T,
     /// `[1, D]`: on the MLP's output, before the residual sum (Gemma 2 to 4).
     pub mlp_post_norm: Option<T>,
+    /// The experts beside the MLP.
+    pub experts: Option<ExpertParams<T>>,
     /// The block behind the MLP, which meets the layer's own input.
     pub input: Option<InputParams<T>>,
+}
+
+/// One `T` for every parameter of the experts beside an MLP (Gemma 4 26B-A4B).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertParams<T> {
+    /// `[1, D]`: before the router.
+    pub router_norm: T,
+    /// `[E, D]`: what a token's scores are, once normed.
+    pub router: T,
+    /// `[1, E]`: factors on the weights of routes.
+    pub factors: T,
+    /// `[1, D]`: before the experts.
+    pub pre_norm: T,
+    /// `[E 2 Fe, D]`: gate and then up of each expert.
+    pub gate_up: T,
+    /// `[E D, Fe]`: down of each.
+    pub down: T,
+    /// `[1, D]`: on the MLP's output, before the sum of both.
+    pub mlp_norm: T,
+    /// `[1, D]`: on the experts' output, before the sum of both.
+    pub post_norm: T,
+}
+
+impl<T> ExpertParams<T> {
+    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> ExpertParams<U> {
+        ExpertParams {
+            router_norm: f(&self.router_norm),
+            router: f(&self.router),
+            factors: f(&self.factors),
+            pre_norm: f(&self.pre_norm),
+            gate_up: f(&self.gate_up),
+            down: f(&self.down),
+            mlp_norm: f(&self.mlp_norm),
+            post_norm: f(&self.post_norm),
+        }
+    }
+
+    fn push_mut<'a>(&'a mut self, all: &mut Vec<&'a mut T>) {
+        all.extend([&mut self.router_norm, &mut self.router, &mut self.factors, &mut self.pre_norm]);
+        all.extend([&mut self.gate_up, &mut self.down, &mut self.mlp_norm, &mut self.post_norm]);
+    }
 }
 
 /// One `T` for every parameter of the block in which a layer meets its own input (Gemma 4 E2B, E4B).
@@ -131,6 +176,7 @@ impl<T> LayerParams<T> {
             up: f(&self.up),
             down: f(&self.down),
             mlp_post_norm: self.mlp_post_norm.as_ref().map(&mut *f),
+            experts: self.experts.as_ref().map(|experts| experts.map(f)),
             input: self.input.as_ref().map(|input| InputParams {
                 gate: f(&input.gate),
                 projection: f(&input.projection),
@@ -146,6 +192,9 @@ impl<T> LayerParams<T> {
         all.extend([&mut self.q_norm, &mut self.k_norm, &mut self.attn_post_norm].into_iter().flatten());
         all.extend([&mut self.mlp_pre_norm, &mut self.gate, &mut self.up, &mut self.down]);
         all.extend(&mut self.mlp_post_norm);
+        if let Some(experts) = &mut self.experts {
+            experts.push_mut(all);
+        }
         if let Some(input) = &mut self.input {
             all.extend([&mut input.gate, &mut input.projection, &mut input.post_norm]);
         }
@@ -157,8 +206,10 @@ impl<T> LayerParams<T> {
 pub enum ParamKind {
     /// A linear map's weight or the embedding, `[rows, cols]`.
     Matrix,
-    /// An RMSNorm's weight, `[1, cols]` here and `[cols]` in files.
-    Norm,
+    /// A linear map's weight for each of so many experts, `[rows, cols]` here and `[experts, rows / experts, cols]` in files.
+    Stack(usize),
+    /// An RMSNorm's weight or other factors, `[1, cols]` here and `[cols]` in files.
+    Vector,
 }
 
 /// One line of the model's table.
@@ -166,9 +217,9 @@ pub enum ParamKind {
 pub struct ParamSpec {
     /// Its name in Transformers.
     pub name: String,
-    /// Matrix or norm.
+    /// Matrix or vector.
     pub kind: ParamKind,
-    /// Rows; 1 for a norm.
+    /// Rows; 1 for a vector.
     pub rows: usize,
     /// Columns.
     pub cols: usize,
@@ -179,7 +230,8 @@ impl ParamSpec {
     pub fn shape(&self) -> Vec<usize> {
         match self.kind {
             ParamKind::Matrix => vec![self.rows, self.cols],
-            ParamKind::Norm => vec![self.cols],
+            ParamKind::Stack(experts) => vec![experts, self.rows / experts, self.cols],
+            ParamKind::Vector => vec![self.cols],
         }
     }
 }
@@ -237,13 +289,16 @@ impl TextNames {
 pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     let d = config.hidden_size;
     let matrix = |name: String, rows, cols| ParamSpec { name, kind: ParamKind::Matrix, rows, cols };
-    let norm = |name: String, cols| ParamSpec { name, kind: ParamKind::Norm, rows: 1, cols };
+    let norm = |name: String, cols| ParamSpec { name, kind: ParamKind::Vector, rows: 1, cols };
+    let stack =
+        |name: String, n, rows, cols| ParamSpec { name, kind: ParamKind::Stack(n), rows: n * rows, cols };
     let sandwich = config.norms == NormPlacement::Sandwich;
     let (p, per_layer) = (config.per_layer_width, config.per_layer_width != 0);
     let layer = |(i, spec): (usize, &LayerSpec)| {
         let LayerShape { head_dim: head, intermediate: f, .. } = spec.shape;
         let (q, kv) = (spec.shape.q_width(), spec.shape.kv_width());
-        let name = |part: &str| format!("model.layers.{i}.{part}.weight");
+        let bare = |part: &str| format!("model.layers.{i}.{part}");
+        let name = |part: &str| format!("{}.weight", bare(part));
         let own_kv = spec.kv_from.is_none();
         LayerParams {
             attn_pre_norm: norm(name("input_layernorm"), d),
@@ -260,6 +315,16 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
             up: matrix(name("mlp.up_proj"), f, d),
             down: matrix(name("mlp.down_proj"), d, f),
             mlp_post_norm: sandwich.then(|| norm(name("post_feedforward_layernorm"), d)),
+            experts: config.experts.map(|ExpertShape { count, width, .. }| ExpertParams {
+                router_norm: norm(bare("router.scale"), d),
+                router: matrix(name("router.proj"), count, d),
+                factors: norm(bare("router.per_expert_scale"), count),
+                pre_norm: norm(name("pre_feedforward_layernorm_2"), d),
+                gate_up: stack(bare("experts.gate_up_proj"), count, 2 * width, d),
+                down: stack(bare("experts.down_proj"), count, d, width),
+                mlp_norm: norm(name("post_feedforward_layernorm_1"), d),
+                post_norm: norm(name("post_feedforward_layernorm_2"), d),
+            }),
             input: per_layer.then(|| InputParams {
                 gate: matrix(name("per_layer_input_gate"), p, d),
                 projection: matrix(name("per_layer_projection"), d, p),

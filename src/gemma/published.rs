@@ -1,7 +1,7 @@
 //! The shapes of published models, as their config.json has them: what benchmarks and counts are told of, without a
 //! download.
 
-use super::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
+use super::config::{ExpertShape, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use crate::backend::{NormSpec, RopeSpec};
 
 /// Every published model that the engine runs, with its name; of multimodal ones the text part.
@@ -20,6 +20,7 @@ pub fn all() -> Vec<(&'static str, GemmaConfig)> {
         ("Gemma 4 E2B", gemma_4_e2b()),
         ("Gemma 4 E4B", gemma_4_e(2560, 42, 6, shape(8, 2, 256, 10_240), 18, 1)),
         ("Gemma 4 12B", gemma_4(3840, 48, shape(16, 8, 256, 15_360), 1)),
+        ("Gemma 4 26B-A4B", gemma_4_26b()),
         ("Gemma 4 31B", gemma_4(5376, 60, shape(32, 16, 256, 21_504), 4)),
     ]
 }
@@ -55,6 +56,7 @@ fn gemma_1(hidden_size: usize, layers: usize, shape: LayerShape) -> GemmaConfig 
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        experts: None,
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -125,6 +127,12 @@ fn gemma_4(hidden_size: usize, layers: usize, shape: LayerShape, global_kv: usiz
     }
 }
 
+/// Gemma 4 26B-A4B.
+pub fn gemma_4_26b() -> GemmaConfig {
+    let experts = Some(ExpertShape { count: 128, per_token: 8, width: 704 });
+    GemmaConfig { experts, ..gemma_4(2816, 30, shape(16, 8, 256, 2112), 2) }
+}
+
 /// A global layer of Gemma 4, of whose pairs a quarter turns.
 fn global(shape: LayerShape, keys_are_values: bool) -> LayerSpec {
     let all = layer(shape, None, 1e6);
@@ -174,8 +182,10 @@ mod tests {
     /// have so many effective ones, in round numbers, without all that belongs to per-layer embeddings.
     #[test]
     fn models_have_the_parameters_that_their_names_say() {
-        let published =
-            [2506, 8538, 2614, 9242, 27_227, 268, 1000, 3880, 11_766, 27_009, 2300, 4500, 11_900, 30_700];
+        let published = [
+            2506, 8538, 2614, 9242, 27_227, 268, 1000, 3880, 11_766, 27_009, 2300, 4500, 11_900, 25_200,
+            30_700,
+        ];
         for ((name, config), millions) in all().into_iter().zip(published) {
             let count: usize = plan(&config).tensors().iter().map(|spec| spec.rows * spec.cols).sum();
             let off = count as f64 / 1e6 / f64::from(millions) - 1.0;

@@ -88,7 +88,7 @@ impl<B: Backend> Optimizer<B> {
         let all = self.specs.iter().zip(states).zip(params);
         let mut updates: Vec<Update<B::Tensor>> = all
             .map(|((spec, ((grad, m), v)), (param, master))| {
-                let decay = if spec.kind == ParamKind::Matrix { config.weight_decay } else { 0.0 };
+                let decay = if spec.kind == ParamKind::Vector { 0.0 } else { config.weight_decay };
                 let (master, copy) = match master {
                     Some(master) => (master, Some(param)),
                     None => (param, None),

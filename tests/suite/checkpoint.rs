@@ -341,15 +341,17 @@ fn a_file_is_replaced_whole_or_not_at_all() {
 
 // ---- the model's parameters ----
 
-fn tiny(model_type: &str) -> Value {
+fn tiny(family: &str) -> Value {
+    let four = family.starts_with("gemma4");
     let mut json = json!({
-        "model_type": model_type, "vocab_size": 11, "hidden_size": 6, "intermediate_size": 10, "num_hidden_layers": 2,
+        "model_type": if four { "gemma4_text" } else { family }, "vocab_size": 11, "hidden_size": 6, "intermediate_size": 10, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2, "torch_dtype": "float32", "note": "kept",
     });
-    if model_type == "gemma4_text" {
+    if four {
         let own = json!({
             "hidden_size_per_layer_input": 0, "global_head_dim": 4, "num_global_key_value_heads": 1,
-            "attention_k_eq_v": true,
+            "attention_k_eq_v": true, "enable_moe_block": family == "gemma4_moe", "num_experts": 3, "top_k_experts": 2,
+            "moe_intermediate_size": 5,
         });
         json.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
     }
@@ -446,6 +448,21 @@ fn the_tables_are_transformers() {
         four.insert(format!("model.layers.1.self_attn.{part}.weight"), shape);
     }
     assert_eq!(names("gemma4_text"), four);
+    for layer in 0..2 {
+        for (part, shape) in [
+            ("router.scale", vec![6]),
+            ("router.proj.weight", vec![3, 6]),
+            ("router.per_expert_scale", vec![3]),
+            ("experts.gate_up_proj", vec![3, 10, 6]),
+            ("experts.down_proj", vec![3, 6, 5]),
+            ("pre_feedforward_layernorm_2.weight", vec![6]),
+            ("post_feedforward_layernorm_1.weight", vec![6]),
+            ("post_feedforward_layernorm_2.weight", vec![6]),
+        ] {
+            four.insert(format!("model.layers.{layer}.{part}"), shape);
+        }
+    }
+    assert_eq!(names("gemma4_moe"), four);
     let frozen = params::frozen(&config(&tiny("gemma4_text")));
     assert_eq!(frozen, [0, 1].map(|l| (format!("model.layers.{l}.layer_scalar"), vec![1])));
     assert_eq!(params::frozen(&config(&tiny("gemma3_text"))), []);
@@ -463,9 +480,13 @@ fn the_tables_are_transformers() {
 
 #[test]
 fn every_view_of_the_parameters_has_one_order() {
-    for (family, layers) in
-        [("gemma", 2 * 9), ("gemma2", 2 * 11), ("gemma3_text", 2 * 13), ("gemma4_text", 13 + 12)]
-    {
+    for (family, layers) in [
+        ("gemma", 2 * 9),
+        ("gemma2", 2 * 11),
+        ("gemma3_text", 2 * 13),
+        ("gemma4_text", 13 + 12),
+        ("gemma4_moe", 41),
+    ] {
         let mut plan = params::plan(&config(&tiny(family)));
         let shared: Vec<String> = plan.tensors().iter().map(|s| s.name.clone()).collect();
         let unique: Vec<String> = plan.tensors_mut().iter().map(|s| s.name.clone()).collect();
@@ -481,6 +502,7 @@ fn saving_and_loading_change_no_bit() {
         ("gemma2", Dtype::BF16),
         ("gemma3_text", Dtype::BF16),
         ("gemma4_text", Dtype::F32),
+        ("gemma4_moe", Dtype::BF16),
     ] {
         let root = tempfile::tempdir().unwrap();
         let (source, out) = (root.path().join("source"), root.path().join("out"));

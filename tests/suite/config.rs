@@ -1,8 +1,10 @@
 //! config.json in every spelling that Transformers has written, and what must be refused. Expected values are what
 //! Transformers 5.23 makes of the same JSON.
 
-use bon_engine::backend::{DType, NormSpec, RopeSpec};
-use bon_engine::gemma::config::{ConfigError, ConfigFile, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
+use bon_engine::backend::{DType, NormSpec, RopeSpec, Routing};
+use bon_engine::gemma::config::{
+    ConfigError, ConfigFile, ExpertShape, GemmaConfig, LayerShape, LayerSpec, NormPlacement,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -68,6 +70,7 @@ fn absent_fields_have_transformers_defaults() {
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        experts: None,
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -128,6 +131,7 @@ fn every_field_is_read() {
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        experts: None,
         max_positions: 64,
         eos_tokens: vec![3, 5],
         bos_token: 4,
@@ -339,6 +343,7 @@ fn gemma_4_in_both_spellings() {
         value_norm: true,
         layer_scalars: true,
         per_layer_width: 0,
+        experts: None,
         max_positions: 262_144,
         eos_tokens: vec![1, 106, 50],
         bos_token: 2,
@@ -394,6 +399,33 @@ fn gemma_4_in_both_spellings() {
     let widths: Vec<usize> = layers.iter().map(|layer| layer.shape.intermediate / 15_360).collect();
     assert_eq!(widths, [1, 1, 1, 1, 1, 1, 1, 2, 2, 2]);
 
+    // Experts, where they are switched on.
+    let experts = |changes: Value| {
+        let some = json!({
+            "model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "enable_moe_block": true, "num_experts": 6,
+            "top_k_experts": 2, "moe_intermediate_size": 20,
+        });
+        merged(some, changes)
+    };
+    let shape = ExpertShape { count: 6, per_token: 2, width: 20 };
+    assert_eq!(gemma(text(experts(json!({})))).experts, Some(shape));
+    let routing = Routing { experts: 6, top: 2, scale: 0.125 };
+    assert_eq!(gemma(text(experts(json!({ "hidden_size": 64 })))).routing(), Some(routing));
+    assert_eq!(gemma(text(experts(json!({ "enable_moe_block": false })))).experts, None);
+    for (changes, expected) in [
+        (json!({ "num_experts": null }), "num_experts: missing; enable_moe_block needs it"),
+        (json!({ "top_k_experts": 7 }), "top_k_experts: expected an integer from 1 to 6, found 7"),
+        (json!({ "moe_intermediate_size": 0 }), "moe_intermediate_size: expected an integer from 1"),
+        (
+            json!({ "moe_intermediate_size": 1 << 20 }),
+            "moe_intermediate_size: 2 x 1048576 x num_experts = 6 exceeds",
+        ),
+        (json!({ "enable_moe_block": 1 }), "enable_moe_block: expected true or false"),
+    ] {
+        let problem = refusal(&text(experts(changes)));
+        assert!(problem.contains(&format!("config.json: {expected}")), "{problem}");
+    }
+
     let problem = refusal(&wrapper(json!({ "global_head_dim": 7 })));
     assert!(problem.contains("config.json: text_config.global_head_dim: 7 is odd"), "{problem}");
 }
@@ -417,7 +449,6 @@ fn what_the_engine_would_ignore_is_refused() {
         ("gemma3_text", "rope_parameters.sliding_attention.rope_type", json!(null)),
         ("gemma4_text", "use_bidirectional_attention", json!("all")),
         ("gemma4_text", "attn_logit_softcapping", json!(50.0)),
-        ("gemma4_text", "enable_moe_block", json!(true)),
         ("gemma4_text", "per_layer_config.03.intermediate_size", json!(2)),
         ("gemma4_text", "per_layer_config.3.skip", json!(["mlp"])),
         ("gemma4_unified_text", "rope_parameters.full_attention.rope_type", json!("linear")),
@@ -542,7 +573,7 @@ proptest! {
                 "sliding_window_pattern", "rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters",
                 "eos_token_id", "bos_token_id", "architectures", "hidden_act", "hidden_activation",
                 "hidden_size_per_layer_input", "global_head_dim", "per_layer_config", "attention_k_eq_v",
-                "num_kv_shared_layers", "enable_moe_block",
+                "num_kv_shared_layers", "enable_moe_block", "num_experts", "top_k_experts", "moe_intermediate_size",
             ]),
             prop_oneof![
                 Just(json!(null)), Just(json!({})), Just(json!([])), Just(json!("linear")), Just(json!(1e308)),

@@ -1,12 +1,13 @@
 //! A backend that leaves everything to the CPU but what a test changes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Draws, Tables, Tensor};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, NormSpec,
-    ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
+    NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 
@@ -19,12 +20,48 @@ pub(crate) struct Delegating {
     pub(crate) shift: [f32; 2],
     /// Batches of prompts that it has sampled.
     pub(crate) turns: Arc<AtomicUsize>,
+    /// Sends tokens to the experts that they went to in the first forward pass.
+    pub(crate) held: Option<Arc<Mutex<HeldRoutes>>>,
+}
+
+/// The routes of a model's first forward pass. Where they change a model's output jumps, and has no slope.
+#[derive(Debug)]
+pub(crate) struct HeldRoutes {
+    /// Layers of the model, in each of which tokens are sent to experts.
+    pub(crate) layers: usize,
+    /// By layer.
+    experts: Vec<Vec<u32>>,
+    /// How often tokens were sent.
+    calls: usize,
+}
+
+impl HeldRoutes {
+    pub(crate) fn new(layers: usize) -> Self {
+        Self { layers, experts: vec![], calls: 0 }
+    }
+
+    /// Scores of which only those of the first pass's experts can be the largest.
+    fn masked(&self, scores: &Tensor, top: usize) -> Option<Tensor> {
+        let experts = self.experts.get(self.calls % self.layers)?;
+        let rows = scores.as_f32().chunks_exact(scores.cols).zip(experts.chunks_exact(top));
+        let kept = |(row, kept): (&[f32], &[u32])| -> Vec<f32> {
+            let score =
+                |(e, &x): (usize, &f32)| if kept.contains(&(e as u32)) { x } else { f32::NEG_INFINITY };
+            row.iter().enumerate().map(score).collect()
+        };
+        Some(Tensor::f32(scores.rows, scores.cols, rows.flat_map(kept).collect()))
+    }
 }
 
 impl Delegating {
     /// The CPU as it is.
     pub(crate) fn new() -> Self {
-        Self { generation_bytes: Cpu::F32.generation_bytes(), shift: [0.0; 2], turns: Arc::default() }
+        Self {
+            generation_bytes: Cpu::F32.generation_bytes(),
+            shift: [0.0; 2],
+            turns: Arc::default(),
+            held: None,
+        }
     }
 
     /// The number of batches since the last call.
@@ -45,6 +82,7 @@ impl Backend for Delegating {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
+    type Routes = Routes;
 
     fn generation_bytes(&self) -> usize {
         self.generation_bytes
@@ -68,6 +106,18 @@ impl Backend for Delegating {
             *logprob += self.shift[usize::from(i % 3 != 0)];
         }
         (logprobs, trace)
+    }
+
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
+        let Some(held) = &self.held else { return Cpu::F32.route_forward(scores, factors, routing) };
+        let mut held = held.lock().unwrap();
+        let masked = held.masked(scores, routing.top);
+        let routes = Cpu::F32.route_forward(masked.as_ref().unwrap_or(scores), factors, routing);
+        if masked.is_none() {
+            held.experts.push(routes.experts.clone());
+        }
+        held.calls += 1;
+        routes
     }
 
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
@@ -105,6 +155,16 @@ impl Backend for Delegating {
         fn gelu_product_backward(
             &self, dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor,
         ) -> Tensor;
+        fn route_backward(
+            &self, d_weights: &Tensor, routes: &Routes, routing: &Routing, factors: (&Tensor, &mut Tensor),
+        ) -> Tensor;
+        fn experts_forward(
+            &self, x: &Tensor, routes: &Routes, gate_up: &Tensor, down: &Tensor, keep: bool,
+        ) -> (Tensor, Option<ExpertTrace<Tensor>>);
+        fn experts_backward(
+            &self, dy: &Tensor, x: &Tensor, routes: &Routes, trace: &ExpertTrace<Tensor>,
+            gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor),
+        ) -> (Tensor, Tensor);
         fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor;
         fn accumulate(&self, x: &Tensor, sum: &mut Tensor);
         fn narrowed(&self, sum: &Tensor) -> Tensor;

@@ -11,7 +11,7 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, HeadSpec, NormSpec, Pace, RopeSpec, Truncation};
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
-use bon_engine::gemma::config::{GemmaConfig, LayerShape, LayerSpec, NormPlacement};
+use bon_engine::gemma::config::{ExpertShape, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
 use bon_engine::gemma::{Frozen, Gemma, params};
 use bon_engine::generate::{GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::objective::{Kind, ObjectiveConfig, ScoredGroup, Signal, coefficients};
@@ -34,7 +34,8 @@ use crate::tiny::{self, Groups};
 use crate::tolerance::{BF16_ROUNDOFF, Rule, assert_rule};
 use crate::training::{Workplace, checkpoint, metrics, train_on};
 
-pub(crate) const FAMILIES: [&str; 5] = ["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_e"];
+pub(crate) const FAMILIES: [&str; 6] =
+    ["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_e", "gemma4_moe"];
 /// N.
 const STREAMS: usize = 8;
 
@@ -72,6 +73,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        experts: None,
         max_positions: 64,
         eos_tokens: vec![1],
         bos_token: 2,
@@ -123,6 +125,11 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
             if family == "gemma4_text" {
                 return dense;
             }
+            if family == "gemma4_moe" {
+                let layers = vec![layer(Some(8), 1e4, 1.0), global(128, 3)];
+                let experts = Some(ExpertShape { count: 8, per_token: 2, width: 40 });
+                return GemmaConfig { layers, experts, ..dense };
+            }
             // The last layers read keys and values, and have wider MLPs.
             let reader = |from: usize| {
                 let of: LayerSpec = dense.layers[from];
@@ -137,16 +144,17 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
 
 /// The model with the same random bf16 weights on every backend: linear maps keep the size of what they map.
 pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
+    // With these no token is so close to two experts that rounding sends it to the other.
     let mut seed = 100;
     let params = params::plan(config).map(|spec| {
         seed += 1;
         let size = match spec.kind {
-            params::ParamKind::Norm => 0.2,
+            params::ParamKind::Vector => 0.2,
             params::ParamKind::Matrix if spec.rows == config.vocab_size => 0.1,
-            params::ParamKind::Matrix => (3.0 / spec.cols as f32).sqrt(),
+            params::ParamKind::Matrix | params::ParamKind::Stack(_) => (3.0 / spec.cols as f32).sqrt(),
         };
         // What norms multiply by is around 1, however they store it.
-        let center = if spec.kind == params::ParamKind::Norm { 1.0 - config.norm.offset } else { 0.0 };
+        let center = if spec.kind == params::ParamKind::Vector { 1.0 - config.norm.offset } else { 0.0 };
         let values: Vec<f32> =
             randoms(seed, spec.rows * spec.cols).iter().map(|x| center + size * x).collect();
         weight_of(&backend, spec.rows, spec.cols, &values)

@@ -69,7 +69,7 @@ pub(crate) fn write_model_of(config: &Value, dir: &Path) {
     let mut data: Vec<Vec<u8>> = Vec::new();
     for spec in plan.tensors() {
         // Spread like a fresh initialisation; a norm's weight is added to 1, in the families that are asked for.
-        let scale = if spec.kind == ParamKind::Norm { 0.1 } else { 1.7 / (spec.cols as f32).sqrt() };
+        let scale = if spec.kind == ParamKind::Vector { 0.1 } else { 1.7 / (spec.cols as f32).sqrt() };
         let value = |_| {
             element = element.wrapping_add(1);
             (scale * ((element as f32).sin() * 43_758.547).fract()).to_le_bytes()

@@ -1,11 +1,13 @@
 //! The backward pass of whole models against differences of the forward pass, with everything that training has:
 //! shared prompts, repeated prompts, a temperature, weights of both signs.
 
+use std::sync::{Arc, Mutex};
+
 use bon_engine::backend::DType;
-use bon_engine::backend::cpu::Cpu;
 use bon_engine::gemma::Gemma;
 use bon_engine::train::policy::Forward;
 
+use crate::delegating::{Delegating, HeldRoutes};
 use crate::goldens::Golden;
 use crate::ops::{randoms, wide};
 use crate::tiny::{self, Groups, NAMES};
@@ -13,7 +15,7 @@ use crate::tiny::{self, Groups, NAMES};
 const TEMPERATURE: f32 = 0.7;
 
 /// L = -sum of weights * log-probs.
-fn loss(model: &Gemma<Cpu>, groups: &Groups, weights: &[f32]) -> f64 {
+fn loss(model: &Gemma<Delegating>, groups: &Groups, weights: &[f32]) -> f64 {
     let logprobs = groups.with(|groups| Forward::new(model, groups, TEMPERATURE).logprobs);
     -logprobs.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>()
 }
@@ -38,7 +40,11 @@ fn direction(seed: u32, gradient: &[f64]) -> Vec<f64> {
 fn every_gradient_is_the_slope_of_the_loss() {
     let groups = Groups::few_shot();
     for name in NAMES {
-        let mut model = tiny::model(name, DType::F32);
+        let Gemma { config, params, frozen, .. } = tiny::model(name, DType::F32);
+        let held = config.experts.map(|_| Arc::new(Mutex::new(HeldRoutes::new(config.layers.len()))));
+        let backend = Delegating { held, ..Delegating::new() };
+        let mut model = Gemma { backend, config, params, frozen };
+        // The first pass, all of whose activations are kept, so that tokens are sent to experts once in each layer.
         let weights = randoms(5, groups.predicted());
         let (_, gradients) = groups.with(|groups| tiny::gradient(&model, groups, TEMPERATURE, &weights));
         // How wrong a loss is: every log-prob as wrong as it may be, signs at random.

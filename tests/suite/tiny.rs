@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::{Backend, DType};
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::model_dir::open_weights;
@@ -12,7 +12,7 @@ use bon_engine::train::policy::{Continued, Forward};
 use crate::ops::randoms;
 
 /// One of every family, one with linear RoPE scaling, and those inside models of text and other things.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 10] = [
     "gemma1",
     "gemma2",
     "gemma3",
@@ -22,6 +22,7 @@ pub(crate) const NAMES: [&str; 9] = [
     "gemma4",
     "gemma4_e",
     "gemma4_wrapper",
+    "gemma4_moe",
 ];
 
 /// The directory of a golden model.
@@ -96,13 +97,13 @@ impl Groups {
 }
 
 /// Log-probs and gradient of L = -sum of weights * log-probs.
-pub(crate) fn gradient(
-    model: &Gemma<Cpu>,
+pub(crate) fn gradient<B: Backend<Tensor = Tensor>>(
+    model: &Gemma<B>,
     groups: &[Continued],
     temperature: f32,
     weights: &[f32],
 ) -> (Vec<f32>, Params<Tensor>) {
-    let mut grads = model.params.zeros_like(&Cpu::F32);
+    let mut grads = model.params.zeros_like(&model.backend);
     let forward = Forward::new(model, groups, temperature);
     let logprobs = forward.logprobs.clone();
     assert_eq!(logprobs.len(), weights.len());
@@ -111,7 +112,7 @@ pub(crate) fn gradient(
 }
 
 /// Every parameter's name and tensor.
-pub(crate) fn named(model: &Gemma<Cpu>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
+pub(crate) fn named<B: Backend>(model: &Gemma<B>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
     let specs = params::plan(&model.config);
     specs.tensors().into_iter().map(|s| s.name.clone()).zip(tensors.tensors().into_iter().cloned()).collect()
 }

@@ -473,37 +473,82 @@ impl Out {
     }
 }
 
+/// A product of some rows of X with some rows of a W, which become all columns of a Y.
+struct Part {
+    rows: Range<usize>,
+    /// Number of W.
+    w: usize,
+    outputs: Range<usize>,
+    /// Number of Y.
+    y: usize,
+}
+
 /// Y = X W^T for each W: X `[T, in]`, W `[out, in]`, Y `[T, out]`. Weights are all stored in one type.
 pub fn forward<const N: usize>(x: &Tensor, w: [&Tensor; N], compute: Compute) -> [Tensor; N] {
+    let part = |i: usize| Part { rows: 0..x.rows, w: i, outputs: 0..w[i].rows, y: i };
+    forward_parts(x, &w, w.map(|w| w.rows), (0..N).map(part), compute)
+}
+
+/// [`forward`] of N stacked weights, one pile for each group of rows of X: W `[groups, N out, in]`. Group i has the rows
+/// `first[i]..first[i + 1]`.
+pub fn forward_groups<const N: usize>(
+    x: &Tensor,
+    first: &[usize],
+    w: &Tensor,
+    compute: Compute,
+) -> [Tensor; N] {
+    let groups = first.len() - 1;
+    let out = w.rows / (groups * N);
+    let part = |i: usize, y: usize| {
+        let pile = (i * N + y) * out;
+        Part { rows: first[i]..first[i + 1], w: 0, outputs: pile..pile + out, y }
+    };
+    let parts = (0..groups).flat_map(|i| (0..N).map(move |y| (i, y))).map(|(i, y)| part(i, y));
+    forward_parts(x, &[w], [out; N], parts, compute)
+}
+
+/// The parts of Y `[T, out]`.
+fn forward_parts<const N: usize>(
+    x: &Tensor,
+    w: &[&Tensor],
+    out: [usize; N],
+    parts: impl Iterator<Item = Part>,
+    compute: Compute,
+) -> [Tensor; N] {
     for w in w {
         assert_eq!(x.cols, w.cols, "matmul: X is [T, {}], W is [out, {}]", x.cols, w.cols);
     }
     let t = x.rows;
-    let mut y = w.map(|w| zeroed(t * w.rows));
+    let mut y = out.map(|out| zeroed(t * out));
     if x.cols > 0 {
-        let x = Rows::new(Form::with_weights(compute, &w), x.as_f32(), x.cols);
-        let out = y.each_mut().map(|y| Out::new(y));
-        // Panels of all W side by side, because each wait for the other threads costs as much as a small panel.
-        let panels = |i: usize| (0..w[i].rows.div_ceil(PANEL)).map(move |p| (i, p));
-        let cuts = |(i, p)| (0..t.div_ceil(T_CUT)).map(move |cut| (i, p, cut));
-        let tasks: Vec<_> = (0..N).flat_map(panels).flat_map(cuts).collect();
+        let x = Rows::new(Form::with_weights(compute, w), x.as_f32(), x.cols);
+        let to = y.each_mut().map(|y| Out::new(y));
+        // Panels of all parts side by side, because each wait for the other threads costs as much as a small panel.
+        let mut tasks = Vec::new();
+        for part in parts {
+            for p in (0..part.outputs.len()).step_by(PANEL) {
+                let columns = p..part.outputs.len().min(p + PANEL);
+                for cut in part.rows.clone().step_by(T_CUT) {
+                    let rows = cut..part.rows.end.min(cut + T_CUT);
+                    tasks.push((rows, part.w, part.outputs.start, columns.clone(), part.y));
+                }
+            }
+        }
         tasks.into_par_iter().for_each_init(
             || (Vec::new(), vec![0.0; T_CUT.min(t) * PANEL]),
-            |(packed, c), (i, p, cut)| {
-                let n = w[i].rows;
-                let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
-                let outputs = p * PANEL..n.min((p + 1) * PANEL);
-                products(rows.len(), &x, rows.start, w[i], outputs.clone(), packed, c, PANEL);
+            |(packed, c), (rows, i, first, columns, y)| {
+                let outputs = first + columns.start..first + columns.end;
+                products(rows.len(), &x, rows.start, w[i], outputs, packed, c, PANEL);
                 for (row, c) in rows.zip(c.chunks_exact(PANEL)) {
                     // SAFETY: this task alone owns these rows and columns of this Y.
-                    let y = unsafe { out[i].slice(row * n + outputs.start, outputs.len()) };
-                    y.copy_from_slice(&c[..outputs.len()]);
+                    let y = unsafe { to[y].slice(row * out[y] + columns.start, columns.len()) };
+                    y.copy_from_slice(&c[..columns.len()]);
                 }
             },
         );
     }
     let mut y = y.into_iter();
-    w.map(|w| Tensor::f32(t, w.rows, y.next().unwrap_or_default()))
+    out.map(|out| Tensor::f32(t, out, y.next().unwrap_or_default()))
 }
 
 /// c\[m, cols\] += a\[m, k\] b\[k, cols..\] where c is a block of a larger matrix (row stride `ldc`), k counts steps of at
@@ -536,20 +581,40 @@ fn add_product(
 
 /// dX += dY W: dY `[T, out]`, W `[out, in]`, dX `[T, in]`.
 pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor, compute: Compute) {
-    assert_eq!((dy.cols, dy.rows, w.cols), (w.rows, dx.rows, dx.cols), "matmul: dX += dY W");
-    let (t, k, n) = (dy.rows, w.rows, w.cols);
+    assert_eq!(dy.cols, w.rows, "matmul: dX += dY W");
+    backward_input_groups(dy, &[0, dy.rows], w, 1, 0, dx, compute);
+}
+
+/// [`backward_input`] of groups of rows, group i having the rows `first[i]..first[i + 1]` and weight `at` of the `of` that are
+/// stacked in its pile of W `[groups, of out, in]`.
+pub fn backward_input_groups(
+    dy: &Tensor,
+    first: &[usize],
+    w: &Tensor,
+    of: usize,
+    at: usize,
+    dx: &mut Tensor,
+    compute: Compute,
+) {
+    let (k, n, groups) = (dy.cols, w.cols, first.len() - 1);
+    assert_eq!((dy.rows, n, groups * of * k), (dx.rows, dx.cols, w.rows), "matmul: dX += dY W");
     let form = Form::with_weights(compute, &[w]);
     let dy = Rows::new(form, dy.as_f32(), k);
     let out = Out::new(dx.as_f32_mut());
-    let cuts = t.div_ceil(T_CUT);
-    (0..n.div_ceil(PANEL) * cuts).into_par_iter().for_each_init(
+    let mut tasks = Vec::new();
+    for lanes in (0..n).step_by(PANEL) {
+        for i in 0..groups {
+            let cuts = (first[i]..first[i + 1]).step_by(T_CUT);
+            tasks
+                .extend(cuts.map(|cut| (lanes..n.min(lanes + PANEL), i, cut..first[i + 1].min(cut + T_CUT))));
+        }
+    }
+    tasks.into_par_iter().for_each_init(
         || vec![0.0; KC * PANEL],
-        |b, task| {
-            let (p, cut) = (task / cuts, task % cuts);
-            let rows = cut * T_CUT..t.min((cut + 1) * T_CUT);
-            let lanes = p * PANEL..n.min((p + 1) * PANEL);
+        |b, (lanes, i, rows)| {
+            let pile = (i * of + at) * k;
             for k0 in (0..k).step_by(KC) {
-                let terms = k0..k.min(k0 + KC);
+                let terms = pile + k0..pile + k.min(k0 + KC);
                 let steps = form.steps(terms.len());
                 pack_weights(form, w, terms, lanes.clone(), &mut b[..steps * PANEL], PANEL);
                 // This task alone owns these rows and columns of dX.
@@ -564,14 +629,37 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, dx: &mut Tensor, compute: Compute
 /// dW += dY^T X: dY `[T, out]`, X `[T, in]`, dW `[out, in]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor, compute: Compute) {
     assert_eq!((dy.rows, dy.cols, x.cols), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
-    let (k, m, n) = (dy.rows, dy.cols, x.cols);
+    add_backward_weight(dy.as_f32(), dy.cols, x.as_f32(), x.cols, dw.as_f32_mut(), compute);
+}
+
+/// [`backward_weight`] of groups, as in [`backward_input_groups`].
+pub fn backward_weight_groups(
+    dy: &Tensor,
+    first: &[usize],
+    x: &Tensor,
+    of: usize,
+    at: usize,
+    dw: &mut Tensor,
+    compute: Compute,
+) {
+    let (m, n, groups) = (dy.cols, x.cols, first.len() - 1);
+    assert_eq!((dy.rows, groups * of * m, n), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
+    let (dy, x) = (dy.as_f32(), x.as_f32());
+    dw.as_f32_mut().par_chunks_exact_mut(of * m * n).enumerate().for_each(|(i, pile)| {
+        let (dy, x) = (&dy[first[i] * m..first[i + 1] * m], &x[first[i] * n..first[i + 1] * n]);
+        add_backward_weight(dy, m, x, n, &mut pile[at * m * n..][..m * n], compute);
+    });
+}
+
+/// dw\[m, n\] += dy\[_, m\]^T x\[_, n\].
+fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: &mut [f32], compute: Compute) {
+    let k = dy.len() / m;
     if k == 0 {
         return;
     }
     let form = Form::of_activations(compute);
-    let panels = Panels::from_cols(form, x.as_f32(), n);
-    let dy = dy.as_f32();
-    dw.as_f32_mut().par_chunks_mut(ROWS * n).enumerate().for_each_init(
+    let panels = Panels::from_cols(form, x, n);
+    dw.par_chunks_mut(ROWS * n).enumerate().for_each_init(
         || (vec![0.0; ROWS * k], vec![0.0; ROWS * form.steps(k)]),
         |(columns, a), (block, dw)| {
             let rows = dw.len() / n;

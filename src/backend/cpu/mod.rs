@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod embed;
+pub mod experts;
 pub mod form;
 pub mod geglu;
 pub mod lm_head;
@@ -22,8 +23,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, HeadNorm, HeadSpec, HeadTrace,
-    NormSpec, ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, ExpertTrace, HeadNorm, HeadSpec,
+    HeadTrace, NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -186,6 +187,7 @@ impl Backend for Cpu {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
+    type Routes = experts::Routes;
 
     fn device_name(&self) -> String {
         "cpu".into()
@@ -453,6 +455,43 @@ impl Backend for Cpu {
         d_inputs: &mut Tensor,
     ) -> Tensor {
         geglu::product_backward(dh, gate, inputs, first, d_inputs)
+    }
+
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> experts::Routes {
+        experts::route(scores, factors, routing)
+    }
+
+    fn route_backward(
+        &self,
+        d_weights: &Tensor,
+        routes: &experts::Routes,
+        routing: &Routing,
+        (factors, d_factors): (&Tensor, &mut Tensor),
+    ) -> Tensor {
+        experts::route_backward(d_weights, routes, routing, factors, d_factors)
+    }
+
+    fn experts_forward(
+        &self,
+        x: &Tensor,
+        routes: &experts::Routes,
+        gate_up: &Tensor,
+        down: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<ExpertTrace<Tensor>>) {
+        experts::forward(x, routes, gate_up, down, keep, self.compute)
+    }
+
+    fn experts_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        routes: &experts::Routes,
+        trace: &ExpertTrace<Tensor>,
+        gate_up: (&Tensor, &mut Tensor),
+        down: (&Tensor, &mut Tensor),
+    ) -> (Tensor, Tensor) {
+        experts::backward(dy, x, routes, trace, gate_up, down, self.compute)
     }
 
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {

@@ -32,7 +32,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn scale_slice(x: &mut [f32], factor: f32) {
+    pub(super) fn scale_slice(x: &mut [f32], factor: f32) {
         for x in x {
             *x *= factor;
         }

@@ -24,9 +24,9 @@ const LAUNCH_CLOCKS: usize = 2700;
 
 /// A tile of kernels/matmul.cu: M x N, `warps` x 2 warps, and `stages` stages of `depth` columns of k.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Variant {
-    m: usize,
-    n: usize,
+pub(super) struct Variant {
+    pub(super) m: usize,
+    pub(super) n: usize,
     warps: usize,
     depth: usize,
     stages: usize,
@@ -34,14 +34,14 @@ struct Variant {
 
 const T32X16: Variant = Variant { m: 32, n: 16, warps: 1, depth: 64, stages: 12 };
 const T32X32: Variant = Variant { m: 32, n: 32, warps: 2, depth: 128, stages: 5 };
-const T32X64: Variant = Variant { m: 32, n: 64, warps: 2, depth: 64, stages: 4 };
+pub(super) const T32X64: Variant = Variant { m: 32, n: 64, warps: 2, depth: 64, stages: 4 };
 const T64X32: Variant = Variant { m: 64, n: 32, warps: 2, depth: 128, stages: 4 };
-const T64X64: Variant = Variant { m: 64, n: 64, warps: 2, depth: 64, stages: 3 };
-const T128X128: Variant = Variant { m: 128, n: 128, warps: 2, depth: 64, stages: 2 };
+pub(super) const T64X64: Variant = Variant { m: 64, n: 64, warps: 2, depth: 64, stages: 3 };
+pub(super) const T128X128: Variant = Variant { m: 128, n: 128, warps: 2, depth: 64, stages: 2 };
 
 impl Variant {
     /// A grid of `x` by `y` tiles.
-    fn launch(self, x: usize, y: usize) -> Launch {
+    pub(super) fn launch(self, x: usize, y: usize) -> Launch {
         assert!(y <= MAX_TILES, "{y} tiles along y");
         let mut launch = Launch::linear(x, narrow(2 * self.warps * 32));
         launch.grid[1] = narrow(y);
@@ -64,9 +64,24 @@ impl Variant {
     }
 
     /// The faster one of the two tiles for many rows. No bit depends on the choice.
-    fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
+    pub(super) fn large(rows: usize, cols: usize, parts: usize, multiprocessors: u32) -> Self {
         let time = |v: &Self| v.time(rows, cols, parts, multiprocessors);
         if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
+    }
+
+    /// The fastest one of `tiles`, the largest of equals being the first, for a product [rows, cols] whose rows are `groups` groups
+    /// with weights of their own. How many rows a group has, the host does not know: on average the last tile of a group is half
+    /// empty. No bit depends on the choice.
+    pub(super) fn of_groups(
+        tiles: &[Self],
+        rows: usize,
+        groups: usize,
+        cols: usize,
+        multiprocessors: u32,
+    ) -> Self {
+        let filled = |v: &Self| groups * (rows.div_ceil(groups) + v.m / 2).max(v.m);
+        let time = |v: &&Self| v.time(filled(v), cols, 1, multiprocessors);
+        *tiles.iter().min_by_key(time).expect("there are tiles")
     }
 
     /// The tile of a product whose weights have `features` rows in all. While the tokens fit one tile, each byte of the weights is

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod attention_backward;
 pub mod embed;
 pub mod entries;
+pub mod experts;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
@@ -26,8 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, ModelShape,
-    NormSpec, Pace, ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Unsupported, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
+    ModelShape, NormSpec, Pace, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform,
+    Unsupported, Update,
 };
 use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
 use entries::shared::mma::VECTOR;
@@ -257,6 +259,7 @@ impl Backend for Cuda {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
+    type Routes = experts::Routes;
 
     fn device_name(&self) -> String {
         self.0.device.name()
@@ -269,6 +272,7 @@ impl Backend for Cuda {
     fn supports(&self, shape: &ModelShape) -> Result<(), Unsupported> {
         let ModelShape { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = *shape;
         let (input, inputs) = (shape.per_layer_width, shape.per_layer_columns);
+        let ModelShape { experts, experts_per_token: per_token, expert_width, .. } = *shape;
         let mut problems = Vec::new();
         if !HEAD_DIMS.contains(&head_dim) {
             problems.push(format!(
@@ -279,6 +283,8 @@ impl Backend for Cuda {
             ("hidden_size", hidden),
             ("intermediate_size", intermediate),
             ("hidden_size_per_layer_input", input),
+            ("num_experts", experts),
+            ("moe_intermediate_size", expert_width),
         ] {
             if !value.is_multiple_of(VECTOR) {
                 problems
@@ -296,6 +302,9 @@ impl Backend for Cuda {
             ),
             ("columns of all layers' inputs", inputs, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("intermediate_size", intermediate, matmul::MAX_FEATURES, "a grid has no more tiles"),
+            ("num_experts", experts, experts::MAX_EXPERTS, "a warp holds a token's scores"),
+            ("top_k_experts", per_token, experts::MAX_TOP, "a warp holds a token's choices"),
+            ("moe_intermediate_size", expert_width, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("rows of q, k and v", qkv, matmul::MAX_FEATURES, "a grid has no more tiles"),
             ("vocab_size", vocab, lm_head::MAX_TOKENS, "so many fit the digits that top-k sorts by"),
         ] {
@@ -459,6 +468,17 @@ impl Backend for Cuda {
         ) -> (Tensor, Tensor);
         rows::accumulate is accumulate(x: &Tensor, sum: &mut Tensor);
         rows::narrowed is narrowed(sum: &Tensor) -> Tensor;
+        experts::route is route_forward(scores: &Tensor, factors: &Tensor, routing: &Routing) -> experts::Routes;
+        experts::route_backward is route_backward(
+            d_weights: &Tensor, routes: &experts::Routes, routing: &Routing, factors: (&Tensor, &mut Tensor)
+        ) -> Tensor;
+        experts::forward is experts_forward(
+            x: &Tensor, routes: &experts::Routes, gate_up: &Tensor, down: &Tensor, keep: bool
+        ) -> (Tensor, Option<ExpertTrace<Tensor>>);
+        experts::backward is experts_backward(
+            dy: &Tensor, x: &Tensor, routes: &experts::Routes, trace: &ExpertTrace<Tensor>,
+            gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor)
+        ) -> (Tensor, Tensor);
         geglu::product_forward is gelu_product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
         geglu::product_backward is gelu_product_backward(
             dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor
@@ -519,6 +539,9 @@ mod tests {
             vocab: 1 << 22,
             per_layer_width: 256,
             per_layer_columns: 35 * 256,
+            experts: 128,
+            experts_per_token: 8,
+            expert_width: 704,
         };
         assert_eq!(cuda.supports(&fits), Ok(()));
         for (shape, why) in [
@@ -532,6 +555,11 @@ mod tests {
             (ModelShape { vocab: (1 << 22) + 1, ..fits }, "vocab_size 4194305"),
             (ModelShape { per_layer_width: 12, ..fits }, "hidden_size_per_layer_input 12"),
             (ModelShape { per_layer_width: 8200, ..fits }, "hidden_size_per_layer_input 8200"),
+            (ModelShape { experts: 12, ..fits }, "num_experts 12: rows must be whole vectors"),
+            (ModelShape { experts: 264, ..fits }, "num_experts 264: at most 256"),
+            (ModelShape { experts_per_token: 33, ..fits }, "top_k_experts 33"),
+            (ModelShape { expert_width: 700, ..fits }, "moe_intermediate_size 700"),
+            (ModelShape { expert_width: 1 << 22, ..fits }, "moe_intermediate_size 4194304"),
             (ModelShape { per_layer_columns: 1 << 22, ..fits }, "columns of all layers' inputs 4194304"),
         ] {
             let refused = cuda.supports(&shape).expect_err(why);

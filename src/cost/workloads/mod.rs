@@ -6,6 +6,7 @@ mod adamw;
 mod attention;
 mod attention_backward;
 mod embed;
+mod experts;
 mod geglu;
 mod lm_head;
 mod matmul;
@@ -41,6 +42,9 @@ pub const GEMMA_2B: Model = Model {
         vocab: 256_000,
         per_layer_width: 0,
         per_layer_columns: 0,
+        experts: 0,
+        experts_per_token: 0,
+        expert_width: 0,
     },
 };
 
@@ -56,6 +60,9 @@ pub const GEMMA_270M: Model = Model {
         vocab: 262_144,
         per_layer_width: 0,
         per_layer_columns: 0,
+        experts: 0,
+        experts_per_token: 0,
+        expert_width: 0,
     },
 };
 
@@ -107,6 +114,7 @@ pub fn whole_workloads(model: &Model) -> Vec<Workload> {
     all.extend(adamw::large_workloads(shape));
     all.extend(attention::large_workloads(shape));
     all.extend(attention_backward::large_workloads(shape));
+    all.extend(experts::large_workloads(shape));
     all.extend(geglu::large_workloads(shape));
     all.extend(lm_head::large_workloads(shape));
     all.extend(matmul::large_workloads(shape));
@@ -120,6 +128,7 @@ fn with_vocabulary(shape: &ModelShape, tokens: usize) -> Vec<Workload> {
     all.extend(attention::workloads(shape));
     all.extend(attention_backward::workloads(shape));
     all.extend(embed::workloads(shape));
+    all.extend(experts::workloads(shape));
     all.extend(geglu::workloads(shape));
     all.extend(lm_head::workloads(shape, tokens));
     all.extend(matmul::workloads(shape));

@@ -307,7 +307,7 @@ fn a_row_of_geglu_has_the_same_bits_in_any_batch_and_tile() {
 }
 
 /// Instructions of the main loop other than mma, for each mma: the lines that ran most often.
-fn overhead(report: &Report) -> f64 {
+pub(super) fn overhead(report: &Report) -> f64 {
     let most = report.lines.iter().map(|line| line.warps).max().expect("something ran");
     let lines = report.lines.iter().filter(|line| line.warps == most).count() as f64;
     let mma = report.classes.iter().find(|(class, _)| format!("{class:?}") == "Mma").expect("products").1;

@@ -8,6 +8,7 @@ mod adamw;
 mod attention;
 mod attention_backward;
 mod embed;
+mod experts;
 mod geglu;
 mod lm_head;
 mod matmul;

@@ -15,8 +15,14 @@ use super::{compiled, counted, counting, traffic};
 
 /// Kernels, by the beginnings of their names, that live on reuse of registers and shared memory rather than on many
 /// warps; and how many threads a multiprocessor must still hold of them, as far as registers go. Longest match first.
-const HEAVY: [(&str, u32); 4] =
-    [("matmul", 256), ("geglu_forward", 256), ("attention", 128), ("lm_head", 256)];
+const HEAVY: [(&str, u32); 6] = [
+    ("matmul", 256),
+    ("geglu_forward", 256),
+    ("attention", 128),
+    ("lm_head", 256),
+    ("experts_matmul", 256),
+    ("experts_geglu_forward", 256),
+];
 /// All others wait for memory: so many threads hide that.
 const LIGHT: u32 = 512;
 

@@ -3,6 +3,7 @@
 mod adamw;
 mod attention;
 mod embed;
+mod experts;
 mod geglu;
 mod lm_head;
 mod matmul;

@@ -3,12 +3,14 @@
 
 mod attention;
 mod attention_backward;
+mod experts;
 mod lm_head;
 
+use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor, rms_norm};
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, HeadNorm, HeadSpec, HeadTrace, NormSpec,
-    ResidualSpec, RopeSpec, Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
+    NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -79,6 +81,7 @@ impl Backend for Rounded {
     type Tensor = Tensor;
     type Tables = (Tables, Owned);
     type Draws = Draws;
+    type Routes = Routes;
 
     fn device_name(&self) -> String {
         "rounded".into()
@@ -318,6 +321,49 @@ impl Backend for Rounded {
             row[first..first + gate.cols].copy_from_slice(d_up);
         }
         d_gate
+    }
+
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
+        // Routes are f32 in such a framework too.
+        Cpu::F32.route_forward(scores, factors, routing)
+    }
+
+    fn route_backward(
+        &self,
+        d_weights: &Tensor,
+        routes: &Routes,
+        routing: &Routing,
+        (factors, d_factors): (&Tensor, &mut Tensor),
+    ) -> Tensor {
+        let mut d_scores = None;
+        add_rounded(d_factors, |d_factors| {
+            d_scores = Some(round(Cpu::F32.route_backward(d_weights, routes, routing, (factors, d_factors))));
+        });
+        d_scores.expect("it was computed")
+    }
+
+    fn experts_forward(
+        &self,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &Tensor,
+        down: &Tensor,
+        _keep: bool,
+    ) -> (Tensor, Option<ExpertTrace<Tensor>>) {
+        let (y, trace) = experts::forward(x, routes, gate_up, down);
+        (y, Some(trace))
+    }
+
+    fn experts_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        routes: &Routes,
+        trace: &ExpertTrace<Tensor>,
+        gate_up: (&Tensor, &mut Tensor),
+        down: (&Tensor, &mut Tensor),
+    ) -> (Tensor, Tensor) {
+        experts::backward(dy, x, routes, trace, gate_up, down)
     }
 
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {

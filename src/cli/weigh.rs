@@ -26,7 +26,7 @@ pub struct Args {
         long_help = format!("What is maximised, by the coefficient of a response:\n{}", described())
     )]
     pub objective: String,
-    /// The Best-of-N size; sft and rl need none
+    /// The Best-of-N size; sft, rl, max-rl and grpo need none
     #[arg(long, value_name = "N")]
     pub n: Option<usize>,
     /// An option of the objective

@@ -22,7 +22,7 @@
 //! c_j = E_T + (R_j - R_T) [w_b + (w_T - w_b) m / (m-1)],      E_T = E_below + w_b (R_T - R_below)
 //! ```
 //!
-//! For binary R and r = R this is the leave-one-out estimator of pass@k policy optimization (PKPO). For N = 1 there
+//! For r = R this is the recommended estimator of pass@k policy optimization, see `pkpo`. For N = 1 there
 //! is no S \ j, and the baseline is RLOO's.
 //!
 //! **Variational** (the paper's). Score function of pi_bon(y) ~ pi(y) exp(lambda_N Q(y)), with the leave-one-out
@@ -86,16 +86,20 @@ fn coefficients(
 ) -> Result<Weighed, ObjectiveError> {
     let (n, reward) = (config.required("n", config.n)?, group.signal(earned));
     let samples = match config.estimator.unwrap_or_default() {
+        Estimator::Exact => marginal_contributions(n, group.signal(selector), reward),
         // Exactly 0, because rounding would make noise of it.
-        _ if equal(reward) => vec![0.0; reward.len()],
-        Estimator::Exact => exact(n, group.signal(selector), reward),
+        Estimator::Variational if equal(reward) => vec![0.0; reward.len()],
         Estimator::Variational => variational(n, group.signal(selector), reward),
     };
     Ok(Weighed { earned, ..samples.into() })
 }
 
-/// c_j by marginal contribution: unbiased for grad J.
-fn exact(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
+/// c_j by marginal contribution: unbiased for grad J. Needs `1 <= n <= M`.
+pub(super) fn marginal_contributions(n: usize, selector: &[f64], reward: &[f64]) -> Vec<f64> {
+    // Exactly 0, because rounding would make noise of it.
+    if equal(reward) {
+        return vec![0.0; reward.len()];
+    }
     if n == 1 {
         return rl::coefficients(reward);
     }

@@ -1,7 +1,7 @@
 //! Objectives: from a scored group of responses to one coefficient per response. Pure functions, no device, no I/O.
 //!
 //! Every objective of Chow et al., "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models"
-//! (arXiv 2412.15287), reduces to a coefficient c_j on log pi(y_j|x): the gradient to *ascend* is
+//! (arXiv 2412.15287), and of its neighbours `grpo`, `max-rl` and `pkpo` reduces to a coefficient c_j on log pi(y_j|x): the gradient to *ascend* is
 //! `sum_j c_j grad log pi(y_j|x)`, plus `c* grad log pi(y*|x)` where an expert response y* takes part. The trainer
 //! needs one weighted backward pass whatever the objective is.
 //!
@@ -11,6 +11,9 @@
 pub mod bon_rl;
 pub mod bon_rlb;
 pub mod bon_sft;
+pub mod grpo;
+pub mod max_rl;
+pub mod pkpo;
 pub mod rl;
 pub mod sft;
 pub mod shared;
@@ -90,7 +93,7 @@ macro_rules! objectives {
         }
 
         impl Kind {
-            /// All of them, the paper's baselines first.
+            /// All of them, the paper's baselines first and other papers' last.
             pub const ALL: &[Kind] = &[$(Kind::$kind),*];
 
             /// What it asks for, and its formula.
@@ -113,6 +116,9 @@ objectives! {
     BonRlb: bon_rlb::BON_RLB,
     BonRlbP: bon_rlb::BON_RLB_P,
     PassAtN: bon_rl::PASS_AT_N,
+    Pkpo: pkpo::PKPO,
+    MaxRl: max_rl::MAX_RL,
+    Grpo: grpo::GRPO,
 }
 
 /// The name that configuration files use.
@@ -160,7 +166,7 @@ pub enum Signal {
 pub struct ObjectiveConfig {
     /// Which objective.
     pub kind: Kind,
-    /// The Best-of-N size N. Required by every kind but `sft` and `rl`.
+    /// The Best-of-N size N. Required by every kind but `sft`, `rl`, `max-rl` and `grpo`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
     /// For `bon-rl`, `bon-rl-v` and `bon-rl-s`; `exact` if absent.
@@ -179,6 +185,15 @@ pub struct ObjectiveConfig {
     /// For `bon-rl`, and required there: what the pick earns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<Signal>,
+    /// For `pkpo`; `leave-one-out-minus-one` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<pkpo::Baseline>,
+    /// For `max-rl`: whether the mean score of all samples is subtracted; true if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_variate: Option<bool>,
+    /// For `grpo`: whether advantages are divided by the group's standard deviation; true if absent, false is Dr. GRPO.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std_normalization: Option<bool>,
     /// The least reward R of a response that passes, which is to say, is right: in every figure, in evaluation and in
     /// what the objectives count as a pass. [`DEFAULT_PASS_THRESHOLD`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -204,18 +219,24 @@ impl ObjectiveConfig {
             weight_clip: None,
             selector: None,
             reward: None,
+            baseline: None,
+            control_variate: None,
+            std_normalization: None,
             pass_threshold: None,
         }
     }
 
     /// The settings that some objectives read, by name, and whether each is given.
-    pub fn settings(&self) -> [(&'static str, bool); 5] {
+    pub fn settings(&self) -> [(&'static str, bool); 8] {
         [
             ("estimator", self.estimator.is_some()),
             ("negative_sign", self.negative_sign.is_some()),
             ("weight_clip", self.weight_clip.is_some()),
             ("selector", self.selector.is_some()),
             ("reward", self.reward.is_some()),
+            ("baseline", self.baseline.is_some()),
+            ("control_variate", self.control_variate.is_some()),
+            ("std_normalization", self.std_normalization.is_some()),
         ]
     }
 
@@ -237,6 +258,13 @@ impl ObjectiveConfig {
     /// `weight_clip`, or its default.
     fn clip(&self) -> f64 {
         self.weight_clip.unwrap_or(bon_rlb::DEFAULT_WEIGHT_CLIP)
+    }
+
+    /// The fewest samples M that a group must have, if it has any: N, and one more where a baseline is taken over
+    /// N-subsets without the sample.
+    pub fn least_samples(&self) -> usize {
+        let n = self.n.unwrap_or(1);
+        n.saturating_add(usize::from(self.baseline == Some(pkpo::Baseline::LeaveOneOut)))
     }
 
     /// A setting that the objective cannot do without.
@@ -330,7 +358,8 @@ pub struct GroupMetrics {
     pub all_pass: bool,
     /// None does.
     pub all_fail: bool,
-    /// All samples earn the same, right, wrong or in between: nothing but `bon-sft` and `bon-rlb` learns from that.
+    /// All samples earn the same, right, wrong or in between: `bon-sft` and `bon-rlb` alone learn from that, as do
+    /// `pkpo` and `max-rl` without their default baselines, but not in expectation.
     pub zero_variance: bool,
     /// Unbiased estimate of pass@N, the chance that one of N samples passes.
     pub pass_at_n: f64,
@@ -422,6 +451,17 @@ pub enum ObjectiveError {
         /// M.
         m: usize,
     },
+    /// No N-subset of the group leaves a sample out.
+    #[error(
+        "`baseline` = \"leave-one-out\" needs more samples than n = {n}, and the group has {m}; draw more samples per \
+         prompt, lower n, or take \"leave-one-out-minus-one\""
+    )]
+    NoOthers {
+        /// N.
+        n: usize,
+        /// M.
+        m: usize,
+    },
     /// NaN or infinity.
     #[error("`{field}[{index}]` is {value}, not a finite number")]
     NonFinite {
@@ -495,9 +535,12 @@ fn check(config: &ObjectiveConfig, group: &ScoredGroup) -> Result<(), ObjectiveE
     if m == 0 && needs_samples {
         return Err(ObjectiveError::EmptyGroup { kind });
     }
-    match config.n {
-        Some(n) if n > m && m > 0 => return Err(ObjectiveError::GroupTooSmall { n, m }),
-        _ => {}
+    if m > 0 {
+        match config.n {
+            Some(n) if n > m => return Err(ObjectiveError::GroupTooSmall { n, m }),
+            Some(n) if config.least_samples() > m => return Err(ObjectiveError::NoOthers { n, m }),
+            _ => {}
+        }
     }
     for (field, values) in [("scores", scores), ("rewards", rewards)] {
         if let Some(index) = values.iter().position(|x| !x.is_finite()) {

@@ -536,6 +536,12 @@ impl TrainConfig {
             problems.require(generate.samples >= n, "generate.samples", || {
                 format!("is {}, less than the {n} of objective.n", generate.samples)
             });
+            let least = objective.least_samples();
+            problems.require(generate.samples >= least || generate.samples < n, "generate.samples", || {
+                format!(
+                    "is {n}, as objective.n is; objective.baseline takes subsets of others, so at least {least} are needed"
+                )
+            });
             let untruncated = generate.allow_truncated_sampling || generate.truncation().is_none();
             problems.require(untruncated, "generate.allow_truncated_sampling", || {
                 "top_k, top_p or min_p biases the gradient; turn them off, or set this to true to accept that".into()

@@ -4,6 +4,7 @@
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use bon_engine::objective::bon_rlb::{self, Weights};
+use bon_engine::objective::pkpo::Baseline;
 use bon_engine::objective::shared::{Ranking, lambda_n, ln_none_of, rank_weights};
 use bon_engine::objective::*;
 use proptest::prelude::*;
@@ -436,7 +437,16 @@ fn all_pass_and_all_fail_groups() {
     let (m, n) = (4, 2);
     let pass = group(&[1.0; 4], &[1.0; 4]);
     let fail = group(&[0.0; 4], &[0.0; 4]);
-    for kind in [Kind::BonRlb, Kind::BonRlbP, Kind::PassAtN, Kind::BonRlS, Kind::Rl] {
+    for kind in [
+        Kind::BonRlb,
+        Kind::BonRlbP,
+        Kind::PassAtN,
+        Kind::BonRlS,
+        Kind::Rl,
+        Kind::Pkpo,
+        Kind::MaxRl,
+        Kind::Grpo,
+    ] {
         let answer = coefficients(&config(kind, n), &pass).unwrap();
         assert_eq!(answer.samples, [0.0; 4], "{kind}");
         let metrics = answer.metrics.unwrap();
@@ -571,6 +581,202 @@ fn sft_needs_no_samples() {
     assert_eq!(samples(&sft, &group(&[1.0, 2.0], &[0.0, 1.0])), [0.0, 0.0]);
 }
 
+// Group 6: other papers' objectives.
+
+fn pkpo(n: usize, baseline: Baseline) -> ObjectiveConfig {
+    ObjectiveConfig { baseline: Some(baseline), ..config(Kind::Pkpo, n) }
+}
+
+/// Rewards of many levels, below 0 too, with a tie of outcomes.
+fn graded() -> Policy {
+    Policy { reward: vec![0.7, 0.0, 1.5, 0.7, -0.4], ..Policy::mixed() }
+}
+
+#[test]
+fn pkpo_is_unbiased_for_the_best_reward_of_n() {
+    for policy in [graded(), Policy::binary()] {
+        for (m, n) in [(1, 1), (3, 1), (2, 2), (4, 2), (4, 3), (4, 4), (5, 3)] {
+            let expected = policy.finite_difference(|p| p.best_of_n(n, &p.reward, &p.reward));
+            for baseline in [Baseline::None, Baseline::LeaveOneOut, Baseline::LeaveOneOutMinusOne] {
+                let config = pkpo(n, baseline);
+                if m >= config.least_samples() {
+                    let found =
+                        policy.expected_gradient(m, |group| samples(&config, &policy.scored(group, None)));
+                    assert_close(&found, &expected, 1e-8);
+                }
+            }
+        }
+    }
+}
+
+/// Equations 27, 29 and 33 of Walder & Karkhanis as they stand there, over all subsets.
+#[test]
+fn pkpo_follows_the_paper_subset_by_subset() {
+    let rewards: [f64; 7] = [0.3, 1.0, -2.0, 1.0, 0.3, 0.0, 4.0];
+    let m = rewards.len();
+    let max = |s: &[usize]| s.iter().map(|&i| rewards[i]).fold(f64::NEG_INFINITY, f64::max);
+    let without = |s: &[usize], j: usize| s.iter().copied().filter(|&i| i != j).collect::<Vec<_>>();
+    // S(i, k, set).
+    let share = |i: usize, k: usize, set: &[usize]| -> f64 {
+        let all = subsets(set.len(), k);
+        let named = all.iter().map(|s| s.iter().map(|&a| set[a]).collect::<Vec<_>>());
+        named.filter(|s| s.contains(&i)).map(|s| max(&s)).sum::<f64>() / all.len() as f64
+    };
+    let whole: Vec<usize> = (0..m).collect();
+    for n in 1..=m {
+        let s: Vec<f64> = whole.iter().map(|&j| share(j, n, &whole)).collect();
+        let found = samples(&pkpo(n, Baseline::None), &group(&[0.0; 7], &rewards));
+        assert_close(&found, &s, 1e-14);
+        if n < m {
+            let others = |j: usize| {
+                let rest = without(&whole, j);
+                rest.iter().map(|&i| share(i, n, &rest)).sum::<f64>() / (m - 1) as f64
+            };
+            let expected: Vec<f64> = whole.iter().map(|&j| s[j] - others(j)).collect();
+            assert_close(
+                &samples(&pkpo(n, Baseline::LeaveOneOut), &group(&[0.0; 7], &rewards)),
+                &expected,
+                1e-14,
+            );
+        }
+        if n > 1 {
+            let all = subsets(m, n);
+            let gain = |j: usize| {
+                let with = all.iter().filter(|s| s.contains(&j));
+                with.map(|s| max(s) - max(&without(s, j))).sum::<f64>() / all.len() as f64
+            };
+            let expected: Vec<f64> = whole.iter().map(|&j| gain(j)).collect();
+            let group = group(&[0.0; 7], &rewards);
+            let found = samples(&config(Kind::Pkpo, n), &group);
+            assert_close(&found, &expected, 1e-14);
+            assert_eq!(found, samples(&config(Kind::BonRlS, n), &group));
+        }
+    }
+}
+
+/// Equation 8: N/M for a sample that passes, N/M rho(M-1, K, N-1) for one that fails, K of M passing.
+#[test]
+fn pkpo_without_a_baseline_is_the_papers_binary_form() {
+    for m in 1..=8 {
+        for n in 1..=m {
+            for passing in 0..=m {
+                let rewards: Vec<f64> = (0..m).map(|j| f64::from(u8::from(j < passing))).collect();
+                // All subsets of the others hold a pass where too few of them fail.
+                let rho = -ln_none_of(m - 1, passing.min(m - 1), n - 1).exp_m1();
+                let share = n as f64 / m as f64;
+                let expected: Vec<f64> =
+                    rewards.iter().map(|&r| if r == 1.0 { share } else { share * rho }).collect();
+                let found = samples(&pkpo(n, Baseline::None), &group(&vec![0.0; m], &rewards));
+                assert_close(&found, &expected, 1e-14);
+            }
+        }
+    }
+}
+
+/// -sum_{k=1..order} (1-p)^k / k.
+fn log_to_order(p: f64, order: usize) -> f64 {
+    -(1..=order as i32).map(|k| (1.0 - p).powi(k) / f64::from(k)).sum::<f64>()
+}
+
+#[test]
+fn max_rl_is_unbiased_for_the_likelihood_to_the_order_of_the_group() {
+    let policy = Policy::binary();
+    for m in 1..=6 {
+        for (control_variate, order) in [(None, m - 1), (Some(true), m - 1), (Some(false), m)] {
+            let config = ObjectiveConfig { control_variate, ..ObjectiveConfig::new(Kind::MaxRl, None) };
+            let found = policy.expected_gradient(m, |group| samples(&config, &policy.scored(group, None)));
+            let expected = policy.finite_difference(|p| log_to_order(1.0 - p.p_fail(), order));
+            assert_close(&found, &expected, 1e-8);
+        }
+    }
+    // Order 1 is pass@1, and the mixture over k is of pass@k.
+    let pass_at = |k: i32| policy.finite_difference(|p| 1.0 - p.p_fail().powi(k));
+    let mixture: Vec<f64> =
+        (0..4).map(|a| (1..=3).map(|k| pass_at(k)[a] / f64::from(k)).sum::<f64>()).collect();
+    assert_close(&policy.finite_difference(|p| log_to_order(1.0 - p.p_fail(), 3)), &mixture, 1e-8);
+}
+
+#[test]
+fn max_rl_by_hand() {
+    let with = |control_variate| ObjectiveConfig {
+        control_variate: Some(control_variate),
+        ..ObjectiveConfig::new(Kind::MaxRl, None)
+    };
+    let at = |rewards: &[f64]| group(&vec![0.0; rewards.len()], rewards);
+    let (quarter, third) = (0.25, 1.0 / 3.0);
+    let mixed = at(&[1.0, 0.0, 0.0, 1.0]);
+    assert_close(&samples(&with(true), &mixed), &[quarter, -quarter, -quarter, quarter], 1e-15);
+    assert_close(&samples(&with(false), &mixed), &[0.5, 0.0, 0.0, 0.5], 1e-15);
+    assert_close(&samples(&with(true), &at(&[0.0, 1.0, 0.0])), &[-third, 2.0 * third, -third], 1e-15);
+    // Nothing to gain, and nothing to learn from.
+    for control_variate in [true, false] {
+        assert_eq!(samples(&with(control_variate), &at(&[0.0; 3])), [0.0; 3]);
+        assert_eq!(samples(&with(control_variate), &at(&[0.0])), [0.0]);
+    }
+    for m in 1..50 {
+        assert_eq!(samples(&with(true), &at(&vec![1.0; m])), vec![0.0; m]);
+    }
+    assert_close(&samples(&with(false), &at(&[1.0; 3])), &[third; 3], 1e-15);
+}
+
+#[test]
+fn grpo_by_hand() {
+    let with =
+        |std_normalization| ObjectiveConfig { std_normalization, ..ObjectiveConfig::new(Kind::Grpo, None) };
+    // Mean 2, deviations -2, -1, 0, 3, standard deviation sqrt(14/3).
+    let rewards = [0.0, 1.0, 2.0, 5.0];
+    let std = (14.0f64 / 3.0).sqrt();
+    for std_normalization in [None, Some(true), Some(false)] {
+        let divisor = if std_normalization == Some(false) { 4.0 } else { 4.0 * std };
+        let found = samples(&with(std_normalization), &group(&[9.0, 0.0, 0.0, 0.0], &rewards));
+        let expected: Vec<f64> = [-2.0, -1.0, 0.0, 3.0].iter().map(|d| d / divisor).collect();
+        assert_close(&found, &expected, 1e-15);
+    }
+    // Units do not matter, where squares leave the range of f64 too.
+    let plain = samples(&with(None), &group(&[0.0; 4], &rewards));
+    for unit in [1e-300, 1e-3, 1e300] {
+        let scaled: Vec<f64> = rewards.iter().map(|r| r * unit).collect();
+        assert_close(&samples(&with(None), &group(&[0.0; 4], &scaled)), &plain, 1e-14);
+    }
+    for rewards in [&[0.1; 3][..], &[-2.0; 5], &[0.7], &[-0.0, 0.0]] {
+        for std_normalization in [None, Some(false)] {
+            let found = samples(&with(std_normalization), &group(&vec![0.0; rewards.len()], rewards));
+            assert_eq!(found, vec![0.0; rewards.len()], "{rewards:?}");
+        }
+    }
+}
+
+#[test]
+fn grpo_is_a_weighted_gradient_of_the_pass_rate() {
+    let policy = Policy::binary();
+    let p = 1.0 - policy.p_fail();
+    let pass_rate = policy.finite_difference(|q| 1.0 - q.p_fail());
+    let with =
+        |std_normalization| ObjectiveConfig { std_normalization, ..ObjectiveConfig::new(Kind::Grpo, None) };
+    for m in 2..=6usize {
+        let found = policy.expected_gradient(m, |group| samples(&with(None), &policy.scored(group, None)));
+        let mf = m as f64;
+        let chance = |k: usize| {
+            let ways: f64 = (0..k).map(|i| (m - i) as f64 / (k - i) as f64).product();
+            ways * p.powi(k as i32) * (1.0 - p).powi((m - k) as i32)
+        };
+        let root: f64 = (0..=m).map(|k| chance(k) * ((k * (m - k)) as f64).sqrt()).sum();
+        let weight = (mf * (mf - 1.0)).sqrt() / (mf * mf * p * (1.0 - p)) * root;
+        let expected: Vec<f64> = pass_rate.iter().map(|g| g * weight).collect();
+        assert_close(&found, &expected, 1e-8);
+    }
+    // Dr. GRPO: the plain gradient of the mean reward, (M-1)/M times as long.
+    let policy = graded();
+    for m in 1..=4 {
+        let found =
+            policy.expected_gradient(m, |group| samples(&with(Some(false)), &policy.scored(group, None)));
+        let factor = (m as f64 - 1.0) / m as f64;
+        let mean = |q: &Policy| q.probabilities().iter().zip(&q.reward).map(|(p, r)| p * r).sum::<f64>();
+        let expected: Vec<f64> = policy.finite_difference(mean).iter().map(|g| g * factor).collect();
+        assert_close(&found, &expected, 1e-8);
+    }
+}
+
 // Bad input.
 
 #[test]
@@ -599,6 +805,13 @@ fn configurations_are_checked() {
     );
     assert_eq!(check("kind = 'bon-rl-v'\nn = 2\nweight_clip = 1"), useless(Kind::BonRlV, "weight_clip"));
     assert_eq!(check("kind = 'bon-rl-v'\nn = 2\nselector = 'verifier'"), useless(Kind::BonRlV, "selector"));
+    assert_eq!(check("kind = 'pkpo'"), missing(Kind::Pkpo, "n"));
+    assert_eq!(check("kind = 'pkpo'\nn = 2\nbaseline = 'leave-one-out'"), Ok(()));
+    assert_eq!(check("kind = 'max-rl'\ncontrol_variate = false"), Ok(()));
+    assert_eq!(check("kind = 'grpo'\nstd_normalization = false"), Ok(()));
+    assert_eq!(check("kind = 'grpo'\nbaseline = 'none'"), useless(Kind::Grpo, "baseline"));
+    assert_eq!(check("kind = 'rl'\ncontrol_variate = true"), useless(Kind::Rl, "control_variate"));
+    assert_eq!(check("kind = 'max-rl'\nstd_normalization = true"), useless(Kind::MaxRl, "std_normalization"));
     let unknown = toml::from_str::<ObjectiveConfig>("kind = 'rl'\nkl = 0.1").unwrap_err();
     assert!(unknown.to_string().contains("unknown field `kl`"), "{unknown}");
 }
@@ -614,6 +827,9 @@ fn names_round_trip() {
         weight_clip: Some(2.5),
         selector: Some(Signal::Environment),
         reward: Some(Signal::Verifier),
+        baseline: Some(Baseline::LeaveOneOut),
+        control_variate: Some(false),
+        std_normalization: Some(false),
         pass_threshold: Some(0.25),
     };
     let table = toml::Table::try_from(&full).unwrap();
@@ -651,9 +867,19 @@ fn groups_are_checked() {
     assert_eq!(check(kind, &expert(f64::NEG_INFINITY)), infinite);
     let huge = group(&[f64::MAX, -f64::MAX, f64::MAX], &[0.0; 3]);
     assert!(matches!(check(rl, &huge), Overflow { .. }));
+    for kind in [Kind::Pkpo, Kind::Grpo] {
+        let huge = group(&[0.0; 3], &[f64::MAX, -f64::MAX, f64::MAX]);
+        assert!(matches!(check(kind, &huge), Overflow { .. }), "{kind}");
+    }
+    let kind = Kind::MaxRl;
+    assert_eq!(check(kind, &group(&[1.0, 2.0], &[0.0, 0.5])), NotBinary { kind, index: 1, value: 0.5 });
+    let others = ObjectiveConfig { baseline: Some(Baseline::LeaveOneOut), ..config(Kind::Pkpo, 2) };
+    let error = coefficients(&others, &group(&[1.0, 2.0], &[0.0, 1.0])).unwrap_err();
+    assert_eq!(error, NoOthers { n: 2, m: 2 });
+    assert!(error.to_string().contains("needs more samples than n = 2, and the group has 2"), "{error}");
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 12] = [
     Kind::Sft,
     Kind::BonSft,
     Kind::Rl,
@@ -663,6 +889,9 @@ const KINDS: [Kind; 9] = [
     Kind::BonRlb,
     Kind::BonRlbP,
     Kind::PassAtN,
+    Kind::Pkpo,
+    Kind::MaxRl,
+    Kind::Grpo,
 ];
 
 /// Every usable configuration of every kind at `n`.
@@ -676,7 +905,11 @@ fn all_configs(n: usize) -> Vec<ObjectiveConfig> {
             }
             let tilted = ObjectiveConfig { estimator: Some(Estimator::Variational), ..base.clone() };
             let penalize = ObjectiveConfig { negative_sign: Some(NegativeSign::Penalize), ..base.clone() };
-            [base, tilted, penalize]
+            let bare = ObjectiveConfig { baseline: Some(Baseline::None), ..base.clone() };
+            let others = ObjectiveConfig { baseline: Some(Baseline::LeaveOneOut), ..base.clone() };
+            let varied = ObjectiveConfig { control_variate: Some(false), ..base.clone() };
+            let spread = ObjectiveConfig { std_normalization: Some(false), ..base.clone() };
+            [base, tilted, penalize, bare, others, varied, spread]
         })
         .filter(|config| config.validate().is_ok())
         .collect()
@@ -720,6 +953,9 @@ proptest! {
             let expert_score = (config.kind == Kind::BonSft).then_some(1.5);
             let here = ScoredGroup { scores: scores.clone(), rewards: rewards.clone(), expert_score };
             let there = ScoredGroup { scores: moved(&scores), rewards: moved(&rewards), expert_score };
+            if config.least_samples() > pairs.len() {
+                continue;
+            }
             let expected = moved(&samples(&config, &here));
             for (found, expected) in samples(&config, &there).iter().zip(expected) {
                 prop_assert!((found - expected).abs() <= 1e-12, "{}: {} {}", config.kind, found, expected);
@@ -746,7 +982,16 @@ fn one_definition_of_a_pass_whatever_the_rewards() {
         (&[-3.0, -0.25, -8.0, -0.5], Some(-0.5), 0.5, 5.0 / 6.0, false),
         (&[0.0, -1.0, 0.0, 0.0], Some(0.0), 0.25, 1.0, false),
     ] {
-        for kind in [Kind::Rl, Kind::BonRlV, Kind::BonRlS, Kind::PassAtN, Kind::BonSft, Kind::Sft] {
+        for kind in [
+            Kind::Rl,
+            Kind::BonRlV,
+            Kind::BonRlS,
+            Kind::PassAtN,
+            Kind::BonSft,
+            Kind::Sft,
+            Kind::Pkpo,
+            Kind::Grpo,
+        ] {
             let config = ObjectiveConfig { pass_threshold: threshold, ..ObjectiveConfig::new(kind, Some(2)) };
             let expert_score = (kind == Kind::BonSft).then_some(1.0);
             let answer =
@@ -757,7 +1002,7 @@ fn one_definition_of_a_pass_whatever_the_rewards() {
             assert_eq!((m.all_fail, m.all_pass), (p_fail == 1.0, p_fail == 0.0), "{what}");
             assert_abs_diff_eq!(m.pass_at_n, pass_at_2, epsilon = 1e-15);
             // To the last bit: what AdamW makes of rounding is a step like any other.
-            if same && matches!(kind, Kind::Rl | Kind::BonRlV | Kind::BonRlS | Kind::PassAtN) {
+            if same && !matches!(kind, Kind::BonSft | Kind::Sft) {
                 assert_eq!(answer.samples, vec![0.0; rewards.len()], "{what}");
             }
         }
@@ -781,13 +1026,13 @@ fn one_definition_of_a_pass_whatever_the_rewards() {
 #[test]
 fn thresholds_that_define_nothing_are_refused() {
     let with = |kind, threshold| ObjectiveConfig { pass_threshold: Some(threshold), ..config(kind, 2) };
-    for kind in [Kind::Rl, Kind::BonRlb, Kind::BonRlbP, Kind::BonSft] {
+    for kind in [Kind::Rl, Kind::BonRlb, Kind::BonRlbP, Kind::MaxRl, Kind::BonSft] {
         for threshold in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let error = with(kind, threshold).validate().unwrap_err();
             assert!(matches!(error, ObjectiveError::PassThreshold { .. }), "{kind} {threshold}: {error}");
         }
     }
-    for kind in [Kind::BonRlb, Kind::BonRlbP] {
+    for kind in [Kind::BonRlb, Kind::BonRlbP, Kind::MaxRl] {
         for threshold in [-1.0, 0.0, 1.000_1] {
             let error = with(kind, threshold).validate().unwrap_err().to_string();
             assert!(error.ends_with("above 0 and at most 1 where rewards are 0 and 1"), "{error}");
@@ -829,8 +1074,11 @@ fn no_objective_pays_for_what_could_not_be_judged() {
         Kind::BonRlb,
         Kind::BonRlbP,
         Kind::BonSft,
+        Kind::Pkpo,
+        Kind::MaxRl,
+        Kind::Grpo,
     ] {
-        let values = if matches!(kind, Kind::BonRlb | Kind::BonRlbP) { &binary } else { &scores };
+        let values = if kind.objective().binary { &binary } else { &scores };
         let group = ScoredGroup {
             expert_score: (kind == Kind::BonSft).then_some(1.0),
             ..ScoredGroup::judged(values, values, 0.5)

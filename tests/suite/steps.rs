@@ -229,6 +229,22 @@ fn coefficients(config: &TrainConfig, scores: &[f64], rewards: &[f64], expert: f
         Kind::BonRl => (marginal(signal(objective.selector), signal(objective.reward)), false),
         Kind::BonRlV => (marginal(scores, scores), false),
         Kind::BonRlS | Kind::PassAtN => (marginal(rewards, rewards), false),
+        Kind::Pkpo => {
+            assert_eq!(objective.baseline, None, "the others' formulas are in the tests of objectives");
+            (marginal(rewards, rewards), false)
+        }
+        Kind::MaxRl => {
+            let mean = rewards.iter().sum::<f64>() / m as f64;
+            let of = |r: &f64| if mean == 0.0 { 0.0 } else { (r - mean) / mean / m as f64 };
+            (rewards.iter().map(of).collect(), false)
+        }
+        Kind::Grpo => {
+            let mean = rewards.iter().sum::<f64>() / m as f64;
+            let std = rewards.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (m as f64 - 1.0);
+            let same = rewards.iter().all(|r| *r == rewards[0]);
+            let of = |r: &f64| if same { 0.0 } else { (r - mean) / std.sqrt() / m as f64 };
+            (rewards.iter().map(of).collect(), false)
+        }
         Kind::BonSft => {
             // lambda by Newton's method on the KL of the tilt, from where the root nearly is.
             let nf = n as f64;
@@ -616,6 +632,9 @@ fn objectives_with_negative_coefficients() {
         ("unbiased", "objective={kind='bon-rlb', n=3, negative_sign='unbiased', weight_clip=2.5}", &BINARY),
         ("rl", "objective={kind='rl'}", &GRADED),
         ("pass-at-n", "objective={kind='pass-at-n', n=2}", &BINARY),
+        ("pkpo", "objective={kind='pkpo', n=3}", &GRADED),
+        ("max-rl", "objective={kind='max-rl', n=2}", &BINARY),
+        ("grpo", "objective={kind='grpo'}", &GRADED),
     ] {
         let set = [
             objective,

@@ -510,6 +510,7 @@ fn the_reference_names_every_value_that_is_a_word() {
         "[objective]\nnegative_sign",
         "[objective]\nselector",
         "[objective]\nreward",
+        "[objective]\nbaseline",
         "[verifier]\nkind = \"numeric\"\npick",
         "[optimizer]\nschedule",
         "[train]\nlength_normalizer",

@@ -62,6 +62,16 @@ fn settings_reach_the_objective() {
     let set = ["selector=verifier", "reward=environment"];
     let out = run("bon-rl", Some(2), &set, r#"{"scores": [2, 1], "rewards": [0, 1]}"#).unwrap();
     assert_eq!(out, "{\"coefficients\":[-1.0,0.0]}\n");
+    let input = r#"{"scores": [1, 0, 0, 1]}"#;
+    for (objective, n, set, expected) in [
+        ("pkpo", Some(2), "baseline=none", "[0.5,0.3333333333333333,0.3333333333333333,0.5]"),
+        ("max-rl", None, "control_variate=false", "[0.5,0.0,0.0,0.5]"),
+        ("max-rl", None, "control_variate=true", "[0.25,-0.25,-0.25,0.25]"),
+        ("grpo", None, "std_normalization=false", "[0.125,-0.125,-0.125,0.125]"),
+    ] {
+        let out = run(objective, n, &[set], input).unwrap();
+        assert_eq!(out, format!("{{\"coefficients\":{expected}}}\n"), "{objective} {set}");
+    }
 }
 
 #[test]
@@ -73,8 +83,10 @@ fn bad_settings_are_named() {
     );
     let unknown = error("bon-rlb", Some(2), &["kl=3"], "");
     assert!(
-        unknown
-            .ends_with("known are estimator, negative_sign, weight_clip, selector, reward, pass_threshold"),
+        unknown.ends_with(
+            "known are estimator, negative_sign, weight_clip, selector, reward, baseline, control_variate, \
+             std_normalization, pass_threshold"
+        ),
         "{unknown}"
     );
     assert_eq!(error("rl", None, &["estimator"], ""), "--set estimator: write it as key=value");
@@ -88,6 +100,10 @@ fn bad_settings_are_named() {
     assert!(number.contains("\"big\"") && number.contains("weight_clip"), "{number}");
     assert_eq!(error("bon-rl-v", None, &[], ""), "objective `bon-rl-v` needs the setting `n`");
     assert_eq!(error("bon-rl-v", Some(0), &[], ""), "`n` must be at least 1");
+    let ignored = error("grpo", None, &["control_variate=false"], "");
+    assert!(ignored.contains("`control_variate`") && ignored.contains("`grpo`"), "{ignored}");
+    let type_ = error("grpo", None, &["std_normalization=1"], "");
+    assert!(type_.contains("boolean") && type_.contains("std_normalization"), "{type_}");
 }
 
 #[test]

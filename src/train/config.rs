@@ -301,6 +301,10 @@ pub struct TrainSection {
     pub kl_coefficient: f64,
     /// `"per-token"`, `"per-sequence"` or `"constant"`. Default: `"constant"`.
     pub length_normalizer: LengthNormalizer,
+    /// Leave responses that `generate.max_new_tokens` cut out of the loss, the KL term included (overlong filtering, Yu et
+    /// al. 2025, "DAPO", arXiv 2503.14476). Their rewards still count where others of the group are compared with them, and
+    /// no other weight changes. Default: false.
+    pub mask_truncated: bool,
     /// Evaluate every so many steps; 0 never. Default: 0.
     pub eval_every: u64,
     /// Samples per task in evaluation; at least the objective's N. Default: 16.
@@ -330,6 +334,7 @@ impl Default for TrainSection {
             clip_epsilon: 0.2,
             kl_coefficient: 0.0,
             length_normalizer: LengthNormalizer::Constant,
+            mask_truncated: false,
             eval_every: 0,
             eval_samples: 16,
             save_every: 0,
@@ -448,6 +453,10 @@ const FREE_TO_CHANGE: [&str; 14] = [
     "train.max_minutes",
 ];
 
+/// Fields that are younger than format 2 of checkpoints, and the defaults that runs from before them stand at. There they
+/// leave no trace, so that such a run resumes.
+const ADDED: [(&str, &str); 1] = [("train.mask_truncated", "false")];
+
 impl TrainConfig {
     /// Reads a configuration file and applies `key.path=value` overrides in order. A value that is no TOML is taken
     /// as a string, so that paths need no quotes. The text of `data.prefix_file` moves into `data.prefix`, so the
@@ -526,6 +535,10 @@ impl TrainConfig {
                     )
                 },
             );
+            problems.require(!train.mask_truncated, "train.mask_truncated", || {
+                let kind = objective.kind;
+                format!("masks sampled responses, and objective \"{kind}\" draws none; set it to false")
+            });
         } else {
             problems.require(verifier.is_some(), "verifier", || {
                 format!("missing; it scores the samples that objective \"{}\" learns from", objective.kind)
@@ -595,6 +608,11 @@ impl TrainConfig {
         let mut fields = self.fields()?;
         for key in FREE_TO_CHANGE {
             fields.remove(key);
+        }
+        for (key, default) in ADDED {
+            if fields.get(key).is_some_and(|value| value == default) {
+                fields.remove(key);
+            }
         }
         // The checkpoint has weights of its own: where the start came from matters to the KL's reference alone.
         if self.train.kl_coefficient == 0.0 {

@@ -38,8 +38,10 @@ pub(super) struct Stepper<'a, B: Backend> {
 struct Weighed {
     prompt: Vec<u32>,
     responses: Vec<Vec<u32>>,
-    /// c_j of every response, the expert's last where there is one.
+    /// c_j of every response, the expert's last where there is one; 0 of those that are masked.
     coefficients: Vec<f64>,
+    /// Whether a response is left out of the loss, KL term and all.
+    masked: Vec<bool>,
     /// Sampled responses are the first `sampled`; these are their log-probs when they were drawn.
     sampled: usize,
     old_logprobs: Vec<Vec<f32>>,
@@ -86,6 +88,7 @@ impl<B: Backend> Stepper<'_, B> {
                         prompt,
                         responses: vec![expert(config, dir, &stop_rule, task)?],
                         coefficients: unit.expert.into_iter().collect(),
+                        masked: vec![false],
                         sampled: 0,
                         old_logprobs: vec![],
                     })
@@ -167,11 +170,16 @@ impl<B: Backend> Stepper<'_, B> {
             let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;
             all.extend(found);
             let sampled = group.responses.len();
+            let mask = self.config.train.mask_truncated;
+            let cut = group.responses.iter().map(|r| mask && r.finish == Finish::Length);
+            let masked: Vec<bool> = cut.chain(experts.iter().map(|_| false)).collect();
             let (mut responses, old_logprobs): (Vec<_>, Vec<_>) =
                 group.responses.into_iter().map(|r| (r.tokens, r.logprobs)).unzip();
             responses.extend(experts);
-            let coefficients = samples.into_iter().chain(expert).collect();
-            weighed.push(Weighed { prompt: group.prompt, responses, coefficients, sampled, old_logprobs });
+            let all = samples.into_iter().chain(expert).zip(&masked);
+            let coefficients = all.map(|(c, &masked)| if masked { 0.0 } else { c }).collect();
+            let prompt = group.prompt;
+            weighed.push(Weighed { prompt, responses, coefficients, masked, sampled, old_logprobs });
         }
         let mean = |f: fn(&GroupMetrics) -> f64| all.iter().map(f).sum::<f64>() / all.len().max(1) as f64;
         metrics.reward_mean = mean(|m| m.mean_reward);
@@ -201,10 +209,11 @@ impl<B: Backend> Stepper<'_, B> {
         let temperature = config.generate.temperature as f32;
         // A response whose coefficient is zero moves nothing, unless the KL term holds it: positive-only objectives
         // on hard tasks spare most of the work.
-        let counts = |c: f64| self.reference.is_some() || c != 0.0;
+        let held = self.reference.is_some();
+        let counts = |g: &Weighed, j: usize| !g.masked[j] && (held || g.coefficients[j] != 0.0);
         let groups: Vec<(&Weighed, Vec<usize>)> = groups
             .iter()
-            .map(|g| (g, (0..g.responses.len()).filter(|&j| counts(g.coefficients[j])).collect()))
+            .map(|g| (g, (0..g.responses.len()).filter(|&j| counts(g, j)).collect()))
             .filter(|(_, picked): &(_, Vec<usize>)| !picked.is_empty())
             .collect();
         if groups.is_empty() {

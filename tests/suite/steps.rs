@@ -443,7 +443,10 @@ fn take(
                 for t in 0..response.len() {
                     let now = f64::from(forward.logprobs[weights.len()]);
                     let mut w = group.c[j];
-                    if let Some(sample) = group.sampled.get(j) {
+                    let cut = group.sampled.get(j).is_some_and(|r| r.finish == Finish::Length);
+                    if cut && train.mask_truncated {
+                        w = 0.0;
+                    } else if let Some(sample) = group.sampled.get(j) {
                         let gap = now - f64::from(sample.logprobs[t]);
                         if group.c[j] != 0.0 || train.kl_coefficient > 0.0 {
                             gaps.push(gap.abs());
@@ -650,6 +653,32 @@ fn objectives_with_negative_coefficients() {
         assert!(steps.iter().any(|m| m.truncated_responses > 0 && m.truncated_responses < 14), "{name}");
         if name == "penalize" {
             assert!(steps.iter().any(|m| m.clipped_groups > 0), "{name}");
+        }
+    }
+}
+
+/// What the length limit cut is out of the loss, of its KL term and of the gaps, and nothing else moves: with experts,
+/// which no limit cuts, and in groups of which only a part is cut.
+#[test]
+fn truncated_responses_are_masked_where_that_is_asked_for() {
+    for (name, objective, normalizer) in [
+        ("masked, grpo", "objective={kind='grpo'}", "per-token"),
+        ("masked, bon-sft", "objective={kind='bon-sft', n=2}", "constant"),
+    ] {
+        let normalizer = format!("train.length_normalizer={normalizer}");
+        for kl in ["train.kl_coefficient=0", "train.kl_coefficient=0.1"] {
+            let set = [
+                objective,
+                "generate={samples=6, prompts_per_step=3, max_new_tokens=4, temperature=1.3, stop=['a', '1', 'q']}",
+                "optimizer.lr=2e-3",
+                "train.updates_per_batch=2",
+                "train.clip_epsilon=0.01",
+                "train.mask_truncated=true",
+                &normalizer,
+                kl,
+            ];
+            let steps = check(name, &Case::new(&GRADED, None, &set));
+            assert!(steps.iter().any(|m| m.truncated_responses > 0 && m.truncated_responses < 18), "{name}");
         }
     }
 }

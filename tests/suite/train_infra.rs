@@ -230,6 +230,8 @@ fn each_bad_value_is_named_and_nothing_else() {
         ("objective.kind=bon-rl", "objective"),
         ("objective.n=9", "generate.samples"),
         ("objective={kind = \"sft\"}\ntrain.kl_coefficient = 0.1", "train.kl_coefficient"),
+        ("objective={kind = \"sft\"}\ntrain.mask_truncated = true", "train.mask_truncated"),
+        ("objective={kind = \"pkpo\", n = 8, baseline = \"leave-one-out\"}", "generate.samples"),
         ("optimizer.lr=0", "optimizer.lr"),
         ("optimizer.lr=-1", "optimizer.lr"),
         ("optimizer.beta1=-0.1", "optimizer.beta1"),
@@ -275,6 +277,9 @@ fn each_bad_value_is_named_and_nothing_else() {
 
 #[test]
 fn resuming_needs_the_fields_that_change_a_step() {
+    // The hash in a checkpoint that was written before there were the options of `ADDED` in config.rs: at their defaults
+    // they must not stop its run.
+    assert_eq!(parse(crate::fixture::RUN, &[]).unwrap().resume_hash().unwrap(), 1_744_373_378);
     let saved = config(&[]);
     let hash = saved.resume_hash().unwrap();
     for free in [
@@ -298,6 +303,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
     for (set, difference) in [
         ("optimizer.lr=2e-5", "optimizer.lr: 0.00001 -> 0.00002"),
         ("train.seed=1", "train.seed: 0 -> 1"),
+        ("train.mask_truncated=true", "train.mask_truncated: unset -> true"),
         ("train.steps=101", "train.steps: 100 -> 101"),
         ("objective.n=5", "objective.n: 4 -> 5"),
         ("data.prefix=x", "data.prefix: \"\" -> \"x\""),

@@ -296,6 +296,10 @@ pub struct TrainSection {
     /// PPO's clip: from the second update on, a token counts while its probability ratio is within 1 ± this.
     /// Default: 0.2.
     pub clip_epsilon: f64,
+    /// The bound above 1 instead of `clip_epsilon`, which then is the one below 1 alone: tokens that are rare may become
+    /// likelier by more (clip-higher, Yu et al. 2025, "DAPO", arXiv 2503.14476). Default: `clip_epsilon`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_epsilon_high: Option<f64>,
     /// Weight of the KL divergence from the starting model (k3 estimator, per sampled token). 0 is off and keeps no
     /// second copy of the weights. Default: 0.
     pub kl_coefficient: f64,
@@ -332,6 +336,7 @@ impl Default for TrainSection {
             recompute: Recompute::Auto,
             updates_per_batch: 1,
             clip_epsilon: 0.2,
+            clip_epsilon_high: None,
             kl_coefficient: 0.0,
             length_normalizer: LengthNormalizer::Constant,
             mask_truncated: false,
@@ -347,6 +352,11 @@ impl Default for TrainSection {
 }
 
 impl TrainSection {
+    /// How far a probability ratio may go below and above 1 before PPO's clip holds it.
+    pub fn clip(&self) -> (f64, f64) {
+        (self.clip_epsilon, self.clip_epsilon_high.unwrap_or(self.clip_epsilon))
+    }
+
     /// Refuses values out of range where a step has that many prompts.
     fn check(&self, prompts_per_step: usize, problems: &mut Problems) {
         let Self { clip_epsilon, kl_coefficient, save_minutes, .. } = *self;
@@ -360,6 +370,9 @@ impl TrainSection {
             "in (0, 1)",
             clip_epsilon > 0.0 && clip_epsilon < 1.0,
         );
+        if let Some(high) = self.clip_epsilon_high {
+            problems.bound("train.clip_epsilon_high", high, "above 0", above_zero(high));
+        }
         problems.bound("train.kl_coefficient", kl_coefficient, "0 (off) or more", zero_up(kl_coefficient));
         problems.bound("train.save_minutes", save_minutes, "0 (off) or more", zero_up(save_minutes));
         if let Some(minutes) = self.max_minutes {

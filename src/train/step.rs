@@ -261,7 +261,7 @@ impl<B: Backend> Stepper<'_, B> {
                         total.gap_sum += gap.abs();
                         total.sampled += 1;
                         if update > 0 {
-                            w = clipped_weight(c, gap, config.train.clip_epsilon);
+                            w = clipped_weight(c, gap, config.train.clip());
                         }
                         if let Some(reference) = &reference {
                             let d = f64::from(reference[weights.len()]) - f64::from(logprob);
@@ -280,11 +280,11 @@ impl<B: Backend> Stepper<'_, B> {
     }
 }
 
-/// d/d log pi of PPO's min(ratio c, clip(ratio, 1 - epsilon, 1 + epsilon) c) (Schulman et al. 2017, eq. 7), where
-/// ratio = e^gap and gap = log pi - log pi_old: ratio c, and 0 where the clip holds.
-fn clipped_weight(c: f64, gap: f64, epsilon: f64) -> f64 {
+/// d/d log pi of PPO's min(ratio c, clip(ratio, 1 - low, 1 + high) c) (Schulman et al. 2017, eq. 7, where the two are
+/// one), where ratio = e^gap and gap = log pi - log pi_old: ratio c, and 0 where the clip holds.
+fn clipped_weight(c: f64, gap: f64, (low, high): (f64, f64)) -> f64 {
     let ratio = gap.exp();
-    let held = if c > 0.0 { ratio > 1.0 + epsilon } else { ratio < 1.0 - epsilon };
+    let held = if c > 0.0 { ratio > 1.0 + high } else { ratio < 1.0 - low };
     if held { 0.0 } else { ratio * c }
 }
 
@@ -330,17 +330,17 @@ mod tests {
 
     #[test]
     fn weights_are_the_derivatives_of_what_they_stand_for() {
-        let epsilon = 0.2;
-        let surrogate = |c: f64| {
+        let surrogate = |c: f64, (low, high): (f64, f64)| {
             move |gap: f64| {
                 let ratio = gap.exp();
-                (ratio * c).min(ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * c)
+                (ratio * c).min(ratio.clamp(1.0 - low, 1.0 + high) * c)
             }
         };
         for gap in [-0.9, -0.3, -0.1, 0.0, 0.1, 0.3, 0.9] {
-            for c in [-1.5, 0.7] {
-                let expected = slope(surrogate(c), gap);
-                assert!((clipped_weight(c, gap, epsilon) - expected).abs() < 1e-8, "{c} {gap}");
+            for (c, clip) in [(-1.5, (0.2, 0.2)), (0.7, (0.2, 0.2)), (-1.5, (0.05, 0.4)), (0.7, (0.05, 0.4))]
+            {
+                let expected = slope(surrogate(c, clip), gap);
+                assert!((clipped_weight(c, gap, clip) - expected).abs() < 1e-8, "{c} {gap} {clip:?}");
             }
             // By log pi, d falls as log pi rises.
             assert!((k3(gap).1 + slope(|d| k3(d).0, gap)).abs() < 1e-8, "{gap}");

@@ -398,9 +398,9 @@ fn figures(config: &TrainConfig, step: u64, groups: &[Group]) -> StepMetrics {
 }
 
 /// The slope of PPO's surrogate by a token's log-prob: none where the bounded ratio is the worse one.
-fn slope(c: f64, gap: f64, epsilon: f64) -> f64 {
+fn slope(c: f64, gap: f64, below: f64, above: f64) -> f64 {
     let ratio = gap.exp();
-    let bounded = ratio.clamp(1.0 - epsilon, 1.0 + epsilon);
+    let bounded = ratio.clamp(1.0 - below, 1.0 + above);
     if ratio * c <= bounded * c { ratio * c } else { 0.0 }
 }
 
@@ -452,7 +452,8 @@ fn take(
                             gaps.push(gap.abs());
                         }
                         if update > 1 {
-                            w = slope(w, gap, train.clip_epsilon);
+                            let below = train.clip_epsilon;
+                            w = slope(w, gap, below, train.clip_epsilon_high.unwrap_or(below));
                             held += usize::from(w == 0.0 && group.c[j] != 0.0);
                         }
                         let away = f64::from(reference[weights.len()]) - now;
@@ -655,6 +656,25 @@ fn objectives_with_negative_coefficients() {
             assert!(steps.iter().any(|m| m.clipped_groups > 0), "{name}");
         }
     }
+}
+
+/// Above 1 a ratio is held by the bound of its own, below 1 by the other; without that they are one.
+#[test]
+fn the_clip_has_two_bounds_where_that_is_asked_for() {
+    let run = |name: &str, bounds: &[&str]| {
+        let mut set = vec![
+            "objective={kind='rl'}",
+            "generate={samples=6, prompts_per_step=2, max_new_tokens=4, temperature=1.3}",
+            "optimizer.lr=4e-3",
+            "train.updates_per_batch=3",
+        ];
+        set.extend(bounds);
+        check(name, &Case::new(&GRADED, None, &set)).iter().map(|m| m.grad_norm).collect::<Vec<f64>>()
+    };
+    let narrow = run("one bound", &["train.clip_epsilon=0.02"]);
+    assert_eq!(narrow, run("twice the same", &["train.clip_epsilon=0.02", "train.clip_epsilon_high=0.02"]));
+    assert_ne!(narrow, run("higher", &["train.clip_epsilon=0.02", "train.clip_epsilon_high=0.5"]));
+    assert_ne!(narrow, run("lower", &["train.clip_epsilon=0.5", "train.clip_epsilon_high=0.02"]));
 }
 
 /// What the length limit cut is out of the loss, of its KL term and of the gaps, and nothing else moves: with experts,

@@ -60,8 +60,19 @@ pub struct StepMetrics {
     pub distinct_answers: f64,
     /// Entropy of the answers of a group in nats, mean over prompts.
     pub answer_entropy: f64,
+    /// Mean of -log pi over the sampled tokens in nats, pi at the sampling temperature: an estimate of the policy's entropy
+    /// per token along its own responses. Where `top_k`, `top_p` or `min_p` cut the distribution, pi is the uncut one:
+    /// the mean is then over the tokens that the cut leaves, and lower than the entropy.
+    #[serde(default)]
+    pub token_entropy: f64,
+    /// Mean length of responses in tokens, end tokens included.
+    #[serde(default)]
+    pub response_length: f64,
     /// Responses cut by `generate.max_new_tokens`.
     pub truncated_responses: u64,
+    /// Their share.
+    #[serde(default)]
+    pub truncated_share: f64,
     /// Responses that the verifier could not judge, by kind of failure.
     #[serde(default)]
     pub verifier_failures: BTreeMap<String, u64>,

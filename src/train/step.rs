@@ -307,15 +307,22 @@ struct Totals {
 
 /// The figures that can be read off the groups themselves.
 fn count(metrics: &mut StepMetrics, groups: &[Group]) {
+    let mut responses = 0;
     for group in groups {
         metrics.tokens += group.responses.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
         metrics.truncated_responses +=
             group.responses.iter().filter(|r| r.finish == Finish::Length).count() as u64;
+        let logprobs = group.responses.iter().flat_map(|r| &r.logprobs);
+        metrics.token_entropy -= logprobs.map(|&logprob| f64::from(logprob)).sum::<f64>();
+        responses += group.responses.len();
         let (answers, _) = answer_counts(&group.samples());
         let share = 1.0 / groups.len() as f64;
         metrics.distinct_answers += answers.len() as f64 * share;
         metrics.answer_entropy += entropy(&answers) * share;
     }
+    metrics.token_entropy /= metrics.tokens as f64;
+    metrics.response_length = metrics.tokens as f64 / responses as f64;
+    metrics.truncated_share = metrics.truncated_responses as f64 / responses as f64;
 }
 
 #[cfg(test)]

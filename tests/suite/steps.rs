@@ -390,9 +390,17 @@ fn figures(config: &TrainConfig, step: u64, groups: &[Group]) -> StepMetrics {
         found.tokens += group.sampled.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
         found.truncated_responses +=
             group.sampled.iter().filter(|r| r.finish == Finish::Length).count() as u64;
+        found.token_entropy -=
+            group.sampled.iter().flat_map(|r| &r.logprobs).map(|&l| f64::from(l)).sum::<f64>();
         if group.unjudged > 0 {
             *found.verifier_failures.entry("missing".into()).or_default() += group.unjudged as u64;
         }
+    }
+    let responses: usize = groups.iter().map(|g| g.sampled.len()).sum();
+    if responses > 0 {
+        found.token_entropy /= found.tokens as f64;
+        found.response_length = found.tokens as f64 / responses as f64;
+        found.truncated_share = found.truncated_responses as f64 / responses as f64;
     }
     found
 }
@@ -535,6 +543,9 @@ fn check(name: &str, case: &Case) -> Vec<StepMetrics> {
             ("pass_at_1", found.pass_at_1, want.pass_at_1),
             ("pass_at_n", found.pass_at_n, want.pass_at_n),
             ("best_of_n_reward", found.best_of_n_reward, want.best_of_n_reward),
+            ("token_entropy", found.token_entropy, want.token_entropy),
+            ("response_length", found.response_length, want.response_length),
+            ("truncated_share", found.truncated_share, want.truncated_share),
             ("kl", found.kl.unwrap_or(-1.0), want.kl.unwrap_or(-1.0)),
             ("logprob_gap_mean", found.logprob_gap_mean, want.logprob_gap_mean),
             ("logprob_gap_max", found.logprob_gap_max, want.logprob_gap_max),
@@ -598,6 +609,11 @@ fn bon_rl_with_a_verifier_and_an_environment_that_disagree() {
             "data.suffix= =",
         ];
         let steps = check(name, &Case::new(&GRADED, Some(&WAYWARD), &set));
+        assert!(
+            steps
+                .iter()
+                .all(|m| m.token_entropy > 0.0 && m.response_length > 1.0 && m.response_length <= 5.0)
+        );
         // Short of the clip, and above it where the test of a clipped norm is.
         assert!(steps.iter().all(|m| m.grad_norm > 0.0 && m.grad_norm < 50.0), "{name}");
         assert!(steps.iter().any(|m| m.verifier_failures["missing"] > 0), "{name}");

@@ -437,6 +437,7 @@ fn step(step: u64) -> StepMetrics {
         step,
         loss: 0.1 * step as f64,
         kl: Some(0.25),
+        token_entropy: 1.5 + step as f64,
         tokens: 1000 + step,
         verifier_failures: BTreeMap::from([("timeout".to_string(), step)]),
         seconds: PhaseSeconds { generate: 1.5, ..Default::default() },
@@ -563,6 +564,9 @@ fn a_resumed_run_leaves_the_metrics_of_an_uninterrupted_one() {
     assert_eq!(events, scalars(&cut));
     assert_eq!(events[&(6, "train/loss".into())], 0.1f32 * 6.0);
     assert_eq!(events[&(6, "train/seconds/generate".into())], 1.5);
+    assert_eq!(events[&(6, "train/token_entropy".into())], 7.5);
+    assert!(events.contains_key(&(6, "train/response_length".into())));
+    assert!(events.contains_key(&(6, "train/truncated_share".into())));
     assert_eq!(events[&(6, "train/verifier_failures/timeout".into())], 6.0);
     assert_eq!(events[&(4, "eval/pass_at_n".into())], 1.0);
     assert!(!events.contains_key(&(6, "train/step".into())));

@@ -133,6 +133,21 @@ impl Tasks {
         }
         Ok(Self { list, fingerprint: crc32c::crc32c(&bytes) })
     }
+
+    /// What reports of evaluations call the tasks, in their order.
+    pub fn problem_ids(&self) -> Vec<String> {
+        self.list.iter().enumerate().map(|(i, task)| format!("{}: {}", i + 1, task.prompt)).collect()
+    }
+
+    /// The tasks of which `keep`, given a task's index, is true; `None` if there is none. Their fingerprint is that of the
+    /// file and of the choice.
+    pub fn filtered(self, keep: impl Fn(usize) -> bool) -> Option<Self> {
+        let kept = self.list.into_iter().enumerate().filter(|(index, _)| keep(*index));
+        let list: Vec<Task> = kept.map(|(_, task)| task).collect();
+        let lines = list.iter().map(|task| (task.line as u64).to_le_bytes());
+        let fingerprint = lines.fold(self.fingerprint, |crc, line| crc32c::crc32c_append(crc, &line));
+        (!list.is_empty()).then_some(Self { list, fingerprint })
+    }
 }
 
 /// The lines of a task file that are not blank, without byte order marks (joined files have them in the middle), and

@@ -47,6 +47,8 @@ mod kernels_readme;
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/pass_rates.rs"]
+mod pass_rates;
 #[path = "suite/places.rs"]
 mod places;
 #[path = "suite/reports.rs"]

@@ -128,6 +128,9 @@ impl<'a> Progress<'a> {
     fn show(&mut self, event: Event) {
         match event {
             Event::Rounded { path } => note(&rounded(path, &self.device)),
+            Event::Chosen { tasks, of, range: [low, high] } => {
+                note(&format!("{tasks} of {of} tasks have a pass rate from {low} to {high}"));
+            }
             Event::Warning { text } => note(&format!("warning: {text}")),
             Event::Resumed { step: 0 } => note("no step completed yet: starting again"),
             Event::Resumed { step } => note(&format!("resuming after step {step}")),

@@ -99,6 +99,13 @@ pub struct DataSection {
     /// Tasks for evaluation during training, in the same format. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_tasks: Option<PathBuf>,
+    /// Report of `bon-engine eval --output` on the tasks of `tasks`, which says the pass rates for `pass_rate`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<PathBuf>,
+    /// Train on the tasks alone whose pass@1 in `report` is from the first number to the second, both included. Estimates
+    /// from M samples are multiples of 1/M. Default: on all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass_rate: Option<[f64; 2]>,
     /// Text before every prompt, such as few-shot examples; its activations are computed once for the whole batch.
     /// Default: empty.
     pub prefix: String,
@@ -123,6 +130,32 @@ impl DataSection {
         }
         if let Some(path) = &self.eval_tasks {
             problems.require(path.is_file(), "data.eval_tasks", || format!("no file at {}", path.display()));
+        }
+    }
+
+    /// Refuses a choice of training tasks that cannot be made. Evaluation does not ask: it may be to write the report.
+    fn check_choice(&self, problems: &mut Problems) {
+        if let Some([low, high]) = self.pass_rate {
+            let ok = (0.0..=1.0).contains(&low) && (low..=1.0).contains(&high);
+            problems.require(ok, "data.pass_rate", || {
+                format!("is [{low}, {high}]; it must be a range within [0, 1], the lower end first")
+            });
+        }
+        match (&self.report, self.pass_rate) {
+            (None, Some(_)) => problems.add(
+                "data.report",
+                "missing; data.pass_rate needs a report of `bon-engine eval --output` on data.tasks".into(),
+            ),
+            (Some(_), None) => {
+                problems.add(
+                    "data.report",
+                    "has no effect without data.pass_rate; set that, or remove this".into(),
+                );
+            }
+            (Some(path), Some(_)) => problems.require(path.is_file(), "data.report", || {
+                format!("no file at {}; `bon-engine eval --output` writes it", path.display())
+            }),
+            (None, None) => {}
         }
     }
 }
@@ -449,13 +482,14 @@ impl fmt::Display for Problem {
 
 /// Fields that do not change what a step computes, so that a run may resume with others. Of the files behind paths
 /// it is the contents that must agree: see [`super::snapshot::TrainState`].
-const FREE_TO_CHANGE: [&str; 14] = [
+const FREE_TO_CHANGE: [&str; 15] = [
     "verifier.workers",
     "verifier.timeout_seconds",
     "environment.workers",
     "environment.timeout_seconds",
     "data.tasks",
     "data.eval_tasks",
+    "data.report",
     "train.recompute",
     "train.eval_every",
     "train.eval_samples",
@@ -514,6 +548,7 @@ impl TrainConfig {
         let Self { model, data, generate, objective, verifier, optimizer, train, .. } = self;
         model.check(needs_model, &mut problems);
         data.check(&mut problems);
+        data.check_choice(&mut problems);
         generate.check(false, &mut problems);
         if let Err(e) = objective.validate() {
             problems.add("objective", e.to_string());

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::config::ConfigError;
 use super::metrics::MetricsError;
 use super::optimizer::NotFinite;
+use super::pass_rate::PassRateError;
 use super::snapshot::SnapshotError;
 use crate::checkpoint::FileError;
 use crate::device::DeviceError;
@@ -45,6 +46,9 @@ pub enum TrainError {
     /// A task file.
     #[error(transparent)]
     Tasks(#[from] TaskError),
+    /// The report that tasks are chosen by.
+    #[error(transparent)]
+    PassRate(#[from] PassRateError),
     /// A checkpoint.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

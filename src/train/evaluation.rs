@@ -42,7 +42,7 @@ pub fn evaluation<B: Backend>(
     let (groups, _) = groups.map_err(TrainError::Evaluation)?;
     judges.check().map_err(TrainError::Evaluation)?;
     let problem = |(group, id): (&Group, String)| Problem { id, samples: group.samples() };
-    let problems: Vec<Problem> = groups.iter().zip(problem_ids(tasks)).map(problem).collect();
+    let problems: Vec<Problem> = groups.iter().zip(tasks.problem_ids()).map(problem).collect();
     let mut report = evaluate(&problems, &sizes(samples), sampling.seed)?;
     report.unjudged = groups.into_iter().flat_map(|group| group.unjudged).collect();
     report.provenance = Some(provenance);
@@ -51,7 +51,7 @@ pub fn evaluation<B: Backend>(
 
 /// Whether a report is of these tasks and this many samples, so that an [`evaluation`] now can be compared with it.
 pub fn comparable(report: &Report, tasks: &Tasks, samples: usize) -> bool {
-    report.ns == sizes(samples) && report.problems.iter().map(|p| &p.id).eq(&problem_ids(tasks))
+    report.ns == sizes(samples) && report.problems.iter().map(|p| &p.id).eq(&tasks.problem_ids())
 }
 
 /// The N that an evaluation reports: powers of two, and all samples.
@@ -59,14 +59,12 @@ fn sizes(samples: usize) -> Vec<usize> {
     (0..).map(|i| 1 << i).take_while(|n| *n < samples).chain([samples]).collect()
 }
 
-fn problem_ids(tasks: &Tasks) -> Vec<String> {
-    tasks.list.iter().enumerate().map(|(i, task)| format!("{}: {}", i + 1, task.prompt)).collect()
-}
-
 /// Settings of sections that evaluation reads, but of no effect on its figures.
-const NO_MATTER: [&str; 5] = [
+const NO_MATTER: [&str; 7] = [
     "data.tasks",
     "data.eval_tasks",
+    "data.report",
+    "data.pass_rate",
     "generate.samples",
     "generate.prompts_per_step",
     "generate.allow_truncated_sampling",

@@ -1,4 +1,4 @@
-//! Training: what a run is told ([`config`]), what it draws on ([`schedule`], [`policy`], [`optimizer`]), what it leaves behind
+//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`schedule`], [`policy`], [`optimizer`]), what it leaves behind
 //! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`interrupt`]). [`run`] is the loop.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
@@ -12,6 +12,7 @@ pub mod evaluation;
 pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;
+pub mod pass_rate;
 pub mod policy;
 pub mod run;
 pub mod schedule;

@@ -27,6 +27,7 @@ use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_
 use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
+use super::pass_rate;
 use super::setup::{check_experts, check_prompts, judges, rollout, stop_rule, warnings};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
@@ -50,6 +51,15 @@ pub enum Event<'a> {
     Warning {
         /// What.
         text: &'a str,
+    },
+    /// Tasks were chosen by their pass rates.
+    Chosen {
+        /// How many there are.
+        tasks: usize,
+        /// How many the file has.
+        of: usize,
+        /// `data.pass_rate`.
+        range: [f64; 2],
     },
     /// The starting model's weights were rounded, because the device wants bf16.
     Rounded {
@@ -163,7 +173,12 @@ pub fn run<B: Backend + Clone>(
         return Err(TrainError::NothingToResume { path: dir });
     }
     let replaces = !resume && !vacant(out)?;
-    let tasks = Tasks::read(&config.data.tasks)?;
+    let mut tasks = Tasks::read(&config.data.tasks)?;
+    if let (Some(path), Some(range)) = (&config.data.report, config.data.pass_rate) {
+        let of = tasks.list.len();
+        tasks = pass_rate::filter(tasks, &config.data.tasks, path, range)?;
+        report(Event::Chosen { tasks: tasks.list.len(), of, range });
+    }
     let eval_tasks = config.data.eval_tasks.as_deref().map(Tasks::read).transpose()?;
     let judged = config.objective.kind.objective().needs_samples || eval_tasks.is_some();
     let judges = if judged { judges(config)? } else { None };
@@ -352,8 +367,12 @@ fn go_on<B: Backend>(
                     snapshot.model_dir().display()
                 )])?;
             }
+            let which = match config.data.report {
+                None => "its tasks have changed",
+                Some(_) => "its tasks have changed, or what data.report and data.pass_rate choose of them",
+            };
             let changes = [
-                (state.data_hash != tasks.fingerprint, &config.data.tasks, "its tasks have changed"),
+                (state.data_hash != tasks.fingerprint, &config.data.tasks, which),
                 (
                     state.config_hash != config.resume_hash()?,
                     &config_path,

@@ -84,7 +84,7 @@ fn an_error_in_the_file_names_line_key_and_nearest_name() {
         (
             "tasks =",
             "zzz =",
-            "run.toml:6: unknown key `zzz` in [data]; known: tasks, eval_tasks, prefix, prefix_file, suffix, template",
+            "run.toml:6: unknown key `zzz` in [data]; known: tasks, eval_tasks, report, pass_rate, prefix, prefix_file, suffix, template",
         ),
     ] {
         assert!(RUN.contains(from));
@@ -253,6 +253,9 @@ fn each_bad_value_is_named_and_nothing_else() {
         ("train.max_minutes=0", "train.max_minutes"),
         ("train.eval_every=5", "train.eval_every"),
         ("data.eval_tasks=nowhere", "data.eval_tasks"),
+        ("data.report=nowhere", "data.report"),
+        ("data.pass_rate=[0.1, 0.9]", "data.report"),
+        ("data={report = \"nowhere\", pass_rate = [0.1, 0.9]}", "data.report"),
     ] {
         let found = problems(&usable(dir.path(), &[set]));
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [key], "{set}");
@@ -269,6 +272,14 @@ fn each_bad_value_is_named_and_nothing_else() {
         let mut c = usable(dir.path(), &[]);
         change(&mut c);
         assert_eq!(problems(&c).keys().copied().collect::<Vec<_>>(), [key]);
+    }
+    for range in ["[0.5, 0.4]", "[-0.1, 0.4]", "[0.1, 1.1]", "[nan, 0.5]", "[0.5, nan]"] {
+        let set = [
+            &*format!("data.pass_rate={range}"),
+            &*format!("data.report={}", dir.path().join("tasks.jsonl").display()),
+        ];
+        let found = problems(&usable(dir.path(), &set));
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), ["data.pass_rate"], "{range}");
     }
     // What is refused where responses are compared is fine where none are drawn.
     let sft = ["objective={kind = \"sft\", n = 1}", "generate.samples=1", "generate.top_k=5"];
@@ -288,6 +299,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
         "model.path=b",
         "data.tasks=b",
         "data.eval_tasks=b",
+        "data.report=b",
         "train.output=b",
         "train.eval_every=3",
         "train.eval_samples=3",
@@ -305,6 +317,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
     for (set, difference) in [
         ("optimizer.lr=2e-5", "optimizer.lr: 0.00001 -> 0.00002"),
         ("train.seed=1", "train.seed: 0 -> 1"),
+        ("data.pass_rate=[0.1, 0.9]", "data.pass_rate: unset -> [0.1, 0.9]"),
         ("train.mask_truncated=true", "train.mask_truncated: unset -> true"),
         ("train.clip_epsilon_high=0.28", "train.clip_epsilon_high: unset -> 0.28"),
         ("train.steps=101", "train.steps: 100 -> 101"),

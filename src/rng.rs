@@ -40,6 +40,8 @@ pub enum Domain {
     Shuffle = 2,
     /// Bootstrap resampling in evaluation.
     Bootstrap = 3,
+    /// The order of the tasks that take the place of others within a step.
+    Refill = 4,
 }
 
 /// The key for everything drawn under (seed, domain, step).

@@ -319,6 +319,19 @@ impl<B: Backend> Rollout<'_, B> {
         samples: usize,
         sampling: &Sampling,
         judges: &mut Judges,
+        progress: impl FnMut(),
+    ) -> Result<(Vec<Group>, RolloutSeconds), RolloutError> {
+        self.run_from(0, tasks, samples, sampling, judges, progress)
+    }
+
+    /// [`Rollout::run`] for tasks whose numbers in RNG keys begin with `begin`: further ones of the same RNG step.
+    pub fn run_from(
+        &self,
+        begin: usize,
+        tasks: &[&Task],
+        samples: usize,
+        sampling: &Sampling,
+        judges: &mut Judges,
         mut progress: impl FnMut(),
     ) -> Result<(Vec<Group>, RolloutSeconds), RolloutError> {
         let mut groups = Vec::with_capacity(tasks.len());
@@ -340,7 +353,7 @@ impl<B: Backend> Rollout<'_, B> {
                 prompts.iter().map(|(_, ids)| self.bytes(ids.len(), samples, sampling.max_new_tokens));
             let rest = prompts.split_off(fitting(costs, room));
             let (prompts, tasks) = (std::mem::replace(&mut prompts, rest), &tasks[first..]);
-            let requests: Vec<Prompt> = (first..)
+            let requests: Vec<Prompt> = (begin + first..)
                 .zip(&prompts)
                 .map(|(number, (_, ids))| Prompt { ids, number: number as u32, streams: samples })
                 .collect();

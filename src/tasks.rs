@@ -238,6 +238,7 @@ fn kind(value: &Value) -> &'static str {
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
+    domain: Domain,
     epoch: u64,
     permutation: Vec<usize>,
 }
@@ -245,8 +246,17 @@ pub struct Order {
 impl Order {
     /// An order over `tasks` tasks. Panics if there are none.
     pub fn new(tasks: usize, seed: u64) -> Self {
+        Self::of(Domain::Shuffle, tasks, seed)
+    }
+
+    /// The order, unlike that one, in which tasks take the place of others within a step.
+    pub fn refills(tasks: usize, seed: u64) -> Self {
+        Self::of(Domain::Refill, tasks, seed)
+    }
+
+    fn of(domain: Domain, tasks: usize, seed: u64) -> Self {
         assert!(tasks > 0, "an order needs a task");
-        Self { seed, epoch: 0, permutation: permutation(tasks, seed, 0) }
+        Self { seed, domain, epoch: 0, permutation: permutation(tasks, seed, domain, 0) }
     }
 
     /// The index of the task that draw `position` (0, 1, 2, ...) takes.
@@ -254,15 +264,15 @@ impl Order {
         let tasks = self.permutation.len();
         let epoch = position / tasks as u64;
         if epoch != self.epoch {
-            self.permutation = permutation(tasks, self.seed, epoch);
+            self.permutation = permutation(tasks, self.seed, self.domain, epoch);
             self.epoch = epoch;
         }
         self.permutation[(position % tasks as u64) as usize]
     }
 }
 
-fn permutation(tasks: usize, seed: u64, epoch: u64) -> Vec<usize> {
+fn permutation(tasks: usize, seed: u64, domain: Domain, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..tasks).collect();
-    Stream::new(seed, Domain::Shuffle, epoch).shuffle(&mut order);
+    Stream::new(seed, domain, epoch).shuffle(&mut order);
     order
 }

@@ -181,6 +181,10 @@ pub struct GenerateSection {
     pub samples: usize,
     /// Prompts per optimizer step. Default: 8.
     pub prompts_per_step: usize,
+    /// Most further prompts that a step draws to put in the place of those from whose group the objective learns nothing,
+    /// every coefficient being 0 (dynamic sampling, Yu et al. 2025, "DAPO", arXiv 2503.14476). What still teaches nothing
+    /// then stays, and what is replaced is out of the KL term, too. 0 is off. Default: 0.
+    pub refill_prompts: usize,
     /// Longest response, in tokens; a longer one is cut and counted as truncated. Default: 256.
     pub max_new_tokens: usize,
     /// Sampling temperature, from 1e-6 to 1e6; the loss is taken at the same temperature. Default: 1.
@@ -204,6 +208,7 @@ impl Default for GenerateSection {
         Self {
             samples: 8,
             prompts_per_step: 8,
+            refill_prompts: 0,
             max_new_tokens: 256,
             temperature: 1.0,
             stop: Vec::new(),
@@ -502,7 +507,7 @@ const FREE_TO_CHANGE: [&str; 15] = [
 
 /// Fields that are younger than format 2 of checkpoints, and the defaults that runs from before them stand at. There they
 /// leave no trace, so that such a run resumes.
-const ADDED: [(&str, &str); 1] = [("train.mask_truncated", "false")];
+const ADDED: [(&str, &str); 2] = [("train.mask_truncated", "false"), ("generate.refill_prompts", "0")];
 
 impl TrainConfig {
     /// Reads a configuration file and applies `key.path=value` overrides in order. A value that is no TOML is taken
@@ -583,6 +588,10 @@ impl TrainConfig {
                     )
                 },
             );
+            problems.require(generate.refill_prompts == 0, "generate.refill_prompts", || {
+                let kind = objective.kind;
+                format!("replaces groups of samples, and objective \"{kind}\" draws none; set it to 0")
+            });
             problems.require(!train.mask_truncated, "train.mask_truncated", || {
                 let kind = objective.kind;
                 format!("masks sampled responses, and objective \"{kind}\" draws none; set it to false")
@@ -626,6 +635,7 @@ impl TrainConfig {
             ("generate.samples", generate.samples, MAX_SAMPLES),
             ("train.eval_samples", train.eval_samples, MAX_SAMPLES),
             ("generate.prompts_per_step", generate.prompts_per_step, MAX_PROMPTS),
+            ("generate.refill_prompts", generate.refill_prompts, MAX_PROMPTS),
             ("generate.max_new_tokens", generate.max_new_tokens, tokens),
         ] {
             problems.require(value <= max, key, || format!("is {value}; it must be at most {max}"));

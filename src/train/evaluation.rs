@@ -60,13 +60,14 @@ fn sizes(samples: usize) -> Vec<usize> {
 }
 
 /// Settings of sections that evaluation reads, but of no effect on its figures.
-const NO_MATTER: [&str; 7] = [
+const NO_MATTER: [&str; 8] = [
     "data.tasks",
     "data.eval_tasks",
     "data.report",
     "data.pass_rate",
     "generate.samples",
     "generate.prompts_per_step",
+    "generate.refill_prompts",
     "generate.allow_truncated_sampling",
 ];
 

@@ -54,6 +54,13 @@ pub struct StepMetrics {
     /// `bon-rlb`.
     #[serde(default)]
     pub zero_variance_groups: u64,
+    /// Prompts drawn beyond `generate.prompts_per_step` (`generate.refill_prompts`). All figures are over them, too, and over
+    /// those that they replaced.
+    #[serde(default)]
+    pub refill_prompts: u64,
+    /// Groups that others took the place of, because they taught nothing.
+    #[serde(default)]
+    pub refilled_groups: u64,
     /// Groups whose weights were cut at `objective.weight_clip`.
     pub clipped_groups: u64,
     /// Distinct answers per group, mean over prompts.

@@ -6,7 +6,8 @@
 //! 2. prompts are formatted and tokenised: [`PromptFormat::apply`](crate::rollout::PromptFormat::apply)
 //! 3. M responses to each are sampled, with their log-probs: [`generate`](crate::generate::generate())
 //! 4. the verifier judges responses while others are still sampled: [`Rollout::run`](crate::rollout::Rollout::run)
-//! 5. rewards and scores become a coefficient c_j per response: [`coefficients`](crate::objective::coefficients)
+//! 5. rewards and scores become a coefficient c_j per response: [`coefficients`](crate::objective::coefficients); groups
+//!    without one other than 0 give way to further tasks where that is asked for: `Stepper::refill` in `step.rs`
 //! 6. the responses that count run again, forward: [`Forward::with`](super::policy::Forward::with)
 //! 7. a coefficient becomes a weight per token (length, PPO's clip, KL term): `Stepper::backward` in `step.rs`
 //! 8. gradients of the weighted log-probs are summed: [`Forward::backward`](super::policy::Forward::backward)
@@ -252,8 +253,9 @@ pub fn run<B: Backend + Clone>(
     };
     let metrics = Metrics::open(out, start.step)?;
     let (first, resumed) = (start.step, resume);
-    let order = Order::new(tasks.list.len(), config.train.seed);
-    let stepper = Stepper { config, tasks: &tasks, order, judges, reference, kept: None };
+    let (count, seed) = (tasks.list.len(), config.train.seed);
+    let (order, refills) = (Order::new(count, seed), Order::refills(count, seed));
+    let stepper = Stepper { config, tasks: &tasks, order, refills, judges, reference, kept: None };
     let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
 }

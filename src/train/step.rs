@@ -17,7 +17,7 @@ use crate::gemma::activations::{Kept, Recompute};
 use crate::generate::Finish;
 use crate::model_dir::ModelDir;
 use crate::objective::{Coefficients, GroupMetrics, ScoredGroup, coefficients};
-use crate::rollout::{Group, Judges};
+use crate::rollout::{Group, Judges, RolloutSeconds};
 use crate::tasks::{Order, Task, Tasks};
 
 /// What steps are taken with.
@@ -26,6 +26,8 @@ pub(super) struct Stepper<'a, B: Backend> {
     pub(super) tasks: &'a Tasks,
     /// The order of the tasks.
     pub(super) order: Order,
+    /// The order of those that take the place of others.
+    pub(super) refills: Order,
     /// `None` where the objective needs no samples and nothing is evaluated.
     pub(super) judges: Option<Judges>,
     /// The frozen start, where there is a KL term.
@@ -47,6 +49,13 @@ struct Weighed {
     old_logprobs: Vec<Vec<f32>>,
 }
 
+impl Weighed {
+    /// Whether the objective learns anything from it.
+    fn teaches(&self) -> bool {
+        self.coefficients.iter().any(|&c| c != 0.0)
+    }
+}
+
 impl<B: Backend> Stepper<'_, B> {
     /// Step `step` (1, 2, 3...): `prompts_per_step` tasks from their places in the order. Its figures, and the responses
     /// that could not be judged.
@@ -60,22 +69,18 @@ impl<B: Backend> Stepper<'_, B> {
         let started = Instant::now();
         let prompts = config.generate.prompts_per_step as u64;
         let picked: Vec<usize> = ((step - 1) * prompts..step * prompts).map(|p| self.order.task(p)).collect();
-        let tasks: Vec<&Task> = picked.iter().map(|&t| &self.tasks.list[t]).collect();
-
         let mut metrics = StepMetrics { step, ..StepMetrics::default() };
         let mut seconds = PhaseSeconds::default();
         let mut unjudged = Vec::new();
         let weighed = if config.objective.kind.objective().needs_samples {
-            let Some(judges) = &mut self.judges else { unreachable!("validated: there is a verifier") };
-            let (stop_rule, sampling) = (stop_rule(config, dir), sampling(config, step));
-            let rollout = rollout(config, dir, &stop_rule);
-            let rolled = rollout.run(&tasks, config.generate.samples, &sampling, judges, || {});
-            let (mut groups, spent) = rolled.map_err(|source| TrainError::Rollout { step, source })?;
-            (seconds.generate, seconds.verify) = (spent.generate, spent.verify);
-            unjudged = groups.iter_mut().flat_map(|group| std::mem::take(&mut group.unjudged)).collect();
-            count(&mut metrics, &groups);
-            metrics.verifier_failures = count_by_kind(&unjudged);
-            self.weigh(dir, step, &picked, groups, &mut metrics)?
+            let mut sampled = Sampled::default();
+            let mut weighed = self.sample(dir, step, 0, &picked, &mut sampled)?;
+            metrics.refilled_groups = self.refill(dir, step, picked, &mut weighed, &mut sampled)?;
+            sampled.figures(&mut metrics);
+            metrics.refill_prompts = sampled.answers.len() as u64 - prompts;
+            (seconds.generate, seconds.verify) = (sampled.seconds.generate, sampled.seconds.verify);
+            unjudged = sampled.unjudged;
+            weighed
         } else {
             let stop_rule = stop_rule(config, dir);
             picked
@@ -138,6 +143,64 @@ impl<B: Backend> Stepper<'_, B> {
         })
     }
 
+    /// Samples, judges and weighs groups of the tasks `picked`, whose numbers in RNG keys begin with `begin`.
+    fn sample(
+        &mut self,
+        dir: &ModelDir<B>,
+        step: u64,
+        begin: usize,
+        picked: &[usize],
+        sampled: &mut Sampled,
+    ) -> Result<Vec<Weighed>, TrainError> {
+        let config = self.config;
+        let tasks: Vec<&Task> = picked.iter().map(|&t| &self.tasks.list[t]).collect();
+        let Some(judges) = &mut self.judges else { unreachable!("validated: there is a verifier") };
+        let (stop_rule, sampling) = (stop_rule(config, dir), sampling(config, step));
+        let rollout = rollout(config, dir, &stop_rule);
+        let rolled = rollout.run_from(begin, &tasks, config.generate.samples, &sampling, judges, || {});
+        let (mut groups, seconds) = rolled.map_err(|source| TrainError::Rollout { step, source })?;
+        sampled.add(&mut groups, seconds);
+        self.weigh(dir, step, picked, groups, sampled)
+    }
+
+    /// Puts groups of further tasks in the place of those that teach nothing, as many as `generate.refill_prompts` permits
+    /// to draw. Of a step's tasks none is drawn twice so. How many groups were replaced.
+    ///
+    /// The tasks are those of the step's own places in an order of their own: what one step draws moves no other step, and
+    /// there is nothing to save.
+    fn refill(
+        &mut self,
+        dir: &ModelDir<B>,
+        step: u64,
+        mut picked: Vec<usize>,
+        weighed: &mut [Weighed],
+        sampled: &mut Sampled,
+    ) -> Result<u64, TrainError> {
+        let most = self.config.generate.refill_prompts as u64;
+        let mut places = (step - 1) * most..step * most;
+        let mut replaced = 0;
+        loop {
+            let idle: Vec<usize> = (0..weighed.len()).filter(|&g| !weighed[g].teaches()).collect();
+            let begin = picked.len();
+            while picked.len() < begin + idle.len()
+                && let Some(place) = places.next()
+            {
+                let task = self.refills.task(place);
+                if !picked.contains(&task) {
+                    picked.push(task);
+                }
+            }
+            if picked.len() == begin {
+                return Ok(replaced);
+            }
+            let found = self.sample(dir, step, begin, &picked[begin..], sampled)?;
+            for (group, place) in found.into_iter().filter(Weighed::teaches).zip(idle) {
+                weighed[place] = group;
+                replaced += 1;
+            }
+        }
+    }
+
     /// What sampled groups of the tasks `picked` teach.
     fn weigh(
         &self,
@@ -145,10 +208,9 @@ impl<B: Backend> Stepper<'_, B> {
         step: u64,
         picked: &[usize],
         groups: Vec<Group>,
-        metrics: &mut StepMetrics,
+        sampled: &mut Sampled,
     ) -> Result<Vec<Weighed>, TrainError> {
         let stop_rule = stop_rule(self.config, dir);
-        let mut all: Vec<GroupMetrics> = Vec::new();
         let mut weighed = Vec::new();
         for (group, &index) in groups.into_iter().zip(picked) {
             let mut experts = None;
@@ -168,7 +230,7 @@ impl<B: Backend> Stepper<'_, B> {
                 experts = Some(tokens);
             }
             let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;
-            all.extend(found);
+            sampled.groups.extend(found);
             let sampled = group.responses.len();
             let mask = self.config.train.mask_truncated;
             let cut = group.responses.iter().map(|r| mask && r.finish == Finish::Length);
@@ -181,15 +243,6 @@ impl<B: Backend> Stepper<'_, B> {
             let prompt = group.prompt;
             weighed.push(Weighed { prompt, responses, coefficients, masked, sampled, old_logprobs });
         }
-        let mean = |f: fn(&GroupMetrics) -> f64| all.iter().map(f).sum::<f64>() / all.len().max(1) as f64;
-        metrics.reward_mean = mean(|m| m.mean_reward);
-        metrics.pass_at_1 = mean(|m| 1.0 - m.p_fail);
-        metrics.pass_at_n = mean(|m| m.pass_at_n);
-        metrics.best_of_n_reward = mean(|m| m.best_of_n);
-        metrics.all_pass_groups = all.iter().filter(|m| m.all_pass).count() as u64;
-        metrics.all_fail_groups = all.iter().filter(|m| m.all_fail).count() as u64;
-        metrics.zero_variance_groups = all.iter().filter(|m| m.zero_variance).count() as u64;
-        metrics.clipped_groups = all.iter().filter(|m| m.clipped > 0).count() as u64;
         Ok(weighed)
     }
 
@@ -305,24 +358,62 @@ struct Totals {
     kept: Option<Kept>,
 }
 
-/// The figures that can be read off the groups themselves.
-fn count(metrics: &mut StepMetrics, groups: &[Group]) {
-    let mut responses = 0;
-    for group in groups {
-        metrics.tokens += group.responses.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
-        metrics.truncated_responses +=
-            group.responses.iter().filter(|r| r.finish == Finish::Length).count() as u64;
-        let logprobs = group.responses.iter().flat_map(|r| &r.logprobs);
-        metrics.token_entropy -= logprobs.map(|&logprob| f64::from(logprob)).sum::<f64>();
-        responses += group.responses.len();
-        let (answers, _) = answer_counts(&group.samples());
-        let share = 1.0 / groups.len() as f64;
-        metrics.distinct_answers += answers.len() as f64 * share;
-        metrics.answer_entropy += entropy(&answers) * share;
+/// What a step samples, of all its rollouts.
+#[derive(Default)]
+struct Sampled {
+    /// Of each group.
+    groups: Vec<GroupMetrics>,
+    /// Distinct answers and the entropy of the answers, likewise.
+    answers: Vec<(f64, f64)>,
+    responses: u64,
+    tokens: u64,
+    /// Sum of the tokens' log-probs.
+    logprobs: f64,
+    truncated: u64,
+    unjudged: Vec<Unjudged>,
+    seconds: RolloutSeconds,
+}
+
+impl Sampled {
+    /// Counts what can be read off the groups themselves, and takes what could not be judged out of them.
+    fn add(&mut self, groups: &mut [Group], seconds: RolloutSeconds) {
+        self.seconds.generate += seconds.generate;
+        self.seconds.verify += seconds.verify;
+        for group in groups {
+            self.unjudged.append(&mut group.unjudged);
+            for response in &group.responses {
+                self.responses += 1;
+                self.tokens += response.tokens.len() as u64;
+                self.logprobs += response.logprobs.iter().map(|&logprob| f64::from(logprob)).sum::<f64>();
+                self.truncated += u64::from(response.finish == Finish::Length);
+            }
+            let (answers, _) = answer_counts(&group.samples());
+            self.answers.push((answers.len() as f64, entropy(&answers)));
+        }
     }
-    metrics.token_entropy /= metrics.tokens as f64;
-    metrics.response_length = metrics.tokens as f64 / responses as f64;
-    metrics.truncated_share = metrics.truncated_responses as f64 / responses as f64;
+
+    fn figures(&self, metrics: &mut StepMetrics) {
+        let all = &self.groups;
+        let mean = |f: fn(&GroupMetrics) -> f64| all.iter().map(f).sum::<f64>() / all.len().max(1) as f64;
+        metrics.reward_mean = mean(|m| m.mean_reward);
+        metrics.pass_at_1 = mean(|m| 1.0 - m.p_fail);
+        metrics.pass_at_n = mean(|m| m.pass_at_n);
+        metrics.best_of_n_reward = mean(|m| m.best_of_n);
+        metrics.all_pass_groups = all.iter().filter(|m| m.all_pass).count() as u64;
+        metrics.all_fail_groups = all.iter().filter(|m| m.all_fail).count() as u64;
+        metrics.zero_variance_groups = all.iter().filter(|m| m.zero_variance).count() as u64;
+        metrics.clipped_groups = all.iter().filter(|m| m.clipped > 0).count() as u64;
+        let share = 1.0 / self.answers.len() as f64;
+        for (distinct, entropy) in &self.answers {
+            metrics.distinct_answers += distinct * share;
+            metrics.answer_entropy += entropy * share;
+        }
+        (metrics.tokens, metrics.truncated_responses) = (self.tokens, self.truncated);
+        metrics.token_entropy = -self.logprobs / self.tokens as f64;
+        metrics.response_length = self.tokens as f64 / self.responses as f64;
+        metrics.truncated_share = self.truncated as f64 / self.responses as f64;
+        metrics.verifier_failures = count_by_kind(&self.unjudged);
+    }
 }
 
 #[cfg(test)]

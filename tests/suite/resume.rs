@@ -393,6 +393,37 @@ fn a_run_resumes_with_what_its_steps_need() {
     succeed(&f, &args);
 }
 
+/// What a step draws beyond its prompts depends on the step alone, so that a cut anywhere changes nothing.
+#[test]
+fn a_run_that_refills_and_masks_resumes_to_the_same_bits() {
+    let f = Fixture::new();
+    let set = [
+        "objective.kind=grpo",
+        "generate.refill_prompts=8",
+        "train.mask_truncated=true",
+        "train.clip_epsilon_high=0.3",
+        "train.updates_per_batch=2",
+        "generate.samples=6",
+        "generate.max_new_tokens=8",
+        "generate.stop=[\"a\", \"e\", \"i\", \"o\", \"n\", \"s\", \"t\", \"=\", \"+\"]",
+        "train.steps=6",
+    ];
+    succeed(&f, &train("whole", &set));
+    for line in logs(&f.path("whole")) {
+        assert!(line["refill_prompts"].as_u64() <= Some(8), "{line}");
+    }
+    let refilled = |line: &Value| line["refilled_groups"].as_u64() > Some(0);
+    let whole = logs(&f.path("whole"));
+    assert!(whole.iter().filter(|line| refilled(line)).count() >= 3, "{whole:#?}");
+    for cut in 1..6 {
+        let output = format!("cut{cut}");
+        let part = format!("train.steps={cut}");
+        succeed(&f, &train(&output, &[&set[..], &[&part]].concat()));
+        succeed(&f, &resume(&output, &set));
+        assert_same_end(&f, "whole", &output, 6);
+    }
+}
+
 #[test]
 fn a_signal_ends_an_evaluation_and_the_resumed_run_repeats_it() {
     let f = Fixture::new();

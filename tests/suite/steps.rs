@@ -172,6 +172,14 @@ struct Group {
 }
 
 impl Group {
+    /// Whether a response has a weight, those that are masked apart.
+    fn teaches(&self, config: &TrainConfig) -> bool {
+        let masked = |j: usize| {
+            config.train.mask_truncated && self.sampled.get(j).is_some_and(|r| r.finish == Finish::Length)
+        };
+        self.c.iter().enumerate().any(|(j, &c)| c != 0.0 && !masked(j))
+    }
+
     /// Tokens of the samples, then of the expert.
     fn responses(&self) -> Vec<Vec<u32>> {
         self.sampled.iter().map(|r| r.tokens.clone()).chain(self.expert.clone()).collect()
@@ -309,18 +317,53 @@ fn rate(config: &TrainConfig, step: u64) -> f64 {
     }
 }
 
-/// The groups of step `step`, which counts from 1.
-fn groups(case: &Case, dir: &ModelDir<Cpu>, tasks: &Tasks, step: u64) -> Vec<Group> {
-    let (config, generate_) = (&case.config, &case.config.generate);
-    let all = tasks.list.len() as u64;
-    let drawn = (step - 1) * generate_.prompts_per_step as u64;
-    let picked: Vec<&Task> = (drawn..drawn + generate_.prompts_per_step as u64)
-        .map(|position| {
-            let mut epoch: Vec<usize> = (0..all as usize).collect();
-            Stream::new(config.train.seed, Domain::Shuffle, position / all).shuffle(&mut epoch);
-            &tasks.list[epoch[(position % all) as usize]]
-        })
+/// Place `position` in an order of the tasks: one shuffle of them after the other.
+fn place(case: &Case, tasks: usize, domain: Domain, position: usize) -> usize {
+    let mut epoch: Vec<usize> = (0..tasks).collect();
+    Stream::new(case.config.train.seed, domain, (position / tasks) as u64).shuffle(&mut epoch);
+    epoch[position % tasks]
+}
+
+/// All groups that step `step`, which counts from 1, samples, and which of them it learns from, in their places.
+fn groups(case: &Case, dir: &ModelDir<Cpu>, tasks: &Tasks, step: u64) -> (Vec<Group>, Vec<usize>) {
+    let (config, count) = (&case.config, tasks.list.len());
+    let (prompts, further) = (config.generate.prompts_per_step, config.generate.refill_prompts);
+    let before = step as usize - 1;
+    let mut picked: Vec<usize> =
+        (before * prompts..step as usize * prompts).map(|p| place(case, count, Domain::Shuffle, p)).collect();
+    let sample = |begin: usize, picked: &[usize]| {
+        let tasks: Vec<&Task> = picked.iter().map(|&t| &tasks.list[t]).collect();
+        sampled(case, dir, &tasks, begin as u32, step)
+    };
+    let mut all = sample(0, &picked);
+    let mut kept: Vec<usize> = (0..prompts).collect();
+    let mut left: Vec<usize> = (before * further..step as usize * further)
+        .map(|p| place(case, count, Domain::Refill, p))
+        .rev()
         .collect();
+    loop {
+        let idle: Vec<usize> = (0..prompts).filter(|&at| !all[kept[at]].teaches(config)).collect();
+        let begin = picked.len();
+        while picked.len() - begin < idle.len() && !left.is_empty() {
+            let task = left.pop().unwrap();
+            if !picked.contains(&task) {
+                picked.push(task);
+            }
+        }
+        if picked.len() == begin {
+            return (all, kept);
+        }
+        all.extend(sample(begin, &picked[begin..]));
+        let good = (begin..all.len()).filter(|&g| all[g].teaches(config));
+        for (at, group) in idle.into_iter().zip(good) {
+            kept[at] = group;
+        }
+    }
+}
+
+/// What is sampled of tasks whose numbers in random keys begin with `begin`.
+fn sampled(case: &Case, dir: &ModelDir<Cpu>, picked: &[&Task], begin: u32, step: u64) -> Vec<Group> {
+    let (config, generate_) = (&case.config, &case.config.generate);
     let stop = ResponseEnd::new(&dir.model.config, &dir.tokenizer, &generate_.stop);
     let prompt = |task: &&Task| {
         let text = format!("{}{}{}", config.data.prefix, task.prompt, config.data.suffix);
@@ -329,7 +372,7 @@ fn groups(case: &Case, dir: &ModelDir<Cpu>, tasks: &Tasks, step: u64) -> Vec<Gro
     let prompts: Vec<Vec<u32>> = picked.iter().map(prompt).collect();
     let samples = if config.objective.kind == Kind::Sft { 0 } else { generate_.samples };
     let requests: Vec<Prompt> =
-        (0..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: samples }).collect();
+        (begin..).zip(&prompts).map(|(number, ids)| Prompt { ids, number, streams: samples }).collect();
     let sampling = Sampling {
         temperature: generate_.temperature as f32,
         truncation: Default::default(),
@@ -422,8 +465,12 @@ fn take(
 ) -> (StepMetrics, usize) {
     let config = &case.config;
     let (train, optimizer) = (&config.train, &config.optimizer);
-    let groups = groups(case, &before.dir, tasks, step);
-    let mut found = figures(config, step, &groups);
+    let (all, kept) = groups(case, &before.dir, tasks, step);
+    let mut found = figures(config, step, &all);
+    let prompts = config.generate.prompts_per_step;
+    found.refill_prompts = (all.len() - prompts) as u64;
+    found.refilled_groups = kept.iter().filter(|&&g| g >= prompts).count() as u64;
+    let groups: Vec<&Group> = kept.iter().map(|&g| &all[g]).collect();
     let batch = Groups(groups.iter().map(|g| (g.prompt.clone(), g.responses())).collect());
     let temperature = config.generate.temperature as f32;
     let forward = |model: &Gemma<Cpu>| batch.with(|groups| Forward::new(model, groups, temperature));
@@ -558,7 +605,7 @@ fn check(name: &str, case: &Case) -> Vec<StepMetrics> {
         let counts = |m: &StepMetrics| {
             (
                 [m.step, m.tokens, m.truncated_responses, m.all_pass_groups, m.all_fail_groups],
-                [m.zero_variance_groups, m.clipped_groups],
+                [m.zero_variance_groups, m.clipped_groups, m.refill_prompts, m.refilled_groups],
                 m.verifier_failures.clone(),
             )
         };
@@ -717,6 +764,44 @@ fn truncated_responses_are_masked_where_that_is_asked_for() {
             assert!(steps.iter().any(|m| m.truncated_responses > 0 && m.truncated_responses < 18), "{name}");
         }
     }
+}
+
+/// Further prompts in the place of groups that teach nothing, until all teach or no more may be drawn: in one step or
+/// another all of that happens.
+#[test]
+fn groups_that_teach_nothing_are_replaced_as_far_as_that_is_asked_for() {
+    let (mut full, mut short, mut drawn) = (0, 0, 0);
+    for (name, set) in [
+        ("refill", ["objective={kind='pass-at-n', n=2}", "generate.refill_prompts=6", "generate.samples=2"]),
+        (
+            "refill under KL",
+            ["objective={kind='grpo'}", "generate.refill_prompts=2", "train.kl_coefficient=0.1"],
+        ),
+        (
+            "refill, masked",
+            ["objective={kind='max-rl'}", "generate.refill_prompts=20", "train.mask_truncated=true"],
+        ),
+    ] {
+        let more = [
+            "generate.samples=3",
+            "generate.prompts_per_step=4",
+            "generate.max_new_tokens=5",
+            "generate.stop=['a', '1', 'q', 'x']",
+            "train.updates_per_batch=2",
+            "train.gradient_accumulation=2",
+            "train.clip_epsilon=0.01",
+            "optimizer.lr=5e-3",
+        ];
+        let steps = check(name, &Case::new(&BINARY, None, &[&more[..], &set].concat()));
+        for m in steps {
+            // Of seven tasks four are drawn before, or three where one ends an epoch and begins the next.
+            assert!(m.refill_prompts <= 4 && m.refilled_groups <= m.refill_prompts, "{m:?}");
+            drawn += m.refill_prompts;
+            full += u64::from(m.refilled_groups > 0 && m.refilled_groups == m.refill_prompts);
+            short += u64::from(m.refilled_groups < m.refill_prompts);
+        }
+    }
+    assert!(full > 0 && short > 0 && drawn > 6, "{full} {short} {drawn}");
 }
 
 #[test]

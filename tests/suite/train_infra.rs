@@ -1,6 +1,6 @@
 //! What surrounds the training loop: configuration, tasks, metrics, checkpoints, signals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::process::ExitStatusExt;
@@ -231,6 +231,8 @@ fn each_bad_value_is_named_and_nothing_else() {
         ("objective.n=9", "generate.samples"),
         ("objective={kind = \"sft\"}\ntrain.kl_coefficient = 0.1", "train.kl_coefficient"),
         ("objective={kind = \"sft\"}\ntrain.mask_truncated = true", "train.mask_truncated"),
+        ("objective={kind = \"sft\"}\ngenerate.refill_prompts = 1", "generate.refill_prompts"),
+        ("generate.refill_prompts=1048577", "generate.refill_prompts"),
         ("objective={kind = \"pkpo\", n = 8, baseline = \"leave-one-out\"}", "generate.samples"),
         ("optimizer.lr=0", "optimizer.lr"),
         ("optimizer.lr=-1", "optimizer.lr"),
@@ -318,6 +320,7 @@ fn resuming_needs_the_fields_that_change_a_step() {
         ("optimizer.lr=2e-5", "optimizer.lr: 0.00001 -> 0.00002"),
         ("train.seed=1", "train.seed: 0 -> 1"),
         ("data.pass_rate=[0.1, 0.9]", "data.pass_rate: unset -> [0.1, 0.9]"),
+        ("generate.refill_prompts=4", "generate.refill_prompts: unset -> 4"),
         ("train.mask_truncated=true", "train.mask_truncated: unset -> true"),
         ("train.clip_epsilon_high=0.28", "train.clip_epsilon_high: unset -> 0.28"),
         ("train.steps=101", "train.steps: 100 -> 101"),
@@ -440,6 +443,13 @@ fn every_epoch_is_another_permutation_and_any_position_can_be_asked_for() {
     }
     let mut other = Order::new(n, seed + 1);
     assert_ne!((0..40).map(|p| other.task(p)).collect::<Vec<_>>(), drawn);
+    // What takes the place of others comes in another order, which is one of permutations, too.
+    let mut refills = Order::refills(10, 3);
+    let further: Vec<usize> = (0..40).map(|p| refills.task(p)).collect();
+    assert_ne!(further, drawn);
+    for epoch in further.chunks(10) {
+        assert_eq!(epoch.iter().copied().collect::<BTreeSet<_>>(), (0..10).collect::<BTreeSet<_>>());
+    }
     assert!((0..5).all(|p| Order::new(1, 0).task(p) == 0));
 }
 

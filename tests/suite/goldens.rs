@@ -11,9 +11,10 @@ use bon_engine::train::policy::{Continued, Forward};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::kernels::devices;
 use crate::ops::{bits, random_bf16};
 use crate::tiny::{self, NAMES};
-use crate::tolerance::{EPS, assert_within, f32_error, relative_error, rms};
+use crate::tolerance::{BF16_ROUNDOFF, EPS, Rule, assert_within, f32_error, relative_error, rms};
 
 /// What Transformers computed.
 pub(crate) struct Golden {
@@ -250,6 +251,64 @@ fn bf16_weights_are_as_good_as_plain_bf16() {
         let rms = rms(errors.into_iter());
         assert!(rms <= 2.0 * golden.number("/bf16_logprob_error/rms"), "{name}: rms {rms}");
         assert!(max <= 2.0 * golden.number("/bf16_logprob_error/max"), "{name}: max {max}");
+    }
+}
+
+/// The models whose heads are as wide as the kernels take them.
+const ON_KERNELS: [&str; 3] = ["gemma4", "gemma4_e", "gemma4_wrapper"];
+
+/// Log-probs and every gradient of the golden loss, by name, with weights in bf16.
+fn on<B: Backend>(backend: B, name: &str, golden: &Golden) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
+    let model = tiny::model_on(backend, name, DType::Bf16);
+    let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
+    let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 1.0, &weights));
+    if let Err(e) = model.backend.check() {
+        panic!("{name}: {e}");
+    }
+    let specs = params::plan(&model.config);
+    let names = specs.tensors().into_iter().map(|spec| spec.name.clone());
+    let values = grads.tensors().into_iter().map(|grad| model.backend.to_f32(grad));
+    (logprobs, names.zip(values).collect())
+}
+
+/// Transformers in f32 is the truth, and what it makes of bf16 the measure: nothing of the engine's own is in either.
+#[test]
+fn log_probs_loss_and_every_gradient_on_the_kernels() {
+    for device in devices() {
+        for name in ON_KERNELS {
+            let golden = Golden::open(name);
+            let (logprobs, grads) = on(device.clone(), name, &golden);
+            let check = |what: &str, rule: Rule, got: &[f32], want: &[f64], bf16: &str| {
+                let off: Vec<f64> = got.iter().zip(want).map(|(&got, want)| f64::from(got) - want).collect();
+                let largest = |x: &[f64]| x.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+                let root = |x: &[f64]| rms(x.iter().copied());
+                assert_eq!(got.len(), want.len(), "{name}: {what}");
+                for (which, off, size) in
+                    [("rms", root(&off), root(want)), ("max", largest(&off), largest(want))]
+                {
+                    let bf16 = golden.number(&format!("{bf16}/{which}"));
+                    let allowed = rule.factor() * bf16 + BF16_ROUNDOFF * size;
+                    let how = format!("allowed {allowed:e} (Transformers in bf16 {bf16:e}, size {size:e})");
+                    assert!(
+                        off <= allowed,
+                        "{name}: {what} on {}: {which} error {off:e}, {how}",
+                        device.device_name()
+                    );
+                }
+            };
+            let want = golden.all("logprobs");
+            check("log-probs", Rule::Forward, &logprobs, &want, "/bf16_logprob_error");
+            // A mean of errors is no larger than the root of the mean of their squares.
+            let bf16 = golden.number("/bf16_logprob_error/rms");
+            let allowed = Rule::Forward.factor() * bf16 + BF16_ROUNDOFF * rms(want.iter().copied());
+            let off = mean_loss(&logprobs) - golden.number("/loss");
+            assert!(off.abs() <= allowed, "{name}: loss is off by {off:e}, allowed {allowed:e}");
+            for (parameter, got) in grads {
+                let want = golden.floats(&format!("grad.{parameter}"));
+                let bf16 = format!("/bf16_gradient_error/{parameter}");
+                check(&parameter, Rule::Backward, &got, &want, &bf16);
+            }
+        }
     }
 }
 

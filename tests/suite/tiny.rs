@@ -32,12 +32,17 @@ pub(crate) fn dir(name: &str) -> PathBuf {
 
 /// A golden model, weights in `dtype` (they are the same numbers in f32 and bf16).
 pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
+    model_on(Cpu::F32, name, dtype)
+}
+
+/// The same on any backend.
+pub(crate) fn model_on<B: Backend>(backend: B, name: &str, dtype: DType) -> Gemma<B> {
     let dir = dir(name);
     let file = ConfigFile::open(&dir).unwrap();
     let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
-    let params = params::load(&Cpu::F32, &config, &weights, Some(dtype)).unwrap();
-    let frozen = params::load_frozen(&Cpu::F32, &config, &weights, Some(dtype));
-    Gemma { backend: Cpu::F32, config, params, frozen }
+    let params = params::load(&backend, &config, &weights, Some(dtype)).unwrap();
+    let frozen = params::load_frozen(&backend, &config, &weights, Some(dtype));
+    Gemma { backend, config, params, frozen }
 }
 
 /// What weights are stored in and multiplied in on the CPU.
@@ -97,12 +102,12 @@ impl Groups {
 }
 
 /// Log-probs and gradient of L = -sum of weights * log-probs.
-pub(crate) fn gradient<B: Backend<Tensor = Tensor>>(
+pub(crate) fn gradient<B: Backend>(
     model: &Gemma<B>,
     groups: &[Continued],
     temperature: f32,
     weights: &[f32],
-) -> (Vec<f32>, Params<Tensor>) {
+) -> (Vec<f32>, Params<B::Tensor>) {
     let mut grads = model.params.zeros_like(&model.backend);
     let forward = Forward::new(model, groups, temperature);
     let logprobs = forward.logprobs.clone();
@@ -112,7 +117,7 @@ pub(crate) fn gradient<B: Backend<Tensor = Tensor>>(
 }
 
 /// Every parameter's name and tensor.
-pub(crate) fn named<B: Backend>(model: &Gemma<B>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
+pub(crate) fn named(model: &Gemma<Cpu>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
     let specs = params::plan(&model.config);
     specs.tensors().into_iter().map(|s| s.name.clone()).zip(tensors.tensors().into_iter().cloned()).collect()
 }

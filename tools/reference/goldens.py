@@ -198,13 +198,15 @@ MODELS = {
     },
 }
 
-# The dense models, with the widths of global layers as they were published. The last layer is global whatever
-# `layer_types` says, and each is scaled by a number of the checkpoint.
+# Gemma 4's models have heads as wide as the kernels take them, which are compared as well. The dense ones come first, with the
+# widths of global layers as they were published. The last layer is global whatever `layer_types` says, and each is scaled by a
+# number of the checkpoint.
 MODELS["gemma4"] = {
     "seed": 7,
     "shards": 1,
     "embed_std": 0.8,
     "qk_std": 1.0,
+    "on_kernels": True,
     "config": {
         **SHAPE,
         "architectures": ["Gemma4ForCausalLM"],
@@ -213,10 +215,12 @@ MODELS["gemma4"] = {
         "attention_k_eq_v": True,
         "eos_token_id": [1, 106, 50],
         "final_logit_softcapping": 6.0,
-        "global_head_dim": 24,
+        "global_head_dim": 512,
+        "head_dim": 64,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 0,
         "layer_types": layer_types("LLGLL"),
+        "num_attention_heads": 2,
         "num_global_key_value_heads": 1,
         "num_hidden_layers": 5,
         "num_key_value_heads": 2,
@@ -240,6 +244,7 @@ MODELS["gemma4_wrapper"] = {
     "shards": 2,
     "embed_std": 0.2,
     "qk_std": 1.0,
+    "on_kernels": True,
     "config": {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",
@@ -255,13 +260,14 @@ MODELS["gemma4_wrapper"] = {
         "text_config": {
             **{key: value for key, value in SHAPE.items() if key not in ("bos_token_id", "eos_token_id")},
             "model_type": "gemma4_text",
+            "head_dim": 64,
             "hidden_size_per_layer_input": 0,
             "layer_types": layer_types("LGLG"),
             "num_hidden_layers": 4,
-            "num_key_value_heads": 2,
+            "num_key_value_heads": 1,
             "per_layer_config": {
-                "01": {"head_dim": 32, "num_key_value_heads": 4},
-                "03": {"head_dim": 32, "num_key_value_heads": 4},
+                "01": {"head_dim": 128, "num_key_value_heads": 2},
+                "03": {"head_dim": 128, "num_key_value_heads": 2},
             },
             "sliding_window": 8,
             "use_bidirectional_attention": "vision",
@@ -289,16 +295,19 @@ MODELS["gemma4_e"] = {
     "embed_std": 0.2,
     "qk_std": 1.0,
     "unread": True,
+    "on_kernels": True,
     "config": {
         **SHAPE,
         "architectures": ["Gemma4ForCausalLM"],
         "model_type": "gemma4_text",
         "dtype": "float32",
         "final_logit_softcapping": 30.0,
-        "global_head_dim": 24,
+        "global_head_dim": 512,
+        "head_dim": 64,
         "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size_per_layer_input": 12,
+        "hidden_size_per_layer_input": 24,
         "layer_types": layer_types("LGLLG"),
+        "num_attention_heads": 2,
         "num_hidden_layers": 5,
         "num_key_value_heads": 1,
         "num_kv_shared_layers": 3,
@@ -367,8 +376,9 @@ def draw_weights(model, recipe):
         if name.endswith("layer_scalar"):
             mean, std = 1.0, 0.25
         elif norm_mean and name.endswith(("q_norm.weight", "k_norm.weight")):
-            # Gemma 4 scales scores by nothing else.
-            mean, std = 0.5, 0.15
+            # Gemma 4 scales scores by nothing else: they are sums of so many products.
+            mean = shape[0] ** -0.25
+            std = 0.3 * mean
         elif len(shape) == 1 or name.endswith("norm.weight"):
             mean, std = norm_mean, 0.3
         elif "embed_tokens" in name:
@@ -523,6 +533,15 @@ def train(model, sequences):
     return losses, norms
 
 
+def gradients_of(model):
+    named = model.named_parameters()
+    return {key.replace(INSIDE, ALONE): p.grad for key, p in named if p.grad is not None}
+
+
+def size_of(errors):
+    return {"max": errors.abs().max().item(), "rms": errors.square().mean().sqrt().item()}
+
+
 def write_golden(name, recipe):
     import numpy as np
     import torch
@@ -556,7 +575,7 @@ def write_golden(name, recipe):
 
     loss = mean_nll(model, sequences)
     loss.backward()
-    gradients = {key.replace(INSIDE, ALONE): p.grad for key, p in model.named_parameters() if p.grad is not None}
+    gradients = gradients_of(model)
     assert len(gradients) == sum(p.requires_grad for p in text_model(model).parameters())
     tensors.update({f"grad.{key}": grad.clone() for key, grad in gradients.items()})
     model.zero_grad()
@@ -576,12 +595,14 @@ def write_golden(name, recipe):
         "lengths": LENGTHS,
         "temperature": TEMPERATURE,
         "loss": loss.item(),
-        "bf16_logprob_error": {
-            "max": errors.abs().max().item(),
-            "rms": errors.square().mean().sqrt().item(),
-        },
+        "bf16_logprob_error": size_of(errors),
         "adamw": {**ADAMW, "updates": UPDATES, "losses": losses, "grad_norms": norms},
     }
+    if recipe.get("on_kernels"):
+        mean_nll(model_bf16, sequences).backward()
+        of_bf16 = gradients_of(model_bf16)
+        differences = {key: of_bf16[key].float() - tensors[f"grad.{key}"] for key in of_bf16}
+        summary["bf16_gradient_error"] = {key: size_of(difference) for key, difference in differences.items()}
     write_json(directory / "golden.json", summary)
 
     assert all(np.isfinite(losses)) and losses[-1] < losses[0]

@@ -13,7 +13,7 @@ use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape};
 use bon_engine::gemma::params::{self, ParamKind};
-use bon_engine::gemma::{Gemma, Params};
+use bon_engine::gemma::{Gemma, KvCache, Params, published};
 use bon_engine::segments::Segments;
 use bon_engine::train::interrupt::Interrupt;
 use bon_engine::train::policy::{Continued, Forward};
@@ -35,14 +35,15 @@ impl Flat {
         Self { ids: tiny::tokens(7, 40), segments: Segments::separate(&[21, 1, 18]) }
     }
 
-    /// Hidden states and all gradients, in full, of a model that keeps `kept`.
-    fn gradients<B: Backend>(&self, model: &Gemma<B>, kept: &Kept) -> Vec<Vec<u8>> {
+    /// Hidden states of the wanted rows and all gradients, in full, of a model that keeps `kept`.
+    fn gradients<B: Backend>(&self, model: &Gemma<B>, wanted: Option<&[u32]>, kept: &Kept) -> Vec<Vec<u8>> {
         let runs = self.segments.all_queries();
         let batch = Batch::new(&self.ids, &self.segments, &runs);
         let b = &model.backend;
-        let (hidden, trace) = model.forward_keeping(&batch, None, kept);
+        let (hidden, trace) = model.forward_keeping(&batch, wanted, kept);
         let mut grads = model.params.zeros_like(b);
-        model.backward(trace, activation(b, 3, self.ids.len(), model.config.hidden_size), &mut grads);
+        let rows = wanted.map_or(self.ids.len(), <[u32]>::len);
+        model.backward(trace, activation(b, 3, rows, model.config.hidden_size), &mut grads);
         b.check().unwrap_or_else(|e| panic!("{e}"));
         [&hidden].into_iter().chain(grads.tensors()).map(|x| b.download(x)).collect()
     }
@@ -51,11 +52,15 @@ impl Flat {
 fn same_whatever_is_kept<B: Backend>(family: &str, backend: B) {
     let (batch, model) = (Flat::new(), model(backend, &config(family)));
     let layers = model.config.layers.len();
-    let want = batch.gradients(&model, &Kept::none(&model.config));
-    assert!(want.iter().all(|tensor| tensor.iter().any(|byte| *byte != 0)), "{family}: zeros");
-    for (attention, mlp) in [(layers, layers), (1, 0), (0, 1), (layers, 1), (1, layers)] {
-        let got = batch.gradients(&model, &Kept { layers, attention, mlp, logits: false });
-        assert!(got == want, "{family}: other bits where {attention} and {mlp} of {layers} blocks keep");
+    // Where the last layers read the keys and values of others, only the wanted rows run through them.
+    let some = (model.config.first_sharing() < layers).then_some(Some(&[5, 19, 20, 21, 38][..]));
+    for wanted in [None].into_iter().chain(some) {
+        let want = batch.gradients(&model, wanted, &Kept::none(&model.config));
+        assert!(want.iter().all(|tensor| tensor.iter().any(|byte| *byte != 0)), "{family}: zeros");
+        for (attention, mlp) in [(layers, layers), (1, 0), (0, 1), (layers, 1), (1, layers)] {
+            let got = batch.gradients(&model, wanted, &Kept { layers, attention, mlp, logits: false });
+            assert!(got == want, "{family}: other bits where {attention} and {mlp} of {layers} blocks keep");
+        }
     }
 }
 
@@ -333,13 +338,52 @@ fn more_memory_keeps_more_and_never_more_than_there_is() {
 
 // ------------------------------------------------------------------------------------------------------------- work
 
-/// What the kernels of a training step did whose widths are all whole tiles.
+/// A family's model whose widths are all whole tiles, and whose values are no keys: each matrix makes as many products as
+/// any other.
+fn in_whole_tiles(family: &str) -> GemmaConfig {
+    let mut config = GemmaConfig { hidden_size: 256, vocab_size: 1024, max_positions: 512, ..config(family) };
+    if config.per_layer_width != 0 {
+        config.per_layer_width = 256;
+    }
+    for layer in &mut config.layers {
+        layer.shape = LayerShape { heads: 4, kv_heads: 2, intermediate: 512, ..layer.shape };
+        layer.keys_are_values = false;
+    }
+    config
+}
+
+/// The layer of a tensor.
+fn layer_of(name: &str) -> Option<usize> {
+    name.split_once("layers.")?.1.split_once('.')?.0.parse().ok()
+}
+
+/// Rows times elements of every matrix that multiplies rows: all of them, or those that are wanted in the layers that read the
+/// keys and values of others.
+fn products(config: &GemmaConfig, rows: u64, wanted: u64) -> u64 {
+    let in_tail = |spec: &params::ParamSpec| layer_of(&spec.name) >= Some(config.first_sharing());
+    let plan = params::plan(config);
+    let matrices = plan.tensors().into_iter().filter(|spec| spec.kind == ParamKind::Matrix);
+    let of_layers = matrices.filter(|spec| spec.name != plan.embed.name);
+    of_layers.map(|spec| (spec.rows * spec.cols) as u64 * if in_tail(spec) { wanted } else { rows }).sum()
+}
+
+/// FLOPs of tensor cores, those of attention or all others.
+fn tensor_flops(reports: &[Report], attention: bool) -> u64 {
+    let which = |r: &&Report| r.kernel.starts_with("attention") == attention;
+    reports.iter().filter(which).map(|r| r.mma_flops).sum()
+}
+
+/// The tokens of [`counted`], and those of them that predict one.
+const TOKENS: u64 = 256;
+const PREDICTING: u64 = 128;
+
+/// What the kernels of a training step did.
 fn counted(config: &GemmaConfig, recompute: Recompute) -> Vec<Report> {
     let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
     let model = model(Cuda::new(Box::new(Arc::clone(&vm))).unwrap(), config);
-    // 256 tokens, of which 128 predict one.
-    let response = tiny::tokens(2, 128);
-    let batch = Grouped { prompt: tiny::tokens(1, 129), responses: vec![response] };
+    let response = tiny::tokens(2, PREDICTING as usize);
+    let batch =
+        Grouped { prompt: tiny::tokens(1, (TOKENS - PREDICTING) as usize + 1), responses: vec![response] };
     let mut grads = model.params.zeros_like(&model.backend);
     vm.keep_reports();
     let forward = batch.forward(&model, recompute);
@@ -347,39 +391,68 @@ fn counted(config: &GemmaConfig, recompute: Recompute) -> Vec<Report> {
     vm.take_reports()
 }
 
+/// Gemma 4 E's last layers have those of the tokens that predict one.
 #[test]
 fn with_kept_activations_a_step_is_three_times_the_forward_products() {
     if !counting() {
         return;
     }
-    const TOKENS: u64 = 256;
-    const PREDICTING: u64 = 128;
-    let mut config =
-        GemmaConfig { hidden_size: 256, vocab_size: 1024, max_positions: 512, ..config("gemma3_text") };
-    let shape = LayerShape { heads: 4, kv_heads: 2, head_dim: 64, intermediate: 512 };
-    config.layers.iter_mut().for_each(|layer| layer.shape = shape);
-    let plan = params::plan(&config);
-    let elements = |matrix: &params::ParamSpec| (matrix.rows * matrix.cols) as u64;
-    let matrices = plan.tensors().into_iter().filter(|spec| spec.kind == ParamKind::Matrix);
-    let weights: u64 = matrices.map(elements).sum::<u64>() - elements(&plan.embed);
-    // Y, dX and dW of every layer, and of the head.
-    let products = 3 * 2 * (TOKENS * weights + PREDICTING * elements(&plan.embed));
-    let of = |reports: &[Report], attention: bool| -> u64 {
-        let which = |r: &&Report| r.kernel.starts_with("attention") == attention;
-        reports.iter().filter(which).map(|r| r.mma_flops).sum()
+    for family in ["gemma3_text", "gemma4_e"] {
+        let config = in_whole_tiles(family);
+        let head = PREDICTING * (config.vocab_size * config.hidden_size) as u64;
+        // Y, dX and dW of every layer, and of the head.
+        let products = 3 * 2 * (products(&config, TOKENS, PREDICTING) + head);
+        let launched =
+            |reports: &[Report], name: &str| reports.iter().filter(|r| r.kernel.starts_with(name)).count();
+        let (kept, again) = (counted(&config, Recompute::Auto), counted(&config, Recompute::All));
+        let ratio = tensor_flops(&kept, false) as f64 / products as f64;
+        let what = "of the products of one forward and one backward pass";
+        assert!((1.0..=1.02).contains(&ratio), "{family}: {ratio} {what}");
+        let twice = tensor_flops(&again, false) as f64 / products as f64;
+        assert!(twice > 1.2, "{family}: computing again is no more work: {twice}");
+        // Attention runs forward once; its own backward pass is the same.
+        assert_eq!(2 * launched(&kept, "attention_forward"), launched(&again, "attention_forward"));
+        assert_eq!(launched(&kept, "attention_backward"), launched(&again, "attention_backward"));
+        let whole = |reports: &[Report]| tensor_flops(reports, false) + tensor_flops(reports, true);
+        assert!(whole(&again) as f64 > 1.2 * whole(&kept) as f64);
+    }
+}
+
+#[test]
+fn in_generation_prompts_run_only_the_layers_whose_keys_somebody_reads() {
+    if !counting() {
+        return;
+    }
+    let config = in_whole_tiles("gemma4_e");
+    let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
+    let model = model(Cuda::new(Box::new(Arc::clone(&vm))).unwrap(), &config);
+    let ids = tiny::tokens(1, TOKENS as usize);
+    let segments = Segments::separate(&[ids.len() / 2; 2]);
+    let runs = segments.all_queries();
+    let batch = Batch::new(&ids, &segments, &runs);
+    // Every second one, so that tiles are whole.
+    let wanted: Vec<u32> = (0..TOKENS as u32).step_by((TOKENS / PREDICTING) as usize).collect();
+    let mut cache = KvCache::new(&model.backend, &config, ids.len());
+    vm.keep_reports();
+    model.prefill(&batch, &wanted, &mut cache);
+    let flops = tensor_flops(&vm.take_reports(), false);
+    assert_eq!(flops, 2 * products(&config, TOKENS, PREDICTING));
+}
+
+/// By weights, the work of a prompt's token in the layers of Gemma 4 E2B and E4B beside that of a token that predicts one.
+#[test]
+fn prompts_meet_a_third_of_the_layers_of_e2b_and_more_than_half_of_e4bs() {
+    let share = |model: &str| {
+        let all = published::all();
+        let (_, config) = all.iter().find(|(name, _)| *name == model).unwrap();
+        let plan = params::plan(config);
+        // What makes the layers' inputs stands before them, and runs for every token.
+        let before = plan.per_layer.as_ref().map_or(0, |spec| spec.rows * spec.cols) as u64;
+        let of = |wanted: u64| (products(config, 1, wanted) - before) as f64;
+        100.0 * of(0) / of(1)
     };
-    let launched =
-        |reports: &[Report], name: &str| reports.iter().filter(|r| r.kernel.starts_with(name)).count();
-    let (kept, again) = (counted(&config, Recompute::Auto), counted(&config, Recompute::All));
-    let ratio = of(&kept, false) as f64 / products as f64;
-    assert!((1.0..=1.02).contains(&ratio), "{ratio} of the products of one forward and one backward pass");
-    let twice = of(&again, false) as f64 / products as f64;
-    assert!(twice > 1.2, "computing again is no more work: {twice}");
-    // Attention runs forward once; its own backward pass is the same.
-    assert_eq!(2 * launched(&kept, "attention_forward"), launched(&again, "attention_forward"));
-    assert_eq!(launched(&kept, "attention_backward"), launched(&again, "attention_backward"));
-    let whole = |reports: &[Report]| of(reports, false) + of(reports, true);
-    assert!(whole(&again) as f64 > 1.2 * whole(&kept) as f64);
+    let [e2b, e4b] = ["Gemma 4 E2B", "Gemma 4 E4B"].map(share);
+    assert_eq!(format!("{e2b:.1} % and {e4b:.1} %"), "30.3 % and 57.9 %");
 }
 
 // -------------------------------------------------------------------------------------------------------------- runs

@@ -4,12 +4,17 @@
 use std::path::Path;
 use std::process::Command;
 
-use bon_engine::backend::ModelShape;
+use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries::{MODULES, PTXAS};
+use bon_engine::backend::{Backend, Batch, DType, ModelShape};
 use bon_engine::cli::kernels::{ARCHS, TABLE_HEAD, section_of, table_line};
-use bon_engine::cost::figures::{CHIPS, Resources, all_resources};
+use bon_engine::cost::figures::{CHIPS, Counted, Resources, all_resources, count};
 use bon_engine::cost::workloads::{GEMMA_2B, workloads};
 use bon_engine::device::dependent::dependent;
+use bon_engine::gemma::config::{GemmaConfig, LayerSpec};
+use bon_engine::gemma::params::{self, ParamSpec};
+use bon_engine::gemma::{Frozen, Gemma, KvCache, published};
+use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{compiled, counted, counting, traffic};
 
@@ -163,6 +168,74 @@ fn a_decode_step_moves_little_but_weights_and_keys() {
     let weights = 2 * d * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * f);
     let keys = 2 * 2 * (512 + 32 * 128) * kv_heads * head_dim;
     let ratio = unique / (weights + keys) as f64;
+    assert!(ratio <= 1.05, "{ratio}");
+}
+
+/// The same of all layers of Gemma 4 E2B, whose attention has wider heads beside smaller MLPs: beside weights and keys it moves
+/// the states of splits, written once and read once. Keys that several layers read are moved by each.
+#[test]
+fn a_decode_step_of_e2b_moves_little_but_weights_keys_and_states_of_splits() {
+    if !counting() {
+        return;
+    }
+    const STREAMS: usize = 32;
+    const PROMPT: usize = 512;
+    const TAIL: usize = 128;
+    let e2b = published::gemma_4_e2b();
+    // The first of each kind: with keys of their own, local and global, and the two that read theirs.
+    let [local, global, local_reader, global_reader] = [0, 4, 15, 19].map(|l| e2b.layers[l]);
+    let kinds = [local, global, local_reader, global_reader];
+    let reading = |reader, from| LayerSpec { kv_from: Some(from), ..reader };
+    let layers = vec![local, global, reading(local_reader, 0), reading(global_reader, 1)];
+    let config = GemmaConfig { layers, vocab_size: STREAMS, ..e2b.clone() };
+
+    let segment = |start, len, position, prefix| Segment { start, len, position, prefix };
+    let tails = (0..STREAMS).map(|i| segment(PROMPT + i * TAIL, TAIL, PROMPT, Some(0)));
+    let segments = Segments::new([segment(0, PROMPT, 0, None)].into_iter().chain(tails).collect()).unwrap();
+    let run = |row| QueryRun { segment: row + 1, first: TAIL - 1, len: 1, row };
+    let runs: Vec<QueryRun> = (0..STREAMS).map(run).collect();
+    let ids: Vec<u32> = (0..STREAMS as u32).collect();
+    let prepare = |cuda: &Cuda| {
+        let zeros = |rows, cols| cuda.zeros(DType::Bf16, rows, cols);
+        let table = zeros(STREAMS, config.per_layer_columns());
+        let frozen = Frozen { scalars: vec![1.0; kinds.len()], per_layer_embed: Some(table) };
+        let params = params::plan(&config).map(|spec| zeros(spec.rows, spec.cols));
+        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, frozen };
+        (model, KvCache::new(cuda, &config, segments.rows()))
+    };
+    let launches = count("a step of E2B", &CHIPS[0], prepare, |_, (model, mut cache)| {
+        drop(model.forward_cached(&Batch::new(&ids, &segments, &runs), &mut cache));
+    })
+    .unwrap_or_else(|e| panic!("{}", anyhow::Error::from(e)));
+
+    // Each layer has as many launches as any other.
+    let mlps: Vec<usize> =
+        (0..launches.len()).filter(|&i| launches[i].kernel.starts_with("geglu_forward")).collect();
+    let each = mlps[1] - mlps[0];
+    assert!(mlps.len() == kinds.len() && mlps.windows(2).all(|pair| pair[1] - pair[0] == each), "{mlps:?}");
+    let (before, of_layers) = launches.split_at(launches.len() - kinds.len() * each);
+    let bytes =
+        |launches: &[Counted]| launches.iter().map(|launch| launch.unique_bytes).sum::<u64>() as usize;
+    let of_kind: Vec<usize> = of_layers.chunks_exact(each).map(bytes).collect();
+    let of =
+        |layer: &LayerSpec| of_kind[kinds.iter().position(|kind| kind == layer).expect("there are four")];
+    // The layers' inputs grow with the number of layers, and little else comes before these.
+    let inputs = bytes(before) * e2b.layers.len() / kinds.len();
+    let moved = inputs + e2b.layers.iter().map(of).sum::<usize>();
+
+    let plan = params::plan(&e2b);
+    let elements = |spec: &ParamSpec| spec.rows * spec.cols;
+    let all: usize = plan.tensors().into_iter().map(elements).sum();
+    let weights = 2 * (all - elements(&plan.embed));
+    let last = PROMPT + TAIL - 1;
+    let first = |layer: &LayerSpec| layer.window.map_or(0, |window| last + 1 - window);
+    let rows = |layer: &LayerSpec| PROMPT - first(layer) + STREAMS * TAIL;
+    let keys: usize = e2b.layers.iter().map(|layer| 2 * 2 * rows(layer) * layer.shape.kv_width()).sum();
+    // A sum of values, a largest score and a sum of exponentials, in f32, for every head and split of 128 positions.
+    let splits = |layer: &LayerSpec| last / 128 - first(layer) / 128 + 1;
+    let state = |layer: &LayerSpec| 4 * STREAMS * layer.shape.heads * (layer.shape.head_dim + 2);
+    let states: usize = e2b.layers.iter().map(|layer| 2 * splits(layer) * state(layer)).sum();
+    let ratio = moved as f64 / (weights + keys + states) as f64;
     assert!(ratio <= 1.05, "{ratio}");
 }
 

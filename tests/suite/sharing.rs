@@ -4,17 +4,36 @@ use std::collections::BTreeMap;
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::Tensor;
+use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, Choice, DType, HeadSpec, Pace, Truncation};
+use bon_engine::device::vm::MmaOrder;
 use bon_engine::gemma::Gemma;
+use bon_engine::gemma::config::GemmaConfig;
 use bon_engine::generate::{Finish, GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
 use bon_engine::segments::Segments;
 use bon_engine::train::policy::Forward;
 
+use crate::engine;
 use crate::goldens::Golden;
+use crate::kernels::{compiled, counting, cuda, vm_in};
 use crate::ops::{randoms, same_everywhere};
 use crate::tiny::{self, Groups, KINDS, NAMES, tokens};
 use crate::tolerance::rms;
+
+/// The families whose layers differ in more than their windows; on the kernels these stand for all.
+const GEMMA_4: [&str; 2] = ["gemma4_text", "gemma4_e"];
+
+/// Two prompts whose keys the kernels take in two splits, the first of which they have only in part in common.
+fn long_prompts() -> [Vec<u32>; 2] {
+    [30, 31].map(|seed| [&[2][..], &tokens(1, 9), &tokens(seed, 125)].concat())
+}
+
+/// Devices that sum products in groups, as tensor cores do: a chain would hide where they are cut.
+fn in_groups() -> Vec<Cuda> {
+    let vm = counting().then(|| vm_in(MmaOrder::Hopper));
+    [vm, compiled().then(cuda).flatten()].into_iter().flatten().collect()
+}
 
 fn to_bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -34,16 +53,33 @@ fn layouts() -> Vec<Groups> {
     ]
 }
 
+fn assert_shared_is_separate<B: Backend>(what: &str, model: &Gemma<B>, groups: &Groups) {
+    let logprobs = |g: &Groups| g.with(|groups| Forward::new(model, groups, 0.7).logprobs);
+    let separate: Vec<f32> = groups.separate().flat_map(|g| logprobs(&g)).collect();
+    assert_eq!(to_bits(&logprobs(groups)), to_bits(&separate), "{what}");
+}
+
 #[test]
 fn shared_prompts_give_the_log_probs_of_separate_sequences_bit_for_bit() {
     for name in NAMES {
         for kind in KINDS {
             let model = tiny::model_of(name, kind);
             for groups in layouts() {
-                let logprobs = |g: &Groups| g.with(|groups| Forward::new(&model, groups, 0.7).logprobs);
-                let separate: Vec<f32> = groups.separate().flat_map(|g| logprobs(&g)).collect();
-                assert_eq!(to_bits(&logprobs(&groups)), to_bits(&separate), "{name}");
+                assert_shared_is_separate(name, &model, &groups);
             }
+        }
+    }
+}
+
+#[test]
+fn shared_prompts_give_the_log_probs_of_separate_sequences_on_the_kernels() {
+    let responses = |seed| vec![tokens(seed, 6), tokens(seed + 1, 11)];
+    let groups = (40..).step_by(10).zip(long_prompts()).map(|(seed, prompt)| (prompt, responses(seed)));
+    let groups = Groups(groups.collect());
+    for device in in_groups() {
+        for family in GEMMA_4 {
+            let model = engine::model(device.clone(), &engine::config(family));
+            assert_shared_is_separate(family, &model, &groups);
         }
     }
 }
@@ -93,12 +129,12 @@ fn stop(tokens: &[u32]) -> bool {
     tokens.last().is_some_and(|t| t % 10 == 7)
 }
 
-fn run(model: &Gemma<Cpu>, prompts: &[Prompt], sampling: &Sampling) -> Vec<Vec<Response>> {
+fn run<B: Backend>(model: &Gemma<B>, prompts: &[Prompt], sampling: &Sampling) -> Vec<Vec<Response>> {
     generate(model, prompts, sampling, stop, |_, _, _| {}).unwrap()
 }
 
 /// One stream, without a cache and without neighbours: the whole sequence again for every token.
-fn alone(model: &Gemma<Cpu>, prompt: &Prompt, stream: u32, sampling: &Sampling) -> Response {
+fn alone<B: Backend>(model: &Gemma<B>, prompt: &Prompt, stream: u32, sampling: &Sampling) -> Response {
     let mut ids = prompt.ids.to_vec();
     let mut response = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
     let greedy = sampling.temperature == 0.0;
@@ -174,6 +210,24 @@ fn streams_are_what_each_would_be_alone() {
         }
     }
     assert!(finishes["Stop"] > 50 && finishes["Length"] > 50, "{finishes:?}");
+}
+
+#[test]
+fn streams_on_the_kernels_are_what_each_would_be_alone() {
+    let (prompts, sampling) = (long_prompts(), Sampling { max_new_tokens: 2, ..SAMPLING });
+    for device in in_groups() {
+        for family in GEMMA_4 {
+            let config = GemmaConfig { max_positions: 256, ..engine::config(family) };
+            let model = engine::model(device.clone(), &config);
+            let requests = requests(&prompts, 3);
+            let groups = run(&model, &requests, &sampling);
+            // The first token is the prefill's, the second a decode step's.
+            assert!(groups.iter().any(|group| group[2].tokens.len() == 2), "{family}: no stream goes on");
+            for (request, group) in requests.iter().zip(&groups) {
+                assert_same(&group[2], &alone(&model, request, 2, &sampling), family);
+            }
+        }
+    }
 }
 
 #[test]

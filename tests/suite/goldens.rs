@@ -255,7 +255,7 @@ fn bf16_weights_are_as_good_as_plain_bf16() {
 }
 
 /// The models whose heads are as wide as the kernels take them.
-const ON_KERNELS: [&str; 3] = ["gemma4", "gemma4_e", "gemma4_wrapper"];
+const ON_KERNELS: [&str; 4] = ["gemma4", "gemma4_e", "gemma4_moe", "gemma4_wrapper"];
 
 /// Log-probs and every gradient of the golden loss, by name, with weights in bf16.
 fn on<B: Backend>(backend: B, name: &str, golden: &Golden) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {

@@ -22,7 +22,7 @@ use crate::tiny::{self, Groups, KINDS, NAMES, tokens};
 use crate::tolerance::rms;
 
 /// The families whose layers differ in more than their windows; on the kernels these stand for all.
-const GEMMA_4: [&str; 2] = ["gemma4_text", "gemma4_e"];
+const GEMMA_4: [&str; 3] = ["gemma4_text", "gemma4_e", "gemma4_moe"];
 
 /// Two prompts whose keys the kernels take in two splits, the first of which they have only in part in common.
 fn long_prompts() -> [Vec<u32>; 2] {

@@ -117,7 +117,7 @@ pub(crate) fn gradient<B: Backend>(
 }
 
 /// Every parameter's name and tensor.
-pub(crate) fn named(model: &Gemma<Cpu>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
+pub(crate) fn named<B: Backend>(model: &Gemma<B>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
     let specs = params::plan(&model.config);
     specs.tensors().into_iter().map(|s| s.name.clone()).zip(tensors.tensors().into_iter().cloned()).collect()
 }

@@ -318,12 +318,13 @@ MODELS["gemma4_e"] = {
     },
 }
 
-# A mixture of experts beside the MLP of every layer. Numbers of experts and widths are no multiples of anything.
+# A mixture of experts beside the MLP of every layer.
 MODELS["gemma4_moe"] = {
-    "seed": 35,
+    "seed": 2,
     "shards": 1,
     "embed_std": 0.4,
     "qk_std": 1.0,
+    "on_kernels": True,
     "config": {
         **SHAPE,
         "architectures": ["Gemma4ForCausalLM"],
@@ -332,12 +333,14 @@ MODELS["gemma4_moe"] = {
         "attention_k_eq_v": True,
         "enable_moe_block": True,
         "final_logit_softcapping": 30.0,
-        "global_head_dim": 24,
+        "global_head_dim": 128,
+        "head_dim": 64,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 0,
         "layer_types": layer_types("LGG"),
-        "moe_intermediate_size": 22,
-        "num_experts": 7,
+        "moe_intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_experts": 8,
         "num_global_key_value_heads": 1,
         "num_hidden_layers": 3,
         "num_key_value_heads": 2,

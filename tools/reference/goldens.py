@@ -320,7 +320,7 @@ MODELS["gemma4_e"] = {
 
 # A mixture of experts beside the MLP of every layer.
 MODELS["gemma4_moe"] = {
-    "seed": 2,
+    "seed": 7,
     "shards": 1,
     "embed_std": 0.4,
     "qk_std": 1.0,

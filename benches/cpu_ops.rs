@@ -115,7 +115,7 @@ fn steps(c: &mut Criterion) {
         to_bf16(&x)
     });
     let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
-    let model = Gemma { backend: Cpu::BF16, config, params, frozen };
+    let model = Gemma { backend: Cpu::BF16, config, params, frozen, adapter_scale: None };
     let tokens =
         |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| 3 + (i * 97 + seed * 31) % 4000).collect() };
     let (prompt, responses) = (tokens(128, 0), (1..=8).map(|seed| tokens(49, seed)).collect::<Vec<_>>());

@@ -1,6 +1,7 @@
 // Products with a weight W [out, in] (row-major bf16) and activations X [T, in]:
 //
 //     matmul_forward          Y [T, out]  = X W^T, of one to three weights that share X
+//     matmul_low_rank_forward Y [T, out]  = X W^T + H B^T, where a low-rank adapter has such H [T, r] and B [out, r]
 //     geglu_forward           H [T, F]    = gelu_tanh(X Wg^T) * (X Wu^T), and the two products where they are kept
 //     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i
 //     matmul_backward_weight  dW [out, in] += dY^T X, f32
@@ -11,6 +12,7 @@
 // | kernel | C[m, n] | A | B | k |
 // |---|---|---|---|---|
 // | forward | token, feature | X, ROWS | W, ROWS (geglu: INTERLEAVED, of Wg and Wu) | in |
+// | low_rank_forward | token, feature | H, then X, ROWS | B, then W, ROWS | r, then in |
 // | backward_input | token, in | dY, ROWS | W, COLUMNS | out, one weight after the other |
 // | backward_weight | out, in | dY, COLUMNS | X, COLUMNS | T |
 //
@@ -107,6 +109,75 @@ extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x64(
 extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
     const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
     forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
+}
+
+// What low-rank adapters add to the product of weight i: H_i B_i^T, with H_i [T, rank] and B_i [out_i, rank]. h[i] is null if there
+// is no such adapter.
+struct LowRank {  // shared
+    const bf16 *h[3];
+    const bf16 *b[3];
+    unsigned rank;
+};
+static_assert(sizeof(LowRank) == 56);
+
+// One of three, selected, because an index would move them to local memory.
+template <typename T>
+__device__ __forceinline__ T pick(const T (&three)[3], int i) {
+    return i == 0 ? three[0] : i == 1 ? three[1] : three[2];
+}
+
+// Grid as in `forward`. The chain of an element begins with the adapter's.
+template <typename P>
+__device__ __forceinline__ void low_rank_forward(const bf16 *x, const Weights &weights, unsigned tokens, unsigned in,
+                                                 const LowRank &low_rank) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    const int i = (blockIdx.y >= weights.first[1]) + (blockIdx.y >= weights.first[2]);
+    const unsigned out = pick(weights.out, i), rank = low_rank.rank;
+    const unsigned m = blockIdx.x * P::M, n = (blockIdx.y - pick(weights.first, i)) * P::N;
+    const bf16 *h = pick(low_rank.h, i);
+    P p;
+    if (h != nullptr)
+        p.multiply({h + size_t(m) * rank, rank, int(tokens - m)},
+                   {pick(low_rank.b, i) + size_t(n) * rank, rank, int(out - n)}, rank, memory);
+    p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {pick(weights.w, i) + size_t(n) * in, in, int(out - n)}, in,
+               memory);
+    p.store(pick(weights.y, i) + size_t(m) * out + n, out, tokens - m, out - n);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 16 of all weights), 64 threads.
+extern "C" __global__ void __launch_bounds__(64) matmul_low_rank_forward_32x16(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile32x16<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 32 of all weights), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_32x32(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile32x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 64 of all weights), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_32x64(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 64, features / 32 of all weights), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_64x32(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile64x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 64, features / 64 of all weights), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_64x64(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
+}
+
+// Launched by cuda/matmul.rs: launch_forward; grid (T / 128, features / 128 of all weights), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_128x128(
+    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
+    low_rank_forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
 }
 
 // Grid as in `forward`, with N / 2 features for each tile.

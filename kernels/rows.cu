@@ -5,6 +5,7 @@
 //   widen:    y[i] = x[i] in f32
 //   add:      sum[i] += x[i], with sum in f32
 //   narrow:   x[i] = sum[i] in bf16
+//   scale:    y[i] = factor x[i]
 //
 // x is bf16, and a row is a multiple of 8 elements. The first three compute nothing, and so they round nothing.
 //
@@ -13,7 +14,7 @@
 // whatever the order of blocks.
 //
 // Bytes: gather 4 cols for each row; scatter 2 cols for each row of dx and 2 cols for each row of dy; both 4 for each index; widen
-// and narrow 6, add 10 for each element. The limit is memory.
+// and narrow 6, add 10, scale 4 for each element. The limit is memory.
 
 #include "common.cuh"
 
@@ -73,4 +74,17 @@ extern "C" __global__ void __launch_bounds__(256) narrow_rows(
     alignas(8) const bf162 pairs[2] = {__floats2bfloat162_rn(four.x, four.y), __floats2bfloat162_rn(four.z, four.w)};
     // One store, because a warp's stores of half of it would each write half of every sector.
     *reinterpret_cast<uint2 *>(x + i) = *reinterpret_cast<const uint2 *>(pairs);
+}
+
+// x and y bf16 have n elements, a multiple of 4.
+// Launched by cuda/rows.rs: scaled; grid (n / 1024), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) scale_rows(
+    const bf16 *__restrict__ x, bf16 *__restrict__ y, unsigned long long n, float factor) {
+    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    if (i >= n) return;
+    const uint2 four = *reinterpret_cast<const uint2 *>(x + i);
+    // As in widen_rows.
+    *reinterpret_cast<uint2 *>(y + i) =
+        make_uint2(pack_bf16(factor * __uint_as_float(four.x << 16), factor * __uint_as_float(four.x & 0xffff0000u)),
+                   pack_bf16(factor * __uint_as_float(four.y << 16), factor * __uint_as_float(four.y & 0xffff0000u)));
 }

@@ -44,6 +44,7 @@
 //! - [`objective`]: scored groups to coefficients. Pure functions.
 //! - [`verifier`]: text to score, in process or by the user's program; a pool that judges beside generation.
 //! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majority@N with intervals. Pure functions.
+//! - [`adapter`]: low-rank adapters on disk, as PEFT has them, and their merger into a model.
 //! - [`generate`]: one prefill, N streams per prompt.
 //! - [`model_dir`]: a model directory, opened.
 //! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.
@@ -75,6 +76,7 @@
 //! - No plug-ins in process: a verifier of one's own is a program that reads lines, an objective is code here.
 //! - No Python: it fetches weights, makes goldens and times peers, in `tools/`.
 
+pub mod adapter;
 pub mod backend;
 pub mod chat;
 pub mod checkpoint;

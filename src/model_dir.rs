@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::adapter::{AdapterError, AdapterFile, LoraSpec};
 use crate::backend::{Backend, Compute, DType, ModelShape, Unsupported};
 use crate::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES, template_text};
 use crate::checkpoint::{
@@ -17,6 +18,7 @@ use crate::gemma::Gemma;
 use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
+use crate::gemma::lora;
 use crate::gemma::params::{LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
@@ -34,6 +36,8 @@ pub struct ModelDir<B: Backend> {
     pub model: Gemma<B>,
     /// What its products are computed in.
     pub compute: Compute,
+    /// The settings of the model's adapters, where it has some.
+    pub lora: Option<LoraSpec>,
     /// Whether weights were rounded to bf16 because the backend wants that, not because `dtype` said so.
     pub rounded: bool,
 }
@@ -70,6 +74,9 @@ pub enum OpenError {
     /// Tensors that are not the model's.
     #[error(transparent)]
     Params(#[from] LoadError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// bf16 products with f32 weights.
     #[error("compute bf16 wants bf16 weights; ask for dtype bf16 as well, or leave it out")]
     Compute,
@@ -155,8 +162,28 @@ impl<B: Backend> ModelDir<B> {
         let backend = backend.computing(compute);
         let doing = "loading its weights, 2 bytes a parameter";
         backend.check().map_err(|source| OpenError::Device { path: path.into(), doing, source })?;
-        let model = Gemma { backend, config: config.gemma.clone(), params, frozen };
-        Ok(Self { path: path.into(), config, tokenizer, chat: None, model, compute, rounded })
+        let model = Gemma { backend, config: config.gemma.clone(), params, frozen, adapter_scale: None };
+        Ok(Self { path: path.into(), config, tokenizer, chat: None, model, compute, lora: None, rounded })
+    }
+
+    /// The same with the adapters of a directory, where one is given.
+    pub fn with_adapter(mut self, dir: Option<&Path>) -> Result<Self, OpenError> {
+        let Some(dir) = dir else { return Ok(self) };
+        let file = AdapterFile::open(dir)?;
+        file.load(&mut self.model)?;
+        let doing = "loading its adapters";
+        self.model.backend.check().map_err(|source| OpenError::Device { path: dir.into(), doing, source })?;
+        self.lora = Some(file.spec);
+        Ok(self)
+    }
+
+    /// The same with new adapters, which change nothing yet.
+    pub fn with_new_adapter(mut self, spec: &LoraSpec, seed: u64) -> Self {
+        let dtype = lora::dtype(&self.model.backend);
+        lora::begin(&mut self.model, spec.rank, &spec.targets, seed, dtype);
+        self.model.adapter_scale = Some(spec.scale());
+        self.lora = Some(spec.clone());
+        self
     }
 
     /// The same with its chat template, where that is `wanted`.
@@ -240,8 +267,8 @@ fn other(path: &Path) -> Option<String> {
         let base =
             config["base_model_name_or_path"].as_str().map_or(String::new(), |base| format!(" of {base}"));
         return Some(format!(
-            "is an adapter{base}, not a model; merge it into its base model first (PEFT's merge_and_unload, then \
-             save_pretrained)"
+            "is an adapter{base}, not a model; give the model's directory, and this one as --adapter (in a configuration \
+             model.adapter), or merge both first: bon-engine merge"
         ));
     }
     if let Some(file) = any("gguf") {

@@ -42,6 +42,8 @@ pub enum Domain {
     Bootstrap = 3,
     /// The order of the tasks that take the place of others within a step.
     Refill = 4,
+    /// The matrices that new adapters begin with; the step counts them.
+    Adapters = 5,
 }
 
 /// The key for everything drawn under (seed, domain, step).

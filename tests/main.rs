@@ -43,6 +43,8 @@ mod judging;
 mod kernels;
 #[path = "suite/kernels_readme.rs"]
 mod kernels_readme;
+#[path = "suite/lora.rs"]
+mod lora;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]

@@ -459,7 +459,8 @@ pub struct ExpertTrace<T> {
     pub product: T,
 }
 
-/// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors.
+/// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors. The gradient of
+/// a weight that is not trained has no rows, and ops leave it out.
 ///
 /// An op that the device fails (no memory left, a broken launch) records the first such error, and later ops do
 /// nothing; whoever reads results back asks [`Backend::check`] before trusting them. So errors surface where results
@@ -597,6 +598,13 @@ pub trait Backend: Send + Sync {
 
     /// Y_i = X W_i^T: X `[T, in]`, W_i `[out_i, in]`, Y_i `[T, out_i]`.
     fn matmul_forward<const N: usize>(&self, x: &Self::Tensor, w: [&Self::Tensor; N]) -> [Self::Tensor; N];
+    /// Y_i = X W_i^T + H_i B_i^T, where there is such an (H_i, B_i), summed before it is rounded: H_i `[T, r]`, B_i `[out_i, r]`.
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        w: [&Self::Tensor; N],
+        low_rank: [Option<(&Self::Tensor, &Self::Tensor)>; N],
+    ) -> [Self::Tensor; N];
     /// dX = sum over i of dY_i W_i, summed before it is rounded.
     fn matmul_backward_input(&self, pairs: &[(&Self::Tensor, &Self::Tensor)]) -> Self::Tensor;
     /// dW += dY^T X.
@@ -729,6 +737,8 @@ pub trait Backend: Send + Sync {
 
     /// The same elements in rows of another length.
     fn reshaped(&self, x: Self::Tensor, rows: usize, cols: usize) -> Self::Tensor;
+    /// factor x.
+    fn scaled(&self, x: Self::Tensor, factor: f32) -> Self::Tensor;
     /// sum += x; sum is f32.
     fn accumulate(&self, x: &Self::Tensor, sum: &mut Self::Tensor);
     /// A sum in f32 as an activation.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use read::{Checkpoint, CheckpointError, TensorView};
 pub use safetensors::Dtype;
-pub use write::{MAX_SHARD_BYTES, TensorSpec, write_tensors};
+pub use write::{MAX_SHARD_BYTES, TensorSpec, write_file_of, write_tensors};
 
 /// The weights of an unsharded checkpoint.
 pub const WEIGHTS_FILE: &str = "model.safetensors";

@@ -113,6 +113,14 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Maps one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint =
+            Checkpoint { shards: Vec::new(), entries: BTreeMap::new(), others: BTreeMap::new() };
+        checkpoint.add(path.to_owned())?;
+        Ok(checkpoint)
+    }
+
     fn add_indexed(&mut self, dir: &Path, index: &Path) -> Result<(), CheckpointError> {
         #[derive(Deserialize)]
         struct Index {

@@ -76,6 +76,18 @@ pub fn write_tensors<'a>(
     Ok(())
 }
 
+/// Writes tensors as one new file; see [`write_tensors`].
+pub fn write_file_of<'a>(
+    path: &Path,
+    specs: &[TensorSpec],
+    mut bytes: impl FnMut(usize) -> Cow<'a, [u8]>,
+) -> Result<(), FileError> {
+    let members: Vec<usize> = (0..specs.len()).collect();
+    File::create_new(path)
+        .and_then(|file| write_shard(file, specs, &members, &mut bytes))
+        .map_err(FileError::io(Action::Write, path))
+}
+
 fn write_shard<'a>(
     file: File,
     specs: &[TensorSpec],

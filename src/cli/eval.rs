@@ -15,7 +15,7 @@ use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
 use crate::model_dir::Precision;
 use crate::tasks::Tasks;
-use crate::train::config::{MAX_SAMPLES, Problems, Template, TrainConfig};
+use crate::train::config::{MAX_SAMPLES, ModelSection, Problems, Template, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
 use crate::train::setup::{check_prompts, judges, rollout, stop_rule, warnings};
 
@@ -36,6 +36,9 @@ pub struct Args {
     /// Model directory [default: model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Adapter of that model, in PEFT's layout [default: model.adapter]
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
@@ -63,7 +66,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
     let tasks = Tasks::read(&config.data.tasks)?;
     let samples = config.train.eval_samples;
-    let model = config.model.path.display().to_string();
+    let mut model = config.model.path.display().to_string();
+    if let Some(adapter) = &config.model.adapter {
+        model += &format!(" with {}", adapter.display());
+    }
     let provenance = provenance(config, model, &config.data.tasks, &tasks, backend.device_name())?;
     let earlier = |path: &PathBuf| earlier(path, &tasks, samples, &provenance);
     let before = args.compare.as_ref().map(earlier).transpose()?;
@@ -78,7 +84,8 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
             "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
         )
     };
-    let dir = open_model(backend, &config.model.path, config.model.precision())?;
+    let ModelSection { path, adapter, .. } = &config.model;
+    let dir = open_model(backend, path, adapter.as_deref(), config.model.precision())?;
     let dir = dir.with_chat(config.data.template == Template::Chat)?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
     let provenance = with_model(provenance, &dir);
@@ -134,6 +141,9 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
     };
     if let Some(path) = &args.model {
         config.model.path = path.clone();
+    }
+    if let Some(path) = &args.adapter {
+        config.model.adapter = Some(path.clone());
     }
     if let Some(path) = args.tasks.clone().or(config.data.eval_tasks.take()) {
         config.data.tasks = path;

@@ -25,6 +25,9 @@ pub struct Args {
     /// Model directory (Hugging Face layout)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Adapter of that model (PEFT's layout)
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// JSON lines with a "prompt" each, or "ids" (token ids, BOS included)
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -62,7 +65,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     let input = File::open(&args.input).with_context(|| format!("cannot open {}", args.input.display()))?;
-    let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
+    let loaded =
+        open_model(backend, &args.model, args.adapter.as_deref(), args.precision.or(Precision::default()))?;
     let mut written = Vec::new();
     // Prompts that spell control tokens.
     let mut spelling = 0;

@@ -7,6 +7,7 @@ mod gpu_kernels;
 pub mod inspect;
 pub mod kernels;
 pub mod logprobs;
+pub mod merge;
 mod progress;
 pub mod sample;
 mod step;
@@ -42,6 +43,8 @@ enum Command {
     Logprobs(logprobs::Args),
     /// Show what a model directory holds, and check that its files fit together
     Inspect(inspect::Args),
+    /// Write a model with an adapter merged into its weights
+    Merge(merge::Args),
     /// Turn scored groups into the objective's coefficients, for use with other trainers
     Weigh(weigh::Args),
     /// Show what this program can compute on
@@ -60,6 +63,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sample(args) => sample::run(args),
         Command::Logprobs(args) => logprobs::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Kernels(args) => kernels::run(args),
     }
@@ -81,9 +85,14 @@ fn number(
     }
 }
 
-/// Loads a model and says on standard error if that has rounded its weights.
-fn open_model<B: Backend>(backend: B, path: &Path, precision: Precision) -> Result<ModelDir<B>, OpenError> {
-    let opened = ModelDir::open(backend, path, precision)?;
+/// Loads a model, with an adapter where one is given, and says on standard error if that has rounded its weights.
+fn open_model<B: Backend>(
+    backend: B,
+    path: &Path,
+    adapter: Option<&Path>,
+    precision: Precision,
+) -> Result<ModelDir<B>, OpenError> {
+    let opened = ModelDir::open(backend, path, precision)?.with_adapter(adapter)?;
     if opened.rounded {
         progress::note(&rounded(path, &opened.model.backend.device_name()));
     }

@@ -30,6 +30,9 @@ pub struct Args {
     /// Model directory (Hugging Face layout)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Adapter of that model (PEFT's layout)
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// The prompt
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
     prompt: Option<String>,
@@ -118,7 +121,8 @@ fn run_on<B: Backend>(backend: B, args: Args) -> anyhow::Result<()> {
     };
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     let began = Instant::now();
-    let loaded = open_model(backend, &args.model, args.precision.or(Precision::default()))?;
+    let loaded =
+        open_model(backend, &args.model, args.adapter.as_deref(), args.precision.or(Precision::default()))?;
     let loaded = loaded.with_chat(args.chat)?;
     let tokenizer = &loaded.tokenizer;
     let wrapping = match (args.turn, &loaded.chat) {

@@ -165,7 +165,8 @@ fn body(model: &Model, chip: &Chip, layers: Vec<LayerSpec>) -> Result<Vec<Counte
             cuda.zeros(dtype, spec.rows, spec.cols)
         });
         let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
-        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, frozen };
+        let model =
+            Gemma { backend: cuda.clone(), config: config.clone(), params, frozen, adapter_scale: None };
         let cache = KvCache::new(cuda, &config, segments.rows());
         (model, cache)
     };

@@ -82,7 +82,10 @@ fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> 
     } else {
         writeln!(out, "done after {step} steps")?;
     }
-    writeln!(out, "the model: {}", model.display())?;
+    match config.lora {
+        None => writeln!(out, "the model: {}", model.display())?,
+        Some(_) => writeln!(out, "the adapter of {}: {}", config.model.path.display(), model.display())?,
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use super::forward::{
     Attention, AttentionBlock, ExpertBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted, attention_spec,
 };
+use super::lora::Linear;
 use super::params::{InputParams, LayerParams};
 use super::{Gemma, Params};
 use crate::backend::{Backend, DType, HeadNorm, NormSpec, RopeSpec};
@@ -206,14 +207,10 @@ impl<B: Backend> Gemma<B> {
         x: &B::Tensor,
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
-        let (b, p) = (&self.backend, &self.params.layers[l]);
         let (gate, up) = a.gate_up.as_ref().expect("the backward pass keeps gate and up");
-        b.matmul_backward_weight(d_out, &a.product, &mut g.down);
-        let d_inner = b.matmul_backward_input(&[(d_out, &p.down)]);
-        let (d_gate, d_up) = b.geglu_backward(&d_inner, gate, up);
-        b.matmul_backward_weight(&d_gate, x, &mut g.gate);
-        b.matmul_backward_weight(&d_up, x, &mut g.up);
-        b.matmul_backward_input(&[(&d_gate, &p.gate), (&d_up, &p.up)])
+        let d_inner = self.linear_backward(l, &a.product, &[(Linear::Down, d_out)], g);
+        let (d_gate, d_up) = self.backend.geglu_backward(&d_inner, gate, up);
+        self.linear_backward(l, x, &[(Linear::Gate, &d_gate), (Linear::Up, &d_up)], g)
     }
 
     /// The gradient of an attention block's normed input x `[T, D]`, given that of its output; parameter gradients +=.
@@ -228,14 +225,12 @@ impl<B: Backend> Gemma<B> {
     ) -> B::Tensor {
         let (b, c, p) = (&self.backend, &self.config, &self.params.layers[l]);
         let (spec, rope) = (attention_spec(c, &c.layers[l]), &c.layers[l].rope);
-        b.matmul_backward_weight(d_out, &a.o, &mut g.o);
-        let d_o = b.matmul_backward_input(&[(d_out, &p.o)]);
+        let d_o = self.linear_backward(l, &a.o, &[(Linear::O, d_out)], g);
         let (tables, kv_sums) = (pass.tables, &mut pass.kv_sums);
         let (k, v) = (&*a.kv.k, &*a.kv.v);
         let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, k, v, &a.o, &a.lse, tables, &spec);
         let weighted = |w, dw| head_norm(w, dw, c.norm);
         let dq = b.rope_backward(&dq, &a.q_raw, weighted(&p.q_norm, &mut g.q_norm), tables, rope);
-        b.matmul_backward_weight(&dq, x, &mut g.q);
         // Gradients of keys and values meet in the layer that has them, those of its last reader first.
         let from = c.layers[l].kv_from.unwrap_or(l);
         let (dk, dv) = match &mut kv_sums[from] {
@@ -249,15 +244,13 @@ impl<B: Backend> Gemma<B> {
                 b.accumulate(&dk, k_sum);
                 b.accumulate(&dv, v_sum);
                 if from != l {
-                    return b.matmul_backward_input(&[(&dq, &p.q)]);
+                    return self.linear_backward(l, x, &[(Linear::Q, &dq)], g);
                 }
                 (b.narrowed(k_sum), b.narrowed(v_sum))
             }
         };
         kv_sums[l] = None;
-        let (Some(k_raw), Some(wk), Some(gk)) = (&a.k_raw, &p.k, &mut g.k) else {
-            unreachable!("a layer that reads no other's has a projection of keys")
-        };
+        let k_raw = a.k_raw.as_ref().expect("a layer that reads no other's has a projection of keys");
         let dk = b.rope_backward(&dk, k_raw, weighted(&p.k_norm, &mut g.k_norm), tables, rope);
         let dv = match c.value_norm {
             true => {
@@ -267,10 +260,9 @@ impl<B: Backend> Gemma<B> {
             }
             false => dv,
         };
-        b.matmul_backward_weight(&dk, x, gk);
         // Where values are keys, both gradients are those of one projection.
-        b.matmul_backward_weight(&dv, x, g.v.as_mut().unwrap_or(gk));
-        b.matmul_backward_input(&[(&dq, &p.q), (&dk, wk), (&dv, p.v.as_ref().unwrap_or(wk))])
+        let values = if p.v.is_some() { Linear::V } else { Linear::K };
+        self.linear_backward(l, x, &[(Linear::Q, &dq), (Linear::K, &dk), (values, &dv)], g)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Gemma;
 use super::activations::Kept;
 use super::config::{GemmaConfig, LayerSpec};
+use super::lora::Linear;
 use super::params::ExpertParams;
 use crate::backend::{
     AttentionSpec, Backend, Batch, Decode, ExpertTrace, HeadNorm, NormSpec, ResidualSpec, RopeSpec,
@@ -376,18 +377,18 @@ impl<B: Backend> Gemma<B> {
 
     /// q, k and v of a layer before their norms and RoPE.
     fn projections(&self, l: usize, x: &B::Tensor) -> Projections<B> {
-        let (b, p) = (&self.backend, &self.params.layers[l]);
+        let p = &self.params.layers[l];
         match (&p.k, &p.v) {
-            (Some(k), Some(v)) => {
-                let [q, k, v] = b.matmul_forward(x, [&p.q, k, v]);
+            (Some(_), Some(_)) => {
+                let [q, k, v] = self.linear(l, x, [Linear::Q, Linear::K, Linear::V]);
                 Projections { q, kv: Some((k, Some(v))) }
             }
-            (Some(k), None) => {
-                let [q, k] = b.matmul_forward(x, [&p.q, k]);
+            (Some(_), None) => {
+                let [q, k] = self.linear(l, x, [Linear::Q, Linear::K]);
                 Projections { q, kv: Some((k, None)) }
             }
             (None, _) => {
-                let [q] = b.matmul_forward(x, [&p.q]);
+                let [q] = self.linear(l, x, [Linear::Q]);
                 Projections { q, kv: None }
             }
         }
@@ -404,7 +405,7 @@ impl<B: Backend> Gemma<B> {
     ) -> (AttentionBlock<B>, B::Tensor) {
         let p = &self.params.layers[l];
         let inner = self.attention(l, normed, tables, shared);
-        let [out] = self.backend.matmul_forward(&inner.o, [&p.o]);
+        let [out] = self.linear(l, &inner.o, [Linear::O]);
         let (mid, mlp_in) = self.after_attention(l, x, &out);
         let out = p.attn_post_norm.as_ref().map(|_| out);
         (AttentionBlock { inner, out, mid }, mlp_in)
@@ -418,7 +419,7 @@ impl<B: Backend> Gemma<B> {
         tables: &B::Tables,
         cache: &mut KvCache<B>,
     ) -> B::Tensor {
-        let (b, p, spec) = (&self.backend, &self.params.layers[l], &self.config.layers[l]);
+        let (b, spec) = (&self.backend, &self.config.layers[l]);
         let Projections { q, kv } = self.projections(l, x);
         let norms = self.head_norms(l);
         let (q, (k, v)) = match (&kv, &mut cache.layers[l]) {
@@ -429,7 +430,7 @@ impl<B: Backend> Gemma<B> {
             _ => (b.rope_forward(&q, norms[0], tables, &spec.rope), self.read(&cache.layers, l)),
         };
         let (o, _) = b.attention_forward(&q, k, v, tables, &attention_spec(&self.config, spec));
-        let [out] = b.matmul_forward(&o, [&p.o]);
+        let [out] = self.linear(l, &o, [Linear::O]);
         out
     }
 
@@ -450,8 +451,13 @@ impl<B: Backend> Gemma<B> {
 
     /// The MLP of one layer on its normed input `[T, D]`, but for the last product.
     pub(super) fn mlp(&self, l: usize, x: &B::Tensor, keep: bool) -> Mlp<B> {
-        let p = &self.params.layers[l];
-        let (product, gate_up) = self.backend.geglu_forward(x, &p.gate, &p.up, keep);
+        let (b, p) = (&self.backend, &self.params.layers[l]);
+        if [Linear::Gate, Linear::Up].iter().any(|&map| self.adapter(l, map).is_some()) {
+            let [gate, up] = self.linear(l, x, [Linear::Gate, Linear::Up]);
+            let product = b.gelu_product_forward(&gate, &up, 0);
+            return Mlp { gate_up: keep.then_some((gate, up)), product };
+        }
+        let (product, gate_up) = b.geglu_forward(x, &p.gate, &p.up, keep);
         Mlp { gate_up, product }
     }
 
@@ -464,7 +470,7 @@ impl<B: Backend> Gemma<B> {
         keep: bool,
     ) -> (B::Tensor, Option<ExpertBlock<B>>) {
         let (b, p) = (&self.backend, &self.params.layers[l]);
-        let [mlp_out] = b.matmul_forward(&mlp.product, [&p.down]);
+        let [mlp_out] = self.linear(l, &mlp.product, [Linear::Down]);
         let Some((p, routing)) = p.experts.as_ref().zip(self.config.routing()) else {
             return (mlp_out, None);
         };

@@ -8,6 +8,7 @@ pub mod activations;
 mod backward;
 pub mod config;
 mod forward;
+pub mod lora;
 pub mod params;
 pub mod published;
 
@@ -27,4 +28,6 @@ pub struct Gemma<B: Backend> {
     pub params: Params<B::Tensor>,
     /// What it reads beside them, and training leaves as it is.
     pub frozen: Frozen<B::Tensor>,
+    /// The factor on what adapters add, where they are switched on; see [`lora`].
+    pub adapter_scale: Option<f32>,
 }

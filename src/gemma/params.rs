@@ -64,6 +64,8 @@ pub struct LayerParams<T> {
     pub experts: Option<ExpertParams<T>>,
     /// The block behind the MLP, which meets the layer's own input.
     pub input: Option<InputParams<T>>,
+    /// Low-rank adapters of its linear maps, by [`Linear`].
+    pub adapters: Adapters<T>,
 }
 
 /// One `T` for every parameter of the experts beside an MLP (Gemma 4 26B-A4B).
@@ -117,6 +119,61 @@ pub struct InputParams<T> {
     /// `[1, D]`: on the block's output, before the residual sum.
     pub post_norm: T,
 }
+
+/// The linear maps of a layer that may have an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[allow(missing_docs)] // as in the papers
+pub enum Linear {
+    #[serde(rename = "q_proj")]
+    Q,
+    #[serde(rename = "k_proj")]
+    K,
+    #[serde(rename = "v_proj")]
+    V,
+    #[serde(rename = "o_proj")]
+    O,
+    #[serde(rename = "gate_proj")]
+    Gate,
+    #[serde(rename = "up_proj")]
+    Up,
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl Linear {
+    /// All of them, in order.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Transformers' name of the module within a layer.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The last part of that.
+    pub fn name(self) -> &'static str {
+        self.path().split_once('.').map_or("", |(_, name)| name)
+    }
+}
+
+/// The two matrices of an adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter<T> {
+    /// A `[r, in]`.
+    pub a: T,
+    /// B `[out, r]`.
+    pub b: T,
+}
+
+/// A layer's adapters, by [`Linear`].
+pub type Adapters<T> = [Option<Adapter<T>>; 7];
 
 impl<T> Params<T> {
     /// `f` of every tensor, in order.
@@ -182,6 +239,36 @@ impl<T> LayerParams<T> {
                 projection: f(&input.projection),
                 post_norm: f(&input.post_norm),
             }),
+            adapters: self
+                .adapters
+                .each_ref()
+                .map(|adapter| adapter.as_ref().map(|Adapter { a, b }| Adapter { a: f(a), b: f(b) })),
+        }
+    }
+
+    /// The weight of a linear map that adapters are for, if the layer has it.
+    pub fn weight(&self, map: Linear) -> Option<&T> {
+        match map {
+            Linear::Q => Some(&self.q),
+            Linear::K => self.k.as_ref(),
+            Linear::V => self.v.as_ref(),
+            Linear::O => Some(&self.o),
+            Linear::Gate => Some(&self.gate),
+            Linear::Up => Some(&self.up),
+            Linear::Down => Some(&self.down),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn weight_mut(&mut self, map: Linear) -> Option<&mut T> {
+        match map {
+            Linear::Q => Some(&mut self.q),
+            Linear::K => self.k.as_mut(),
+            Linear::V => self.v.as_mut(),
+            Linear::O => Some(&mut self.o),
+            Linear::Gate => Some(&mut self.gate),
+            Linear::Up => Some(&mut self.up),
+            Linear::Down => Some(&mut self.down),
         }
     }
 
@@ -198,6 +285,7 @@ impl<T> LayerParams<T> {
         if let Some(input) = &mut self.input {
             all.extend([&mut input.gate, &mut input.projection, &mut input.post_norm]);
         }
+        all.extend(self.adapters.iter_mut().flatten().flat_map(|adapter| [&mut adapter.a, &mut adapter.b]));
     }
 }
 
@@ -208,6 +296,8 @@ pub enum ParamKind {
     Matrix,
     /// A linear map's weight for each of so many experts, `[rows, cols]` here and `[experts, rows / experts, cols]` in files.
     Stack(usize),
+    /// A matrix of a low-rank adapter, `[rows, cols]`.
+    Adapter,
     /// An RMSNorm's weight or other factors, `[1, cols]` here and `[cols]` in files.
     Vector,
 }
@@ -229,7 +319,7 @@ impl ParamSpec {
     /// Dimensions in files.
     pub fn shape(&self) -> Vec<usize> {
         match self.kind {
-            ParamKind::Matrix => vec![self.rows, self.cols],
+            ParamKind::Matrix | ParamKind::Adapter => vec![self.rows, self.cols],
             ParamKind::Stack(experts) => vec![experts, self.rows / experts, self.cols],
             ParamKind::Vector => vec![self.cols],
         }
@@ -261,7 +351,7 @@ pub struct TextNames {
 impl TextNames {
     const BODY: &'static str = "model.";
     /// In the order of Transformers' versions: since 5, and before (as Gemma 3 was published).
-    const KNOWN: [Self; 2] = [
+    pub(crate) const KNOWN: [Self; 2] = [
         Self { body: "model.language_model.", head: LM_HEAD },
         Self { body: "language_model.model.", head: "language_model.lm_head.weight" },
     ];
@@ -285,7 +375,7 @@ impl TextNames {
     }
 }
 
-/// The tensors that this model has: nothing more and nothing less.
+/// The tensors that this model has, without adapters: nothing more and nothing less.
 pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     let d = config.hidden_size;
     let matrix = |name: String, rows, cols| ParamSpec { name, kind: ParamKind::Matrix, rows, cols };
@@ -330,6 +420,7 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
                 projection: matrix(name("per_layer_projection"), d, p),
                 post_norm: norm(name("post_per_layer_input_norm"), d),
             }),
+            adapters: Default::default(),
         }
     };
     let name = |part: &str| format!("model.{part}.weight");

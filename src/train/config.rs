@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::adapter::LoraSpec;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
 use crate::layered::{LayeredError, parse, read_text};
@@ -32,6 +33,9 @@ pub struct TrainConfig {
     /// The model to start from.
     #[serde(default)]
     pub model: ModelSection,
+    /// Train low-rank adapters, and leave the model's weights as they are. Default: none, all weights are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSpec>,
     /// Tasks and how they become prompts.
     #[serde(default)]
     pub data: DataSection,
@@ -60,6 +64,10 @@ pub struct TrainConfig {
 pub struct ModelSection {
     /// Directory of a Hugging Face checkpoint. Required.
     pub path: PathBuf,
+    /// Directory of an adapter of that model, in PEFT's layout; `train` goes on with it, and needs `[lora]` with its settings.
+    /// Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Storage of the parameters: `"f32"` or `"bf16"`. Default: as in the checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
@@ -84,6 +92,9 @@ impl ModelSection {
                 _ => format!("no directory at {}", self.path.display()),
             };
             problems.add("model.path", message);
+        }
+        if let Some(path) = self.adapter.as_ref().filter(|path| read && !path.is_dir()) {
+            problems.add("model.adapter", format!("no directory at {}", path.display()));
         }
     }
 }
@@ -551,7 +562,8 @@ impl TrainConfig {
     pub(super) fn validate_for(&self, needs_model: bool) -> Result<(), ConfigError> {
         let mut problems = Problems::default();
         let Self { model, data, generate, objective, verifier, optimizer, train, .. } = self;
-        model.check(needs_model, &mut problems);
+        model.check(needs_model || self.lora.is_some(), &mut problems);
+        self.check_lora(&mut problems);
         data.check(&mut problems);
         data.check_choice(&mut problems);
         generate.check(false, &mut problems);
@@ -620,6 +632,22 @@ impl TrainConfig {
         problems.none()
     }
 
+    /// Refuses settings of adapters that are out of range.
+    fn check_lora(&self, problems: &mut Problems) {
+        for (field, message) in self.lora.iter().flat_map(LoraSpec::problems) {
+            let key = match field {
+                "rank" => "lora.rank",
+                "alpha" => "lora.alpha",
+                "targets" => "lora.targets",
+                _ => "lora.dropout",
+            };
+            problems.add(key, message);
+        }
+        problems.require(self.lora.is_some() || self.model.adapter.is_none(), "model.adapter", || {
+            "is set without [lora]; add that to train the adapter on, or merge it into the model first: bon-engine merge".into()
+        });
+    }
+
     /// Refuses an environment without a verifier.
     pub fn check_judges(&self, problems: &mut Problems) {
         problems.require(self.environment.is_none() || self.verifier.is_some(), "environment", || {
@@ -673,9 +701,11 @@ impl TrainConfig {
             }
         }
         // The checkpoint has weights of its own: where the start came from matters to the KL's reference alone.
-        if self.train.kl_coefficient == 0.0 {
+        if self.train.kl_coefficient == 0.0 && self.lora.is_none() {
             fields.remove("model.path");
         }
+        // So has it adapters of its own.
+        fields.remove("model.adapter");
         // How long the run goes on does not change a step, unless the learning rate aims at the last one.
         if self.optimizer.schedule == Schedule::Constant {
             fields.remove("train.steps");

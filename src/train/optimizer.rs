@@ -1,4 +1,4 @@
-//! AdamW over all parameters: gradients, moments and, for bf16 parameters, f32 master weights.
+//! AdamW over all parameters, or those of adapters alone: gradients, moments and, for bf16 parameters, f32 master weights.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ use super::config::OptimizerSection;
 use super::snapshot::{Array, Arrays, SnapshotError, write_arrays};
 use crate::backend::{AdamW, Backend, DType, Update};
 use crate::checkpoint::Checkpoint;
-use crate::gemma::params::{ParamKind, ParamSpec, plan, wider_than_bf16};
+use crate::gemma::lora::full_plan;
+use crate::gemma::params::{ParamKind, ParamSpec, wider_than_bf16};
 use crate::gemma::{Gemma, Params};
 
 /// A gradient that must not be applied.
@@ -21,27 +22,37 @@ pub struct NotFinite {
 
 /// The optimizer's state, and the gradients that it consumes.
 pub struct Optimizer<B: Backend> {
+    /// All parameters, in order. Only the trained ones have gradients and state.
     specs: Vec<ParamSpec>,
-    /// What [`Gemma::backward`] adds to.
+    /// What [`Gemma::backward`] adds to. Those that are not trained have no rows.
     pub grads: Params<B::Tensor>,
     m: Params<B::Tensor>,
     v: Params<B::Tensor>,
-    /// One entry per parameter, in order; `None` where the parameter is f32 and its own master.
+    /// One entry per parameter, in order; `None` where the parameter is f32 and its own master, or not trained.
     masters: Vec<Option<B::Tensor>>,
+    /// Adapters alone are trained.
+    adapters: bool,
+}
+
+/// Whether a parameter is trained: all are, unless there are adapters, and then those are.
+fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
+    !adapters || spec.kind == ParamKind::Adapter
 }
 
 impl<B: Backend> Optimizer<B> {
     /// Zero moments; masters from the parameters ([`Optimizer::start_from`] knows better).
     pub fn new(model: &Gemma<B>) -> Self {
-        let (b, params) = (&model.backend, &model.params);
-        let master = |p: &B::Tensor| (b.dtype(p) == DType::Bf16).then(|| b.widened(p));
-        Self {
-            specs: plan(&model.config).tensors().into_iter().cloned().collect(),
-            grads: params.zeros_like(b),
-            m: params.zeros_like(b),
-            v: params.zeros_like(b),
-            masters: params.tensors().into_iter().map(master).collect(),
-        }
+        let (b, adapters, specs) = (&model.backend, model.adapter_scale.is_some(), full_plan(model));
+        let trained = |spec: &ParamSpec| is_trained(spec, adapters);
+        let zeros =
+            || specs.map(|spec| b.zeros(DType::F32, if trained(spec) { spec.rows } else { 0 }, spec.cols));
+        let master = |(spec, p): (&&ParamSpec, &B::Tensor)| {
+            (trained(spec) && b.dtype(p) == DType::Bf16).then(|| b.widened(p))
+        };
+        let all = specs.tensors();
+        let masters = all.iter().zip(model.params.tensors()).map(master).collect();
+        let [grads, m, v] = [zeros(), zeros(), zeros()];
+        Self { specs: all.into_iter().cloned().collect(), grads, m, v, masters, adapters }
     }
 
     /// Takes the masters as a checkpoint of the model holds them where that is more than bf16: what the parameters had
@@ -64,8 +75,12 @@ impl<B: Backend> Optimizer<B> {
         step: u64,
     ) -> Result<f64, NotFinite> {
         let b = &model.backend;
+        let adapters = self.adapters;
         let mut squares = 0.0;
-        for (spec, sum) in self.specs.iter().zip(b.sum_squares(&self.grads.tensors())) {
+        let trained =
+            self.specs.iter().zip(self.grads.tensors()).filter(|(spec, _)| is_trained(spec, adapters));
+        let (specs, grads): (Vec<&ParamSpec>, Vec<&B::Tensor>) = trained.unzip();
+        for (spec, sum) in specs.into_iter().zip(b.sum_squares(&grads)) {
             if !sum.is_finite() {
                 return Err(NotFinite { tensor: spec.name.clone() });
             }
@@ -86,6 +101,7 @@ impl<B: Backend> Optimizer<B> {
         let states = self.grads.tensors_mut().into_iter().zip(self.m.tensors_mut()).zip(self.v.tensors_mut());
         let params = model.params.tensors_mut().into_iter().zip(&mut self.masters);
         let all = self.specs.iter().zip(states).zip(params);
+        let all = all.filter(|((spec, _), _)| is_trained(spec, adapters));
         let mut updates: Vec<Update<B::Tensor>> = all
             .map(|((spec, ((grad, m), v)), (param, master))| {
                 let decay = if spec.kind == ParamKind::Vector { 0.0 } else { config.weight_decay };
@@ -104,7 +120,7 @@ impl<B: Backend> Optimizer<B> {
     pub fn save(&self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
         let (m, v) = (self.m.tensors(), self.v.tensors());
         let mut arrays = Vec::new();
-        for (i, spec) in self.specs.iter().enumerate() {
+        for (i, spec) in self.specs.iter().enumerate().filter(|(_, spec)| is_trained(spec, self.adapters)) {
             let master = self.masters[i].as_ref();
             for (kind, tensor) in [("m", Some(m[i])), ("v", Some(v[i])), ("master", master)] {
                 if let Some(tensor) = tensor {
@@ -120,7 +136,8 @@ impl<B: Backend> Optimizer<B> {
     pub fn load(&mut self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
         let arrays = Arrays::open(path)?;
         let (m, v) = (self.m.tensors_mut(), self.v.tensors_mut());
-        for (((spec, m), v), master) in self.specs.iter().zip(m).zip(v).zip(&mut self.masters) {
+        let all = self.specs.iter().zip(m).zip(v).zip(&mut self.masters);
+        for (((spec, m), v), master) in all.filter(|(((spec, _), _), _)| is_trained(spec, self.adapters)) {
             for (kind, tensor) in [("m", Some(m)), ("v", Some(v)), ("master", master.as_mut())] {
                 if let Some(tensor) = tensor {
                     let bytes = arrays.bytes(&format!("{kind}.{}", spec.name), spec.rows, spec.cols)?;

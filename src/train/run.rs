@@ -32,10 +32,12 @@ use super::pass_rate;
 use super::setup::{check_experts, check_prompts, judges, rollout, stop_rule, warnings};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
+use crate::adapter::{self, LoraSpec};
 use crate::backend::Backend;
-use crate::checkpoint::{Action, FileError, atomic};
+use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::activations::Kept;
+use crate::gemma::params::TextNames;
 use crate::model_dir::{self, ModelDir, OpenError, Precision, open_weights};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
@@ -189,7 +191,21 @@ pub fn run<B: Backend + Clone>(
     }
     let open = |path: &Path, precision: Precision| -> Result<ModelDir<B>, TrainError> {
         let chat = config.data.template == Template::Chat;
-        let model_dir = ModelDir::open(backend.clone(), path, precision)?.with_chat(chat)?;
+        // A checkpoint of adapters has no weights beside them.
+        let (model, adapter, precision) = match &config.lora {
+            Some(_) if path != config.model.path => {
+                (&*config.model.path, Some(path), config.model.precision())
+            }
+            _ => (path, config.model.adapter.as_deref(), precision),
+        };
+        let mut model_dir = ModelDir::open(backend.clone(), model, precision)?.with_chat(chat)?;
+        model_dir = match (&config.lora, adapter) {
+            (Some(spec), None) => model_dir.with_new_adapter(spec, config.train.seed),
+            (_, adapter) => model_dir.with_adapter(adapter)?,
+        };
+        if let (Some(wanted), Some(found)) = (&config.lora, &model_dir.lora) {
+            same_adapter(wanted, found)?;
+        }
         if config.objective.kind.objective().needs_samples {
             check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
         }
@@ -247,7 +263,8 @@ pub fn run<B: Backend + Clone>(
     }
     let text = config.to_toml()?;
     atomic::write_file(&config_path, |f| f.write_all(text.as_bytes()))?;
-    let reference = match config.train.kl_coefficient > 0.0 {
+    // Where adapters are trained, the model without them is the start.
+    let reference = match config.train.kl_coefficient > 0.0 && config.lora.is_none() {
         true => Some(ModelDir::open(backend.clone(), &config.model.path, config.model.precision())?.model),
         false => None,
     };
@@ -258,6 +275,37 @@ pub fn run<B: Backend + Clone>(
     let stepper = Stepper { config, tasks: &tasks, order, refills, judges, reference, kept: None };
     let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
+}
+
+/// Refuses an adapter with other settings than the configuration's.
+fn same_adapter(wanted: &LoraSpec, found: &LoraSpec) -> Result<(), ConfigError> {
+    let message = match () {
+        () if wanted.rank != found.rank => {
+            format!("lora.rank is {}, the adapter's {}", wanted.rank, found.rank)
+        }
+        () if wanted.scale() != found.scale() => {
+            format!(
+                "lora.alpha and lora.rslora give a factor of {}, the adapter's {}",
+                wanted.scale(),
+                found.scale()
+            )
+        }
+        () if wanted.targets.iter().collect::<BTreeSet<_>>() != found.targets.iter().collect() => {
+            let names =
+                |spec: &LoraSpec| spec.targets.iter().map(|map| map.name()).collect::<Vec<_>>().join(", ");
+            format!("lora.targets are {}, the adapter's {}", names(wanted), names(found))
+        }
+        () => return Ok(()),
+    };
+    Err(ConfigError::Invalid { problems: vec![Problem { key: "model.adapter", message }] })
+}
+
+/// How the checkpoint of a vision-and-text model names its text part's tensors.
+fn text_names<B: Backend>(dir: &ModelDir<B>) -> Result<Option<TextNames>, OpenError> {
+    if !dir.config.wrapped {
+        return Ok(None);
+    }
+    Ok(TextNames::of(&Checkpoint::open(&dir.path)?))
 }
 
 /// Whether nothing stands where a new run would write: `false` if that is left of a run that ended before its first
@@ -331,7 +379,10 @@ impl<B: Backend> Start<B> {
 
     fn check(&self) -> Result<(), TrainError> {
         let path = self.dir.path.clone();
-        let doing = "making room to train it, 16 bytes a parameter beside the weights";
+        let doing = match self.dir.lora {
+            None => "making room to train it, 16 bytes a parameter beside the weights",
+            Some(_) => "making room to train its adapters, 16 bytes a parameter of theirs",
+        };
         let checked = self.dir.model.backend.check();
         Ok(checked.map_err(|source| OpenError::Device { path, doing, source })?)
     }
@@ -622,7 +673,10 @@ impl<B: Backend> Trainer<'_, B> {
         let path = self.snapshots.save(
             &state,
             |out| {
-                model_dir::save(b, &dir.config, &model.params, &dir.path, out)?;
+                match &dir.lora {
+                    Some(spec) => adapter::save(model, spec, &dir.path, text_names(dir)?, out)?,
+                    None => model_dir::save(b, &dir.config, &model.params, &dir.path, out)?,
+                }
                 Ok(b.check()?)
             },
             |out| {
@@ -631,7 +685,9 @@ impl<B: Backend> Trainer<'_, B> {
             },
         )?;
         report(Event::Saved { path: &path });
-        dir.path = Snapshot { path: path.clone(), state }.model_dir();
+        if dir.lora.is_none() {
+            dir.path = Snapshot { path: path.clone(), state }.model_dir();
+        }
         Ok(path)
     }
 }

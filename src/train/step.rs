@@ -30,7 +30,7 @@ pub(super) struct Stepper<'a, B: Backend> {
     pub(super) refills: Order,
     /// `None` where the objective needs no samples and nothing is evaluated.
     pub(super) judges: Option<Judges>,
-    /// The frozen start, where there is a KL term.
+    /// The frozen start, where there is a KL term and weights are trained. Adapters are switched off instead.
     pub(super) reference: Option<Gemma<B>>,
     /// The fewest activations that a micro-batch kept so far.
     pub(super) kept: Option<Kept>,
@@ -108,7 +108,7 @@ impl<B: Backend> Stepper<'_, B> {
             let micro = weighed.len().div_ceil(config.train.gradient_accumulation);
             let mut total = Totals::default();
             for groups in weighed.chunks(micro) {
-                self.backward(&dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
+                self.backward(&mut dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
             }
             self.kept = self.kept.into_iter().chain(total.kept).min_by_key(Kept::parts);
             seconds.forward_backward += phase.elapsed().as_secs_f64();
@@ -123,7 +123,7 @@ impl<B: Backend> Stepper<'_, B> {
                 // Later updates have moved away from the sampler; the first must agree with it.
                 metrics.logprob_gap_max = total.gap_max;
                 metrics.logprob_gap_mean = total.gap_sum / total.sampled.max(1) as f64;
-                metrics.kl = self.reference.as_ref().map(|_| total.kl / total.sampled.max(1) as f64);
+                metrics.kl = self.holds().then(|| total.kl / total.sampled.max(1) as f64);
             }
             metrics.loss = total.loss;
         }
@@ -131,6 +131,11 @@ impl<B: Backend> Stepper<'_, B> {
         metrics.seconds = seconds;
         metrics.tokens_per_second = metrics.tokens as f64 / started.elapsed().as_secs_f64();
         Ok((metrics, unjudged))
+    }
+
+    /// Whether a KL term holds the policy to its start.
+    fn holds(&self) -> bool {
+        self.config.train.kl_coefficient > 0.0
     }
 
     /// The objective's coefficients for the group of task `index`.
@@ -250,7 +255,7 @@ impl<B: Backend> Stepper<'_, B> {
     #[allow(clippy::too_many_arguments)]
     fn backward(
         &self,
-        model: &Gemma<B>,
+        model: &mut Gemma<B>,
         optimizer: &mut Optimizer<B>,
         groups: &[Weighed],
         step_groups: &[Weighed],
@@ -262,8 +267,7 @@ impl<B: Backend> Stepper<'_, B> {
         let temperature = config.generate.temperature as f32;
         // A response whose coefficient is zero moves nothing, unless the KL term holds it: positive-only objectives
         // on hard tasks spare most of the work.
-        let held = self.reference.is_some();
-        let counts = |g: &Weighed, j: usize| !g.masked[j] && (held || g.coefficients[j] != 0.0);
+        let counts = |g: &Weighed, j: usize| !g.masked[j] && (self.holds() || g.coefficients[j] != 0.0);
         let groups: Vec<(&Weighed, Vec<usize>)> = groups
             .iter()
             .map(|g| (g, (0..g.responses.len()).filter(|&j| counts(g, j)).collect()))
@@ -282,8 +286,18 @@ impl<B: Backend> Stepper<'_, B> {
             .map(|((g, _), responses)| Continued { prompt: &g.prompt, responses })
             .collect();
         // First, since nothing of it stays but the log-probs.
-        let reference = self.reference.as_ref();
-        let reference = reference.map(|m| Forward::with(m, &continued, temperature, Recompute::All).logprobs);
+        let logprobs = |m: &Gemma<B>| Forward::with(m, &continued, temperature, Recompute::All).logprobs;
+        let reference = match &self.reference {
+            Some(reference) => Some(logprobs(reference)),
+            None if self.holds() => {
+                let scale = model.adapter_scale.take();
+                let reference = logprobs(model);
+                model.adapter_scale = scale;
+                Some(reference)
+            }
+            None => None,
+        };
+        let model = &*model;
         let forward = Forward::with(model, &continued, temperature, config.train.recompute);
         total.kept = total.kept.into_iter().chain([forward.kept]).min_by_key(Kept::parts);
         model.backend.check().map_err(|source| TrainError::Device { step, source })?;

@@ -124,6 +124,15 @@ impl Backend for Delegating {
         Cpu::F32.matmul_forward(x, w)
     }
 
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        Cpu::F32.matmul_low_rank_forward(x, w, low_rank)
+    }
+
     to_cpu! {
         fn device_name(&self) -> String;
         fn activation_dtype(&self) -> DType;
@@ -166,6 +175,7 @@ impl Backend for Delegating {
             gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor),
         ) -> (Tensor, Tensor);
         fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor;
+        fn scaled(&self, x: Tensor, factor: f32) -> Tensor;
         fn accumulate(&self, x: &Tensor, sum: &mut Tensor);
         fn narrowed(&self, sum: &Tensor) -> Tensor;
         fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;

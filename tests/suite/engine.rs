@@ -151,7 +151,7 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
         let size = match spec.kind {
             params::ParamKind::Vector => 0.2,
             params::ParamKind::Matrix if spec.rows == config.vocab_size => 0.1,
-            params::ParamKind::Matrix | params::ParamKind::Stack(_) => (3.0 / spec.cols as f32).sqrt(),
+            _ => (3.0 / spec.cols as f32).sqrt(),
         };
         // What norms multiply by is around 1, however they store it.
         let center = if spec.kind == params::ParamKind::Vector { 1.0 - config.norm.offset } else { 0.0 };
@@ -164,7 +164,7 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
     let (rows, cols) = (config.vocab_size, config.per_layer_columns());
     let per_layer_embed = (cols != 0).then(|| weight_of(&backend, rows, cols, &randoms(99, rows * cols)));
     let frozen = Frozen { scalars: scalars.collect(), per_layer_embed };
-    Gemma { backend, config: config.clone(), params, frozen }
+    Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None }
 }
 
 /// Two prompts with a beginning in common.

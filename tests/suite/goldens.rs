@@ -39,17 +39,17 @@ impl Golden {
         SafeTensors::deserialize(&self.tensors).unwrap().tensor(name).unwrap().data().to_vec()
     }
 
-    fn floats(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn floats(&self, name: &str) -> Vec<f64> {
         let floats: Vec<f32> = bytemuck::pod_collect_to_vec(&self.bytes(name));
         floats.into_iter().map(f64::from).collect()
     }
 
     /// `name.0`, `name.1`... laid end to end.
-    fn all(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn all(&self, name: &str) -> Vec<f64> {
         (0..self.sequences.len()).flat_map(|i| self.floats(&format!("{name}.{i}"))).collect()
     }
 
-    fn number(&self, path: &str) -> f64 {
+    pub(crate) fn number(&self, path: &str) -> f64 {
         self.json.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in golden.json"))
     }
 
@@ -70,7 +70,7 @@ impl Golden {
     }
 
     /// Runs `f` on all sequences as one batch; their first token is the prompt.
-    fn with_batch<R>(&self, f: impl FnOnce(&[Continued]) -> R) -> R {
+    pub(crate) fn with_batch<R>(&self, f: impl FnOnce(&[Continued]) -> R) -> R {
         let responses: Vec<[&[u32]; 1]> = self.sequences.iter().map(|s| [&s[1..]]).collect();
         let groups = self.sequences.iter().zip(&responses);
         let groups: Vec<_> = groups.map(|(s, r)| Continued { prompt: &s[..1], responses: r }).collect();
@@ -78,12 +78,12 @@ impl Golden {
     }
 
     /// Number of predicted tokens.
-    fn predicted(&self) -> usize {
+    pub(crate) fn predicted(&self) -> usize {
         self.sequences.iter().map(|s| s.len() - 1).sum()
     }
 }
 
-fn mean_loss(logprobs: &[f32]) -> f64 {
+pub(crate) fn mean_loss(logprobs: &[f32]) -> f64 {
     -logprobs.iter().map(|&l| f64::from(l)).sum::<f64>() / logprobs.len() as f64
 }
 
@@ -340,7 +340,8 @@ fn bf16_weights_compute_as_the_numbers_that_they_hold() {
                 if dtype == DType::Bf16 { bf16 } else { Tensor::f32(shape[0], shape[1], widened) }
             });
             let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
-            let model = Gemma { backend: Cpu::F32, config: config.clone(), params, frozen };
+            let model =
+                Gemma { backend: Cpu::F32, config: config.clone(), params, frozen, adapter_scale: None };
             let golden = Golden::open(name);
             let weights = vec![0.5; golden.predicted()];
             let (logprobs, grads) = golden.with_batch(|groups| tiny::gradient(&model, groups, 0.7, &weights));

@@ -285,7 +285,7 @@ fn what_is_taken_for_a_model_directory() {
     f.write("spm/tokenizer.model", "");
     f.succeed(&["train", "run.toml", "--set", "train.steps=1"]);
     for (path, words) in [
-        ("adapter", &["adapter is an adapter of google/gemma", "merge it"][..]),
+        ("adapter", &["adapter is an adapter of google/gemma", "--adapter", "bon-engine merge"][..]),
         ("gguf", &["gguf holds a GGUF file, model-Q4_K_M.gguf", "convert it", "gguf_file"]),
         ("gguf/model-Q4_K_M.gguf", &["is a GGUF file", "convert it"]),
         ("both", &["holds a GGUF file, model.GGUF"]),

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::backend::{Backend, DType};
 use bon_engine::gemma::config::ConfigFile;
+use bon_engine::gemma::lora::full_plan;
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::model_dir::open_weights;
+use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::{Continued, Forward};
 
 use crate::ops::randoms;
@@ -42,7 +44,7 @@ pub(crate) fn model_on<B: Backend>(backend: B, name: &str, dtype: DType) -> Gemm
     let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
     let params = params::load(&backend, &config, &weights, Some(dtype)).unwrap();
     let frozen = params::load_frozen(&backend, &config, &weights, Some(dtype));
-    Gemma { backend, config, params, frozen }
+    Gemma { backend, config, params, frozen, adapter_scale: None }
 }
 
 /// What weights are stored in and multiplied in on the CPU.
@@ -108,7 +110,7 @@ pub(crate) fn gradient<B: Backend>(
     temperature: f32,
     weights: &[f32],
 ) -> (Vec<f32>, Params<B::Tensor>) {
-    let mut grads = model.params.zeros_like(&model.backend);
+    let mut grads = Optimizer::new(model).grads;
     let forward = Forward::new(model, groups, temperature);
     let logprobs = forward.logprobs.clone();
     assert_eq!(logprobs.len(), weights.len());
@@ -118,6 +120,6 @@ pub(crate) fn gradient<B: Backend>(
 
 /// Every parameter's name and tensor.
 pub(crate) fn named<B: Backend>(model: &Gemma<B>, tensors: &Params<Tensor>) -> Vec<(String, Tensor)> {
-    let specs = params::plan(&model.config);
+    let specs = full_plan(model);
     specs.tensors().into_iter().map(|s| s.name.clone()).zip(tensors.tensors().into_iter().cloned()).collect()
 }

@@ -618,17 +618,114 @@ def write_golden(name, recipe):
         print(f"  {file.relative_to(REPO)}  {file.stat().st_size} bytes  {digest}")
 
 
+# Adapters that PEFT makes of some of the models above. Ranks are no multiples of anything.
+ADAPTERS = {
+    "lora_gemma3": {
+        "base": "gemma3",
+        "seed": 21,
+        "lora": {
+            "r": 5,
+            "lora_alpha": 7,
+            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        },
+    },
+    # Values that are keys, layers that lack a map, and the other scale.
+    "lora_gemma4": {
+        "base": "gemma4",
+        "seed": 22,
+        "lora": {
+            "r": 3,
+            "lora_alpha": 4,
+            "use_rslora": True,
+            "target_modules": ["k_proj", "v_proj", "o_proj", "up_proj"],
+        },
+    },
+    # A text part's names, and some of its layers.
+    "lora_wrapper": {
+        "base": "gemma3_wrapper",
+        "seed": 23,
+        "lora": {
+            "r": 8,
+            "lora_alpha": 8,
+            "target_modules": r".*language_model\.layers\.[02]\.(self_attn\.q_proj|mlp\.down_proj)",
+        },
+    },
+}
+
+
+def adapted(recipe, dtype):
+    """The model with adapters of seeded matrices that bf16 holds exactly; neither of a pair is zero."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, bias="none", **recipe["lora"])
+    model = get_peft_model(load(OUT / recipe["base"], dtype), config, autocast_adapter_dtype=False)
+    rng = np.random.default_rng(recipe["seed"])
+    for _, parameter in sorted((n, p) for n, p in model.named_parameters() if p.requires_grad):
+        values = torch.from_numpy(rng.standard_normal(tuple(parameter.shape)) * 0.7 * parameter.shape[1] ** -0.5)
+        parameter.data = values.to(torch.bfloat16).to(dtype)
+    return model.eval()
+
+
+def write_adapter(name, recipe):
+    import torch
+    import peft
+    from safetensors.torch import save_file
+
+    directory = OUT / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    model, model_bf16 = adapted(recipe, torch.float32), adapted(recipe, torch.bfloat16)
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    config = json.loads((directory / "adapter_config.json").read_text())
+    write_json(directory / "adapter_config.json", {**config, "base_model_name_or_path": recipe["base"]})
+
+    sequences = draw_sequences(MODELS[recipe["base"]])
+    tensors, errors = {}, []
+    with torch.no_grad():
+        for i, ids in enumerate(sequences):
+            logprobs = next_token_logprobs(logits_of(model, ids), ids)
+            errors.append(next_token_logprobs(logits_of(model_bf16, ids).float(), ids) - logprobs)
+            tensors[f"input_ids.{i}"] = ids.to(torch.int32)
+            tensors[f"logprobs.{i}"] = logprobs
+            logits = logits_of(model_bf16, ids).float()
+            tensors[f"logits.{i}"], tensors[f"logits_bf16.{i}"] = logits_of(model, ids), logits
+    loss = mean_nll(model, sequences)
+    loss.backward()
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    for key, parameter in trained.items():
+        tensors["grad." + key.replace(".default.weight", ".weight")] = parameter.grad.clone()
+    model.zero_grad()
+    losses, norms = train(model, sequences)
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, directory / "golden.safetensors")
+    errors = torch.cat(errors)
+    summary = {
+        "peft": peft.__version__,
+        "base": recipe["base"],
+        "seed": recipe["seed"],
+        "lengths": LENGTHS,
+        "loss": loss.item(),
+        "bf16_logprob_error": {"max": errors.abs().max().item(), "rms": errors.square().mean().sqrt().item()},
+        "adamw": {**ADAMW, "updates": UPDATES, "losses": losses, "grad_norms": norms},
+    }
+    write_json(directory / "golden.json", summary)
+    print(f"{name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {len(trained)} matrices")
+
+
 def write_json(path, content):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Write the golden files of tests/goldens.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(MODELS)} (default: all)")
+    names = [*MODELS, *ADAPTERS]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(names)} (default: all)")
     args = parser.parse_args()
-    unknown = [name for name in args.models if name not in MODELS]
+    unknown = [name for name in args.models if name not in names]
     if unknown:
-        raise venv_setup.UserError(f"no model called {unknown[0]}; there are {', '.join(MODELS)}")
+        raise venv_setup.UserError(f"no model called {unknown[0]}; there are {', '.join(names)}")
     venv_setup.enter_reference()
 
     import torch
@@ -637,8 +734,11 @@ def main():
     torch.set_num_threads(1)  # one thread, one order of summation
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in args.models or MODELS:
-        write_golden(name, MODELS[name])
+    for name in args.models or names:
+        if name in MODELS:
+            write_golden(name, MODELS[name])
+        else:
+            write_adapter(name, ADAPTERS[name])
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ pub fn route_backward(
     let (d_weights, factors) = (d_weights.as_f32(), rows::to_f32(factors));
     assert_eq!(d_weights.len(), routes.experts.len());
     let d_factors = d_factors.as_f32_mut();
-    for &route in &routes.order {
+    let wanted = if d_factors.is_empty() { &[][..] } else { &routes.order };
+    for &route in wanted {
         let route = route as usize;
         d_factors[routes.experts[route] as usize] += d_weights[route] * routes.shares[route];
     }

@@ -546,9 +546,11 @@ impl Pass<'_> {
         }
         let by_token = by_token(targets);
 
-        let parts: Vec<Vec<f32>> = dtable
-            .as_f32_mut()
-            .par_chunks_mut(CHUNK * d)
+        // Without a gradient of the table, nothing of it is here for any chunk.
+        let mut of_chunks: Vec<&mut [f32]> = dtable.as_f32_mut().chunks_mut(CHUNK * d).collect();
+        of_chunks.resize_with(table.rows.div_ceil(CHUNK), Default::default);
+        let parts: Vec<Vec<f32>> = of_chunks
+            .into_par_iter()
             .enumerate()
             .map(|(chunk, dtable)| {
                 let mut dx = vec![0.0; rows * padded];
@@ -559,7 +561,8 @@ impl Pass<'_> {
                 let mut columns_of_f32 = vec![0.0; BLOCK * rows];
                 let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
                 let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
-                for (tokens, dtable) in blocks(chunk, table.rows).zip(dtable.chunks_mut(BLOCK * d)) {
+                let mut dtable = dtable.chunks_mut(BLOCK * d);
+                for tokens in blocks(chunk, table.rows) {
                     let (v0, m) = (tokens.start, tokens.len());
                     match &self.trace.logits {
                         Some(kept) => {
@@ -584,13 +587,16 @@ impl Pass<'_> {
                             dlogits[at] -= weights[i as usize] * derivative[at];
                         }
                     }
-                    transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
-                    let lda = of_activations.steps(rows);
-                    for (x, a) in columns_of_f32.chunks_exact(rows).zip(dlogits_columns.chunks_exact_mut(lda))
-                    {
-                        put(of_activations, x, a);
+                    if let Some(dtable) = dtable.next() {
+                        transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
+                        let lda = of_activations.steps(rows);
+                        let to = dlogits_columns.chunks_exact_mut(lda);
+                        columns_of_f32
+                            .chunks_exact(rows)
+                            .zip(to)
+                            .for_each(|(x, a)| put(of_activations, x, a));
+                        accumulate(&columns, m, &dlogits_columns, lda, dtable);
                     }
-                    accumulate(&columns, m, &dlogits_columns, lda, dtable);
                     let lda = with_weights.steps(m);
                     for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {
                         put(with_weights, &x[..m], a);

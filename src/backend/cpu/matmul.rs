@@ -628,6 +628,9 @@ pub fn backward_input_groups(
 
 /// dW += dY^T X: dY `[T, out]`, X `[T, in]`, dW `[out, in]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor, compute: Compute) {
+    if dw.rows == 0 {
+        return;
+    }
     assert_eq!((dy.rows, dy.cols, x.cols), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
     add_backward_weight(dy.as_f32(), dy.cols, x.as_f32(), x.cols, dw.as_f32_mut(), compute);
 }
@@ -643,6 +646,9 @@ pub fn backward_weight_groups(
     compute: Compute,
 ) {
     let (m, n, groups) = (dy.cols, x.cols, first.len() - 1);
+    if dw.rows == 0 {
+        return;
+    }
     assert_eq!((dy.rows, groups * of * m, n), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
     let (dy, x) = (dy.as_f32(), x.as_f32());
     dw.as_f32_mut().par_chunks_exact_mut(of * m * n).enumerate().for_each(|(i, pile)| {

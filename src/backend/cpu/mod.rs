@@ -333,6 +333,22 @@ impl Backend for Cpu {
         matmul::forward(x, w, self.compute)
     }
 
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        let mut y = matmul::forward(x, w, self.compute);
+        for (y, low_rank) in y.iter_mut().zip(low_rank) {
+            if let Some((h, b)) = low_rank {
+                let [more] = matmul::forward(h, [b], self.compute);
+                rows::add_scaled(y, &more, 1.0);
+            }
+        }
+        y
+    }
+
     fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
         let (dy, w) = pairs[0];
         let mut dx = self.zeros(DType::F32, dy.rows, w.cols);
@@ -497,6 +513,13 @@ impl Backend for Cpu {
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
         assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
         Tensor { rows, cols, ..x }
+    }
+
+    fn scaled(&self, mut x: Tensor, factor: f32) -> Tensor {
+        if factor != 1.0 {
+            rows::scale(&mut x, factor);
+        }
+        x
     }
 
     fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {

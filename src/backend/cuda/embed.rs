@@ -53,6 +53,9 @@ fn runs(ids: &[u32]) -> (Vec<u32>, usize) {
 
 /// See [`crate::backend::Backend::embed_backward`]; columns a multiple of 8.
 pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor) {
+    if d_embedding.rows == 0 {
+        return;
+    }
     assert!(
         dx.dtype == DType::Bf16 && dx.cols.is_multiple_of(VECTOR) && dx.rows == tables.rows,
         "bf16 rows of a multiple of {VECTOR} columns, one for every token"

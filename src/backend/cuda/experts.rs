@@ -142,11 +142,15 @@ pub(super) fn route_backward(
     assert_routing(cuda, factors, *routing);
     assert_eq!((count, top), (routing.experts, routing.top), "the routing that chose the routes");
     assert!(d_weights.dtype == DType::F32 && (d_weights.rows, d_weights.cols) == (tokens, top));
-    assert!(d_factors.dtype == DType::F32 && (d_factors.rows, d_factors.cols) == (1, count));
+    let trained = d_factors.rows > 0;
+    assert!(d_factors.dtype == DType::F32 && d_factors.rows <= 1 && d_factors.cols == count);
     let d_scores = cuda.empty(DType::Bf16, tokens, count);
     let args = [d_weights.arg(), routes.experts.arg(), routes.shares.arg(), factors.arg(), d_scores.arg()];
     let sizes: [Arg; 4] = [tokens.into(), count.into(), top.into(), routing.scale.into()];
     cuda.launch(Entry::RouteBackward, warps(tokens), &[&args[..], &sizes].concat());
+    if !trained {
+        return d_scores;
+    }
     let args = [
         d_weights.arg(),
         routes.shares.arg(),
@@ -238,6 +242,9 @@ fn matmul_backward_input(cuda: &Cuda, dy: &Tensor, routes: &Routes, w: &Tensor) 
 
 /// dw `[E out, in]` += dy^T x of each expert's rows: dy `[T G, out]`, x `[T G, in]`.
 fn matmul_backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, routes: &Routes, dw: &mut Tensor) {
+    if dw.rows == 0 {
+        return;
+    }
     assert!(
         dw.dtype == DType::F32 && (dw.rows, dw.cols) == (routes.count * dy.cols, x.cols),
         "dW [E out, in] in f32"

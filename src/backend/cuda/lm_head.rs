@@ -378,7 +378,8 @@ pub fn logprob_backward_within(
     assert_inside(x, embedding, targets);
     assert_eq!(targets.len(), weights.len(), "one weight per target");
     assert_eq!((lse.dtype, lse.rows, lse.cols), (DType::F32, 1, x.rows), "lse [1, R] in f32");
-    let same = (d_embedding.rows, d_embedding.cols) == (embedding.rows, embedding.cols);
+    let trained = d_embedding.rows > 0;
+    let same = (d_embedding.rows, d_embedding.cols) == (embedding.rows, embedding.cols) || !trained;
     assert!(d_embedding.dtype == DType::F32 && same, "d_embedding [V, D] in f32");
     if x.rows == 0 {
         return cuda.empty(DType::Bf16, 0, x.cols);
@@ -424,7 +425,9 @@ pub fn logprob_backward_within(
         }
         let tokens = (here * CHUNK).min(embedding.rows - first * CHUNK);
         dx_sum.add(cuda, &dlogits, tokens, embedding, first * CHUNK);
-        matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, d_embedding);
+        if trained {
+            matmul::add_backward_weight(cuda, &dlogits, tokens, x, first * CHUNK, d_embedding);
+        }
     }
     dx_sum.finish(cuda)
 }

@@ -159,7 +159,17 @@ struct Terms {
     ld: [u32; 3],
 }
 
-same_size!(matmul: Weights = WEIGHTS_BYTES, Terms = TERMS_BYTES);
+/// As kernels/matmul.cu has it.
+#[repr(C)]
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
+struct LowRank {
+    h: [u64; 3],
+    b: [u64; 3],
+    rank: u32,
+    _padding: u32,
+}
+
+same_size!(matmul: Weights = WEIGHTS_BYTES, LowRank = LOW_RANK_BYTES, Terms = TERMS_BYTES);
 
 impl From<Terms> for Arg {
     fn from(terms: Terms) -> Self {
@@ -174,6 +184,16 @@ fn assert_bf16(what: &str, x: &Tensor) {
 
 /// See [`crate::backend::Backend::matmul_forward`]. Up to three weights. Every row's bits are the same for any T.
 pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+    launch_forward(cuda, x, w, None)
+}
+
+/// [`forward`], with what adapters add, where there are some.
+fn launch_forward<const N: usize>(
+    cuda: &Cuda,
+    x: &Tensor,
+    w: [&Tensor; N],
+    low_rank: Option<LowRank>,
+) -> [Tensor; N] {
     assert!((1..=3).contains(&N), "{N} weights");
     assert_bf16("X", x);
     for w in w {
@@ -193,18 +213,43 @@ pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) 
         weights.first[i] = narrow(tiles);
         tiles += w[i].rows.div_ceil(variant.n);
     }
-    let entry = match variant {
-        T32X16 => Entry::MatmulForward32x16,
-        T32X32 => Entry::MatmulForward32x32,
-        T32X64 => Entry::MatmulForward32x64,
-        T64X32 => Entry::MatmulForward64x32,
-        T64X64 => Entry::MatmulForward64x64,
-        _ => Entry::MatmulForward128x128,
+    let [plain, with_low_rank] = match variant {
+        T32X16 => [Entry::MatmulForward32x16, Entry::MatmulLowRankForward32x16],
+        T32X32 => [Entry::MatmulForward32x32, Entry::MatmulLowRankForward32x32],
+        T32X64 => [Entry::MatmulForward32x64, Entry::MatmulLowRankForward32x64],
+        T64X32 => [Entry::MatmulForward64x32, Entry::MatmulLowRankForward64x32],
+        T64X64 => [Entry::MatmulForward64x64, Entry::MatmulLowRankForward64x64],
+        _ => [Entry::MatmulForward128x128, Entry::MatmulLowRankForward128x128],
     };
     let weights = Arg::Bytes(bytemuck::bytes_of(&weights).to_vec());
     let launch = variant.launch(x.rows.div_ceil(variant.m), tiles);
-    cuda.launch(entry, launch, &[x.arg(), weights, x.rows.into(), x.cols.into()]);
+    let mut args = vec![x.arg(), weights, x.rows.into(), x.cols.into()];
+    args.extend(low_rank.map(|low_rank| Arg::Bytes(bytemuck::bytes_of(&low_rank).to_vec())));
+    let entry = if low_rank.is_some() { with_low_rank } else { plain };
+    cuda.launch(entry, launch, &args);
     y
+}
+
+/// See [`crate::backend::Backend::matmul_low_rank_forward`].
+pub(super) fn low_rank_forward<const N: usize>(
+    cuda: &Cuda,
+    x: &Tensor,
+    w: [&Tensor; N],
+    low_rank: [Option<(&Tensor, &Tensor)>; N],
+) -> [Tensor; N] {
+    let mut arg = LowRank::default();
+    for (i, (w, (h, b))) in
+        w.iter().zip(low_rank).enumerate().filter_map(|(i, (w, low))| Some((i, (w, low?))))
+    {
+        assert_bf16("H", h);
+        assert_bf16("B", b);
+        assert_eq!((h.rows, b.rows, b.cols), (x.rows, w.rows, h.cols), "H [T, r] and B [out, r]");
+        assert!([0, narrow(h.cols)].contains(&arg.rank), "adapters of one rank");
+        arg.h[i] = h.memory.ptr().0;
+        arg.b[i] = b.memory.ptr().0;
+        arg.rank = narrow(h.cols);
+    }
+    launch_forward(cuda, x, w, Some(arg))
 }
 
 /// See [`crate::backend::Backend::geglu_forward`]. h is computed from the products before they are rounded, and its bits
@@ -244,31 +289,40 @@ pub(super) fn geglu_forward(
     (h, kept)
 }
 
-/// See [`crate::backend::Backend::matmul_backward_input`]. Up to three terms.
+/// See [`crate::backend::Backend::matmul_backward_input`].
 pub(super) fn backward_input(cuda: &Cuda, terms: &[(&Tensor, &Tensor)]) -> Tensor {
-    assert!((1..=3).contains(&terms.len()), "{} terms", terms.len());
     let (tokens, cols) = (terms[0].0.rows, terms[0].1.cols);
-    let mut arg = Terms::default();
-    for (i, (dy, w)) in terms.iter().enumerate() {
-        assert_bf16("dY", dy);
-        assert_bf16("W", w);
-        assert_eq!(
-            (dy.rows, dy.cols, w.cols),
-            (tokens, w.rows, cols),
-            "dX [T, in] = dY [T, out] W [out, in]"
-        );
-        arg.dy[i] = dy.memory.ptr().0;
-        arg.w[i] = w.memory.ptr().0;
-        arg.out[i] = narrow(w.rows);
-        arg.ld[i] = narrow(dy.cols);
-    }
-    let k = terms.iter().map(|(_, w)| w.rows).sum();
-    let cut = Cut::new(tokens, cols, k);
-    if cut.parts > 1 {
+    let of = |terms: &[(&Tensor, &Tensor)]| {
+        let mut arg = Terms::default();
+        for (i, (dy, w)) in terms.iter().enumerate() {
+            assert_bf16("dY", dy);
+            assert_bf16("W", w);
+            assert_eq!(
+                (dy.rows, dy.cols, w.cols),
+                (tokens, w.rows, cols),
+                "dX [T, in] = dY [T, out] W [out, in]"
+            );
+            arg.dy[i] = dy.memory.ptr().0;
+            arg.w[i] = w.memory.ptr().0;
+            arg.out[i] = narrow(w.rows);
+            arg.ld[i] = narrow(dy.cols);
+        }
+        arg
+    };
+    let rows = |terms: &[(&Tensor, &Tensor)]| terms.iter().map(|(_, w)| w.rows).sum::<usize>();
+    let cut = Cut::new(tokens, cols, rows(terms));
+    // A launch takes three terms; those of more go on with the sums in f32.
+    if cut.parts > 1 || terms.len() > 3 {
         let sum = InputSum { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, cols), tokens };
-        sum.launch(cuda, arg, 0..k);
+        let mut begin = 0;
+        for terms in terms.chunks(3) {
+            let end = begin + rows(terms);
+            sum.launch(cuda, of(terms), begin..end);
+            begin = end;
+        }
         return sum.finish(cuda);
     }
+    let arg = of(terms);
     let dx = cuda.empty(DType::Bf16, tokens, cols);
     let variant = Variant::large(tokens, cols, 1, cuda.device().multiprocessors());
     let entry = match variant {
@@ -346,6 +400,9 @@ fn add_parts(cuda: &Cuda, entry: Entry, partials: &Tensor, to: &Tensor, cut: Cut
 
 /// See [`crate::backend::Backend::matmul_backward_weight`].
 pub(super) fn backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+    if dw.rows == 0 {
+        return;
+    }
     assert_eq!(dw.rows, dy.cols, "dW [out, in] += dY [T, out]^T X [T, in]");
     let cut = Cut::new(dw.rows, dw.cols, dy.rows);
     if cut.parts == 1 {

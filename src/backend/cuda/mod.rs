@@ -399,6 +399,19 @@ impl Backend for Cuda {
         matmul::forward(self, x, w)
     }
 
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        matmul::low_rank_forward(self, x, w, low_rank)
+    }
+
+    fn scaled(&self, x: Tensor, factor: f32) -> Tensor {
+        if factor == 1.0 { x } else { rows::scaled(self, &x, factor) }
+    }
+
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
         assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
         Tensor { rows, cols, ..x }

@@ -200,6 +200,7 @@ pub(super) fn backward(
         return rotate(cuda, dy, tables, rope, -1.0);
     };
     let (w, dw) = weight.unzip();
+    let dw = dw.filter(|dw| dw.rows > 0);
     let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
     if g.rows * g.heads == 0 {
         return dx;
@@ -208,7 +209,7 @@ pub(super) fn backward(
     let least = BACKWARD_HEADS.div_ceil(at_once * g.heads);
     let per_block = at_once * g.rows.div_ceil(at_once * BACKWARD_BLOCKS).max(least);
     let blocks = g.rows.div_ceil(per_block);
-    let partials = dw.is_some().then(|| cuda.empty(DType::F32, blocks, g.dim));
+    let partials = w.is_some().then(|| cuda.empty(DType::F32, blocks, g.dim));
     let gradients = BLOCK / g.lanes * g.dim * 4;
     let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
     let mut args = vec![dy.arg(), x.arg(), g.weight_arg(w), dx.arg()];

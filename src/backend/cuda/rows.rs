@@ -58,6 +58,15 @@ pub(super) fn accumulate(cuda: &Cuda, x: &Tensor, sum: &mut Tensor) {
     cuda.launch(Entry::AccumulateRows, launch, &[x.arg(), sum.arg(), n]);
 }
 
+/// See [`crate::backend::Backend::scaled`].
+pub(super) fn scaled(cuda: &Cuda, x: &Tensor, factor: f32) -> Tensor {
+    assert!(x.dtype == DType::Bf16, "bf16");
+    let (launch, n) = all_of(x);
+    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
+    cuda.launch(Entry::ScaleRows, launch, &[x.arg(), y.arg(), n, factor.into()]);
+    y
+}
+
 /// See [`crate::backend::Backend::narrowed`].
 pub(super) fn narrowed(cuda: &Cuda, sum: &Tensor) -> Tensor {
     assert!(sum.dtype == DType::F32, "an f32 sum");

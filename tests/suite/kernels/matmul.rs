@@ -84,6 +84,64 @@ fn forward_in_wide_and_large_tiles() {
     }
 }
 
+/// Y = X W^T + H B^T of two weights and between them one without such.
+struct LowRank {
+    tokens: usize,
+    width: usize,
+    out: [usize; 3],
+    rank: usize,
+}
+
+impl Case for LowRank {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let (x, [p, q, r]) = (activation(b, 1, self.tokens, self.width), self.out);
+        let w = [(2, p), (3, q), (4, r)].map(|(seed, out)| weight(b, seed, out, self.width));
+        let h = [5, 6].map(|seed| activation(b, seed, self.tokens, self.rank));
+        let low = [(7, p), (8, r)].map(|(seed, out)| weight(b, seed, out, self.rank));
+        let [v, w, y] = &w;
+        b.matmul_low_rank_forward(&x, [v, w, y], [Some((&h[0], &low[0])), None, Some((&h[1], &low[1]))])
+            .into()
+    }
+}
+
+#[test]
+fn products_with_adapters_in_all_tiles() {
+    for (i, (tokens, width, out)) in [
+        (1, 72, [136, 8, 24]),
+        (32, 24, [1304, 1304, 8]),
+        (19, 72, [8192, 8, 72]),
+        (33, 136, [72, 8, 136]),
+        (64, 72, [8000, 200, 8]),
+        (65, 8, [13_704, 8, 8]),
+        (200, 72, [6000, 104, 8]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let rank = [8, 16, 64, 72][i % 4];
+        check(&["y0", "y1", "y2"], Rule::Forward, &LowRank { tokens, width, out, rank });
+    }
+}
+
+/// What sampling computes of a few rows, training computes of many.
+#[test]
+fn a_row_with_an_adapter_has_the_same_bits_in_any_batch_and_tile() {
+    for cuda in devices() {
+        let (width, out, rank) = (72, 136, 24);
+        let (w, low) = (weight(&cuda, 2, out, width), weight(&cuda, 3, out, rank));
+        let (x, h) = (activation(&cuda, 1, 300, width), activation(&cuda, 4, 300, rank));
+        let run = |rows: &[u32]| {
+            let (x, h) = (cuda.gather_rows(&x, rows), cuda.gather_rows(&h, rows));
+            let [y] = cuda.matmul_low_rank_forward(&x, [&w], [Some((&h, &low))]);
+            cuda.download(&y)
+        };
+        let all = run(&(0..300).collect::<Vec<_>>());
+        for rows in [vec![0], (0..5).collect(), (7..40).collect(), (100..164).collect::<Vec<u32>>()] {
+            assert!(run(&rows) == part(&all, out, &rows, out), "rows {rows:?}");
+        }
+    }
+}
+
 /// h, and gate and up where they are kept.
 struct Geglu {
     tokens: usize,

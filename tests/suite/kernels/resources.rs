@@ -200,7 +200,8 @@ fn a_decode_step_of_e2b_moves_little_but_weights_keys_and_states_of_splits() {
         let table = zeros(STREAMS, config.per_layer_columns());
         let frozen = Frozen { scalars: vec![1.0; kinds.len()], per_layer_embed: Some(table) };
         let params = params::plan(&config).map(|spec| zeros(spec.rows, spec.cols));
-        let model = Gemma { backend: cuda.clone(), config: config.clone(), params, frozen };
+        let model =
+            Gemma { backend: cuda.clone(), config: config.clone(), params, frozen, adapter_scale: None };
         (model, KvCache::new(cuda, &config, segments.rows()))
     };
     let launches = count("a step of E2B", &CHIPS[0], prepare, |_, (model, mut cache)| {

@@ -42,6 +42,28 @@ impl Case for Sums {
     }
 }
 
+struct Scaled {
+    cols: usize,
+}
+
+impl Case for Scaled {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        [1.0, 0.3, -2.5].map(|factor| b.scaled(activation(b, 1, 30, self.cols), factor)).into()
+    }
+}
+
+#[test]
+fn rows_are_scaled_and_rounded_once() {
+    for cols in [8, 12, 640, 2056] {
+        for cuda in devices() {
+            let (got, want) = (outputs(&cuda, &Scaled { cols }), outputs(&Cpu::F32, &Scaled { cols }));
+            for (got, want) in got.iter().zip(&want) {
+                assert_eq!(got.as_f32(), rounded(want.as_f32()), "{cols} columns");
+            }
+        }
+    }
+}
+
 /// Sums in f32 have the CPU's bits, and are rounded once.
 #[test]
 fn sums_of_activations() {

@@ -198,6 +198,22 @@ impl Backend for Rounded {
         Cpu::F32.matmul_forward(x, w).map(round)
     }
 
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        let mut y = self.matmul_forward(x, w);
+        for (y, low_rank) in y.iter_mut().zip(low_rank) {
+            if let Some((h, b)) = low_rank {
+                let [more] = self.matmul_forward(h, [b]);
+                *y = add(y, &more);
+            }
+        }
+        y
+    }
+
     fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
         let parts = pairs.iter().map(|pair| round(Cpu::F32.matmul_backward_input(&[*pair])));
         parts.reduce(|sum, part| add(&sum, &part)).expect("at least one pair")
@@ -368,6 +384,10 @@ impl Backend for Rounded {
 
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
         Cpu::F32.reshaped(x, rows, cols)
+    }
+
+    fn scaled(&self, x: Tensor, factor: f32) -> Tensor {
+        scale(&x, factor)
     }
 
     fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {

@@ -55,24 +55,30 @@ struct Weights {  // shared
 };
 static_assert(sizeof(Weights) == 72);
 
+// The weight that a block of a grid (tiles of tokens, tiles of features) multiplies with: its number, and what `Weights` says of it.
+struct Weight {
+    int number;
+    const bf16 *w;
+    bf16 *y;
+    unsigned out, first;
+};
+
+// Selected, because an index would move `weights` to local memory.
+__device__ __forceinline__ Weight weight_of_block(const Weights &weights) {
+    Weight own = {0, weights.w[0], weights.y[0], weights.out[0], 0};
+#pragma unroll
+    for (int i = 1; i < 3; i++)
+        if (blockIdx.y >= weights.first[i]) own = {i, weights.w[i], weights.y[i], weights.out[i], weights.first[i]};
+    return own;
+}
+
 // Grid: (tiles of tokens, tiles of features). Neighbouring blocks have the same tile of features, so that W is read from memory
 // once; X stays in L2.
 template <typename P>
 __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, unsigned tokens, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
-    const bf16 *w = weights.w[0];
-    bf16 *y = weights.y[0];
-    unsigned out = weights.out[0], first = 0;
-#pragma unroll
-    for (int i = 1; i < 3; i++) {
-        if (blockIdx.y >= weights.first[i]) {
-            w = weights.w[i];
-            y = weights.y[i];
-            out = weights.out[i];
-            first = weights.first[i];
-        }
-    }
-    store_product<P>(x, w, y, blockIdx.x * P::M, tokens, (blockIdx.y - first) * P::N, out, in, memory);
+    const Weight own = weight_of_block(weights);
+    store_product<P>(x, own.w, own.y, blockIdx.x * P::M, tokens, (blockIdx.y - own.first) * P::N, own.out, in, memory);
 }
 
 // Launched by cuda/matmul.rs: forward; grid (T / 32, features / 16 of all weights), 64 threads.
@@ -120,28 +126,26 @@ struct LowRank {  // shared
 };
 static_assert(sizeof(LowRank) == 56);
 
-// One of three, selected, because an index would move them to local memory.
-template <typename T>
-__device__ __forceinline__ T pick(const T (&three)[3], int i) {
-    return i == 0 ? three[0] : i == 1 ? three[1] : three[2];
-}
-
 // Grid as in `forward`. The chain of an element begins with the adapter's.
 template <typename P>
 __device__ __forceinline__ void low_rank_forward(const bf16 *x, const Weights &weights, unsigned tokens, unsigned in,
                                                  const LowRank &low_rank) {
     extern __shared__ __align__(128) unsigned char memory[];
-    const int i = (blockIdx.y >= weights.first[1]) + (blockIdx.y >= weights.first[2]);
-    const unsigned out = pick(weights.out, i), rank = low_rank.rank;
-    const unsigned m = blockIdx.x * P::M, n = (blockIdx.y - pick(weights.first, i)) * P::N;
-    const bf16 *h = pick(low_rank.h, i);
+    const Weight own = weight_of_block(weights);
+    const bf16 *h = low_rank.h[0], *b = low_rank.b[0];
+#pragma unroll
+    for (int i = 1; i < 3; i++) {
+        if (own.number == i) {
+            h = low_rank.h[i];
+            b = low_rank.b[i];
+        }
+    }
+    const unsigned m = blockIdx.x * P::M, n = (blockIdx.y - own.first) * P::N, rank = low_rank.rank;
     P p;
     if (h != nullptr)
-        p.multiply({h + size_t(m) * rank, rank, int(tokens - m)},
-                   {pick(low_rank.b, i) + size_t(n) * rank, rank, int(out - n)}, rank, memory);
-    p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {pick(weights.w, i) + size_t(n) * in, in, int(out - n)}, in,
-               memory);
-    p.store(pick(weights.y, i) + size_t(m) * out + n, out, tokens - m, out - n);
+        p.multiply({h + size_t(m) * rank, rank, int(tokens - m)}, {b + size_t(n) * rank, rank, int(own.out - n)}, rank, memory);
+    p.multiply({x + size_t(m) * in, in, int(tokens - m)}, {own.w + size_t(n) * in, in, int(own.out - n)}, in, memory);
+    p.store(own.y + size_t(m) * own.out + n, own.out, tokens - m, own.out - n);
 }
 
 // Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 16 of all weights), 64 threads.

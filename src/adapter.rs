@@ -200,7 +200,7 @@ impl AdapterFile {
                 Err(problem) => problems.push(format!("{name}: {problem}")),
             }
         }
-        let dtype = lora::dtype(&model.backend);
+        let dtype = model.backend.activation_dtype();
         let mut adapters: Vec<_> = specs.layers.iter().map(|_| lora::Adapters::default()).collect();
         for ((l, map), both) in found {
             let weight = specs.layers[l].weight(map).expect("planned");

@@ -179,8 +179,7 @@ impl<B: Backend> ModelDir<B> {
 
     /// The same with new adapters, which change nothing yet.
     pub fn with_new_adapter(mut self, spec: &LoraSpec, seed: u64) -> Self {
-        let dtype = lora::dtype(&self.model.backend);
-        lora::begin(&mut self.model, spec.rank, &spec.targets, seed, dtype);
+        lora::begin(&mut self.model, spec.rank, &spec.targets, seed);
         self.model.adapter_scale = Some(spec.scale());
         self.lora = Some(spec.clone());
         self

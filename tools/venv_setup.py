@@ -60,9 +60,9 @@ def build(directory, python, requirements, pip_options):
         )
 
 
-def enter_reference():
-    """The environment of tools/reference. One that already has torch and Transformers is used as it is."""
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+def enter_reference(*more):
+    """The environment of tools/reference. One that already has torch, Transformers and `more` modules is used as it is."""
+    if all(importlib.util.find_spec(name) for name in ("torch", "transformers", *more)):
         return
     lines = (REPO / "tools" / "reference" / "requirements.txt").read_text().splitlines()
     requirements = [line for line in lines if line and not line.startswith("#")]

@@ -52,8 +52,9 @@ pub fn full_plan<B: Backend>(model: &Gemma<B>) -> Params<ParamSpec> {
 }
 
 /// The matrices of new adapters: A between -in^-1/2 and in^-1/2, as PEFT draws it, and B = 0, so that training begins with the
-/// model as it is. In `dtype`.
-pub fn begin<B: Backend>(model: &mut Gemma<B>, rank: usize, targets: &[Linear], seed: u64, dtype: DType) {
+/// model as it is. Stored as activations are.
+pub fn begin<B: Backend>(model: &mut Gemma<B>, rank: usize, targets: &[Linear], seed: u64) {
+    let dtype = model.backend.activation_dtype();
     let specs = plan(&model.config);
     let mut number = 0;
     for (l, layer) in model.params.layers.iter_mut().enumerate() {
@@ -85,11 +86,6 @@ pub fn upload<B: Backend>(backend: &B, dtype: DType, rows: usize, cols: usize, v
             backend.upload(dtype, rows, cols, bytemuck::cast_slice(&rounded))
         }
     }
-}
-
-/// What adapters are stored in on a backend: f32, unless activations are bf16.
-pub fn dtype<B: Backend>(backend: &B) -> DType {
-    backend.activation_dtype()
 }
 
 impl<B: Backend> Gemma<B> {

@@ -36,8 +36,9 @@ use crate::adapter::{self, LoraSpec};
 use crate::backend::Backend;
 use crate::checkpoint::{Action, Checkpoint, FileError, atomic};
 use crate::eval::{Comparison, Provenance, Report, Unjudged};
+use crate::gemma::Gemma;
 use crate::gemma::activations::Kept;
-use crate::gemma::params::TextNames;
+use crate::gemma::params::{Linear, TextNames};
 use crate::model_dir::{self, ModelDir, OpenError, Precision, open_weights};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
@@ -189,22 +190,22 @@ pub fn run<B: Backend + Clone>(
         let message = "missing; the evaluation on data.eval_tasks needs one".into();
         return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
     }
-    let open = |path: &Path, precision: Precision| -> Result<ModelDir<B>, TrainError> {
+    // The start, or a checkpoint's model: weights stored as it has them, or adapters of the start's.
+    let open = |checkpoint: Option<&Path>| -> Result<ModelDir<B>, TrainError> {
         let chat = config.data.template == Template::Chat;
-        // A checkpoint of adapters has no weights beside them.
-        let (model, adapter, precision) = match &config.lora {
-            Some(_) if path != config.model.path => {
-                (&*config.model.path, Some(path), config.model.precision())
-            }
-            _ => (path, config.model.adapter.as_deref(), precision),
+        let (start, precision) = (&*config.model.path, config.model.precision());
+        let (path, adapter, precision) = match (checkpoint, &config.lora) {
+            (Some(dir), None) => (dir, None, Precision { dtype: None, ..precision }),
+            (Some(dir), Some(_)) => (start, Some(dir), precision),
+            (None, _) => (start, config.model.adapter.as_deref(), precision),
         };
-        let mut model_dir = ModelDir::open(backend.clone(), model, precision)?.with_chat(chat)?;
+        let mut model_dir = ModelDir::open(backend.clone(), path, precision)?.with_chat(chat)?;
         model_dir = match (&config.lora, adapter) {
             (Some(spec), None) => model_dir.with_new_adapter(spec, config.train.seed),
             (_, adapter) => model_dir.with_adapter(adapter)?,
         };
         if let (Some(wanted), Some(found)) = (&config.lora, &model_dir.lora) {
-            same_adapter(wanted, found)?;
+            same_adapter(wanted, found, &model_dir.model)?;
         }
         if config.objective.kind.objective().needs_samples {
             check_prompts(config, &model_dir, &config.data.tasks, &tasks)?;
@@ -221,7 +222,7 @@ pub fn run<B: Backend + Clone>(
     let fresh = match resume {
         true => None,
         false => {
-            let dir = open(&config.model.path, config.model.precision())?;
+            let dir = open(None)?;
             if dir.rounded {
                 report(Event::Rounded { path: &config.model.path });
             }
@@ -277,8 +278,15 @@ pub fn run<B: Backend + Clone>(
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
 }
 
-/// Refuses an adapter with other settings than the configuration's.
-fn same_adapter(wanted: &LoraSpec, found: &LoraSpec) -> Result<(), ConfigError> {
+/// Refuses an adapter of `model` with other settings than the configuration's.
+fn same_adapter<B: Backend>(
+    wanted: &LoraSpec,
+    found: &LoraSpec,
+    model: &Gemma<B>,
+) -> Result<(), ConfigError> {
+    // A map that no layer has cannot have an adapter.
+    let there = |map: &&Linear| model.params.layers.iter().any(|layer| layer.weight(**map).is_some());
+    let targets = |spec: &LoraSpec| spec.targets.iter().filter(there).copied().collect::<BTreeSet<Linear>>();
     let message = match () {
         () if wanted.rank != found.rank => {
             format!("lora.rank is {}, the adapter's {}", wanted.rank, found.rank)
@@ -290,9 +298,8 @@ fn same_adapter(wanted: &LoraSpec, found: &LoraSpec) -> Result<(), ConfigError> 
                 found.scale()
             )
         }
-        () if wanted.targets.iter().collect::<BTreeSet<_>>() != found.targets.iter().collect() => {
-            let names =
-                |spec: &LoraSpec| spec.targets.iter().map(|map| map.name()).collect::<Vec<_>>().join(", ");
+        () if targets(wanted) != targets(found) => {
+            let names = |spec| targets(spec).iter().map(|map| map.name()).collect::<Vec<_>>().join(", ");
             format!("lora.targets are {}, the adapter's {}", names(wanted), names(found))
         }
         () => return Ok(()),
@@ -394,7 +401,7 @@ fn go_on<B: Backend>(
     config: &TrainConfig,
     tasks: &Tasks,
     newest: Newest,
-    open: impl Fn(&Path, Precision) -> Result<ModelDir<B>, TrainError>,
+    open: impl Fn(Option<&Path>) -> Result<ModelDir<B>, TrainError>,
 ) -> Result<Start<B>, TrainError> {
     let out = &config.train.output;
     let differ = |differences: Vec<String>| match differences.is_empty() {
@@ -434,10 +441,7 @@ fn go_on<B: Backend>(
             ];
             let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
             differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
-            let mut start = Start::new(open(
-                &snapshot.model_dir(),
-                Precision { dtype: None, ..config.model.precision() },
-            )?)?;
+            let mut start = Start::new(open(Some(&snapshot.model_dir()))?)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
             start.check()?;
             Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
@@ -451,7 +455,7 @@ fn go_on<B: Backend>(
                 let (old, new) = (saved.model.path.display(), config.model.path.display());
                 differ(vec![format!("model.path: {old} -> {new}")])?;
             }
-            Start::new(open(&config.model.path, config.model.precision())?)
+            Start::new(open(None)?)
         }
         (None, None, None) => Err(TrainError::NothingToResume { path: out.join(CHECKPOINTS) }),
     }

@@ -49,6 +49,20 @@ impl Golden {
         (0..self.sequences.len()).flat_map(|i| self.floats(&format!("{name}.{i}"))).collect()
     }
 
+    /// The settings of the updates.
+    pub(crate) fn adamw(&self) -> OptimizerSection {
+        let of = |key: &str| self.number(&format!("/adamw/{key}"));
+        OptimizerSection {
+            lr: of("lr"),
+            beta1: of("betas/0"),
+            beta2: of("betas/1"),
+            eps: of("eps"),
+            weight_decay: of("weight_decay"),
+            clip_norm: of("max_grad_norm"),
+            ..OptimizerSection::default()
+        }
+    }
+
     pub(crate) fn number(&self, path: &str) -> f64 {
         self.json.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} in golden.json"))
     }
@@ -205,15 +219,7 @@ fn ten_updates_of_adamw() {
     for name in NAMES {
         let (golden, mut model) = (Golden::open(name), tiny::model(name, DType::F32));
         let of = |key: &str| golden.number(&format!("/adamw/{key}"));
-        let section = OptimizerSection {
-            lr: of("lr"),
-            beta1: of("betas/0"),
-            beta2: of("betas/1"),
-            eps: of("eps"),
-            weight_decay: of("weight_decay"),
-            clip_norm: of("max_grad_norm"),
-            ..OptimizerSection::default()
-        };
+        let section = golden.adamw();
         let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
         let mut optimizer = Optimizer::new(&model);
         let updates = of("updates") as u64;

@@ -11,7 +11,6 @@ use bon_engine::gemma::Gemma;
 use bon_engine::gemma::lora::{Linear, begin, full_plan, upload};
 use bon_engine::gemma::params::{ParamKind, TextNames};
 use bon_engine::generate::{Prompt, Sampling, generate};
-use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::{Continued, Forward};
 use half::bf16;
@@ -91,15 +90,7 @@ fn ten_updates_of_adamw_are_pefts() {
     for (name, base) in ADAPTERS {
         let (golden, mut model) = (Golden::open(name), adapted(name, base));
         let of = |key: &str| golden.number(&format!("/adamw/{key}"));
-        let section = OptimizerSection {
-            lr: of("lr"),
-            beta1: of("betas/0"),
-            beta2: of("betas/1"),
-            eps: of("eps"),
-            weight_decay: of("weight_decay"),
-            clip_norm: of("max_grad_norm"),
-            ..OptimizerSection::default()
-        };
+        let section = golden.adamw();
         let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
         let base_before: Vec<Vec<u32>> =
             tiny::model(base, DType::F32).params.tensors().into_iter().map(bits).collect();
@@ -198,7 +189,7 @@ fn new_adapters_change_nothing_and_sampling_agrees_with_training() {
                 |model: &Gemma<Cpu>| groups.with(|groups| Forward::new(model, groups, 0.7).logprobs);
             let mut model = tiny::model_of(name, kind);
             let before = logprobs(&model);
-            begin(&mut model, spec.rank, &spec.targets, 5, DType::F32);
+            begin(&mut model, spec.rank, &spec.targets, 5);
             model.adapter_scale = Some(spec.scale());
             assert_eq!(logprobs(&model), before, "{name}");
             // With other adapters than such that change nothing.
@@ -226,8 +217,8 @@ fn new_adapters_change_nothing_and_sampling_agrees_with_training() {
 fn family_model<B: Backend>(backend: B, family: &str) -> Gemma<B> {
     let mut model = engine::model(backend, &engine::config(family));
     let spec = LoraSpec { rank: 5, alpha: 7.0, ..LoraSpec::default() };
-    let dtype = bon_engine::gemma::lora::dtype(&model.backend);
-    begin(&mut model, spec.rank, &spec.targets, 5, dtype);
+    let dtype = model.backend.activation_dtype();
+    begin(&mut model, spec.rank, &spec.targets, 5);
     model.adapter_scale = Some(spec.scale());
     for layer in &mut model.params.layers {
         for (i, adapter) in layer.adapters.iter_mut().flatten().enumerate() {

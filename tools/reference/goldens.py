@@ -219,10 +219,10 @@ MODELS["gemma4"] = {
         "head_dim": 64,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 0,
-        "layer_types": layer_types("LLGLL"),
+        "layer_types": layer_types("LLL"),
         "num_attention_heads": 2,
         "num_global_key_value_heads": 1,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 3,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {
@@ -302,7 +302,7 @@ MODELS["gemma4_e"] = {
         "model_type": "gemma4_text",
         "dtype": "float32",
         "final_logit_softcapping": 30.0,
-        "global_head_dim": 512,
+        "global_head_dim": 256,
         "head_dim": 64,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 24,
@@ -726,7 +726,7 @@ def main():
     unknown = [name for name in args.models if name not in names]
     if unknown:
         raise venv_setup.UserError(f"no model called {unknown[0]}; there are {', '.join(names)}")
-    venv_setup.enter_reference()
+    venv_setup.enter_reference("peft")
 
     import torch
     import transformers

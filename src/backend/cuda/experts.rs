@@ -1,16 +1,12 @@
 //! Launchers of kernels/experts.cu. E, D and Fe are multiples of 8; any number of tokens.
 
 use super::entries::Entry;
-use super::entries::shared::experts::{MAX_EXPERTS as EXPERTS, MAX_TOP as TOP, WARPS};
+use super::entries::shared::experts::WARPS;
+pub(super) use super::entries::shared::experts::{MAX_EXPERTS, MAX_TOP};
 use super::matmul::{T32X64, T64X64, T128X128, Variant};
 use super::{Cuda, Memory, Tensor, VECTOR, narrow};
 use crate::backend::{DType, ExpertTrace, Routing};
 use crate::device::{Arg, Launch, Ptr};
-
-/// The most experts: a lane of a warp has the scores of one vector.
-pub(super) const MAX_EXPERTS: usize = EXPERTS;
-/// The most experts of a token: a lane has one of them.
-pub(super) const MAX_TOP: usize = TOP;
 
 /// The tiles of forward products; the first two are also those of gradients.
 const TILES: [Variant; 3] = [T128X128, T64X64, T32X64];
@@ -37,15 +33,20 @@ pub struct Routes {
     rows: Memory,
 }
 
-/// [`Routes`] on the host; fields as there.
+/// [`Routes`] on the host.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)]
 pub struct HostRoutes {
+    /// e_g `[T, G]`.
     pub experts: Vec<u32>,
+    /// `[T, G]`.
     pub shares: Vec<f32>,
+    /// `[T, G]`.
     pub weights: Vec<f32>,
+    /// The rows of expert e are `first[e]..first[e + 1]`: `[E + 1]`.
     pub first: Vec<u32>,
+    /// The route t G + g of each row `[T G]`.
     pub order: Vec<u32>,
+    /// The row of each route `[T, G]`.
     pub rows: Vec<u32>,
 }
 
@@ -53,6 +54,11 @@ impl Routes {
     /// T G.
     fn len(&self) -> usize {
         self.tokens * self.top
+    }
+
+    /// Experts that may have rows.
+    fn filled(&self) -> usize {
+        self.count.min(self.len())
     }
 
     /// Reads them; waits for the device.
@@ -70,14 +76,13 @@ impl Routes {
     /// The launch of a product of all rows with each expert's weights, which have `cols` columns of results in all: a block for
     /// each tile of columns of each tile of rows that there may be. Experts' last tiles have M - 1 rows too many at most.
     fn launch(&self, variant: Variant, cols: usize) -> Launch {
-        let filled = self.count.min(self.len());
-        let tiles = (self.len() + filled * (variant.m - 1)) / variant.m;
+        let tiles = (self.len() + self.filled() * (variant.m - 1)) / variant.m;
         variant.launch(tiles * cols.div_ceil(variant.n), 1)
     }
 
     /// The tile of such a product.
     fn variant(&self, cuda: &Cuda, tiles: &[Variant], cols: usize) -> Variant {
-        Variant::of_groups(tiles, self.len(), self.count, cols, cuda.device().multiprocessors())
+        Variant::of_groups(tiles, self.len(), self.filled().max(1), cols, cuda.device().multiprocessors())
     }
 }
 

@@ -22,7 +22,7 @@ const PART_UNIT: usize = 64;
 const BYTES_PER_CLOCK: usize = 1830;
 const LAUNCH_CLOCKS: usize = 2700;
 
-/// A tile of kernels/matmul.cu: M x N, `warps` x 2 warps, and `stages` stages of `depth` columns of k.
+/// A tile of kernels/products.cuh: M x N, `warps` x 2 warps, and `stages` stages of `depth` columns of k.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Variant {
     pub(super) m: usize,
@@ -69,9 +69,9 @@ impl Variant {
         if time(&T128X128) <= time(&T64X64) { T128X128 } else { T64X64 }
     }
 
-    /// The fastest one of `tiles`, the largest of equals being the first, for a product [rows, cols] whose rows are `groups` groups
-    /// with weights of their own. How many rows a group has, the host does not know: on average the last tile of a group is half
-    /// empty. No bit depends on the choice.
+    /// The fastest one of `tiles`, of equals the first, for a product [rows, cols] whose rows are `groups` groups with weights of
+    /// their own. The host does not know how many rows a group has; it takes the last tile of each to be half empty. No bit depends
+    /// on the choice.
     pub(super) fn of_groups(
         tiles: &[Self],
         rows: usize,

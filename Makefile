@@ -27,8 +27,8 @@ test: rust nvcc ## Check formatting, lints, tests and documentation; what CI run
 		|| rustup component add rustfmt clippy
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked --workspace
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	cargo test --locked --workspace
 
 gemma: ## Fetch Gemma 3 270M into .cache/gemma-3-270m (260 MB to download, once)
 	python3 tools/fetch_gemma.py

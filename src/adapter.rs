@@ -1,7 +1,7 @@
 //! Adapter directories in PEFT's layout, `adapter_config.json` and `adapter_model.safetensors`: read, written, and merged into
 //! the weights that they are for.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::checkpoint::{
 };
 use crate::gemma::Gemma;
 use crate::gemma::lora::{self, Adapter, Linear, full_plan, held_rank};
-use crate::gemma::params::{LayerParams, TextNames, convert, plan};
+use crate::gemma::params::{LayerParams, ParamSpec, TextNames, convert, plan};
 
 /// What an adapter is and is for.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -178,52 +178,38 @@ impl AdapterFile {
                 format!("{name}: the engine has adapters on the linear maps of attention and MLP only")
             })
             .collect();
-        let specs = plan(&model.config);
-        let mut planned = BTreeMap::new();
-        for (l, layer) in specs.layers.iter().enumerate() {
-            for (map, adapter) in Linear::ALL.iter().zip(lora::layer_plan(layer, l, rank, |_| true)) {
-                if let Some(Adapter { a, b }) = adapter {
-                    planned.insert(a.name, (l, *map, "A", [rank, a.cols]));
-                    planned.insert(b.name, (l, *map, "B", [b.rows, rank]));
+        let (backend, dtype, held) = (&model.backend, model.backend.activation_dtype(), held_rank(rank));
+        let mut known = BTreeSet::new();
+        let mut adapters = Vec::new();
+        for (l, layer) in plan(&model.config).layers.iter().enumerate() {
+            adapters.push(lora::layer_plan(layer, l, rank, |_| true).map(|adapter| {
+                let Adapter { a, b } = adapter?;
+                known.extend([a.name.clone(), b.name.clone()]);
+                let stored = [&a, &b].map(|spec| self.tensors.tensor(&spec.name));
+                if stored.iter().all(Option::is_none) {
+                    return None;
                 }
-            }
-        }
-        let mut found: BTreeMap<(usize, Linear), [Option<Vec<f32>>; 2]> = BTreeMap::new();
-        for name in self.tensors.names() {
-            let stored = self.tensors.tensor(name).expect("it names its tensors");
-            let Some(&(l, map, part, shape)) = planned.get(name) else {
-                problems.push(format!("{name}: the model has no such linear map"));
-                continue;
-            };
-            match values(stored, &shape) {
-                Ok(values) => found.entry((l, map)).or_default()[usize::from(part == "B")] = Some(values),
-                Err(problem) => problems.push(format!("{name}: {problem}")),
-            }
-        }
-        let dtype = model.backend.activation_dtype();
-        let mut adapters: Vec<_> = specs.layers.iter().map(|_| lora::Adapters::default()).collect();
-        for ((l, map), both) in found {
-            let weight = specs.layers[l].weight(map).expect("planned");
-            let [Some(a), Some(b)] = both else {
-                if problems.is_empty() {
-                    let path = map.path();
-                    problems.push(format!("model.layers.{l}.{path}: one of lora_A and lora_B is missing"));
+                let mut read = |spec: &ParamSpec, stored: Option<TensorView>, shape: [usize; 2]| {
+                    let values = stored.ok_or("missing beside the other of its pair".to_owned());
+                    let values = values.and_then(|stored| values_of(stored, &shape));
+                    values.map_err(|problem| problems.push(format!("{}: {problem}", spec.name))).ok()
+                };
+                let [stored_a, stored_b] = stored;
+                let of_a = read(&a, stored_a, [rank, a.cols]);
+                let (mut of_a, of_b) = of_a.zip(read(&b, stored_b, [b.rows, rank]))?;
+                of_a.resize(held * a.cols, 0.0);
+                let mut filled = vec![0.0; b.rows * held];
+                for (to, from) in filled.chunks_exact_mut(held).zip(of_b.chunks_exact(rank)) {
+                    to[..rank].copy_from_slice(from);
                 }
-                continue;
-            };
-            let held = held_rank(rank);
-            let mut wide_b = vec![0.0; weight.rows * held];
-            for (to, from) in wide_b.chunks_exact_mut(held).zip(b.chunks_exact(rank)) {
-                to[..rank].copy_from_slice(from);
-            }
-            let mut tall_a = a;
-            tall_a.resize(held * weight.cols, 0.0);
-            let backend = &model.backend;
-            adapters[l][map as usize] = Some(Adapter {
-                a: lora::upload(backend, dtype, held, weight.cols, &tall_a),
-                b: lora::upload(backend, dtype, weight.rows, held, &wide_b),
-            });
+                Some(Adapter {
+                    a: lora::upload(backend, dtype, held, a.cols, &of_a),
+                    b: lora::upload(backend, dtype, b.rows, held, &filled),
+                })
+            }));
         }
+        let unknown = self.tensors.names().filter(|name| !known.contains(*name));
+        problems.extend(unknown.map(|name| format!("{name}: the model has no such linear map")));
         if problems.is_empty() && adapters.iter().flatten().all(Option::is_none) {
             problems.push("it holds no matrices".into());
         }
@@ -250,7 +236,7 @@ fn inner_name(stored: &str) -> Option<String> {
 }
 
 /// A stored matrix of this shape, all of it finite.
-fn values(stored: TensorView, shape: &[usize]) -> Result<Vec<f32>, String> {
+fn values_of(stored: TensorView, shape: &[usize]) -> Result<Vec<f32>, String> {
     if stored.shape != shape {
         return Err(format!("expected {shape:?}, found {:?}", stored.shape));
     }

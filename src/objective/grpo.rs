@@ -6,8 +6,8 @@
 //! ```
 //!
 //! With `std_normalization = false` A_j = R_j - mean R, as in Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): then
-//! c_j is (M-1)/M times the coefficient of `rl`, and the expected gradient (M-1)/M times that of E[R]. The standard
-//! deviation makes it the gradient of something else; for binary R with pass rate p it is
+//! c_j is (M-1)/M times the coefficient of `rl`, and the expected gradient (M-1)/M times that of the expected reward.
+//! The standard deviation makes it the gradient of something else; for binary R with pass rate p it is
 //!
 //! ```text
 //! w(p) grad p,      w(p) = sqrt(M (M-1)) / (M^2 p (1-p)) E[sqrt(K (M-K))],   K ~ Binomial(M, p)

@@ -364,7 +364,7 @@ fn hostile_directories_are_refused_by_name() {
     let head = "base_model.model.lm_head.lora_A.weight";
     let beyond = "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight";
     for (matrices, expected) in [
-        (vec![(q, vec![4, 40], 1.0)], "q_proj: one of lora_A and lora_B is missing"),
+        (vec![(q, vec![4, 40], 1.0)], "q_proj.lora_B.weight: missing beside the other of its pair"),
         (
             vec![(q, vec![4, 41], 1.0), (q_b, vec![64, 4], 1.0)],
             "lora_A.weight: expected [4, 40], found [4, 41]",

@@ -68,6 +68,7 @@ gpu-kit: rust nvcc ## Pack what tells all of a GPU on a machine with a driver al
 goldens: ## Rewrite tests/goldens with Transformers (up to 3 GB to download, once)
 	python3 tools/reference/goldens.py
 	python3 tools/reference/chat.py
+	python3 tools/reference/blockwise.py
 
 # Where there is a driver to run kernels, the build that follows has them. Without nvcc it is one for the CPU.
 kernels-for-gpu:

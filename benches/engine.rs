@@ -714,7 +714,7 @@ impl<B: Backend + Clone> Bench<'_, B> {
             return Ok(());
         }
         let began = Instant::now();
-        let mut optimizer = Optimizer::new(&model);
+        let mut optimizer = Optimizer::new(&model, &OptimizerSection::default(), 0);
         model.backend.check()?;
         let seconds = began.elapsed().as_secs_f64();
         let text = format!("made in {seconds:.3} s");

@@ -33,7 +33,7 @@
 //!   that continues it, each of its N responses one that continues the prompt; what is shared exists once.
 //! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
 //! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
-//! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU.
+//! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU; or only has memory.
 //! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
 //! - [`cost`]: the ops at the shapes of real models, counted on the virtual GPU, and the least time of that on a chip.
 //! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemmas), parameters, forward
@@ -49,6 +49,7 @@
 //! - [`model_dir`]: a model directory, opened.
 //! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.
 //! - [`train`]: configuration, optimizer, schedule, checkpoints, metrics, and the loop over them.
+//! - [`plan`]: what a run will take of memory.
 //! - [`cli`]: one file per command; the only place for anyhow, the terminal and printing.
 //!
 //! # Invariants
@@ -89,6 +90,7 @@ pub mod generate;
 pub mod layered;
 pub mod model_dir;
 pub mod objective;
+pub mod plan;
 pub mod rng;
 pub mod rollout;
 pub mod segments;

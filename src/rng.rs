@@ -44,6 +44,8 @@ pub enum Domain {
     Refill = 4,
     /// The matrices that new adapters begin with; the step counts them.
     Adapters = 5,
+    /// The rounding of weights that have no master; the step is AdamW's.
+    Rounding = 6,
 }
 
 /// The key for everything drawn under (seed, domain, step).

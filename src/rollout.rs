@@ -9,7 +9,7 @@ use crate::chat::{ChatTemplate, Message, Role};
 use crate::eval::{Sample, Unjudged};
 use crate::gemma::Gemma;
 use crate::gemma::config::GemmaConfig;
-use crate::generate::{GenerateError, Prompt, Response, Sampling, generate};
+use crate::generate::{GenerateError, Prompt, Response, Sampling, fitting, generate};
 use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
 use crate::tasks::Task;
 use crate::tokenizer::{ChatTextError, Tokenizer, TokenizerError};
@@ -342,16 +342,14 @@ impl<B: Backend> Rollout<'_, B> {
             .map(|task| self.format.apply(self.tokenizer, &task.history, &task.prompt))
             .collect::<Result<Vec<_>, _>>()?;
         seconds.generate += started.elapsed().as_secs_f64();
-        let room = self.model.backend.generation_bytes();
         let mut first = 0;
         while first < tasks.len() {
             if self.stop.interrupted() {
                 return Err(RolloutError::Interrupted);
             }
             let started = std::time::Instant::now();
-            let costs =
-                prompts.iter().map(|(_, ids)| self.bytes(ids.len(), samples, sampling.max_new_tokens));
-            let rest = prompts.split_off(fitting(costs, room));
+            let lengths = prompts.iter().map(|(_, ids)| ids.len());
+            let rest = prompts.split_off(fitting(self.model, lengths, samples, sampling.max_new_tokens));
             let (prompts, tasks) = (std::mem::replace(&mut prompts, rest), &tasks[first..]);
             let requests: Vec<Prompt> = (begin + first..)
                 .zip(&prompts)
@@ -408,39 +406,6 @@ impl<B: Backend> Rollout<'_, B> {
         }
         Ok((groups, seconds))
     }
-
-    /// About what a task takes of the device: keys and values of its prompt and of `samples` tails, and the activations
-    /// of one layer for the prompt and for a token of each stream.
-    fn bytes(&self, prompt: usize, samples: usize, new: usize) -> usize {
-        let config = &self.model.config;
-        let own = config.layers.iter().filter(|layer| layer.kv_from.is_none());
-        let cached = own.map(|layer| 2 * layer.shape.kv_width()).sum();
-        let shapes = config.layers.iter().map(|layer| layer.shape);
-        let widths = shapes.map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
-        // The layers' inputs, and what they are the sum of.
-        let inputs = 3 * config.per_layer_columns();
-        // Of each route its input, product and output.
-        let experts =
-            config.experts.map_or(0, |experts| experts.per_token * (2 * config.hidden_size + experts.width));
-        let active = widths.max().unwrap_or(0) + inputs + experts;
-        let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
-        let tokens = samples.saturating_mul(new).saturating_add(prompt);
-        elements(tokens, cached)
-            .saturating_add(elements(prompt.saturating_add(samples), active))
-            .saturating_mul(self.model.backend.activation_dtype().bytes())
-    }
-}
-
-/// How many of the first tasks are sampled together: as many as there is room for, and one at least. What a stream draws
-/// does not depend on it.
-fn fitting(costs: impl Iterator<Item = usize>, room: usize) -> usize {
-    let mut left = room;
-    let fits = |cost: &usize| {
-        let after = left.checked_sub(*cost);
-        left = after.unwrap_or(0);
-        after.is_some()
-    };
-    costs.take_while(fits).count().max(1)
 }
 
 fn judged(
@@ -473,24 +438,4 @@ fn judged(
     let answers = texts.iter().map(|t| judges.verifier.extract(t)).collect();
     let correct = rewards.iter().map(|&reward| passes(reward, threshold)).collect();
     Group { prompt, responses, texts, answers, scores, rewards, correct, unjudged }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fitting;
-
-    #[test]
-    fn a_batch_is_what_fits_and_never_nothing() {
-        for (costs, room, want) in [
-            (&[4, 4, 4][..], 8, 2),
-            (&[4, 4, 4], 7, 1),
-            (&[9, 1, 1], 8, 1),
-            (&[1, 9, 1], 8, 1),
-            (&[usize::MAX, 1], usize::MAX, 1),
-            (&[0, 0, 0], 0, 3),
-            (&[1], 0, 1),
-        ] {
-            assert_eq!(fitting(costs.iter().copied(), room), want, "{costs:?} in {room}");
-        }
-    }
 }

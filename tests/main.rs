@@ -53,6 +53,8 @@ mod ops;
 mod pass_rates;
 #[path = "suite/places.rs"]
 mod places;
+#[path = "suite/plan.rs"]
+mod plan;
 #[path = "suite/reports.rs"]
 mod reports;
 #[path = "suite/resume.rs"]

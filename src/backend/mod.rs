@@ -10,8 +10,11 @@
 //! Every reduction has a fixed order that depends on the row's own data alone: the same row gives the same bits in
 //! any batch, on any number of threads. So a log-prob recorded in sampling is the log-prob that training computes.
 
+pub mod adamw;
 pub mod cpu;
 pub mod cuda;
+
+pub use adamw::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
 
 use crate::device::{DeviceError, host};
 use crate::rng::{DrawKey, philox4x32};
@@ -346,66 +349,6 @@ pub struct Target {
     pub token: u32,
 }
 
-/// AdamW's figures for one step (Loshchilov and Hutter 2019; decoupled decay).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
-    /// Learning rate of this step.
-    pub lr: f32,
-    /// First-moment decay.
-    pub beta1: f32,
-    /// Second-moment decay.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// 1, 2, 3...: for bias correction.
-    pub step: u64,
-    /// Factor on the gradient: the global-norm clip (and the accumulation's mean).
-    pub grad_scale: f32,
-}
-
-impl AdamW {
-    /// What the formula needs for every element, computed once, in f64: backends that share it agree to the bit.
-    pub fn coefficients(&self) -> AdamWCoefficients {
-        assert!(self.step > 0, "AdamW counts steps from 1");
-        let (beta1, beta2, lr) = (f64::from(self.beta1), f64::from(self.beta2), f64::from(self.lr));
-        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
-        AdamWCoefficients {
-            grad_scale: self.grad_scale,
-            new1: (1.0 - beta1) as f32,
-            beta2: self.beta2,
-            new2: (1.0 - beta2) as f32,
-            size: (lr / correction(beta1)) as f32,
-            root_correction: correction(beta2).sqrt() as f32,
-            eps: self.eps,
-        }
-    }
-
-    /// The factor on a parameter with this decoupled weight decay: 1 - lr wd.
-    pub fn keep(&self, weight_decay: f32) -> f32 {
-        (1.0 - f64::from(self.lr) * f64::from(weight_decay)) as f32
-    }
-}
-
-/// See [`AdamW::coefficients`]; with t the step and b1, b2 the decays. Laid out as `struct Step` of kernels/adamw.cu.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, bytemuck::NoUninit)]
-pub struct AdamWCoefficients {
-    /// Factor on the gradient.
-    pub grad_scale: f32,
-    /// 1 - b1.
-    pub new1: f32,
-    /// b2.
-    pub beta2: f32,
-    /// 1 - b2.
-    pub new2: f32,
-    /// lr / (1 - b1^t).
-    pub size: f32,
-    /// sqrt(1 - b2^t).
-    pub root_correction: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-}
-
 /// Random numbers between center - spread and center + spread, each as likely as any other.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Uniform {
@@ -428,22 +371,6 @@ impl Uniform {
         philox4x32([n as u32, (n >> 32) as u32, 0, 0], [self.seed, 0])
             .map(|bits| self.center + self.spread * ((bits >> 7) as f32 / 16_777_216.0 - 1.0))
     }
-}
-
-/// One parameter on its way through AdamW. All `[rows, cols]` of one shape.
-pub struct Update<'a, T> {
-    /// f32 gradient; zeros afterwards.
-    pub grad: &'a mut T,
-    /// f32 master weights.
-    pub master: &'a mut T,
-    /// First moment, f32.
-    pub m: &'a mut T,
-    /// Second moment, f32.
-    pub v: &'a mut T,
-    /// The bf16 parameter, where `master` is not the parameter itself: becomes `master` rounded to nearest even.
-    pub copy: Option<&'a mut T>,
-    /// Decoupled weight decay of this parameter.
-    pub weight_decay: f32,
 }
 
 /// gate and up of the gated MLP, where they are kept.
@@ -475,6 +402,8 @@ pub trait Backend: Send + Sync {
     type Draws: Send + Sync;
     /// Which experts each row goes to, with what weights, and so which rows each expert has.
     type Routes: Send + Sync;
+    /// Codes of 8 bits, as AdamW's moments may be kept in.
+    type Codes: Send + Sync;
 
     /// What computes, as a user would recognise it: `cpu`, or the name of a GPU.
     fn device_name(&self) -> String;
@@ -531,6 +460,12 @@ pub trait Backend: Send + Sync {
     fn download(&self, x: &Self::Tensor) -> Vec<u8>;
     /// Downloads as f32 whatever the dtype.
     fn to_f32(&self, x: &Self::Tensor) -> Vec<f32>;
+    /// So many codes, all 0.
+    fn zero_codes(&self, n: usize) -> Self::Codes;
+    /// Uploads codes.
+    fn upload_codes(&self, codes: &[u8]) -> Self::Codes;
+    /// Downloads codes.
+    fn download_codes(&self, codes: &Self::Codes) -> Vec<u8>;
     /// `[rows, cols]`.
     fn shape(&self, x: &Self::Tensor) -> (usize, usize);
     /// Storage type.
@@ -810,7 +745,7 @@ pub trait Backend: Send + Sync {
     /// Sum of squares of every (f32) tensor in f64, fixed order. NaN or Inf in one makes its sum non-finite.
     fn sum_squares(&self, x: &[&Self::Tensor]) -> Vec<f64>;
     /// One AdamW update of every parameter; gradients are zero afterwards.
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Self::Tensor>]);
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Self::Tensor, Self::Codes>]);
 }
 
 #[cfg(test)]

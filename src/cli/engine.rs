@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::progress::{Screen, note};
+use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::entries::{NO_KERNELS, compiled};
@@ -68,6 +69,16 @@ pub enum Engine {
     Cpu(Cpu),
     /// The kernels on a device.
     Cuda(Cuda),
+}
+
+impl Engine {
+    /// The device's name.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu(cpu) => cpu.device_name(),
+            Self::Cuda(cuda) => cuda.device_name(),
+        }
+    }
 }
 
 /// Runs a command that is generic over its backend with that of an [`Engine`].

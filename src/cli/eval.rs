@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::engine::{DeviceArg, with_backend};
+use super::plan::tell_plan;
 use super::progress::{Screen, note, unjudged};
 use super::{PrecisionArgs, open_model, positive};
 use crate::backend::Backend;
 use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
 use crate::model_dir::Precision;
+use crate::plan::Purpose;
 use crate::tasks::Tasks;
 use crate::train::config::{MAX_SAMPLES, ModelSection, Problems, Template, TrainConfig};
 use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
@@ -60,7 +62,9 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = config(&args)?;
-    with_backend!(args.device.choice.open()?, |backend| run_on(backend, &args, &config))
+    let engine = args.device.choice.open()?;
+    tell_plan(&config, &engine, Purpose::Evaluate)?;
+    with_backend!(engine, |backend| run_on(backend, &args, &config))
 }
 
 fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {

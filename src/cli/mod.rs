@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod kernels;
 pub mod logprobs;
 pub mod merge;
+pub mod plan;
 mod progress;
 pub mod sample;
 mod step;
@@ -35,6 +36,8 @@ pub struct Cli {
 enum Command {
     /// Fine-tune a model for Best-of-N
     Train(train::Args),
+    /// Show what a run will take of memory, and what would make it fit
+    Plan(plan::Args),
     /// Measure pass@N, Best-of-N and majority votes on tasks
     Eval(eval::Args),
     /// Sample responses to a prompt
@@ -58,6 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     compute_on_this_thread();
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Weigh(args) => weigh::run(args),
         Command::Sample(args) => sample::run(args),

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use indicatif::ProgressBar;
 
 use super::engine::{DeviceArg, DeviceChoice, with_backend};
+use super::plan::tell_plan;
 use super::progress::{Screen, duration, note, unjudged};
 use super::rounded;
 use crate::backend::Backend;
 use crate::gemma::activations::{Kept, Share};
+use crate::plan::Purpose;
 use crate::train::config::TrainConfig;
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics::{PhaseSeconds, StepMetrics};
@@ -56,7 +58,12 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = TrainConfig::load(&args.config, &args.set)?;
-    with_backend!(args.device.choice.open()?, |backend| run_on(backend, &args, &config))
+    let engine = args.device.choice.open()?;
+    // A configuration that cannot be used is the run's to refuse.
+    if config.check_for_plan().is_ok() {
+        tell_plan(&config, &engine, Purpose::Train)?;
+    }
+    with_backend!(engine, |backend| run_on(backend, &args, &config))
 }
 
 fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {

@@ -4,12 +4,13 @@
 //! Work is ordered: work that is asked for first runs first. Only [`Device::read`], [`Device::end_read`] and
 //! [`Device::synchronize`] wait.
 //!
-//! [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA graphs; [`dependent`] makes PTX whose
+//! [`dry`] has memory and runs nothing. [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA graphs; [`dependent`] makes PTX whose
 //! launches overlap. None of them calls the driver.
 
 pub mod arena;
 pub mod dependent;
 pub mod driver;
+pub mod dry;
 pub mod host;
 pub mod sequence;
 mod sys;

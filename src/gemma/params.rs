@@ -324,6 +324,11 @@ impl ParamSpec {
             ParamKind::Vector => vec![self.cols],
         }
     }
+
+    /// Whether it is the token embedding, which is the LM head as well.
+    pub fn is_embedding(&self) -> bool {
+        self.name == EMBED
+    }
 }
 
 const EMBED: &str = "model.embed_tokens.weight";

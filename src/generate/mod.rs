@@ -13,8 +13,9 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
-use crate::backend::{Backend, Batch, Choice, Decode, HeadSpec, Pace, Sampled, Truncation};
+use crate::backend::{Backend, Batch, Choice, DType, Decode, HeadSpec, Pace, Sampled, Truncation};
 use crate::device::DeviceError;
+use crate::gemma::config::GemmaConfig;
 use crate::gemma::{Gemma, KvCache};
 use crate::rng::{Domain, DrawKey, derive_key};
 use crate::segments::{Layout, QueryRun};
@@ -117,6 +118,50 @@ pub enum GenerateError {
     /// The device failed.
     #[error("sampling{}", if .0.out_of_memory { "; sample fewer responses, or shorter ones" } else { "" })]
     Device(#[from] DeviceError),
+}
+
+/// About what a prompt and its streams take of a device: keys and values of the prompt and of the `streams` tails of `new`
+/// tokens, and the activations of one layer for the prompt and for a token of each stream.
+pub fn bytes(config: &GemmaConfig, activations: DType, prompt: usize, streams: usize, new: usize) -> usize {
+    let own = config.layers.iter().filter(|layer| layer.kv_from.is_none());
+    let cached = own.map(|layer| 2 * layer.shape.kv_width()).sum();
+    let shapes = config.layers.iter().map(|layer| layer.shape);
+    let widths = shapes.map(|shape| shape.intermediate + 6 * (config.hidden_size + shape.q_width()));
+    // The layers' inputs, and what they are the sum of.
+    let inputs = 3 * config.per_layer_columns();
+    // Of each route its input, product and output.
+    let experts =
+        config.experts.map_or(0, |experts| experts.per_token * (2 * config.hidden_size + experts.width));
+    let active = widths.max().unwrap_or(0) + inputs + experts;
+    let elements = |tokens: usize, each: usize| tokens.saturating_mul(each);
+    let tokens = streams.saturating_mul(new).saturating_add(prompt);
+    elements(tokens, cached)
+        .saturating_add(elements(prompt.saturating_add(streams), active))
+        .saturating_mul(activations.bytes())
+}
+
+/// How many of the first prompts, of these lengths, are sampled together: as many as the device has room for, and one at
+/// least. What a stream draws does not depend on it.
+pub fn fitting<B: Backend>(
+    model: &Gemma<B>,
+    lengths: impl Iterator<Item = usize>,
+    streams: usize,
+    new: usize,
+) -> usize {
+    let dtype = model.backend.activation_dtype();
+    let costs = lengths.map(|length| bytes(&model.config, dtype, length, streams, new));
+    within(costs, model.backend.generation_bytes())
+}
+
+/// How many of the first may cost what there is room for together; one at least.
+pub fn within(costs: impl Iterator<Item = usize>, room: usize) -> usize {
+    let mut left = room;
+    let fits = |cost: &usize| {
+        let after = left.checked_sub(*cost);
+        left = after.unwrap_or(0);
+        after.is_some()
+    };
+    costs.take_while(fits).count().max(1)
 }
 
 /// A response in the making.
@@ -297,4 +342,24 @@ fn check<B: Backend>(model: &Gemma<B>, prompts: &[Prompt], sampling: &Sampling) 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within;
+
+    #[test]
+    fn a_batch_is_what_fits_and_never_nothing() {
+        for (costs, room, want) in [
+            (&[4, 4, 4][..], 8, 2),
+            (&[4, 4, 4], 7, 1),
+            (&[9, 1, 1], 8, 1),
+            (&[1, 9, 1], 8, 1),
+            (&[usize::MAX, 1], usize::MAX, 1),
+            (&[0, 0, 0], 0, 3),
+            (&[1], 0, 1),
+        ] {
+            assert_eq!(within(costs.iter().copied(), room), want, "{costs:?} in {room}");
+        }
+    }
 }

@@ -274,6 +274,27 @@ pub struct OptimizerSection {
     pub warmup_steps: u64,
     /// Learning rate of the last step of a linear or cosine schedule, as a share of `lr`. Default: 0.1.
     pub min_lr_ratio: f64,
+    /// How the two moments of matrices are kept: `"f32"`, 8 bytes a parameter, or `"8bit"`, as codes with a scale for every
+    /// 256 of them, 2 bytes (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861). Those of
+    /// norms and adapters are f32. Default: `"f32"`.
+    pub moments: MomentKind,
+    /// The same of the embedding, whose gradients are the most uneven. Default: `"f32"`.
+    pub embedding_moments: MomentKind,
+    /// Keep f32 masters of matrices whose parameters are bf16, 4 bytes a parameter. Without them an update is rounded to bf16
+    /// at random, up or down so that its expectation is exact (stochastic rounding). Norms and adapters have masters.
+    /// Default: true.
+    pub masters: bool,
+}
+
+/// How moments are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MomentKind {
+    /// As f32.
+    #[serde(rename = "f32")]
+    F32,
+    /// As codes of 8 bits.
+    #[serde(rename = "8bit")]
+    Blockwise,
 }
 
 impl Default for OptimizerSection {
@@ -288,6 +309,9 @@ impl Default for OptimizerSection {
             schedule: Schedule::Constant,
             warmup_steps: 0,
             min_lr_ratio: 0.1,
+            moments: MomentKind::F32,
+            embedding_moments: MomentKind::F32,
+            masters: true,
         }
     }
 }
@@ -410,7 +434,6 @@ impl TrainSection {
     fn check(&self, prompts_per_step: usize, problems: &mut Problems) {
         let Self { clip_epsilon, kl_coefficient, save_minutes, .. } = *self;
         problems.at_least_one("train.steps", self.steps);
-        problems.at_least_one("train.gradient_accumulation", self.gradient_accumulation as u64);
         problems.at_least_one("train.updates_per_batch", self.updates_per_batch as u64);
         problems.at_least_one("train.keep_checkpoints", self.keep_checkpoints as u64);
         problems.bound(
@@ -428,6 +451,17 @@ impl TrainSection {
             problems.bound("train.max_minutes", minutes, "above 0", above_zero(minutes));
         }
         self.check_seed(problems);
+        self.check_parts(prompts_per_step, problems);
+        let output = &self.output;
+        problems.require(!unset(output), "train.output", || "missing; give the run's directory".into());
+        problems.require(!output.is_file(), "train.output", || {
+            format!("{} is a file; give a directory", output.display())
+        });
+    }
+
+    /// Refuses micro-batches of different sizes.
+    fn check_parts(&self, prompts_per_step: usize, problems: &mut Problems) {
+        problems.at_least_one("train.gradient_accumulation", self.gradient_accumulation as u64);
         let parts = self.gradient_accumulation;
         problems.require(
             prompts_per_step.is_multiple_of(parts.max(1)),
@@ -438,11 +472,6 @@ impl TrainSection {
                 )
             },
         );
-        let output = &self.output;
-        problems.require(!unset(output), "train.output", || "missing; give the run's directory".into());
-        problems.require(!output.is_file(), "train.output", || {
-            format!("{} is a file; give a directory", output.display())
-        });
     }
 
     /// Refuses a seed that TOML cannot hold.
@@ -518,7 +547,13 @@ const FREE_TO_CHANGE: [&str; 15] = [
 
 /// Fields that are younger than format 2 of checkpoints, and the defaults that runs from before them stand at. There they
 /// leave no trace, so that such a run resumes.
-const ADDED: [(&str, &str); 2] = [("train.mask_truncated", "false"), ("generate.refill_prompts", "0")];
+const ADDED: [(&str, &str); 5] = [
+    ("train.mask_truncated", "false"),
+    ("generate.refill_prompts", "0"),
+    ("optimizer.moments", "\"f32\""),
+    ("optimizer.embedding_moments", "\"f32\""),
+    ("optimizer.masters", "true"),
+];
 
 impl TrainConfig {
     /// Reads a configuration file and applies `key.path=value` overrides in order. A value that is no TOML is taken
@@ -629,6 +664,20 @@ impl TrainConfig {
                 "top_k, top_p or min_p biases the gradient; turn them off, or set this to true to accept that".into()
             });
         }
+        problems.none()
+    }
+
+    /// Checks what a plan of memory depends on: files need not be there.
+    pub fn check_for_plan(&self) -> Result<(), ConfigError> {
+        let mut problems = Problems::default();
+        self.generate.check(true, &mut problems);
+        if let Err(e) = self.objective.validate() {
+            problems.add("objective", e.to_string());
+        }
+        self.train.check_parts(self.generate.prompts_per_step, &mut problems);
+        problems.at_least_one("train.eval_samples", self.train.eval_samples as u64);
+        self.check_lora(&mut problems);
+        self.check_sizes(&mut problems);
         problems.none()
     }
 

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::config::OptimizerSection;
+use super::config::{MomentKind, OptimizerSection};
 use super::snapshot::{Array, Arrays, SnapshotError, write_arrays};
-use crate::backend::{AdamW, Backend, DType, Update};
-use crate::checkpoint::Checkpoint;
+use crate::backend::adamw::BLOCK;
+use crate::backend::{AdamW, Backend, DType, Moments, Quantised, Update, Weight};
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::gemma::lora::full_plan;
 use crate::gemma::params::{ParamKind, ParamSpec, wider_than_bf16};
 use crate::gemma::{Gemma, Params};
+use crate::rng::{Domain, derive_key};
 
 /// A gradient that must not be applied.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -22,16 +24,32 @@ pub struct NotFinite {
 
 /// The optimizer's state, and the gradients that it consumes.
 pub struct Optimizer<B: Backend> {
-    /// All parameters, in order. Only the trained ones have gradients and state.
-    specs: Vec<ParamSpec>,
-    /// What [`Gemma::backward`] adds to. Those that are not trained have no rows.
+    /// What [`Gemma::backward`] adds to. Those of parameters that are not trained have no rows.
     pub grads: Params<B::Tensor>,
-    m: Params<B::Tensor>,
-    v: Params<B::Tensor>,
-    /// One entry per parameter, in order; `None` where the parameter is f32 and its own master, or not trained.
-    masters: Vec<Option<B::Tensor>>,
-    /// Adapters alone are trained.
-    adapters: bool,
+    /// Of the parameters that are trained, in order.
+    states: Vec<State<B>>,
+    seed: u64,
+}
+
+/// What there is of one parameter beside itself and its gradient.
+struct State<B: Backend> {
+    spec: ParamSpec,
+    /// Its place among all parameters.
+    number: usize,
+    moments: Moments<B::Tensor, B::Codes>,
+    /// `None` where the parameter is its own master.
+    master: Option<B::Tensor>,
+}
+
+/// How the moments of a parameter are kept, and whether it has a master.
+fn kept(spec: &ParamSpec, dtype: DType, config: &OptimizerSection) -> (MomentKind, bool) {
+    let of_matrix = matches!(spec.kind, ParamKind::Matrix | ParamKind::Stack(_));
+    let moments = match spec.is_embedding() {
+        true => config.embedding_moments,
+        false if of_matrix => config.moments,
+        false => MomentKind::F32,
+    };
+    (moments, dtype == DType::Bf16 && (config.masters || !of_matrix))
 }
 
 /// Whether a parameter is trained: all are, unless there are adapters, and then those are.
@@ -39,26 +57,81 @@ fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
     !adapters || spec.kind == ParamKind::Adapter
 }
 
+/// Bytes that training holds beside the parameters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateBytes {
+    /// Of gradients.
+    pub gradients: u64,
+    /// Of both moments.
+    pub moments: u64,
+    /// Of master weights.
+    pub masters: u64,
+}
+
+/// What an [`Optimizer`] of a model of these parameters will hold; `dtype` is that of the parameters, and `adapters` says
+/// whether there are some.
+pub fn state_bytes(
+    specs: &[&ParamSpec],
+    adapters: bool,
+    dtype: DType,
+    config: &OptimizerSection,
+) -> StateBytes {
+    let mut all = StateBytes::default();
+    for spec in specs.iter().filter(|spec| is_trained(spec, adapters)) {
+        let n = (spec.rows * spec.cols) as u64;
+        let f32s = |n: u64| n * DType::F32.bytes() as u64;
+        let (moments, has_master) = kept(spec, dtype, config);
+        all.gradients += f32s(n);
+        all.moments += 2 * match moments {
+            MomentKind::F32 => f32s(n),
+            MomentKind::Blockwise => n + f32s(n.div_ceil(BLOCK as u64)),
+        };
+        all.masters += if has_master { f32s(n) } else { 0 };
+    }
+    all
+}
+
+impl<B: Backend> State<B> {
+    /// Zero moments; a master, where there is to be one, from the parameter.
+    fn new(
+        b: &B,
+        config: &OptimizerSection,
+        number: usize,
+        (spec, parameter): (&ParamSpec, &B::Tensor),
+    ) -> Self {
+        let (kind, has_master) = kept(spec, b.dtype(parameter), config);
+        let (rows, cols) = (spec.rows, spec.cols);
+        let zeros = || b.zeros(DType::F32, rows, cols);
+        let quantised = || Quantised {
+            codes: b.zero_codes(rows * cols),
+            scales: b.zeros(DType::F32, 1, (rows * cols).div_ceil(BLOCK)),
+        };
+        let moments = match kind {
+            MomentKind::F32 => Moments::F32 { m: zeros(), v: zeros() },
+            MomentKind::Blockwise => Moments::Blockwise { m: quantised(), v: quantised() },
+        };
+        Self { spec: spec.clone(), number, moments, master: has_master.then(|| b.widened(parameter)) }
+    }
+}
+
 impl<B: Backend> Optimizer<B> {
-    /// Zero moments; masters from the parameters ([`Optimizer::start_from`] knows better).
-    pub fn new(model: &Gemma<B>) -> Self {
+    /// Zero moments; masters from the parameters ([`Optimizer::start_from`] knows better). All parameters are trained, unless
+    /// the model has adapters, and then those are. `seed` is that of weights without masters.
+    pub fn new(model: &Gemma<B>, config: &OptimizerSection, seed: u64) -> Self {
         let (b, adapters, specs) = (&model.backend, model.adapter_scale.is_some(), full_plan(model));
         let trained = |spec: &ParamSpec| is_trained(spec, adapters);
-        let zeros =
-            || specs.map(|spec| b.zeros(DType::F32, if trained(spec) { spec.rows } else { 0 }, spec.cols));
-        let master = |(spec, p): (&&ParamSpec, &B::Tensor)| {
-            (trained(spec) && b.dtype(p) == DType::Bf16).then(|| b.widened(p))
-        };
-        let all = specs.tensors();
-        let masters = all.iter().zip(model.params.tensors()).map(master).collect();
-        let [grads, m, v] = [zeros(), zeros(), zeros()];
-        Self { specs: all.into_iter().cloned().collect(), grads, m, v, masters, adapters }
+        let grads =
+            specs.map(|spec| b.zeros(DType::F32, if trained(spec) { spec.rows } else { 0 }, spec.cols));
+        let all = specs.tensors().into_iter().zip(model.params.tensors()).enumerate();
+        let all = all.filter(|(_, (spec, _))| trained(spec));
+        let states = all.map(|(number, parameter)| State::new(b, config, number, parameter)).collect();
+        Self { grads, states, seed }
     }
 
     /// Takes the masters as a checkpoint of the model holds them where that is more than bf16: what the parameters had
     /// to be rounded for is not lost, and a small update counts from the start.
     pub fn start_from(&mut self, backend: &B, checkpoint: &Checkpoint) {
-        for (spec, master) in self.specs.iter().zip(&mut self.masters) {
+        for State { spec, master, .. } in &mut self.states {
             if let (Some(master), Some(bytes)) = (master, wider_than_bf16(checkpoint, spec)) {
                 *master = backend.upload(DType::F32, spec.rows, spec.cols, &bytes);
             }
@@ -75,14 +148,12 @@ impl<B: Backend> Optimizer<B> {
         step: u64,
     ) -> Result<f64, NotFinite> {
         let b = &model.backend;
-        let adapters = self.adapters;
+        let grads = self.grads.tensors();
+        let grads: Vec<&B::Tensor> = self.states.iter().map(|state| grads[state.number]).collect();
         let mut squares = 0.0;
-        let trained =
-            self.specs.iter().zip(self.grads.tensors()).filter(|(spec, _)| is_trained(spec, adapters));
-        let (specs, grads): (Vec<&ParamSpec>, Vec<&B::Tensor>) = trained.unzip();
-        for (spec, sum) in specs.into_iter().zip(b.sum_squares(&grads)) {
+        for (state, sum) in self.states.iter().zip(b.sum_squares(&grads)) {
             if !sum.is_finite() {
-                return Err(NotFinite { tensor: spec.name.clone() });
+                return Err(NotFinite { tensor: state.spec.name.clone() });
             }
             squares += sum;
         }
@@ -97,36 +168,49 @@ impl<B: Backend> Optimizer<B> {
             eps: config.eps as f32,
             step,
             grad_scale,
+            key: derive_key(self.seed, Domain::Rounding, step),
         };
-        let states = self.grads.tensors_mut().into_iter().zip(self.m.tensors_mut()).zip(self.v.tensors_mut());
-        let params = model.params.tensors_mut().into_iter().zip(&mut self.masters);
-        let all = self.specs.iter().zip(states).zip(params);
-        let all = all.filter(|((spec, _), _)| is_trained(spec, adapters));
-        let mut updates: Vec<Update<B::Tensor>> = all
-            .map(|((spec, ((grad, m), v)), (param, master))| {
-                let decay = if spec.kind == ParamKind::Vector { 0.0 } else { config.weight_decay };
-                let (master, copy) = match master {
-                    Some(master) => (master, Some(param)),
-                    None => (param, None),
-                };
-                Update { grad, master, m, v, copy, weight_decay: decay as f32 }
-            })
-            .collect();
+        let both = self.grads.tensors_mut().into_iter().zip(model.params.tensors_mut());
+        let mut both: Vec<Option<(&mut B::Tensor, &mut B::Tensor)>> = both.map(Some).collect();
+        let mut updates: Vec<Update<B::Tensor, B::Codes>> = Vec::new();
+        for State { spec, number, moments, master } in &mut self.states {
+            let (grad, parameter) = both[*number].take().expect("a parameter has one state");
+            let weight_decay = if spec.kind == ParamKind::Vector { 0.0 } else { config.weight_decay as f32 };
+            let weight = match (master, b.dtype(parameter)) {
+                (Some(master), _) => Weight::Master { master, copy: parameter },
+                (None, DType::F32) => Weight::F32(parameter),
+                (None, DType::Bf16) => Weight::Bf16 { weight: parameter, number: *number as u32 },
+            };
+            updates.push(Update { grad, moments, weight, weight_decay });
+        }
         b.adamw(&hyper, &mut updates);
         Ok(norm)
     }
 
     /// Writes moments and masters.
     pub fn save(&self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
-        let (m, v) = (self.m.tensors(), self.v.tensors());
         let mut arrays = Vec::new();
-        for (i, spec) in self.specs.iter().enumerate().filter(|(_, spec)| is_trained(spec, self.adapters)) {
-            let master = self.masters[i].as_ref();
-            for (kind, tensor) in [("m", Some(m[i])), ("v", Some(v[i])), ("master", master)] {
-                if let Some(tensor) = tensor {
-                    let array = Array::new(spec.rows, spec.cols, || backend.download(tensor));
-                    arrays.push((format!("{kind}.{}", spec.name), array));
+        for State { spec, moments, master, .. } in &self.states {
+            let mut add = |kind: &str, array| arrays.push((format!("{kind}.{}", spec.name), array));
+            let matrix = |x| Array::new(Dtype::F32, spec.rows, spec.cols, move || backend.download(x));
+            match moments {
+                Moments::F32 { m, v } => {
+                    add("m", matrix(m));
+                    add("v", matrix(v));
                 }
+                Moments::Blockwise { m, v } => {
+                    for (kind, x) in [("m", m), ("v", v)] {
+                        let (codes, scales) = (&x.codes, &x.scales);
+                        let bytes = || backend.download_codes(codes);
+                        add(&format!("{kind}_codes"), Array::new(Dtype::U8, spec.rows, spec.cols, bytes));
+                        let blocks = backend.shape(scales).1;
+                        let bytes = || backend.download(scales);
+                        add(&format!("{kind}_scales"), Array::new(Dtype::F32, 1, blocks, bytes));
+                    }
+                }
+            }
+            if let Some(master) = master {
+                add("master", matrix(master));
             }
         }
         write_arrays(path, arrays)
@@ -135,14 +219,28 @@ impl<B: Backend> Optimizer<B> {
     /// Reads what [`Optimizer::save`] wrote, in place of the present state.
     pub fn load(&mut self, backend: &B, path: &Path) -> Result<(), SnapshotError> {
         let arrays = Arrays::open(path)?;
-        let (m, v) = (self.m.tensors_mut(), self.v.tensors_mut());
-        let all = self.specs.iter().zip(m).zip(v).zip(&mut self.masters);
-        for (((spec, m), v), master) in all.filter(|(((spec, _), _), _)| is_trained(spec, self.adapters)) {
-            for (kind, tensor) in [("m", Some(m)), ("v", Some(v)), ("master", master.as_mut())] {
-                if let Some(tensor) = tensor {
-                    let bytes = arrays.bytes(&format!("{kind}.{}", spec.name), spec.rows, spec.cols)?;
-                    *tensor = backend.upload(DType::F32, spec.rows, spec.cols, bytes);
+        for State { spec, moments, master, .. } in &mut self.states {
+            let name = |kind: &str| format!("{kind}.{}", spec.name);
+            let read = |kind: &str, rows, cols| {
+                let bytes = arrays.bytes(&name(kind), Dtype::F32, rows, cols)?;
+                Ok::<_, SnapshotError>(backend.upload(DType::F32, rows, cols, bytes))
+            };
+            match moments {
+                Moments::F32 { m, v } => {
+                    *m = read("m", spec.rows, spec.cols)?;
+                    *v = read("v", spec.rows, spec.cols)?;
                 }
+                Moments::Blockwise { m, v } => {
+                    for (kind, x) in [("m", m), ("v", v)] {
+                        let codes = name(&format!("{kind}_codes"));
+                        let codes = arrays.bytes(&codes, Dtype::U8, spec.rows, spec.cols)?;
+                        x.codes = backend.upload_codes(codes);
+                        x.scales = read(&format!("{kind}_scales"), 1, backend.shape(&x.scales).1)?;
+                    }
+                }
+            }
+            if let Some(master) = master {
+                *master = read("master", spec.rows, spec.cols)?;
             }
         }
         Ok(())

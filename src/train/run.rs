@@ -226,7 +226,7 @@ pub fn run<B: Backend + Clone>(
             if dir.rounded {
                 report(Event::Rounded { path: &config.model.path });
             }
-            Some(Start::new(dir)?)
+            Some(Start::new(dir, config)?)
         }
     };
     let snapshots = Snapshots::open(&dir, config.train.keep_checkpoints)?;
@@ -375,8 +375,8 @@ struct Start<B: Backend> {
 }
 
 impl<B: Backend> Start<B> {
-    fn new(dir: ModelDir<B>) -> Result<Self, TrainError> {
-        let mut optimizer = Optimizer::new(&dir.model);
+    fn new(dir: ModelDir<B>, config: &TrainConfig) -> Result<Self, TrainError> {
+        let mut optimizer = Optimizer::new(&dir.model, &config.optimizer, config.train.seed);
         let checkpoint = open_weights(&dir.path, &dir.config).map_err(OpenError::from)?;
         optimizer.start_from(&dir.model.backend, &checkpoint);
         let start = Self { optimizer, dir, step: 0, checkpoint: None };
@@ -387,7 +387,10 @@ impl<B: Backend> Start<B> {
     fn check(&self) -> Result<(), TrainError> {
         let path = self.dir.path.clone();
         let doing = match self.dir.lora {
-            None => "making room to train it, 16 bytes a parameter beside the weights",
+            None => {
+                "making room to train it, 16 bytes a parameter beside the weights; optimizer.moments = \"8bit\" takes 6 off, \
+                 optimizer.masters = false 4"
+            }
             Some(_) => "making room to train its adapters, 16 bytes a parameter of theirs",
         };
         let checked = self.dir.model.backend.check();
@@ -441,7 +444,7 @@ fn go_on<B: Backend>(
             ];
             let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
             differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
-            let mut start = Start::new(open(Some(&snapshot.model_dir()))?)?;
+            let mut start = Start::new(open(Some(&snapshot.model_dir()))?, config)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
             start.check()?;
             Ok(Start { step: state.step, checkpoint: Some(snapshot.path), ..start })
@@ -455,7 +458,7 @@ fn go_on<B: Backend>(
                 let (old, new) = (saved.model.path.display(), config.model.path.display());
                 differ(vec![format!("model.path: {old} -> {new}")])?;
             }
-            Start::new(open(None)?)
+            Start::new(open(None)?, config)
         }
         (None, None, None) => Err(TrainError::NothingToResume { path: out.join(CHECKPOINTS) }),
     }

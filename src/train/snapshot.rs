@@ -499,20 +499,21 @@ fn op<T>(
 /// An f32 matrix to be written: its bytes are asked for when its turn comes, so that of a large state only one array
 /// is in memory twice.
 pub struct Array<'a> {
+    dtype: Dtype,
     shape: [usize; 2],
     bytes: Box<dyn Fn() -> Vec<u8> + 'a>,
 }
 
 impl<'a> Array<'a> {
     /// A `[rows, cols]` matrix; `bytes` gives its elements, row-major and little-endian.
-    pub fn new(rows: usize, cols: usize, bytes: impl Fn() -> Vec<u8> + 'a) -> Self {
-        Self { shape: [rows, cols], bytes: Box::new(bytes) }
+    pub fn new(dtype: Dtype, rows: usize, cols: usize, bytes: impl Fn() -> Vec<u8> + 'a) -> Self {
+        Self { dtype, shape: [rows, cols], bytes: Box::new(bytes) }
     }
 }
 
 impl View for Array<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -526,7 +527,7 @@ impl View for Array<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.shape[0] * self.shape[1] * size_of::<f32>()
+        self.shape[0] * self.shape[1] * self.dtype.bitsize() / 8
     }
 }
 
@@ -539,7 +540,7 @@ pub fn write_arrays<'a>(
         .map_err(|source| SnapshotError::Arrays { path: path.into(), source })
 }
 
-/// A file of f32 arrays, mapped into memory.
+/// A file of arrays, mapped into memory.
 #[derive(Debug)]
 pub struct Arrays {
     path: PathBuf,
@@ -558,12 +559,12 @@ impl Arrays {
         Ok(arrays)
     }
 
-    /// The bytes of array `name`, which must be f32 `[rows, cols]`: row-major and little-endian.
-    pub fn bytes(&self, name: &str, rows: usize, cols: usize) -> Result<&[u8], SnapshotError> {
+    /// The bytes of array `name`, which must be `dtype` `[rows, cols]`: row-major and little-endian.
+    pub fn bytes(&self, name: &str, dtype: Dtype, rows: usize, cols: usize) -> Result<&[u8], SnapshotError> {
         let tensor = self.tensors()?.tensor(name).map_err(|source| self.error(source))?;
-        if tensor.dtype() != Dtype::F32 || tensor.shape() != [rows, cols] {
-            let (dtype, shape) = (tensor.dtype(), tensor.shape());
-            let problem = format!("`{name}` is {dtype} {shape:?}; the model needs F32 [{rows}, {cols}]");
+        if tensor.dtype() != dtype || tensor.shape() != [rows, cols] {
+            let (found, shape) = (tensor.dtype(), tensor.shape());
+            let problem = format!("`{name}` is {found} {shape:?}; the model needs {dtype} [{rows}, {cols}]");
             return Err(damaged(&self.path, problem));
         }
         Ok(tensor.data())

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bon_engine::backend::cpu::adamw::Codes;
 use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Draws, Tables, Tensor};
 use bon_engine::backend::{
@@ -83,6 +84,7 @@ impl Backend for Delegating {
     type Tables = Tables;
     type Draws = Draws;
     type Routes = Routes;
+    type Codes = Codes;
 
     fn generation_bytes(&self) -> usize {
         self.generation_bytes
@@ -142,6 +144,9 @@ impl Backend for Delegating {
         fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor;
         fn download(&self, x: &Tensor) -> Vec<u8>;
         fn to_f32(&self, x: &Tensor) -> Vec<f32>;
+        fn zero_codes(&self, n: usize) -> Codes;
+        fn upload_codes(&self, codes: &[u8]) -> Codes;
+        fn download_codes(&self, codes: &Codes) -> Vec<u8>;
         fn shape(&self, x: &Tensor) -> (usize, usize);
         fn dtype(&self, x: &Tensor) -> DType;
         fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables;
@@ -214,6 +219,6 @@ impl Backend for Delegating {
             weights: &[f32], dtable: &mut Tensor,
         ) -> Tensor;
         fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64>;
-        fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]);
+        fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]);
     }
 }

@@ -231,7 +231,7 @@ fn optimizer_config() -> OptimizerSection {
 }
 
 fn step<B: Backend>(model: &mut Gemma<B>, responses: &[Vec<Response>], weights: &[f32]) -> Step {
-    let mut optimizer = Optimizer::new(model);
+    let mut optimizer = Optimizer::new(model, &optimizer_config(), 0);
     let forward = groups(responses).with(|groups| Forward::new(model, groups, SAMPLING.temperature));
     let logprobs = forward.logprobs.clone();
     forward.backward(model, weights, &mut optimizer.grads);
@@ -365,7 +365,7 @@ fn check_engine<B: Backend>(family: &str, backend: B) -> f32 {
 
     // The optimizer on the gradient that it was given: the CPU's update of it, rounded to bf16.
     let mut again = model(Cpu::F32, &config);
-    let mut optimizer = Optimizer::new(&again);
+    let mut optimizer = Optimizer::new(&again, &optimizer_config(), 0);
     for (grad, (_, values)) in optimizer.grads.tensors_mut().into_iter().zip(&got.gradients) {
         grad.as_f32_mut().copy_from_slice(values);
     }

@@ -221,7 +221,7 @@ fn ten_updates_of_adamw() {
         let of = |key: &str| golden.number(&format!("/adamw/{key}"));
         let section = golden.adamw();
         let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
-        let mut optimizer = Optimizer::new(&model);
+        let mut optimizer = Optimizer::new(&model, &section, 0);
         let updates = of("updates") as u64;
         for k in 0..=updates {
             let forward = golden.with_batch(|groups| Forward::new(&model, groups, 1.0));

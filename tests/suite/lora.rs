@@ -11,6 +11,7 @@ use bon_engine::gemma::Gemma;
 use bon_engine::gemma::lora::{Linear, begin, full_plan, upload};
 use bon_engine::gemma::params::{ParamKind, TextNames};
 use bon_engine::generate::{Prompt, Sampling, generate};
+use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::{Continued, Forward};
 use half::bf16;
@@ -94,7 +95,7 @@ fn ten_updates_of_adamw_are_pefts() {
         let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
         let base_before: Vec<Vec<u32>> =
             tiny::model(base, DType::F32).params.tensors().into_iter().map(bits).collect();
-        let mut optimizer = Optimizer::new(&model);
+        let mut optimizer = Optimizer::new(&model, &section, 0);
         for k in 0..=of("updates") as u64 {
             let forward = golden.with_batch(|groups| Forward::new(&model, groups, 1.0));
             let (got, want) = (mean_loss(&forward.logprobs), of(&format!("losses/{k}")));
@@ -243,7 +244,7 @@ fn family_model<B: Backend>(backend: B, family: &str) -> Gemma<B> {
 
 /// Log-probs, and by name the gradient of every trained matrix.
 fn step<B: Backend>(model: &Gemma<B>, weights: &[f32]) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
-    let mut optimizer = Optimizer::new(model);
+    let mut optimizer = Optimizer::new(model, &OptimizerSection::default(), 0);
     let forward = Groups::few_shot().with(|groups| Forward::new(model, groups, 0.7));
     let logprobs = forward.logprobs.clone();
     forward.backward(model, weights, &mut optimizer.grads);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::Cpu;
+use bon_engine::checkpoint::Dtype;
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{Finish, Prompt, Response, Sampling, generate};
 use bon_engine::model_dir::{ModelDir, Precision};
@@ -136,7 +137,8 @@ impl Case {
         let moments = |kind: &str| {
             let plan = params::plan(&dir.model.config);
             let read = |spec: &&params::ParamSpec| {
-                let bytes = saved.bytes(&format!("{kind}.{}", spec.name), spec.rows, spec.cols).unwrap();
+                let bytes =
+                    saved.bytes(&format!("{kind}.{}", spec.name), Dtype::F32, spec.rows, spec.cols).unwrap();
                 bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
             };
             plan.tensors().iter().map(read).collect()

@@ -8,6 +8,7 @@ use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::lora::full_plan;
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::model_dir::open_weights;
+use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::{Continued, Forward};
 
@@ -110,7 +111,7 @@ pub(crate) fn gradient<B: Backend>(
     temperature: f32,
     weights: &[f32],
 ) -> (Vec<f32>, Params<B::Tensor>) {
-    let mut grads = Optimizer::new(model).grads;
+    let mut grads = Optimizer::new(model, &OptimizerSection::default(), 0).grads;
     let forward = Forward::new(model, groups, temperature);
     let logprobs = forward.logprobs.clone();
     assert_eq!(logprobs.len(), weights.len());

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use bon_engine::checkpoint::Dtype;
 use bon_engine::layered::LayeredError;
 use bon_engine::objective::Kind;
 use bon_engine::tasks::{Order, Tasks};
@@ -650,8 +651,8 @@ fn save(snapshots: &Snapshots, step: u64) {
                 Ok(write_arrays(
                     path,
                     [
-                        ("m.w".to_string(), Array::new(2, 3, || little_endian(&m))),
-                        ("v.w".to_string(), Array::new(1, 4, || little_endian(&v))),
+                        ("m.w".to_string(), Array::new(Dtype::F32, 2, 3, || little_endian(&m))),
+                        ("v.w".to_string(), Array::new(Dtype::F32, 1, 4, || little_endian(&v))),
                     ],
                 )?)
             },
@@ -671,13 +672,13 @@ fn a_checkpoint_gives_back_what_was_saved() {
     assert_eq!(snapshot.state, TrainState { step: 7, config_hash: 2, data_hash: 3, device: "cpu".into() });
     assert_eq!(fs::read(snapshot.model_dir().join("model.safetensors")).unwrap(), vec![7; 3000]);
     let arrays = Arrays::open(&snapshot.optimizer_path()).unwrap();
-    let m: &[f32] = bytemuck::cast_slice(arrays.bytes("m.w", 2, 3).unwrap());
+    let m: &[f32] = bytemuck::cast_slice(arrays.bytes("m.w", Dtype::F32, 2, 3).unwrap());
     assert_eq!(m, [0.0, 7.0, 14.0, 21.0, 28.0, 35.0]);
-    assert_eq!(bytemuck::cast_slice::<u8, f32>(arrays.bytes("v.w", 1, 4).unwrap()), [7.0; 4]);
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(arrays.bytes("v.w", Dtype::F32, 1, 4).unwrap()), [7.0; 4]);
 
-    let shape = arrays.bytes("m.w", 3, 2).unwrap_err().to_string();
+    let shape = arrays.bytes("m.w", Dtype::F32, 3, 2).unwrap_err().to_string();
     assert!(shape.ends_with("`m.w` is F32 [2, 3]; the model needs F32 [3, 2]"), "{shape}");
-    assert!(matches!(arrays.bytes("w", 1, 1), Err(SnapshotError::Arrays { .. })));
+    assert!(matches!(arrays.bytes("w", Dtype::F32, 1, 1), Err(SnapshotError::Arrays { .. })));
     assert!(Arrays::open(&snapshot.path.join("state.json")).is_err());
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::backend::{Backend, DType, Truncation};
+use bon_engine::checkpoint::Dtype;
 use bon_engine::gemma::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::{Gemma, Params, params};
 use bon_engine::generate::Sampling;
@@ -152,9 +153,25 @@ pub(crate) fn metrics(output: &Path) -> Vec<Value> {
 
 #[test]
 fn bon_rl_learns() {
+    learns(&[]);
+}
+
+/// As well with 8 bytes a parameter: 2 of it, 4 of its gradient, 2 of its moments.
+#[test]
+fn bon_rl_learns_without_masters_and_with_moments_of_8_bits() {
+    let steps = learns(&[
+        "model.dtype=bf16",
+        "optimizer.moments=8bit",
+        "optimizer.embedding_moments=8bit",
+        "optimizer.masters=false",
+    ]);
+    assert!(steps.iter().all(|m| m.grad_norm.is_finite()));
+}
+
+fn learns(state: &[&str]) -> Vec<StepMetrics> {
     let place = Workplace::new();
-    let config =
-        place.config("run", &["train.steps=40", "generate.samples=16", "generate.prompts_per_step=4"]);
+    let settings = ["train.steps=40", "generate.samples=16", "generate.prompts_per_step=4"];
+    let config = place.config("run", &[&settings, state].concat());
     let steps = train(&config, false, 40);
     let (first, last) = (&steps[..5], &steps[35..]);
     let mean = |steps: &[StepMetrics], f: fn(&StepMetrics) -> f64| steps.iter().map(f).sum::<f64>() / 5.0;
@@ -164,6 +181,7 @@ fn bon_rl_learns() {
     assert!(best[0] < 0.1 && best[1] > 0.9, "Best-of-2 reward {best:?}");
     // What the sampler and the trainer compute are the same bits.
     assert!(steps.iter().all(|m| m.logprob_gap_max == 0.0));
+    steps
 }
 
 /// With a learning rate that moves no weight, a run of a bf16 model ends with the masters that it began with: those of its
@@ -181,7 +199,8 @@ fn masters_start_from_what_the_checkpoint_holds() {
         let saved = Arrays::open(&snapshot.optimizer_path()).unwrap();
         let model = start(dir);
         for (spec, tensor) in params::plan(&model.config).tensors().iter().zip(model.params.tensors()) {
-            let masters = saved.bytes(&format!("master.{}", spec.name), spec.rows, spec.cols).unwrap();
+            let masters =
+                saved.bytes(&format!("master.{}", spec.name), Dtype::F32, spec.rows, spec.cols).unwrap();
             let want: Vec<u8> = Cpu::F32.to_f32(tensor).iter().flat_map(|x| x.to_le_bytes()).collect();
             assert!(masters == want, "{output}: {}", spec.name);
         }
@@ -196,8 +215,14 @@ fn masters_start_from_what_the_checkpoint_holds() {
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
     let place = Workplace::new();
-    for dtype in ["f32", "bf16"] {
+    for (dtype, state) in [
+        ("f32", &[][..]),
+        ("bf16", &[]),
+        // An optimizer that rounds, at random.
+        ("bf16", &["optimizer.moments=8bit", "optimizer.embedding_moments=8bit", "optimizer.masters=false"]),
+    ] {
         let dtype_is = format!("model.dtype={dtype}");
+        let dtype = if state.is_empty() { dtype } else { "small" };
         let settings = [
             &*dtype_is,
             "train.kl_coefficient=0.05",
@@ -208,6 +233,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
             "optimizer.warmup_steps=2",
             "generate.temperature=0.8",
         ];
+        let settings = [&settings, state].concat();
         let whole = place.config(&format!("{dtype}-whole"), &settings);
         train(&whole, false, 6);
         // Stopped between two checkpoints, which saves; and killed there, which does not.
@@ -315,7 +341,7 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
         let logprobs = |model: &Gemma<Cpu>| batch.with(|groups| Forward::new(model, groups, 0.8));
 
         let (start, reference) = (dir.model.params.clone(), logprobs(&reference).logprobs);
-        let mut optimizer = Optimizer::new(&dir.model);
+        let mut optimizer = Optimizer::new(&dir.model, &OptimizerSection::default(), 0);
         let (mut norm, mut clipped) = (0.0, 0);
         for update in 1..=4 {
             let forward = logprobs(&dir.model);
@@ -443,7 +469,7 @@ fn gradients_that_are_not_finite_change_nothing() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut model = tiny::model("gemma1", DType::F32);
         let before = model.params.embed.clone();
-        let mut optimizer = Optimizer::new(&model);
+        let mut optimizer = Optimizer::new(&model, &OptimizerSection::default(), 0);
         optimizer.grads.final_norm.as_f32_mut()[1] = value;
         optimizer.grads.embed.as_f32_mut()[0] = 1.0;
         let refused = optimizer.step(&mut model, &OptimizerSection::default(), 1e-3, 1).unwrap_err();

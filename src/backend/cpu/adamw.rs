@@ -3,63 +3,212 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::{bf16_from_f32, multiversion};
+use super::form::without_small;
+use super::simd::{bf16_from_f32, f32_from_bf16, multiversion};
 use super::{Data, Tensor};
-use crate::backend::{AdamW, AdamWCoefficients};
+use crate::backend::adamw::BLOCK;
+use crate::backend::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
+use crate::rng::{PHILOX_ROUNDS, philox_next_key, philox_round};
 
-/// Elements per task.
-const CHUNK: usize = 64 * 1024;
+/// Elements per task, whole [`BLOCK`]s.
+const CHUNK: usize = 256 * BLOCK;
+
+/// Codes of 8 bits.
+pub type Codes = Vec<u8>;
+
+/// Consecutive elements of one parameter.
+struct Chunk<'a> {
+    grad: &'a mut [f32],
+    moments: MomentsChunk<'a>,
+    weight: WeightChunk<'a>,
+    keep: f32,
+}
+
+enum MomentsChunk<'a> {
+    F32([&'a mut [f32]; 2]),
+    Blockwise([QuantisedChunk<'a>; 2]),
+}
+
+struct QuantisedChunk<'a> {
+    code: &'static DynamicCode,
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+}
+
+enum WeightChunk<'a> {
+    F32(&'a mut [f32]),
+    Master { master: &'a mut [f32], copy: &'a mut [bf16] },
+    Bf16 { weight: &'a mut [bf16], first: usize, number: u32 },
+}
+
+#[inline(always)]
+fn update(c: AdamWCoefficients, keep: f32, grad: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(grad) {
+        let g = g * c.grad_scale;
+        *m = c.new1.mul_add(g - *m, *m);
+        *v = c.beta2.mul_add(*v, c.new2 * g * g);
+        let denominator = v.sqrt() / c.root_correction + c.eps;
+        *p = (-c.size).mul_add(*m / denominator, *p * keep);
+    }
+}
+
+#[inline(always)]
+fn decode(code: &DynamicCode, codes: &[u8], scale: f32, x: &mut [f32]) {
+    for (x, &c) in x.iter_mut().zip(codes) {
+        *x = code.values[usize::from(c)] * scale;
+    }
+}
+
+/// Returns the scale.
+#[inline(always)]
+fn encode(code: &DynamicCode, x: &[f32], codes: &mut [u8]) -> f32 {
+    // As whole numbers magnitudes have the same order.
+    let scale = f32::from_bits(x.iter().fold(0, |largest, x| x.abs().to_bits().max(largest)));
+    for (c, x) in codes.iter_mut().zip(x) {
+        *c = code.nearest(if scale > 0.0 { x / scale } else { 0.0 });
+    }
+    scale
+}
+
+/// The 16 random bits of every element of a block of [`Weight::Bf16`].
+#[inline(always)]
+fn random_bits(block: usize, number: u32, key: [u32; 2]) -> [u32; BLOCK] {
+    const LANES: usize = BLOCK / 8;
+    // Philox of all lanes round by round, so that it vectorises.
+    let [mut c0, mut c1, mut c2, mut c3] = [[0; LANES]; 4];
+    for l in 0..LANES {
+        [c0[l], c1[l], c2[l], c3[l]] = Weight::<Tensor>::counter(block as u32, l as u32, number);
+    }
+    let mut k = key;
+    for _ in 0..PHILOX_ROUNDS {
+        for l in 0..LANES {
+            [c0[l], c1[l], c2[l], c3[l]] = philox_round([c0[l], c1[l], c2[l], c3[l]], k);
+        }
+        k = philox_next_key(k);
+    }
+    let mut bits = [0; BLOCK];
+    for l in 0..LANES {
+        for (s, word) in [c0[l], c1[l], c2[l], c3[l]].into_iter().enumerate() {
+            let at = BLOCK / 2 * (s / 2) + 4 * l + 2 * (s % 2);
+            (bits[at], bits[at + 1]) = (word & 0xffff, word >> 16);
+        }
+    }
+    bits
+}
 
 multiversion! {
-    fn update(c: AdamWCoefficients, keep: f32, grad: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) {
-        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(grad) {
-            let g = g * c.grad_scale;
-            *m = c.new1.mul_add(g - *m, *m);
-            *v = c.beta2.mul_add(*v, c.new2 * g * g);
-            let denominator = v.sqrt() / c.root_correction + c.eps;
-            *p = (-c.size).mul_add(*m / denominator, *p * keep);
+    fn update_chunk(c: AdamWCoefficients, chunk: &mut Chunk) {
+        for block in 0..chunk.grad.len().div_ceil(BLOCK) {
+            let range = block * BLOCK..chunk.grad.len().min((block + 1) * BLOCK);
+            let n = range.len();
+            let Chunk { grad, moments, weight, keep } = &mut *chunk;
+            let grad = &mut grad[range.clone()];
+            let mut decoded = [[0.0; BLOCK]; 2];
+            let [m, v] = match moments {
+                MomentsChunk::F32(both) => both.each_mut().map(|x| &mut x[range.clone()]),
+                MomentsChunk::Blockwise(both) => {
+                    for (x, q) in decoded.iter_mut().zip(&*both) {
+                        decode(q.code, &q.codes[range.clone()], q.scales[block], x);
+                    }
+                    decoded.each_mut().map(|x| &mut x[..n])
+                }
+            };
+            let mut widened = [0.0; BLOCK];
+            let p = match &mut *weight {
+                WeightChunk::F32(p) | WeightChunk::Master { master: p, .. } => &mut p[range.clone()],
+                WeightChunk::Bf16 { weight, .. } => {
+                    for (p, w) in widened.iter_mut().zip(&weight[range.clone()]) {
+                        *p = f32_from_bf16(*w);
+                    }
+                    &mut widened[..n]
+                }
+            };
+            update(c, *keep, grad, p, m, v);
+            grad.fill(0.0);
+            match weight {
+                WeightChunk::F32(_) => {}
+                WeightChunk::Master { master, copy } => {
+                    for (copy, p) in copy[range.clone()].iter_mut().zip(&master[range.clone()]) {
+                        *copy = without_small(bf16_from_f32(*p));
+                    }
+                }
+                WeightChunk::Bf16 { weight, first, number } => {
+                    let bits = random_bits(*first + block, *number, c.key);
+                    for ((w, p), bits) in weight[range.clone()].iter_mut().zip(&widened).zip(bits) {
+                        *w = without_small(bf16::from_bits((p.to_bits().wrapping_add(bits) >> 16) as u16));
+                    }
+                }
+            }
+            if let MomentsChunk::Blockwise(both) = moments {
+                for (x, q) in decoded.iter().zip(both) {
+                    q.scales[block] = encode(q.code, &x[..n], &mut q.codes[range.clone()]);
+                }
+            }
         }
     }
 }
 
-multiversion! {
-    fn round(p: &[f32], copy: &mut [bf16]) {
-        for (copy, p) in copy.iter_mut().zip(p) {
-            *copy = bf16_from_f32(*p);
-        }
-    }
-}
-
-/// One update of f32 `master` from `grad`, with the moments m and v; then `copy` (the bf16 parameter), where given,
-/// is `master` rounded to nearest even. With g the gradient times `grad_scale` and t the step:
+/// One update of every parameter; its gradient is zero afterwards. With g the gradient times `grad_scale` and t the step:
 /// m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2,
 /// p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
-pub fn step(
-    hyper: &AdamW,
-    weight_decay: f32,
-    grad: &Tensor,
-    master: &mut Tensor,
-    m: &mut Tensor,
-    v: &mut Tensor,
-    copy: Option<&mut Tensor>,
-) {
-    let shape = (master.rows, master.cols);
-    assert!([grad, m, v].iter().all(|x| (x.rows, x.cols) == shape));
-    let (c, keep) = (hyper.coefficients(), hyper.keep(weight_decay));
-    let chunks = grad
-        .as_f32()
-        .par_chunks(CHUNK)
-        .zip(master.as_f32_mut().par_chunks_mut(CHUNK))
-        .zip(m.as_f32_mut().par_chunks_mut(CHUNK).zip(v.as_f32_mut().par_chunks_mut(CHUNK)));
-    match copy {
-        None => chunks.for_each(|((g, p), (m, v))| update(c, keep, g, p, m, v)),
-        Some(copy) => {
-            assert_eq!((copy.rows, copy.cols), shape);
-            let Data::Bf16(copy) = copy.data_mut() else { panic!("the copy of a master weight is bf16") };
-            chunks.zip(copy.par_chunks_mut(CHUNK)).for_each(|(((g, p), (m, v)), copy)| {
-                update(c, keep, g, p, m, v);
-                round(p, copy);
-            });
-        }
+pub fn step(hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
+    let c = hyper.coefficients();
+    let mut chunks = Vec::new();
+    for u in updates {
+        let shape = (u.grad.rows, u.grad.cols);
+        let f32_of = |x| chunks_of(as_f32(x, shape), CHUNK);
+        let keep = hyper.keep(u.weight_decay);
+        let moments: Vec<MomentsChunk> = match u.moments {
+            Moments::F32 { m, v } => {
+                f32_of(m).into_iter().zip(f32_of(v)).map(|(m, v)| MomentsChunk::F32([m, v])).collect()
+            }
+            Moments::Blockwise { m, v } => {
+                let m = quantised(m, DynamicCode::signed(), shape);
+                let v = quantised(v, DynamicCode::unsigned(), shape);
+                m.into_iter().zip(v).map(|(m, v)| MomentsChunk::Blockwise([m, v])).collect()
+            }
+        };
+        let weight: Vec<WeightChunk> = match &mut u.weight {
+            Weight::F32(weight) => f32_of(weight).into_iter().map(WeightChunk::F32).collect(),
+            Weight::Master { master, copy } => {
+                let both = f32_of(master).into_iter().zip(chunks_of(as_bf16(copy, shape), CHUNK));
+                both.map(|(master, copy)| WeightChunk::Master { master, copy }).collect()
+            }
+            Weight::Bf16 { weight, number } => {
+                let weights = chunks_of(as_bf16(weight, shape), CHUNK).into_iter().enumerate();
+                let of =
+                    |(i, weight)| WeightChunk::Bf16 { weight, first: i * CHUNK / BLOCK, number: *number };
+                weights.map(of).collect()
+            }
+        };
+        let all = f32_of(u.grad).into_iter().zip(moments).zip(weight);
+        chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, keep }));
     }
+    chunks.par_iter_mut().for_each(|chunk| update_chunk(c, chunk));
+}
+
+fn chunks_of<T>(x: &mut [T], len: usize) -> Vec<&mut [T]> {
+    x.chunks_mut(len).collect()
+}
+
+fn as_f32(x: &mut Tensor, shape: (usize, usize)) -> &mut [f32] {
+    assert_eq!((x.rows, x.cols), shape);
+    x.as_f32_mut()
+}
+
+fn as_bf16(x: &mut Tensor, shape: (usize, usize)) -> &mut [bf16] {
+    assert_eq!((x.rows, x.cols), shape);
+    let Data::Bf16(x) = x.data_mut() else { panic!("a weight beside or without a master is bf16") };
+    x
+}
+
+fn quantised<'a>(
+    x: &'a mut Quantised<Tensor, Codes>,
+    code: &'static DynamicCode,
+    (rows, cols): (usize, usize),
+) -> Vec<QuantisedChunk<'a>> {
+    assert_eq!(x.codes.len(), rows * cols, "a code of every element");
+    let scales = as_f32(&mut x.scales, (1, (rows * cols).div_ceil(BLOCK)));
+    let both = x.codes.chunks_mut(CHUNK).zip(scales.chunks_mut(CHUNK / BLOCK));
+    both.map(|(codes, scales)| QuantisedChunk { code, codes, scales }).collect()
 }

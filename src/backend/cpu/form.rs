@@ -3,8 +3,8 @@
 //! With [`Compute::Bf16`] both operands are bf16, products are exact in f32, and sums are f32: terms come in pairs, the
 //! odd one of a pair is added before the even one, each with one rounding. That is what VDPBF16PS computes, and what
 //! all other paths reproduce. The instruction differs in one thing: it takes subnormal numbers for zero. So
-//! activations below [`SMALL`] become zero where they are rounded, and products with a matrix that holds
-//! smaller weights do without the instruction: elsewhere every partial sum is a multiple of 2^-126, the least normal
+//! activations below [`SMALL`] become zero where they are rounded, so do weights where AdamW rounds them, and products with a
+//! matrix of a checkpoint that holds smaller ones do without the instruction: elsewhere every partial sum is a multiple of 2^-126, the least normal
 //! number, because a product of two numbers of at least 2^-56 with 8 significant bits is a multiple of
 //! 2^(-56 - 7 - 56 - 7).
 
@@ -14,12 +14,16 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::simd::{Isa, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
+use super::simd::{Block, Isa, LANES, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
 use super::{Data, Tensor, zeroed};
+use crate::backend::adamw::LEAST_WEIGHT;
 use crate::backend::{Compute, DType};
 
 /// The least magnitude of a bf16 operand that is not zero: 2^-56.
-pub const SMALL: f32 = f32::from_bits((127 - 56) << 23);
+pub const SMALL: f32 = LEAST_WEIGHT;
+
+/// Bytes in a line of the cache.
+pub(super) const LINE: usize = 64;
 
 /// The operands of one product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +86,7 @@ impl Term for f32 {
     /// The nearest, or zero below [`SMALL`].
     #[inline(always)]
     fn rounded(self) -> u16 {
-        let bits = bf16_from_f32(self).to_bits();
-        let small = bits & 0x7fff < (SMALL.to_bits() >> 16) as u16;
-        if small { 0 } else { bits }
+        without_small(bf16_from_f32(self)).to_bits()
     }
 
     #[inline(always)]
@@ -109,6 +111,13 @@ impl Term for bf16 {
     fn word(x: &[Self]) -> f32 {
         pair(x[0].to_bits(), x.get(1).map_or(0, |odd| odd.to_bits()))
     }
+}
+
+/// x, or zero below [`SMALL`].
+#[inline(always)]
+pub(super) fn without_small(x: bf16) -> bf16 {
+    let small = x.to_bits() & 0x7fff < (SMALL.to_bits() >> 16) as u16;
+    if small { bf16::ZERO } else { x }
 }
 
 /// The f32 of a bf16's bits.
@@ -191,6 +200,9 @@ pub(super) struct Rows<'a> {
     data: Cow<'a, [f32]>,
     /// Floats from row to row.
     pub(super) stride: usize,
+    /// Transposed, [`LANES`] rows at a time: `[panels, stride, LANES]`, rows beyond the last zero. Empty where no product reads
+    /// them.
+    panels: Vec<f32>,
 }
 
 impl<'a> Rows<'a> {
@@ -205,7 +217,31 @@ impl<'a> Rows<'a> {
             rows.with_min_len(32).for_each(|(out, x)| put(form, x, out));
             Cow::Owned(data)
         };
-        Self { form, data, stride }
+        Self { form, data, stride, panels: Vec::new() }
+    }
+
+    /// [`Rows::new`] of rows that are multiplied with weights as these lie in memory, where there are enough for that.
+    pub(super) fn for_products(form: Form, x: &'a [f32], cols: usize) -> Self {
+        let rows = Self::new(form, x, cols);
+        let wide = match isa() {
+            Isa::Avx512Bf16 | Isa::Avx512 => form != Form::Widened,
+            Isa::Avx2 | Isa::Portable => false,
+        };
+        let n = rows.data.len().checked_div(rows.stride).unwrap_or(0);
+        if !wide || n <= few_rows() {
+            return rows;
+        }
+        let stride = rows.stride;
+        let mut panels = zeroed(n.div_ceil(LANES) * LANES * stride);
+        let of_panels = panels.par_chunks_exact_mut(LANES * stride).zip(rows.data.par_chunks(LANES * stride));
+        of_panels.for_each(|(out, x)| transposed::<Floats>(x, stride, &(0..stride), out, LANES));
+        Self { panels, ..rows }
+    }
+
+    /// The panels from row `first` on, where there are some and one begins there.
+    pub(super) fn panels_from(&self, first: usize) -> Option<&[f32]> {
+        let begins = !self.panels.is_empty() && first.is_multiple_of(LANES);
+        begins.then(|| &self.panels[first * self.stride..])
     }
 
     /// From row `first` on.
@@ -317,5 +353,85 @@ impl Layout for InPairs {
     #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
         [words, words]
+    }
+}
+
+/// The transposition of weights `[rows, cols]`, as floats of a product: those that word k of row l becomes (words count
+/// from `ks.start`) lie in lane l of rows of `out` from `k * L::FLOATS` on, `ld` apart. Lanes come in whole vectors.
+#[inline(always)]
+fn transpose<S: Simd, L: Layout>(
+    w: &[L::Weight],
+    cols: usize,
+    ks: &Range<usize>,
+    out: &mut [f32],
+    ld: usize,
+) {
+    let (rows, words) = (w.len() / cols, ks.len().div_ceil(L::WEIGHTS));
+    assert!(ks.end <= cols && rows.next_multiple_of(LANES) <= ld && out.len() >= words * L::FLOATS * ld);
+    for l in (0..rows).step_by(LANES) {
+        let w = &w[l * cols..];
+        let whole = if rows - l < LANES { 0 } else { ks.len() / L::WEIGHTS / 4 * 4 };
+        for k in (0..whole).step_by(4) {
+            let from = w[ks.start + k * L::WEIGHTS..].as_ptr().cast::<u8>();
+            if k.is_multiple_of(LINE / 4) {
+                for r in 0..LANES {
+                    S::prefetch(from.wrapping_add(r * cols * size_of::<L::Weight>() + 2 * LINE));
+                }
+            }
+            // SAFETY: 16 bytes of 16 rows, and vectors in the rows of these words, by the assertion; `multiversion!`
+            // found `S`.
+            unsafe {
+                let words = S::transposed(from, cols * size_of::<L::Weight>());
+                put_words::<S, L>(words, out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld);
+            }
+        }
+        for k in whole..words {
+            let mut lanes = [0.0; LANES];
+            let at = ks.start + k * L::WEIGHTS..ks.end.min(ks.start + (k + 1) * L::WEIGHTS);
+            for (lane, w) in lanes.iter_mut().zip(w.chunks_exact(cols)) {
+                *lane = Term::word(&w[at.clone()]);
+            }
+            // SAFETY: as above, of one word.
+            unsafe {
+                put_words::<S, L>([S::load(lanes.as_ptr())], out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld)
+            };
+        }
+    }
+}
+
+/// Writes the floats that words become.
+///
+/// # Safety
+/// The caller owns a vector in each of their rows, `ld` floats apart, and `S` is on.
+#[inline(always)]
+unsafe fn put_words<S: Simd, L: Layout>(words: impl IntoIterator<Item = S>, to: *mut f32, ld: usize) {
+    for (j, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller's word.
+        unsafe {
+            let floats = L::floats(word);
+            for (f, float) in floats.into_iter().take(L::FLOATS).enumerate() {
+                float.store(to.add((j * L::FLOATS + f) * ld));
+            }
+        }
+    }
+}
+
+multiversion! {
+    pub(super) fn transposed<L: Layout>(w: &[L::Weight], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
+        transpose::<S, L>(w, cols, ks, out, ld);
+    }
+}
+
+/// The most rows of X that are multiplied with weights in registers; [`Simd::FEW`] on this machine.
+pub(super) const FEW: usize = 10;
+
+/// [`Simd::FEW`] of the instruction set in use.
+pub(super) fn few_rows() -> usize {
+    match isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => super::simd::x86::Avx512::FEW,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::simd::x86::Avx2::FEW,
+        _ => Block::FEW,
     }
 }

@@ -280,6 +280,12 @@ fn for_each_row(
     }
 }
 
+/// Where the kept logits of a row and a block of tokens begin: block by block, and within one row by row, so that a task writes
+/// and reads what lies together.
+fn in_block(tokens: &Range<usize>, rows: usize, row: usize) -> usize {
+    tokens.start * rows + row * tokens.len()
+}
+
 fn chunks(table: &Tensor) -> usize {
     table.rows.div_ceil(CHUNK)
 }
@@ -310,11 +316,11 @@ pub fn sample(
         let tiles = x.as_f32().chunks(TRUNCATED_TILE * x.cols).zip(choices.chunks(TRUNCATED_TILE));
         return tiles
             .flat_map(|(tile, choices)| {
-                sample_truncated(&Rows::new(form, tile, x.cols), table, head, truncation, choices)
+                sample_truncated(&Rows::for_products(form, tile, x.cols), table, head, truncation, choices)
             })
             .collect();
     }
-    let rows = Rows::new(form, x.as_f32(), x.cols);
+    let rows = Rows::for_products(form, x.as_f32(), x.cols);
     let parts: Vec<(Vec<Lse>, Vec<Best>)> = (0..chunks(table))
         .into_par_iter()
         .map(|chunk| {
@@ -436,7 +442,7 @@ pub fn logprob_forward(
     compute: Compute,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
     let vocab = table.rows;
-    let rows = Rows::new(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
+    let rows = Rows::for_products(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
     let by_row = by_row(targets, x.rows);
     let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
     let kept = Out::new(&mut logits);
@@ -449,8 +455,8 @@ pub fn logprob_forward(
             for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
                 update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
                 if keep {
-                    // SAFETY: this task alone owns the columns of its chunk.
-                    unsafe { kept.slice(row * vocab + tokens.start, raw.len()) }.copy_from_slice(raw);
+                    // SAFETY: this task alone owns the blocks of its chunk.
+                    unsafe { kept.slice(in_block(&tokens, x.rows, row), raw.len()) }.copy_from_slice(raw);
                 }
                 for &i in &by_row[row] {
                     let token = targets[i as usize].token as usize;
@@ -536,7 +542,7 @@ impl Pass<'_> {
         let padded = d.next_multiple_of(LANES);
         let with_weights = Form::with_weights(self.compute, &[table]);
         let of_activations = Form::of_activations(self.compute);
-        let x = Rows::new(with_weights, self.x, d);
+        let x = Rows::for_products(with_weights, self.x, d);
         let columns = Panels::from_cols(of_activations, self.x, d);
         let lse = &self.trace.lse.as_f32()[self.rows.clone()];
         let mut total = vec![0.0; rows];
@@ -566,9 +572,9 @@ impl Pass<'_> {
                     let (v0, m) = (tokens.start, tokens.len());
                     match &self.trace.logits {
                         Some(kept) => {
-                            let kept = &kept.as_f32()[self.rows.start * table.rows + v0..];
-                            for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(table.rows)) {
-                                to[..m].copy_from_slice(&from[..m]);
+                            let kept = &kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..];
+                            for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(m)) {
+                                to[..m].copy_from_slice(from);
                             }
                         }
                         None => {

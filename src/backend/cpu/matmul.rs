@@ -8,19 +8,23 @@
 //!
 //! | op | A (broadcast) | B (lanes) | k |
 //! |---|---|---|---|
-//! | forward Y | rows of X | W, transposed a block at a time | in |
+//! | forward Y, few rows | rows of X | W, transposed a block at a time | in |
+//! | forward Y, more rows, on AVX-512 | W, as it is | X, transposed once | in |
 //! | dX += dY W | rows of dY | W, packed a block at a time | out |
 //! | dW += dY^T X | columns of dY, transposed a block at a time | X, packed once | tokens |
 //!
-//! Weights stream through once and become a product's operands in cache: lanes are outputs, so that one row of X costs
-//! one row's work.
+//! Weights stream through once and become a product's operands in cache. Where lanes are outputs, one row of X costs one row's
+//! work; where they are rows of X, sixteen rows cost the same as one, and weights are read as they lie in memory.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::form::{Floats, Form, InOrder, InPairs, Layout, OddFirst, Rows, Term, pack_weights, put_rows};
+use super::form::{
+    FEW, Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, few_rows, pack_weights, put_rows,
+    transposed,
+};
 use super::simd::{Block, Isa, LANES, Simd, isa, multiversion};
 use super::{Data, Tensor, form, zeroed};
 use crate::backend::Compute;
@@ -35,8 +39,6 @@ const ROWS: usize = 48;
 const KC: usize = 512;
 /// k per pass over transposed weights: 16 lanes of them take 8 KiB of the first cache.
 const TRANSPOSED: usize = 128;
-/// Bytes in a line of the cache.
-const LINE: usize = 64;
 /// Rows of A that share a packing of W: beyond, batches are cut so that there are tasks enough.
 const T_CUT: usize = 4 * ROWS;
 
@@ -192,72 +194,6 @@ pub(super) fn tile(
     }
 }
 
-/// The transposition of weights `[rows, cols]`, as floats of a product: those that word k of row l becomes (words count
-/// from `ks.start`) lie in lane l of rows of `out` from `k * L::FLOATS` on, `ld` apart. Lanes come in whole vectors.
-#[inline(always)]
-fn transpose<S: Simd, L: Layout>(
-    w: &[L::Weight],
-    cols: usize,
-    ks: &Range<usize>,
-    out: &mut [f32],
-    ld: usize,
-) {
-    let (rows, words) = (w.len() / cols, ks.len().div_ceil(L::WEIGHTS));
-    assert!(ks.end <= cols && rows.next_multiple_of(LANES) <= ld && out.len() >= words * L::FLOATS * ld);
-    for l in (0..rows).step_by(LANES) {
-        let w = &w[l * cols..];
-        let whole = if rows - l < LANES { 0 } else { ks.len() / L::WEIGHTS / 4 * 4 };
-        for k in (0..whole).step_by(4) {
-            let from = w[ks.start + k * L::WEIGHTS..].as_ptr().cast::<u8>();
-            if k.is_multiple_of(LINE / 4) {
-                for r in 0..LANES {
-                    S::prefetch(from.wrapping_add(r * cols * size_of::<L::Weight>() + 2 * LINE));
-                }
-            }
-            // SAFETY: 16 bytes of 16 rows, and vectors in the rows of these words, by the assertion; `multiversion!`
-            // found `S`.
-            unsafe {
-                let words = S::transposed(from, cols * size_of::<L::Weight>());
-                put::<S, L>(words, out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld);
-            }
-        }
-        for k in whole..words {
-            let mut lanes = [0.0; LANES];
-            let at = ks.start + k * L::WEIGHTS..ks.end.min(ks.start + (k + 1) * L::WEIGHTS);
-            for (lane, w) in lanes.iter_mut().zip(w.chunks_exact(cols)) {
-                *lane = Term::word(&w[at.clone()]);
-            }
-            // SAFETY: as above, of one word.
-            unsafe {
-                put::<S, L>([S::load(lanes.as_ptr())], out.as_mut_ptr().add(k * L::FLOATS * ld + l), ld)
-            };
-        }
-    }
-}
-
-/// Writes the floats that words become.
-///
-/// # Safety
-/// The caller owns a vector in each of their rows, `ld` floats apart, and `S` is on.
-#[inline(always)]
-unsafe fn put<S: Simd, L: Layout>(words: impl IntoIterator<Item = S>, to: *mut f32, ld: usize) {
-    for (j, word) in words.into_iter().enumerate() {
-        // SAFETY: the caller's word.
-        unsafe {
-            let floats = L::floats(word);
-            for (f, float) in floats.into_iter().take(L::FLOATS).enumerate() {
-                float.store(to.add((j * L::FLOATS + f) * ld));
-            }
-        }
-    }
-}
-
-multiversion! {
-    fn transposed<L: Layout>(w: &[L::Weight], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
-        transpose::<S, L>(w, cols, ks, out, ld);
-    }
-}
-
 /// M rows of X, `ldx` apart, times 16 rows of W `[_, k]`, which are transposed in registers.
 #[inline(always)]
 unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
@@ -292,20 +228,6 @@ unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
         for (i, acc) in acc.into_iter().enumerate() {
             acc.store(y.add(i * ldy));
         }
-    }
-}
-
-/// The most rows of X that are multiplied with weights in registers; [`Simd::FEW`] on this machine.
-const FEW: usize = 10;
-
-/// [`Simd::FEW`] of the instruction set in use.
-fn few_rows() -> usize {
-    match isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => super::simd::x86::Avx512::FEW,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::simd::x86::Avx2::FEW,
-        _ => Block::FEW,
     }
 }
 
@@ -366,6 +288,105 @@ fn products_of_few_pairs(m: usize, x: &[f32], ldx: usize, w: &[bf16], k: usize, 
     few::<super::simd::x86::Pairs, InPairs>(m, x, ldx, w, k, y, ldy);
 }
 
+/// Rows of W per register tile of [`in_lanes`]: 8 x 3 accumulators + 3 vectors of X + 1 broadcast fit AVX-512's 32 registers.
+const OR: usize = 8;
+/// Words of k per pass of [`in_lanes`]: 192 rows of X take 384 KiB of a 1 MiB L2.
+const K_WORDS: usize = 512;
+
+/// C\[O, 16 NV\] += W X^T for O rows of W, `row` bytes apart, and NV vectors of rows of X, `panel` floats apart, over `words` words
+/// of W; accumulators in registers.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn kernel_in_lanes<S: Simd, L: Layout, const O: usize, const NV: usize>(
+    words: usize,
+    w: *const u8,
+    row: usize,
+    x: *const f32,
+    panel: usize,
+    c: *mut f32,
+    ldc: usize,
+) {
+    // SAFETY: the caller owns `words` words of O rows of W, as many of NV panels of X, and O rows of c, 16 NV lanes wide.
+    unsafe {
+        let mut acc: [[S; NV]; O] =
+            std::array::from_fn(|o| std::array::from_fn(|v| S::load(c.add(o * ldc + v * LANES))));
+        for k in 0..words {
+            if k.is_multiple_of(LINE / 4) {
+                // The next O rows, as far as these ones have come.
+                for o in 0..O {
+                    S::prefetch(w.wrapping_add((O + o) * row + 4 * k));
+                }
+            }
+            let x = x.add(k * L::FLOATS * LANES);
+            let x: [[S; NV]; 2] = std::array::from_fn(|f| {
+                std::array::from_fn(|v| S::load(x.add(v * panel + f.min(L::FLOATS - 1) * LANES)))
+            });
+            for (o, acc) in acc.iter_mut().enumerate() {
+                let word = S::splat(w.add(o * row + 4 * k).cast::<f32>().read_unaligned());
+                let floats = L::floats(word);
+                for (float, x) in floats.into_iter().zip(x).take(L::FLOATS) {
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = acc.fma(float, x);
+                    }
+                }
+            }
+        }
+        for (o, row) in acc.into_iter().enumerate() {
+            for (v, acc) in row.into_iter().enumerate() {
+                acc.store(c.add(o * ldc + v * LANES));
+            }
+        }
+    }
+}
+
+/// c\[outputs, 16 nv\] = W X^T for the rows of w, and `nv` panels of X, each of [`Rows::PANEL`] rows.
+#[inline(always)]
+fn in_lanes<S: Simd, L: Layout>(w: &[L::Weight], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
+    let (words, outputs, ldc) = (k / L::WEIGHTS, w.len() / k, nv * LANES);
+    let (row, panel) = (k * size_of::<L::Weight>(), words * L::FLOATS * LANES);
+    assert!(k.is_multiple_of(L::WEIGHTS) && x.len() >= nv * panel && c.len() >= outputs * ldc);
+    c[..outputs * ldc].fill(0.0);
+    for k0 in (0..words).step_by(K_WORDS) {
+        let words = K_WORDS.min(words - k0);
+        let mut o = 0;
+        while o < outputs {
+            let rows = if outputs - o < OR { 1 } else { OR };
+            let mut v = 0;
+            while v < nv {
+                let vectors = (nv - v).min(3);
+                // SAFETY: by the assertion, of these words of `rows` rows of w and of `vectors` panels of x.
+                unsafe {
+                    let w = w.as_ptr().add(o * k).cast::<u8>().add(4 * k0);
+                    let x = x.as_ptr().add(v * panel + k0 * L::FLOATS * LANES);
+                    let c = c.as_mut_ptr().add(o * ldc + v * LANES);
+                    match (rows, vectors) {
+                        (OR, 1) => kernel_in_lanes::<S, L, OR, 1>(words, w, row, x, panel, c, ldc),
+                        (OR, 2) => kernel_in_lanes::<S, L, OR, 2>(words, w, row, x, panel, c, ldc),
+                        (OR, _) => kernel_in_lanes::<S, L, OR, 3>(words, w, row, x, panel, c, ldc),
+                        (_, 1) => kernel_in_lanes::<S, L, 1, 1>(words, w, row, x, panel, c, ldc),
+                        (_, 2) => kernel_in_lanes::<S, L, 1, 2>(words, w, row, x, panel, c, ldc),
+                        _ => kernel_in_lanes::<S, L, 1, 3>(words, w, row, x, panel, c, ldc),
+                    }
+                }
+                v += vectors;
+            }
+            o += rows;
+        }
+    }
+}
+
+multiversion! {
+    fn products_in_lanes<L: Layout>(w: &[L::Weight], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
+        in_lanes::<S, L>(w, k, x, nv, c);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn products_in_lanes_of_pairs(w: &[bf16], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
+    in_lanes::<super::simd::x86::Pairs, InPairs>(w, k, x, nv, c);
+}
+
 /// y\[m, outputs\] = X W\[outputs\]^T for m rows of X from row `first` on; y's rows are `ldy` apart and have room for
 /// whole vectors, whose lanes beyond the outputs are left as they come. `packed` is scratch.
 #[allow(clippy::too_many_arguments)]
@@ -380,21 +401,41 @@ pub(super) fn products(
     ldy: usize,
 ) {
     let (k, lanes) = (w.cols, outputs.len().next_multiple_of(LANES));
-    let (form, ldx, x) = (x.form, x.stride, x.from(first));
+    let (form, ldx, rows) = (x.form, x.stride, x.from(first));
     let weights = outputs.start * k..outputs.end * k;
     if m <= few_rows() && lanes == outputs.len() && k.is_multiple_of(16 / w.dtype().bytes()) {
         return match (w.data(), form) {
-            (Data::F32(w), _) => products_of_few::<Floats>(m, x, ldx, &w[weights], k, y, ldy),
-            (Data::Bf16(w), Form::F32) => products_of_few::<InOrder>(m, x, ldx, &w[weights], k, y, ldy),
-            (Data::Bf16(w), Form::Widened) => products_of_few::<OddFirst>(m, x, ldx, &w[weights], k, y, ldy),
+            (Data::F32(w), _) => products_of_few::<Floats>(m, rows, ldx, &w[weights], k, y, ldy),
+            (Data::Bf16(w), Form::F32) => products_of_few::<InOrder>(m, rows, ldx, &w[weights], k, y, ldy),
+            (Data::Bf16(w), Form::Widened) => {
+                products_of_few::<OddFirst>(m, rows, ldx, &w[weights], k, y, ldy)
+            }
             // SAFETY: the form is chosen where the machine has the instruction.
             #[cfg(target_arch = "x86_64")]
             (Data::Bf16(w), Form::Pairs) => unsafe {
-                products_of_few_pairs(m, x, ldx, &w[weights], k, y, ldy)
+                products_of_few_pairs(m, rows, ldx, &w[weights], k, y, ldy)
             },
             #[cfg(not(target_arch = "x86_64"))]
             (Data::Bf16(_), Form::Pairs) => unreachable!("pairs are x86's"),
         };
+    }
+    if let Some(x) = x.panels_from(first).filter(|_| (k * w.dtype().bytes()).is_multiple_of(4)) {
+        let nv = m.div_ceil(LANES);
+        packed.resize(packed.len().max(outputs.len() * nv * LANES), 0.0);
+        match (w.data(), form) {
+            (Data::F32(w), _) => products_in_lanes::<Floats>(&w[weights], k, x, nv, packed),
+            (Data::Bf16(w), Form::F32) => products_in_lanes::<InOrder>(&w[weights], k, x, nv, packed),
+            (Data::Bf16(w), Form::Widened) => products_in_lanes::<OddFirst>(&w[weights], k, x, nv, packed),
+            // SAFETY: the form is chosen where the machine has the instruction.
+            #[cfg(target_arch = "x86_64")]
+            (Data::Bf16(w), Form::Pairs) => unsafe {
+                products_in_lanes_of_pairs(&w[weights], k, x, nv, packed)
+            },
+            #[cfg(not(target_arch = "x86_64"))]
+            (Data::Bf16(_), Form::Pairs) => unreachable!("pairs are x86's"),
+        }
+        let c = &packed[..outputs.len() * nv * LANES];
+        return transposed::<Floats>(c, nv * LANES, &(0..m), y, ldy);
     }
     packed.resize(packed.len().max(TRANSPOSED * lanes), 0.0);
     for y in y.chunks_mut(ldy).take(m) {
@@ -411,8 +452,8 @@ pub(super) fn products(
             (Data::Bf16(w), Form::Pairs) => transposed::<InPairs>(&w[weights.clone()], k, &ks, packed, lanes),
         }
         for i in (0..m).step_by(ROWS) {
-            let (rows, x, y) = (ROWS.min(m - i), &x[i * ldx + form.steps(k0)..], &mut y[i * ldy..]);
-            tile(form, rows, lanes / LANES, form.steps(ks.len()), x, ldx, packed, lanes, y, ldy);
+            let (m, x, y) = (ROWS.min(m - i), &rows[i * ldx + form.steps(k0)..], &mut y[i * ldy..]);
+            tile(form, m, lanes / LANES, form.steps(ks.len()), x, ldx, packed, lanes, y, ldy);
         }
     }
 }
@@ -521,7 +562,7 @@ fn forward_parts<const N: usize>(
     let t = x.rows;
     let mut y = out.map(|out| zeroed(t * out));
     if x.cols > 0 {
-        let x = Rows::new(Form::with_weights(compute, w), x.as_f32(), x.cols);
+        let x = Rows::for_products(Form::with_weights(compute, w), x.as_f32(), x.cols);
         let to = y.each_mut().map(|y| Out::new(y));
         // Panels of all parts side by side, because each wait for the other threads costs as much as a small panel.
         let mut tasks = Vec::new();

@@ -83,7 +83,7 @@ impl Tensor {
         &mut self.data
     }
 
-    /// Whether a bf16 element is below [`form::SMALL`] without being zero: there are none in a model that was trained.
+    /// Whether a bf16 element is below [`form::SMALL`] without being zero: AdamW makes none.
     fn has_small(&self) -> bool {
         const CHUNK: usize = 1 << 16;
         match &self.data {
@@ -188,6 +188,7 @@ impl Backend for Cpu {
     type Tables = Tables;
     type Draws = Draws;
     type Routes = experts::Routes;
+    type Codes = adamw::Codes;
 
     fn device_name(&self) -> String {
         "cpu".into()
@@ -235,6 +236,18 @@ impl Backend for Cpu {
 
     fn to_f32(&self, x: &Tensor) -> Vec<f32> {
         rows::to_f32(x)
+    }
+
+    fn zero_codes(&self, n: usize) -> Vec<u8> {
+        zeroed(n)
+    }
+
+    fn upload_codes(&self, codes: &[u8]) -> Vec<u8> {
+        codes.to_vec()
+    }
+
+    fn download_codes(&self, codes: &Vec<u8>) -> Vec<u8> {
+        codes.clone()
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {
@@ -591,10 +604,7 @@ impl Backend for Cpu {
         x.iter().map(|x| reduce::sum_squares(x)).collect()
     }
 
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
-        for u in updates {
-            adamw::step(hyper, u.weight_decay, u.grad, u.master, u.m, u.v, u.copy.as_deref_mut());
-            u.grad.as_f32_mut().fill(0.0);
-        }
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Vec<u8>>]) {
+        adamw::step(hyper, updates);
     }
 }

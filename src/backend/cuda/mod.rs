@@ -260,6 +260,7 @@ impl Backend for Cuda {
     type Tables = Tables;
     type Draws = Draws;
     type Routes = experts::Routes;
+    type Codes = adamw::Codes;
 
     fn device_name(&self) -> String {
         self.0.device.name()
@@ -385,6 +386,22 @@ impl Backend for Cuda {
             DType::F32 => self.read(&x.memory, x.rows * x.cols),
             DType::Bf16 => self.read::<bf16>(&x.memory, x.rows * x.cols).iter().map(|x| x.to_f32()).collect(),
         }
+    }
+
+    fn zero_codes(&self, n: usize) -> adamw::Codes {
+        let memory = self.memory(n);
+        if n > 0 {
+            self.attempt(|device| device.fill(memory.ptr, 0, n));
+        }
+        adamw::Codes { memory, len: n }
+    }
+
+    fn upload_codes(&self, codes: &[u8]) -> adamw::Codes {
+        adamw::Codes { memory: self.array(codes), len: codes.len() }
+    }
+
+    fn download_codes(&self, codes: &adamw::Codes) -> Vec<u8> {
+        self.read(&codes.memory, codes.len)
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {
@@ -530,7 +547,7 @@ impl Backend for Cuda {
             weights: &[f32], d_embedding: &mut Tensor
         ) -> Tensor;
         reduce::sum_squares is sum_squares(x: &[&Tensor]) -> Vec<f64>;
-        adamw::step is adamw(hyper: &AdamW, updates: &mut [Update<Tensor>]);
+        adamw::step is adamw(hyper: &AdamW, updates: &mut [Update<Tensor, adamw::Codes>]);
     }
 }
 

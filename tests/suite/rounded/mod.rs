@@ -6,6 +6,7 @@ mod attention_backward;
 mod experts;
 mod lm_head;
 
+use bon_engine::backend::cpu::adamw::Codes;
 use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor, rms_norm};
 use bon_engine::backend::{
@@ -82,6 +83,7 @@ impl Backend for Rounded {
     type Tables = (Tables, Owned);
     type Draws = Draws;
     type Routes = Routes;
+    type Codes = Codes;
 
     fn device_name(&self) -> String {
         "rounded".into()
@@ -113,6 +115,18 @@ impl Backend for Rounded {
 
     fn to_f32(&self, x: &Tensor) -> Vec<f32> {
         Cpu::F32.to_f32(x)
+    }
+
+    fn zero_codes(&self, n: usize) -> Codes {
+        Cpu::F32.zero_codes(n)
+    }
+
+    fn upload_codes(&self, codes: &[u8]) -> Codes {
+        Cpu::F32.upload_codes(codes)
+    }
+
+    fn download_codes(&self, codes: &Codes) -> Vec<u8> {
+        Cpu::F32.download_codes(codes)
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {
@@ -456,7 +470,7 @@ impl Backend for Rounded {
         Cpu::F32.sum_squares(x)
     }
 
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor>]) {
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
         Cpu::F32.adamw(hyper, updates);
     }
 }

@@ -1,0 +1,209 @@
+//! `bon-engine plan`: what a run will take of memory.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use super::engine::{DeviceChoice, Engine};
+use super::progress::note;
+use crate::backend::DType;
+use crate::backend::cuda::Cuda;
+use crate::chat::ChatTemplate;
+use crate::device::{driver, host};
+use crate::gemma::config::{ConfigFile, GemmaConfig};
+use crate::gemma::published;
+use crate::model_dir::look_at;
+use crate::plan::{CONTEXT, Place, Plan, Purpose, Run};
+use crate::rollout::{PromptFormat, Wrapping};
+use crate::tasks::Tasks;
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
+use crate::train::config::{Template, TrainConfig};
+
+/// Arguments of `plan`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+On a GPU a plan is what the launchers ask for, counted; neither the GPU nor the weights are needed. On the CPU activations are \
+bounds. Examples:
+
+  bon-engine plan config.toml --memory 24GB
+  bon-engine plan config.toml --memory 24GB --published \"Gemma 3 4B\" --set lora.rank=16")]
+pub struct Args {
+    /// Configuration as for `train`
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Override a setting, as in --set optimizer.moments=8bit; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Memory of the GPU, or of the host with --device cpu, as in 24GB or 24GiB [default: what is free here]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// What will compute: cpu or cuda [default: cuda with --memory, else what there is here]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
+    /// Plan for a published model instead of the one in model.path: a name that `devices --models` lists
+    #[arg(long, value_name = "NAME")]
+    published: Option<String>,
+    /// Tokens of a prompt [default: as in the tasks, or 256 without tasks or tokenizer]
+    #[arg(long, value_name = "T", value_parser = super::positive(1 << 20))]
+    prompt_tokens: Option<u64>,
+}
+
+/// Prompts of a plan that knows none.
+const PROMPT_TOKENS: usize = 256;
+
+/// Bytes, as people write them.
+fn size(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[number.len()..].to_ascii_lowercase().as_str() {
+        "gb" | "g" => 1e9,
+        "gib" => f64::from(1 << 30),
+        "mb" | "m" => 1e6,
+        "mib" => f64::from(1 << 20),
+        _ => return Err("must be a size such as 24GB or 24GiB".into()),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number < 1e6 => Ok((number * unit) as u64),
+        _ => Err("must be a size such as 24GB or 24GiB".into()),
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = TrainConfig::load(&args.config, &args.set)?;
+    config.check_for_plan()?;
+    let model = match &args.published {
+        Some(name) => published(name)?,
+        None => {
+            look_at(&config.model.path)?;
+            ConfigFile::open(&config.model.path)?.gemma
+        }
+    };
+    let prompts = match args.prompt_tokens {
+        Some(tokens) => alike(&config, tokens as usize),
+        None if args.published.is_some() => alike(&config, PROMPT_TOKENS),
+        None if config.model.path.join(TOKENIZER_FILE).is_file() && config.data.tasks.is_file() => {
+            prompts(&config, &model, Purpose::Train)?
+        }
+        None => alike(&config, PROMPT_TOKENS),
+    };
+    let place = match (args.device, args.memory) {
+        (Some(DeviceChoice::Vm), _) => {
+            bail!("--device vm: a virtual GPU has the memory of the host; give cuda or cpu")
+        }
+        (Some(DeviceChoice::Cpu), Some(memory)) => Place::Cpu(memory),
+        (_, Some(memory)) => Place::Gpu { memory, driver: CONTEXT },
+        (choice, None) => here(choice.unwrap_or(DeviceChoice::Auto))?,
+    };
+    let dtype = config.model.dtype.unwrap_or(DType::Bf16);
+    let purpose = Purpose::Train;
+    let plan = Plan::new(&Run { model: &model, dtype, config: &config, prompts: &prompts, purpose }, place);
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}, prompts of up to {longest} tokens, responses of up to {}:",
+        args.published.as_deref().unwrap_or(&config.model.path.display().to_string()),
+        config.generate.max_new_tokens
+    )?;
+    writeln!(out, "{plan}")?;
+    Ok(())
+}
+
+fn published(name: &str) -> anyhow::Result<GemmaConfig> {
+    let mut all = published::all();
+    let found = all.iter().position(|(known, _)| known.eq_ignore_ascii_case(name));
+    let Some(found) = found else {
+        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+        bail!("--published {name}: must be one of {}", names.join(", "));
+    };
+    Ok(all.swap_remove(found).1)
+}
+
+/// So many prompts as a step and its evaluation may have, which have nothing in common.
+fn alike(config: &TrainConfig, tokens: usize) -> Vec<Vec<u32>> {
+    (0..config.generate.prompts_per_step as u32).map(|i| vec![i % 2; tokens]).collect()
+}
+
+/// What this machine has.
+fn here(choice: DeviceChoice) -> anyhow::Result<Place> {
+    let gpu = match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda(index) => Some(index),
+        _ => driver::gpus()
+            .ok()
+            .and_then(|gpus| gpus.into_iter().find(|gpu| gpu.usable))
+            .map(|gpu| gpu.ordinal),
+    };
+    let of_gpu = |index: usize| {
+        let gpus = driver::gpus()?;
+        let found = gpus.into_iter().find(|gpu| gpu.ordinal == index);
+        Ok::<_, anyhow::Error>(found.with_context(|| format!("there is no GPU {index}"))?.memory)
+    };
+    Ok(match gpu {
+        Some(index) => Place::Gpu { memory: of_gpu(index)?, driver: CONTEXT },
+        None => Place::Cpu(host::available().context("nothing says how much memory is free; give --memory")?),
+    })
+}
+
+/// The prompts of a configuration's tasks, the longest first.
+fn prompts(config: &TrainConfig, model: &GemmaConfig, purpose: Purpose) -> anyhow::Result<Vec<Vec<u32>>> {
+    let (dir, data) = (&config.model.path, &config.data);
+    let tokenizer = Tokenizer::open(dir, model)?;
+    let chat = (data.template == Template::Chat).then(|| ChatTemplate::open(dir)).transpose()?;
+    let wrapping = match (&chat, data.template) {
+        (Some(chat), _) => Wrapping::Chat(chat),
+        (None, Template::Turn) => Wrapping::Turn,
+        (None, _) => Wrapping::None,
+    };
+    let format = PromptFormat { prefix: &data.prefix, suffix: &data.suffix, wrapping };
+    let mut all = Vec::new();
+    let eval_tasks = data.eval_tasks.as_ref().filter(|_| purpose == Purpose::Train);
+    for path in [Some(&data.tasks), eval_tasks].into_iter().flatten() {
+        for task in &Tasks::read(path)?.list {
+            all.push(format.apply(&tokenizer, &task.history, &task.prompt)?.1);
+        }
+    }
+    all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
+    Ok(all)
+}
+
+/// Tells the plan of a run that is about to begin, and refuses one that a GPU has no memory for.
+pub(super) fn tell_plan(config: &TrainConfig, engine: &Engine, purpose: Purpose) -> anyhow::Result<()> {
+    // What is wrong with files is for the run to say, which reads them all.
+    let Ok(file) = ConfigFile::open(&config.model.path) else { return Ok(()) };
+    let Ok(prompts) = prompts(config, &file.gemma, purpose) else { return Ok(()) };
+    let place = match engine {
+        Engine::Cpu(_) => host::available().map(Place::Cpu),
+        Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
+    };
+    let Some(place) = place.filter(|_| !prompts.is_empty()) else { return Ok(()) };
+    let dtype = config.model.dtype.unwrap_or(DType::Bf16);
+    let plan = Plan::new(&Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose }, place);
+    if plan.fits || matches!(place, Place::Cpu(_)) {
+        note(&format!("memory:\n{plan}"));
+        return Ok(());
+    }
+    bail!("there is not enough memory on {}:\n{plan}", engine.name());
+}
+
+/// Bytes of a GPU that are free; a virtual one has no memory of its own.
+fn free(cuda: &Cuda) -> Option<u64> {
+    cuda.device().available().ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(size("24GB"), Ok(24_000_000_000));
+        assert_eq!(size("24GiB"), Ok(24 << 30));
+        assert_eq!(size("0.5gb"), Ok(500_000_000));
+        assert_eq!(size("800 MB"), Ok(800_000_000));
+        for wrong in ["24", "GB", "-1GB", "24TB", "0GB", "1e9GB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! What a run will take of memory, before anything is loaded.
+//!
+//! On a GPU the run itself tells: the model, the optimizer, a batch of sampling and a training step are put through the
+//! launchers on a device that has memory and nothing else ([`Dry`]). So a plan is no estimate of what they ask for, whatever
+//! they come to ask for. On the CPU, whose ops use the host's memory, a plan is what tensors are held all the time, and the bounds by
+//! which sampling and training keep within what is free.
+
+use std::fmt::{self, Write as _};
+
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
+use crate::backend::{Backend, DType};
+use crate::device::DeviceError;
+use crate::device::dry::Dry;
+use crate::gemma::Gemma;
+use crate::gemma::activations::{Kept, Recompute, Share, StepSize};
+use crate::gemma::config::GemmaConfig;
+use crate::gemma::lora::{begin, full_plan};
+use crate::gemma::params::{self, Frozen};
+use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, within};
+use crate::train::config::{MomentKind, TrainConfig};
+use crate::train::optimizer::{Optimizer, StateBytes, state_bytes};
+use crate::train::policy::{Continued, Forward};
+
+/// What a GPU's driver takes for a process with these kernels, in bytes. Assumed, because no driver tells it before.
+pub const CONTEXT: u64 = 512 << 20;
+
+/// A run that is planned.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// The model.
+    pub model: &'a GemmaConfig,
+    /// Storage of its parameters; on a GPU they are bf16.
+    pub dtype: DType,
+    /// The settings.
+    pub config: &'a TrainConfig,
+    /// Prompts, the longest first: a step's are the first of them, an evaluation's may be all.
+    pub prompts: &'a [Vec<u32>],
+    /// What is done.
+    pub purpose: Purpose,
+}
+
+/// What a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To train, and to evaluate on the way if there are tasks for that.
+    Train,
+    /// To evaluate alone.
+    Evaluate,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A GPU.
+    Gpu {
+        /// Bytes of its memory that are free.
+        memory: u64,
+        /// Of these, what its driver will take.
+        driver: u64,
+    },
+    /// The CPU, and so many bytes of memory that are free.
+    Cpu(u64),
+}
+
+/// Bytes of one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// What.
+    pub what: String,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// What a run takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What is held from beginning to end.
+    pub held: Vec<Line>,
+    /// What is needed beside it for a while, one after another.
+    pub phases: Vec<Line>,
+    /// What there is.
+    pub memory: u64,
+    /// Whether the run finds all that it asks for. Pieces of memory may be free and too small.
+    pub fits: bool,
+    /// Settings that would make it fit, where it does not and there are some: each with a value, to be set together.
+    pub remedies: Vec<String>,
+}
+
+impl Plan {
+    /// The most that is in use at once.
+    pub fn peak(&self) -> u64 {
+        let held: u64 = self.held.iter().map(|line| line.bytes).sum();
+        held + self.phases.iter().map(|line| line.bytes).max().unwrap_or(0)
+    }
+
+    /// Plans a run. Panics if the run has no prompts.
+    pub fn new(run: &Run, place: Place) -> Self {
+        let plan = Self::of(run, place);
+        if plan.fits {
+            return plan;
+        }
+        let remedies = remedies(run, place);
+        Self { remedies, ..plan }
+    }
+
+    /// Without remedies.
+    fn of(run: &Run, place: Place) -> Self {
+        match place {
+            Place::Cpu(memory) => on_cpu(run, memory),
+            Place::Gpu { memory, driver } => {
+                let found = on_gpu(run, &Dry::new(memory.saturating_sub(driver)));
+                let fits = found.is_ok();
+                let least =
+                    |_| on_gpu(run, &Dry::stingy()).expect("a device that gives all that is asked for");
+                let (mut held, phases) = found.unwrap_or_else(least);
+                if driver > 0 {
+                    held.push(Line { what: "the driver and the kernels (assumed)".into(), bytes: driver });
+                }
+                Self { held, phases, memory, fits, remedies: Vec::new() }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gb = |bytes: u64| format!("{:>8.2} GB", bytes as f64 / 1e9);
+        for Line { what, bytes } in &self.held {
+            writeln!(f, "  {}  {what}", gb(*bytes))?;
+        }
+        for Line { what, bytes } in &self.phases {
+            writeln!(f, "+ {}  {what}", gb(*bytes))?;
+        }
+        let verdict = if self.fits { "it fits" } else { "it does not fit" };
+        write!(f, "= {}  at most, of {}: {verdict}", gb(self.peak()), gb(self.memory).trim_start())?;
+        if !self.fits {
+            let with = match self.remedies.is_empty() {
+                true => "\nno setting makes it fit; a smaller model, fewer samples or shorter responses may"
+                    .into(),
+                false => self.remedies.iter().fold("\nit would fit with".to_owned(), |mut text, setting| {
+                    write!(text, " --set '{setting}'").expect("a string takes all text");
+                    text
+                }),
+            };
+            f.write_str(&with)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a backend holds all the time, but for what training holds: weights, and what it reads beside them.
+fn weights(config: &GemmaConfig, dtype: DType) -> u64 {
+    let trained: usize = params::plan(config).tensors().iter().map(|spec| spec.rows * spec.cols).sum();
+    let frozen: usize = params::frozen(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    ((trained + frozen) * dtype.bytes()) as u64
+}
+
+/// Responses of a group, each as long as may be: those sampled, and an expert's.
+fn responses(config: &TrainConfig) -> usize {
+    let objective = config.objective.kind.objective();
+    let sampled = if objective.needs_samples { config.generate.samples } else { 0 };
+    sampled + usize::from(objective.needs_expert())
+}
+
+/// How many prompts' groups are trained on at once.
+fn micro_batch(config: &TrainConfig) -> usize {
+    config.generate.prompts_per_step.div_ceil(config.train.gradient_accumulation)
+}
+
+/// What is sampled together, as far as there is room: how many prompts, how many streams of each, and what for.
+fn samplings(run: &Run) -> Vec<(usize, usize, &'static str)> {
+    let (config, all) = (run.config, run.prompts.len());
+    let train = run.purpose == Purpose::Train;
+    let mut both = Vec::new();
+    if !train || config.data.eval_tasks.is_some() {
+        both.push((all, config.train.eval_samples, "evaluate"));
+    }
+    if train && config.objective.kind.objective().needs_samples {
+        both.push((all.min(config.generate.prompts_per_step), config.generate.samples, "sample"));
+    }
+    both
+}
+
+fn held_lines(run: &Run, dtype: DType, adapters: Option<u64>, state: Option<StateBytes>) -> Vec<Line> {
+    let line = |what: &str, bytes| Line { what: what.to_owned(), bytes };
+    let weights = weights(run.model, dtype);
+    let mut held = vec![line("weights", weights)];
+    if let Some(bytes) = adapters {
+        held.push(line("adapters", bytes));
+    }
+    if let Some(StateBytes { gradients, moments, masters }) = state {
+        if holds_reference(run.config) {
+            held.push(line("the model of the start, for the KL term", weights));
+        }
+        held.extend([line("gradients", gradients), line("moments", moments), line("masters", masters)]);
+    }
+    held.retain(|line| line.bytes > 0);
+    held
+}
+
+/// Whether a second model is held.
+fn holds_reference(config: &TrainConfig) -> bool {
+    config.train.kl_coefficient > 0.0 && config.lora.is_none()
+}
+
+/// A model of zeros on a device, with adapters where there are to be some.
+fn zeros(run: &Run, cuda: &Cuda) -> Gemma<Cuda> {
+    let (config, dtype) = (run.model, cuda.activation_dtype());
+    let params = params::plan(config).map(|spec| cuda.zeros(dtype, spec.rows, spec.cols));
+    // After the layers' scalars.
+    let embed = params::frozen(config).pop().filter(|_| config.per_layer_width > 0);
+    let per_layer_embed = embed.map(|(_, shape)| cuda.zeros(dtype, shape[0], shape[1]));
+    let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
+    let backend = cuda.clone();
+    let mut model = Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None };
+    if let Some(spec) = &run.config.lora {
+        begin(&mut model, spec.rank, &spec.targets, 0);
+        model.adapter_scale = Some(spec.scale());
+    }
+    model
+}
+
+/// What the run asks of a device, which fails if it has not as much.
+fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
+    let config = run.config;
+    let cuda = Cuda::new(Box::new(dry.clone()))?;
+    let mut model = zeros(run, &cuda);
+    let specs = full_plan(&model);
+    let (train, lora) = (run.purpose == Purpose::Train, config.lora.is_some());
+    let mut optimizer = train.then(|| Optimizer::new(&model, &config.optimizer, 0));
+    let without_adapters = Run { config: &TrainConfig { lora: None, ..config.clone() }, ..*run };
+    let reference = (train && holds_reference(config)).then(|| zeros(&without_adapters, &cuda));
+    cuda.check()?;
+    let state = train.then(|| state_bytes(&specs.tensors(), lora, DType::Bf16, &config.optimizer));
+    let adapters = lora.then(|| {
+        let all = specs.layers.iter().flat_map(|layer| layer.adapters.iter().flatten());
+        let size = |spec: &params::ParamSpec| (spec.rows * spec.cols * DType::Bf16.bytes()) as u64;
+        all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
+    });
+    let held = held_lines(run, DType::Bf16, adapters, state);
+    let begin = dry.used();
+    let mut phases = Vec::new();
+    for (prompts, streams, what) in samplings(run) {
+        dry.take_peak();
+        let together = sampled(run, &model, prompts, streams)?;
+        let bytes = dry.take_peak() - begin;
+        phases.push(Line {
+            what: format!("to {what} {together} prompts x {streams} responses at once"),
+            bytes,
+        });
+    }
+    if let Some(optimizer) = &mut optimizer {
+        dry.take_peak();
+        let kept = trained(run, &mut model, reference.as_ref(), optimizer)?;
+        let bytes = dry.take_peak() - begin;
+        phases.push(training_line(run, &kept, bytes));
+    }
+    Ok((held, phases))
+}
+
+fn training_line(run: &Run, kept: &Kept, bytes: u64) -> Line {
+    let kept = match kept.share() {
+        Share::All => "all activations kept",
+        Share::Some => "some activations kept",
+        Share::None => "no activations kept",
+    };
+    let (groups, responses) = (micro_batch(run.config).min(run.prompts.len()), responses(run.config));
+    Line { what: format!("to train on {groups} prompts x {responses} responses at once, {kept}"), bytes }
+}
+
+/// Samples responses to the first prompts that there is room for, and says how many those are.
+fn sampled(run: &Run, model: &Gemma<Cuda>, prompts: usize, streams: usize) -> Result<usize, DeviceError> {
+    let generate_section = &run.config.generate;
+    let new = generate_section.max_new_tokens;
+    let lengths = run.prompts[..prompts].iter().map(Vec::len);
+    let together = fitting(model, lengths, streams, new).min(prompts);
+    let prompts: Vec<Prompt> =
+        run.prompts[..together].iter().map(|ids| Prompt { ids, number: 0, streams }).collect();
+    let sampling = Sampling {
+        temperature: generate_section.temperature as f32,
+        truncation: generate_section.truncation(),
+        max_new_tokens: new,
+        seed: 0,
+        step: 0,
+    };
+    match generate(model, &prompts, &sampling, |_| false, |_, _, _| {}) {
+        Ok(_) => model.backend.check().map(|()| together),
+        Err(GenerateError::Device(e)) => Err(e),
+        Err(e) => panic!("prompts that fit the model, and log-probs of zero: {e}"),
+    }
+}
+
+/// One training step on the first prompts.
+fn trained(
+    run: &Run,
+    model: &mut Gemma<Cuda>,
+    reference: Option<&Gemma<Cuda>>,
+    optimizer: &mut Optimizer<Cuda>,
+) -> Result<Kept, DeviceError> {
+    let config = run.config;
+    let response = vec![0; config.generate.max_new_tokens];
+    let responses = vec![response.as_slice(); responses(config)];
+    let micro = micro_batch(config).min(run.prompts.len());
+    let groups: Vec<Continued> =
+        run.prompts[..micro].iter().map(|prompt| Continued { prompt, responses: &responses }).collect();
+    let temperature = config.generate.temperature as f32;
+    if let Some(reference) = reference {
+        drop(Forward::with(reference, &groups, temperature, Recompute::All));
+    }
+    let forward = Forward::with(model, &groups, temperature, config.train.recompute);
+    let kept = forward.kept;
+    let weights = vec![0.0; forward.logprobs.len()];
+    forward.backward(model, &weights, &mut optimizer.grads);
+    optimizer.step(model, &config.optimizer, config.optimizer.lr, 1).expect("gradients of zero");
+    model.backend.check().map(|()| kept)
+}
+
+fn on_cpu(run: &Run, memory: u64) -> Plan {
+    let (model, config) = (run.model, run.config);
+    // The names and shapes of adapters, which take no memory here.
+    let dry = Cuda::new(Box::new(Dry::stingy())).expect("a device that gives all that is asked for");
+    let specs = full_plan(&zeros(run, &dry));
+    let (train, lora) = (run.purpose == Purpose::Train, config.lora.is_some());
+    let state = train.then(|| state_bytes(&specs.tensors(), lora, run.dtype, &config.optimizer));
+    let adapters = lora.then(|| {
+        let all = specs.layers.iter().flat_map(|layer| layer.adapters.iter().flatten());
+        let size = |spec: &params::ParamSpec| (spec.rows * spec.cols * DType::F32.bytes()) as u64;
+        all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
+    });
+    let held = held_lines(run, run.dtype, adapters, state);
+    let held_bytes: u64 = held.iter().map(|line| line.bytes).sum();
+    let new = config.generate.max_new_tokens;
+    let mut phases = Vec::new();
+    for (prompts, streams, what) in samplings(run) {
+        let cost = |prompt: &Vec<u32>| generate::bytes(model, DType::F32, prompt.len(), streams, new);
+        let prompts = &run.prompts[..prompts];
+        let together = within(prompts.iter().map(cost), Cpu::F32.generation_bytes()).min(prompts.len());
+        let bytes = prompts[..together].iter().map(|prompt| cost(prompt) as u64).sum();
+        phases.push(Line {
+            what: format!("to {what} {together} prompts x {streams} responses at once"),
+            bytes,
+        });
+    }
+    if train {
+        let prompts: usize = run.prompts.iter().take(micro_batch(config)).map(Vec::len).sum();
+        let groups = micro_batch(config).min(run.prompts.len());
+        let tokens = prompts + groups * responses(config) * new;
+        let size = StepSize { tokens, predicting: groups * responses(config) * new };
+        let free = memory.saturating_sub(held_bytes) / 2;
+        let kept = match config.train.recompute {
+            Recompute::Auto => Kept::within(free, model, DType::F32, &size),
+            Recompute::None => Kept::all(model),
+            Recompute::All => Kept::none(model),
+        };
+        let logits = if kept.logits { size.logits_bytes(model) } else { 0 };
+        let kept_bytes = (kept.bytes_per_token(model, DType::F32) * tokens) as u64;
+        phases.push(training_line(run, &kept, size.least_bytes(model, DType::F32) + kept_bytes + logits));
+    }
+    let mut plan = Plan { held, phases, memory, fits: true, remedies: Vec::new() };
+    plan.fits = plan.peak() <= memory;
+    plan
+}
+
+/// A setting that saves memory, if it is not made already: applies it, and says how it is set.
+type Change = fn(&mut TrainConfig, usize) -> Option<String>;
+
+/// Those that cost least first: smaller batches take no more work and change no result but in its last bits, with codes and
+/// without masters the optimizer rounds, with adapters the run is another.
+const CHANGES: [Change; 5] = [
+    |c, parts| {
+        c.train.gradient_accumulation = parts;
+        Some(format!("train.gradient_accumulation={parts}"))
+    },
+    |c, _| {
+        let changes = c.lora.is_none() && c.optimizer.moments != MomentKind::Blockwise;
+        c.optimizer.moments = MomentKind::Blockwise;
+        changes.then(|| "optimizer.moments=8bit".into())
+    },
+    |c, _| {
+        let changes = c.lora.is_none() && c.optimizer.embedding_moments != MomentKind::Blockwise;
+        c.optimizer.embedding_moments = MomentKind::Blockwise;
+        changes.then(|| "optimizer.embedding_moments=8bit".into())
+    },
+    |c, _| {
+        let changes = c.lora.is_none() && c.optimizer.masters;
+        c.optimizer.masters = false;
+        changes.then(|| "optimizer.masters=false".into())
+    },
+    |c, _| {
+        let changes = c.lora.is_none();
+        c.lora = Some(c.lora.take().unwrap_or_default());
+        changes.then(|| "lora.rank=16".into())
+    },
+];
+/// Of adapters, among [`CHANGES`]; what rounds the state of all parameters is of no use to them.
+const LORA: usize = CHANGES.len() - 1;
+
+/// Settings under which the run would fit.
+fn remedies(run: &Run, place: Place) -> Vec<String> {
+    if run.purpose == Purpose::Evaluate {
+        return Vec::new();
+    }
+    let prompts = run.config.generate.prompts_per_step;
+    let tried = |on: &[bool], parts: usize| {
+        let mut config = run.config.clone();
+        let texts: Vec<String> = CHANGES
+            .iter()
+            .zip(on)
+            .filter(|(_, on)| **on)
+            .filter_map(|(f, _)| f(&mut config, parts))
+            .collect();
+        Plan::of(&Run { config: &config, ..*run }, place).fits.then_some(texts)
+    };
+    let mut on = [false; CHANGES.len()];
+    let enough = (0..CHANGES.len()).any(|i| {
+        on[i] = true;
+        if i == LORA {
+            on[1..LORA].fill(false);
+        }
+        tried(&on, prompts).is_some()
+    });
+    if !enough {
+        return Vec::new();
+    }
+    // What was tried before it was enough may not be needed.
+    for i in 0..LORA {
+        let before = std::mem::replace(&mut on[i], false);
+        on[i] = before && tried(&on, prompts).is_none();
+    }
+    // Micro-batches are of one size.
+    let parts = (run.config.train.gradient_accumulation..=prompts).filter(|&n| prompts.is_multiple_of(n));
+    parts.filter_map(|parts| tried(&on, parts)).next().unwrap_or_default()
+}

@@ -1,0 +1,261 @@
+//! Plans of memory: what they say is what runs take.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bon_engine::backend::DType;
+use bon_engine::backend::cuda::Cuda;
+use bon_engine::device::vm::{Checks, Options, Vm};
+use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use bon_engine::gemma::config::ConfigFile;
+use bon_engine::gemma::published;
+use bon_engine::plan::{CONTEXT, Place, Plan, Purpose, Run};
+use bon_engine::rollout::{PromptFormat, Wrapping};
+use bon_engine::tasks::Tasks;
+use bon_engine::tokenizer::Tokenizer;
+use bon_engine::train::config::TrainConfig;
+
+use crate::kernels::compiled;
+use crate::training::{Workplace, train_on};
+
+/// A virtual GPU that counts the bytes in use, each allocation in whole units of 256.
+#[derive(Clone)]
+struct Metered {
+    vm: Arc<Vm>,
+    use_: Arc<Mutex<Use>>,
+}
+
+#[derive(Default)]
+struct Use {
+    /// By address.
+    sizes: HashMap<u64, u64>,
+    used: u64,
+    peak: u64,
+}
+
+impl Metered {
+    fn new() -> Self {
+        let options = Options { checks: Checks::NONE, counters: false, ..Options::default() };
+        Self { vm: Arc::new(Vm::new(options)), use_: Arc::default() }
+    }
+
+    fn peak(&self) -> u64 {
+        self.use_.lock().unwrap().peak
+    }
+}
+
+impl Device for Metered {
+    fn name(&self) -> String {
+        self.vm.name()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.vm.multiprocessors()
+    }
+
+    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
+        self.vm.load(name, ptx, entries)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        let ptr = self.vm.alloc(bytes)?;
+        let Use { sizes, used, peak } = &mut *self.use_.lock().unwrap();
+        let size = (bytes as u64).next_multiple_of(256);
+        sizes.insert(ptr.0, size);
+        *used += size;
+        *peak = (*peak).max(*used);
+        Ok(ptr)
+    }
+
+    fn free(&self, ptr: Ptr) {
+        let Use { sizes, used, .. } = &mut *self.use_.lock().unwrap();
+        *used -= sizes.remove(&ptr.0).expect("it was allocated");
+        self.vm.free(ptr);
+    }
+
+    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.vm.write(dst, bytes)
+    }
+
+    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.vm.read(src, bytes)
+    }
+
+    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
+        self.vm.fill(dst, value, bytes)
+    }
+
+    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
+        self.vm.launch(kernel, launch, args)
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.vm.synchronize()
+    }
+}
+
+/// The prompts of a run, the longest first.
+fn prompts(config: &TrainConfig, file: &ConfigFile) -> Vec<Vec<u32>> {
+    let tokenizer = Tokenizer::open(&config.model.path, &file.gemma).unwrap();
+    let data = &config.data;
+    let format = PromptFormat { prefix: &data.prefix, suffix: &data.suffix, wrapping: Wrapping::None };
+    let tasks = Tasks::read(&data.tasks).unwrap();
+    let ids = |task: &bon_engine::tasks::Task| format.apply(&tokenizer, &[], &task.prompt).unwrap().1;
+    let mut all: Vec<Vec<u32>> = tasks.list.iter().map(ids).collect();
+    all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
+    all
+}
+
+#[test]
+fn a_run_takes_what_its_plan_says() {
+    if !compiled() {
+        return;
+    }
+    let place = Workplace::for_kernels();
+    let small = ["optimizer.moments=8bit", "optimizer.embedding_moments=8bit", "optimizer.masters=false"];
+    // With a KL term all responses are trained on, and so they are with adapters, where the reference is no second model.
+    for (name, settings) in [
+        ("full", &["train.recompute=none"][..]),
+        ("small", &[&["train.recompute=all"][..], &small].concat()),
+        ("parts", &["train.recompute=none", "train.gradient_accumulation=2"]),
+        ("lora", &["train.recompute=none", "lora.rank=4"]),
+    ] {
+        // Responses are as long as they may be in a run of the seeds that come first.
+        let (taken, config) = (0..40)
+            .find_map(|seed| {
+                let seed = format!("train.seed={seed}");
+                let name = format!("{name}-{seed}");
+                let all = [
+                    settings,
+                    &["train.steps=1", "generate.max_new_tokens=4", "train.kl_coefficient=0.1", &seed],
+                ]
+                .concat();
+                let config = place.config(&name, &all);
+                let metered = Metered::new();
+                let steps = train_on(Cuda::new(Box::new(metered.clone())).unwrap(), &config, false, 1);
+                (steps[0].truncated_responses == 16).then(|| (metered.peak(), config))
+            })
+            .expect("a run without an end token");
+        let file = ConfigFile::open(&config.model.path).unwrap();
+        let prompts = prompts(&config, &file);
+        let (model, config, prompts) = (&file.gemma, &config, &*prompts);
+        let run = Run { model, dtype: DType::Bf16, config, prompts, purpose: Purpose::Train };
+        let plan = Plan::new(&run, Place::Gpu { memory: 1 << 30, driver: 0 });
+        assert!(plan.fits, "{plan}");
+        let ratio = taken as f64 / plan.peak() as f64;
+        assert!((0.95..=1.05).contains(&ratio), "{name}: {taken} bytes were taken, {ratio} of\n{plan}");
+    }
+}
+
+fn config(overrides: &[&str]) -> TrainConfig {
+    let text = r#"
+        model.path = "m"
+        data.tasks = "t"
+        objective = { kind = "bon-rl-v", n = 32 }
+        generate = { samples = 32, prompts_per_step = 8, max_new_tokens = 64 }
+        "#;
+    let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+    TrainConfig::parse("run.toml", text, &overrides).unwrap()
+}
+
+/// With 64 tokens in a prompt, on a GPU with so much memory.
+fn plan(model: &str, overrides: &[&str], memory: u64) -> Plan {
+    let all = published::all();
+    let (_, model) = all.iter().find(|(name, _)| *name == model).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..8).map(|i| vec![i; 64]).collect();
+    let (config, dtype) = (config(overrides), DType::Bf16);
+    let run = Run { model, dtype, config: &config, prompts: &prompts, purpose: Purpose::Train };
+    Plan::new(&run, Place::Gpu { memory, driver: CONTEXT })
+}
+
+#[test]
+fn what_is_proposed_fits_and_nothing_of_it_is_left_out() {
+    const GB: u64 = 1_000_000_000;
+    for (model, memory) in [
+        ("Gemma 3 270M", 6 * GB),
+        ("Gemma 3 270M", 4 * GB),
+        ("Gemma 3 270M", 2 * GB),
+        ("Gemma 3 1B", 16 * GB),
+        ("Gemma 2B", 24 * GB),
+        ("Gemma 3 4B", 24 * GB),
+        ("Gemma 4 E2B", 24 * GB),
+    ] {
+        let without = plan(model, &[], memory);
+        assert!(!without.fits && !without.remedies.is_empty(), "{model}\n{without}");
+        assert!(without.peak() > memory, "what it takes at least is too much: {model}\n{without}");
+        let remedies: Vec<&str> = without.remedies.iter().map(String::as_str).collect();
+        let with = plan(model, &remedies, memory);
+        assert!(with.fits && with.peak() <= memory, "{model}: {remedies:?}\n{with}");
+        for left_out in 0..remedies.len() {
+            let mut others = remedies.clone();
+            others.remove(left_out);
+            assert!(!plan(model, &others, memory).fits, "{model}: {remedies:?} without its {left_out}th");
+        }
+    }
+    // The weights alone are more.
+    assert_eq!(plan("Gemma 3 27B", &[], 24 * GB).remedies, [""; 0]);
+}
+
+/// 2 bytes of weights, 4 of gradients, 8 of moments, 4 of masters; what is small takes 2 of moments and no masters.
+#[test]
+fn state_is_counted_by_the_byte() {
+    let parameters = 268_098_176_u64;
+    let bytes = |plan: &Plan, what: &str| plan.held.iter().find(|line| line.what == what).unwrap().bytes;
+    let full = plan("Gemma 3 270M", &[], 80 << 30);
+    let of = |each: u64| each * parameters;
+    assert_eq!(bytes(&full, "weights"), of(2));
+    assert_eq!(["gradients", "moments", "masters"].map(|what| bytes(&full, what)), [of(4), of(8), of(4)]);
+    let small = ["optimizer.moments=8bit", "optimizer.embedding_moments=8bit", "optimizer.masters=false"];
+    let small = plan("Gemma 3 270M", &small, 80 << 30);
+    // Norms keep 12 bytes; of codes a scale is 4 bytes for every 256.
+    let norms = 640 * 4 * 18 + 640 + 2 * 256 * 18;
+    let codes = parameters - norms;
+    assert_eq!(bytes(&small, "moments"), 2 * (codes + codes / 256 * 4) + 8 * norms);
+    assert_eq!(bytes(&small, "masters"), 4 * norms);
+}
+
+#[test]
+fn plan_tells_and_names_what_it_cannot_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.toml");
+    std::fs::write(
+        &path,
+        "model.path = \"m\"\nobjective = { kind = \"rl\" }\ngenerate.samples = 4\nverifier.kind = \"numeric\"\n",
+    )
+    .unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = assert_cmd::Command::cargo_bin("bon-engine").unwrap();
+        let output = command.arg("plan").arg(&path).args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (ok, told, _) = run(&["--published", "gemma 3 270m", "--memory", "8GB", "--prompt-tokens", "100"]);
+    assert!(
+        ok && told.contains("prompts of up to 100 tokens") && told.contains("of 8.00 GB: it fits"),
+        "{told}"
+    );
+    let (ok, told, _) = run(&["--published", "Gemma 2B", "--memory", "8GiB"]);
+    assert!(ok && told.contains("it does not fit") && told.contains("--set 'lora.rank=16'"), "{told}");
+    let (ok, told, _) = run(&["--published", "Gemma 3 270M", "--memory", "16GB", "--device", "cpu"]);
+    assert!(ok && told.contains("0.54 GB  weights"), "{told}");
+    for (arguments, why) in [
+        (&["--memory", "24"][..], "must be a size such as 24GB or 24GiB"),
+        (&["--published", "Gemma 9"], "must be one of Gemma 2B, Gemma 7B"),
+        (&["--memory", "8GB"], "m is not a directory"),
+        (&["--published", "Gemma 2B", "--device", "vm"], "give cuda or cpu"),
+        (&["--published", "Gemma 2B", "--set", "generate.samples=0"], "generate.samples"),
+        (&["--published", "Gemma 2B", "--set", "train.gradient_accumulation=3"], "does not divide the 8"),
+    ] {
+        let (ok, _, error) = run(arguments);
+        assert!(!ok && error.contains(why), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn the_plan_in_the_readme_is_what_the_program_says() {
+    let mut command = assert_cmd::Command::cargo_bin("bon-engine").unwrap();
+    let arguments = ["plan", "examples/minimal.toml", "--memory", "24GB", "--published", "Gemma 2B"];
+    let output = command.args(arguments).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(include_str!("../../README.md").contains(&told), "{told}");
+}

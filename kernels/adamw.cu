@@ -150,10 +150,10 @@ __device__ __forceinline__ float encode(const Code &code, unsigned char *codes, 
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(x[i]));
-    const float scale = warp_max(largest);
+    const float scale = warp_max(largest), inverse = scale < 0x1p-125f ? 0.0f : __fdiv_rn(1.0f, scale);
     unsigned bits[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) bits[i] = nearest(code, scale > 0.0f ? __fdiv_rn(x[i], scale) : 0.0f);
+    for (int i = 0; i < 8; i++) bits[i] = nearest(code, __fmul_rn(x[i], inverse));
     write8(codes, lane, n, bits);
     return scale;
 }

@@ -125,7 +125,7 @@ pub enum Moments<T, C> {
     Blockwise {
         /// The mean of gradients, in the signed code.
         m: Quantised<T, C>,
-        /// The mean of their squares, in the unsigned code. No mean but 0 has the code of 0, because m would be divided by
+        /// The mean of their squares, in the unsigned code. No mean but 0, and those of a block without a larger one than 2^-125, has the code of 0, because m would be divided by
         /// eps alone (Li et al. 2023, "Memory Efficient Optimizers with 4-bit States", arXiv 2309.01507: the zero-point
         /// problem).
         v: Quantised<T, C>,
@@ -166,6 +166,13 @@ pub struct DynamicCode {
     zero: u32,
     /// The smallest magnitude of what is not 0.
     least: u32,
+}
+
+/// What numbers of a block with this scale are multiplied by to be encoded: 1 / scale, or 0 where that is not finite.
+#[inline(always)]
+pub fn inverse(scale: f32) -> f32 {
+    const LEAST: f32 = f32::from_bits(2 << 23);
+    if scale < LEAST { 0.0 } else { 1.0 / scale }
 }
 
 /// 2^-23 to 1 in steps of an exponent's 128th, rounded up to words.

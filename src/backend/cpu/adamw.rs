@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::form::without_small;
 use super::simd::{bf16_from_f32, f32_from_bf16, multiversion};
 use super::{Data, Tensor};
-use crate::backend::adamw::BLOCK;
+use crate::backend::adamw::{BLOCK, inverse};
 use crate::backend::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
 use crate::rng::{PHILOX_ROUNDS, philox_next_key, philox_round};
 
@@ -64,8 +64,9 @@ fn decode(code: &DynamicCode, codes: &[u8], scale: f32, x: &mut [f32]) {
 fn encode(code: &DynamicCode, x: &[f32], codes: &mut [u8]) -> f32 {
     // As whole numbers magnitudes have the same order.
     let scale = f32::from_bits(x.iter().fold(0, |largest, x| x.abs().to_bits().max(largest)));
+    let inverse = inverse(scale);
     for (c, x) in codes.iter_mut().zip(x) {
-        *c = code.nearest(if scale > 0.0 { x / scale } else { 0.0 });
+        *c = code.nearest(x * inverse);
     }
     scale
 }

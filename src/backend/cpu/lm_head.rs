@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::form::{Form, Rows, pack_weights, put};
 use super::matmul::{Out, PANEL, Panels, accumulate, products, tile};
-use super::simd::{LANES, exp, ln, map, multiversion, tanh};
+use super::simd::{LANES, exp, ln, map, multiversion, sum, tanh};
 use super::{Tensor, zeroed};
 use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
@@ -139,9 +139,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Adds a row's logits of one block of `m` tokens, in whole vectors, to the running log-sum-exp; `terms` become
-    /// e^(logit - max).
-    fn update_lse(logits: &[f32], m: usize, terms: &mut [f32], lse: &mut Lse) {
+    /// Adds a row's logits of one block, in whole vectors, to the running log-sum-exp; `terms` become e^(logit - max).
+    fn update_lse(logits: &[f32], terms: &mut [f32], lse: &mut Lse) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         for x in logits.as_chunks::<LANES>().0 {
             for l in 0..LANES {
@@ -149,12 +148,15 @@ multiversion! {
             }
         }
         let max = lanes.into_iter().fold(lse.max, f32::max);
+        let mut sums = [0.0; LANES];
         for (x, term) in logits.as_chunks::<LANES>().0.iter().zip(terms.as_chunks_mut::<LANES>().0) {
             *term = map(*x, |x| exp(x - max));
+            for l in 0..LANES {
+                sums[l] += term[l];
+            }
         }
         // The block's own sum first: added one by one to a sum near 1, a long tail would be rounded away.
-        let sum = terms[..m].iter().fold(0.0, |sum, term| sum + term);
-        *lse = Lse { max, sum: sum + lse.sum * exp(lse.max - max) };
+        *lse = Lse { max, sum: sum(sums) + lse.sum * exp(lse.max - max) };
     }
 }
 
@@ -329,7 +331,7 @@ pub fn sample(
             let mut terms = [0.0; BLOCK];
             for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
                 let terms = &mut terms[..logits.len()];
-                update_lse(logits, tokens.len(), terms, &mut lse[row]);
+                update_lse(logits, terms, &mut lse[row]);
                 match &choices[row] {
                     Choice::Greedy => update_greedy(logits, tokens.start, &mut best[row]),
                     Choice::Draw(key) => {
@@ -367,7 +369,7 @@ fn sample_truncated(
             let mut lse = vec![Lse::EMPTY; rows];
             let mut terms = [0.0; BLOCK];
             for_each_row(chunk, table, rows, x, head, |tokens, row, _, logits| {
-                update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
+                update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
                 // SAFETY: this task alone owns the columns of its chunk.
                 let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
                 to.copy_from_slice(&logits[..tokens.len()]);
@@ -453,7 +455,7 @@ pub fn logprob_forward(
             let mut terms = [0.0; BLOCK];
             let mut found = Vec::new();
             for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
-                update_lse(logits, tokens.len(), &mut terms[..logits.len()], &mut lse[row]);
+                update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
                 if keep {
                     // SAFETY: this task alone owns the blocks of its chunk.
                     unsafe { kept.slice(in_block(&tokens, x.rows, row), raw.len()) }.copy_from_slice(raw);

@@ -219,7 +219,7 @@ unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
                 let floats = L::floats(word);
                 for float in floats.into_iter().take(L::FLOATS) {
                     for (i, acc) in acc.iter_mut().enumerate() {
-                        *acc = acc.fma(S::splat(*x.add(i * ldx)), float);
+                        *acc = acc.fma_at(x.add(i * ldx), float);
                     }
                     x = x.add(1);
                 }

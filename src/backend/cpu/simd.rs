@@ -104,6 +104,12 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self;
     /// self + a * b, rounded once.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
+    /// [`Simd::fma`] of the float at `a`, which the caller may read, in every lane.
+    #[inline(always)]
+    unsafe fn fma_at(self, a: *const f32, b: Self) -> Self {
+        // SAFETY: the caller's word.
+        unsafe { self.fma(Self::splat(*a), b) }
+    }
     /// [`sum`] of each of four vectors.
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
     /// Words of 32 bits: vector i holds word i of each of 16 rows `stride` bytes apart, the first at `p`.
@@ -226,6 +232,23 @@ pub(crate) mod x86 {
         })
     }
 
+    /// [`_mm512_dpbf16_ps`] of the pair at `a` in every lane, which the instruction itself reads: the compiler would rather hold
+    /// broadcasts of many pairs in registers, and spill them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn dpbf16_at(mut sum: __m512, a: *const f32, b: __m512) -> __m512 {
+        unsafe {
+            std::arch::asm!(
+                "vdpbf16ps {sum}, {b}, dword ptr [{a}]{{1to16}}",
+                sum = inout(zmm_reg) sum,
+                b = in(zmm_reg) b,
+                a = in(reg) a,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+
     /// Lanes whose `fma` adds two products, of a pair of bf16 in every lane: VDPBF16PS.
     #[derive(Clone, Copy)]
     pub(crate) struct Pairs(__m512);
@@ -251,6 +274,11 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn fma(self, a: Self, b: Self) -> Self {
             unsafe { Self(_mm512_dpbf16_ps(self.0, pairs(a.0), pairs(b.0))) }
+        }
+
+        #[inline(always)]
+        unsafe fn fma_at(self, a: *const f32, b: Self) -> Self {
+            unsafe { Self(dpbf16_at(self.0, a, b.0)) }
         }
 
         #[inline(always)]

@@ -40,6 +40,14 @@ pub struct Run<'a> {
     pub purpose: Purpose,
 }
 
+impl Run<'_> {
+    /// How many tokens too long the longest prompt is, with a response behind it, for the model.
+    pub fn too_long(&self) -> usize {
+        let longest = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
+        longest.saturating_add(self.config.generate.max_new_tokens).saturating_sub(self.model.max_positions)
+    }
+}
+
 /// What a run is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -90,11 +98,15 @@ pub struct Plan {
 impl Plan {
     /// The most that is in use at once.
     pub fn peak(&self) -> u64 {
-        let held: u64 = self.held.iter().map(|line| line.bytes).sum();
-        held + self.phases.iter().map(|line| line.bytes).max().unwrap_or(0)
+        self.held_bytes() + self.phases.iter().map(|line| line.bytes).max().unwrap_or(0)
     }
 
-    /// Plans a run. Panics if the run has no prompts.
+    /// What is in use from beginning to end.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.iter().map(|line| line.bytes).sum()
+    }
+
+    /// Plans a run. Panics if it has no prompts, or some that are [too long](Run::too_long).
     pub fn new(run: &Run, place: Place) -> Self {
         let plan = Self::of(run, place);
         if plan.fits {

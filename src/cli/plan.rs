@@ -97,14 +97,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let dtype = config.model.dtype.unwrap_or(DType::Bf16);
     let purpose = Purpose::Train;
-    let plan = Plan::new(&Run { model: &model, dtype, config: &config, prompts: &prompts, purpose }, place);
+    let run = Run { model: &model, dtype, config: &config, prompts: &prompts, purpose };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let (new, context) = (config.generate.max_new_tokens, model.max_positions);
+    if prompts.is_empty() || run.too_long() > 0 {
+        bail!(
+            "a prompt has {longest} tokens, and with {new} of generate.max_new_tokens the model's context is {context}"
+        );
+    }
+    let plan = Plan::new(&run, place);
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{}, prompts of up to {longest} tokens, responses of up to {}:",
+        "{}, prompts of up to {longest} tokens, responses of up to {new}:",
         args.published.as_deref().unwrap_or(&config.model.path.display().to_string()),
-        config.generate.max_new_tokens
     )?;
     writeln!(out, "{plan}")?;
     Ok(())
@@ -168,7 +174,8 @@ fn prompts(config: &TrainConfig, model: &GemmaConfig, purpose: Purpose) -> anyho
     Ok(all)
 }
 
-/// Tells the plan of a run that is about to begin, and refuses one that a GPU has no memory for.
+/// Tells the plan of a run that is about to begin, and refuses one whose weights and state alone a GPU has no memory for: what
+/// sampling and training take is the most that they may, where all responses are as long as they may be.
 pub(super) fn tell_plan(config: &TrainConfig, engine: &Engine, purpose: Purpose) -> anyhow::Result<()> {
     // What is wrong with files is for the run to say, which reads them all.
     let Ok(file) = ConfigFile::open(&config.model.path) else { return Ok(()) };
@@ -177,14 +184,16 @@ pub(super) fn tell_plan(config: &TrainConfig, engine: &Engine, purpose: Purpose)
         Engine::Cpu(_) => host::available().map(Place::Cpu),
         Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
     };
-    let Some(place) = place.filter(|_| !prompts.is_empty()) else { return Ok(()) };
     let dtype = config.model.dtype.unwrap_or(DType::Bf16);
-    let plan = Plan::new(&Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose }, place);
-    if plan.fits || matches!(place, Place::Cpu(_)) {
-        note(&format!("memory:\n{plan}"));
-        return Ok(());
+    let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose };
+    let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(()) };
+    let plan = Plan::new(&run, place);
+    let name = engine.name();
+    if matches!(place, Place::Gpu { .. }) && plan.held_bytes() > plan.memory {
+        bail!("there is not enough memory on {name}:\n{plan}");
     }
-    bail!("there is not enough memory on {}:\n{plan}", engine.name());
+    note(&format!("{}memory on {name}:\n{plan}", if plan.fits { "" } else { "warning: " }));
+    Ok(())
 }
 
 /// Bytes of a GPU that are free; a virtual one has no memory of its own.

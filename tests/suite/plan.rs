@@ -243,6 +243,7 @@ fn plan_tells_and_names_what_it_cannot_use() {
         (&["--published", "Gemma 9"], "must be one of Gemma 2B, Gemma 7B"),
         (&["--memory", "8GB"], "m is not a directory"),
         (&["--published", "Gemma 2B", "--device", "vm"], "give cuda or cpu"),
+        (&["--published", "Gemma 2B", "--prompt-tokens", "8000"], "the model's context is 8192"),
         (&["--published", "Gemma 2B", "--set", "generate.samples=0"], "generate.samples"),
         (&["--published", "Gemma 2B", "--set", "train.gradient_accumulation=3"], "does not divide the 8"),
     ] {

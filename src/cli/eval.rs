@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::engine::{DeviceArg, with_backend};
-use super::plan::tell_plan;
+use super::plan::of_run;
 use super::progress::{Screen, note, unjudged};
 use super::{PrecisionArgs, open_model, positive};
 use crate::backend::Backend;
@@ -63,11 +63,16 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = config(&args)?;
     let engine = args.device.choice.open()?;
-    tell_plan(&config, &engine, Purpose::Evaluate)?;
-    with_backend!(engine, |backend| run_on(backend, &args, &config))
+    let plan = of_run(&config, &engine, Purpose::Evaluate)?;
+    with_backend!(engine, |backend| run_on(backend, &args, &config, plan))
 }
 
-fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
+fn run_on<B: Backend>(
+    backend: B,
+    args: &Args,
+    config: &TrainConfig,
+    plan: Option<String>,
+) -> anyhow::Result<()> {
     let tasks = Tasks::read(&config.data.tasks)?;
     let samples = config.train.eval_samples;
     let mut model = config.model.path.display().to_string();
@@ -95,6 +100,9 @@ fn run_on<B: Backend>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::
     let provenance = with_model(provenance, &dir);
     for text in warnings(config, &dir, &config.data.tasks, &tasks, false)? {
         note(&format!("warning: {text}"));
+    }
+    if let Some(plan) = plan {
+        note(&plan);
     }
     let stop = stop_rule(config, &dir);
     let progress = Screen::default().responses((tasks.list.len() * samples) as u64);

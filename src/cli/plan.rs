@@ -174,26 +174,37 @@ fn prompts(config: &TrainConfig, model: &GemmaConfig, purpose: Purpose) -> anyho
     Ok(all)
 }
 
-/// Tells the plan of a run that is about to begin, and refuses one whose weights and state alone a GPU has no memory for: what
-/// sampling and training take is the most that they may, where all responses are as long as they may be.
-pub(super) fn tell_plan(config: &TrainConfig, engine: &Engine, purpose: Purpose) -> anyhow::Result<()> {
-    // What is wrong with files is for the run to say, which reads them all.
-    let Ok(file) = ConfigFile::open(&config.model.path) else { return Ok(()) };
-    let Ok(prompts) = prompts(config, &file.gemma, purpose) else { return Ok(()) };
+/// The plan of a run that is about to begin, to be told once its files have been found to be usable. Warns at once where it does not
+/// fit, and refuses a run whose weights and state alone a GPU has no memory for: what sampling and training take is the most
+/// that they may, where all responses are as long as they may be.
+pub(super) fn of_run(
+    config: &TrainConfig,
+    engine: &Engine,
+    purpose: Purpose,
+) -> anyhow::Result<Option<String>> {
+    // What is wrong with settings and files is for the run to say, which reads them all.
+    if config.check_for_plan().is_err() {
+        return Ok(None);
+    }
+    let Ok(file) = ConfigFile::open(&config.model.path) else { return Ok(None) };
+    let Ok(prompts) = prompts(config, &file.gemma, purpose) else { return Ok(None) };
     let place = match engine {
         Engine::Cpu(_) => host::available().map(Place::Cpu),
         Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
     };
     let dtype = config.model.dtype.unwrap_or(DType::Bf16);
     let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose };
-    let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(()) };
+    let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(None) };
     let plan = Plan::new(&run, place);
-    let name = engine.name();
-    if matches!(place, Place::Gpu { .. }) && plan.held_bytes() > plan.memory {
-        bail!("there is not enough memory on {name}:\n{plan}");
+    let text = format!("memory on {}:\n{plan}", engine.name());
+    if plan.fits {
+        return Ok(Some(text));
     }
-    note(&format!("{}memory on {name}:\n{plan}", if plan.fits { "" } else { "warning: " }));
-    Ok(())
+    if matches!(place, Place::Gpu { .. }) && plan.held_bytes() > plan.memory {
+        bail!("there is not enough {text}");
+    }
+    note(&format!("warning: {text}"));
+    Ok(None)
 }
 
 /// Bytes of a GPU that are free; a virtual one has no memory of its own.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use indicatif::ProgressBar;
 
 use super::engine::{DeviceArg, DeviceChoice, with_backend};
-use super::plan::tell_plan;
+use super::plan::of_run;
 use super::progress::{Screen, duration, note, unjudged};
 use super::rounded;
 use crate::backend::Backend;
@@ -59,17 +59,19 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = TrainConfig::load(&args.config, &args.set)?;
     let engine = args.device.choice.open()?;
-    // A configuration that cannot be used is the run's to refuse.
-    if config.check_for_plan().is_ok() {
-        tell_plan(&config, &engine, Purpose::Train)?;
-    }
-    with_backend!(engine, |backend| run_on(backend, &args, &config))
+    let plan = of_run(&config, &engine, Purpose::Train)?;
+    with_backend!(engine, |backend| run_on(backend, &args, &config, plan))
 }
 
-fn run_on<B: Backend + Clone>(backend: B, args: &Args, config: &TrainConfig) -> anyhow::Result<()> {
+fn run_on<B: Backend + Clone>(
+    backend: B,
+    args: &Args,
+    config: &TrainConfig,
+    plan: Option<String>,
+) -> anyhow::Result<()> {
     let device = backend.device_name();
     let stop = Interrupt::on_signals()?;
-    let mut progress = Progress::new(config, device);
+    let mut progress = Progress::new(config, device, plan);
     let outcome = train(backend, config, args.resume, &stop, |event| progress.show(event));
     progress.clear();
     let outcome = outcome?;
@@ -123,6 +125,8 @@ struct Progress<'a> {
     config: &'a TrainConfig,
     /// What computes.
     device: String,
+    /// Of memory, until it has been told.
+    plan: Option<String>,
     screen: Screen,
     run: Option<ProgressBar>,
     eval: Option<ProgressBar>,
@@ -131,11 +135,17 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(config: &'a TrainConfig, device: String) -> Self {
-        Self { config, device, screen: Screen::default(), run: None, eval: None, told: BTreeSet::new() }
+    fn new(config: &'a TrainConfig, device: String, plan: Option<String>) -> Self {
+        let screen = Screen::default();
+        Self { config, device, plan, screen, run: None, eval: None, told: BTreeSet::new() }
     }
 
     fn show(&mut self, event: Event) {
+        let begins =
+            matches!(event, Event::EvalStarted { .. } | Event::Activations { .. } | Event::Step { .. });
+        if begins && let Some(plan) = self.plan.take() {
+            self.screen.line(&plan);
+        }
         match event {
             Event::Rounded { path } => note(&rounded(path, &self.device)),
             Event::Chosen { tasks, of, range: [low, high] } => {

@@ -16,7 +16,7 @@ use crate::gemma::Gemma;
 use crate::gemma::activations::{Kept, Recompute, Share, StepSize};
 use crate::gemma::config::GemmaConfig;
 use crate::gemma::lora::{begin, full_plan};
-use crate::gemma::params::{self, Frozen};
+use crate::gemma::params::{self, Frozen, ParamSpec, Params};
 use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, within};
 use crate::train::config::{MomentKind, TrainConfig};
 use crate::train::optimizer::{Optimizer, StateBytes, state_bytes};
@@ -168,6 +168,13 @@ fn weights(config: &GemmaConfig, dtype: DType) -> u64 {
     ((trained + frozen) * dtype.bytes()) as u64
 }
 
+/// The adapters among a model's tensors.
+fn adapter_bytes(specs: &Params<ParamSpec>, dtype: DType) -> u64 {
+    let all = specs.layers.iter().flat_map(|layer| layer.adapters.iter().flatten());
+    let size = |spec: &ParamSpec| (spec.rows * spec.cols * dtype.bytes()) as u64;
+    all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
+}
+
 /// Responses of a group, each as long as may be: those sampled, and an expert's.
 fn responses(config: &TrainConfig) -> usize {
     let objective = config.objective.kind.objective();
@@ -245,11 +252,7 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
     let reference = (train && holds_reference(config)).then(|| zeros(&without_adapters, &cuda));
     cuda.check()?;
     let state = train.then(|| state_bytes(&specs.tensors(), lora, DType::Bf16, &config.optimizer));
-    let adapters = lora.then(|| {
-        let all = specs.layers.iter().flat_map(|layer| layer.adapters.iter().flatten());
-        let size = |spec: &params::ParamSpec| (spec.rows * spec.cols * DType::Bf16.bytes()) as u64;
-        all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
-    });
+    let adapters = lora.then(|| adapter_bytes(&specs, DType::Bf16));
     let held = held_lines(run, DType::Bf16, adapters, state);
     let begin = dry.used();
     let mut phases = Vec::new();
@@ -335,11 +338,7 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
     let specs = full_plan(&zeros(run, &dry));
     let (train, lora) = (run.purpose == Purpose::Train, config.lora.is_some());
     let state = train.then(|| state_bytes(&specs.tensors(), lora, run.dtype, &config.optimizer));
-    let adapters = lora.then(|| {
-        let all = specs.layers.iter().flat_map(|layer| layer.adapters.iter().flatten());
-        let size = |spec: &params::ParamSpec| (spec.rows * spec.cols * DType::F32.bytes()) as u64;
-        all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
-    });
+    let adapters = lora.then(|| adapter_bytes(&specs, DType::F32));
     let held = held_lines(run, run.dtype, adapters, state);
     let held_bytes: u64 = held.iter().map(|line| line.bytes).sum();
     let new = config.generate.max_new_tokens;

@@ -85,17 +85,17 @@ fn gradients_have_the_same_bits_whatever_is_kept_on_the_kernels() {
 // ----------------------------------------------------------------------------------------------------------- memory
 
 /// A virtual GPU with so many bytes of memory, which counts them.
-struct Metered {
+pub(crate) struct Metered {
     vm: Vm,
     /// Bytes that there are, and that it says there are.
     limit: AtomicU64,
     told: AtomicU64,
     live: Mutex<(HashMap<u64, u64>, u64)>,
-    peak: AtomicU64,
+    pub(crate) peak: AtomicU64,
 }
 
 impl Metered {
-    fn new(limit: u64) -> Arc<Self> {
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             vm: Vm::new(Options { checks: Checks::NONE, ..Options::default() }),
             limit: AtomicU64::new(limit),

@@ -1,12 +1,10 @@
 //! Plans of memory: what they say is what runs take.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bon_engine::backend::DType;
 use bon_engine::backend::cuda::Cuda;
-use bon_engine::device::vm::{Checks, Options, Vm};
-use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::published;
 use bon_engine::plan::{CONTEXT, Place, Plan, Purpose, Run};
@@ -15,84 +13,9 @@ use bon_engine::tasks::Tasks;
 use bon_engine::tokenizer::Tokenizer;
 use bon_engine::train::config::TrainConfig;
 
+use crate::activations::Metered;
 use crate::kernels::compiled;
 use crate::training::{Workplace, train_on};
-
-/// A virtual GPU that counts the bytes in use, each allocation in whole units of 256.
-#[derive(Clone)]
-struct Metered {
-    vm: Arc<Vm>,
-    use_: Arc<Mutex<Use>>,
-}
-
-#[derive(Default)]
-struct Use {
-    /// By address.
-    sizes: HashMap<u64, u64>,
-    used: u64,
-    peak: u64,
-}
-
-impl Metered {
-    fn new() -> Self {
-        let options = Options { checks: Checks::NONE, counters: false, ..Options::default() };
-        Self { vm: Arc::new(Vm::new(options)), use_: Arc::default() }
-    }
-
-    fn peak(&self) -> u64 {
-        self.use_.lock().unwrap().peak
-    }
-}
-
-impl Device for Metered {
-    fn name(&self) -> String {
-        self.vm.name()
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        self.vm.multiprocessors()
-    }
-
-    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        self.vm.load(name, ptx, entries)
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
-        let ptr = self.vm.alloc(bytes)?;
-        let Use { sizes, used, peak } = &mut *self.use_.lock().unwrap();
-        let size = (bytes as u64).next_multiple_of(256);
-        sizes.insert(ptr.0, size);
-        *used += size;
-        *peak = (*peak).max(*used);
-        Ok(ptr)
-    }
-
-    fn free(&self, ptr: Ptr) {
-        let Use { sizes, used, .. } = &mut *self.use_.lock().unwrap();
-        *used -= sizes.remove(&ptr.0).expect("it was allocated");
-        self.vm.free(ptr);
-    }
-
-    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.vm.write(dst, bytes)
-    }
-
-    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.vm.read(src, bytes)
-    }
-
-    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.vm.fill(dst, value, bytes)
-    }
-
-    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
-        self.vm.launch(kernel, launch, args)
-    }
-
-    fn synchronize(&self) -> Result<(), DeviceError> {
-        self.vm.synchronize()
-    }
-}
 
 /// The prompts of a run, the longest first.
 fn prompts(config: &TrainConfig, file: &ConfigFile) -> Vec<Vec<u32>> {
@@ -131,9 +54,9 @@ fn a_run_takes_what_its_plan_says() {
                 ]
                 .concat();
                 let config = place.config(&name, &all);
-                let metered = Metered::new();
-                let steps = train_on(Cuda::new(Box::new(metered.clone())).unwrap(), &config, false, 1);
-                (steps[0].truncated_responses == 16).then(|| (metered.peak(), config))
+                let metered = Metered::new(u64::MAX);
+                let steps = train_on(Cuda::new(Box::new(Arc::clone(&metered))).unwrap(), &config, false, 1);
+                (steps[0].truncated_responses == 16).then(|| (metered.peak.load(Ordering::Relaxed), config))
             })
             .expect("a run without an end token");
         let file = ConfigFile::open(&config.model.path).unwrap();

@@ -19,7 +19,9 @@ use crate::gemma::config::{
     CONFIG_FILE, ConfigError, ConfigFile, GENERATION_CONFIG_FILE, GemmaConfig, LayerShape,
 };
 use crate::gemma::lora;
-use crate::gemma::params::{LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan};
+use crate::gemma::params::{
+    LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan, stored_dtype,
+};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
 /// Everything in a model directory.
@@ -199,6 +201,19 @@ pub struct Precision {
     pub dtype: Option<DType>,
     /// What products are computed in.
     pub compute: ComputeChoice,
+}
+
+impl Precision {
+    /// What the weights of a directory will be stored in, of which config.json may be all that is there yet: on the CPU, that is,
+    /// since a GPU has bf16. bf16 where nothing says.
+    pub fn storage(self, dir: &Path, config: &ConfigFile) -> DType {
+        let told = match self.compute {
+            ComputeChoice::Bf16 => Some(DType::Bf16),
+            ComputeChoice::Auto | ComputeChoice::F32 => self.dtype,
+        };
+        let stored = || stored_dtype(&open_weights(dir, config).ok()?);
+        told.or_else(stored).or_else(|| config.dtype()).unwrap_or(DType::Bf16)
+    }
 }
 
 /// `model.compute` and `--compute`.

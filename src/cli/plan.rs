@@ -72,11 +72,13 @@ fn size(text: &str) -> Result<u64, String> {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = TrainConfig::load(&args.config, &args.set)?;
     config.check_for_plan()?;
-    let model = match &args.published {
-        Some(name) => published(name)?,
+    let (model, dtype) = match &args.published {
+        Some(name) => (published(name)?, config.model.dtype.unwrap_or(DType::Bf16)),
         None => {
             look_at(&config.model.path)?;
-            ConfigFile::open(&config.model.path)?.gemma
+            let file = ConfigFile::open(&config.model.path)?;
+            let dtype = config.model.precision().storage(&config.model.path, &file);
+            (file.gemma, dtype)
         }
     };
     let prompts = match args.prompt_tokens {
@@ -95,7 +97,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (_, Some(memory)) => Place::Gpu { memory, driver: CONTEXT },
         (choice, None) => here(choice.unwrap_or(DeviceChoice::Auto))?,
     };
-    let dtype = config.model.dtype.unwrap_or(DType::Bf16);
     let purpose = Purpose::Train;
     let run = Run { model: &model, dtype, config: &config, prompts: &prompts, purpose };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -192,7 +193,7 @@ pub(super) fn of_run(
         Engine::Cpu(_) => host::available().map(Place::Cpu),
         Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
     };
-    let dtype = config.model.dtype.unwrap_or(DType::Bf16);
+    let dtype = config.model.precision().storage(&config.model.path, &file);
     let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose };
     let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(None) };
     let plan = Plan::new(&run, place);

@@ -262,6 +262,17 @@ impl ConfigFile {
         Ok(Self { gemma, wrapped, json })
     }
 
+    /// What config.json says that the weights are stored in, where it says so; f16 is loaded as f32.
+    pub fn dtype(&self) -> Option<DType> {
+        let name = self.json.get(self.dtype_key())?.as_str()?;
+        Some(if name == "bfloat16" { DType::Bf16 } else { DType::F32 })
+    }
+
+    /// Transformers 4 writes `torch_dtype`, 5 writes `dtype`; both read the former.
+    fn dtype_key(&self) -> &'static str {
+        if self.json.contains_key("dtype") { "dtype" } else { "torch_dtype" }
+    }
+
     /// config.json as it was, except that it names `dtype`.
     pub fn to_json(&self, dtype: DType) -> String {
         let mut json = self.json.clone();
@@ -269,8 +280,7 @@ impl ConfigFile {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",
         };
-        // Transformers 4 writes `torch_dtype`, 5 writes `dtype`; both read the former.
-        let key = if json.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        let key = self.dtype_key();
         json.insert(key.to_owned(), name.into());
         if let (true, Some(Value::Object(text))) = (self.wrapped, json.get_mut(TEXT_CONFIG)) {
             for key in ["dtype", "torch_dtype"] {

@@ -813,8 +813,7 @@ pub fn load_frozen<B: Backend>(
     checkpoint: &Checkpoint,
     dtype: Option<DType>,
 ) -> Frozen<B::Tensor> {
-    let stored = checkpoint.tensor(EMBED).expect("checked").dtype;
-    let dtype = dtype.unwrap_or(if stored == Dtype::BF16 { DType::Bf16 } else { DType::F32 });
+    let dtype = dtype.or(stored_dtype(checkpoint)).expect("checked");
     let mut all = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
     for (i, (name, shape)) in frozen(config).into_iter().enumerate() {
         let stored = checkpoint.tensor(&name).expect("checked");
@@ -845,11 +844,21 @@ pub fn wider_than_bf16<'a>(checkpoint: &'a Checkpoint, spec: &ParamSpec) -> Opti
     wider.then(|| convert(stored, Some(DType::F32)).1)
 }
 
+/// What [`load`] stores the largest matrix in if it is told no type: that of the embedding.
+pub fn stored_dtype(checkpoint: &Checkpoint) -> Option<DType> {
+    Some(as_stored(checkpoint.tensor(EMBED)?))
+}
+
+/// f16 as f32, which holds it exactly.
+fn as_stored(stored: TensorView<'_>) -> DType {
+    if stored.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 }
+}
+
 /// A tensor's elements in `dtype` (or as stored), rounded to nearest even where that is narrower.
 pub fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, [u8]>) {
     let bytes = stored.bytes;
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    let dtype = dtype.unwrap_or(if stored.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 });
+    let dtype = dtype.unwrap_or(as_stored(stored));
     let converted: Vec<u8> = match (stored.dtype, dtype) {
         (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) => return (dtype, bytes.into()),
         (Dtype::BF16, DType::F32) => {

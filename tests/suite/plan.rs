@@ -7,6 +7,7 @@ use bon_engine::backend::DType;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::published;
+use bon_engine::model_dir::{ComputeChoice, Precision};
 use bon_engine::plan::{CONTEXT, Place, Plan, Purpose, Run};
 use bon_engine::rollout::{PromptFormat, Wrapping};
 use bon_engine::tasks::Tasks;
@@ -14,6 +15,7 @@ use bon_engine::tokenizer::Tokenizer;
 use bon_engine::train::config::TrainConfig;
 
 use crate::activations::Metered;
+use crate::fixture::Fixture;
 use crate::kernels::compiled;
 use crate::training::{Workplace, train_on};
 
@@ -135,6 +137,33 @@ fn state_is_counted_by_the_byte() {
     let codes = parameters - norms;
     assert_eq!(bytes(&small, "moments"), 2 * (codes + codes / 256 * 4) + 8 * norms);
     assert_eq!(bytes(&small, "masters"), 4 * norms);
+}
+
+#[test]
+fn weights_are_counted_as_they_will_be_stored() {
+    let fixture = Fixture::new();
+    let dir = fixture.path("model");
+    let path = dir.join("config.json");
+    let json = std::fs::read_to_string(&path).unwrap();
+    let storage = |precision: Precision| precision.storage(&dir, &ConfigFile::open(&dir).unwrap());
+    let as_stored = Precision::default();
+    let compute = |compute| Precision { compute, ..as_stored };
+
+    assert_eq!(storage(as_stored), DType::F32);
+    assert_eq!(storage(compute(ComputeChoice::F32)), DType::F32);
+    assert_eq!(storage(compute(ComputeChoice::Bf16)), DType::Bf16);
+    assert_eq!(storage(Precision { dtype: Some(DType::Bf16), ..as_stored }), DType::Bf16);
+    // The weights are what counts, and where there are none yet, what config.json says.
+    fixture.write("model/config.json", json.replace("float32", "bfloat16"));
+    assert_eq!(storage(as_stored), DType::F32);
+    std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+    assert_eq!(storage(as_stored), DType::Bf16);
+    for wider in ["float32", "float16"] {
+        fixture.write("model/config.json", json.replace("float32", wider));
+        assert_eq!(storage(as_stored), DType::F32);
+    }
+    fixture.write("model/config.json", json.replace("torch_dtype", "of_another"));
+    assert_eq!(storage(as_stored), DType::Bf16);
 }
 
 #[test]

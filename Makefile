@@ -6,7 +6,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test gemma parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transform
 # Made once: it needs PyTorch and Transformers (up to 3 GB to download).
 $(PARITY)/reference.jsonl: | gemma
 	python3 tools/reference/parity.py
+
+paper: rust kernels-for-gpu gemma ## Compare the paper's methods on two tasks, several seeds each: hours; runs what examples/paper/results lacks
+	cargo build --locked --release
+	python3 tools/paper.py run
 
 peers: rust gemma ## Time llama.cpp, Transformers and vLLM at the same work on this CPU (5 GB to download and a build, once; then half an hour)
 	cargo build --locked --release

@@ -49,6 +49,8 @@ mod lora;
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/paper.rs"]
+mod paper;
 #[path = "suite/pass_rates.rs"]
 mod pass_rates;
 #[path = "suite/places.rs"]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::compile::module::load;
+use crate::compile::module::{error as load_error, load};
 use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::machine::grid;
 use crate::machine::heap::{HEAP_BYTES, Heap};
@@ -29,8 +29,8 @@ impl Module {
     /// Parses and decodes PTX; `name` stands for it in reports.
     ///
     /// # Errors
-    /// `Fault` for text that is wrong, `Unsupported` for a module none of whose kernels the machine can run, with all
-    /// places. If it can run some kernels, only launching the others is an error; [`Module::unsupported`] lists all places.
+    /// If none of its kernels can be launched: `Fault` for text that is wrong, `Unsupported` for what the machine cannot run,
+    /// with all places. If some can, only launching the others is an error; [`Module::refused`] lists all places.
     pub fn load(name: &str, text: &str) -> Result<Self, Error> {
         Ok(Self(Arc::new(load(name, text)?)))
     }
@@ -40,10 +40,14 @@ impl Module {
         self.0.kernels().map(|f| f.name.as_str()).collect()
     }
 
-    /// Unsupported instructions of all kernels and of the functions that they call. A kernel with any of them cannot be
-    /// launched, the others can.
-    pub fn unsupported(&self) -> Vec<Finding> {
-        self.0.program.functions.iter().filter(|f| f.is_entry).flat_map(|f| self.0.missing(f)).collect()
+    /// All that is wrong or not supported, in the order of the text. Kernels that use none of it can be launched.
+    pub fn refused(&self) -> Vec<Finding> {
+        self.0.all_refused().iter().map(|refused| self.0.finding(refused)).collect()
+    }
+
+    /// Whether a kernel can be launched.
+    pub fn runs(&self, kernel: &str) -> bool {
+        self.0.kernels().any(|f| f.name == kernel && f.defined && f.refused.is_empty())
     }
 
     /// A kernel's parameters: bytes and alignment of each.
@@ -136,9 +140,14 @@ pub struct Gpu {
     options: Options,
     memory: GlobalMemory,
     heap: Option<Mutex<Heap>>,
+    /// Where the blocks of cooperative launches count each other.
+    workspace: Option<DevicePtr>,
     serial: u32,
     id: u64,
 }
+
+/// Bytes of the workspace that cooperative groups use.
+const WORKSPACE_BYTES: usize = 8;
 
 fn refuse<T>(kernel: &str, message: String) -> Result<T, Error> {
     let mut finding = Finding::load(ErrorKind::Launch, Place::default(), message);
@@ -152,7 +161,7 @@ impl Gpu {
         static DEVICES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let memory = GlobalMemory::new(&options);
         let id = DEVICES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Self { options, memory, heap: None, serial: 0, id }
+        Self { options, memory, heap: None, workspace: None, serial: 0, id }
     }
 
     /// How it is set up.
@@ -294,8 +303,8 @@ impl Gpu {
             return refuse(kernel, format!("`{}` has no kernel `{kernel}`; it has: {known}", module.name));
         };
         let f = &module.program.functions[index];
-        if !f.missing.is_empty() {
-            return Err(Error::Unsupported(module.missing(f)));
+        if !f.refused.is_empty() {
+            return Err(load_error(module.refused(f)));
         }
         self.check_shape(f, shape)?;
         let params = pack(f, args)?;
@@ -313,6 +322,7 @@ impl Gpu {
         if total > u64::from(self.options.shared) {
             return too_much(total);
         }
+        let workspace = if shape.cooperative && f.system.workspace { self.cleared_workspace()?.0 } else { 0 };
         self.serial = self.serial.wrapping_add(1).max(1);
         let state = LaunchState {
             module,
@@ -333,6 +343,7 @@ impl Gpu {
             block: shape.block,
             shared_bytes: total as u32,
             dynamic_shared: dynamic_shared.min(total) as u32,
+            workspace,
             heap: self.heap.as_ref(),
             serial: self.serial,
         };
@@ -349,6 +360,17 @@ impl Gpu {
         }
         let shapes = [shape.grid, shape.block];
         Ok(Report::new(module, kernel, shapes, total as u32, &outcome.counters, unique, outcome.printed))
+    }
+
+    /// The workspace of a launch that begins.
+    fn cleared_workspace(&mut self) -> Result<DevicePtr, Error> {
+        let place = match self.workspace {
+            Some(place) => place,
+            None => self.alloc_named(WORKSPACE_BYTES, "the grid's workspace")?,
+        };
+        self.workspace = Some(place);
+        self.write(place, &[0; WORKSPACE_BYTES])?;
+        Ok(place)
     }
 
     fn check_shape(&self, f: &Function, shape: &Launch) -> Result<(), Error> {

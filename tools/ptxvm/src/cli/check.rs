@@ -1,5 +1,6 @@
 //! `ptxvm check`: the kernels of a PTX file and its errors, without running it.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,27 +25,54 @@ pub(crate) fn check(files: &[PathBuf]) -> Result<(), Failure> {
 fn one(path: &Path, out: &mut dyn Write) -> Result<bool, Failure> {
     let text = launch::text(path)?;
     let name = path.display().to_string();
-    let findings = match Module::load(&name, &text) {
-        Ok(_) => Vec::new(),
-        Err(Error::Fault(found) | Error::Unsupported(found)) => found,
+    let (module, findings) = match Module::load(&name, &text) {
+        Ok(module) => (Some(module.clone()), module.refused()),
+        Err(Error::Fault(found) | Error::Unsupported(found)) => (None, found),
         Err(e) => return Err(e.into()),
     };
-    let missing = findings.iter().filter(|f| f.kind == ErrorKind::Unsupported).count();
-    match (findings.len() - missing, missing) {
-        (0, 0) => writeln!(out, "{name}: runs")?,
-        (0, n) => writeln!(out, "{name}: {n} not supported")?,
-        (n, 0) => writeln!(out, "{name}: {n} wrong")?,
-        (n, m) => writeln!(out, "{name}: {n} wrong, {m} not supported")?,
-    }
     // What the parser cannot read has no kernels to list; the findings say so.
     let tree = parse(&name, &text).ok();
-    for f in tree.iter().flat_map(|t| &t.functions).filter(|f| f.is_entry && f.body.is_some()) {
-        writeln!(out, "  kernel {}", kernel(f))?;
+    let kernels: Vec<_> =
+        tree.iter().flat_map(|t| &t.functions).filter(|f| f.is_entry && f.body.is_some()).collect();
+    let runs = |f: &Function<'_>| module.as_ref().is_some_and(|module| module.runs(f.name));
+    let running = kernels.iter().filter(|f| runs(f)).count();
+    let missing = findings.iter().filter(|f| f.kind == ErrorKind::Unsupported).count();
+    let counted = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
+    let of_kernels = (running > 0).then(|| format!("{running} of {} kernels run", kernels.len()));
+    let told = [of_kernels, counted(findings.len() - missing, "wrong"), counted(missing, "not supported")];
+    let told: Vec<String> = told.into_iter().flatten().collect();
+    let verdict = if findings.is_empty() { "runs".to_owned() } else { told.join(", ") };
+    writeln!(out, "{name}: {verdict}")?;
+    for f in kernels {
+        let but = if runs(f) || running == 0 { "" } else { ": does not run" };
+        writeln!(out, "  kernel {}{but}", kernel(f))?;
     }
-    for finding in &findings {
-        writeln!(out, "{}", told(finding))?;
+    for (finding, count) in grouped(&findings) {
+        let text = finding.to_string().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n");
+        writeln!(out, "{text}")?;
+        if count > 1 {
+            writeln!(
+                out,
+                "    and at {}",
+                if count == 2 { "1 more place".into() } else { format!("{} more places", count - 1) }
+            )?;
+        }
     }
     Ok(findings.is_empty())
+}
+
+/// The first of all findings that say the same, and how many do.
+fn grouped(findings: &[Finding]) -> Vec<(&Finding, usize)> {
+    let mut groups: Vec<(&Finding, usize)> = Vec::new();
+    let mut known = HashMap::new();
+    for finding in findings {
+        let i = *known.entry((finding.kind, &finding.message)).or_insert(groups.len());
+        match groups.get_mut(i) {
+            Some((_, count)) => *count += 1,
+            None => groups.push((finding, 1)),
+        }
+    }
+    groups
 }
 
 /// A kernel's name, its parameters and its directives about blocks.
@@ -59,8 +87,4 @@ fn kernel(f: &Function<'_>) -> String {
         text += &format!(", blocks of at most {most} threads");
     }
     text
-}
-
-fn told(finding: &Finding) -> String {
-    finding.to_string().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }

@@ -113,6 +113,8 @@ struct ReportArgs {
 #[derive(Clone, Copy, ValueEnum)]
 enum Which {
     All,
+    /// All, and unordered stores of the same value to the same shared memory.
+    Strict,
     None,
     Init,
     Race,
@@ -122,9 +124,10 @@ impl Which {
     fn checks(self) -> Checks {
         match self {
             Self::All => Checks::ALL,
+            Self::Strict => Checks::STRICT,
             Self::None => Checks::NONE,
-            Self::Init => Checks { init: true, race: false },
-            Self::Race => Checks { init: false, race: true },
+            Self::Init => Checks { race: false, ..Checks::ALL },
+            Self::Race => Checks { init: false, ..Checks::ALL },
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::inst::{BarrierKind, Class, Control, Exec, Guard, Inst, ParamCopy, System};
 use crate::machine::isa::Isa;
 use crate::machine::layout::{LOCAL_LIMIT, LOCAL_WINDOW, PARAM_WINDOW};
-use crate::machine::program::{Constant, Function, Param, PlaceLine};
+use crate::machine::program::{Constant, Function, Param, PlaceLine, SystemMemory};
 use crate::machine::registers::{Reg, Width};
 use crate::ops;
 use crate::ptx::ast::{self, Instruction, Operand, Statement, Variable};
@@ -102,13 +102,34 @@ pub struct Signature {
     pub defined: bool,
     /// Whether a launch may name it.
     pub is_entry: bool,
+    /// Why it can neither be launched nor called.
+    pub refused: Option<At>,
 }
 
-/// Lays out a function's parameters: in the parameter bank for a kernel, in its frame for others.
-///
-/// # Errors
-/// Too many bytes, or parameters in registers.
-pub fn signature(f: &ast::Function<'_>) -> Result<Signature, At> {
+/// Lays out a function's parameters: in the parameter bank for a kernel, in its frame for others. Too many bytes, parameters in
+/// registers and clusters of blocks are refused.
+pub fn signature(f: &ast::Function<'_>) -> Signature {
+    let whole = lay_out(f).and_then(|whole| clusters(f).map(|()| whole));
+    whole.unwrap_or_else(|refused| Signature {
+        name: f.name.to_owned(),
+        defined: f.body.is_some(),
+        is_entry: f.is_entry,
+        refused: Some(refused),
+        ..Signature::default()
+    })
+}
+
+/// A kernel runs in single blocks.
+fn clusters(f: &ast::Function<'_>) -> Result<(), At> {
+    let blocks =
+        f.cluster.required.map_or(1, |r| r.iter().fold(1u64, |n, d| n.saturating_mul(u64::from(*d))));
+    if blocks != 1 || f.cluster.explicit || f.cluster.blocks_are_clusters {
+        return Err((f.line, unsupported(format!("`{}` runs in clusters of several blocks", f.name))));
+    }
+    Ok(())
+}
+
+fn lay_out(f: &ast::Function<'_>) -> Result<Signature, At> {
     let mut layout = Layout::default();
     let limit = if f.is_entry { PARAM_LIMIT } else { u64::from(LOCAL_LIMIT) };
     let mut param = |v: &Variable<'_>| -> Result<Param, At> {
@@ -131,6 +152,7 @@ pub fn signature(f: &ast::Function<'_>) -> Result<Signature, At> {
         bytes: layout.bytes,
         defined: f.body.is_some(),
         is_entry: f.is_entry,
+        refused: None,
     })
 }
 
@@ -477,9 +499,15 @@ impl<'m, 'a> Walk<'m, 'a> {
         }
         let function = match self.d.symbols.get(callee) {
             Some(Symbol::Function(index)) => *index,
-            _ => return Err(invalid(format!("there is no function `{callee}`"))),
+            _ => {
+                let refusal = self.d.symbols.refusal(callee).cloned();
+                return Err(refusal.unwrap_or_else(|| invalid(format!("there is no function `{callee}`"))));
+            }
         };
         let s = &self.signatures[function as usize];
+        if let Some((_, refusal)) = &s.refused {
+            return Err(refusal.clone());
+        }
         if !s.defined {
             let system = SYSTEM.iter().find(|(name, _)| name == callee).map(|(_, system)| *system);
             let function = system.ok_or_else(|| unsupported(format!("the external function `{callee}`")))?;
@@ -554,11 +582,12 @@ impl<'m, 'a> Walk<'m, 'a> {
             name: f.name.to_owned(),
             is_entry: f.is_entry,
             defined: true,
-            missing: Vec::new(),
+            refused: Vec::new(),
             start: 0,
             rows: plan.rows,
             preds: plan.preds,
             constants,
+            system: SystemMemory::of(&specials),
             specials,
             params: own.params.clone(),
             returns: own.returns.clone(),

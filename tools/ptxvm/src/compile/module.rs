@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Finding};
 use crate::machine::inst::{Control, Exec};
 use crate::machine::isa::Isa;
 use crate::machine::module::{GlobalVariable, Module};
-use crate::machine::program::{Constant, PlaceLine};
+use crate::machine::program::{Constant, PlaceLine, Refused};
 use crate::ptx::ast::{self, InitialValue, Linkage, Variable};
 use crate::types::Space;
 
@@ -19,7 +19,8 @@ const GLOBAL_LIMIT: u64 = 1 << 32;
 /// Parses and decodes PTX; `name` stands for it in reports.
 ///
 /// # Errors
-/// `Fault` for text that is wrong, `Unsupported` for text that the machine cannot run, with all places.
+/// If nothing of it can be launched: `Fault` for text that is wrong, `Unsupported` for text that the machine cannot run, with
+/// all places.
 pub fn load(name: &str, text: &str) -> Result<Module, Error> {
     let tree = crate::ptx::parse(name, text)?;
     let mut module = Module {
@@ -29,40 +30,41 @@ pub fn load(name: &str, text: &str) -> Result<Module, Error> {
         ..Module::default()
     };
     let Err(refused) = module.build(&tree, Isa::detect()) else { return Ok(module) };
-    let finding = |(line, r): &At| Finding::load(r.kind, module.place_of_line(*line), r.message.clone());
-    let (wrong, missing): (Vec<_>, Vec<_>) =
-        refused.iter().partition(|(_, r)| r.kind != ErrorKind::Unsupported);
-    Err(if wrong.is_empty() {
-        Error::Unsupported(missing.into_iter().map(finding).collect())
-    } else {
-        // Unsupported instructions are listed as well, so that one run shows everything that keeps the text from a launch.
-        Error::Fault(wrong.into_iter().chain(missing).map(finding).collect())
-    })
+    Err(error(refused.iter().map(|refused| module.finding(refused)).collect()))
+}
+
+/// What is wrong comes first. What is not supported is told beside it, so that one run shows everything that keeps the text from
+/// a launch.
+pub(crate) fn error(findings: Vec<Finding>) -> Error {
+    let (mut wrong, missing): (Vec<_>, Vec<_>) =
+        findings.into_iter().partition(|finding| finding.kind != ErrorKind::Unsupported);
+    if wrong.is_empty() {
+        return Error::Unsupported(missing);
+    }
+    wrong.extend(missing);
+    Error::Fault(wrong)
+}
+
+/// A refusal with its line.
+fn at((line, refusal): At) -> Refused {
+    Refused { line, kind: refusal.kind, message: refusal.message }
 }
 
 impl Module {
-    fn build(&mut self, tree: &ast::Module<'_>, isa: Isa) -> Result<(), Vec<At>> {
+    /// Fails if no kernel can run. What keeps only some from it stays with them.
+    fn build(&mut self, tree: &ast::Module<'_>, isa: Isa) -> Result<(), Vec<Refused>> {
         if tree.address_size != 64 {
-            return Err(vec![(0, unsupported(format!("`.address_size {}`: only 64", tree.address_size)))]);
+            return Err(vec![at((
+                0,
+                unsupported(format!("`.address_size {}`: only 64", tree.address_size)),
+            ))]);
         }
         let mut symbols = Symbols::default();
-        let mut refused = Vec::new();
+        let mut useless: Vec<At> = Vec::new();
         let mut signatures: Vec<Signature> = Vec::new();
         let mut bodies: Vec<Option<&ast::Function<'_>>> = Vec::new();
         for f in &tree.functions {
-            let signature = match function::signature(f) {
-                Ok(signature) => signature,
-                Err(e) => {
-                    refused.push(e);
-                    continue;
-                }
-            };
-            let blocks =
-                f.cluster.required.map_or(1, |r| r.iter().fold(1u64, |n, d| n.saturating_mul(u64::from(*d))));
-            if blocks != 1 || f.cluster.explicit || f.cluster.blocks_are_clusters {
-                refused
-                    .push((f.line, unsupported(format!("`{}` runs in clusters of several blocks", f.name))));
-            }
+            let mut signature = function::signature(f);
             // A declaration may come before its definition: they are one function.
             let known = match symbols.get(f.name) {
                 Some(Symbol::Function(i)) => Some(*i as usize),
@@ -75,7 +77,7 @@ impl Module {
                 bodies.push(f.body.is_some().then_some(f));
             } else if f.body.is_some() {
                 if bodies[i].is_some() {
-                    refused.push((f.line, invalid(format!("`{}` is defined twice", f.name))));
+                    signature.refused = Some((f.line, invalid(format!("`{}` is defined twice", f.name))));
                 }
                 signatures[i] = signature;
                 bodies[i] = Some(f);
@@ -85,58 +87,64 @@ impl Module {
             match symbols.get(alias.function) {
                 Some(Symbol::Function(i)) => symbols.insert(alias.name, Symbol::Function(*i)),
                 _ => {
-                    refused.push((alias.line, invalid(format!("there is no function `{}`", alias.function))))
+                    let why = invalid(format!("there is no function `{}`", alias.function));
+                    symbols.refuse(alias.name, why.clone());
+                    useless.push((alias.line, why));
                 }
             }
+        }
+        for v in &tree.refused {
+            let why = unsupported(v.message.clone());
+            symbols.refuse(v.name, why.clone());
+            useless.push((v.line, why));
         }
         let mut shared: Vec<SharedVariable> = Vec::new();
         let mut constant = Layout::default();
         let mut global_bytes = Layout::default();
         for v in &tree.variables {
             if let Err(r) = self.variable(v, &mut symbols, &mut shared, [&mut constant, &mut global_bytes]) {
-                refused.push((v.line, r));
+                symbols.refuse(v.name, r.clone());
+                useless.push((v.line, r));
             }
         }
         self.constants.resize(constant.bytes as usize, 0);
         for v in &tree.variables {
             if let Err(r) = self.initialise(v, &symbols) {
-                refused.push((v.line, r));
+                symbols.refuse(v.name, r.clone());
+                useless.push((v.line, r));
             }
         }
-        if !refused.is_empty() {
-            return Err(refused);
+        // Nor is of use what holds the address of such a variable.
+        while let Some((v, why)) = tree.variables.iter().find_map(|v| Some((v, holds_refused(v, &symbols)?)))
+        {
+            symbols.refuse(v.name, why.clone());
+            useless.push((v.line, why));
         }
+        self.refused_declarations = useless.into_iter().map(at).collect();
         let mut decoded = Vec::new();
-        let mut missing = Vec::new();
+        let mut refused = Vec::new();
         for (i, f) in bodies.into_iter().enumerate() {
             let Some(f) = f else { continue };
+            let own = signatures[i].refused.clone();
             match function::decode(&symbols, &signatures, f, i as u32, shared.len() as u32, isa) {
-                Ok(d) => {
+                Ok(d) if own.is_none() => {
                     shared.extend(&d.shared);
                     decoded.push((i, d));
                 }
-                // An unsupported instruction in one function does not keep the others from running.
-                Err(e) if e.iter().all(|(_, r)| r.kind == ErrorKind::Unsupported) => missing.push((i, e)),
-                Err(e) => refused.extend(e),
+                lines => {
+                    refused.push((i, own.into_iter().chain(lines.err().into_iter().flatten()).collect()))
+                }
             }
         }
-        if !refused.is_empty() {
-            refused.sort_by_key(|(line, _)| *line);
-            return Err(refused);
-        }
-        self.link(signatures, decoded, missing);
+        self.link(signatures, decoded, refused);
         // Dynamic shared memory is one piece, however often it is declared.
         let dynamic = tree.variables.iter().filter(|v| v.space == Space::Shared && v.bytes.is_none());
         let align = dynamic.map(|v| v.align).max().unwrap_or(1);
         self.program.functions.iter_mut().for_each(|f| f.dynamic_align = f.dynamic_align.max(align));
-        if self.kernels().next().is_some() && self.kernels().all(|f| !f.missing.is_empty()) {
-            let told = |(line, message): &(u32, String)| (*line, unsupported(message.clone()));
-            let mut refused: Vec<At> = self.kernels().flat_map(|f| &f.missing).map(told).collect();
-            refused.sort_by_key(|(line, _)| *line);
-            refused.dedup();
-            return Err(refused);
-        }
-        self.lay_out_shared(&shared, tree).map_err(|e| vec![e])
+        self.lay_out_shared(&shared, tree);
+        // With nothing to launch, what is wrong with the rest is all that there is to tell.
+        let all = self.all_refused();
+        if all.is_empty() || self.kernels().any(|f| f.refused.is_empty()) { Ok(()) } else { Err(all) }
     }
 
     fn variable<'a>(
@@ -208,6 +216,8 @@ impl Module {
                     }
                     let value = match symbols.get(name) {
                         None => return Err(invalid(format!("`{name}` is not declared"))),
+                        // The variables of this kind are sorted out when all others are known.
+                        Some(Symbol::Refused(_)) => continue,
                         Some(Symbol::Function(i)) => Constant::Function(*i),
                         Some(Symbol::Variable { space, address }) if *generic => {
                             address.plus(*addend).generic(*space)
@@ -234,7 +244,7 @@ impl Module {
         &mut self,
         signatures: Vec<Signature>,
         decoded: Vec<(usize, function::Decoded)>,
-        missing: Vec<(usize, Vec<At>)>,
+        refused: Vec<(usize, Vec<At>)>,
     ) {
         let n = signatures.len();
         let mut calls: Vec<Vec<u32>> = vec![Vec::new(); n];
@@ -244,9 +254,8 @@ impl Module {
             let f = &mut self.program.functions[i];
             (f.name, f.is_entry, f.defined) = (s.name, s.is_entry, s.defined);
         }
-        for (i, refused) in missing {
-            self.program.functions[i].missing =
-                refused.into_iter().map(|(line, r)| (line, r.message)).collect();
+        for (i, lines) in refused {
+            self.program.functions[i].refused = lines.into_iter().map(at).collect();
         }
         for (i, mut d) in decoded {
             let start = self.program.code.len() as u32;
@@ -283,8 +292,9 @@ impl Module {
                     f.shared.extend(&callee.shared);
                     f.dynamic_align = f.dynamic_align.max(callee.dynamic_align);
                     f.ordered |= callee.ordered;
+                    f.system = f.system.and(callee.system);
                     f.shared_grain = f.shared_grain.min(callee.shared_grain);
-                    f.missing.extend(callee.missing.iter().cloned());
+                    f.refused.extend(callee.refused.iter().cloned());
                 }
             }
             self.program.functions[i] = f;
@@ -292,7 +302,7 @@ impl Module {
     }
 
     /// Gives the shared variables of each kernel their places.
-    fn lay_out_shared(&mut self, shared: &[SharedVariable], tree: &ast::Module<'_>) -> Result<(), At> {
+    fn lay_out_shared(&mut self, shared: &[SharedVariable], tree: &ast::Module<'_>) {
         for f in self.program.functions.iter_mut().filter(|f| f.is_entry) {
             f.shared.sort_unstable();
             f.shared.dedup();
@@ -303,14 +313,23 @@ impl Module {
                     let line = tree.functions.iter().find(|g| g.name == f.name).map_or(0, |g| g.line);
                     let limit =
                         format!("`{}`: its shared variables take more than {SHARED_LIMIT} bytes", f.name);
-                    return Err((line, invalid(limit)));
+                    f.refused.push(at((line, invalid(limit))));
+                    break;
                 };
                 *offset = at;
             }
             f.shared_bytes = layout.bytes as u32;
         }
-        Ok(())
     }
+}
+
+/// Why a variable is of no use that is initialised with the address of one that is not, if it is still thought to be.
+fn holds_refused(v: &Variable<'_>, symbols: &Symbols<'_>) -> Option<Refusal> {
+    let known = symbols.refusal(v.name).is_none();
+    v.init.iter().filter(|_| known).find_map(|piece| match &piece.value {
+        InitialValue::Symbol { name, .. } => symbols.refusal(name).cloned(),
+        InitialValue::Bytes(_) => None,
+    })
 }
 
 /// Functions that a function may call, itself included; one that calls through a register may call all.

@@ -261,6 +261,15 @@ impl<'m, 'a> Decoder<'m, 'a> {
                 Some((*space, *address))
             }
             Symbol::Function(index) => Some((Space::Global, Constant::Function(*index))),
+            Symbol::Refused(_) => None,
+        }
+    }
+
+    /// Why a name has no address.
+    fn unknown(&mut self, name: &str) -> Refusal {
+        match self.symbols.refusal(name).filter(|_| self.binding(name).is_none()) {
+            Some(why) => why.clone(),
+            None => invalid(format!("`{name}` is not declared")),
         }
     }
 
@@ -333,7 +342,7 @@ impl<'m, 'a> Decoder<'m, 'a> {
                 let Some((_, address)) = self.symbol(name) else {
                     return Err(match name.starts_with('%') && self.binding(name).is_none() {
                         true if Special::is_known(name) => unsupported(format!("special register `{name}`")),
-                        _ => invalid(format!("`{name}` is not declared")),
+                        _ => self.unknown(name),
                     });
                 };
                 if !matches!(width, Width::B32 | Width::B64) {
@@ -404,7 +413,7 @@ impl<'m, 'a> Decoder<'m, 'a> {
             return Ok(AddressOperand { base, offset: address.offset });
         }
         let Some((own, constant)) = self.symbol(name) else {
-            return Err(invalid(format!("`{name}` is not declared")));
+            return Err(self.unknown(name));
         };
         if space != own && space != Space::Generic {
             return Err(invalid(format!("`{name}` lies in {own} memory, the access names {space}")));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::Refusal;
 use crate::machine::program::Constant;
 use crate::types::Space;
 
@@ -17,12 +18,15 @@ pub enum Symbol {
     },
     /// The function of this index.
     Function(u32),
+    /// Something that the machine cannot hold: the index of why.
+    Refused(u32),
 }
 
 /// Names of module scope.
 #[derive(Debug, Default)]
 pub struct Symbols<'a> {
     names: HashMap<&'a str, Symbol>,
+    refusals: Vec<Refusal>,
 }
 
 impl<'a> Symbols<'a> {
@@ -34,5 +38,19 @@ impl<'a> Symbols<'a> {
     /// Declares a name; a later declaration of the same name replaces it (forward declarations).
     pub fn insert(&mut self, name: &'a str, symbol: Symbol) {
         self.names.insert(name, symbol);
+    }
+
+    /// Declares a name that is of no use: whoever uses it gets the refusal.
+    pub fn refuse(&mut self, name: &'a str, why: Refusal) {
+        self.names.insert(name, Symbol::Refused(self.refusals.len() as u32));
+        self.refusals.push(why);
+    }
+
+    /// Why a name is of no use, if it is not.
+    pub fn refusal(&self, name: &str) -> Option<&Refusal> {
+        match self.names.get(name)? {
+            Symbol::Refused(i) => self.refusals.get(*i as usize),
+            _ => None,
+        }
     }
 }

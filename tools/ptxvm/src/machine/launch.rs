@@ -50,6 +50,8 @@ pub struct LaunchState<'a> {
     pub shared_bytes: u32,
     /// Where dynamic shared memory begins.
     pub dynamic_shared: u32,
+    /// Address of the grid's workspace; 0 without a cooperative launch, as on hardware.
+    pub workspace: u64,
     /// The device heap, for kernels that call `malloc`.
     pub heap: Option<&'a Mutex<Heap>>,
     /// Number of this launch on its device, from 1, because accesses of earlier launches are ordered before it.

@@ -1,7 +1,7 @@
 //! A module as the machine runs it: its program, its variables, and its text for reports.
 
-use super::program::{Constant, Function, PlaceLine, Program};
-use crate::error::{ErrorKind, Finding, Place};
+use super::program::{Constant, Function, PlaceLine, Program, Refused};
+use crate::error::{Finding, Place};
 
 /// A global variable of a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Module {
     pub constant_pointers: Vec<(u64, Constant)>,
     /// Names of constant variables: offset and bytes.
     pub constant_names: Vec<(String, u32, u32)>,
+    /// Declarations of no use. Functions that use them are refused; those that do not can run.
+    pub refused_declarations: Vec<Refused>,
 }
 
 impl Module {
@@ -58,15 +60,24 @@ impl Module {
         (number > 0).then(|| format!("{}:{number}", name()))
     }
 
-    /// Unsupported instructions of a function, as findings.
-    pub fn missing(&self, f: &Function) -> Vec<Finding> {
-        let finding = |(line, message): &(u32, String)| {
-            let mut finding =
-                Finding::load(ErrorKind::Unsupported, self.place_of_line(*line), message.clone());
-            finding.kernel.clone_from(&f.name);
-            finding
-        };
-        f.missing.iter().map(finding).collect()
+    /// What keeps a function from running, as findings.
+    pub fn refused(&self, f: &Function) -> Vec<Finding> {
+        let of_function = |refused| Finding { kernel: f.name.clone(), ..self.finding(refused) };
+        f.refused.iter().map(of_function).collect()
+    }
+
+    /// All that is wrong or that the machine does not run, in the order of the text, each line once.
+    pub(crate) fn all_refused(&self) -> Vec<Refused> {
+        let of_functions = self.program.functions.iter().flat_map(|f| &f.refused);
+        let mut all: Vec<Refused> = self.refused_declarations.iter().chain(of_functions).cloned().collect();
+        all.sort_by(|a, b| (a.line, &a.message).cmp(&(b.line, &b.message)));
+        all.dedup();
+        all
+    }
+
+    /// A refused line as a finding.
+    pub(crate) fn finding(&self, refused: &Refused) -> Finding {
+        Finding::load(refused.kind, self.place_of_line(refused.line), refused.message.clone())
     }
 
     /// The kernels of the module.

@@ -7,13 +7,18 @@ pub struct Checks {
     pub init: bool,
     /// Races in shared memory, between blocks in global memory, and with asynchronous copies.
     pub race: bool,
+    /// Whether it is a race, too, that unordered stores put the same value to the same shared memory. Compilers make such
+    /// stores where a value is replicated, and every order of them leaves the same bytes.
+    pub repeated: bool,
 }
 
 impl Checks {
-    /// All on.
-    pub const ALL: Self = Self { init: true, race: true };
+    /// All that finds wrong results.
+    pub const ALL: Self = Self { init: true, race: true, repeated: false };
+    /// `ALL`, and what is a race by the letter alone.
+    pub const STRICT: Self = Self { repeated: true, ..Self::ALL };
     /// All off.
-    pub const NONE: Self = Self { init: false, race: false };
+    pub const NONE: Self = Self { init: false, race: false, repeated: false };
 }
 
 /// How tensor cores add up the products of narrow floats.

@@ -3,6 +3,7 @@
 use super::inst::{Control, Exec, Inst, System};
 use super::layout::{CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW};
 use super::registers::{Reg, Width};
+use crate::error::ErrorKind;
 use crate::types::Space;
 
 /// A value known before a frame runs, some of them only when the module is on a device or the launch is known.
@@ -81,6 +82,8 @@ specials! {
     SmId "%smid" B32, NsmId "%nsmid" B32, GridId "%gridid" B64,
     LanemaskEq "%lanemask_eq" B32, LanemaskLt "%lanemask_lt" B32, LanemaskLe "%lanemask_le" B32,
     LanemaskGt "%lanemask_gt" B32, LanemaskGe "%lanemask_ge" B32,
+    // The address of the grid's workspace: its high half, its low half.
+    Envreg1 "%envreg1" B32, Envreg2 "%envreg2" B32,
     DynamicSmemSize "%dynamic_smem_size" B32, TotalSmemSize "%total_smem_size" B32,
     ReservedSmemOffset1 "%reserved_smem_offset_1" B32,
     IsExplicitCluster "%is_explicit_cluster" Pred,
@@ -119,6 +122,17 @@ pub struct Param {
     pub align: u32,
 }
 
+/// A line that is wrong, or that the machine does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Line in the text, from 1; 0 where there is none.
+    pub line: u32,
+    /// `Invalid` or `Unsupported`.
+    pub kind: ErrorKind,
+    /// One sentence.
+    pub message: String,
+}
+
 /// A decoded function.
 #[derive(Debug, Default)]
 pub struct Function {
@@ -128,9 +142,9 @@ pub struct Function {
     pub is_entry: bool,
     /// Whether it has a body.
     pub defined: bool,
-    /// Unsupported instructions of the function, and for a kernel also of the functions that it calls: line and message.
-    /// A function that has any itself has no code.
-    pub missing: Vec<(u32, String)>,
+    /// What keeps the function from running, and a kernel also what keeps those that it calls. A function of which anything
+    /// itself is refused has no code.
+    pub refused: Vec<Refused>,
     /// First instruction in the module's code.
     pub start: u32,
     /// Rows of a frame.
@@ -162,6 +176,37 @@ pub struct Function {
     pub ordered: bool,
     /// The smallest access to shared memory, in bytes: the grain of the race check.
     pub shared_grain: u32,
+    /// What it may use that is the system's.
+    pub system: SystemMemory,
+}
+
+/// Memory of the system that cooperative groups use, and for that read the special registers that tell where it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SystemMemory {
+    /// The grid's workspace, in which the blocks of a cooperative launch count each other: `%envreg1`, `%envreg2`.
+    pub workspace: bool,
+    /// The part of shared memory behind the block's: `%reserved_smem_offset_1`.
+    pub reserved_shared: bool,
+}
+
+impl SystemMemory {
+    /// What a function uses that reads these special registers.
+    pub fn of(specials: &[(Reg, Special)]) -> Self {
+        let reads = |special| specials.iter().any(|(_, s)| *s == special);
+        Self {
+            workspace: reads(Special::Envreg1) || reads(Special::Envreg2),
+            reserved_shared: reads(Special::ReservedSmemOffset1),
+        }
+    }
+
+    /// What two functions use.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            workspace: self.workspace || other.workspace,
+            reserved_shared: self.reserved_shared || other.reserved_shared,
+        }
+    }
 }
 
 /// A line of the PTX, for reports.

@@ -142,7 +142,7 @@ impl WarpOp for Issue {
         if ctx.launch.checks.race {
             // The copy may write from now on, so earlier accesses must be ordered before it. The write itself is recorded
             // when it lands.
-            ctx.race_shared(mask, &to, &Access::write(bytes as u32), false, |_, _, _| true);
+            ctx.race_shared(mask, &to, &Access::write(bytes as u32), false, |_, _| None);
             for lane in lanes(mask) {
                 let by = Who::new(ctx.warp.id as usize, lane);
                 ctx.block.shared.begin_copy(to[lane], bytes, by, ctx.pc);
@@ -269,7 +269,7 @@ fn land(ctx: &mut Context<'_>, copies: &mut Copies, due: u32) {
     if checks.race {
         // From now on the bytes count as written by the lanes that issued the copy.
         let here = std::mem::replace(&mut ctx.pc, copies.pc);
-        ctx.race_shared(due, &copies.to, &Access::write(copies.bytes as u32), true, |_, _, _| true);
+        ctx.race_shared(due, &copies.to, &Access::write(copies.bytes as u32), true, |_, _| None);
         ctx.pc = here;
     }
 }

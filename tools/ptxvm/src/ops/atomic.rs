@@ -313,7 +313,7 @@ impl Atomic {
                 Ok(())
             }
             Space::Shared => {
-                ctx.check_shared(mask, at, &self.access, |_, _, _| true)?;
+                ctx.check_shared(mask, at, &self.access, |_, _| None)?;
                 let b = values::<T>(&ctx.warp.regs, inst.src(1));
                 let known = ctx.written_shared(mask, at, 0, step);
                 if known != mask && !blind {

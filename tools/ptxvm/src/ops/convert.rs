@@ -538,12 +538,20 @@ fn modifiers(mods: &mut Mods<'_, '_>, to: Type, from: Type, written: &str) -> Re
     let float = |ty: Type| ty.kind() == TypeKind::Float;
     let eight_bits = |ty: Type| matches!(ty, Type::E4M3X2 | Type::E5M2X2);
     let missing = |what: &str| invalid(format!("`{written}` needs {what}"));
+    if mods.take("rs") {
+        return Err(unsupported(format!("`{written}`, which rounds by random bits")));
+    }
     let mut imm = match (float(to), float(from)) {
         (false, false) => 0,
         (false, true) => mods.one_of(&Mode::INTEGRAL).ok_or_else(|| missing("a rounding to integer"))? as u64,
         (true, true) if to == from => mods.one_of(&Mode::INTEGRAL).map_or(0, |mode| mode as u64 | INTEGRAL),
         (true, true) if matches!((to, from), (Type::F32, Type::F16 | Type::BF16)) || to == Type::F64 => 0,
         (true, true) if to == Type::TF32 && mods.take("rna") => Mode::Away as u64,
+        // Of all narrowing conversions these alone have a default, which the ISA does not tell; ptxas makes the instruction that it
+        // makes of `.rn`.
+        (true, true) if matches!((to, from), (Type::F16, Type::BF16) | (Type::BF16, Type::F16)) => {
+            mods.one_of(&Mode::ARITHMETIC).map_or(Mode::Even as u64, |mode| mode as u64)
+        }
         _ => mods.one_of(&Mode::ARITHMETIC).ok_or_else(|| missing("a rounding mode"))? as u64,
     };
     let to_nearest_or_zero = matches!(Mode::from_bits(imm), Mode::Even | Mode::Zero);

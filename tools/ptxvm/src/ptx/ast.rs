@@ -19,6 +19,19 @@ pub struct Module<'a> {
     pub functions: Vec<Function<'a>>,
     /// `.alias name, function;`: a second name for a function of the module.
     pub aliases: Vec<Alias<'a>>,
+    /// Variables of a kind that the machine has nothing for.
+    pub refused: Vec<RefusedVariable<'a>>,
+}
+
+/// A variable of a kind that the machine has nothing for, such as `.texref`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedVariable<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Line in the text, from 1.
+    pub line: u32,
+    /// Why.
+    pub message: String,
 }
 
 /// `.alias name, function;`

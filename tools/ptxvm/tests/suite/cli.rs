@@ -453,7 +453,7 @@ fn errors_name_the_option_or_file() {
         ("run copy.ptx --grid 1,2,3,4 --block 1".into(), &["--grid", "4 dimensions"]),
         ("run copy.ptx --grid 1, --block 1".into(), &["--grid", "`` is no number"]),
         ("run copy.ptx --grid 1 --block 1x1".into(), &["--block", "`1x1` is no number"]),
-        (format!("{copy} --checks some"), &["--checks", "all, none, init, race"]),
+        (format!("{copy} --checks some"), &["--checks", "all, strict, none, init, race"]),
         (format!("{copy} --threads 5000"), &["--threads"]),
         (format!("{copy} --seed x"), &["--seed"]),
         (format!("{copy} --budget=-1"), &["--budget"]),
@@ -513,6 +513,51 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
     place.bad("run loop.ptx --grid 1 --block 1 --budget 1000", 1, &["Budget", "loop.ptx:4"]);
     place.ptx("trap.ptx", ".visible .entry k() { trap; }\n");
     place.bad("run trap.ptx --grid 1 --block 1", 1, &["Trap"]);
+    // What one kernel or declaration lacks keeps nobody else from running, and is told nevertheless.
+    place.ptx(
+        "mixed.ptx",
+        ".global .texref picture;
+.extern .global .b32 elsewhere;
+.global .u64 table[2] = {elsewhere, 0};
+.func (.param .b32 r) helper() { frobnicate.u32; ret; }
+.visible .entry works(.param .u64 p) { .reg .b64 %r; ld.param.u64 %r, [p]; st.global.u32 [%r], 7; ret; }
+.visible .entry lacks() {
+    wgmma.fence.sync.aligned;
+    wgmma.fence.sync.aligned;
+    wgmma.fence.sync.aligned;
+    ret;
+}
+.visible .entry calls() { .param .b32 r; call (r), helper, (); ret; }
+.visible .entry clusters() .reqnctapercluster 2, 1, 1 { ret; }
+.visible .entry reads() { .reg .b64 %r; mov.u64 %r, table; ret; }
+.visible .entry wrong() { add.u32 %nobody, 1, 2; ret; }",
+    );
+    let (code, out, err) = place.run("check mixed.ptx");
+    assert_eq!((code, err.as_str()), (1, ""));
+    for part in [
+        "mixed.ptx: 1 of 6 kernels run, 1 wrong, ",
+        "\n  kernel works(p .u64)\n",
+        "\n  kernel lacks(): does not run\n",
+        "\n  kernel calls(): does not run\n",
+        "\n  kernel clusters(): does not run\n",
+        "\n  kernel reads(): does not run\n",
+        "\n  kernel wrong(): does not run\n",
+        "`.texref` is not supported",
+        "and at 2 more places",
+    ] {
+        assert!(out.contains(part), "`{part}` is not in\n{out}");
+    }
+    assert_eq!(out.matches("wgmma.fence").count(), 1, "the first of its places\n{out}");
+    place.good("run mixed.ptx --entry works --grid 1 --block 1 --arg zeros:4");
+    for (entry, code, part) in [
+        ("lacks", 3, "wgmma"),
+        ("calls", 3, "frobnicate"),
+        ("clusters", 3, "clusters"),
+        ("reads", 3, "link first"),
+        ("wrong", 1, "nobody"),
+    ] {
+        place.bad(&format!("run mixed.ptx --entry {entry} --grid 1 --block 1"), code, &[part]);
+    }
     place.ptx("syntax.ptx", ".visible .entry k( { ret; }\n");
     place.bad("run syntax.ptx --grid 1 --block 1", 1, &["syntax.ptx:4", "Syntax"]);
     place.ptx("name.ptx", ".visible .entry k() { .reg .b32 %a; add.u32 %a, %b, 1; ret; }\n");

@@ -270,6 +270,9 @@ fn float_to_float() {
             let modes: Vec<(&str, Mode)> = match (to == from, exact) {
                 (true, _) => [&[("", Mode::Rn)], &INTEGRAL[..]].concat(),
                 (_, true) => vec![("", Mode::Rn)],
+                _ if !single && to != Type::F64 && from != Type::F64 => {
+                    [&[("", Mode::Rn)], &MODES[..]].concat()
+                }
                 _ => MODES.to_vec(),
             };
             for (name, mode) in modes {

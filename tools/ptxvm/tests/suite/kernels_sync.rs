@@ -1,4 +1,4 @@
-//! tiles.cu, atomics.cu and sync.cu.
+//! tiles.cu, atomics.cu, sync.cu and groups.cu.
 
 use ptxvm::Error;
 use ptxvm::error::ErrorKind;
@@ -284,6 +284,59 @@ fn grid_barrier() {
         x = d.download::<f32>(if steps % 2 == 1 { b } else { a }, n);
         for (i, want) in wide.into_iter().enumerate() {
             near(f64::from(x[i]), want, 3.0 * 5.0 * U32, (build, i));
+        }
+    }
+}
+
+#[test]
+fn cooperative_groups_of_the_grid() {
+    for build in BUILDS {
+        let mut d = Device::new("groups.cu", build);
+        let x = Rng(60).vec(5 * 64, |r| r.below(100) as i32);
+        let (a, parts, out) = (d.upload(&x), d.empty::<i32>(5), d.empty::<i32>(15));
+        let args: [&dyn crate::kernels::ToArg; 3] = [&a, &parts, &out];
+        // Twice: the counter that the first launch leaves is of no concern to the second.
+        for _ in 0..2 {
+            d.try_run("grid_sums", [5, 1, 1], [64, 1, 1], 0, true, &args)
+                .unwrap_or_else(|e| panic!("{build:?}: {e}"));
+        }
+        let all: i32 = x.iter().sum();
+        let want: Vec<i32> = (0..15).map(|i| all + i / 5 * 5).collect();
+        assert_eq!(d.download::<i32>(out, 15), want, "{build:?}");
+
+        let (parts, out) = (d.empty::<i32>(5), d.empty::<i32>(5));
+        let args: [&dyn crate::kernels::ToArg; 2] = [&parts, &out];
+        let kind = |result: Result<_, Error>| match result {
+            Err(Error::Fault(found)) => found[0].kind,
+            other => panic!("{build:?}: {other:?}"),
+        };
+        let unordered = d.try_run("grid_sums_unordered", [5, 1, 1], [64, 1, 1], 0, true, &args);
+        assert_eq!(kind(unordered), ErrorKind::GlobalRace, "{build:?}");
+        // Without a cooperative launch there is no workspace, as on hardware.
+        let alone = d.try_run("grid_sums_unordered", [5, 1, 1], [64, 1, 1], 0, false, &args);
+        assert!(matches!(kind(alone), ErrorKind::OutOfBounds | ErrorKind::Trap), "{build:?}");
+    }
+}
+
+#[test]
+fn cooperative_groups_of_several_warps() {
+    for build in BUILDS {
+        for (entry, width) in [("tiles_of_64", 64usize), ("tiles_of_128", 128)] {
+            let mut d = Device::new("groups.cu", build);
+            let n = 3 * 256usize;
+            let x = Rng(61).vec(n, |r| r.below(900) as i32);
+            let (a, out) = (d.upload(&x), d.empty::<i32>(3 * n));
+            d.run(entry, 3, 256, &[&a, &out, &(n as i32)]);
+            let got = d.download::<i32>(out, 3 * n);
+            for (i, _) in x.iter().enumerate() {
+                let tile = &x[i / width * width..][..width];
+                let want = [
+                    tile.iter().sum(),
+                    *tile.iter().max().unwrap(),
+                    tile[0] + 1000 * i32::from(tile.contains(&7)),
+                ];
+                assert_eq!([got[i], got[n + i], got[2 * n + i]], want, "{build:?} {entry} {i}");
+            }
         }
     }
 }

@@ -627,9 +627,8 @@ fn errors() {
 #[test]
 fn unsupported() {
     let cases = [
-        (".global .texref t;", "`.texref` is not supported"),
         (".entry k(.param .samplerref s) {}", "`.samplerref` is not supported"),
-        (".const[2] .b32 a;", "a bank of constant memory is not supported"),
+        (".entry k { .global .texref t; }", "`.texref` is not supported"),
         (".frobnicate 7;", "the directive `.frobnicate` is not supported"),
         (".entry k .language 4 {}", "the directive `.language` is not supported"),
         (".entry k { .frobnicate 7; }", "the directive `.frobnicate` is not supported"),
@@ -644,6 +643,31 @@ fn unsupported() {
             "{text}"
         );
         assert!(matches!(parse("", &text), Err(Error::Unsupported(_))), "{text}");
+    }
+}
+
+/// Nothing else of the module suffers from them.
+#[test]
+fn variables_of_kinds_that_are_not_supported_are_passed_over() {
+    for (text, name, message) in [
+        (".global .texref picture;", "picture", "`.texref` is not supported"),
+        (".visible .global .surfref s[4];", "s", "`.surfref` is not supported"),
+        (
+            ".global .samplerref x = { addr_mode_0 = wrap, filter_mode = nearest };",
+            "x",
+            "`.samplerref` is not supported",
+        ),
+        (".const[2] .align 4 .b32 a[3] = {1, b, 2};", "a", "a bank of constant memory is not supported"),
+    ] {
+        let text = format!("{HEAD}{text}\n.global .b32 after;");
+        let tree = parse("", &text).unwrap();
+        let [refused] = &tree.refused[..] else { panic!("{text}: {:?}", tree.refused) };
+        assert_eq!((refused.name, refused.line, refused.message.as_str()), (name, 2, message), "{text}");
+        assert_eq!(tree.variables.iter().map(|v| v.name).collect::<Vec<_>>(), ["after"], "{text}");
+    }
+    for text in [".global .texref", ".global .texref t", ".global .texref ;", ".const[2] .b32 = 3;"] {
+        let found = bad(&format!("{HEAD}{text}"));
+        assert_eq!(found.kind, ErrorKind::Syntax, "{text}: {found}");
     }
 }
 

@@ -53,6 +53,74 @@ fn shared_memory_between_warps() {
     assert!(found.message.contains("of warp 0") && found.message.contains("of warp 1"), "{found}");
 }
 
+/// An instruction in the first thread of one warp alone.
+fn in_warp(warp: u32, body: &str) -> String {
+    format!("setp.eq.u32 %p1, %r1, {};\n@%p1 {body}\n", 32 * warp)
+}
+
+#[test]
+fn the_same_value_in_the_same_place_is_no_race() {
+    let all = "st.shared.u32 [%r3], 7;\n";
+    let wide = "st.shared.v2.u32 [%r3], {7, 8};\n";
+    let reads = "ld.shared.u32 %r7, [%r3];\n";
+    let silent = [
+        all.to_owned(),
+        format!("{}{wide}", in_warp(0, all)),
+        // Whoever wrote it reads it, in whatever order.
+        format!("{}{}{}{}", in_warp(0, all), in_warp(2, all), in_warp(0, reads), in_warp(2, reads)),
+        format!(
+            "{}{}{}",
+            in_warp(0, wide),
+            in_warp(1, all),
+            in_warp(0, "ld.shared.v2.u32 {%r7, %r8}, [%r3];")
+        ),
+        format!("{all}bar.sync 0;\n{reads}bar.sync 0;\nst.shared.u32 [%r4], %r1;"),
+        // The barrier orders the others' stores, too.
+        format!(
+            "{}{}bar.sync 0;\n{}",
+            in_warp(0, all),
+            in_warp(1, all),
+            in_warp(2, "st.shared.u32 [%r3], 9;")
+        ),
+    ];
+    for body in &silent {
+        shared(body).ok(1, 96, &[]);
+    }
+    let wrong = [
+        // Who did not write it must wait.
+        format!("{}{}{}", in_warp(0, all), in_warp(1, all), in_warp(2, reads)),
+        format!("{}{}{}", in_warp(0, all), in_warp(1, all), in_warp(2, "st.shared.u32 [%r3], 9;")),
+        format!("{}{}{}", in_warp(0, all), in_warp(1, all), in_warp(0, "st.shared.u32 [%r3], 9;")),
+        // A part of it is another value.
+        format!("{}{}", in_warp(0, wide), in_warp(1, "st.shared.v2.u32 [%r3], {7, 9};")),
+        format!("{}{}", in_warp(0, all), in_warp(1, "st.shared.u16 [%r3], 8;")),
+        // It is the value, but another one was there in between.
+        format!("{}{}{}", in_warp(0, all), in_warp(0, "st.shared.u32 [%r3], 8;"), in_warp(1, all)),
+        // Somebody has read it, who might as well have read what comes.
+        format!("{all}bar.sync 0;\n{}{}", in_warp(0, reads), in_warp(1, all)),
+    ];
+    for body in &wrong {
+        shared(body).wrong(1, 96, &[], ErrorKind::SharedRace);
+    }
+    // By the letter all of them are races.
+    let strict = || Options { checks: Checks::STRICT, ..Options::default() };
+    for body in silent.iter().chain(&wrong) {
+        Kernel::with(&format!("{SHARED}{body}"), strict()).wrong(1, 96, &[], ErrorKind::SharedRace);
+    }
+}
+
+#[test]
+fn a_barrier_is_after_those_who_left() {
+    let body = |barrier: &str| {
+        let leaves = "setp.gt.u32 %p2, %r9, 0;\n@%p2 bra STAYS;\nst.shared.u32 [%r4], %r1;\nret;\nSTAYS:\n";
+        format!("shr.u32 %r9, %r1, 5;\n{leaves}{barrier}\nsub.u32 %r7, %r4, 128;\nld.shared.u32 %r7, [%r7];")
+    };
+    shared(&body("bar.sync 0;")).ok(1, 64, &[]);
+    // A count of threads waits for those who arrive, not for those who leave.
+    shared(&body("bar.sync 0, 32;")).wrong(1, 64, &[], ErrorKind::SharedRace);
+    shared(&body("")).wrong(1, 64, &[], ErrorKind::SharedRace);
+}
+
 #[test]
 fn shared_memory_within_a_warp() {
     for body in [

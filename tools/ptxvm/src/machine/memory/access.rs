@@ -1,14 +1,17 @@
 //! Accesses to memory: space and allocation of each address, the checks, and the counters.
 
 use super::blocks::{LINE, Record};
+use super::buffer::Cell;
 use super::global::Allocation;
-use super::race::{Conflict, Releases};
+use super::race::{Conflict, Releases, Stored};
+use super::shared::Contents;
 use super::traffic::{SECTOR, wavefronts};
 use super::{lanes, pick};
 use crate::error::{ErrorKind, Finding, Threads};
 use crate::machine::context::{Context, Stop};
 use crate::machine::counters::MemoryCount;
 use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, region};
+use crate::machine::options::Checks;
 use crate::machine::registers::{LANES, Reg, Registers, Width};
 use crate::types::Space;
 
@@ -63,6 +66,40 @@ impl Access {
     /// Whether it writes.
     pub(crate) fn writes(&self) -> bool {
         self.act != Act::Read
+    }
+}
+
+/// What a lane stores, from its address on.
+pub(crate) type Value = [u8; 32];
+
+/// The bytes of a lane's elements.
+pub(crate) fn value<T: Cell>(elements: impl IntoIterator<Item = T>) -> Value {
+    let mut bytes = [0; 32];
+    for (at, element) in bytes.chunks_exact_mut(T::BYTES).zip(elements) {
+        element.to_bytes(at);
+    }
+    bytes
+}
+
+/// What the lanes of an access store to shared memory, and what is there.
+struct Values<'a, F> {
+    /// What a lane stores; `None` of what is no plain store.
+    value: F,
+    at: &'a [u64; LANES],
+    contents: Contents<'a>,
+    checks: Checks,
+}
+
+impl<F: Fn(usize) -> Option<Value>> Stored for Values<'_, F> {
+    fn same(&self, a: usize, b: usize) -> bool {
+        (self.value)(a) == (self.value)(b)
+    }
+
+    fn held(&self, lane: usize, from: u64, bytes: u64) -> bool {
+        let Some(value) = (self.value)(lane).filter(|_| !self.checks.repeated) else { return false };
+        let (first, n) = ((from - self.at[lane]) as usize, bytes as usize);
+        value[first..first + n] == self.contents.bytes[from as usize..][..n]
+            && (!self.checks.init || self.contents.is_written(from, bytes))
     }
 }
 
@@ -537,19 +574,19 @@ impl<'a> Context<'a> {
 
     // ------------------------------------------------------------------------------------------------- shared
 
-    /// Checks an access to shared memory (bounds, alignment, races) and counts its wavefronts. `same` is whether two
-    /// lanes write the same value.
+    /// Checks an access to shared memory (bounds, alignment, races) and counts its wavefronts. `value` is what a lane will
+    /// store, if the access is a plain store.
     #[inline(always)]
     pub(crate) fn check_shared(
         &mut self,
         mask: u32,
         at: &[u64; LANES],
         access: &Access,
-        same: impl Fn(&Registers, usize, usize) -> bool,
+        value: impl Fn(&Registers, usize) -> Option<Value>,
     ) -> Result<Span, Stop> {
         let span = self.bound_shared(mask, at, access.size)?;
         if self.launch.checks.race {
-            self.race_shared(mask, at, access, true, same);
+            self.race_shared(mask, at, access, true, value);
         }
         Ok(span)
     }
@@ -560,7 +597,10 @@ impl<'a> Context<'a> {
         let span = Span::of(mask, at, size);
         self.aligned(mask, at, size)?;
         let have = self.block.shared.len();
-        if span.last.saturating_add(size) > have {
+        let within = |lane: usize| {
+            at[lane].saturating_add(size) <= have || self.block.shared.is_reserved(at[lane], size)
+        };
+        if span.last.saturating_add(size) > have && !lanes(mask).all(within) {
             return Err(self.beyond(mask, at, size, have, "shared memory of the block"));
         }
         if self.launch.counters {
@@ -579,7 +619,8 @@ impl<'a> Context<'a> {
         Ok(span)
     }
 
-    /// Looks for races between an access to shared memory and earlier ones; `note` as in `Shadow::touch`.
+    /// Looks for races between an access to shared memory and earlier ones; `note` as in `Shadow::touch`, `value` as in
+    /// [`Context::check_shared`].
     #[inline(always)]
     pub(crate) fn race_shared(
         &mut self,
@@ -587,7 +628,7 @@ impl<'a> Context<'a> {
         at: &[u64; LANES],
         access: &Access,
         note: bool,
-        same: impl Fn(&Registers, usize, usize) -> bool,
+        value: impl Fn(&Registers, usize) -> Option<Value>,
     ) {
         if access.order.strong {
             self.synchronise(mask, at, access, false);
@@ -595,10 +636,10 @@ impl<'a> Context<'a> {
         let block = &mut *self.block;
         let copying = block.shared.copying(mask, at, access.size);
         let (warp, pc) = (self.warp.id, self.pc);
-        let found = block
-            .shared
-            .shadow
-            .touch(&block.clocks, warp, pc, mask, at, access, note, |a, b| same(&self.warp.regs, a, b));
+        let (shadow, contents) = block.shared.parts();
+        let stored =
+            Values { value: |lane| value(&self.warp.regs, lane), at, contents, checks: self.launch.checks };
+        let found = shadow.touch(&block.clocks, warp, pc, mask, at, access, note, &stored);
         if let Some((lanes, by, pc)) = copying {
             let first = at[lanes.trailing_zeros() as usize];
             self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {

@@ -46,7 +46,7 @@ impl Context<'_> {
         at: &[u64; LANES],
         bytes: u32,
     ) -> Result<([u128; LANES], u32), Stop> {
-        self.check_shared(mask, at, &Access::read(bytes), |_, _, _| true)?;
+        self.check_shared(mask, at, &Access::read(bytes), |_, _| None)?;
         let mut values = [0; LANES];
         for lane in lanes(mask) {
             let shared = &self.block.shared;
@@ -73,7 +73,7 @@ impl Context<'_> {
         values: &[u128; LANES],
         defined: u32,
     ) -> Result<(), Stop> {
-        self.check_shared(mask, at, &Access::write(bytes), |_, a, b| values[a] == values[b])?;
+        self.check_shared(mask, at, &Access::write(bytes), |_, lane| Some(access::value([values[lane]])))?;
         for lane in lanes(mask) {
             let shared = &mut self.block.shared;
             match bytes {

@@ -243,6 +243,8 @@ struct Grain {
     strong_write: bool,
     /// The last write was a compare-and-swap.
     swap: bool,
+    /// Several warps wrote the same value, unordered; the table of writers says which.
+    repeated: bool,
 }
 
 /// The other party of a race.
@@ -273,6 +275,16 @@ pub(crate) struct Shadow {
     grains: Vec<Grain>,
     /// Last plain read of each warp, at `grain * warps + warp`: clock, lane, pc. Used where a grain has many readers.
     readers: Vec<u64>,
+    /// The warps that wrote the same value to a grain, a bit each. Used where several did.
+    writers: Vec<u32>,
+}
+
+/// What an access stores to shared memory, asked only where it meets an unordered one.
+pub(crate) trait Stored {
+    /// Whether two lanes write the same value.
+    fn same(&self, a: usize, b: usize) -> bool;
+    /// Whether these bytes of shared memory, of which lane `lane` writes all, already hold what it writes.
+    fn held(&self, lane: usize, from: u64, bytes: u64) -> bool;
 }
 
 const PC_BITS: u32 = 26;
@@ -296,10 +308,12 @@ impl Shadow {
     fn clear(&mut self, grains: usize) {
         self.grains = vec![Grain::default(); grains];
         self.readers = Vec::new();
+        self.writers = Vec::new();
     }
 
-    /// Finds an earlier access that races with one by the lanes of `mask`, and records the new one. `same` is whether two
-    /// lanes write the same value. Without `note` nothing is recorded: an asynchronous copy, which writes later.
+    /// Finds an earlier access that races with one by the lanes of `mask`, and records the new one. Warps that write the value
+    /// that is there do not race with who wrote it, because every order leaves the same bytes. Without `note` nothing is
+    /// recorded: an asynchronous copy, which writes later.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn touch(
@@ -311,7 +325,7 @@ impl Shadow {
         at: &[u64; 32],
         access: &Access,
         note: bool,
-        same: impl Fn(usize, usize) -> bool,
+        stored: &impl Stored,
     ) -> Option<Conflict> {
         let bytes = access.size;
         if bytes < 1 << self.shift {
@@ -330,16 +344,19 @@ impl Shadow {
             let first = (at[lane] >> self.shift) as usize;
             for g in first..first + n {
                 let found = if access.writes() {
-                    self.write(g, &view, lane, pc, access, note, |other| {
+                    let (from, size) = ((g as u64) << self.shift, 1 << self.shift);
+                    let in_instruction = |other| {
                         // A lane of the same instruction: they meet only at equal addresses.
                         other < lane && mask >> other & 1 != 0 && at[other] == at[lane]
-                    })
+                    };
+                    let held = || stored.held(lane, from, size);
+                    self.write(g, &view, lane, pc, access, note, in_instruction, held)
                 } else {
                     self.read(g, &view, lane, pc, strong)
                 };
                 if let Some(mut found) = found {
                     if found.same {
-                        let differs = |other| at[other] == at[lane] && !same(other, lane);
+                        let differs = |other| at[other] == at[lane] && !stored.same(other, lane);
                         let Some(other) = super::lanes(mask & ((1 << lane) - 1)).find(|o| differs(*o)) else {
                             continue;
                         };
@@ -361,7 +378,9 @@ impl Shadow {
         // A loop around a compare-and-swap begins with a plain read, as in CUDA's own examples: a stale value costs a
         // round, no more.
         let harmless = grain.strong_write && (strong || grain.swap);
-        if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) {
+        // Who wrote the value that the others wrote reads it whichever came last.
+        let own = |writers: &[u32]| grain.repeated && writers[g] >> view.warp & 1 != 0;
+        if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) && !own(&self.writers) {
             let (who, pc) = (grain.writer, grain.write_pc);
             conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });
         }
@@ -415,13 +434,16 @@ impl Shadow {
         access: &Access,
         note: bool,
         in_instruction: impl Fn(usize) -> bool,
+        held: impl Fn() -> bool,
     ) -> Option<Conflict> {
         let (strong, swap) = (access.order.strong, access.act == Act::Swap);
         let grain = &mut self.grains[g];
         let mut conflict = None;
         let mut writer = Who::new(view.warp, lane);
+        let earlier = grain.writer;
+        let mut repeated = false;
         if !(view.ordered(grain.write_clock, grain.writer, lane) || (strong && grain.strong_write)) {
-            let by = grain.writer;
+            let by = earlier;
             let same = by.warp() == view.warp
                 && grain.write_pc == pc
                 && grain.write_clock == view.clock
@@ -429,12 +451,16 @@ impl Shadow {
                     LANES_MIXED => (0..lane).any(&in_instruction),
                     other => in_instruction(other),
                 };
-            if same {
+            repeated = !same && held();
+            if same || repeated && by.warp() == view.warp {
                 writer = Who::new(view.warp, LANES_MIXED);
             }
-            conflict = Some(Conflict { who: by, pc: grain.write_pc, wrote: true, lane, lanes: 0, same });
+            if !repeated {
+                conflict = Some(Conflict { who: by, pc: grain.write_pc, wrote: true, lane, lanes: 0, same });
+            }
         }
-        if grain.read_clock > view.floor && !swap && conflict.is_none_or(|c| c.same) {
+        // Who has read what an unordered store left reads the same after this one.
+        if grain.read_clock > view.floor && !swap && !repeated && conflict.is_none_or(|c| c.same) {
             let found = if grain.reader != Who::MANY {
                 let ordered = view.ordered(grain.read_clock, grain.reader, lane);
                 (!ordered).then_some((grain.reader, grain.read_pc))
@@ -466,8 +492,24 @@ impl Shadow {
             grain.writer = writer;
             grain.strong_write = strong;
             grain.swap = swap;
+            // Further lanes of the instruction do not change what its first one found.
+            grain.repeated &= repeated || conflict.is_some_and(|c| c.same);
+            if repeated && earlier.warp() != view.warp {
+                self.add_writer(g, earlier.warp(), view.warp);
+            }
         }
         conflict
+    }
+
+    #[inline(never)]
+    fn add_writer(&mut self, g: usize, earlier: usize, warp: usize) {
+        if self.writers.is_empty() {
+            self.writers = vec![0; self.grains.len()];
+        }
+        if !std::mem::replace(&mut self.grains[g].repeated, true) {
+            self.writers[g] = 1 << earlier;
+        }
+        self.writers[g] |= 1 << warp;
     }
 }
 

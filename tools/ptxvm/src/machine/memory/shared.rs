@@ -5,10 +5,34 @@ use super::lanes;
 use super::race::{Shadow, Who};
 use crate::machine::registers::LANES;
 
+/// The bytes of shared memory, and which of them are initialised.
+#[derive(Clone, Copy)]
+pub(crate) struct Contents<'a> {
+    pub(crate) bytes: &'a [u8],
+    written: &'a [u64],
+}
+
+impl Contents<'_> {
+    /// Whether all bytes of an aligned piece of up to 64 bytes are initialised.
+    #[inline(always)]
+    pub(crate) fn is_written(&self, at: u64, bytes: u64) -> bool {
+        let want = (u64::MAX >> (64 - bytes)) << (at % 64);
+        self.written[(at / 64) as usize] & want == want
+    }
+}
+
+/// Bytes of shared memory that are the system's, as on hardware since sm_80.
+const RESERVED_BYTES: u32 = 1024;
+/// Where they may begin.
+const RESERVED_ALIGN: u64 = 128;
+
 /// Shared memory of a block.
 #[derive(Debug, Default)]
 pub struct SharedMemory {
+    /// The block's, and behind that the system's where the kernel uses it.
     bytes: Vec<u8>,
+    /// How many are the block's.
+    own: u64,
     /// Initialised bytes, a bit each.
     written: Vec<u64>,
     /// The last accesses to each piece of memory, for the race check.
@@ -22,8 +46,11 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Prepares for a new block: `bytes` uninitialised bytes, all zero; `grain` is the smallest access.
-    pub fn start(&mut self, bytes: u32, grain: u32, warps: u32) {
+    /// Prepares for a new block: `bytes` uninitialised bytes, all zero; `grain` is the smallest access. With `reserved` there are
+    /// bytes of the system's behind them, which are zeros that may be read: cooperative groups begin with them as they are.
+    pub fn start(&mut self, bytes: u32, reserved: bool, grain: u32, warps: u32) {
+        self.own = u64::from(bytes);
+        let bytes = if reserved { self.reserved_at() + RESERVED_BYTES } else { bytes };
         self.shadow.start(bytes, grain, warps);
         if std::mem::take(&mut self.copies) {
             self.copying.fill(0);
@@ -32,16 +59,37 @@ impl SharedMemory {
         self.bytes.resize(bytes as usize, 0);
         self.written.clear();
         self.written.resize((bytes as usize).div_ceil(64), 0);
+        if reserved {
+            // They begin with a word of this set.
+            let first = self.reserved_at() as usize / 64;
+            self.written[first..].fill(u64::MAX);
+        }
     }
 
-    /// How many bytes there are.
+    /// The record of accesses, and beside it what they find.
+    #[inline(always)]
+    pub(crate) fn parts(&mut self) -> (&mut Shadow, Contents<'_>) {
+        (&mut self.shadow, Contents { bytes: &self.bytes, written: &self.written })
+    }
+
+    /// How many bytes the block has.
     pub fn len(&self) -> u64 {
-        self.bytes.len() as u64
+        self.own
     }
 
-    /// Whether there are none.
+    /// Where the system's bytes begin.
+    pub(crate) fn reserved_at(&self) -> u32 {
+        self.own.next_multiple_of(RESERVED_ALIGN) as u32
+    }
+
+    /// Whether an access lies in the system's bytes.
+    pub(crate) fn is_reserved(&self, at: u64, bytes: u64) -> bool {
+        at >= u64::from(self.reserved_at()) && at.saturating_add(bytes) <= self.bytes.len() as u64
+    }
+
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.own == 0
     }
 
     /// Reads a value; the caller has checked the bounds.
@@ -76,8 +124,7 @@ impl SharedMemory {
     /// Whether all bytes of an aligned access of up to 64 bytes are initialised.
     #[inline(always)]
     pub(crate) fn is_written(&self, at: u64, bytes: u64) -> bool {
-        let want = (u64::MAX >> (64 - bytes)) << (at % 64);
-        self.written[(at / 64) as usize] & want == want
+        Contents { bytes: &self.bytes, written: &self.written }.is_written(at, bytes)
     }
 
     /// Notes for an aligned access of up to 64 bytes whether its bytes now hold a written value.

@@ -79,9 +79,9 @@ fn set_special(
             S::LanemaskGe => !(bit - 1),
             S::DynamicSmemSize => launch.shared_bytes - launch.dynamic_shared,
             S::TotalSmemSize => launch.shared_bytes,
-            // The system's part of shared memory is not there: a kernel that uses its address (barriers of cooperative-group
-            // tiles wider than a warp do) gets an out-of-bounds fault; unoptimised code takes the address everywhere.
-            S::ReservedSmemOffset1 => 0xffff_fc00,
+            S::ReservedSmemOffset1 => block.shared.reserved_at(),
+            S::Envreg1 => (launch.workspace >> 32) as u32,
+            S::Envreg2 => launch.workspace as u32,
             S::ClusterCtaidX | S::ClusterCtaidY | S::ClusterCtaidZ | S::ClusterCtarank => 0,
             S::ClusterNctaidX | S::ClusterNctaidY | S::ClusterNctaidZ | S::ClusterNctarank => 1,
             S::GridId | S::IsExplicitCluster => 0,

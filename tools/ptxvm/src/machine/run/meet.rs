@@ -316,6 +316,11 @@ impl BlockRun {
             }
         }
         let mut arrived = std::mem::take(&mut self.barriers[id].warps);
+        if count.is_none() {
+            // A barrier of all threads opens when the others have left, and what they wrote until then has been written.
+            let left = self.warps.iter().enumerate().filter(|(_, w)| w.warp.live == 0);
+            arrived.extend(left.map(|(w, _)| w as u32));
+        }
         arrived.sort_unstable();
         arrived.dedup();
         self.block.clocks.barrier(&arrived, &waiting);

@@ -85,7 +85,8 @@ impl BlockRun {
         self.block.index = [(number % gx) as u32, (number / gx % gy) as u32, (number / gx / gy) as u32];
         self.block.executed = 0;
         self.block.work = BlockWork::default();
-        self.block.shared.start(launch.shared_bytes, launch.kernel.shared_grain, self.block.warps);
+        let reserved = launch.kernel.system.reserved_shared;
+        self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, self.block.warps);
         self.block.clocks.start(self.block.warps);
         self.random = launch.seed.map(|seed| seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
         let threads: u32 = launch.block.iter().product();

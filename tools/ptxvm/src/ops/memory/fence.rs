@@ -20,7 +20,6 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
     let mut mods = Mods::new(inst);
     let written = mods.written();
     let missing = || invalid(format!("`{written}` names no scope"));
-    operands::<0>(inst)?;
     let gpu = if inst.opcode == "membar" {
         mods.one_of(&[("cta", false), ("gl", true), ("sys", true)]).ok_or_else(missing)?
     } else if mods.one_of(&[("proxy", ())]).is_some() {
@@ -30,12 +29,14 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
         if !proxies.contains(&rest.join(".").as_str()) {
             return Err(unsupported(format!("`{written}`")));
         }
+        operands::<0>(inst)?;
         return Ok(());
     } else {
         mods.one_of(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
         scope(&mut mods).ok_or_else(missing)?
     };
     mods.finish()?;
+    operands::<0>(inst)?;
     d.warp(Fence { gpu }, Class::Sync, &[], &[]);
     Ok(())
 }

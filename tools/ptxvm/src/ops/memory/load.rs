@@ -147,7 +147,7 @@ impl Load {
                 return Ok(());
             }
             Space::Shared => {
-                let span = ctx.check_shared(mask, at, &self.access, |_, _, _| true)?;
+                let span = ctx.check_shared(mask, at, &self.access, |_, _| None)?;
                 let dense = span.run && mask == u32::MAX;
                 let all = dense
                     && ctx.launch.checks.init

@@ -9,7 +9,7 @@ use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Inst, WarpOp};
-use crate::machine::memory::access::{Access, Act};
+use crate::machine::memory::access::{Access, Act, value};
 use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::lanes;
 use crate::machine::registers::{LANES, Registers};
@@ -108,13 +108,10 @@ impl Store {
                 }
             }
             Space::Shared => {
-                let same = |regs: &Registers, a: usize, b: usize| {
-                    elements.iter().all(|reg| {
-                        let values = values::<T>(regs, *reg);
-                        values[a] == values[b]
-                    })
+                let value = |regs: &Registers, lane: usize| {
+                    Some(value(elements.iter().map(|reg| values::<T>(regs, *reg)[lane])))
                 };
-                ctx.check_shared(mask, at, &self.access, same)?;
+                ctx.check_shared(mask, at, &self.access, value)?;
                 for (k, reg) in elements.iter().enumerate() {
                     let values = values::<T>(&ctx.warp.regs, *reg);
                     let skip = k as u64 * step;

@@ -12,7 +12,7 @@ mod declare;
 mod function;
 mod statement;
 
-use super::ast::{Alias, Linkage, Module, SourceLoc};
+use super::ast::{Alias, Linkage, Module, RefusedVariable, SourceLoc};
 use super::lex::{Bad, Lexer, Token, TokenKind, shorten};
 use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::types::{Space, Type};
@@ -328,6 +328,27 @@ impl<'a> Parser<'a, '_> {
         Ok(module)
     }
 
+    /// The rest of a variable that the machine has nothing for, up to its `;`. What does not use it can run.
+    fn pass_over(&mut self, why: Finding, module: &mut Module<'a>) -> Parsed<()> {
+        let (mut name, mut open) = (None, true);
+        while !self.is(b';') {
+            if self.token.kind == TokenKind::End {
+                return self.expected("`;`");
+            }
+            open &= !self.is(b'=') && !self.is(b'[');
+            if open && self.token.kind == TokenKind::Word {
+                name = Some(self.of(self.token));
+            }
+            // A bank in brackets stands before the name.
+            open |= self.is(b']') && name.is_none();
+            self.advance()?;
+        }
+        let Some(name) = name else { return self.expected("a name") };
+        self.advance()?;
+        module.refused.push(RefusedVariable { name, line: why.at.line, message: why.message });
+        Ok(())
+    }
+
     fn declaration(&mut self, module: &mut Module<'a>) -> Parsed<()> {
         let Some(name) = self.directive() else {
             return self.expected("a declaration");
@@ -380,7 +401,12 @@ impl<'a> Parser<'a, '_> {
                     }
                     Some(name) if starts_declaration(name) => {
                         let start = self.token;
-                        let declared = self.declared()?;
+                        let declared = match self.declared() {
+                            Err(why) if why.kind == ErrorKind::Unsupported => {
+                                return self.pass_over(*why, module);
+                            }
+                            declared => declared?,
+                        };
                         if !matches!(declared.space, Some(Space::Global | Space::Const | Space::Shared)) {
                             return self.wrong(
                                 start,

@@ -191,7 +191,9 @@ fn random_model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
         seed += 1;
         let spread = match spec.kind {
             ParamKind::Vector => 0.2,
-            ParamKind::Matrix | ParamKind::Stack(_) | ParamKind::Adapter => (3.0 / spec.cols as f32).sqrt(),
+            ParamKind::Matrix | ParamKind::Stack(_) | ParamKind::Adapter | ParamKind::Head => {
+                (3.0 / spec.cols as f32).sqrt()
+            }
         };
         backend.random(&Uniform::up_to(spread, seed), DType::Bf16, spec.rows, spec.cols)
     });

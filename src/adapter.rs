@@ -13,7 +13,7 @@ use crate::checkpoint::{
 };
 use crate::gemma::Gemma;
 use crate::gemma::lora::{self, Adapter, Linear, full_plan, held_rank};
-use crate::gemma::params::{LayerParams, ParamSpec, TextNames, convert, plan};
+use crate::gemma::params::{LayerParams, ParamSpec, SCORE, TextNames, convert, plan};
 
 /// What an adapter is and is for.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -24,6 +24,8 @@ pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Before the names of the model's own modules.
 const PREFIX: &str = "base_model.model.";
+/// What PEFT takes for a classifier's head.
+const HEADS: [&str; 2] = ["classifier", "score"];
 /// The largest rank; beyond, training all weights is less work.
 pub const MAX_RANK: usize = 4096;
 /// Most lines of an error.
@@ -168,7 +170,12 @@ impl AdapterFile {
         Ok(file)
     }
 
-    /// Gives a model the adapters, switched on. All that differs from what the model's would be is told at once.
+    /// Whether it has the score head of a reward model as well.
+    pub fn scores(&self) -> bool {
+        self.tensors.tensor(SCORE).is_some()
+    }
+
+    /// Gives a model the adapters, switched on, and a reward model the score head that was trained with them. All that differs from what the model's would be is told at once.
     pub fn load<B: Backend>(&self, model: &mut Gemma<B>) -> Result<(), AdapterError> {
         let rank = self.spec.rank;
         let mut problems: Vec<String> = self
@@ -181,6 +188,28 @@ impl AdapterFile {
         let (backend, dtype, held) = (&model.backend, model.backend.activation_dtype(), held_rank(rank));
         let mut known = BTreeSet::new();
         let mut adapters = Vec::new();
+        let mut head = None;
+        match (&model.params.score, self.tensors.tensor(SCORE)) {
+            (Some(present), Some(stored)) => {
+                let (width, dtype) = (model.config.hidden_size, backend.dtype(present));
+                known.insert(SCORE.to_owned());
+                match values_of(stored, &[1, width]) {
+                    Ok(values) => head = Some(lora::upload(backend, dtype, 1, width, &values)),
+                    Err(problem) => problems.push(format!("{SCORE}: {problem}")),
+                }
+            }
+            (None, Some(_)) => {
+                known.insert(SCORE.to_owned());
+                problems.push(format!(
+                    "{SCORE}: it is of a reward model, which scores responses and writes none; `bon-engine merge` makes that, for \
+                     [verifier] kind = \"model\""
+                ));
+            }
+            (Some(_), None) => {
+                problems.push(format!("{SCORE}: missing; it is an adapter of no reward model"))
+            }
+            (None, None) => {}
+        }
         for (l, layer) in plan(&model.config).layers.iter().enumerate() {
             adapters.push(lora::layer_plan(layer, l, rank, |_| true).map(|adapter| {
                 let Adapter { a, b } = adapter?;
@@ -220,6 +249,9 @@ impl AdapterFile {
         for (layer, adapters) in model.params.layers.iter_mut().zip(adapters) {
             layer.adapters = adapters;
         }
+        if head.is_some() {
+            model.params.score = head;
+        }
         model.adapter_scale = Some(self.spec.scale());
         Ok(())
     }
@@ -228,6 +260,9 @@ impl AdapterFile {
 /// A text model's name of a stored matrix; `None` for what is none of a linear map's.
 fn inner_name(stored: &str) -> Option<String> {
     let name = stored.strip_prefix(PREFIX)?;
+    if name == SCORE {
+        return Some(SCORE.to_owned());
+    }
     if !name.ends_with(".lora_A.weight") && !name.ends_with(".lora_B.weight") {
         return None;
     }
@@ -287,7 +322,14 @@ fn settings(json: &Map<String, Value>, path: &Path) -> Result<LoraSpec, AdapterE
         "use_bdlora",
         "velora_config",
     ] {
-        if let Some(value) = said(field).filter(|value| !off(value)) {
+        // PEFT saves the head of a classifier beside its adapters, by either name that such heads have.
+        let head = |value: &Value| {
+            let names = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+            field == "modules_to_save"
+                && names.clone().count() > 0
+                && names.clone().all(|name| HEADS.contains(&name))
+        };
+        if let Some(value) = said(field).filter(|value| !off(value) && !head(value)) {
             return Err(bad(
                 field,
                 format!("{value} is not supported; the engine has plain low-rank adapters"),
@@ -353,9 +395,18 @@ pub fn save<B: Backend>(
             }
         }
     }
-    let config = json!({
+    if let Some((spec, tensor)) = specs.score.as_ref().zip(model.params.score.as_ref()) {
+        let dtype = match b.dtype(tensor) {
+            DType::F32 => Dtype::F32,
+            DType::Bf16 => Dtype::BF16,
+        };
+        let stored = TensorSpec { name: outer(&spec.name), dtype, shape: spec.shape() };
+        matrices.push((stored, tensor, [1, spec.cols]));
+    }
+    let scores = model.params.score.is_some();
+    let mut config = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if scores { "SEQ_CLS" } else { "CAUSAL_LM" },
         "base_model_name_or_path": base.to_string_lossy(),
         "r": spec.rank,
         "lora_alpha": spec.alpha,
@@ -365,6 +416,9 @@ pub fn save<B: Backend>(
         "bias": "none",
         "inference_mode": true,
     });
+    if scores {
+        config["modules_to_save"] = json!(HEADS);
+    }
     atomic::replace_dir(out, |dir| {
         atomic::write_new(&dir.join(ADAPTER_CONFIG), format!("{config:#}\n").as_bytes())?;
         let specs: Vec<TensorSpec> = matrices.iter().map(|(spec, ..)| spec.clone()).collect();

@@ -47,6 +47,7 @@
 //! - [`adapter`]: low-rank adapters on disk, as PEFT has them, and their merger into a model.
 //! - [`generate`]: one prefill, N streams per prompt.
 //! - [`model_dir`]: a model directory, opened.
+//! - [`reward`]: reward models, which score responses by their tokens: forward and backward.
 //! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.
 //! - [`train`]: configuration, optimizer, schedule, checkpoints, metrics, and the loop over them.
 //! - [`plan`]: what a run will take of memory.
@@ -91,6 +92,7 @@ pub mod layered;
 pub mod model_dir;
 pub mod objective;
 pub mod plan;
+pub mod reward;
 pub mod rng;
 pub mod rollout;
 pub mod segments;

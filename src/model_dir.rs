@@ -79,6 +79,35 @@ pub enum OpenError {
     /// An adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A model that scores responses, where one is wanted that writes them.
+    #[error(
+        "{path} is a reward model, which scores responses and writes none; give the model that writes them, and this one \
+         as [verifier] kind = \"model\""
+    )]
+    RewardModel {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A model that writes responses, where one is wanted that scores them.
+    #[error(
+        "{path} has no score head (score.weight, and a ...ForSequenceClassification in its config.json): it writes \
+         responses and scores none; train a reward model from it with objective.kind = \"verifier\""
+    )]
+    NoScoreHead {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A family that has no reward models.
+    #[error(
+        "{path}: Transformers has no sequence classifier of {model_type}, so none could load the reward model; train one \
+         from a Gemma 1, 2 or 3"
+    )]
+    NoClassifier {
+        /// The directory.
+        path: PathBuf,
+        /// The family.
+        model_type: String,
+    },
     /// bf16 products with f32 weights.
     #[error("compute bf16 wants bf16 weights; ask for dtype bf16 as well, or leave it out")]
     Compute,
@@ -116,9 +145,31 @@ pub enum OpenError {
     },
 }
 
+/// What a model is to be: one that writes responses or one that scores them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelRole {
+    /// It writes responses.
+    Policy,
+    /// It scores them.
+    Reward,
+    /// It scores them, or will: a model without a score head gets one of zeros.
+    NewReward,
+}
+
 impl<B: Backend> ModelDir<B> {
-    /// Loads a directory. A backend with bf16 activations has bf16 weights, whatever is stored.
+    /// Loads a directory of a model that writes responses. A backend with bf16 activations has bf16 weights, whatever is
+    /// stored.
     pub fn open(backend: B, path: &Path, precision: Precision) -> Result<Self, OpenError> {
+        Self::open_as(ModelRole::Policy, backend, path, precision)
+    }
+
+    /// The same of a model that is to be this or that.
+    pub fn open_as(
+        role: ModelRole,
+        backend: B,
+        path: &Path,
+        precision: Precision,
+    ) -> Result<Self, OpenError> {
         look_at(path)?;
         let only_bf16 = backend.activation_dtype() == DType::Bf16;
         let f32_on_bf16 = |what, setting, note| {
@@ -137,7 +188,12 @@ impl<B: Backend> ModelDir<B> {
             Precision { dtype: None, compute: ComputeChoice::Bf16 } => Some(DType::Bf16),
             Precision { dtype, .. } => dtype,
         };
-        let config = ConfigFile::open(path)?;
+        let mut config = ConfigFile::open(path)?;
+        match (role, config.gemma.score_head) {
+            (ModelRole::Policy, true) => return Err(OpenError::RewardModel { path: path.into() }),
+            (ModelRole::Reward, false) => return Err(OpenError::NoScoreHead { path: path.into() }),
+            _ => {}
+        }
         shapes(&config.gemma)
             .try_for_each(|shape| backend.supports(&shape))
             .map_err(|source| OpenError::Unsupported { path: path.into(), source })?;
@@ -156,7 +212,15 @@ impl<B: Backend> ModelDir<B> {
             let weights = weights();
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
         });
-        let (tokenizer, (params, frozen, rounded)) = (tokenizer?, weights?);
+        let (tokenizer, (mut params, frozen, rounded)) = (tokenizer?, weights?);
+        if role == ModelRole::NewReward && params.score.is_none() {
+            let model_type = config.gemma.model_type.clone();
+            config = config
+                .with_score_head()
+                .ok_or_else(|| OpenError::NoClassifier { path: path.into(), model_type })?;
+            // Zeros are as good a beginning as any: the first step moves the head alone, the next all that it reads.
+            params.score = Some(backend.zeros(backend.dtype(&params.embed), 1, config.gemma.hidden_size));
+        }
         let compute = match backend.dtype(&params.embed) {
             DType::Bf16 if precision.compute != ComputeChoice::F32 => Compute::Bf16,
             _ => Compute::F32,

@@ -18,6 +18,7 @@ use crate::gemma::config::GemmaConfig;
 use crate::gemma::lora::{begin, full_plan};
 use crate::gemma::params::{self, Frozen, ParamSpec, Params};
 use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, within};
+use crate::reward::{self, RewardError};
 use crate::train::config::{MomentKind, TrainConfig};
 use crate::train::optimizer::{Optimizer, StateBytes, state_bytes};
 use crate::train::policy::{Continued, Forward};
@@ -38,6 +39,8 @@ pub struct Run<'a> {
     pub prompts: &'a [Vec<u32>],
     /// What is done.
     pub purpose: Purpose,
+    /// The reward models that judge, which are held beside it, in bf16.
+    pub reward_models: &'a [GemmaConfig],
 }
 
 impl Run<'_> {
@@ -106,8 +109,13 @@ impl Plan {
         self.held.iter().map(|line| line.bytes).sum()
     }
 
-    /// Plans a run. Panics if it has no prompts, or some that are [too long](Run::too_long).
+    /// Plans a run. Panics if it has no prompts, or some that are [too long](Run::too_long). To train a verifier a group is of
+    /// `generate.samples` responses of `generate.max_new_tokens` each, whatever its data say.
     pub fn new(run: &Run, place: Place) -> Self {
+        if trains_verifier(run) && !run.model.score_head {
+            let model = GemmaConfig { score_head: true, ..run.model.clone() };
+            return Self::new(&Run { model: &model, ..*run }, place);
+        }
         let plan = Self::of(run, place);
         if plan.fits {
             return plan;
@@ -175,10 +183,16 @@ fn adapter_bytes(specs: &Params<ParamSpec>, dtype: DType) -> u64 {
     all.map(|adapter| size(&adapter.a) + size(&adapter.b)).sum()
 }
 
-/// Responses of a group, each as long as may be: those sampled, and an expert's.
+/// Whether what is trained scores responses.
+fn trains_verifier(run: &Run) -> bool {
+    run.purpose == Purpose::Train && run.config.objective.kind.trains_verifier()
+}
+
+/// Responses of a group, each as long as may be: those sampled or given, and an expert's.
 fn responses(config: &TrainConfig) -> usize {
     let objective = config.objective.kind.objective();
-    let sampled = if objective.needs_samples { config.generate.samples } else { 0 };
+    let several = objective.needs_samples || config.objective.kind.trains_verifier();
+    let sampled = if several { config.generate.samples } else { 0 };
     sampled + usize::from(objective.needs_expert())
 }
 
@@ -192,6 +206,9 @@ fn samplings(run: &Run) -> Vec<(usize, usize, &'static str)> {
     let (config, all) = (run.config, run.prompts.len());
     let train = run.purpose == Purpose::Train;
     let mut both = Vec::new();
+    if trains_verifier(run) {
+        return both;
+    }
     if !train || config.data.eval_tasks.is_some() {
         both.push((all, config.train.eval_samples, "evaluate"));
     }
@@ -205,6 +222,8 @@ fn held_lines(run: &Run, dtype: DType, adapters: Option<u64>, state: Option<Stat
     let line = |what: &str, bytes| Line { what: what.to_owned(), bytes };
     let weights = weights(run.model, dtype);
     let mut held = vec![line("weights", weights)];
+    let judging: u64 = run.reward_models.iter().map(|model| self::weights(model, DType::Bf16)).sum();
+    held.push(line("the reward model's weights", judging));
     if let Some(bytes) = adapters {
         held.push(line("adapters", bytes));
     }
@@ -223,21 +242,26 @@ fn holds_reference(config: &TrainConfig) -> bool {
     config.train.kl_coefficient > 0.0 && config.lora.is_none()
 }
 
-/// A model of zeros on a device, with adapters where there are to be some.
+/// The model that is trained, of zeros on a device, with adapters where there are to be some.
 fn zeros(run: &Run, cuda: &Cuda) -> Gemma<Cuda> {
-    let (config, dtype) = (run.model, cuda.activation_dtype());
+    let mut model = zeros_of(run.model, cuda);
+    if let Some(spec) = &run.config.lora {
+        begin(&mut model, spec.rank, &spec.targets, 0);
+        model.adapter_scale = Some(spec.scale());
+    }
+    model
+}
+
+/// A model of zeros.
+fn zeros_of(config: &GemmaConfig, cuda: &Cuda) -> Gemma<Cuda> {
+    let dtype = cuda.activation_dtype();
     let params = params::plan(config).map(|spec| cuda.zeros(dtype, spec.rows, spec.cols));
     // After the layers' scalars.
     let embed = params::frozen(config).pop().filter(|_| config.per_layer_width > 0);
     let per_layer_embed = embed.map(|(_, shape)| cuda.zeros(dtype, shape[0], shape[1]));
     let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
     let backend = cuda.clone();
-    let mut model = Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None };
-    if let Some(spec) = &run.config.lora {
-        begin(&mut model, spec.rank, &spec.targets, 0);
-        model.adapter_scale = Some(spec.scale());
-    }
-    model
+    Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None }
 }
 
 /// What the run asks of a device, which fails if it has not as much.
@@ -250,6 +274,7 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
     let mut optimizer = train.then(|| Optimizer::new(&model, &config.optimizer, 0));
     let without_adapters = Run { config: &TrainConfig { lora: None, ..config.clone() }, ..*run };
     let reference = (train && holds_reference(config)).then(|| zeros(&without_adapters, &cuda));
+    let judging: Vec<Gemma<Cuda>> = run.reward_models.iter().map(|model| zeros_of(model, &cuda)).collect();
     cuda.check()?;
     let state = train.then(|| state_bytes(&specs.tensors(), lora, DType::Bf16, &config.optimizer));
     let adapters = lora.then(|| adapter_bytes(&specs, DType::Bf16));
@@ -264,6 +289,11 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
             what: format!("to {what} {together} prompts x {streams} responses at once"),
             bytes,
         });
+        if !judging.is_empty() {
+            dry.take_peak();
+            judging.iter().try_for_each(|judge| scored(run, judge, together, streams))?;
+            phases.push(scoring_line(dry.take_peak() - begin));
+        }
     }
     if let Some(optimizer) = &mut optimizer {
         dry.take_peak();
@@ -272,6 +302,23 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
         phases.push(training_line(run, &kept, bytes));
     }
     Ok((held, phases))
+}
+
+fn scoring_line(bytes: u64) -> Line {
+    Line { what: "for the reward model to score them".into(), bytes }
+}
+
+/// Scores responses to the first prompts.
+fn scored(run: &Run, judge: &Gemma<Cuda>, prompts: usize, streams: usize) -> Result<(), DeviceError> {
+    let response = vec![0; run.config.generate.max_new_tokens];
+    let responses = vec![response.as_slice(); streams];
+    let groups: Vec<Continued> =
+        run.prompts[..prompts].iter().map(|prompt| Continued { prompt, responses: &responses }).collect();
+    match reward::logits(judge, &groups) {
+        Err(RewardError::Device(e)) => Err(e),
+        // A reward model with a shorter context is refused before its run begins.
+        _ => judge.backend.check(),
+    }
 }
 
 fn training_line(run: &Run, kept: &Kept, bytes: u64) -> Line {
@@ -323,10 +370,17 @@ fn trained(
     if let Some(reference) = reference {
         drop(Forward::with(reference, &groups, temperature, Recompute::All));
     }
-    let forward = Forward::with(model, &groups, temperature, config.train.recompute);
-    let kept = forward.kept;
-    let weights = vec![0.0; forward.logprobs.len()];
-    forward.backward(model, &weights, &mut optimizer.grads);
+    let kept = if trains_verifier(run) {
+        let forward = reward::Forward::new(model, &groups, config.train.recompute);
+        let (kept, count) = (forward.kept, forward.logits.len());
+        forward.backward(model, &vec![0.0; count], &mut optimizer.grads);
+        kept
+    } else {
+        let forward = Forward::with(model, &groups, temperature, config.train.recompute);
+        let (kept, count) = (forward.kept, forward.logprobs.len());
+        forward.backward(model, &vec![0.0; count], &mut optimizer.grads);
+        kept
+    };
     optimizer.step(model, &config.optimizer, config.optimizer.lr, 1).expect("gradients of zero");
     model.backend.check().map(|()| kept)
 }
@@ -352,12 +406,21 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
             what: format!("to {what} {together} prompts x {streams} responses at once"),
             bytes,
         });
+        let tokens: usize = prompts[..together].iter().map(|prompt| prompt.len() + streams * new).sum();
+        let cost = |judge: &GemmaConfig| {
+            let most = Cpu::F32.generation_bytes() / reward::bytes(judge, DType::F32, 1).max(1);
+            reward::bytes(judge, DType::F32, tokens.min(most)) as u64
+        };
+        phases.extend(run.reward_models.iter().map(cost).max().map(scoring_line));
     }
     if train {
         let prompts: usize = run.prompts.iter().take(micro_batch(config)).map(Vec::len).sum();
         let groups = micro_batch(config).min(run.prompts.len());
         let tokens = prompts + groups * responses(config) * new;
-        let size = StepSize { tokens, predicting: groups * responses(config) * new };
+        let size = match trains_verifier(run) {
+            true => reward::step_size(tokens, groups * responses(config)),
+            false => StepSize { tokens, predicting: groups * responses(config) * new },
+        };
         let free = memory.saturating_sub(held_bytes) / 2;
         let kept = match config.train.recompute {
             Recompute::Auto => Kept::within(free, model, DType::F32, &size),

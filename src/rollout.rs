@@ -11,6 +11,8 @@ use crate::gemma::Gemma;
 use crate::gemma::config::GemmaConfig;
 use crate::generate::{GenerateError, Prompt, Response, Sampling, fitting, generate};
 use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
+use crate::reward::{RewardError, Scorer};
+use crate::segments::Continued;
 use crate::tasks::Task;
 use crate::tokenizer::{ChatTextError, Tokenizer, TokenizerError};
 use crate::verifier::pool::{Job, Pool};
@@ -180,12 +182,84 @@ impl PromptFormat<'_> {
     }
 }
 
-/// The verifiers at work.
+/// What judges responses: a verifier by their text, or a reward model by their tokens.
+pub enum Judge {
+    /// A verifier, and the threads that ask it.
+    Text(Arc<dyn Verifier>, Pool),
+    /// A reward model.
+    Model(Box<dyn Scorer>),
+}
+
+impl From<Arc<dyn Verifier>> for Judge {
+    fn from(verifier: Arc<dyn Verifier>) -> Self {
+        Self::Text(Arc::clone(&verifier), Pool::new(verifier))
+    }
+}
+
+impl From<Box<dyn Scorer>> for Judge {
+    fn from(scorer: Box<dyn Scorer>) -> Self {
+        Self::Model(scorer)
+    }
+}
+
+/// A response that nobody sampled, to be judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The prompt's text and tokens.
+    pub prompt: (&'a str, &'a [u32]),
+    /// The response's.
+    pub response: (&'a str, &'a [u32]),
+    /// The task.
+    pub task: &'a Task,
+}
+
+impl Judge {
+    fn pool(&self) -> Option<&Pool> {
+        match self {
+            Self::Text(_, pool) => Some(pool),
+            Self::Model(_) => None,
+        }
+    }
+
+    fn model(&self) -> Option<&dyn Scorer> {
+        match self {
+            Self::Text(..) => None,
+            Self::Model(scorer) => Some(&**scorer),
+        }
+    }
+
+    /// Hands over a response that is complete, while others are still sampled. A reward model waits for all of them.
+    fn submit(&mut self, job: &Job) {
+        if let Self::Text(_, pool) = self {
+            pool.submit(job.clone());
+        }
+    }
+
+    /// The verdicts on all that has been submitted since the last call, which are these groups.
+    fn collect(
+        &mut self,
+        section: &'static str,
+        groups: &[Continued],
+    ) -> Result<Vec<Result<f64, Failure>>, RolloutError> {
+        match self {
+            Self::Text(_, pool) => {
+                let verdicts = pool.collect().map_err(|source| RolloutError::Verifier { section, source })?;
+                Ok(verdicts.scores.into_iter().map(|(_, score)| score).collect())
+            }
+            Self::Model(scorer) => {
+                let scores =
+                    scorer.score(groups).map_err(|source| RolloutError::Reward { section, source })?;
+                Ok(scores.into_iter().map(Ok).collect())
+            }
+        }
+    }
+}
+
+/// The judges at work.
 pub struct Judges {
-    verifier: Arc<dyn Verifier>,
-    scores: Pool,
+    scores: Judge,
     /// Where the reward is not the verifier's score.
-    rewards: Option<Pool>,
+    rewards: Option<Judge>,
     pass_threshold: f64,
 }
 
@@ -198,8 +272,12 @@ impl Judges {
     /// `verifier` gives the score r that selects; `environment`, where there is one, the reward R. A response passes
     /// at [`DEFAULT_PASS_THRESHOLD`].
     pub fn new(verifier: Arc<dyn Verifier>, environment: Option<Arc<dyn Verifier>>) -> Self {
-        let (scores, rewards) = (Pool::new(Arc::clone(&verifier)), environment.map(Pool::new));
-        Self { verifier, scores, rewards, pass_threshold: DEFAULT_PASS_THRESHOLD }
+        Self::of(verifier.into(), environment.map(Judge::from))
+    }
+
+    /// The same of judges of either kind.
+    pub fn of(verifier: Judge, environment: Option<Judge>) -> Self {
+        Self { scores: verifier, rewards: environment, pass_threshold: DEFAULT_PASS_THRESHOLD }
     }
 
     /// The same with another least reward of a response that passes.
@@ -207,8 +285,30 @@ impl Judges {
         Self { pass_threshold, ..self }
     }
 
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Judge)> {
+        [(VERIFIER, &self.scores)].into_iter().chain(self.rewards.as_ref().map(|judge| (ENVIRONMENT, judge)))
+    }
+
     fn pools(&self) -> impl Iterator<Item = (&'static str, &Pool)> {
-        [(VERIFIER, &self.scores)].into_iter().chain(self.rewards.as_ref().map(|pool| (ENVIRONMENT, pool)))
+        self.all().filter_map(|(name, judge)| Some((name, judge.pool()?)))
+    }
+
+    /// The reward models among them, each with the name of its section.
+    pub fn models(&self) -> impl Iterator<Item = (&'static str, &dyn Scorer)> {
+        self.all().filter_map(|(name, judge)| Some((name, judge.model()?)))
+    }
+
+    /// Whether what selects is judged apart from what counts.
+    pub fn differ(&self) -> bool {
+        self.rewards.is_some()
+    }
+
+    /// The answer read in a response, by the verifier or, where that is a model, by the environment.
+    fn extract(&self, response: &str) -> Option<String> {
+        self.all().find_map(|(_, judge)| match judge {
+            Judge::Text(verifier, _) => Some(verifier.extract(response)),
+            Judge::Model(_) => None,
+        })?
     }
 
     /// What the verifiers put up with and have not told yet, each with `verifier` or `environment` before it.
@@ -227,9 +327,19 @@ impl Judges {
         }
     }
 
-    /// The verifier's score r of a response to a task that nobody sampled.
-    pub fn score(&self, prompt: &str, response: &str, task: &Task) -> Result<f64, Failure> {
-        self.verifier.score(&Request { prompt, response, answer: &task.answer, task: &task.fields })
+    /// The verifier's score r of a response that nobody sampled.
+    pub fn score(&self, given: Given) -> Result<Result<f64, Failure>, RewardError> {
+        let Given { prompt: (prompt, prompt_tokens), response: (response, tokens), task } = given;
+        match &self.scores {
+            Judge::Text(verifier, _) => {
+                let request = Request { prompt, response, answer: &task.answer, task: &task.fields };
+                Ok(verifier.score(&request))
+            }
+            Judge::Model(scorer) => {
+                let group = Continued { prompt: prompt_tokens, responses: &[tokens] };
+                scorer.score(&[group]).map(|scores| Ok(scores[0]))
+            }
+        }
     }
 }
 
@@ -250,6 +360,8 @@ pub struct Group {
     pub rewards: Vec<f64>,
     /// Whether it passes.
     pub correct: Vec<bool>,
+    /// Whether R was judged, and not made up for one that could not be.
+    pub rewarded: Vec<bool>,
     /// What could not be judged, and why.
     pub unjudged: Vec<Unjudged>,
 }
@@ -283,6 +395,14 @@ pub enum RolloutError {
         section: &'static str,
         /// Why.
         source: Failure,
+    },
+    /// A reward model fails.
+    #[error("the {section} cannot be used")]
+    Reward {
+        /// `verifier` or `environment`.
+        section: &'static str,
+        /// Why.
+        source: RewardError,
     },
     /// [`ResponseEnd::interrupted_by`] said so.
     #[error("interrupted")]
@@ -379,9 +499,9 @@ impl<B: Backend> Rollout<'_, B> {
                         task: Arc::clone(&tasks[prompt].fields),
                     };
                     if let Some(rewards) = &mut judges.rewards {
-                        rewards.submit(job.clone());
+                        rewards.submit(&job);
                     }
-                    judges.scores.submit(job);
+                    judges.scores.submit(&job);
                 },
             )?;
             if self.stop.interrupted() {
@@ -389,12 +509,14 @@ impl<B: Backend> Rollout<'_, B> {
             }
             seconds.generate += started.elapsed().as_secs_f64();
             let started = std::time::Instant::now();
-            let collect = |section, pool: &mut Pool| {
-                let verdicts = pool.collect().map_err(|source| RolloutError::Verifier { section, source });
-                verdicts.map(|v| v.scores.into_iter().map(|(_, score)| score))
-            };
-            let mut scores = collect(VERIFIER, &mut judges.scores)?;
-            let mut rewards = judges.rewards.as_mut().map(|pool| collect(ENVIRONMENT, pool)).transpose()?;
+            let tokens: Vec<Vec<&[u32]>> =
+                responses.iter().map(|group| group.iter().map(|r| r.tokens.as_slice()).collect()).collect();
+            let sampled: Vec<Continued> = (prompts.iter().zip(&tokens))
+                .map(|((_, prompt), responses)| Continued { prompt, responses })
+                .collect();
+            let mut scores = judges.scores.collect(VERIFIER, &sampled)?.into_iter();
+            let rewards = judges.rewards.as_mut().map(|judge| judge.collect(ENVIRONMENT, &sampled));
+            let mut rewards = rewards.transpose()?.map(Vec::into_iter);
             let groups_of = prompts.into_iter().zip(responses).zip(decoded).zip(tasks);
             for ((((_, prompt), responses), texts), task) in groups_of {
                 let scores: Vec<_> = scores.by_ref().take(samples).collect();
@@ -434,8 +556,9 @@ fn judged(
         verdicts.iter().map(|verdict| verdict.as_ref().ok().copied()).collect()
     };
     let (threshold, rewards) = (judges.pass_threshold, values(rewards.as_ref().unwrap_or(&scores)));
+    let rewarded = rewards.iter().map(Option::is_some).collect();
     let ScoredGroup { scores, rewards, .. } = ScoredGroup::judged(&values(&scores), &rewards, threshold);
-    let answers = texts.iter().map(|t| judges.verifier.extract(t)).collect();
+    let answers = texts.iter().map(|t| judges.extract(t)).collect();
     let correct = rewards.iter().map(|&reward| passes(reward, threshold)).collect();
-    Group { prompt, responses, texts, answers, scores, rewards, correct, unjudged }
+    Group { prompt, responses, texts, answers, scores, rewards, correct, rewarded, unjudged }
 }

@@ -196,6 +196,15 @@ impl Segments {
     }
 }
 
+/// A prompt and some continuations of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Continued<'a> {
+    /// Prompt tokens; not empty.
+    pub prompt: &'a [u32],
+    /// Response tokens, each not empty.
+    pub responses: &'a [&'a [u32]],
+}
+
 /// A batch under construction: tokens laid end to end, each run of them a segment.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {

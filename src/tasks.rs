@@ -118,10 +118,19 @@ pub enum LineProblem {
 impl Tasks {
     /// Reads a task file. Blank lines are passed over; anything else that is no task is an error that names its line.
     pub fn read(path: &Path) -> Result<Self, TaskError> {
+        Self::read_with(path, true)
+    }
+
+    /// The same of tasks that need no `answer`, because what is made of them was judged before: without one it is empty.
+    pub fn read_judged(path: &Path) -> Result<Self, TaskError> {
+        Self::read_with(path, false)
+    }
+
+    fn read_with(path: &Path, answers: bool) -> Result<Self, TaskError> {
         let bytes = fs::read(path).map_err(|source| TaskError::Read { path: path.into(), source })?;
         let mut list = Vec::new();
         for (i, line) in task_lines(&bytes) {
-            let task = parse_line(i, line).map_err(|problem| TaskError::Line {
+            let task = parse_line(i, line, answers).map_err(|problem| TaskError::Line {
                 path: path.into(),
                 line: i,
                 problem,
@@ -157,7 +166,7 @@ fn task_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(i, line)| (i + 1, line))
 }
 
-fn parse_line(number: usize, line: &[u8]) -> Result<Task, LineProblem> {
+fn parse_line(number: usize, line: &[u8], answers: bool) -> Result<Task, LineProblem> {
     let text = str::from_utf8(line).map_err(|e| LineProblem::Encoding(e.valid_up_to() + 1))?;
     let mut fields = match serde_json::from_str(text).map_err(LineProblem::Syntax)? {
         Value::Object(fields) => fields,
@@ -178,17 +187,19 @@ fn parse_line(number: usize, line: &[u8]) -> Result<Task, LineProblem> {
         (None, Some(messages)) => conversation(messages)?,
         (None, None) => return Err(LineProblem::Missing("prompt")),
     };
-    let answer = match fields.get("answer").ok_or(LineProblem::Missing("answer"))? {
-        Value::String(s) => s.clone(),
-        Value::Number(n) => match n.as_f64() {
+    let answer = match fields.get("answer") {
+        None if answers => return Err(LineProblem::Missing("answer")),
+        None => String::new(),
+        Some(Value::String(s)) => s.clone(),
+        Some(Value::Number(n)) => match n.as_f64() {
             // Integers are exact up to 64 bits; the rest are f64, which skips integers above 2^53.
             Some(x) if n.is_f64() && x.abs() >= (1u64 << 53) as f64 => return Err(LineProblem::Inexact(x)),
             _ => n.to_string(),
         },
-        other => return Err(wrong_type("answer", other, "a string or a number")),
+        Some(other) => return Err(wrong_type("answer", other, "a string or a number")),
     };
     for (field, text) in [("prompt", &prompt), ("answer", &answer)] {
-        if text.trim().is_empty() {
+        if text.trim().is_empty() && (field == "prompt" || answers) {
             return Err(LineProblem::Blank(field));
         }
     }

@@ -490,6 +490,11 @@ impl Tokenizer {
         self.inner.id_to_token(id).unwrap_or_default()
     }
 
+    /// Whether both call the same tokens by the same ids, added ones included.
+    pub fn has_tokens_of(&self, other: &Self) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The control or reserved token of that name.
     pub fn control(&self, name: &str) -> Option<u32> {
         self.no_text.get(name).copied()

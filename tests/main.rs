@@ -61,6 +61,8 @@ mod plan;
 mod reports;
 #[path = "suite/resume.rs"]
 mod resume;
+#[path = "suite/reward.rs"]
+mod reward;
 #[path = "suite/rounded/mod.rs"]
 mod rounded;
 #[path = "suite/sampler.rs"]

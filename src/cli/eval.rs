@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
 
 use super::engine::{DeviceArg, with_backend};
 use super::plan::of_run;
@@ -16,10 +17,13 @@ use crate::checkpoint::atomic;
 use crate::eval::{Provenance, Report};
 use crate::model_dir::Precision;
 use crate::plan::Purpose;
-use crate::tasks::Tasks;
+use crate::rollout::Group;
+use crate::tasks::{Task, Tasks};
 use crate::train::config::{MAX_SAMPLES, ModelSection, Problems, Template, TrainConfig};
-use crate::train::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
-use crate::train::setup::{check_prompts, judges, rollout, stop_rule, warnings};
+use crate::train::evaluation::{
+    comparable, eval_sampling, evaluation_of, provenance, same_measure, with_model,
+};
+use crate::train::setup::{check_judges, check_prompts, judges, rollout, stop_rule, warnings};
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +58,10 @@ pub struct Args {
     /// Write the report as JSON: the figures, what made them, and the responses that could not be judged
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write the tasks with the sampled responses and their rewards as JSON lines, which `train` with objective.kind =
+    /// "verifier" learns from; what could not be judged is left out
+    #[arg(long, value_name = "FILE")]
+    save_samples: Option<PathBuf>,
     /// Compare with an earlier report on the same tasks, judged alike, and as many samples; says what else differs
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
@@ -67,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     with_backend!(engine, |backend| run_on(backend, &args, &config, plan))
 }
 
-fn run_on<B: Backend>(
+fn run_on<B: Backend + Clone + 'static>(
     backend: B,
     args: &Args,
     config: &TrainConfig,
@@ -82,13 +90,14 @@ fn run_on<B: Backend>(
     let provenance = provenance(config, model, &config.data.tasks, &tasks, backend.device_name())?;
     let earlier = |path: &PathBuf| earlier(path, &tasks, samples, &provenance);
     let before = args.compare.as_ref().map(earlier).transpose()?;
-    if let Some(path) = &args.output {
+    for (name, path) in [("--output", &args.output), ("--save-samples", &args.save_samples)] {
+        let Some(path) = path else { continue };
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         if path.is_dir() || parent.is_some_and(|p| !p.is_dir()) {
-            bail!("--output {}: give a file in a directory that exists", path.display());
+            bail!("{name} {}: give a file in a directory that exists", path.display());
         }
     }
-    let Some(mut judges) = judges(config)? else {
+    let Some(mut judges) = judges(config, &backend)? else {
         bail!(
             "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
         )
@@ -97,6 +106,7 @@ fn run_on<B: Backend>(
     let dir = open_model(backend, path, adapter.as_deref(), config.model.precision())?;
     let dir = dir.with_chat(config.data.template == Template::Chat)?;
     check_prompts(config, &dir, &config.data.tasks, &tasks)?;
+    check_judges(config, &dir, &judges, &[(&config.data.tasks, &tasks)])?;
     let provenance = with_model(provenance, &dir);
     for text in warnings(config, &dir, &config.data.tasks, &tasks, false)? {
         note(&format!("warning: {text}"));
@@ -106,7 +116,7 @@ fn run_on<B: Backend>(
     }
     let stop = stop_rule(config, &dir);
     let progress = Screen::default().responses((tasks.list.len() * samples) as u64);
-    let evaluated = evaluation(
+    let evaluated = evaluation_of(
         &rollout(config, &dir, &stop),
         &tasks,
         samples,
@@ -119,7 +129,7 @@ fn run_on<B: Backend>(
     );
     progress.finish_and_clear();
     let notes = judges.notes();
-    let report = evaluated.inspect_err(|_| tell(&notes))?;
+    let (report, groups) = evaluated.inspect_err(|_| tell(&notes))?;
     let place = match &args.output {
         Some(path) => format!("all of them are in {}", path.display()),
         None => "--output FILE keeps all of them".to_owned(),
@@ -130,12 +140,28 @@ fn run_on<B: Backend>(
         let text = serde_json::to_string_pretty(&report)?;
         atomic::write_file(path, |f| f.write_all(text.as_bytes()))?;
     }
+    if let Some(path) = &args.save_samples {
+        atomic::write_file(path, |f| {
+            let lines = tasks.list.iter().zip(&groups).filter_map(|(task, group)| labelled(task, group));
+            lines.into_iter().try_for_each(|line| writeln!(f, "{line}"))
+        })?;
+    }
     let mut out = std::io::stdout().lock();
     match before {
         None => writeln!(out, "{}", report.to_table())?,
         Some(before) => writeln!(out, "{}", before.compare(&report)?.to_table())?,
     }
     Ok(())
+}
+
+/// A task with its responses, their tokens and rewards; `None` where none of them could be judged.
+fn labelled(task: &Task, group: &Group) -> Option<Value> {
+    let of = |i: usize| json!({ "text": group.texts[i], "score": group.rewards[i], "tokens": group.responses[i].tokens });
+    let responses: Vec<Value> = (0..group.texts.len()).filter(|&i| group.rewarded[i]).map(of).collect();
+    let mut fields = (*task.fields).clone();
+    let some = !responses.is_empty();
+    fields.insert("responses".to_owned(), responses.into());
+    some.then_some(Value::Object(fields))
 }
 
 /// What verifiers do that costs time.

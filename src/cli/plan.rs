@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use super::engine::{DeviceChoice, Engine};
 use super::progress::note;
@@ -19,6 +20,7 @@ use crate::rollout::{PromptFormat, Wrapping};
 use crate::tasks::Tasks;
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use crate::train::config::{Template, TrainConfig};
+use crate::verifier::VerifierConfig;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -70,7 +72,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = TrainConfig::load(&args.config, &args.set)?;
+    let mut config = TrainConfig::load(&args.config, &args.set)?;
     config.check_for_plan()?;
     let (model, dtype) = match &args.published {
         Some(name) => (published(name)?, config.model.dtype.unwrap_or(DType::Bf16)),
@@ -85,7 +87,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(tokens) => alike(&config, tokens as usize),
         None if args.published.is_some() => alike(&config, PROMPT_TOKENS),
         None if config.model.path.join(TOKENIZER_FILE).is_file() && config.data.tasks.is_file() => {
-            prompts(&config, &model, Purpose::Train)?
+            let (prompts, known) = prompts(&config, &model, Purpose::Train)?;
+            config = known;
+            prompts
         }
         None => alike(&config, PROMPT_TOKENS),
     };
@@ -98,7 +102,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (choice, None) => here(choice.unwrap_or(DeviceChoice::Auto))?,
     };
     let purpose = Purpose::Train;
-    let run = Run { model: &model, dtype, config: &config, prompts: &prompts, purpose };
+    let judging = reward_models(&config)?;
+    let reward_models = &judging;
+    let run = Run { model: &model, dtype, config: &config, prompts: &prompts, purpose, reward_models };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let (new, context) = (config.generate.max_new_tokens, model.max_positions);
     if prompts.is_empty() || run.too_long() > 0 {
@@ -153,8 +159,24 @@ fn here(choice: DeviceChoice) -> anyhow::Result<Place> {
     })
 }
 
-/// The prompts of a configuration's tasks, the longest first.
-fn prompts(config: &TrainConfig, model: &GemmaConfig, purpose: Purpose) -> anyhow::Result<Vec<Vec<u32>>> {
+/// The shapes of the reward models that judge.
+fn reward_models(config: &TrainConfig) -> anyhow::Result<Vec<GemmaConfig>> {
+    let judges = [&config.verifier, &config.environment].into_iter().flatten();
+    let shape = |path| Ok(ConfigFile::open(path)?.gemma);
+    judges.filter_map(VerifierConfig::model).map(shape).collect()
+}
+
+/// The prompts of a configuration's tasks, the longest first, and the configuration. Of one that trains a verifier, groups
+/// and responses are those of the tasks.
+fn prompts(
+    config: &TrainConfig,
+    model: &GemmaConfig,
+    purpose: Purpose,
+) -> anyhow::Result<(Vec<Vec<u32>>, TrainConfig)> {
+    let mut config = config.clone();
+    let verifier = purpose == Purpose::Train && config.objective.kind.trains_verifier();
+    let read = if verifier { Tasks::read_judged } else { Tasks::read };
+    let (mut group, mut longest) = (1, 1);
     let (dir, data) = (&config.model.path, &config.data);
     let tokenizer = Tokenizer::open(dir, model)?;
     let chat = (data.template == Template::Chat).then(|| ChatTemplate::open(dir)).transpose()?;
@@ -167,12 +189,25 @@ fn prompts(config: &TrainConfig, model: &GemmaConfig, purpose: Purpose) -> anyho
     let mut all = Vec::new();
     let eval_tasks = data.eval_tasks.as_ref().filter(|_| purpose == Purpose::Train);
     for path in [Some(&data.tasks), eval_tasks].into_iter().flatten() {
-        for task in &Tasks::read(path)?.list {
+        for task in &read(path)?.list {
             all.push(format.apply(&tokenizer, &task.history, &task.prompt)?.1);
+            let responses = task.fields.get("responses").and_then(Value::as_array).filter(|_| verifier);
+            for response in responses.into_iter().flatten() {
+                let length = match (response["tokens"].as_array(), response["text"].as_str()) {
+                    (Some(tokens), _) => tokens.len(),
+                    // What ends it may take a token more.
+                    (None, text) => tokenizer.encode(text.unwrap_or_default())?.len() + 1,
+                };
+                longest = longest.max(length);
+            }
+            group = group.max(responses.map_or(0, Vec::len));
         }
     }
     all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
-    Ok(all)
+    if verifier {
+        (config.generate.samples, config.generate.max_new_tokens) = (group, longest);
+    }
+    Ok((all, config))
 }
 
 /// The plan of a run that is about to begin, to be told once its files have been found to be usable. Warns at once where it does not
@@ -188,13 +223,16 @@ pub(super) fn of_run(
         return Ok(None);
     }
     let Ok(file) = ConfigFile::open(&config.model.path) else { return Ok(None) };
-    let Ok(prompts) = prompts(config, &file.gemma, purpose) else { return Ok(None) };
+    let Ok((prompts, config)) = prompts(config, &file.gemma, purpose) else { return Ok(None) };
+    let config = &config;
     let place = match engine {
         Engine::Cpu(_) => host::available().map(Place::Cpu),
         Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
     };
     let dtype = config.model.precision().storage(&config.model.path, &file);
-    let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose };
+    let Ok(judging) = reward_models(config) else { return Ok(None) };
+    let reward_models = &judging;
+    let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose, reward_models };
     let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(None) };
     let plan = Plan::new(&run, place);
     let text = format!("memory on {}:\n{plan}", engine.name());

@@ -15,7 +15,7 @@ use crate::gemma::activations::{Kept, Share};
 use crate::plan::Purpose;
 use crate::train::config::TrainConfig;
 use crate::train::interrupt::Interrupt;
-use crate::train::metrics::{PhaseSeconds, StepMetrics};
+use crate::train::metrics::{PhaseSeconds, StepMetrics, VerifierMetrics};
 use crate::train::run::{Event, run as train};
 
 /// Arguments of `train`.
@@ -63,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     with_backend!(engine, |backend| run_on(backend, &args, &config, plan))
 }
 
-fn run_on<B: Backend + Clone>(
+fn run_on<B: Backend + Clone + 'static>(
     backend: B,
     args: &Args,
     config: &TrainConfig,
@@ -91,9 +91,22 @@ fn run_on<B: Backend + Clone>(
     } else {
         writeln!(out, "done after {step} steps")?;
     }
-    match config.lora {
-        None => writeln!(out, "the model: {}", model.display())?,
-        Some(_) => writeln!(out, "the adapter of {}: {}", config.model.path.display(), model.display())?,
+    match (&config.lora, config.objective.kind.trains_verifier()) {
+        (None, false) => writeln!(out, "the model: {}", model.display())?,
+        (None, true) => writeln!(
+            out,
+            "the reward model, for [verifier] kind = \"model\" with this path: {}",
+            model.display()
+        )?,
+        (Some(_), false) => {
+            writeln!(out, "the adapter of {}: {}", config.model.path.display(), model.display())?;
+        }
+        (Some(_), true) => writeln!(
+            out,
+            "the reward model's adapter of {}, for `bon-engine merge`: {}",
+            config.model.path.display(),
+            model.display()
+        )?,
     }
     Ok(())
 }
@@ -250,6 +263,10 @@ fn figures(m: &StepMetrics, config: &TrainConfig) -> String {
         }
     }
     all.push(format!("loss {:+.4}  grad {:.3}", m.loss, m.grad_norm));
+    if let Some(VerifierMetrics { accuracy, auc, pair_accuracy, .. }) = m.verifier {
+        let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        all.push(format!("accuracy {accuracy:.3}  AUC {}  in groups {}", shown(auc), shown(pair_accuracy)));
+    }
     if let Some(kl) = m.kl {
         all.push(format!("kl {kl:.4}"));
     }
@@ -257,7 +274,9 @@ fn figures(m: &StepMetrics, config: &TrainConfig) -> String {
         all.push(format!("{:.0} tokens/s", m.tokens_per_second));
     }
     // Exactly 0 is no coincidence: nothing was worth more than what it was compared with.
-    if m.grad_norm == 0.0 {
+    if m.grad_norm == 0.0 && m.verifier.is_some() {
+        all.push("(nothing to learn: in no group do labels differ)".to_owned());
+    } else if m.grad_norm == 0.0 {
         all.push("(nothing to learn: in no group do responses earn different rewards)".to_owned());
     }
     all.join("  ")

@@ -1,11 +1,13 @@
 //! Evaluation: from one pool of M samples per problem to pass@N, Best-of-N and majority@N for every N <= M, with
 //! 95 % confidence intervals over problems. Pure: it generates nothing and reads no file.
 
+mod calibration;
 pub mod estimators;
 mod interval;
 pub mod provenance;
 mod report;
 
+pub use calibration::{Bin, Calibration, Probabilities, calibrate};
 pub use interval::Estimate;
 pub use provenance::{Difference, Provenance};
 pub use report::{Change, Comparison, Figures, ProblemReport, Report, Unjudged, count_by_kind};

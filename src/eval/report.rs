@@ -1,6 +1,7 @@
 //! What an evaluation says, and what changed between two: plain data that serialises, and plain-text tables.
 
 use super::EvalError;
+use super::calibration::{Calibration, Probabilities};
 use super::interval::{Estimate, bootstrap};
 use super::provenance::{Difference, Provenance};
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,9 @@ pub struct Report {
     pub figures: Figures<Estimate>,
     /// Every problem, in the order given.
     pub problems: Vec<ProblemReport>,
+    /// How far scores tell right from wrong, where what selects is not what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// What made it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
@@ -120,7 +124,7 @@ impl Report {
     pub(super) fn new(ns: Vec<usize>, seed: u64, problems: Vec<ProblemReport>) -> Self {
         let rows: Vec<Vec<f64>> = problems.iter().map(|p| p.figures.row()).collect();
         let figures = Figures::from_row(ns.len(), &bootstrap(&rows, seed));
-        Self { ns, seed, figures, problems, provenance: None, unjudged: Vec::new() }
+        Self { ns, seed, figures, problems, calibration: None, provenance: None, unjudged: Vec::new() }
     }
 
     /// A table: one row per N, then the diversity of answers.
@@ -140,12 +144,52 @@ impl Report {
         }
         let diversity =
             self.figures.diversity().map(|(title, estimate)| vec![title.to_owned(), cell(&estimate)]);
-        format!(
+        let mut out = format!(
             "problems: {}, samples each: {each}; brackets: 95 % confidence intervals over problems\n\n{}\n{}",
             self.problems.len(),
             align(&rows),
             align(&diversity)
-        )
+        );
+        if let Some(calibration) = &self.calibration {
+            let titled = |(title, value): (&str, String)| vec![title.to_owned(), value];
+            let _ = write!(out, "\n{}", align(&calibration_rows(calibration).map(titled)));
+            if let Some(Probabilities { bins, .. }) = &calibration.probabilities {
+                let head = ["verifier's score", "responses", "mean score", "right"].map(str::to_owned);
+                let mut rows = vec![head.to_vec()];
+                rows.extend(bins.iter().map(|bin| {
+                    let range = format!("{:.1} to {:.1}", bin.low, bin.high);
+                    vec![range, bin.samples.to_string(), figure(bin.mean_score), figure(bin.right)]
+                }));
+                let _ = write!(out, "\n{}", align(&rows));
+            }
+            let _ = writeln!(out, "\n{}", self.inversion());
+        }
+        out
+    }
+
+    /// In words: whether choosing among more responses stops to help.
+    fn inversion(&self) -> String {
+        let best = &self.figures.best_of_n;
+        let at = |i: usize| format!("{} at N = {}", figure(best[i].mean), self.ns[i]);
+        let last = best.len() - 1;
+        let peak = (0..=last).rev().max_by(|&a, &b| best[a].mean.total_cmp(&best[b].mean)).unwrap_or(last);
+        let missed = self.figures.pass_at_n[last].mean - best[last].mean;
+        match best[peak].mean - best[last].mean {
+            fall if fall < 0.0005 => {
+                format!(
+                    "best-of-N does not fall as N grows; {} it misses {} of pass@N",
+                    at(last),
+                    figure(missed)
+                )
+            }
+            _ => format!(
+                "best-of-N is highest at {} and falls to {}: there the verifier chooses what it overrates; it misses {} of \
+                 pass@N",
+                at(peak),
+                at(last),
+                figure(missed)
+            ),
+        }
     }
 
     /// In what this report and one of `after` were made differently, as far as both say; none where one does not. Fails
@@ -187,7 +231,9 @@ impl Report {
             .collect();
         let figures = Figures::from_row(self.ns.len(), &changes);
         let unknown = self.provenance.is_some() != after.provenance.is_some();
-        Ok(Comparison { ns: self.ns.clone(), problems: self.problems.len(), differences, unknown, figures })
+        let calibration = self.calibration.clone().zip(after.calibration.clone());
+        let (ns, problems) = (self.ns.clone(), self.problems.len());
+        Ok(Comparison { ns, problems, differences, unknown, figures, calibration })
     }
 }
 
@@ -215,6 +261,9 @@ pub struct Comparison {
     pub unknown: bool,
     /// Every figure's change.
     pub figures: Figures<Change>,
+    /// How far scores tell right from wrong, before and after, where both say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<(Calibration, Calibration)>,
 }
 
 impl Comparison {
@@ -245,6 +294,12 @@ impl Comparison {
         let mut rows = vec![std::iter::once(String::new()).chain(columns).collect()];
         rows.extend(self.figures.diversity().map(|(title, change)| row(title.to_owned(), &change)));
         let _ = write!(out, "\n{}", align(&rows));
+        if let Some((before, after)) = &self.calibration {
+            let mut rows = vec![["", "before", "after"].map(str::to_owned).to_vec()];
+            let both = calibration_rows(before).into_iter().zip(calibration_rows(after));
+            rows.extend(both.map(|((title, before), (_, after))| vec![title.to_owned(), before, after]));
+            let _ = write!(out, "\n{}", align(&rows));
+        }
         out.push('\n');
         for (title, list) in self.figures.by_n() {
             let _ = writeln!(out, "{title}: {}", self.verdict(list));
@@ -267,6 +322,26 @@ impl Comparison {
             (false, false) => format!("{}; {}", part("gain", &gains), part("loss", &losses)),
         }
     }
+}
+
+/// Titles and values of a calibration; `-` for what there is not.
+fn calibration_rows(calibration: &Calibration) -> [(&'static str, String); 7] {
+    let or_none = |value: Option<f64>| value.map_or("-".to_owned(), figure);
+    let of = |f: fn(&Probabilities) -> f64| or_none(calibration.probabilities.as_ref().map(f));
+    [
+        ("right responses", figure(calibration.base_rate)),
+        ("mean score", figure(calibration.mean_score)),
+        ("area under the ROC curve", or_none(calibration.auc)),
+        ("the same within a problem", or_none(calibration.pair_accuracy)),
+        ("accuracy at 0.5", of(|p| p.accuracy)),
+        ("Brier score", of(|p| p.brier)),
+        ("expected calibration error", of(|p| p.ece)),
+    ]
+}
+
+fn figure(value: f64) -> String {
+    let value = if value.abs() < 0.0005 { 0.0 } else { value };
+    format!("{value:.3}")
 }
 
 fn cell(estimate: &Estimate) -> String {

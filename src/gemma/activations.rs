@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{GemmaConfig, LayerShape, NormPlacement};
-use crate::backend::{DType, HeadTrace};
+use crate::backend::{Backend, DType, HeadTrace};
 
 /// Which activations the backward pass computes again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +172,32 @@ pub struct StepSize {
     pub tokens: usize,
     /// Rows of the hidden states that predict a token.
     pub predicting: usize,
+}
+
+/// Runs a forward pass of that size that keeps what it is told to: as much as `recompute` says and, where that is for the memory
+/// to decide, nothing beside the residual stream if there turns out to be too little. Returns what was kept as well.
+pub fn keeping<B: Backend, R>(
+    recompute: Recompute,
+    backend: &B,
+    config: &GemmaConfig,
+    size: &StepSize,
+    run: impl Fn(Kept) -> R,
+) -> (Kept, R) {
+    let dtype = backend.activation_dtype();
+    let kept = match recompute {
+        Recompute::Auto => Kept::within(backend.training_bytes(), config, dtype, size),
+        Recompute::None => Kept::all(config),
+        Recompute::All => Kept::none(config),
+    };
+    let ran = run(kept);
+    // What is free may lie in pieces that are too small.
+    let lacking = || backend.check().is_err_and(|e| e.out_of_memory);
+    if recompute == Recompute::Auto && kept != Kept::none(config) && lacking() {
+        drop(ran);
+        backend.forget_out_of_memory();
+        return (Kept::none(config), run(Kept::none(config)));
+    }
+    (kept, ran)
 }
 
 /// The most that the LM head takes for logits, their gradient and what it sums them into.

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::backend::{DType, NormSpec, RopeSpec, Routing};
 use crate::checkpoint::{FileError, read_file};
@@ -112,6 +112,8 @@ pub struct GemmaConfig {
     pub eos_tokens: Vec<u32>,
     /// Beginning-of-sequence token; mandatory for Gemma.
     pub bos_token: u32,
+    /// Whether it is a reward model, which has a row of weights for a response's score beside the rest.
+    pub score_head: bool,
 }
 
 impl GemmaConfig {
@@ -240,6 +242,8 @@ impl ConfigFile {
         let path = dir.join(CONFIG_FILE);
         let json = read_object(&path)?;
         let (mut gemma, wrapped) = parse(&Fields { path: &path, prefix: String::new(), map: &json })?;
+        let classifies = classifier(&gemma.model_type, wrapped);
+        gemma.score_head = classifies.is_some_and(|name| names_architecture(&json, name));
         let path = dir.join(GENERATION_CONFIG_FILE);
         if std::fs::symlink_metadata(&path).is_ok() {
             let map = read_object(&path)?;
@@ -271,6 +275,23 @@ impl ConfigFile {
     /// Transformers 4 writes `torch_dtype`, 5 writes `dtype`; both read the former.
     fn dtype_key(&self) -> &'static str {
         if self.json.contains_key("dtype") { "dtype" } else { "torch_dtype" }
+    }
+
+    /// The same model with a score head, as Transformers' class for sequence classification with a single label has it.
+    /// `None` in families for which there is no such class.
+    pub fn with_score_head(mut self) -> Option<Self> {
+        let name = classifier(&self.gemma.model_type, self.wrapped)?;
+        self.gemma.score_head = true;
+        for (key, value) in [
+            ("architectures", json!([name])),
+            // What says that there is a single label.
+            ("id2label", json!({ "0": "LABEL_0" })),
+            ("label2id", json!({ "LABEL_0": 0 })),
+        ] {
+            self.json.insert(key.to_owned(), value);
+        }
+        self.json.remove("num_labels");
+        Some(self)
     }
 
     /// config.json as it was, except that it names `dtype`.
@@ -507,7 +528,7 @@ fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
     let Some(wrapper) = WRAPPERS.iter().find(|w| Some(w.model_type) == model_type) else {
         return Ok((parse_text(json, family(json)?, json)?, false));
     };
-    check_architecture(json, wrapper.architecture)?;
+    check_architecture(json, wrapper.architecture, classifier(wrapper.text, true))?;
     check_weights(json)?;
     let Some(map) = json.object(TEXT_CONFIG)? else {
         return Err(json.bad(TEXT_CONFIG, "missing; it describes the text model".into()));
@@ -641,6 +662,7 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
         eos_tokens,
         bos_token,
+        score_head: false,
     })
 }
 
@@ -667,15 +689,38 @@ fn family(json: &Fields) -> Result<&'static Family, ConfigError> {
     let Some(family) = FAMILIES.iter().find(|f| Some(f.model_type) == model_type) else {
         return Err(not_gemma(json, "model_type"));
     };
-    check_architecture(json, family.architecture)?;
+    check_architecture(json, family.architecture, classifier(family.model_type, false))?;
     Ok(family)
 }
 
-fn check_architecture(json: &Fields, architecture: &str) -> Result<(), ConfigError> {
+/// Refuses another architecture than this and, where there is one, that of a classifier of the same family.
+fn check_architecture(
+    json: &Fields,
+    architecture: &str,
+    classifier: Option<&str>,
+) -> Result<(), ConfigError> {
     match json.map.get("architectures") {
         None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(names)) if names.iter().any(|n| n == architecture) => Ok(()),
+        Some(_) if names_architecture(json.map, architecture) => Ok(()),
+        Some(_) if classifier.is_some_and(|name| names_architecture(json.map, name)) => Ok(()),
         Some(_) => Err(not_gemma(json, "architectures")),
+    }
+}
+
+fn names_architecture(json: &Map<String, Value>, architecture: &str) -> bool {
+    let names = json.get("architectures").and_then(Value::as_array);
+    names.is_some_and(|names| names.iter().any(|name| name == architecture))
+}
+
+/// Transformers' class for sequence classification with a model of a family (5.24, `modeling_*gemma*.py`), where it has one;
+/// `wrapped` says whether that is the text part of a vision-and-text model.
+fn classifier(model_type: &str, wrapped: bool) -> Option<&'static str> {
+    match (model_type, wrapped) {
+        ("gemma", false) => Some("GemmaForSequenceClassification"),
+        ("gemma2", false) => Some("Gemma2ForSequenceClassification"),
+        ("gemma3_text", false) => Some("Gemma3TextForSequenceClassification"),
+        ("gemma3_text", true) => Some("Gemma3ForSequenceClassification"),
+        _ => None,
     }
 }
 

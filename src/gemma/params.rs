@@ -29,6 +29,8 @@ pub struct Params<T> {
     pub layers: Vec<LayerParams<T>>,
     /// `[1, D]`: before the LM head.
     pub final_norm: T,
+    /// `[1, D]`: of a reward model, what a response's last hidden state is multiplied with.
+    pub score: Option<T>,
 }
 
 /// One `T` for every parameter of a decoder layer.
@@ -184,6 +186,7 @@ impl<T> Params<T> {
             per_layer_norm: self.per_layer_norm.as_ref().map(&mut f),
             layers: self.layers.iter().map(|layer| layer.map(&mut f)).collect(),
             final_norm: f(&self.final_norm),
+            score: self.score.as_ref().map(f),
         }
     }
 
@@ -203,6 +206,7 @@ impl<T> Params<T> {
             layer.push_mut(&mut all);
         }
         all.push(&mut self.final_norm);
+        all.extend(&mut self.score);
         all
     }
 }
@@ -298,6 +302,8 @@ pub enum ParamKind {
     Stack(usize),
     /// A matrix of a low-rank adapter, `[rows, cols]`.
     Adapter,
+    /// The score head's weight, `[1, cols]`: a linear map, which is kept as precisely as vectors are.
+    Head,
     /// An RMSNorm's weight or other factors, `[1, cols]` here and `[cols]` in files.
     Vector,
 }
@@ -319,7 +325,7 @@ impl ParamSpec {
     /// Dimensions in files.
     pub fn shape(&self) -> Vec<usize> {
         match self.kind {
-            ParamKind::Matrix | ParamKind::Adapter => vec![self.rows, self.cols],
+            ParamKind::Matrix | ParamKind::Adapter | ParamKind::Head => vec![self.rows, self.cols],
             ParamKind::Stack(experts) => vec![experts, self.rows / experts, self.cols],
             ParamKind::Vector => vec![self.cols],
         }
@@ -332,9 +338,11 @@ impl ParamSpec {
 }
 
 const EMBED: &str = "model.embed_tokens.weight";
-/// Some tools save the tied head a second time.
+/// The score head, which is none of a text model's.
+pub const SCORE: &str = "score.weight";
 /// The layers' own embeddings.
 const PER_LAYER_EMBED: &str = "model.embed_tokens_per_layer.weight";
+/// Some tools save the tied head a second time.
 const LM_HEAD: &str = "lm_head.weight";
 /// How the names of tensors end that Transformers computes from config.json: some tools save them, and no reader needs
 /// them.
@@ -370,6 +378,9 @@ impl TextNames {
     pub fn inner(&self, stored: &str) -> Option<String> {
         if stored == self.head {
             return Some(LM_HEAD.to_owned());
+        }
+        if stored == SCORE {
+            return Some(SCORE.to_owned());
         }
         Some(format!("{}{}", Self::BODY, stored.strip_prefix(self.body)?))
     }
@@ -436,6 +447,12 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
         per_layer_norm: per_layer.then(|| norm(name("per_layer_projection_norm"), p)),
         layers: config.layers.iter().enumerate().map(layer).collect(),
         final_norm: norm("model.norm.weight".to_owned(), d),
+        score: config.score_head.then(|| ParamSpec {
+            name: SCORE.to_owned(),
+            kind: ParamKind::Head,
+            rows: 1,
+            cols: d,
+        }),
     }
 }
 
@@ -612,6 +629,16 @@ fn cause(
             "tensor {name} is a LoRA adapter's; merge the adapter into its base model first (PEFT's merge_and_unload) and \
              give the merged model's directory"
         ));
+    }
+    if extra.contains(&SCORE) {
+        return Some(format!(
+            "tensor {SCORE} is the head of a sequence classifier, and {CONFIG_FILE} beside it does not name one in its \
+             architectures: take both from the same model"
+        ));
+    }
+    if let Some(Mismatch::Shape { found, .. }) = mismatches.iter().find(|mismatch| mismatch.name() == SCORE) {
+        let labels = found.first().copied().unwrap_or(0);
+        return Some(format!("{SCORE} is a classifier's of {labels} labels; a reward model has one"));
     }
     if let Some(name) = extra.iter().find(|name| QUANTISED.iter().any(|part| name.contains(part))) {
         return Some(format!(

@@ -3,7 +3,8 @@
 //! Every objective of Chow et al., "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models"
 //! (arXiv 2412.15287), and of its neighbours `grpo`, `max-rl` and `pkpo` reduces to a coefficient c_j on log pi(y_j|x): the gradient to *ascend* is
 //! `sum_j c_j grad log pi(y_j|x)`, plus `c* grad log pi(y*|x)` where an expert response y* takes part. The trainer
-//! needs one weighted backward pass whatever the objective is.
+//! needs one weighted backward pass whatever the objective is. [`verifier`] trains what scores responses, not what writes
+//! them: its coefficients are on grad s(x, y_j), the gradient of the response's logit.
 //!
 //! Notation, here and in the files below: M samples in the group, N the Best-of-N size, r verifier scores (they
 //! select), R environment rewards (they are what we care about), w_j the chance that Best-of-N returns sample j.
@@ -17,6 +18,7 @@ pub mod pkpo;
 pub mod rl;
 pub mod sft;
 pub mod shared;
+pub mod verifier;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -93,7 +95,7 @@ macro_rules! objectives {
         }
 
         impl Kind {
-            /// All of them, the paper's baselines first and other papers' last.
+            /// All of them, the paper's baselines first and other papers' last, but for what trains no policy.
             pub const ALL: &[Kind] = &[$(Kind::$kind),*];
 
             /// What it asks for, and its formula.
@@ -119,6 +121,14 @@ objectives! {
     Pkpo: pkpo::PKPO,
     MaxRl: max_rl::MAX_RL,
     Grpo: grpo::GRPO,
+    Verifier: verifier::VERIFIER,
+}
+
+impl Kind {
+    /// Whether it trains the model that scores responses, on labels that are given.
+    pub fn trains_verifier(self) -> bool {
+        self == Kind::Verifier
+    }
 }
 
 /// The name that configuration files use.
@@ -166,7 +176,7 @@ pub enum Signal {
 pub struct ObjectiveConfig {
     /// Which objective.
     pub kind: Kind,
-    /// The Best-of-N size N. Required by every kind but `sft`, `rl`, `max-rl` and `grpo`.
+    /// The Best-of-N size N. Required by every kind but `sft`, `rl`, `max-rl`, `grpo` and `verifier`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
     /// For `bon-rl`, `bon-rl-v` and `bon-rl-s`; `exact` if absent.
@@ -194,6 +204,9 @@ pub struct ObjectiveConfig {
     /// For `grpo`: whether advantages are divided by the group's standard deviation; true if absent, false is Dr. GRPO.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std_normalization: Option<bool>,
+    /// For `verifier`; `bernoulli` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<verifier::Loss>,
     /// The least reward R of a response that passes, which is to say, is right: in every figure, in evaluation and in
     /// what the objectives count as a pass. [`DEFAULT_PASS_THRESHOLD`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,12 +235,13 @@ impl ObjectiveConfig {
             baseline: None,
             control_variate: None,
             std_normalization: None,
+            loss: None,
             pass_threshold: None,
         }
     }
 
     /// The settings that some objectives read, by name, and whether each is given.
-    pub fn settings(&self) -> [(&'static str, bool); 8] {
+    pub fn settings(&self) -> [(&'static str, bool); 9] {
         [
             ("estimator", self.estimator.is_some()),
             ("negative_sign", self.negative_sign.is_some()),
@@ -237,6 +251,7 @@ impl ObjectiveConfig {
             ("baseline", self.baseline.is_some()),
             ("control_variate", self.control_variate.is_some()),
             ("std_normalization", self.std_normalization.is_some()),
+            ("loss", self.loss.is_some()),
         ]
     }
 
@@ -483,6 +498,17 @@ pub enum ObjectiveError {
     NotBinary {
         /// The objective.
         kind: Kind,
+        /// Which sample.
+        index: usize,
+        /// The value.
+        value: f64,
+    },
+    /// The likelihood of labels is defined for probabilities alone.
+    #[error(
+        "`rewards[{index}]` is {value}: objective `verifier` with `loss` = \"bernoulli\" takes labels from 0 to 1; scale them, or \
+         take \"pairwise\""
+    )]
+    Label {
         /// Which sample.
         index: usize,
         /// The value.

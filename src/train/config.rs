@@ -105,7 +105,8 @@ impl ModelSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSection {
-    /// JSON lines, each `{"prompt": ..., "answer": ...}`; `"response"` may hold an expert response. Required.
+    /// JSON lines, each `{"prompt": ..., "answer": ...}`; `"response"` may hold an expert response. For objective
+    /// `verifier`, each `{"prompt": ..., "responses": [{"text": ..., "score": ...}, ...]}`. Required.
     pub tasks: PathBuf,
     /// Tasks for evaluation during training, in the same format. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -624,6 +625,11 @@ impl TrainConfig {
                 || format!("is {}, less than the {n} of objective.n", train.eval_samples),
             );
         }
+        if objective.kind.trains_verifier() {
+            problems.require(verifier.is_none(), "verifier", || {
+                "has no effect on objective \"verifier\", whose labels are in data.tasks; remove it, and [environment]".into()
+            });
+        }
         if !objective.kind.objective().needs_samples {
             problems.require(
                 train.kl_coefficient == 0.0 || train.kl_coefficient.is_nan(),
@@ -697,8 +703,18 @@ impl TrainConfig {
         });
     }
 
-    /// Refuses an environment without a verifier.
+    /// Refuses an environment without a verifier, and a reward model that is not there.
     pub fn check_judges(&self, problems: &mut Problems) {
+        for (key, judge) in [("verifier.path", &self.verifier), ("environment.path", &self.environment)] {
+            let Some(path) = judge.as_ref().and_then(VerifierConfig::model) else { continue };
+            let known = look_at(path).is_err_and(|e| matches!(e, OpenError::Other { .. }));
+            problems.require(path.is_dir() || known, key, || {
+                format!(
+                    "no directory at {}; `bon-engine train` with objective.kind = \"verifier\" writes a reward model",
+                    path.display()
+                )
+            });
+        }
         problems.require(self.environment.is_none() || self.verifier.is_some(), "environment", || {
             "is set without [verifier]; a single one goes there".into()
         });

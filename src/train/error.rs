@@ -15,6 +15,7 @@ use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::model_dir::OpenError;
 use crate::objective::ObjectiveError;
+use crate::reward::RewardError;
 use crate::rollout::RolloutError;
 use crate::tasks::TaskError;
 use crate::tokenizer::{ChatTextError, TokenizerError};
@@ -31,7 +32,11 @@ fn after(source: &DeviceError) -> &'static str {
 }
 
 fn after_rollout(source: &RolloutError) -> &'static str {
-    if let RolloutError::Generate(GenerateError::Device(source)) = source { after(source) } else { "" }
+    match source {
+        RolloutError::Generate(GenerateError::Device(source))
+        | RolloutError::Reward { source: RewardError::Device(source), .. } => after(source),
+        _ => "",
+    }
 }
 
 /// Why a run cannot begin or go on.
@@ -66,6 +71,59 @@ pub enum TrainError {
         /// Why.
         source: BuildError,
     },
+    /// A reward model cannot be opened.
+    #[error("{section} kind = \"model\"")]
+    RewardModel {
+        /// `[verifier]` or `[environment]`.
+        section: &'static str,
+        /// Why.
+        source: OpenError,
+    },
+    /// A reward model that would read other text than was written.
+    #[error(
+        "[{section}] kind = \"model\" has another vocabulary than {model}, so the tokens of a response would be others to it; \
+         train the reward model from a model with the same tokenizer"
+    )]
+    OtherTokens {
+        /// `verifier` or `environment`.
+        section: &'static str,
+        /// The model that writes.
+        model: PathBuf,
+    },
+    /// A reward model fails at an expert response.
+    #[error("{path}:{line}: the expert response")]
+    ExpertScore {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// Why.
+        source: RewardError,
+    },
+    /// Scored responses that cannot be trained on.
+    #[error("{path}:{line}: {problem}")]
+    Scored {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// A score of a response in training is NaN or Inf.
+    #[error(
+        "step {step}: the logit of a response is {value}; begin a new run, from model.path or the model of a checkpoint, with a \
+         lower optimizer.lr or a smaller optimizer.clip_norm"
+    )]
+    Logit {
+        /// The step.
+        step: u64,
+        /// The value.
+        value: f64,
+    },
+    /// The reward model that is trained fails at an evaluation.
+    #[error("evaluation")]
+    Scoring(#[source] RewardError),
     /// Sampling or scoring in training.
     #[error("step {step}{}", after_rollout(source))]
     Rollout {

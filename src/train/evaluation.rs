@@ -7,8 +7,9 @@ use super::config::TrainConfig;
 use super::error::TrainError;
 use super::setup::sampling;
 use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
 use crate::eval::provenance::OTHER_FIELDS;
-use crate::eval::{EvalError, Problem, Provenance, Report, evaluate};
+use crate::eval::{EvalError, Problem, Provenance, Report, calibrate, evaluate};
 use crate::gemma::params;
 use crate::generate::Sampling;
 use crate::model_dir::ModelDir;
@@ -37,6 +38,20 @@ pub fn evaluation<B: Backend>(
     provenance: Provenance,
     progress: impl FnMut(),
 ) -> Result<Report, TrainError> {
+    let done = evaluation_of(rollout, tasks, samples, sampling, judges, provenance, progress);
+    done.map(|(report, _)| report)
+}
+
+/// [`evaluation`], and the groups that it is of, in the order of the tasks.
+pub fn evaluation_of<B: Backend>(
+    rollout: &Rollout<B>,
+    tasks: &Tasks,
+    samples: usize,
+    sampling: &Sampling,
+    judges: &mut Judges,
+    provenance: Provenance,
+    progress: impl FnMut(),
+) -> Result<(Report, Vec<Group>), TrainError> {
     let list: Vec<&Task> = tasks.list.iter().collect();
     let groups = rollout.run(&list, samples, sampling, judges, progress);
     let (groups, _) = groups.map_err(TrainError::Evaluation)?;
@@ -44,7 +59,21 @@ pub fn evaluation<B: Backend>(
     let problem = |(group, id): (&Group, String)| Problem { id, samples: group.samples() };
     let problems: Vec<Problem> = groups.iter().zip(tasks.problem_ids()).map(problem).collect();
     let mut report = evaluate(&problems, &sizes(samples), sampling.seed)?;
-    report.unjudged = groups.into_iter().flat_map(|group| group.unjudged).collect();
+    report.calibration = judges.differ().then(|| calibrate(&problems));
+    report.unjudged = groups.iter().flat_map(|group| group.unjudged.clone()).collect();
+    report.provenance = Some(provenance);
+    Ok((report, groups))
+}
+
+/// The report on a verifier's scores of responses that are given, `samples` to each problem or more.
+pub fn scores_report(
+    config: &TrainConfig,
+    problems: &[Problem],
+    samples: usize,
+    provenance: Provenance,
+) -> Result<Report, TrainError> {
+    let mut report = evaluate(problems, &sizes(samples), config.train.seed)?;
+    report.calibration = Some(calibrate(problems));
     report.provenance = Some(provenance);
     Ok(report)
 }
@@ -102,6 +131,14 @@ pub fn provenance(
         settings.insert(key.to_owned(), value);
     }
     for (section, verifier) in [("verifier", &config.verifier), ("environment", &config.environment)] {
+        // Another model in the same place is another measure.
+        if let Some(path) = verifier.as_ref().and_then(VerifierConfig::model)
+            && let Ok(checkpoint) = Checkpoint::open(path)
+        {
+            let sum = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
+            let sum = sum.fold(0, |sum, tensor| crc32c::crc32c_append(sum, tensor.bytes));
+            settings.insert(format!("{section}.weights"), crc(sum));
+        }
         let Some(VerifierConfig::Command { program, .. }) = verifier else { continue };
         // The script beside its interpreter. What cannot be read is named by the verifier itself.
         for file in program.iter().filter(|word| Path::new(word).is_file()) {

@@ -83,8 +83,28 @@ pub struct StepMetrics {
     /// Responses that the verifier could not judge, by kind of failure.
     #[serde(default)]
     pub verifier_failures: BTreeMap<String, u64>,
+    /// What a verifier that is trained said of the step's responses, before it learnt from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<VerifierMetrics>,
     /// Wall-clock time of the phases.
     pub seconds: PhaseSeconds,
+}
+
+/// Scores r of a step's labelled responses; right are those with a label of at least `objective.pass_threshold`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifierMetrics {
+    /// Responses.
+    pub responses: u64,
+    /// Share of right ones.
+    pub base_rate: f64,
+    /// Mean of r.
+    pub mean_score: f64,
+    /// Share of responses that are right exactly if r is at least 1/2.
+    pub accuracy: f64,
+    /// Chance that a right response scores above a wrong one, whatever their prompts; none without both.
+    pub auc: Option<f64>,
+    /// The same within a group, mean over those that have both.
+    pub pair_accuracy: Option<f64>,
 }
 
 /// Wall-clock seconds of a step's phases.
@@ -118,6 +138,18 @@ pub struct EvalMetrics {
     /// Share of tasks on which the verifier's choice out of N is right (unbiased).
     #[serde(alias = "best_of_n_reward")]
     pub best_of_n: f64,
+    /// Chance that a right response scores above a wrong one, where the verifier is not the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auc: Option<f64>,
+    /// The same within a problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair_accuracy: Option<f64>,
+    /// Share of responses that are right exactly if their score, a probability, is at least 1/2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Expected calibration error of such scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ece: Option<f64>,
     /// Wall-clock time.
     pub seconds: f64,
 }

@@ -1,4 +1,4 @@
-//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`schedule`], [`policy`], [`optimizer`]), what it leaves behind
+//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`scored`], [`schedule`], [`policy`], [`optimizer`]), what it leaves behind
 //! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`interrupt`]). [`run`] is the loop.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
@@ -16,6 +16,7 @@ pub mod pass_rate;
 pub mod policy;
 pub mod run;
 pub mod schedule;
+pub mod scored;
 pub mod setup;
 pub mod snapshot;
 mod step;

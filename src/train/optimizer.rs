@@ -52,9 +52,9 @@ fn kept(spec: &ParamSpec, dtype: DType, config: &OptimizerSection) -> (MomentKin
     (moments, dtype == DType::Bf16 && (config.masters || !of_matrix))
 }
 
-/// Whether a parameter is trained: all are, unless there are adapters, and then those are.
+/// Whether a parameter is trained: all are, unless there are adapters, and then those are, with the score head.
 fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
-    !adapters || spec.kind == ParamKind::Adapter
+    !adapters || matches!(spec.kind, ParamKind::Adapter | ParamKind::Head)
 }
 
 /// Bytes that training holds beside the parameters.

@@ -2,18 +2,10 @@
 //! every objective needs, L = - sum_j sum_t w_jt log pi(y_jt | x, y_j<t).
 
 use crate::backend::{Backend, Batch, HeadSpec, HeadTrace, Target};
-use crate::gemma::activations::{Kept, Recompute, StepSize};
+use crate::gemma::activations::{Kept, Recompute, StepSize, keeping};
 use crate::gemma::{Gemma, Params, Trace};
+pub use crate::segments::Continued;
 use crate::segments::Layout;
-
-/// A prompt and some continuations of it.
-#[derive(Debug, Clone, Copy)]
-pub struct Continued<'a> {
-    /// Prompt tokens; not empty.
-    pub prompt: &'a [u32],
-    /// Response tokens, each not empty.
-    pub responses: &'a [&'a [u32]],
-}
 
 /// A forward pass over prompts and responses: shared beginnings once, each prompt once, each response its own tokens.
 pub struct Forward<B: Backend> {
@@ -62,7 +54,7 @@ impl<B: Backend> Forward<B> {
             predictions.iter().map(|&(row, token)| Target { row: compact(row), token }).collect();
         let runs = layout.segments().all_queries();
         let batch = Batch::new(layout.ids(), layout.segments(), &runs);
-        let (config, dtype) = (&model.config, model.backend.activation_dtype());
+        let config = &model.config;
         let size = StepSize { tokens: layout.ids().len(), predicting: rows.len() };
         let run = |kept: Kept| {
             let (head_in, trace) = model.forward_keeping(&batch, Some(&rows), &kept);
@@ -76,20 +68,7 @@ impl<B: Backend> Forward<B> {
             );
             (trace, head_in, head, logprobs, head_trace)
         };
-        let mut kept = match recompute {
-            Recompute::Auto => Kept::within(model.backend.training_bytes(), config, dtype, &size),
-            Recompute::None => Kept::all(config),
-            Recompute::All => Kept::none(config),
-        };
-        let mut ran = run(kept);
-        // What is free may lie in pieces that are too small.
-        let lacking = || model.backend.check().is_err_and(|e| e.out_of_memory);
-        if recompute == Recompute::Auto && kept != Kept::none(config) && lacking() {
-            drop(ran);
-            model.backend.forget_out_of_memory();
-            kept = Kept::none(config);
-            ran = run(kept);
-        }
+        let (kept, ran) = keeping(recompute, &model.backend, config, &size, run);
         let (trace, head_in, head, logprobs, head_trace) = ran;
         Self { trace, recompute, size, kept, head_in, head, targets, head_trace, logprobs }
     }

@@ -14,8 +14,11 @@
 //! 9. its norm is clipped, AdamW updates masters and weights: [`Optimizer::step`]
 //! 10. the step's figures are written: [`Metrics::step`]
 //!
+//! A verifier is trained on scored responses that are given: [`Fit`](super::scored) takes the place of 2 to 8.
+//!
 //! Steps 6 to 8 repeat for each of `gradient_accumulation` micro-batches, 6 to 9 for each of `updates_per_batch` updates.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -24,12 +27,15 @@ use std::time::Instant;
 
 use super::config::{ConfigError, Problem, Template, TrainConfig};
 use super::error::TrainError;
-use super::evaluation::{comparable, eval_sampling, evaluation, provenance, same_measure, with_model};
+use super::evaluation::{
+    comparable, eval_sampling, evaluation, provenance, same_measure, scores_report, with_model,
+};
 use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
 use super::pass_rate;
-use super::setup::{check_experts, check_prompts, judges, rollout, stop_rule, warnings};
+use super::scored::{Scored, check_labels, fewest, judged, scored};
+use super::setup::{check_experts, check_judges, check_prompts, judges, rollout, stop_rule, warnings};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use crate::adapter::{self, LoraSpec};
@@ -39,7 +45,7 @@ use crate::eval::{Comparison, Provenance, Report, Unjudged};
 use crate::gemma::Gemma;
 use crate::gemma::activations::Kept;
 use crate::gemma::params::{Linear, TextNames};
-use crate::model_dir::{self, ModelDir, OpenError, Precision, open_weights};
+use crate::model_dir::{self, ModelDir, ModelRole, OpenError, Precision, open_weights};
 use crate::rollout::{Judges, RolloutError};
 use crate::tasks::{Order, Tasks};
 
@@ -163,7 +169,7 @@ const COMPARISON: &str = "comparison.txt";
 ///
 /// `stop` lets a step end, but no evaluation: the resumed run repeats that. `train.max_minutes` counts from the start
 /// of this process, its evaluation before training included; a run that it ends is finished, and evaluated as such.
-pub fn run<B: Backend + Clone>(
+pub fn run<B: Backend + Clone + 'static>(
     backend: B,
     config: &TrainConfig,
     resume: bool,
@@ -177,19 +183,28 @@ pub fn run<B: Backend + Clone>(
         return Err(TrainError::NothingToResume { path: dir });
     }
     let replaces = !resume && !vacant(out)?;
-    let mut tasks = Tasks::read(&config.data.tasks)?;
+    let verifier = config.objective.kind.trains_verifier();
+    let read = if verifier { Tasks::read_judged } else { Tasks::read };
+    let mut tasks = read(&config.data.tasks)?;
     if let (Some(path), Some(range)) = (&config.data.report, config.data.pass_rate) {
         let of = tasks.list.len();
         tasks = pass_rate::filter(tasks, &config.data.tasks, path, range)?;
         report(Event::Chosen { tasks: tasks.list.len(), of, range });
     }
-    let eval_tasks = config.data.eval_tasks.as_deref().map(Tasks::read).transpose()?;
+    let eval_tasks = config.data.eval_tasks.as_deref().map(read).transpose()?;
     let judged = config.objective.kind.objective().needs_samples || eval_tasks.is_some();
-    let judges = if judged { judges(config)? } else { None };
-    if eval_tasks.is_some() && judges.is_none() {
+    let judges = if judged && !verifier { judges(config, &backend)? } else { None };
+    if eval_tasks.is_some() && judges.is_none() && !verifier {
         let message = "missing; the evaluation on data.eval_tasks needs one".into();
         return Err(ConfigError::Invalid { problems: vec![Problem { key: "verifier", message }] }.into());
     }
+    let files: Vec<(&Path, &Tasks)> =
+        [Some((&*config.data.tasks, &tasks)), config.data.eval_tasks.as_deref().zip(eval_tasks.as_ref())]
+            .into_iter()
+            .flatten()
+            .collect();
+    // Scored responses of these files, once there is a tokenizer.
+    let labelled: OnceCell<Vec<Vec<Scored>>> = OnceCell::new();
     // The start, or a checkpoint's model: weights stored as it has them, or adapters of the start's.
     let open = |checkpoint: Option<&Path>| -> Result<ModelDir<B>, TrainError> {
         let chat = config.data.template == Template::Chat;
@@ -199,7 +214,8 @@ pub fn run<B: Backend + Clone>(
             (Some(dir), Some(_)) => (start, Some(dir), precision),
             (None, _) => (start, config.model.adapter.as_deref(), precision),
         };
-        let mut model_dir = ModelDir::open(backend.clone(), path, precision)?.with_chat(chat)?;
+        let role = if verifier { ModelRole::NewReward } else { ModelRole::Policy };
+        let mut model_dir = ModelDir::open_as(role, backend.clone(), path, precision)?.with_chat(chat)?;
         model_dir = match (&config.lora, adapter) {
             (Some(spec), None) => model_dir.with_new_adapter(spec, config.train.seed),
             (_, adapter) => model_dir.with_adapter(adapter)?,
@@ -213,8 +229,15 @@ pub fn run<B: Backend + Clone>(
         if config.objective.kind.objective().needs_expert() {
             check_experts(config, &model_dir, &tasks)?;
         }
-        if let (Some(path), Some(tasks)) = (&config.data.eval_tasks, &eval_tasks) {
+        if verifier {
+            let read = |(path, tasks): &(&Path, &Tasks)| scored(config, &model_dir, path, tasks);
+            let read = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+            labelled.get_or_init(|| read);
+        } else if let (Some(path), Some(tasks)) = (&config.data.eval_tasks, &eval_tasks) {
             check_prompts(config, &model_dir, path, tasks)?;
+        }
+        if let Some(judges) = &judges {
+            check_judges(config, &model_dir, judges, &files)?;
         }
         Ok(model_dir)
     };
@@ -252,16 +275,22 @@ pub fn run<B: Backend + Clone>(
         }
     };
     let kind = config.objective.kind;
-    let eval_file = config.data.eval_tasks.as_deref().zip(eval_tasks.as_ref());
-    let files = [Some((&*config.data.tasks, &tasks)), eval_file];
     let mut told = BTreeSet::new();
-    for (at, (path, tasks)) in files.into_iter().flatten().enumerate() {
+    for (at, (path, tasks)) in files.into_iter().enumerate() {
         for text in warnings(config, &start.dir, path, tasks, at == 0 && kind.objective().needs_expert())? {
             if told.insert(text.clone()) {
                 report(Event::Warning { text: &text });
             }
         }
     }
+    if let Some(groups) = labelled.get().and_then(|files| files.first())
+        && let Some(text) = check_labels(config, &config.data.tasks, groups)?
+    {
+        report(Event::Warning { text: &text });
+    }
+    let mut labelled = labelled.into_inner().unwrap_or_default().into_iter();
+    let (train_scored, eval_scored) =
+        (labelled.next().unwrap_or_default(), labelled.next().unwrap_or_default());
     let text = config.to_toml()?;
     atomic::write_file(&config_path, |f| f.write_all(text.as_bytes()))?;
     // Where adapters are trained, the model without them is the start.
@@ -273,8 +302,9 @@ pub fn run<B: Backend + Clone>(
     let (first, resumed) = (start.step, resume);
     let (count, seed) = (tasks.list.len(), config.train.seed);
     let (order, refills) = (Order::new(count, seed), Order::refills(count, seed));
-    let stepper = Stepper { config, tasks: &tasks, order, refills, judges, reference, kept: None };
-    let trainer = Trainer { stepper, metrics, snapshots, first, resumed };
+    let (scored, kept) = (train_scored, None);
+    let stepper = Stepper { config, tasks: &tasks, order, refills, judges, reference, scored, kept };
+    let trainer = Trainer { stepper, metrics, snapshots, first, resumed, eval_scored };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
 }
 
@@ -472,6 +502,8 @@ struct Trainer<'a, B: Backend> {
     first: u64,
     /// Whether there was another process before.
     resumed: bool,
+    /// Scored responses to evaluate a verifier on, in the order of the evaluation's tasks.
+    eval_scored: Vec<Scored>,
 }
 
 impl<B: Backend> Trainer<'_, B> {
@@ -582,24 +614,37 @@ impl<B: Backend> Trainer<'_, B> {
         }
         let config = self.stepper.config;
         let provenance = with_model(self.provenance(tasks, dir, step)?, dir);
-        let Some(judges) = &mut self.stepper.judges else { unreachable!("evaluation needs a verifier") };
         let started = Instant::now();
-        let samples = config.train.eval_samples;
-        report(Event::EvalStarted { step, responses: (samples * tasks.list.len()) as u64 });
+        let samples = self.eval_samples();
         let interrupt = || stop.requested();
-        let stop_rule = stop_rule(config, dir).interrupted_by(&interrupt);
-        let evaluated = evaluation(
-            &rollout(config, dir, &stop_rule),
-            tasks,
-            samples,
-            &eval_sampling(config),
-            judges,
-            provenance,
-            || report(Event::EvalResponse),
-        );
-        let found = match evaluated {
-            Err(TrainError::Evaluation(RolloutError::Interrupted)) => return Ok(None),
-            evaluated => evaluated?,
+        let found = match &mut self.stepper.judges {
+            // Nothing is sampled for a verifier that is trained.
+            None => {
+                let groups = &self.eval_scored;
+                let responses = groups.iter().map(|group| group.responses.len() as u64).sum();
+                report(Event::EvalStarted { step, responses });
+                let progress = || report(Event::EvalResponse);
+                let problems = judged(config, &dir.model, tasks, groups, progress, interrupt)?;
+                let Some(problems) = problems else { return Ok(None) };
+                scores_report(config, &problems, samples, provenance)?
+            }
+            Some(judges) => {
+                report(Event::EvalStarted { step, responses: (samples * tasks.list.len()) as u64 });
+                let stop_rule = stop_rule(config, dir).interrupted_by(&interrupt);
+                let evaluated = evaluation(
+                    &rollout(config, dir, &stop_rule),
+                    tasks,
+                    samples,
+                    &eval_sampling(config),
+                    judges,
+                    provenance,
+                    || report(Event::EvalResponse),
+                );
+                match evaluated {
+                    Err(TrainError::Evaluation(RolloutError::Interrupted)) => return Ok(None),
+                    evaluated => evaluated?,
+                }
+            }
         };
         let path = self.report_path(step);
         let parent = config.train.output.join(EVAL_DIR);
@@ -608,8 +653,11 @@ impl<B: Backend> Trainer<'_, B> {
         atomic::write_file(&path, |f| f.write_all(text.as_bytes()))?;
 
         let at = |n: usize| found.ns.iter().position(|&x| x >= n).unwrap_or(found.ns.len() - 1);
-        let n = found.ns[at(config.objective.n.unwrap_or(1))];
-        let figures = &found.figures;
+        // A verifier is judged by the most that it may choose among.
+        let most = if self.stepper.judges.is_none() { samples } else { 1 };
+        let n = found.ns[at(config.objective.n.unwrap_or(most))];
+        let (figures, calibration) = (&found.figures, found.calibration.as_ref());
+        let probabilities = calibration.and_then(|calibration| calibration.probabilities.as_ref());
         self.metrics.unjudged(step, true, &found.unjudged)?;
         // After the report: `filed` takes this line for the sign that both are there.
         self.metrics.eval(&EvalMetrics {
@@ -620,11 +668,23 @@ impl<B: Backend> Trainer<'_, B> {
             pass_at_1: figures.pass_at_n[0].mean,
             pass_at_n: figures.pass_at_n[at(n)].mean,
             best_of_n: figures.best_of_n[at(n)].mean,
+            auc: calibration.and_then(|calibration| calibration.auc),
+            pair_accuracy: calibration.and_then(|calibration| calibration.pair_accuracy),
+            accuracy: probabilities.map(|p| p.accuracy),
+            ece: probabilities.map(|p| p.ece),
             seconds: started.elapsed().as_secs_f64(),
         })?;
         report(Event::Eval { step, report: &found });
         self.tell(&found.unjudged, report);
         Ok(Some(found))
+    }
+
+    /// Responses per task that an evaluation estimates from.
+    fn eval_samples(&self) -> usize {
+        match self.eval_scored.is_empty() {
+            true => self.stepper.config.train.eval_samples,
+            false => fewest(&self.eval_scored),
+        }
     }
 
     /// What an evaluation after `step` is made with, but for the weights.
@@ -650,8 +710,7 @@ impl<B: Backend> Trainer<'_, B> {
         let text = fs::read(&path).map_err(FileError::io(Action::Read, &path))?;
         let filed: Report =
             serde_json::from_slice(&text).map_err(|source| TrainError::Report { path, source })?;
-        let (samples, provenance) =
-            (self.stepper.config.train.eval_samples, self.provenance(tasks, dir, step)?);
+        let (samples, provenance) = (self.eval_samples(), self.provenance(tasks, dir, step)?);
         let fits = comparable(&filed, tasks, samples) && same_measure(&filed, &provenance).is_ok();
         Ok(fits.then_some(filed))
     }

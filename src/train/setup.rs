@@ -8,11 +8,12 @@ use super::config::{Template, TrainConfig, escape};
 use super::error::TrainError;
 use crate::backend::Backend;
 use crate::generate::Sampling;
-use crate::model_dir::{ModelDir, foreign_template};
-use crate::rollout::{Judges, PromptFormat, ResponseEnd, Rollout, Wrapping};
+use crate::model_dir::{ModelDir, ModelRole, Precision, foreign_template};
+use crate::reward::Scorer;
+use crate::rollout::{Judge, Judges, PromptFormat, ResponseEnd, Rollout, Wrapping};
 use crate::tasks::{Task, Tasks};
 use crate::tokenizer::{Role, Tokenizer, TokenizerError, role};
-use crate::verifier::{VerifierConfig, build};
+use crate::verifier::{Verifier, VerifierConfig, build};
 
 /// Checks that behind every prompt of a task file there is room for the longest response that may be sampled.
 pub fn check_prompts<B: Backend>(
@@ -165,23 +166,69 @@ pub(super) fn expert<B: Backend>(
     stop_rule: &ResponseEnd,
     task: &Task,
 ) -> Result<Vec<u32>, TokenizerError> {
+    completed(config, dir, stop_rule, task.response())
+}
+
+/// The tokens of a response with this text, to its end.
+pub(super) fn completed<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    stop_rule: &ResponseEnd,
+    text: &str,
+) -> Result<Vec<u32>, TokenizerError> {
     let end = match config.data.template {
         Template::Turn | Template::Chat => dir.tokenizer.end_of_turn(),
         Template::None => dir.tokenizer.eos(),
     };
-    stop_rule.complete(task.response(), end)
+    stop_rule.complete(text, end)
 }
 
-/// Builds the verifiers of a configuration, which say what passes by its objective's threshold. Objectives that draw no
-/// samples may have none.
-pub fn judges(config: &TrainConfig) -> Result<Option<Judges>, TrainError> {
-    let build = |section: &'static str, verifier: &VerifierConfig| {
-        build(verifier).map(Arc::from).map_err(|source| TrainError::Build { section, source })
+/// Builds the verifiers of a configuration, reward models on `backend`, which say what passes by its objective's threshold.
+/// Objectives that draw no samples may have none.
+pub fn judges<B: Backend + Clone + 'static>(
+    config: &TrainConfig,
+    backend: &B,
+) -> Result<Option<Judges>, TrainError> {
+    let build = |section: &'static str, verifier: &VerifierConfig| -> Result<Judge, TrainError> {
+        if let Some(path) = verifier.model() {
+            let opened = ModelDir::open_as(ModelRole::Reward, backend.clone(), path, Precision::default());
+            let scorer: Box<dyn Scorer> =
+                Box::new(opened.map_err(|source| TrainError::RewardModel { section, source })?);
+            return Ok(scorer.into());
+        }
+        let built = build(verifier).map_err(|source| TrainError::Build { section, source })?;
+        Ok(Arc::<dyn Verifier>::from(built).into())
     };
     let Some(verifier) = &config.verifier else { return Ok(None) };
     let environment = config.environment.as_ref().map(|e| build("[environment]", e)).transpose()?;
-    let judges = Judges::new(build("[verifier]", verifier)?, environment);
+    let judges = Judges::of(build("[verifier]", verifier)?, environment);
     Ok(Some(judges.passing_at(config.objective.threshold())))
+}
+
+/// Checks that reward models read the tokens that a model writes as the same text, and have room for the longest prompts
+/// and responses of a task file.
+pub fn check_judges<B: Backend>(
+    config: &TrainConfig,
+    dir: &ModelDir<B>,
+    judges: &Judges,
+    files: &[(&Path, &Tasks)],
+) -> Result<(), TrainError> {
+    for (section, model) in judges.models() {
+        if !model.tokenizer().has_tokens_of(&dir.tokenizer) {
+            return Err(TrainError::OtherTokens { section, model: dir.path.clone() });
+        }
+        let (new, context) = (config.generate.max_new_tokens, model.context());
+        for (path, tasks) in files {
+            for task in &tasks.list {
+                let tokens = prompt(config, dir, path, task)?.1.len();
+                if tokens + new > context {
+                    let (path, line) = (path.to_path_buf(), task.line);
+                    return Err(TrainError::PromptTooLong { path, line, tokens, new, context });
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The prompts of a configuration, to a model that was opened for it: panics if that lacks the chat template.

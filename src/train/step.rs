@@ -8,6 +8,7 @@ use super::metrics::{PhaseSeconds, StepMetrics};
 use super::optimizer::Optimizer;
 use super::policy::{Continued, Forward};
 use super::schedule::learning_rate;
+use super::scored::{Fit, Scored};
 use super::setup::{expert, prompt, rollout, sampling, stop_rule};
 use crate::backend::Backend;
 use crate::eval::estimators::{answer_counts, entropy};
@@ -17,7 +18,7 @@ use crate::gemma::activations::{Kept, Recompute};
 use crate::generate::Finish;
 use crate::model_dir::ModelDir;
 use crate::objective::{Coefficients, GroupMetrics, ScoredGroup, coefficients};
-use crate::rollout::{Group, Judges, RolloutSeconds};
+use crate::rollout::{Given, Group, Judges, RolloutSeconds};
 use crate::tasks::{Order, Task, Tasks};
 
 /// What steps are taken with.
@@ -32,6 +33,8 @@ pub(super) struct Stepper<'a, B: Backend> {
     pub(super) judges: Option<Judges>,
     /// The frozen start, where there is a KL term and weights are trained. Adapters are switched off instead.
     pub(super) reference: Option<Gemma<B>>,
+    /// The tasks' scored responses, where a verifier is trained; in the order of the tasks.
+    pub(super) scored: Vec<Scored>,
     /// The fewest activations that a micro-batch kept so far.
     pub(super) kept: Option<Kept>,
 }
@@ -72,7 +75,11 @@ impl<B: Backend> Stepper<'_, B> {
         let mut metrics = StepMetrics { step, ..StepMetrics::default() };
         let mut seconds = PhaseSeconds::default();
         let mut unjudged = Vec::new();
-        let weighed = if config.objective.kind.objective().needs_samples {
+        let verifier = config.objective.kind.trains_verifier();
+        let labelled = if verifier { picked.clone() } else { Vec::new() };
+        let weighed = if verifier {
+            Vec::new()
+        } else if config.objective.kind.objective().needs_samples {
             let mut sampled = Sampled::default();
             let mut weighed = self.sample(dir, step, 0, &picked, &mut sampled)?;
             metrics.refilled_groups = self.refill(dir, step, picked, &mut weighed, &mut sampled)?;
@@ -105,10 +112,21 @@ impl<B: Backend> Stepper<'_, B> {
         let updates = config.train.updates_per_batch as u64;
         for update in 0..updates {
             let phase = Instant::now();
-            let micro = weighed.len().div_ceil(config.train.gradient_accumulation);
+            let micro = prompts.div_ceil(config.train.gradient_accumulation as u64) as usize;
             let mut total = Totals::default();
             for groups in weighed.chunks(micro) {
                 self.backward(&mut dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
+            }
+            if verifier {
+                let scored: Vec<&Scored> = labelled.iter().map(|&index| &self.scored[index]).collect();
+                let mut fit = Fit::default();
+                for groups in scored.chunks(micro) {
+                    fit.backward(config, &dir.model, optimizer, groups, scored.len(), step)?;
+                }
+                if update == 0 {
+                    metrics.verifier = Some(fit.metrics());
+                }
+                (total.loss, total.kept) = (fit.loss, fit.kept);
             }
             self.kept = self.kept.into_iter().chain(total.kept).min_by_key(Kept::parts);
             seconds.forward_backward += phase.elapsed().as_secs_f64();
@@ -226,12 +244,16 @@ impl<B: Backend> Stepper<'_, B> {
                 let task = &self.tasks.list[index];
                 let (prompt, _) = prompt(self.config, dir, &self.config.data.tasks, task)?;
                 let tokens = expert(self.config, dir, &stop_rule, task)?;
-                let score = judges.score(&prompt, &stop_rule.text(&tokens), task);
-                scored.expert_score = Some(score.map_err(|source| TrainError::Expert {
-                    path: self.config.data.tasks.clone(),
-                    line: task.line,
+                let (path, line) = (&self.config.data.tasks, task.line);
+                let text = stop_rule.text(&tokens);
+                let given = Given { prompt: (&prompt, &group.prompt), response: (&text, &tokens), task };
+                let score = judges.score(given).map_err(|source| TrainError::ExpertScore {
+                    path: path.clone(),
+                    line,
                     source,
-                })?);
+                })?;
+                scored.expert_score =
+                    Some(score.map_err(|source| TrainError::Expert { path: path.clone(), line, source })?);
                 experts = Some(tokens);
             }
             let Coefficients { samples, expert, metrics: found } = self.coefficients(step, index, &scored)?;

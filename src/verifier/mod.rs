@@ -39,6 +39,8 @@ mod numeric;
 pub mod pool;
 mod regex;
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -291,6 +293,22 @@ pub enum VerifierConfig {
         #[serde(default = "default_workers")]
         workers: usize,
     },
+    /// A reward model scores the response's tokens, by the probability that it is right. No [`Verifier`]: it takes a device,
+    /// and judges above generation.
+    Model {
+        /// Directory of the reward model, as training with objective `verifier` writes it.
+        path: PathBuf,
+    },
+}
+
+impl VerifierConfig {
+    /// The reward model's directory, where it is one.
+    pub fn model(&self) -> Option<&Path> {
+        match self {
+            Self::Model { path } => Some(path),
+            _ => None,
+        }
+    }
 }
 
 fn default_relative_tolerance() -> f64 {
@@ -334,6 +352,9 @@ pub enum BuildError {
         "verifier.program is empty: name the program and its arguments, as in [\"python3\", \"verify.py\"]"
     )]
     NoProgram,
+    /// A reward model, which is none of the verifiers that judge text.
+    #[error("kind = \"model\" scores tokens on a device, and here texts are to be judged")]
+    Model,
     /// The program cannot be started.
     #[error(
         "verifier.program: cannot start {program:?}; check the path, its execute permission and its #! line"
@@ -370,5 +391,6 @@ pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
         VerifierConfig::Command { program, timeout_seconds, workers } => {
             Box::new(command::Command::start(program, *timeout_seconds, *workers)?)
         }
+        VerifierConfig::Model { .. } => return Err(BuildError::Model),
     })
 }

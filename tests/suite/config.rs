@@ -74,6 +74,7 @@ fn absent_fields_have_transformers_defaults() {
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
+        score_head: false,
     };
     assert_eq!(one, expected);
 
@@ -135,6 +136,7 @@ fn every_field_is_read() {
         max_positions: 64,
         eos_tokens: vec![3, 5],
         bos_token: 4,
+        score_head: false,
     };
     assert_eq!(config, expected);
 }
@@ -347,6 +349,7 @@ fn gemma_4_in_both_spellings() {
         max_positions: 262_144,
         eos_tokens: vec![1, 106, 50],
         bos_token: 2,
+        score_head: false,
     };
     let wide = json!({ "head_dim": 512, "num_key_value_heads": 1 });
     for widths in [

@@ -77,6 +77,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         max_positions: 64,
         eos_tokens: vec![1],
         bos_token: 2,
+        score_head: false,
     };
     match family {
         "gemma" => base,

@@ -830,6 +830,7 @@ fn names_round_trip() {
         baseline: Some(Baseline::LeaveOneOut),
         control_variate: Some(false),
         std_normalization: Some(false),
+        loss: Some(bon_engine::objective::verifier::Loss::Pairwise),
         pass_threshold: Some(0.25),
     };
     let table = toml::Table::try_from(&full).unwrap();

@@ -64,7 +64,8 @@ fn a_run_takes_what_its_plan_says() {
         let file = ConfigFile::open(&config.model.path).unwrap();
         let prompts = prompts(&config, &file);
         let (model, config, prompts) = (&file.gemma, &config, &*prompts);
-        let run = Run { model, dtype: DType::Bf16, config, prompts, purpose: Purpose::Train };
+        let run =
+            Run { model, dtype: DType::Bf16, config, prompts, purpose: Purpose::Train, reward_models: &[] };
         let plan = Plan::new(&run, Place::Gpu { memory: 1 << 30, driver: 0 });
         assert!(plan.fits, "{plan}");
         let ratio = taken as f64 / plan.peak() as f64;
@@ -89,7 +90,8 @@ fn plan(model: &str, overrides: &[&str], memory: u64) -> Plan {
     let (_, model) = all.iter().find(|(name, _)| *name == model).unwrap();
     let prompts: Vec<Vec<u32>> = (0..8).map(|i| vec![i; 64]).collect();
     let (config, dtype) = (config(overrides), DType::Bf16);
-    let run = Run { model, dtype, config: &config, prompts: &prompts, purpose: Purpose::Train };
+    let run =
+        Run { model, dtype, config: &config, prompts: &prompts, purpose: Purpose::Train, reward_models: &[] };
     Plan::new(&run, Place::Gpu { memory, driver: CONTEXT })
 }
 

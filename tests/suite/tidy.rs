@@ -50,7 +50,7 @@ fn assert_none(what: &str, found: Vec<String>) {
 // ------------------------------------------------------------------------------------------------- who knows whom
 
 /// The modules of src/lib.rs from the bottom up, as its code map lists them: each names only modules before it.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "rng",
     "segments",
     "checkpoint",
@@ -68,6 +68,7 @@ const LAYERS: [&str; 21] = [
     "adapter",
     "generate",
     "model_dir",
+    "reward",
     "rollout",
     "train",
     "plan",

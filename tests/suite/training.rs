@@ -111,7 +111,7 @@ fn train(config: &TrainConfig, resume: bool, last: u64) -> Vec<StepMetrics> {
 }
 
 /// [`train`] on any backend.
-pub(crate) fn train_on<B: Backend + Clone>(
+pub(crate) fn train_on<B: Backend + Clone + 'static>(
     backend: B,
     config: &TrainConfig,
     resume: bool,
@@ -318,7 +318,7 @@ fn a_step_descends_the_loss_that_the_configuration_names() {
             format: PromptFormat { prefix: &config.data.prefix, suffix: "", wrapping: Wrapping::None },
             stop: &stop,
         };
-        let mut judges = judges(&config).unwrap().unwrap();
+        let mut judges = judges(&config, &Cpu::F32).unwrap().unwrap();
         let (groups, _) = rollout.run(&picked, 48, &sampling, &mut judges, || {}).unwrap();
         let c: Vec<Vec<f64>> = groups
             .iter()
@@ -413,7 +413,7 @@ fn equal_tasks_are_sampled_independently() {
     let rollout = Rollout { model: &dir.model, tokenizer: &dir.tokenizer, format, stop: &stop };
     let truncation = Truncation::default();
     let sampling = Sampling { temperature: 1.0, truncation, max_new_tokens: 5, seed: 1, step: 0 };
-    let mut judges = judges(&config).unwrap().unwrap();
+    let mut judges = judges(&config, &Cpu::F32).unwrap().unwrap();
     let (groups, _) = rollout.run(&[&tasks.list[0]; 5], 3, &sampling, &mut judges, || {}).unwrap();
     let distinct: BTreeSet<&Vec<u32>> = groups.iter().flat_map(|g| &g.responses).map(|r| &r.tokens).collect();
     assert_eq!(distinct.len(), 15);

@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -714,13 +715,63 @@ def write_adapter(name, recipe):
     print(f"{name}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, {len(trained)} matrices")
 
 
+# Sequence classifiers with one label around some of the models above: reward models.
+CLASSIFIERS = {
+    "score_gemma3": {"base": "gemma3", "seed": 31, "architecture": "Gemma3TextForSequenceClassification"},
+    "score_wrapper": {"base": "gemma3_wrapper", "seed": 32, "architecture": "Gemma3ForSequenceClassification"},
+}
+LABELS = [1.0, 0.0, 0.3]  # of the sequences
+
+
+def write_classifier(name, recipe):
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForSequenceClassification
+
+    base, directory = OUT / recipe["base"], OUT / name
+    weights = {key: value for file in sorted(base.glob("model*.safetensors")) for key, value in load_file(file).items()}
+    config = json.loads((base / "config.json").read_text())
+    width = (config.get("text_config") or config)["hidden_size"]
+    rng = np.random.default_rng(recipe["seed"])
+    score = torch.from_numpy(rng.standard_normal((1, width)) * width**-0.5).to(torch.bfloat16).to(torch.float32)
+    with tempfile.TemporaryDirectory() as whole:
+        whole = Path(whole)
+        label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        write_json(whole / "config.json", {**config, **label, "architectures": [recipe["architecture"]]})
+        save_file({**weights, "score.weight": score}, whole / "model.safetensors", metadata={"format": "pt"})
+        options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+        model, info = AutoModelForSequenceClassification.from_pretrained(whole, **options)
+    problems = {key: value for key, value in info.items() if value}
+    assert not problems and type(model).__name__ == recipe["architecture"], f"{name}: {problems}"
+    model.eval()
+
+    sequences = draw_sequences(MODELS[recipe["base"]])
+    # In one padded batch, so that the position is the class's own choice.
+    pad, longest = model.config.get_text_config().pad_token_id, max(LENGTHS)
+    padded = torch.stack([torch.nn.functional.pad(ids, (0, longest - len(ids)), value=pad) for ids in sequences])
+    logits = model(input_ids=padded, attention_mask=(padded != pad).long(), use_cache=False).logits[:, 0]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(LABELS))
+    loss.backward()
+    text = ("model.layers.", "model.embed_tokens.", "model.norm.", "score.")
+    gradients = {key: grad for key, grad in gradients_of(model).items() if key.startswith(text)}
+    tensors = {f"input_ids.{i}": ids.to(torch.int32) for i, ids in enumerate(sequences)}
+    tensors.update({"score.weight": score, "scores": logits, "labels": torch.tensor(LABELS)})
+    tensors.update({f"grad.{key}": grad.clone() for key, grad in gradients.items()})
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, directory / "golden.safetensors")
+    write_json(directory / "golden.json", {"base": recipe["base"], "lengths": LENGTHS, "loss": loss.item()})
+    print(f"{name}: loss {loss.item():.4f}, logits {[round(x, 4) for x in logits.tolist()]}, {len(gradients)} gradients")
+
+
 def write_json(path, content):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Write the golden files of tests/goldens.")
-    names = [*MODELS, *ADAPTERS]
+    names = [*MODELS, *ADAPTERS, *CLASSIFIERS]
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which of {', '.join(names)} (default: all)")
     args = parser.parse_args()
     unknown = [name for name in args.models if name not in names]
@@ -737,6 +788,8 @@ def main():
     for name in args.models or names:
         if name in MODELS:
             write_golden(name, MODELS[name])
+        elif name in CLASSIFIERS:
+            write_classifier(name, CLASSIFIERS[name])
         else:
             write_adapter(name, ADAPTERS[name])
 

@@ -175,7 +175,8 @@ impl AdapterFile {
         self.tensors.tensor(SCORE).is_some()
     }
 
-    /// Gives a model the adapters, switched on, and a reward model the score head that was trained with them. All that differs from what the model's would be is told at once.
+    /// Gives a model the adapters, switched on, and a reward model the score head that was trained with them. All that differs
+    /// from what the model's would be is told at once.
     pub fn load<B: Backend>(&self, model: &mut Gemma<B>) -> Result<(), AdapterError> {
         let rank = self.spec.rank;
         let mut problems: Vec<String> = self

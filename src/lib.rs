@@ -11,7 +11,8 @@
 //!           each judged (verifier): r and R          response          log pi(y_jt | ..)     f32 masters
 //! ```
 //!
-//! Every objective ends in one coefficient c_j per response, so there is one backward pass, whatever the objective.
+//! Every objective ends in one coefficient c_j per response, so there is one backward pass, whatever the objective. A verifier
+//! may be a model as well ([`reward`]); to train one, coefficients are on its scores of given responses.
 //! Sampling and training run the same weights through the same ops ([`gemma::Gemma`] on a [`backend::Backend`]): there
 //! is no second engine to keep in step, and no text is tokenised twice.
 //!
@@ -63,6 +64,8 @@
 //! - **The loss is at the sampler's temperature**, and token ids are kept from sampling to loss.
 //! - **Text never becomes a control token, and a response's text is one function of its tokens**
 //!   ([`rollout::ResponseEnd`]): for live output, verifiers, stop strings and experts.
+//! - **A reward model's score depends on prompt and response alone**, and is the same in training and in use: both read the
+//!   tokens that were sampled.
 //! - **Logits exist only in tiles.** Sampling, log-probs and their gradient work on a tile of rows x vocabulary.
 //! - **A failure to judge is no verdict.** [`verifier::Failure`] is counted apart from a score of 0.
 //! - **Files appear whole.** They are written beside their place, synced and renamed; a kill at any moment leaves the

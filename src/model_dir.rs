@@ -188,12 +188,19 @@ impl<B: Backend> ModelDir<B> {
             Precision { dtype: None, compute: ComputeChoice::Bf16 } => Some(DType::Bf16),
             Precision { dtype, .. } => dtype,
         };
-        let mut config = ConfigFile::open(path)?;
+        let config = ConfigFile::open(path)?;
         match (role, config.gemma.score_head) {
             (ModelRole::Policy, true) => return Err(OpenError::RewardModel { path: path.into() }),
             (ModelRole::Reward, false) => return Err(OpenError::NoScoreHead { path: path.into() }),
             _ => {}
         }
+        let with_head = if role == ModelRole::NewReward && !config.gemma.score_head {
+            let model_type = config.gemma.model_type.clone();
+            let no_classifier = || OpenError::NoClassifier { path: path.into(), model_type };
+            Some(config.clone().with_score_head().ok_or_else(no_classifier)?)
+        } else {
+            None
+        };
         shapes(&config.gemma)
             .try_for_each(|shape| backend.supports(&shape))
             .map_err(|source| OpenError::Unsupported { path: path.into(), source })?;
@@ -213,14 +220,11 @@ impl<B: Backend> ModelDir<B> {
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
         });
         let (tokenizer, (mut params, frozen, rounded)) = (tokenizer?, weights?);
-        if role == ModelRole::NewReward && params.score.is_none() {
-            let model_type = config.gemma.model_type.clone();
-            config = config
-                .with_score_head()
-                .ok_or_else(|| OpenError::NoClassifier { path: path.into(), model_type })?;
+        if with_head.is_some() {
             // Zeros are as good a beginning as any: the first step moves the head alone, the next all that it reads.
             params.score = Some(backend.zeros(backend.dtype(&params.embed), 1, config.gemma.hidden_size));
         }
+        let config = with_head.unwrap_or(config);
         let compute = match backend.dtype(&params.embed) {
             DType::Bf16 if precision.compute != ComputeChoice::F32 => Compute::Bf16,
             _ => Compute::F32,

@@ -229,9 +229,9 @@ impl Judge {
     }
 
     /// Hands over a response that is complete, while others are still sampled. A reward model waits for all of them.
-    fn submit(&mut self, job: &Job) {
+    fn submit(&mut self, job: Job) {
         if let Self::Text(_, pool) = self {
-            pool.submit(job.clone());
+            pool.submit(job);
         }
     }
 
@@ -499,9 +499,9 @@ impl<B: Backend> Rollout<'_, B> {
                         task: Arc::clone(&tasks[prompt].fields),
                     };
                     if let Some(rewards) = &mut judges.rewards {
-                        rewards.submit(&job);
+                        rewards.submit(job.clone());
                     }
-                    judges.scores.submit(&job);
+                    judges.scores.submit(job);
                 },
             )?;
             if self.stop.interrupted() {

@@ -33,6 +33,9 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let checkpoint = open_weights(&args.dir, &file)?;
     let config = file.gemma;
     write_config(&config, out)?;
+    if config.score_head {
+        writeln!(out, "head         scores responses: a reward model, for [verifier] kind = \"model\"")?;
+    }
     let plan = plan(&config);
     check(&config, &checkpoint)?;
     let specs = plan.tensors();

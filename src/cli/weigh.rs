@@ -14,10 +14,11 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Reads JSON lines: {\"scores\": [...], \"rewards\": [...], \"expert_score\": x}, one group of responses to one prompt per \
 line. `scores` are the verifier's, `rewards` the environment's (default: the scores); `expert_score` belongs to bon-sft. \
-null stands for what could not be judged: it gets 0 or, where that is lower, the least value of its list, and never passes.
+null stands for what could not be judged: it gets 0 or, where that is lower, the least value of its list, and never passes. \
+For objective verifier `scores` are logits and `rewards` labels, and none may be null.
 
 Writes a line {\"coefficients\": [...]} for each, as soon as it is read: coefficient j multiplies grad log pi(response \
-j). Where an expert response takes part, \"expert_coefficient\" multiplies the expert response's.")]
+j), and for verifier the gradient of logit j. Where an expert response takes part, \"expert_coefficient\" multiplies the expert response's.")]
 pub struct Args {
     /// What is maximised
     #[arg(
@@ -111,7 +112,9 @@ struct Weighed {
 pub fn weigh(config: &ObjectiveConfig, input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     for (i, line) in input.lines().enumerate() {
         let at = || format!("line {}", i + 1);
-        let group = parse_group(&line.with_context(at)?, config.threshold()).with_context(at)?;
+        // What could not be judged is no label, and a verifier must not learn that it is wrong.
+        let nulls = !config.kind.trains_verifier();
+        let group = parse_group(&line.with_context(at)?, config.threshold(), nulls).with_context(at)?;
         let weighed = coefficients(config, &group).with_context(at)?;
         let weighed = Weighed { coefficients: weighed.samples, expert_coefficient: weighed.expert };
         let mut text = serde_json::to_string(&weighed)?;
@@ -123,7 +126,7 @@ pub fn weigh(config: &ObjectiveConfig, input: impl BufRead, mut output: impl Wri
 }
 
 /// One line of input. Fields are read one by one so that an error can name its field.
-fn parse_group(line: &str, pass_threshold: f64) -> anyhow::Result<ScoredGroup> {
+fn parse_group(line: &str, pass_threshold: f64, nulls: bool) -> anyhow::Result<ScoredGroup> {
     const FIELDS: [&str; 3] = ["scores", "rewards", "expert_score"];
     let line = line.strip_prefix('\u{feff}').unwrap_or(line);
     if line.trim().is_empty() {
@@ -143,6 +146,13 @@ fn parse_group(line: &str, pass_threshold: f64) -> anyhow::Result<ScoredGroup> {
         Some(value) => numbers("rewards", &value)?,
         None => scores.clone(),
     };
+    for (field, values) in [("scores", &scores), ("rewards", &rewards)] {
+        if let (false, Some(i)) = (nulls, values.iter().position(Option::is_none)) {
+            bail!(
+                "`{field}[{i}]` is null; leave out what could not be judged: a verifier learns from labels"
+            );
+        }
+    }
     let expert_score = match object.remove("expert_score") {
         Some(value) => {
             Some(value.as_f64().with_context(|| format!("`expert_score` is {value}, not a number"))?)

@@ -35,6 +35,8 @@ pub struct Scored {
     pub responses: Vec<Vec<u32>>,
     /// y of each.
     pub labels: Vec<f64>,
+    /// The text of each without surrounding white space: equal ones vote for the same.
+    texts: Vec<String>,
 }
 
 /// Reads the scored responses of every task, and checks that they can be trained on. Errors name the line.
@@ -48,7 +50,7 @@ pub fn scored<B: Backend>(
     let each = |task: &Task| {
         let (_, prompt) = prompt(config, dir, path, task)?;
         let bad = |problem: String| TrainError::Scored { path: path.to_owned(), line: task.line, problem };
-        let (mut responses, mut labels) = (Vec::new(), Vec::new());
+        let (mut responses, mut labels, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for (i, response) in list(&task.fields).map_err(bad)?.iter().enumerate() {
             let read = one(config, dir, &stop_rule, response);
             let (tokens, label) = read.map_err(|(field, problem)| {
@@ -62,6 +64,7 @@ pub fn scored<B: Backend>(
                      response out"
                 )));
             }
+            texts.push(stop_rule.text(&tokens).trim().to_owned());
             responses.push(tokens);
             labels.push(label);
         }
@@ -69,7 +72,7 @@ pub fn scored<B: Backend>(
         // What the labels may be does not depend on what the model says of them.
         coefficients(&config.objective, &group)
             .map_err(|e| bad(e.to_string().replace("`rewards[", "the label `score` of `responses[")))?;
-        Ok(Scored { prompt, responses, labels: group.rewards })
+        Ok(Scored { prompt, responses, labels: group.rewards, texts })
     };
     tasks.list.iter().map(each).collect()
 }
@@ -171,12 +174,12 @@ fn by_group<'a>(groups: &'a [&Scored], logits: &'a [f64]) -> impl Iterator<Item 
 /// A group as evaluation sees it.
 fn problem(config: &TrainConfig, id: String, group: &Scored, logits: &[f64]) -> Problem {
     let threshold = config.objective.threshold();
-    let sample = |(&logit, &label): (&f64, &f64)| Sample {
+    let sample = |((&logit, &label), text): ((&f64, &f64), &String)| Sample {
         score: probability(logit),
         correct: passes(label, threshold),
-        answer: None,
+        answer: Some(text.clone()),
     };
-    Problem { id, samples: logits.iter().zip(&group.labels).map(sample).collect() }
+    Problem { id, samples: logits.iter().zip(&group.labels).zip(&group.texts).map(sample).collect() }
 }
 
 /// What a step's micro-batches add up to.
@@ -221,17 +224,10 @@ impl Fit {
 
     /// What the model said of the step's responses before it learnt from them.
     pub(super) fn metrics(&self) -> VerifierMetrics {
-        let Calibration { samples, base_rate, mean_score, auc, pair_accuracy, .. } =
+        let Calibration { samples, base_rate, mean_score, auc, pair_accuracy, probabilities } =
             calibrate(&self.problems);
-        let accuracy = calibrate(&self.problems).probabilities.map(|p| p.accuracy);
-        VerifierMetrics {
-            responses: samples as u64,
-            base_rate,
-            mean_score,
-            accuracy: accuracy.unwrap_or_default(),
-            auc,
-            pair_accuracy,
-        }
+        let accuracy = probabilities.map(|p| p.accuracy).unwrap_or_default();
+        VerifierMetrics { responses: samples as u64, base_rate, mean_score, accuracy, auc, pair_accuracy }
     }
 }
 

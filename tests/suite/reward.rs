@@ -276,9 +276,9 @@ fn every_gradient_is_the_slope_of_the_scores() {
             let s = groups.with(|groups| logits(model, groups)).unwrap();
             -s.iter().zip(&c).map(|(s, c)| s * c).sum::<f64>()
         };
-        // A logit is as wrong as hidden states are, of which |w| times their norm is the size.
-        let d = model.config.hidden_size as f64;
-        let noise = Golden::open(name).gradient_error() / 2.0 * d.sqrt() * 2.0 * (count as f64).sqrt();
+        // A logit is as wrong as hidden states are: of D columns that err independently it is a sum of the size of one, which is
+        // about 1, with a w of norm 1.
+        let noise = Golden::open(name).gradient_error() / 2.0 * (count as f64).sqrt();
         let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
         for (i, (parameter, gradient)) in tiny::named(&model, &grads).into_iter().enumerate() {
             let (start, gradient) = (model.params.tensors()[i].clone(), wide(&gradient));
@@ -469,6 +469,8 @@ fn a_verifier_learns_which_responses_are_right() {
         assert!(first["responses"] == 12 && first["auc"] == 0.5, "{first}");
         if name != "pairwise" {
             assert!((steps[0]["loss"].as_f64().unwrap() - std::f64::consts::LN_2).abs() < 1e-12, "{name}");
+        }
+        if name == "bernoulli" {
             let p = after.probabilities.unwrap();
             assert!(p.accuracy > 0.9 && p.brier < 0.1, "{name}: {p:?}");
         }
@@ -511,7 +513,8 @@ fn on_the_kernels_a_verifier_trains_and_resumes() {
         return;
     }
     let place = Workplace::for_kernels();
-    let settings = ["train.steps=2", "train.save_every=1", "data.eval_tasks=x"];
+    // All groups in every step, so that the second is on what the first learnt from.
+    let settings = ["train.steps=2", "train.save_every=1", "generate.prompts_per_step=4"];
     let of = |output: &str| {
         let mut config = verifying(&place, output, &settings);
         config.data.eval_tasks = None;
@@ -902,7 +905,7 @@ fn what_cannot_judge_is_refused_with_what_to_do() {
 
 #[test]
 fn a_plan_counts_the_reward_model() {
-    let place = Workplace::new();
+    let place = Workplace::for_kernels();
     let reward = reward_model(&place);
     let config = selecting(&place, "run", &reward, &[]);
     let (policy, model) =

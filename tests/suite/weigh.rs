@@ -218,3 +218,13 @@ fn null_stands_for_what_could_not_be_judged() {
     let error = self::error("bon-rlb", Some(2), &["pass_threshold=0"], "");
     assert!(error.starts_with("`pass_threshold` is 0; it must be a finite number, above 0"), "{error}");
 }
+
+/// Logits and labels in, what to push each logit by out; a response without a label is none to learn from.
+#[test]
+fn a_verifiers_coefficients_are_of_logits() {
+    let input = r#"{"scores": [0, 0], "rewards": [1, 0.25]}"#;
+    assert_eq!(run("verifier", None, &[], input).unwrap(), "{\"coefficients\":[0.25,-0.125]}\n");
+    assert_eq!(run("verifier", None, &["loss=pairwise"], input).unwrap(), "{\"coefficients\":[0.5,-0.5]}\n");
+    let unlabelled = error("verifier", None, &[], r#"{"scores": [0, 0], "rewards": [1, null]}"#);
+    assert!(unlabelled.contains("`rewards[1]` is null; leave out"), "{unlabelled}");
+}

@@ -6,10 +6,10 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test gemma humaneval parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: rust kernels-for-gpu gemma ## Train Gemma 3 270M for Best-of-N on this machine, on its GPU if it has one; goes on where an earlier call was stopped
 	cargo build --locked --release
@@ -22,7 +22,7 @@ demo: rust kernels-for-gpu gemma ## Train Gemma 3 270M for Best-of-N on this mac
 		$(BON) train examples/demo/config.toml; \
 	fi
 
-test: rust nvcc ## Check formatting, lints, tests and documentation; what CI runs
+test: rust nvcc humaneval ## Check formatting, lints, tests and documentation; what CI runs
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
 	cargo fmt --check
@@ -32,6 +32,9 @@ test: rust nvcc ## Check formatting, lints, tests and documentation; what CI run
 
 gemma: ## Fetch Gemma 3 270M into .cache/gemma-3-270m (260 MB to download, once)
 	python3 tools/fetch_gemma.py
+
+humaneval: ## Fetch HumanEval into .cache/humaneval, as tasks for the `program` verifier (52 kB to download, once)
+	@python3 tools/humaneval.py
 
 parity: rust gemma $(PARITY)/reference.jsonl ## Compare log-probs with Transformers' on real prompts, in f32 and bf16
 	cargo build --locked --release

@@ -43,7 +43,8 @@
 //! - [`tokenizer`]: text to ids and back, and the turn template.
 //! - [`tasks`]: JSON lines of prompts and answers, and the order in which training draws them.
 //! - [`objective`]: scored groups to coefficients. Pure functions.
-//! - [`verifier`]: text to score, in process or by the user's program; a pool that judges beside generation.
+//! - [`verifier`]: text to score, in process, by the user's program, or by a task's tests in confined processes; a pool that
+//!   judges beside generation.
 //! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majority@N with intervals. Pure functions.
 //! - [`adapter`]: low-rank adapters on disk, as PEFT has them, and their merger into a model.
 //! - [`generate`]: one prefill, N streams per prompt.
@@ -79,7 +80,7 @@
 //! - No tensor library: a tensor is a matrix `[rows, cols]`, ops are functions of whole matrices, nothing broadcasts.
 //! - No async runtime: threads and channels.
 //! - No plug-ins in process: a verifier of one's own is a program that reads lines, an objective is code here.
-//! - No Python: it fetches weights, makes goldens and times peers, in `tools/`.
+//! - No Python: it fetches weights, makes goldens and times peers, in `tools/`, and runs Python that models write.
 
 pub mod adapter;
 pub mod backend;

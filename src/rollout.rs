@@ -319,6 +319,12 @@ impl Judges {
         self.pools().flat_map(told).collect()
     }
 
+    /// What keeps a verifier from judging any response to a task: its section of the settings, and words that follow "the
+    /// task".
+    pub fn unfit(&self, task: &Task) -> Option<(&'static str, String)> {
+        self.pools().find_map(|(name, pool)| Some((name, pool.check_task(&task.fields).err()?)))
+    }
+
     /// Fails if responses have been put to a verifier and it has never judged one: figures of them mean nothing.
     pub fn check(&self) -> Result<(), RolloutError> {
         match self.pools().find_map(|(name, pool)| Some((name, pool.silent()?))) {

@@ -57,6 +57,8 @@ mod pass_rates;
 mod places;
 #[path = "suite/plan.rs"]
 mod plan;
+#[path = "suite/program.rs"]
+mod program;
 #[path = "suite/reports.rs"]
 mod reports;
 #[path = "suite/resume.rs"]

@@ -23,7 +23,7 @@ use crate::train::config::{MAX_SAMPLES, ModelSection, Problems, Template, TrainC
 use crate::train::evaluation::{
     comparable, eval_sampling, evaluation_of, provenance, same_measure, with_model,
 };
-use crate::train::setup::{check_judges, check_prompts, judges, rollout, stop_rule, warnings};
+use crate::train::setup::{check_judges, check_prompts, check_tasks, judges, rollout, stop_rule, warnings};
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
@@ -102,6 +102,8 @@ fn run_on<B: Backend + Clone + 'static>(
             "evaluation needs a verifier: add [verifier] to CONFIG, or for instance --set verifier.kind=numeric"
         )
     };
+    check_tasks(&judges, &config.data.tasks, &tasks)?;
+    tell(&judges.notes());
     let ModelSection { path, adapter, .. } = &config.model;
     let dir = open_model(backend, path, adapter.as_deref(), config.model.precision())?;
     let dir = dir.with_chat(config.data.template == Template::Chat)?;

@@ -66,7 +66,9 @@ impl Provenance {
         let (old, new) = (&self.settings, &after.settings);
         let programs = [old, new].iter().any(|settings| {
             JUDGES.iter().any(|judge| {
-                settings.get(&format!("{judge}.kind")).is_some_and(|kind| kind.contains("command"))
+                settings
+                    .get(&format!("{judge}.kind"))
+                    .is_some_and(|kind| kind.contains("command") || kind.contains("program"))
             })
         });
         let mut keys: Vec<&String> =
@@ -96,8 +98,8 @@ pub const OTHER_FIELDS: &str = "data.other_fields";
 /// Whether another value of the setting is another definition of "right".
 fn of_measure(key: &str, programs: bool) -> bool {
     let (section, field) = key.split_once('.').unwrap_or((key, ""));
-    let speed = ["timeout_seconds", "workers"].contains(&field);
-    (JUDGES.contains(&section) && !speed)
+    let of_machine = ["timeout_seconds", "workers", "isolation"].contains(&field);
+    (JUDGES.contains(&section) && !of_machine)
         || key == "objective.pass_threshold"
         || (programs && key == OTHER_FIELDS)
 }

@@ -124,6 +124,18 @@ pub enum TrainError {
     /// The reward model that is trained fails at an evaluation.
     #[error("evaluation")]
     Scoring(#[source] RewardError),
+    /// A task on which no response can be judged.
+    #[error("{path}:{line}: the [{section}] cannot judge it: the task {problem}")]
+    Unfit {
+        /// The task file.
+        path: PathBuf,
+        /// Its line.
+        line: usize,
+        /// `verifier` or `environment`.
+        section: &'static str,
+        /// What is wrong with the task.
+        problem: String,
+    },
     /// Sampling or scoring in training.
     #[error("step {step}{}", after_rollout(source))]
     Rollout {

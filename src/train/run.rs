@@ -35,7 +35,9 @@ use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UN
 use super::optimizer::Optimizer;
 use super::pass_rate;
 use super::scored::{Scored, check_labels, fewest, judged, scored};
-use super::setup::{check_experts, check_judges, check_prompts, judges, rollout, stop_rule, warnings};
+use super::setup::{
+    check_experts, check_judges, check_prompts, check_tasks, judges, rollout, stop_rule, warnings,
+};
 use super::snapshot::{LOCK, Newest, Snapshot, SnapshotError, Snapshots, TrainState, begun, newest_step};
 use super::step::Stepper;
 use crate::adapter::{self, LoraSpec};
@@ -205,6 +207,15 @@ pub fn run<B: Backend + Clone + 'static>(
             .collect();
     // Scored responses of these files, once there is a tokenizer.
     let labelled: OnceCell<Vec<Vec<Scored>>> = OnceCell::new();
+    if let Some(judges) = &judges {
+        if config.objective.kind.objective().needs_samples {
+            check_tasks(judges, &config.data.tasks, &tasks)?;
+        }
+        if let (Some(path), Some(tasks)) = (&config.data.eval_tasks, &eval_tasks) {
+            check_tasks(judges, path, tasks)?;
+        }
+        judges.notes().iter().for_each(|note| report(Event::VerifierNote { note }));
+    }
     // The start, or a checkpoint's model: weights stored as it has them, or adapters of the start's.
     let open = |checkpoint: Option<&Path>| -> Result<ModelDir<B>, TrainError> {
         let chat = config.data.template == Template::Chat;

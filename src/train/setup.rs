@@ -231,6 +231,16 @@ pub fn check_judges<B: Backend>(
     Ok(())
 }
 
+/// Refuses tasks that a verifier could judge no response to.
+pub fn check_tasks(judges: &Judges, path: &Path, tasks: &Tasks) -> Result<(), TrainError> {
+    for task in &tasks.list {
+        if let Some((section, problem)) = judges.unfit(task) {
+            return Err(TrainError::Unfit { path: path.to_owned(), line: task.line, section, problem });
+        }
+    }
+    Ok(())
+}
+
 /// The prompts of a configuration, to a model that was opened for it: panics if that lacks the chat template.
 fn prompt_format<'a, B: Backend>(config: &'a TrainConfig, dir: &'a ModelDir<B>) -> PromptFormat<'a> {
     let wrapping = match config.data.template {

@@ -30,6 +30,55 @@
 //! answer without the field `score` is a failure in this count. A verifier of any kind that could judge none of the
 //! first 64 responses, or none of an evaluation's or a whole run's, is [`Failure::Silent`]: the run stops. Programs are
 //! not confined in any way: one that runs what the model wrote must bring its own sandbox.
+//!
+//! # The tasks of `program`
+//!
+//! A task carries its tests in further fields of its line:
+//!
+//! - `entry_point`: the name of the function under test.
+//! - `tests`: Python that asserts what it returns, by that name, or in a function `check(candidate)`, as HumanEval's do.
+//! - `setup`, optional: Python that the tests need beside it, such as imports and helpers. Tests see it whatever the
+//!   response defines; with `code = "fenced"` it also stands before the response.
+//!
+//! With `code = "continuation"` the program is the task's `prompt` (of conversations there is none) and the response behind
+//! it. `answer` is not read.
+//!
+//! A response scores 1 if the tests run to their end without an error and have called the function, else 0: also where it
+//! is no program, meets a limit, or ends before it has answered. [`Failure::Task`] is what no response is to blame for:
+//! tests or setup that do not compile, lack a name or a module, raise an error in the setup, hand over what cannot be, or never
+//! call the function.
+//!
+//! # What `program` guarantees
+//!
+//! **Tests run in another process than the program.** The program answers calls over a pipe: arguments go to it and
+//! results come back as plain data, which are None, numbers, strings, bytes, lists, tuples, dictionaries, sets, ranges, `Fraction`,
+//! `Decimal` and iterators over such, exhausted. What is derived from one of these comes back as that. Any other result, such as an
+//! object that is equal to everything, is wrong. An exception comes back as the nearest of Python's own; lists, dictionaries and
+//! sets that the function changes are changed in the tests. So whatever a program does to its interpreter, to `assert`,
+//! `check`, builtins, frames or exit codes, it does to itself: no process that runs it holds the tests, their expected
+//! values, other responses or a descriptor on which a verdict is written. The one way to pass is to give the results
+//! that the tests ask for.
+//!
+//! It is not guaranteed that a response which passes is right beyond its tests, nor that it computes in good faith:
+//! it may recognise the arguments of a known test. Tests see no output, no files and no objects of the program.
+//!
+//! **It is confined**, on Linux 5.13 or newer, in layers that the kernel holds, none of which needs privileges:
+//!
+//! - Landlock: it reads the interpreter's and the system's libraries, and writes in its directory, nothing else.
+//! - Namespaces: it sees no other processes and no network but its own, empty one; all other files are read-only for it, and its
+//!   directory is in memory, at most `disk_mb`.
+//! - A seccomp filter (x86-64, AArch64): it makes no processes (threads it may), sends no signals, opens no sockets, traces
+//!   nobody, and gains no rights.
+//! - Limits: `timeout_seconds`, `cpu_seconds`, `memory_mb`, file size, 64 open files, 64 threads where there are namespaces, no core
+//!   dumps. Its standard streams lead nowhere; its environment and its directory are empty, and the directory goes with it. It
+//!   inherits the two pipes on which it answers, and no other descriptor, no capability and no terminal.
+//!
+//! What the system does not grant is told in [`Verifier::notes`], or refused with `isolation = "required"`. Without
+//! namespaces, as in most containers, the other layers hold the same but for the space on disk. Kernels have bugs: who expects
+//! attacks, and not the accidents and tricks of a model in training, runs all of it in a virtual machine.
+//!
+//! Everything that a verdict has started is killed before the next; if the engine is killed, they end, too. Python's hashes
+//! are not randomised (unless `interpreter` has -E or -I), and `random` begins in the same state in every verdict.
 
 mod boxed;
 mod command;
@@ -37,13 +86,17 @@ mod exact;
 mod number;
 mod numeric;
 pub mod pool;
+mod program;
 mod regex;
+mod workers;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+pub use program::{Code, Isolation};
 
 /// One response to judge.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,8 +117,13 @@ pub trait Verifier: Send + Sync {
     fn score(&self, request: &Request) -> Result<f64, Failure>;
 
     /// The answer that this verifier reads from a response, normalised so that equal answers are equal strings:
-    /// what majority voting and diversity count. `None` where there is none to read, as always for `command`.
+    /// what majority voting and diversity count. `None` where there is none to read, as always for `command` and `program`.
     fn extract(&self, response: &str) -> Option<String>;
+
+    /// What keeps this verifier from judging any response to a task, as words that follow the task's line.
+    fn check_task(&self, _task: &Map<String, Value>) -> Result<(), String> {
+        Ok(())
+    }
 
     /// What it has put up with since it was last asked: deviations from its protocol that cost time or could cost
     /// verdicts, each cause once in its life.
@@ -182,6 +240,12 @@ pub enum Failure {
         /// What the verifier looked for.
         wanted: &'static str,
     },
+    /// The task's own tests cannot be run.
+    #[error("{problem}; correct the task")]
+    Task {
+        /// What is wrong with them.
+        problem: String,
+    },
 }
 
 impl Failure {
@@ -197,6 +261,7 @@ impl Failure {
             Self::Unavailable { .. } => "unavailable",
             Self::Silent { .. } => "silent",
             Self::Answer { .. } => "answer",
+            Self::Task { .. } => "task",
         }
     }
 }
@@ -299,6 +364,34 @@ pub enum VerifierConfig {
         /// Directory of the reward model, as training with objective `verifier` writes it.
         path: PathBuf,
     },
+    /// The tests that a task carries pass on the code in the response, run in confined processes; the
+    /// [module](self#the-tasks-of-program) says how tasks carry them and what is guaranteed.
+    Program {
+        /// Python 3.9 or newer, and arguments for it. `["python3"]` unless set.
+        #[serde(default = "default_interpreter")]
+        interpreter: Vec<String>,
+        /// Where the program stands in a response.
+        #[serde(default)]
+        code: Code,
+        /// Seconds that a response's tests may take in all. 10 unless set.
+        #[serde(default = "default_program_seconds")]
+        timeout_seconds: f64,
+        /// Seconds of processor time that the program may take, and the tests. 5 unless set.
+        #[serde(default = "default_cpu_seconds")]
+        cpu_seconds: u64,
+        /// Address space of the program, and of the tests, in MiB, the interpreter's included. 512 unless set.
+        #[serde(default = "default_memory_mb")]
+        memory_mb: u64,
+        /// What the program may write to its directory in MiB. 16 unless set.
+        #[serde(default = "default_disk_mb")]
+        disk_mb: u64,
+        /// Number of responses that are judged at once. 1 unless set.
+        #[serde(default = "default_workers")]
+        workers: usize,
+        /// What happens on a system that cannot confine programs as told.
+        #[serde(default)]
+        isolation: Isolation,
+    },
 }
 
 impl VerifierConfig {
@@ -309,6 +402,26 @@ impl VerifierConfig {
             _ => None,
         }
     }
+}
+
+fn default_interpreter() -> Vec<String> {
+    vec!["python3".to_owned()]
+}
+
+fn default_program_seconds() -> f64 {
+    10.0
+}
+
+fn default_cpu_seconds() -> u64 {
+    5
+}
+
+fn default_memory_mb() -> u64 {
+    512
+}
+
+fn default_disk_mb() -> u64 {
+    16
 }
 
 fn default_relative_tolerance() -> f64 {
@@ -365,10 +478,42 @@ pub enum BuildError {
         /// The operating system's words.
         source: std::io::Error,
     },
+    /// No interpreter is named.
+    #[error("verifier.interpreter is empty: name the interpreter, as in [\"python3\"]")]
+    NoInterpreter,
+    /// The interpreter does not run the harness.
+    #[error("verifier.interpreter: {program:?} cannot judge programs; it must be Python 3.9 or newer")]
+    Interpreter {
+        /// `interpreter[0]`.
+        program: String,
+        /// What it did instead.
+        source: Box<Failure>,
+    },
+    /// The system cannot confine programs as `isolation` requires.
+    #[error(
+        "verifier.isolation = \"required\", and this system does not confine: {what}; allow it to, or set \"best\" and run what \
+         models write as it is"
+    )]
+    Open {
+        /// What stays open, and why.
+        what: String,
+    },
 }
 
-/// Builds the verifier that a configuration describes. A `command` verifier starts its processes here, so that a
-/// program that cannot be started is known at once and the others load while the model does.
+/// Refuses limits of processes that are out of range.
+fn check_workers(timeout_seconds: f64, workers: usize) -> Result<(), BuildError> {
+    let range = |name, value, range| Err(BuildError::Range { name, value, range });
+    if !(timeout_seconds > 0.0 && timeout_seconds <= 86_400.0) {
+        return range("timeout_seconds", timeout_seconds, "above 0 and at most 86400");
+    }
+    if !(1..=1024).contains(&workers) {
+        return range("workers", workers as f64, "1 to 1024");
+    }
+    Ok(())
+}
+
+/// Builds the verifier that a configuration describes. `command` and `program` start their processes here, so that what
+/// cannot be started is known at once and the others load while the model does.
 pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
     Ok(match config {
         VerifierConfig::Exact { case_insensitive } => {
@@ -392,5 +537,24 @@ pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
             Box::new(command::Command::start(program, *timeout_seconds, *workers)?)
         }
         VerifierConfig::Model { .. } => return Err(BuildError::Model),
+        &VerifierConfig::Program {
+            ref interpreter,
+            code,
+            timeout_seconds,
+            cpu_seconds,
+            memory_mb,
+            disk_mb,
+            workers,
+            isolation,
+        } => Box::new(program::Program::start(&program::Settings {
+            interpreter,
+            code,
+            timeout_seconds,
+            cpu_seconds,
+            memory_mb,
+            disk_mb,
+            workers,
+            isolation,
+        })?),
     })
 }

@@ -140,6 +140,11 @@ impl Pool {
         Some(Failure::Silent { times: *times, first: Box::new(first.clone()?) })
     }
 
+    /// [`Verifier::check_task`] of what judges here.
+    pub fn check_task(&self, task: &Map<String, Value>) -> Result<(), String> {
+        self.verifier.check_task(task)
+    }
+
     /// [`Verifier::notes`] of what judges here.
     pub fn notes(&self) -> Vec<String> {
         self.verifier.notes()

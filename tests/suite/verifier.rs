@@ -819,6 +819,8 @@ fn bad_configurations_are_refused() {
         (json!({"kind": "boxed", "pick": "last"}), "pick"),
         (json!({"kind": "magic"}), "magic"),
         (json!({"kind": "regex"}), "pattern"),
+        (json!({"kind": "program", "program": ["python3"]}), "program"),
+        (json!({"kind": "program", "code": "whole"}), "whole"),
     ] {
         let error = serde_json::from_value::<VerifierConfig>(table).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
@@ -833,6 +835,8 @@ fn configurations_survive_toml() {
         json!({"kind": "boxed"}),
         json!({"kind": "regex", "pattern": "a"}),
         json!({"kind": "command", "program": ["a", "b"], "timeout_seconds": 2.5}),
+        json!({"kind": "program"}),
+        json!({"kind": "program", "code": "fenced", "isolation": "required", "interpreter": ["python3.12"]}),
     ] {
         let config = config(table);
         assert_eq!(toml::from_str::<VerifierConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);

@@ -1,0 +1,6 @@
+# Crashes the interpreter.
+import ctypes
+
+
+def total(numbers):
+    ctypes.string_at(0)

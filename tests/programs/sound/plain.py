@@ -1,0 +1,3 @@
+# The plain answer.
+def total(numbers):
+    return sum(numbers)

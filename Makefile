@@ -6,7 +6,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test gemma humaneval parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test browser gemma humaneval parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test: rust nvcc humaneval ## Check formatting, lints, tests and documentation; w
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace
+	@if tools/find-browser.sh >/dev/null; then $(MAKE) --no-print-directory browser; else \
+		echo "NOT TESTED: how reports look in a browser, because there is no Chromium here; install one" \
+			"(Debian, Ubuntu: apt install chromium) and run make browser" >&2; fi
+
+browser: rust ## Look at reports in Chromium: plots, labels, contrast, keyboard, hostile text; pages and screenshots stay in target/tmp/pages
+	cargo test --locked --test browser -- --nocapture
 
 gemma: ## Fetch Gemma 3 270M into .cache/gemma-3-270m (260 MB to download, once)
 	python3 tools/fetch_gemma.py

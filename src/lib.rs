@@ -45,7 +45,9 @@
 //! - [`objective`]: scored groups to coefficients. Pure functions.
 //! - [`verifier`]: text to score, in process, by the user's program, or by a task's tests in confined processes; a pool that
 //!   judges beside generation.
-//! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majority@N with intervals. Pure functions.
+//! - [`eval`]: pools of judged samples to pass@N, Best-of-N and majorities with intervals, over N and temperatures. Pure
+//!   functions.
+//! - [`page`]: evaluations and runs as a page with plots. Pure functions.
 //! - [`adapter`]: low-rank adapters on disk, as PEFT has them, and their merger into a model.
 //! - [`generate`]: one prefill, N streams per prompt.
 //! - [`model_dir`]: a model directory, opened.
@@ -95,6 +97,7 @@ pub mod generate;
 pub mod layered;
 pub mod model_dir;
 pub mod objective;
+pub mod page;
 pub mod plan;
 pub mod reward;
 pub mod rng;

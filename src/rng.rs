@@ -46,6 +46,8 @@ pub enum Domain {
     Adapters = 5,
     /// The rounding of weights that have no master; the step is AdamW's.
     Rounding = 6,
+    /// Subsets of a pool, for majority votes that scores weigh.
+    Votes = 7,
 }
 
 /// The key for everything drawn under (seed, domain, step).

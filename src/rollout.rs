@@ -6,10 +6,10 @@ use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::chat::{ChatTemplate, Message, Role};
-use crate::eval::{Sample, Unjudged};
+use crate::eval::{Judged, Sample, Unjudged};
 use crate::gemma::Gemma;
 use crate::gemma::config::GemmaConfig;
-use crate::generate::{GenerateError, Prompt, Response, Sampling, fitting, generate};
+use crate::generate::{Finish, GenerateError, Prompt, Response, Sampling, fitting, generate};
 use crate::objective::{DEFAULT_PASS_THRESHOLD, ScoredGroup, passes};
 use crate::reward::{RewardError, Scorer};
 use crate::segments::Continued;
@@ -375,13 +375,26 @@ pub struct Group {
 impl Group {
     /// The group as evaluation sees it.
     pub fn samples(&self) -> Vec<Sample> {
-        let judged = self.scores.iter().zip(&self.correct).zip(&self.answers);
-        let sample = |((&score, &correct), answer): ((&f64, &bool), &Option<String>)| Sample {
-            score,
-            correct,
-            answer: answer.clone(),
+        let sample = |i: usize| Sample {
+            score: self.scores[i],
+            correct: self.correct[i],
+            answer: self.answers[i].clone(),
+            tokens: self.responses[i].tokens.len(),
+            truncated: self.responses[i].finish == Finish::Length,
         };
-        judged.map(sample).collect()
+        (0..self.responses.len()).map(sample).collect()
+    }
+
+    /// [`Group::samples`] with texts and rewards.
+    pub fn judged(&self) -> Vec<Judged> {
+        let of = |(i, sample): (usize, Sample)| Judged {
+            text: self.texts[i].clone(),
+            ids: self.responses[i].tokens.clone(),
+            reward: self.rewards[i],
+            rewarded: self.rewarded[i],
+            sample,
+        };
+        self.samples().into_iter().enumerate().map(of).collect()
     }
 }
 

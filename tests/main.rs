@@ -35,6 +35,8 @@ mod goldens;
 mod gpu_kit;
 #[path = "suite/gradcheck.rs"]
 mod gradcheck;
+#[path = "suite/grid.rs"]
+mod grid;
 #[path = "suite/inputs.rs"]
 mod inputs;
 #[path = "suite/judging.rs"]
@@ -49,6 +51,8 @@ mod lora;
 mod objectives;
 #[path = "suite/ops/mod.rs"]
 mod ops;
+#[path = "suite/pages.rs"]
+mod pages;
 #[path = "suite/paper.rs"]
 mod paper;
 #[path = "suite/pass_rates.rs"]
@@ -71,6 +75,8 @@ mod rounded;
 mod sampler;
 #[path = "suite/sharing.rs"]
 mod sharing;
+#[path = "suite/sources.rs"]
+mod sources;
 #[path = "suite/steps.rs"]
 mod steps;
 #[path = "suite/text.rs"]

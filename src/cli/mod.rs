@@ -10,6 +10,7 @@ pub mod logprobs;
 pub mod merge;
 pub mod plan;
 mod progress;
+pub mod report;
 pub mod sample;
 mod step;
 pub mod train;
@@ -40,6 +41,8 @@ enum Command {
     Plan(plan::Args),
     /// Measure pass@N, Best-of-N and majority votes on tasks
     Eval(eval::Args),
+    /// Show evaluations and training runs as a page with plots
+    Report(report::Args),
     /// Sample responses to a prompt
     Sample(sample::Args),
     /// Log-probs of given texts, token by token
@@ -63,6 +66,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => train::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Report(args) => report::run(args),
         Command::Weigh(args) => weigh::run(args),
         Command::Sample(args) => sample::run(args),
         Command::Logprobs(args) => logprobs::run(args),
@@ -70,6 +74,21 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(args) => merge::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Kernels(args) => kernels::run(args),
+    }
+}
+
+/// The words of the command line, as a shell reads them back; the program by its name alone.
+fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("bon-engine".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/=,:+%@".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

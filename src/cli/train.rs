@@ -9,7 +9,8 @@ use indicatif::ProgressBar;
 use super::engine::{DeviceArg, DeviceChoice, with_backend};
 use super::plan::of_run;
 use super::progress::{Screen, duration, note, unjudged};
-use super::rounded;
+use super::report::write_run;
+use super::{quoted, rounded};
 use crate::backend::Backend;
 use crate::gemma::activations::{Kept, Share};
 use crate::plan::Purpose;
@@ -30,7 +31,7 @@ A configuration that says what it must; all else has a default:
   train = { steps = 100, output = \"runs/first\" }
 
 The run directory, train.output, gets config.toml (the settings with all defaults), metrics.jsonl (a line per step), \
-eval.jsonl and eval/ (the evaluations), unjudged.jsonl (responses that no verifier could judge, and why), tensorboard/, and checkpoints/step-NNNNNN/model: a model directory for \
+eval.jsonl and eval/ (the evaluations), report.html (a page with plots of all that, at the end), unjudged.jsonl (responses that no verifier could judge, and why), tensorboard/, and checkpoints/step-NNNNNN/model: a model directory for \
 `sample`, `eval` and Transformers.
 
 Ctrl-C, SIGTERM or SIGHUP (a closed terminal): the step ends, a checkpoint is saved, the command to go on is printed, and the exit code is 0. A \
@@ -80,6 +81,9 @@ fn run_on<B: Backend + Clone + 'static>(
         writeln!(out, "before and after {} steps, on {}:", outcome.step, tasks.display())?;
         writeln!(out, "{}", comparison.to_table())?;
     }
+    // The run is over and saved: that its page cannot be written is news, and no failure. That it was is none, because
+    // scripts read the last line of either output.
+    let page = write_run(&config.train.output);
     let (step, steps) = (outcome.step, config.train.steps);
     let model = outcome.checkpoint.join("model");
     if !outcome.finished {
@@ -108,6 +112,9 @@ fn run_on<B: Backend + Clone + 'static>(
             model.display()
         )?,
     }
+    if let Err(e) = page {
+        note(&format!("warning: the run's page could not be written: {e:#}"));
+    }
     Ok(())
 }
 
@@ -121,15 +128,6 @@ impl Args {
         }
         words.push("--resume".to_owned());
         words.join(" ")
-    }
-}
-
-/// A word as a shell reads it back.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/=,:+%@".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

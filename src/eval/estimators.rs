@@ -65,6 +65,22 @@ pub fn entropy(answers: &[AnswerCount]) -> f64 {
 /// drawn before are hypergeometric. At most about N^2 M log N steps in all.
 pub fn majority_at_n(answers: &[AnswerCount], unanswered: usize, n: usize) -> f64 {
     let pool = unanswered + answers.iter().map(|a| a.count).sum::<usize>();
+    let most = answers.iter().map(|a| a.count).max().unwrap_or(0);
+    if n == pool {
+        // The only subset.
+        let winners = || answers.iter().filter(|a| a.count == most);
+        let right: f64 = winners().map(|a| a.correct as f64 / a.count as f64).sum();
+        return right / winners().count().max(1) as f64;
+    }
+    let sizes: Vec<usize> = answers.iter().map(|a| a.count).collect();
+    let draws = draws(&sizes, pool, n);
+    (1..=most.min(n)).map(|t| wins_with(t, answers, &draws, n)).sum()
+}
+
+/// `[a][d][u]`: the chance that answer a, of which the pool has `sizes[a]` samples, gets u of the n - d votes that are
+/// left after d went to the answers before it (hypergeometric). What is left after the last answer falls on samples
+/// without one.
+pub(super) fn draws(sizes: &[usize], pool: usize, n: usize) -> Vec<Vec<Vec<f64>>> {
     let ln_factorial: Vec<f64> = (0..=pool)
         .scan(0.0, |acc, i| {
             *acc += (i.max(1) as f64).ln();
@@ -72,13 +88,11 @@ pub fn majority_at_n(answers: &[AnswerCount], unanswered: usize, n: usize) -> f6
         })
         .collect();
     let ln_choose = |m: usize, k: usize| ln_factorial[m] - ln_factorial[k] - ln_factorial[m - k];
-
-    // draws[a][d][u]: chance that answer a gets u of the n - d votes that are left after d were drawn.
     let mut left = pool;
-    let draws: Vec<Vec<Vec<f64>>> = answers
+    sizes
         .iter()
-        .map(|answer| {
-            let (size, others) = (answer.count, left - answer.count);
+        .map(|&size| {
+            let others = left - size;
             let table = (0..=n)
                 .map(|d| {
                     let votes = n - d;
@@ -96,10 +110,7 @@ pub fn majority_at_n(answers: &[AnswerCount], unanswered: usize, n: usize) -> f6
             left = others;
             table
         })
-        .collect();
-
-    let most = answers.iter().map(|a| a.count).max().unwrap_or(0).min(n);
-    (1..=most).map(|t| wins_with(t, answers, &draws, n)).sum()
+        .collect()
 }
 
 /// The part of [`majority_at_n`] in which the winner has exactly `t` votes.

@@ -13,6 +13,9 @@ pub struct Provenance {
     pub settings: BTreeMap<String, String>,
     /// The answers of the problems, in their order.
     pub answers: Vec<String>,
+    /// The command line, where it was one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command: String,
 }
 
 /// One thing in which two reports were made differently.
@@ -90,6 +93,8 @@ impl Provenance {
     }
 }
 
+/// The setting that evaluations are run at several values of.
+pub const TEMPERATURE: &str = "generate.temperature";
 /// The sections of the settings that say how responses are judged.
 const JUDGES: [&str; 2] = ["verifier", "environment"];
 /// Everything of the tasks' lines but prompts and answers, which `programs` alone read.

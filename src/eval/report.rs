@@ -2,14 +2,16 @@
 
 use super::EvalError;
 use super::calibration::{Calibration, Probabilities};
-use super::interval::{Estimate, bootstrap};
-use super::provenance::{Difference, Provenance};
+use super::examples::Example;
+use super::interval::{Estimate, bootstrap, bootstrap_with};
+use super::provenance::{Difference, Provenance, TEMPERATURE};
+use super::scaling::{self, ScalingFit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Every figure that is reported. `T` is f64 for one problem, [`Estimate`] for a mean over problems and [`Change`]
-/// for a comparison; the lists are parallel to the report's `ns`.
+/// for a comparison; the lists are parallel to the report's `ns`. Reports of earlier versions lack some.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures<T> {
     /// Chance that one of N samples is correct.
@@ -18,47 +20,89 @@ pub struct Figures<T> {
     pub best_of_n: Vec<T>,
     /// Accuracy of the most frequent answer among N samples.
     pub majority_at_n: Vec<T>,
+    /// Accuracy of the answer with the largest total score among N samples
+    /// ([`weighted_majority_at_n`](super::weighted_majority_at_n)); empty in earlier reports.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub weighted_majority_at_n: Vec<T>,
     /// Entropy of the answers, nats.
     pub answer_entropy: T,
     /// Number of distinct answers in the pool.
     pub distinct_answers: T,
     /// Share of samples without an answer.
     pub unanswered: T,
+    /// Mean length of responses in tokens, end tokens included; absent in earlier reports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_length: Option<T>,
+    /// Share of responses that the length limit cut; absent in earlier reports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncated: Option<T>,
 }
 
 impl<T: Copy> Figures<T> {
-    /// All figures in one row.
-    fn row(&self) -> Vec<T> {
-        let lists = [&self.pass_at_n, &self.best_of_n, &self.majority_at_n];
-        let single = [self.answer_entropy, self.distinct_answers, self.unanswered];
-        lists.into_iter().flatten().copied().chain(single).collect()
+    /// The lists by N.
+    fn lists(&self) -> [&Vec<T>; 4] {
+        [&self.pass_at_n, &self.best_of_n, &self.majority_at_n, &self.weighted_majority_at_n]
     }
 
-    /// The inverse of [`Figures::row`], for `n` values of N.
-    fn from_row(n: usize, row: &[T]) -> Self {
-        let single = &row[3 * n..];
-        Self {
-            pass_at_n: row[..n].to_vec(),
-            best_of_n: row[n..2 * n].to_vec(),
-            majority_at_n: row[2 * n..3 * n].to_vec(),
-            answer_entropy: single[0],
-            distinct_answers: single[1],
-            unanswered: single[2],
+    /// All figures in one row.
+    fn row(&self) -> Vec<T> {
+        let single = [self.answer_entropy, self.distinct_answers, self.unanswered];
+        let young = [self.response_length, self.truncated].into_iter().flatten();
+        self.lists().into_iter().flatten().copied().chain(single).chain(young).collect()
+    }
+
+    /// The inverse of [`Figures::row`] for figures of this shape.
+    fn like<U: Copy>(&self, row: &[U]) -> Figures<U> {
+        let mut rest = row.iter().copied();
+        let [pass_at_n, best_of_n, majority_at_n, weighted_majority_at_n] =
+            self.lists().map(|list| rest.by_ref().take(list.len()).collect());
+        let mut next = || rest.next().expect("a row of this shape");
+        Figures {
+            pass_at_n,
+            best_of_n,
+            majority_at_n,
+            weighted_majority_at_n,
+            answer_entropy: next(),
+            distinct_answers: next(),
+            unanswered: next(),
+            response_length: self.response_length.map(|_| next()),
+            truncated: self.truncated.map(|_| next()),
         }
     }
 
-    /// The three that depend on N, with their titles.
-    fn by_n(&self) -> [(&'static str, &[T]); 3] {
-        [("pass@N", &self.pass_at_n), ("best-of-N", &self.best_of_n), ("majority@N", &self.majority_at_n)]
+    /// The figures at some of the N, by their places in the list, and without what `other` lacks.
+    fn shared<U>(&self, places: &[usize], other: &Figures<U>) -> Self {
+        let at = |list: &[T]| places.iter().filter_map(|&i| list.get(i).copied()).collect();
+        let known = !other.weighted_majority_at_n.is_empty();
+        Figures {
+            pass_at_n: at(&self.pass_at_n),
+            best_of_n: at(&self.best_of_n),
+            majority_at_n: at(&self.majority_at_n),
+            weighted_majority_at_n: if known { at(&self.weighted_majority_at_n) } else { Vec::new() },
+            response_length: self.response_length.filter(|_| other.response_length.is_some()),
+            truncated: self.truncated.filter(|_| other.truncated.is_some()),
+            ..*self
+        }
     }
 
-    /// The three that do not.
-    fn diversity(&self) -> [(&'static str, T); 3] {
+    /// Those that depend on N, with their titles.
+    pub fn by_n(&self) -> Vec<(&'static str, &[T])> {
+        let titles = ["pass@N", "best-of-N", "majority@N", "weighted majority@N"];
+        let all = titles.into_iter().zip(self.lists().map(Vec::as_slice));
+        all.filter(|(_, list)| !list.is_empty()).collect()
+    }
+
+    /// Those that do not.
+    pub fn of_pool(&self) -> Vec<(&'static str, T)> {
+        let young = [("response length (tokens)", self.response_length), ("share truncated", self.truncated)];
         [
             ("answer entropy (nats)", self.answer_entropy),
             ("distinct answers", self.distinct_answers),
             ("share without answer", self.unanswered),
         ]
+        .into_iter()
+        .chain(young.into_iter().filter_map(|(title, figure)| Some((title, figure?))))
+        .collect()
     }
 }
 
@@ -112,26 +156,60 @@ pub struct Report {
     /// How far scores tell right from wrong, where what selects is not what counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// The growth of pass@N with N, where it has a form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingFit>,
     /// What made it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
+    /// Some responses, as many as were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<Example>,
     /// Responses that could not be judged, and count as wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unjudged: Vec<Unjudged>,
 }
 
 impl Report {
-    pub(super) fn new(ns: Vec<usize>, seed: u64, problems: Vec<ProblemReport>) -> Self {
+    /// A report of problems that [`super::evaluate_problem`] evaluated at `ns`; fails if there is none. `seed` drives the
+    /// bootstrap of the intervals.
+    pub fn new(ns: Vec<usize>, seed: u64, problems: Vec<ProblemReport>) -> Result<Self, EvalError> {
+        let Some(first) = problems.first() else { return Err(EvalError::NoProblems) };
         let rows: Vec<Vec<f64>> = problems.iter().map(|p| p.figures.row()).collect();
-        let figures = Figures::from_row(ns.len(), &bootstrap(&rows, seed));
-        Self { ns, seed, figures, problems, calibration: None, provenance: None, unjudged: Vec::new() }
+        // pass@N comes first in a row.
+        let fit = |means: &[f64]| scaling::fit(&ns, &means[..ns.len()]);
+        let (means, fitted) =
+            bootstrap_with(&rows, seed, |means| fit(means).map_or(vec![f64::NAN; 2], |(a, b)| vec![a, b]));
+        let pass: Vec<f64> = means[..ns.len()].iter().map(|estimate| estimate.mean).collect();
+        let scaling = fit(&pass).map(|fit| ScalingFit {
+            a: fitted[0],
+            b: fitted[1],
+            points: scaling::points(fit, &ns, &pass),
+        });
+        let figures = first.figures.like(&means);
+        let (calibration, provenance) = (None, None);
+        let (examples, unjudged) = (Vec::new(), Vec::new());
+        Ok(Self { ns, seed, figures, problems, calibration, scaling, provenance, examples, unjudged })
     }
 
-    /// A table: one row per N, then the diversity of answers.
-    pub fn to_table(&self) -> String {
+    /// The temperature that the samples were drawn at, where the report says it.
+    pub fn temperature(&self) -> Option<f64> {
+        self.provenance.as_ref()?.settings.get(TEMPERATURE)?.parse().ok()
+    }
+
+    /// What the figures are of.
+    pub(super) fn head(&self) -> String {
         let sizes = self.problems.iter().map(|p| p.samples);
         let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
         let each = if least == most { format!("{most}") } else { format!("{least} to {most}") };
+        format!(
+            "problems: {}, samples each: {each}; brackets: 95 % confidence intervals over problems",
+            self.problems.len()
+        )
+    }
+
+    /// A table: one row per N, then the diversity of answers and the form of growth.
+    pub fn to_table(&self) -> String {
         let mut rows = vec![vec!["N".to_owned()]];
         for (title, list) in self.figures.by_n() {
             rows[0].push(title.to_owned());
@@ -142,14 +220,19 @@ impl Report {
                 rows[i + 1].push(cell(estimate));
             }
         }
-        let diversity =
-            self.figures.diversity().map(|(title, estimate)| vec![title.to_owned(), cell(&estimate)]);
-        let mut out = format!(
-            "problems: {}, samples each: {each}; brackets: 95 % confidence intervals over problems\n\n{}\n{}",
-            self.problems.len(),
-            align(&rows),
-            align(&diversity)
-        );
+        let of_pool: Vec<_> = self
+            .figures
+            .of_pool()
+            .into_iter()
+            .map(|(title, estimate)| vec![title.to_owned(), cell(&estimate)])
+            .collect();
+        let scaling = match &self.scaling {
+            None => String::new(),
+            Some(ScalingFit { a, b, .. }) => {
+                format!("\npass@N ~ exp(a N^b): a = {}, b = {}\n", cell(a), cell(b))
+            }
+        };
+        let mut out = format!("{}\n\n{}\n{}{scaling}", self.head(), align(&rows), align(&of_pool));
         if let Some(calibration) = &self.calibration {
             let titled = |(title, value): (&str, String)| vec![title.to_owned(), value];
             let _ = write!(out, "\n{}", align(&calibration_rows(calibration).map(titled)));
@@ -204,36 +287,57 @@ impl Report {
     }
 
     /// What changed from this report to `after`, which must be about the same problems in the same order, judged alike,
-    /// and list the same N. Differences are paired: their intervals come from the differences of each problem, so what
-    /// problems have in common cancels.
+    /// at the N that both list. Differences are paired: their intervals come from the differences of each problem, so
+    /// what problems have in common cancels.
     pub fn compare(&self, after: &Report) -> Result<Comparison, EvalError> {
-        if self.ns != after.ns {
+        let place = |report: &Report, n: &usize| report.ns.iter().position(|own| own == n);
+        let ns: Vec<usize> = self.ns.iter().copied().filter(|n| after.ns.contains(n)).collect();
+        if ns.is_empty() {
             return Err(EvalError::DifferentN { before: self.ns.clone(), after: after.ns.clone() });
         }
-        let longest = self.problems.len().max(after.problems.len());
-        let id = |report: &Report, i: usize| report.problems.get(i).map(|p| p.id.clone());
-        if let Some(index) = (0..longest).find(|&i| id(self, i) != id(after, i)) {
-            let name = |report| id(report, index).map_or("none".to_owned(), |id| format!("`{id}`"));
-            let (before, after) = (name(self), name(after));
-            return Err(EvalError::DifferentProblems { index, before, after });
-        }
+        self.same_problems(after)?;
         let differences = self.differences(after.provenance.as_ref())?;
+        let places = [self, after]
+            .map(|report| -> Vec<usize> { ns.iter().filter_map(|n| place(report, n)).collect() });
+        let shared = |before: &ProblemReport, after: &ProblemReport| {
+            let (b, a) = (&before.figures, &after.figures);
+            (b.shared(&places[0], a), a.shared(&places[1], b))
+        };
         let rows: Vec<Vec<f64>> = self
             .problems
             .iter()
             .zip(&after.problems)
-            .map(|(b, a)| b.figures.row().iter().zip(a.figures.row()).map(|(b, a)| a - b).collect())
+            .map(|(before, after)| {
+                let (before, after) = shared(before, after);
+                before.row().iter().zip(after.row()).map(|(b, a)| a - b).collect()
+            })
             .collect();
+        let before = self.figures.shared(&places[0], &after.figures);
+        let after_figures = after.figures.shared(&places[1], &self.figures);
         let changes: Vec<Change> = bootstrap(&rows, self.seed)
             .into_iter()
-            .zip(self.figures.row().into_iter().zip(after.figures.row()))
+            .zip(before.row().into_iter().zip(after_figures.row()))
             .map(|(difference, (before, after))| Change { before, after, difference })
             .collect();
-        let figures = Figures::from_row(self.ns.len(), &changes);
+        let figures = before.like(&changes);
         let unknown = self.provenance.is_some() != after.provenance.is_some();
         let calibration = self.calibration.clone().zip(after.calibration.clone());
         let (ns, problems) = (self.ns.clone(), self.problems.len());
         Ok(Comparison { ns, problems, differences, unknown, figures, calibration })
+    }
+
+    /// Fails if `after` is not about the same problems in the same order.
+    pub(super) fn same_problems(&self, after: &Report) -> Result<(), EvalError> {
+        let longest = self.problems.len().max(after.problems.len());
+        let id = |report: &Report, i: usize| report.problems.get(i).map(|p| p.id.clone());
+        match (0..longest).find(|&i| id(self, i) != id(after, i)) {
+            None => Ok(()),
+            Some(index) => {
+                let name = |report| id(report, index).map_or("none".to_owned(), |id| format!("`{id}`"));
+                let (before, after) = (name(self), name(after));
+                Err(EvalError::DifferentProblems { index, before, after })
+            }
+        }
     }
 }
 
@@ -292,7 +396,7 @@ impl Comparison {
             let _ = write!(out, "\n{title}\n{}", align(&rows));
         }
         let mut rows = vec![std::iter::once(String::new()).chain(columns).collect()];
-        rows.extend(self.figures.diversity().map(|(title, change)| row(title.to_owned(), &change)));
+        rows.extend(self.figures.of_pool().iter().map(|(title, change)| row((*title).to_owned(), change)));
         let _ = write!(out, "\n{}", align(&rows));
         if let Some((before, after)) = &self.calibration {
             let mut rows = vec![["", "before", "after"].map(str::to_owned).to_vec()];
@@ -344,7 +448,7 @@ fn figure(value: f64) -> String {
     format!("{value:.3}")
 }
 
-fn cell(estimate: &Estimate) -> String {
+pub(super) fn cell(estimate: &Estimate) -> String {
     let (mean, ci95) = shown(estimate);
     match ci95 {
         Some([lo, hi]) => format!("{mean:.3} [{lo:.3}, {hi:.3}]"),
@@ -367,7 +471,7 @@ fn shown(estimate: &Estimate) -> (f64, Option<[f64; 2]>) {
 }
 
 /// Rows of cells as lines of columns, right-aligned, two spaces apart.
-fn align(rows: &[Vec<String>]) -> String {
+pub(super) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> =
         (0..columns).map(|c| rows.iter().map(|row| row[c].len()).max().unwrap_or(0)).collect();

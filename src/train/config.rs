@@ -277,12 +277,13 @@ pub struct OptimizerSection {
     pub min_lr_ratio: f64,
     /// How the two moments of matrices are kept: `"f32"`, 8 bytes a parameter, or `"8bit"`, as codes with a scale for every
     /// 256 of them, 2 bytes (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861). Those of
-    /// norms and adapters are f32. Default: `"f32"`.
+    /// norms, adapters and score heads are f32. Default: `"f32"`.
     pub moments: MomentKind,
     /// The same of the embedding, whose gradients are the most uneven. Default: `"f32"`.
     pub embedding_moments: MomentKind,
     /// Keep f32 masters of matrices whose parameters are bf16, 4 bytes a parameter. Without them an update is rounded to bf16
-    /// at random, up or down so that its expectation is exact (stochastic rounding). Norms and adapters have masters.
+    /// at random, up or down so that its expectation is exact (stochastic rounding). Norms, adapters and score heads have
+    /// masters.
     /// Default: true.
     pub masters: bool,
 }

@@ -8,6 +8,7 @@ use super::config::ConfigError;
 use super::metrics::MetricsError;
 use super::optimizer::NotFinite;
 use super::pass_rate::PassRateError;
+use super::pools::PoolError;
 use super::snapshot::SnapshotError;
 use crate::checkpoint::FileError;
 use crate::device::DeviceError;
@@ -60,6 +61,9 @@ pub enum TrainError {
     /// The metrics files.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// Pools of judged samples.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// Another file of the run.
     #[error(transparent)]
     File(#[from] FileError),

@@ -1,8 +1,9 @@
-//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`scored`], [`schedule`], [`policy`], [`optimizer`]), what it leaves behind
-//! ([`metrics`], [`tensorboard`], [`snapshot`]) and how it is asked to end ([`interrupt`]). [`run`] is the loop.
+//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`scored`], [`schedule`], [`policy`],
+//! [`optimizer`]), what it leaves behind ([`metrics`], [`tensorboard`], [`snapshot`], [`pools`] of an evaluation) and how it is
+//! asked to end ([`interrupt`]). [`run`] is the loop.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
-//! `eval/`, `tensorboard/` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
+//! `eval/`, `tensorboard/`, `report.html` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
 //! configuration: the random numbers are a function of (seed, step, prompt, stream, position), and the place in
 //! the data is one integer.
 
@@ -14,6 +15,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod pass_rate;
 pub mod policy;
+pub mod pools;
 pub mod run;
 pub mod schedule;
 pub mod scored;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::eval::Report;
+use crate::eval::{Grid, GridError, Report};
 use crate::tasks::Tasks;
 
 /// Why tasks cannot be chosen by a report.
@@ -27,7 +27,18 @@ pub enum PassRateError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: serde_json::Error,
+        source: GridError,
+    },
+    /// The report is of several temperatures.
+    #[error(
+        "data.report: {path} is of T = {}; give one of a single temperature, that of generate.temperature",
+        temperatures.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Several {
+        /// The file.
+        path: PathBuf,
+        /// Its temperatures.
+        temperatures: Vec<f64>,
     },
     /// The report is of other tasks.
     #[error(
@@ -97,8 +108,13 @@ pub fn filter(
 ) -> Result<Tasks, PassRateError> {
     let (report, path) = (report.to_owned(), path.to_owned());
     let text = fs::read(&report).map_err(|source| PassRateError::Read { path: report.clone(), source })?;
-    let found: Report = serde_json::from_slice(&text)
-        .map_err(|source| PassRateError::Syntax { path: report.clone(), source })?;
+    let text = String::from_utf8_lossy(&text);
+    let found =
+        Grid::from_json(&text).map_err(|source| PassRateError::Syntax { path: report.clone(), source })?;
+    let temperatures = found.temperatures();
+    let Ok([found]) = <[Report; 1]>::try_from(found.reports) else {
+        return Err(PassRateError::Several { path: report, temperatures });
+    };
     let ids = tasks.problem_ids();
     let differs = |i: &usize| ids.get(*i) != found.problems.get(*i).map(|problem| &problem.id);
     if let Some(i) = (0..ids.len().max(found.problems.len())).find(differs) {

@@ -28,7 +28,8 @@ use std::time::Instant;
 use super::config::{ConfigError, Problem, Template, TrainConfig};
 use super::error::TrainError;
 use super::evaluation::{
-    comparable, eval_sampling, evaluation, provenance, same_measure, scores_report, with_model,
+    Evaluation, comparable, eval_sampling, evaluation, provenance, same_measure, scores_report, sizes,
+    with_model,
 };
 use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
@@ -157,10 +158,15 @@ pub struct Outcome {
     pub comparison: Option<Comparison>,
 }
 
-const CONFIG: &str = "config.toml";
+/// The name of a run's settings in its directory.
+pub const CONFIG: &str = "config.toml";
 const CHECKPOINTS: &str = "checkpoints";
-/// Reports of evaluations.
-const EVAL_DIR: &str = "eval";
+/// That of the directory of reports of evaluations.
+pub const EVAL_DIR: &str = "eval";
+/// That of the page that shows the run, which whoever calls [`run`] may write.
+pub const PAGE: &str = "report.html";
+/// Tasks of each kind whose responses a report of an evaluation shows.
+const EXAMPLES: usize = 3;
 /// The evaluations before and after, compared.
 const COMPARISON: &str = "comparison.txt";
 
@@ -371,7 +377,7 @@ fn vacant(out: &Path) -> Result<bool, TrainError> {
     if config.exists() && TrainConfig::load(&config, &[]).is_ok() {
         return Err(exists());
     }
-    for name in [CONFIG, STEPS, EVALS, UNJUDGED, COMPARISON, EVENTS, EVAL_DIR, CHECKPOINTS] {
+    for name in [CONFIG, STEPS, EVALS, UNJUDGED, COMPARISON, PAGE, EVENTS, EVAL_DIR, CHECKPOINTS] {
         let path = out.join(name);
         // A kill may have kept its text from the lock.
         let no_matter = |entry: &fs::DirEntry| {
@@ -387,7 +393,7 @@ fn vacant(out: &Path) -> Result<bool, TrainError> {
 
 /// Removes what a run without a checkpoint logged; in directories, what bears names that runs give.
 fn remove_logs(out: &Path) -> Result<(), FileError> {
-    let mut found: Vec<PathBuf> = [STEPS, EVALS, UNJUDGED].map(|name| out.join(name)).into();
+    let mut found: Vec<PathBuf> = [STEPS, EVALS, UNJUDGED, PAGE].map(|name| out.join(name)).into();
     for (dir, ours) in [
         (EVAL_DIR, (|name| name.starts_with("step-") && name.ends_with(".json")) as fn(&str) -> bool),
         (EVENTS, |name| name.starts_with("events.out.tfevents.") && name.contains(".bon-engine.")),
@@ -642,15 +648,17 @@ impl<B: Backend> Trainer<'_, B> {
             Some(judges) => {
                 report(Event::EvalStarted { step, responses: (samples * tasks.list.len()) as u64 });
                 let stop_rule = stop_rule(config, dir).interrupted_by(&interrupt);
-                let evaluated = evaluation(
-                    &rollout(config, dir, &stop_rule),
+                let wanted = Evaluation {
                     tasks,
                     samples,
-                    &eval_sampling(config),
-                    judges,
+                    ns: sizes(samples),
+                    sampling: eval_sampling(config),
+                    examples: EXAMPLES,
                     provenance,
-                    || report(Event::EvalResponse),
-                );
+                };
+                let rollout = rollout(config, dir, &stop_rule);
+                let progress = || report(Event::EvalResponse);
+                let evaluated = evaluation(&rollout, wanted, judges, None, |_, _| {}, progress);
                 match evaluated {
                     Err(TrainError::Evaluation(RolloutError::Interrupted)) => return Ok(None),
                     evaluated => evaluated?,
@@ -722,7 +730,8 @@ impl<B: Backend> Trainer<'_, B> {
         let filed: Report =
             serde_json::from_slice(&text).map_err(|source| TrainError::Report { path, source })?;
         let (samples, provenance) = (self.eval_samples(), self.provenance(tasks, dir, step)?);
-        let fits = comparable(&filed, tasks, samples) && same_measure(&filed, &provenance).is_ok();
+        let fits =
+            comparable(&filed, tasks, samples, &sizes(samples)) && same_measure(&filed, &provenance).is_ok();
         Ok(fits.then_some(filed))
     }
 

@@ -20,7 +20,7 @@ use crate::gemma::Gemma;
 use crate::gemma::activations::Kept;
 use crate::model_dir::ModelDir;
 use crate::objective::verifier::{self, Loss};
-use crate::objective::{ScoredGroup, coefficients, passes};
+use crate::objective::{ObjectiveError, ScoredGroup, coefficients, passes};
 use crate::reward::{self, Forward, probability};
 use crate::rollout::ResponseEnd;
 use crate::segments::Continued;
@@ -70,8 +70,13 @@ pub fn scored<B: Backend>(
         }
         let group = ScoredGroup { scores: vec![0.0; labels.len()], rewards: labels, expert_score: None };
         // What the labels may be does not depend on what the model says of them.
-        coefficients(&config.objective, &group)
-            .map_err(|e| bad(e.to_string().replace("`rewards[", "the label `score` of `responses[")))?;
+        coefficients(&config.objective, &group).map_err(|e| match e {
+            ObjectiveError::Label { index, value } => bad(format!(
+                "field `responses[{index}].score` is {value}; with objective.loss = \"bernoulli\" scores are from 0 to 1: scale \
+                 them, or take \"pairwise\""
+            )),
+            e => bad(e.to_string()),
+        })?;
         Ok(Scored { prompt, responses, labels: group.rewards, texts })
     };
     tasks.list.iter().map(each).collect()
@@ -174,12 +179,15 @@ fn by_group<'a>(groups: &'a [&Scored], logits: &'a [f64]) -> impl Iterator<Item 
 /// A group as evaluation sees it.
 fn problem(config: &TrainConfig, id: String, group: &Scored, logits: &[f64]) -> Problem {
     let threshold = config.objective.threshold();
-    let sample = |((&logit, &label), text): ((&f64, &f64), &String)| Sample {
+    let sample = |(i, &logit): (usize, &f64)| Sample {
         score: probability(logit),
-        correct: passes(label, threshold),
-        answer: Some(text.clone()),
+        correct: passes(group.labels[i], threshold),
+        answer: Some(group.texts[i].clone()),
+        tokens: group.responses[i].len(),
+        // Whatever drew it, it is scored as it is.
+        truncated: false,
     };
-    Problem { id, samples: logits.iter().zip(&group.labels).zip(&group.texts).map(sample).collect() }
+    Problem { id, samples: logits.iter().enumerate().map(sample).collect() }
 }
 
 /// What a step's micro-batches add up to.

@@ -62,19 +62,21 @@
 //! It is not guaranteed that a response which passes is right beyond its tests, nor that it computes in good faith:
 //! it may recognise the arguments of a known test. Tests see no output, no files and no objects of the program.
 //!
-//! **It is confined**, on Linux 5.13 or newer, in layers that the kernel holds, none of which needs privileges:
+//! **It is confined**, on Linux (x86-64 or AArch64; in all of them from 5.13 on), in layers that the kernel holds, none of which
+//! needs privileges:
 //!
 //! - Landlock: it reads the interpreter's and the system's libraries, and writes in its directory, nothing else.
 //! - Namespaces: it sees no other processes and no network but its own, empty one; all other files are read-only for it, and its
 //!   directory is in memory, at most `disk_mb`.
-//! - A seccomp filter (x86-64, AArch64): it makes no processes (threads it may), sends no signals, opens no sockets, traces
-//!   nobody, and gains no rights.
+//! - A seccomp filter: it makes no processes (threads it may), sends no signals, opens no sockets, traces nobody, and gains no
+//!   rights.
 //! - Limits: `timeout_seconds`, `cpu_seconds`, `memory_mb`, file size, 64 open files, 64 threads where there are namespaces, no core
 //!   dumps. Its standard streams lead nowhere; its environment and its directory are empty, and the directory goes with it. It
 //!   inherits the two pipes on which it answers, and no other descriptor, no capability and no terminal.
 //!
 //! What the system does not grant is told in [`Verifier::notes`], or refused with `isolation = "required"`. Without
-//! namespaces, as in most containers, the other layers hold the same but for the space on disk. Kernels have bugs: who expects
+//! namespaces, as in most containers, the other layers hold the same but for the space on disk and the number of threads. A
+//! response close to a limit of time may be judged differently another time. Kernels have bugs: who expects
 //! attacks, and not the accidents and tricks of a model in training, runs all of it in a virtual machine.
 //!
 //! Everything that a verdict has started is killed before the next; if the engine is killed, they end, too. Python's hashes
@@ -120,7 +122,7 @@ pub trait Verifier: Send + Sync {
     /// what majority voting and diversity count. `None` where there is none to read, as always for `command` and `program`.
     fn extract(&self, response: &str) -> Option<String>;
 
-    /// What keeps this verifier from judging any response to a task, as words that follow the task's line.
+    /// What keeps this verifier from judging any response to a task, as words that follow "the task".
     fn check_task(&self, _task: &Map<String, Value>) -> Result<(), String> {
         Ok(())
     }
@@ -478,6 +480,11 @@ pub enum BuildError {
         /// The operating system's words.
         source: std::io::Error,
     },
+    /// Programs can be confined on Linux alone.
+    #[error(
+        "verifier.kind = \"program\" needs Linux on x86-64 or AArch64, which this is not; judge by a `command`"
+    )]
+    Platform,
     /// No interpreter is named.
     #[error("verifier.interpreter is empty: name the interpreter, as in [\"python3\"]")]
     NoInterpreter,

@@ -11,7 +11,8 @@ use crate::fixture::{CONTEXT, Fixture, RUN, Ran, vocabulary};
 fn every_command_explains_itself() {
     let f = Fixture::new();
     let commands = f.succeed(&["--help"]).stdout;
-    for command in ["train", "eval", "sample", "logprobs", "inspect", "merge", "weigh", "devices", "kernels"]
+    for command in
+        ["train", "eval", "report", "sample", "logprobs", "inspect", "merge", "weigh", "devices", "kernels"]
     {
         assert!(commands.contains(&format!("\n  {command} ")), "{commands}");
         let help = f.succeed(&[command, "--help"]).stdout;

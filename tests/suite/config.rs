@@ -238,14 +238,18 @@ fn other_models_are_named() {
             "text_config.model_type: expected \"gemma3_text\", found \"gemma2\"",
         ),
         (
-            json!({ "model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"], "text_config": {} }),
+            json!({ "model_type": "gemma3", "architectures": ["Gemma3TextForSequenceClassification"], "text_config": {} }),
             "the text part of gemma3 (Gemma3ForConditionalGeneration)",
         ),
         (json!({ "model_type": "diffusion_gemma" }), "model_type \"diffusion_gemma\" is not a Gemma"),
         (json!({ "model_type": "t5gemma2" }), "model_type \"t5gemma2\" is not a Gemma"),
         (
-            json!({ "model_type": "gemma2", "architectures": ["Gemma2ForSequenceClassification"] }),
-            "architectures [\"Gemma2ForSequenceClassification\"] is not a Gemma",
+            json!({ "model_type": "gemma2", "architectures": ["Gemma2ForTokenClassification"] }),
+            "architectures [\"Gemma2ForTokenClassification\"] is not a Gemma",
+        ),
+        (
+            json!({ "model_type": "vaultgemma", "architectures": ["VaultGemmaForSequenceClassification"] }),
+            "architectures",
         ),
         (json!({ "model_type": "gemma2", "architectures": ["GemmaForCausalLM"] }), "architectures"),
     ] {
@@ -600,5 +604,26 @@ proptest! {
             }
             prop_assert!(c.attention_scale > 0.0 && c.attention_scale.is_finite());
         }
+    }
+}
+
+/// What Transformers' sequence classifiers are called says that a model scores responses.
+#[test]
+fn classifiers_are_reward_models() {
+    for (model_type, architecture) in [
+        ("gemma", "GemmaForSequenceClassification"),
+        ("gemma2", "Gemma2ForSequenceClassification"),
+        ("gemma3_text", "Gemma3TextForSequenceClassification"),
+        ("gemma3", "Gemma3ForSequenceClassification"),
+    ] {
+        let mut json = json!({ "model_type": model_type, "num_labels": 2 });
+        if model_type == "gemma3" {
+            json["text_config"] = json!({});
+        }
+        let base = gemma(json.clone());
+        json["architectures"] = json!([architecture]);
+        let scores = gemma(json.clone());
+        assert!(!base.score_head && scores.score_head, "{model_type}");
+        assert_eq!(GemmaConfig { score_head: false, ..scores }, base);
     }
 }

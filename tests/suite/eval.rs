@@ -2,13 +2,17 @@
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use bon_engine::eval::estimators::{answer_counts, best_of_n, entropy, majority_at_n, pass_at_n};
-use bon_engine::eval::{EvalError, Problem, Report, Sample, evaluate};
+use bon_engine::eval::scaling::{fit, predicted};
+use bon_engine::eval::{
+    EvalError, Examples, Grid, Judged, Problem, Provenance, Report, Sample, Why, evaluate,
+    weighted_majority_at_n,
+};
 use bon_engine::rng::{Domain, Stream};
 use std::collections::BTreeMap;
 
 fn sample(score: f64, correct: bool, answer: &str) -> Sample {
     let answer = (!answer.is_empty()).then(|| answer.to_owned());
-    Sample { score, correct, answer }
+    Sample { score, correct, answer, ..Sample::default() }
 }
 
 /// Ties in score, ties in votes, samples without an answer, and an answer ("c") that is right only sometimes.
@@ -72,7 +76,344 @@ fn estimators_are_means_over_all_subsets() {
             if winners.is_empty() { 0.0 } else { winners.iter().sum::<f64>() / winners.len() as f64 }
         });
         assert_abs_diff_eq!(majority_at_n(&answers, unanswered, n), majority, epsilon = 1e-12);
+
+        let weighted = over_subsets(&pool, n, elected);
+        assert_abs_diff_eq!(weighted_majority_at_n(&pool, n, 0, 0), weighted, epsilon = 1e-12);
     }
+}
+
+/// The chance that the answer with the largest total score is right. Scores are multiples of 1/8 here, so that totals are
+/// exact.
+fn elected(samples: &[&Sample]) -> f64 {
+    let mut votes: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
+    for &sample in samples {
+        if let Some(answer) = &sample.answer {
+            votes.entry(answer).or_default().push(sample);
+        }
+    }
+    let total = |votes: &Vec<&Sample>| votes.iter().map(|s| s.score).sum::<f64>();
+    let most = votes.values().map(total).fold(f64::NEG_INFINITY, f64::max);
+    let winners: Vec<f64> = votes.values().filter(|v| total(v) == most).map(|v| share_correct(v)).collect();
+    if winners.is_empty() { 0.0 } else { winners.iter().sum::<f64>() / winners.len() as f64 }
+}
+
+/// Pools of all kinds: scores of one sign and of both, of two levels and of many, answers that are right now and then.
+#[test]
+fn weighted_majorities_are_means_over_all_subsets() {
+    let mut stream = Stream::new(11, Domain::Shuffle, 0);
+    let mut below = |n: u64| stream.below(n);
+    for round in 0..60 {
+        let size = 3 + below(8) as usize;
+        let (levels, answers) = (2 + below(14), 1 + below(4));
+        let shift = if round % 3 == 0 { 0.0 } else { below(levels) as f64 };
+        let pool: Vec<Sample> = (0..size)
+            .map(|_| {
+                let score = (below(levels) as f64 - shift) / 8.0;
+                let answer = below(answers + 1);
+                let answer = if answer == 0 { String::new() } else { format!("a{answer}") };
+                sample(score, below(3) == 0, &answer)
+            })
+            .collect();
+        for n in 1..=size {
+            let want = over_subsets(&pool, n, elected);
+            assert_abs_diff_eq!(weighted_majority_at_n(&pool, n, 0, 0), want, epsilon = 1e-12);
+        }
+    }
+}
+
+/// 0.1 + 0.2 is not 0.3 in f64, and a verifier that gives such scores means that they tie.
+#[test]
+fn totals_tie_as_decimals_do() {
+    for scale in [1.0, 1e-3, 7.0, 1e9, -1.0] {
+        let pool = [(0.1, false, "a"), (0.2, false, "a"), (0.3, true, "b")]
+            .map(|(score, correct, answer)| sample(score * scale, correct, answer));
+        assert_abs_diff_eq!(weighted_majority_at_n(&pool, 3, 0, 0), 0.5, epsilon = 1e-12);
+    }
+    // Scores beyond all bounds are compared, too.
+    let pool = [sample(f64::MAX, true, "a"), sample(-f64::MAX, false, "b"), sample(1e300, false, "b")];
+    assert_eq!(weighted_majority_at_n(&pool, 3, 0, 0), 1.0);
+    let tiny = [sample(5e-324, true, "a"), sample(0.0, false, "b")];
+    assert!((0.5..=1.0).contains(&weighted_majority_at_n(&tiny, 2, 0, 0)));
+}
+
+#[test]
+fn weights_that_say_nothing_or_all_give_the_votes_or_pass_at_n() {
+    let answers = [3, 2, 1, 1, 1, 2, 0, 1, 2, 3, 1, 0];
+    let pool = |score: fn(u32) -> f64| -> Vec<Sample> {
+        let name = |a| if a == 0 { String::new() } else { format!("{a}") };
+        answers.iter().map(|&a| sample(score(a), a == 2, &name(a))).collect()
+    };
+    let (even, perfect) = (pool(|_| 0.7), pool(|a| if a == 2 { 1.0 } else { 0.0 }));
+    let (counts, unanswered) = answer_counts(&even);
+    for n in 1..=answers.len() {
+        let votes = majority_at_n(&counts, unanswered, n);
+        assert_abs_diff_eq!(weighted_majority_at_n(&even, n, 0, 0), votes, epsilon = 1e-12);
+        let pass = pass_at_n(answers.len(), 3, n);
+        assert_abs_diff_eq!(weighted_majority_at_n(&perfect, n, 0, 0), pass, epsilon = 1e-12);
+    }
+}
+
+/// Totals without end are sampled: unbiased, the same for a seed, and other subsets for another one.
+#[test]
+fn weighted_majorities_of_endless_totals_are_near_and_repeat() {
+    let pool: Vec<Sample> = (0..19)
+        .map(|i| {
+            // Sums of powers of two are all different, and exact.
+            let score = f64::from(1u32 << i) / 1024.0;
+            sample(score, i % 3 == 0 || i == 14, if i % 9 == 4 { "few" } else { "many" })
+        })
+        .collect();
+    for n in [9, 17] {
+        let want = over_subsets(&pool, n, elected);
+        let found = weighted_majority_at_n(&pool, n, 5, 3);
+        // Five standard errors of 2048 subsets.
+        assert_abs_diff_eq!(found, want, epsilon = 5.0 * 0.5 / 2048f64.sqrt());
+        assert_eq!(found, weighted_majority_at_n(&pool, n, 5, 3));
+        assert_ne!(found, weighted_majority_at_n(&pool, n, 6, 3), "the seed counts");
+        assert_ne!(found, weighted_majority_at_n(&pool, n, 5, 4), "the problem counts");
+    }
+    assert_eq!(weighted_majority_at_n(&pool, 19, 5, 3), over_subsets(&pool, 19, elected));
+}
+
+#[test]
+fn weighted_majority_of_large_pools_is_quick_and_a_probability() {
+    // A verifier of two levels, which is wrong now and then.
+    let pool: Vec<Sample> = (0..512)
+        .map(|i| {
+            sample(
+                f64::from(u8::from(i % 5 < 3)),
+                i % 7 < 3,
+                &format!("{}", if i % 7 < 3 { 0 } else { i % 11 }),
+            )
+        })
+        .collect();
+    let curve = [1, 4, 32, 256, 512].map(|n| weighted_majority_at_n(&pool, n, 0, 0));
+    assert!(curve.iter().all(|p| (0.0..=1.0 + 1e-9).contains(p)), "{curve:?}");
+    assert!(curve[4] >= curve[0], "{curve:?}");
+}
+
+#[test]
+fn fits_find_the_curves_that_points_were_taken_from() {
+    let ns = [1, 2, 4, 8, 16, 32, 64];
+    for (a, b) in [(-1.7, -0.6), (-0.02, -0.3), (-5.0, -1.2), (-0.9, 0.0)] {
+        let pass = ns.map(|n| predicted((a, b), n));
+        let found = fit(&ns, &pass).unwrap();
+        assert_relative_eq!(found.0, a, max_relative = 1e-9);
+        assert_abs_diff_eq!(found.1, b, epsilon = 1e-9);
+    }
+    // What never or always passes has no place on the line.
+    let mut pass = ns.map(|n| predicted((-1.7, -0.6), n));
+    (pass[0], pass[5], pass[6]) = (0.0, 1.0, 1.0 - 1e-15);
+    assert_abs_diff_eq!(fit(&ns, &pass).unwrap().1, -0.6, epsilon = 1e-9);
+    pass[4] = 1.0;
+    assert!(fit(&ns, &pass).is_some(), "three are left");
+    pass[3] = 1.0;
+    assert_eq!(fit(&ns, &pass), None, "two are left");
+    assert_eq!(fit(&[], &[]), None);
+}
+
+/// Weighted least squares by its normal equations, written out.
+#[test]
+fn fits_are_weighted_least_squares() {
+    let (ns, pass) = ([1usize, 3, 8, 20, 50], [0.1, 0.35, 0.5, 0.9, 0.999]);
+    let point = |i: usize| {
+        let (x, p): (f64, f64) = ((ns[i] as f64).ln(), pass[i]);
+        (x, (-p.ln()).ln(), p * p.ln() * p.ln() / (1.0 - p))
+    };
+    let sum = |f: fn((f64, f64, f64)) -> f64| (0..5).map(point).map(f).sum::<f64>();
+    let (w, wx, wy) = (sum(|(_, _, w)| w), sum(|(x, _, w)| w * x), sum(|(_, y, w)| w * y));
+    let (wxx, wxy) = (sum(|(x, _, w)| w * x * x), sum(|(x, y, w)| w * x * y));
+    let b = (w * wxy - wx * wy) / (w * wxx - wx * wx);
+    let (found_a, found_b) = fit(&ns, &pass).unwrap();
+    assert_relative_eq!(found_b, b, max_relative = 1e-10);
+    assert_relative_eq!(found_a, -((wy - b * wx) / w).exp(), max_relative = 1e-10);
+}
+
+#[test]
+fn reports_have_fits_with_residuals_and_intervals() {
+    // Pass rates that differ from problem to problem: the mean over them is no exact curve.
+    let mixed: Vec<Problem> = (0..50)
+        .map(|i| {
+            let samples = (0..32).map(|j| sample(0.0, j < 1 + i % 9, "a")).collect();
+            Problem { id: format!("p{i}"), samples }
+        })
+        .collect();
+    let ns = [1, 2, 4, 8, 16];
+    let report = evaluate(&mixed, &ns, 7).unwrap();
+    let scaling = report.scaling.clone().unwrap();
+    let pass: Vec<f64> = report.figures.pass_at_n.iter().map(|p| p.mean).collect();
+    assert_eq!(fit(&ns, &pass), Some((scaling.a.mean, scaling.b.mean)));
+    for estimate in [scaling.a, scaling.b] {
+        assert!(
+            estimate.ci95.is_some_and(|[lo, hi]| lo < estimate.mean && estimate.mean < hi),
+            "{estimate:?}"
+        );
+    }
+    for (point, (n, p)) in scaling.points.iter().zip(ns.iter().zip(&pass)) {
+        assert_eq!(point.n, *n);
+        assert_relative_eq!(
+            point.fitted,
+            predicted((scaling.a.mean, scaling.b.mean), *n),
+            max_relative = 1e-12
+        );
+        let line = (-point.fitted.ln()).ln();
+        assert_abs_diff_eq!((-p.ln()).ln() - line, point.residual, epsilon = 1e-9);
+    }
+    assert!(scaling.points.iter().any(|p| p.residual.abs() > 1e-3), "{scaling:?}");
+    assert_eq!(evaluate(&problems(&[0, 0]), &[1, 2, 3], 0).unwrap().scaling, None, "nothing passes");
+}
+
+/// A report at a temperature.
+fn at_temperature(correct: &[usize], temperature: f64) -> Report {
+    let settings = BTreeMap::from([("generate.temperature".to_owned(), format!("{temperature:?}"))]);
+    let provenance = Some(Provenance { settings, ..Provenance::default() });
+    Report { provenance, ..evaluate(&problems(correct), &[1, 4], 2).unwrap() }
+}
+
+#[test]
+fn the_best_temperature_is_told_for_each_n() {
+    // At N = 1 the colder one is the better, at N = 4 the hotter one, in every resample.
+    let (cold, hot) = (vec![4, 0, 4, 0, 4, 4, 4, 4], vec![1; 8]);
+    let grid = Grid::new(vec![at_temperature(&hot, 1.5), at_temperature(&cold, 0.5)]).unwrap();
+    assert_eq!(grid.temperatures(), [0.5, 1.5], "in their order");
+    let best: Vec<(usize, f64)> = grid.best.iter().map(|b| (b.n, b.pass_at_n.temperature)).collect();
+    assert_eq!(best, [(1, 0.5), (4, 1.5)]);
+    assert!(grid.best[0].pass_at_n.share > 0.95, "{:?}", grid.best);
+    assert_eq!(grid.best[0].pass_at_n.figure.mean, 0.75);
+    assert!(
+        grid.best[1].pass_at_n.share > 0.8,
+        "ties in resamples without the two failures: {:?}",
+        grid.best
+    );
+    // Of equal ones the lower, which is the best in half of the resamples' ties.
+    let grid = Grid::new(vec![at_temperature(&hot, 1.0), at_temperature(&hot, 2.0)]).unwrap();
+    let best = grid.best[0].pass_at_n;
+    assert_eq!(best.temperature, 1.0);
+    assert_abs_diff_eq!(best.share, 0.5, epsilon = 1e-9);
+    // Alone there is nothing to choose.
+    assert!(Grid::new(vec![at_temperature(&hot, 1.0)]).unwrap().best.is_empty());
+}
+
+/// The share counts resamples under the seed, those that intervals come from.
+#[test]
+fn shares_are_counted_over_the_resamples_of_intervals() {
+    let (a, b) = ([3, 0, 2, 4, 1, 1, 0, 2, 3], [2, 2, 1, 4, 2, 0, 1, 1, 2]);
+    let grid = Grid::new(vec![at_temperature(&a, 0.7), at_temperature(&b, 1.0)]).unwrap();
+    let mut stream = Stream::new(2, Domain::Bootstrap, 0);
+    let mut wins = 0.0;
+    for _ in 0..10_000 {
+        let picked: Vec<usize> = (0..9).map(|_| stream.below(9) as usize).collect();
+        let sum = |counts: &[usize]| picked.iter().map(|&i| counts[i]).sum::<usize>();
+        wins += match sum(&a).cmp(&sum(&b)) {
+            std::cmp::Ordering::Greater => 1.0,
+            std::cmp::Ordering::Equal => 0.5,
+            std::cmp::Ordering::Less => 0.0,
+        };
+    }
+    let best = grid.best[0].pass_at_n;
+    assert_eq!(best.temperature, 0.7);
+    assert_abs_diff_eq!(best.share, wins / 10_000.0, epsilon = 1e-9);
+}
+
+#[test]
+fn grids_are_of_one_kind_and_survive_json() {
+    let (cold, hot) = (at_temperature(&[1, 2], 0.5), at_temperature(&[2, 2], 1.0));
+    let grid = Grid::new(vec![cold.clone(), hot.clone()]).unwrap();
+    assert_eq!(Grid::from_json(&grid.to_json().unwrap()).unwrap(), grid);
+    let table = grid.to_table();
+    for words in
+        ["\nN               T = 0.5                 T = 1\n", "weighted majority@N", "pass@N best at T"]
+    {
+        assert!(table.contains(words), "no {words:?} in {table}");
+    }
+    // One temperature is a report, as other readers know it.
+    let single = Grid::new(vec![cold.clone()]).unwrap();
+    let json = single.to_json().unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), cold);
+    assert_eq!(Grid::from_json(&json).unwrap(), single);
+    let refused = |reports: Vec<Report>| Grid::new(reports).unwrap_err();
+    assert_eq!(refused(vec![]), EvalError::NoProblems);
+    assert_eq!(refused(vec![hot.clone(), hot.clone()]), EvalError::Temperatures);
+    let silent = Report { provenance: None, ..hot.clone() };
+    assert_eq!(refused(vec![silent, hot.clone()]), EvalError::Temperatures);
+    assert!(matches!(refused(vec![hot, at_temperature(&[1], 0.1)]), EvalError::DifferentProblems { .. }));
+    for wrong in ["[1, 2]", "{}", "{\"reports\": []}", "{\"reports\": 3}", "nonsense"] {
+        assert!(Grid::from_json(wrong).is_err(), "{wrong}");
+    }
+}
+
+/// What a version wrote that knew of no weighted majority and no lengths.
+#[test]
+fn earlier_reports_are_read_and_compared_in_what_they_say() {
+    let mut old = serde_json::to_value(evaluate(&problems(&[1, 3]), &[1, 4], 0).unwrap()).unwrap();
+    let young = ["weighted_majority_at_n", "response_length", "truncated"];
+    let strip = |object: &mut serde_json::Value| {
+        young.iter().for_each(|name| drop(object.as_object_mut().unwrap().remove(*name)));
+    };
+    strip(&mut old["figures"]);
+    old["problems"].as_array_mut().unwrap().iter_mut().for_each(strip);
+    let old: Report = serde_json::from_value(old).unwrap();
+    assert!(!old.to_table().contains("weighted") && !old.to_table().contains("truncated"));
+    let new = evaluate(&problems(&[2, 3]), &[1, 2, 4], 0).unwrap();
+    let change = old.compare(&new).unwrap();
+    assert_eq!(change.ns, [1, 4], "the N that both list");
+    assert_eq!(change.figures.pass_at_n[1].after, new.figures.pass_at_n[2]);
+    assert_eq!(change.figures.answer_entropy.after, new.figures.answer_entropy);
+    assert!(change.figures.weighted_majority_at_n.is_empty() && change.figures.truncated.is_none());
+    assert_eq!(new.compare(&old).unwrap().ns, [1, 4]);
+}
+
+/// A pool in which the verifier prefers `chosen` samples that are wrong.
+fn judged(right: usize, wrong: usize, chosen: usize) -> Vec<Judged> {
+    let sample = |i: usize| {
+        let correct = i < right;
+        let score = if i >= right + wrong - chosen { 2.0 } else { f64::from(u8::from(correct)) };
+        Judged {
+            text: format!("text {i}"),
+            ids: vec![i as u32],
+            rewarded: true,
+            reward: f64::from(u8::from(correct)),
+            sample: sample(score, correct, "a"),
+        }
+    };
+    (0..right + wrong).map(sample).collect()
+}
+
+#[test]
+fn examples_are_the_most_telling_whatever_the_order() {
+    let pools = [
+        judged(2, 2, 0),
+        judged(0, 4, 0),
+        judged(4, 0, 0),
+        judged(3, 1, 1),
+        judged(0, 4, 2),
+        judged(1, 3, 1),
+    ];
+    let list = |order: &[usize], each: usize| {
+        let mut examples = Examples::new(each);
+        order.iter().for_each(|&i| examples.offer(i + 1, &format!("prompt {i}"), "a", &pools[i]));
+        examples.into_list()
+    };
+    let found = list(&[0, 1, 2, 3, 4, 5], 2);
+    let told: Vec<(Why, usize)> = found.iter().map(|e| (e.why, e.number)).collect();
+    assert_eq!(
+        told,
+        [(Why::Disagreement, 4), (Why::Disagreement, 6), (Why::Worst, 2), (Why::Worst, 5), (Why::Best, 3)],
+        "the second best is told of already"
+    );
+    assert_eq!(list(&[5, 4, 3, 2, 1, 0], 2), found);
+    assert!(list(&[0, 1, 2], 0).is_empty());
+    // The verifier's choice, and the best that is right.
+    let responses = &found[0].responses;
+    assert_eq!((responses[0].correct, responses[0].score, responses[1].correct), (false, 2.0, true));
+    assert_eq!((found[0].pass_rate, found[0].best_of_all, found[0].samples), (0.75, 0.0, 4));
+    // Long texts are cut between characters, and equal ones counted.
+    let mut long = judged(0, 3, 0);
+    long.iter_mut().for_each(|j| j.text = "\u{e9}".repeat(4000));
+    let mut examples = Examples::new(1);
+    examples.offer(1, "p", "a", &long);
+    let shown = &examples.into_list()[0].responses;
+    assert_eq!((shown.len(), shown[0].count, shown[0].text.left_out), (1, 3, 2500));
 }
 
 /// Reference values from exact rational arithmetic.
@@ -251,13 +592,15 @@ fn tables_read_like_this() {
         report.to_table(),
         "problems: 1, samples each: 4; brackets: 95 % confidence intervals over problems
 
-N  pass@N  best-of-N  majority@N
-1   0.250      0.250       0.250
-2   0.500      0.500       0.250
+N  pass@N  best-of-N  majority@N  weighted majority@N
+1   0.250      0.250       0.250                0.250
+2   0.500      0.500       0.250                0.500
 
-answer entropy (nats)  0.562
-     distinct answers  2.000
- share without answer  0.000
+   answer entropy (nats)  0.562
+        distinct answers  2.000
+    share without answer  0.000
+response length (tokens)  0.000
+         share truncated  0.000
 "
     );
     let before = evaluate(&problems(&[1, 1]), &[4], 0).unwrap();
@@ -278,14 +621,21 @@ majority@N
 N                before                 after               difference
 4  0.000 [0.000, 0.000]  1.000 [1.000, 1.000]  +1.000 [+1.000, +1.000]
 
-                                     before                 after               difference
-answer entropy (nats)  0.562 [0.562, 0.562]  0.562 [0.562, 0.562]  +0.000 [+0.000, +0.000]
-     distinct answers  2.000 [2.000, 2.000]  2.000 [2.000, 2.000]  +0.000 [+0.000, +0.000]
- share without answer  0.000 [0.000, 0.000]  0.000 [0.000, 0.000]  +0.000 [+0.000, +0.000]
+weighted majority@N
+N                before                 after               difference
+4  1.000 [1.000, 1.000]  0.500 [0.500, 0.500]  -0.500 [-0.500, -0.500]
+
+                                        before                 after               difference
+   answer entropy (nats)  0.562 [0.562, 0.562]  0.562 [0.562, 0.562]  +0.000 [+0.000, +0.000]
+        distinct answers  2.000 [2.000, 2.000]  2.000 [2.000, 2.000]  +0.000 [+0.000, +0.000]
+    share without answer  0.000 [0.000, 0.000]  0.000 [0.000, 0.000]  +0.000 [+0.000, +0.000]
+response length (tokens)  0.000 [0.000, 0.000]  0.000 [0.000, 0.000]  +0.000 [+0.000, +0.000]
+         share truncated  0.000 [0.000, 0.000]  0.000 [0.000, 0.000]  +0.000 [+0.000, +0.000]
 
 pass@N: no change beyond the interval at any N
 best-of-N: no change beyond the interval at any N
 majority@N: gain beyond the interval at N = 4
+weighted majority@N: loss beyond the interval at N = 4
 "
     );
 }

@@ -22,12 +22,12 @@ fn report(prompts: &[&str], answers: &[&str]) -> Report {
         .iter()
         .enumerate()
         .map(|(i, prompt)| {
-            let sample = |j| Sample { score: 0.0, correct: j < i, answer: None };
+            let sample = |j| Sample { correct: j < i, ..Sample::default() };
             Problem { id: format!("{}: {prompt}", i + 1), samples: (0..4).map(sample).collect() }
         })
         .collect();
     let answers = answers.iter().map(|a| (*a).to_owned()).collect();
-    let provenance = Some(Provenance { settings: Default::default(), answers });
+    let provenance = Some(Provenance { answers, ..Provenance::default() });
     Report { provenance, ..evaluate(&problems, &[1, 2, 4], 0).unwrap() }
 }
 

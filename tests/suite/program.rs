@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bon_engine::train::config::TrainConfig;
 use bon_engine::verifier::{BuildError, Code, Failure, Request, Verifier, VerifierConfig, build};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
 use crate::fixture::{Fixture, Ran};
@@ -56,13 +57,19 @@ impl Judge {
         self.verifier.score(&Request { prompt: "", response, answer: "-", task })
     }
 
-    /// Processes of this verifier that are there.
+    /// How many processes of this verifier there are.
     fn processes(&self) -> usize {
-        let marked = |pid: PathBuf| {
+        self.pids().len()
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        let marked = |pid: &Path| {
             let line = fs::read(pid.join("cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&line).split('\0').any(|word| word == self.mark)
         };
-        fs::read_dir("/proc").unwrap().filter(|entry| marked(entry.as_ref().unwrap().path())).count()
+        let number = |pid: &Path| pid.file_name()?.to_str()?.parse().ok();
+        let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| marked(path)).filter_map(|path| number(&path)).collect()
     }
 
     /// What lies in its directory, as far down as it goes.
@@ -135,7 +142,7 @@ fn sound_programs_pass() {
 }
 
 /// No hostile program passes, hangs, or leaves anything, where the system grants all and where it grants no namespaces.
-/// Many of them answer right if what they try succeeds.
+/// Many of them answer right if what they try succeeds. Where it does, it is harmless: whoever finds a hole keeps the machine.
 #[test]
 fn hostile_programs_are_wrong_and_leave_nothing() {
     let [no_namespaces, ..] = lacks();
@@ -636,4 +643,22 @@ fn problems_of_humanevals_layout_become_tasks() {
     other["entry_point"] = "less".into();
     let ran = convert(other.to_string());
     assert!(ran.stderr.contains("line 1: the prompt does not define less"), "{}", ran.stderr);
+}
+
+/// What the system kills is started anew, its response judged all the same, and that is told.
+#[test]
+fn a_killed_warden_is_replaced() {
+    let judge = Judge::new(&json!({"timeout_seconds": AMPLE}), &[]);
+    let right = "def total(n): return sum(n)";
+    assert_eq!(judge.score(right, &task(TESTS)), Ok(1.0));
+    // The keeper is the older one.
+    let warden = judge.pids().into_iter().max().unwrap();
+    kill_process(Pid::from_raw(warden).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(judge.score(right, &task(TESTS)), Ok(1.0));
+    let notes = judge.verifier.notes();
+    assert!(
+        matches!(&notes[..], [note] if note.contains("started anew") && note.contains("memory")),
+        "{notes:?}"
+    );
+    judge.finish();
 }

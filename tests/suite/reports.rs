@@ -439,7 +439,7 @@ fn evaluations_of_a_run_share_their_noise() {
     for [before, after, difference] in cells(&text) {
         assert_eq!((before, difference), (after, (0.0, [0.0; 2])));
     }
-    assert_eq!(text.matches("no change beyond the interval at any N").count(), 3, "{text}");
+    assert_eq!(text.matches("no change beyond the interval at any N").count(), 4, "{text}");
     // Other noise shows.
     train("other", "train.seed=1");
     assert_ne!(problems("other", 0), problems("out", 0));

@@ -10,7 +10,7 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, DType};
 use bon_engine::checkpoint::Checkpoint;
 use bon_engine::device::DeviceError;
-use bon_engine::eval::{Problem, Sample, calibrate};
+use bon_engine::eval::{Problem, Sample, calibrate, evaluate};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::{Gemma, Params};
@@ -142,6 +142,8 @@ fn calibration_is_what_all_pairs_say() {
         score: (f64::from(numbers[2 * i] + 1.0) * 10.0).round() / 20.0,
         correct: numbers[2 * i + 1] > 0.2,
         answer: None,
+        tokens: 1,
+        truncated: false,
     };
     let problems: Vec<Problem> = (0..6)
         .map(|p| Problem { id: p.to_string(), samples: (0..10).map(|i| sample(10 * p + i)).collect() })
@@ -191,12 +193,56 @@ fn calibration_is_what_all_pairs_say() {
     );
 
     // A score that is no probability says nothing as one; with one kind of sample alone there is nothing to tell apart.
-    let of = |score: f64, correct: bool| Sample { score, correct, answer: None };
+    let of = |score: f64, correct: bool| Sample { score, correct, answer: None, tokens: 1, truncated: false };
     let only = |samples: Vec<Sample>| calibrate(&[Problem { id: "1".into(), samples }]);
     let beyond = only(vec![of(3.0, true), of(-2.0, false)]);
     assert!(beyond.probabilities.is_none() && beyond.auc == Some(1.0), "{beyond:?}");
     let right = only(vec![of(0.1, true), of(0.9, true)]);
     assert!(right.auc.is_none() && right.pair_accuracy.is_none() && right.probabilities.is_some());
+}
+
+/// A verifier that overrates one wrong response is found out as N grows: what it chooses is that one ever more often.
+#[test]
+fn a_report_tells_where_best_of_n_falls() {
+    let of = |score: f64, correct: bool| Sample { score, correct, answer: None, tokens: 1, truncated: false };
+    let report = |samples: Vec<Sample>| {
+        let problems: Vec<Problem> =
+            (0..2).map(|i| Problem { id: i.to_string(), samples: samples.clone() }).collect();
+        let mut report = evaluate(&problems, &[1, 2, 4, 8], 0).unwrap();
+        report.calibration = Some(calibrate(&problems));
+        report
+    };
+    let mut samples = vec![of(0.6, true); 4];
+    samples.extend(vec![of(0.2, false); 3]);
+    samples.push(of(0.9, false));
+    let table = report(samples.clone()).to_table();
+    // Of two: right unless both are low or one is the overrated: 1 - (3 + 7) / 28. Of all eight it is chosen for certain.
+    assert!(table.contains("best-of-N is highest at 0.643 at N = 2 and falls to 0.000 at N = 8"), "{table}");
+    assert!(table.contains("it misses 1.000 of pass@N") && table.contains("0.9 to 1.0"), "{table}");
+    samples.pop();
+    samples.push(of(0.1, false));
+    let table = report(samples.clone()).to_table();
+    assert!(table.contains("best-of-N does not fall as N grows; 1.000 at N = 8"), "{table}");
+    // Before and after, both ways.
+    let (good, bad) = (
+        report(samples),
+        report(vec![
+            of(0.5, true),
+            of(0.6, false),
+            of(0.7, false),
+            of(0.1, true),
+            of(0.2, true),
+            of(0.3, true),
+            of(0.4, true),
+            of(0.45, true),
+        ]),
+    );
+    let text = bad.compare(&good).unwrap().to_table();
+    let row = text.lines().find(|line| line.contains("within a problem")).unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        row.trim_start().starts_with("the same within a problem") && row.trim_end().ends_with("1.000"),
+        "{text}"
+    );
 }
 
 // ----------------------------------------------------------------------------------------------------------- model
@@ -654,7 +700,10 @@ fn hostile_labels_are_told_by_their_line() {
             json!({ "prompt": "x", "responses": [{ "text": "e" }] }),
             "leave a response out that could not be judged",
         ),
-        (json!({ "prompt": "x", "responses": [{ "text": "e", "score": 1.5 }] }), "`responses[0]` is 1.5"),
+        (
+            json!({ "prompt": "x", "responses": [{ "text": "e", "score": 1.5 }] }),
+            "`responses[0].score` is 1.5; with objective.loss",
+        ),
         (
             json!({ "prompt": "x", "responses": [{ "text": "e", "score": 1, "tokens": [1000] }] }),
             "`responses[0].tokens` is no list of token ids below",

@@ -85,7 +85,7 @@ fn bad_settings_are_named() {
     assert!(
         unknown.ends_with(
             "known are estimator, negative_sign, weight_clip, selector, reward, baseline, control_variate, \
-             std_normalization, pass_threshold"
+             std_normalization, loss, pass_threshold"
         ),
         "{unknown}"
     );

@@ -26,14 +26,8 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
 
-/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_AARCH64` of linux/audit.h: the ELF machine, 64 bits, little-endian.
-const MACHINE: Option<u32> = if cfg!(target_arch = "x86_64") {
-    Some(0xc000_003e)
-} else if cfg!(target_arch = "aarch64") {
-    Some(0xc000_00b7)
-} else {
-    None
-};
+/// `AUDIT_ARCH_X86_64` or `AUDIT_ARCH_AARCH64` of linux/audit.h: the ELF machine, 64 bits, little-endian.
+const MACHINE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
 /// Numbers from here on are x86-64's calls in another ABI, by which a list of numbers would be got round.
 const X32: u32 = 0x4000_0000;
 
@@ -155,10 +149,8 @@ enum Unless {
     IsNot(u32),
 }
 
-/// The filter's bytes in hexadecimal digits; `None` on architectures whose calls are not known here. `alone` says that no
-/// namespace keeps the file system read-only.
-pub(super) fn filter(alone: bool) -> Option<String> {
-    let machine = MACHINE?;
+/// The filter's bytes in hexadecimal digits. `alone` says that no namespace keeps the file system read-only.
+pub(super) fn filter(alone: bool) -> String {
     let refusal = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
     let always = |errno| Instruction { code: RETURN, if_true: 0, if_false: 0, operand: refusal(errno) };
     let load = |operand| Instruction { code: LOAD, if_true: 0, if_false: 0, operand };
@@ -167,7 +159,7 @@ pub(super) fn filter(alone: bool) -> Option<String> {
 
     let mut program = vec![
         load(ARCHITECTURE),
-        jump(EQUAL, machine, 1, 0),
+        jump(EQUAL, MACHINE, 1, 0),
         end(libc::SECCOMP_RET_KILL_PROCESS),
         load(NUMBER),
         jump(AT_LEAST, X32, 0, 1),
@@ -211,5 +203,5 @@ pub(super) fn filter(alone: bool) -> Option<String> {
             write!(hex, "{byte:02x}").expect("a string takes everything");
         }
     }
-    Some(hex)
+    hex
 }

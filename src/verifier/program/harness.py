@@ -26,8 +26,8 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -218,7 +218,7 @@ def kernel(function, *arguments):
 
 
 def system_call(name, *arguments):
-    result = LIBC.syscall(SETTINGS["calls"][name], *arguments)
+    result = LIBC.syscall(SETTINGS["kernel"][name], *arguments)
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
@@ -325,9 +325,7 @@ class Confinement:
         return why
 
     def try_filter(self):
-        wanted = SETTINGS["filter" if self.namespaces else "filter_alone"]
-        if wanted is None:
-            return "no filter of system calls for this architecture"
+        wanted = SETTINGS["kernel"]["filter" if self.namespaces else "filter_alone"]
         why = attempt(lambda: (prctl(PR_SET_NO_NEW_PRIVS, 1), filter_calls(wanted)))
         if why is None:
             self.filter = wanted
@@ -379,6 +377,7 @@ class Confinement:
             resource.setrlimit(what, (limit, limit))
         if self.filter:
             filter_calls(self.filter)
+        gc.enable()
         # Forks begin with other random numbers each, unless told otherwise.
         random.seed(0)
         os.environ.clear()
@@ -565,9 +564,11 @@ def give_exam(part, stand_in):
         exec(codes["setup"], space)
         stage = "tests"
         space[name] = stand_in
+        helper = space.get("check")
         exec(codes["tests"], space)
-        if callable(space.get("check")):
-            space["check"](stand_in)
+        check = space.get("check")
+        if callable(check) and check is not helper:
+            check(stand_in)
     except Unfit as error:
         return "unjudged", f"the tests cannot be given: {error}"
     except Wrong as error:
@@ -630,7 +631,7 @@ def kill(pid):
 
 
 def strays():
-    """Children of this process that it did not fork: their parents died before them."""
+    """Children of this process: also those that it did not fork, whose parents died before them."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [int(word) for word in file.read().split()]
@@ -659,13 +660,39 @@ def end_all(pids, confinement):
 
 
 def remove(place):
-    """Removes a directory, and the modes by which its files resist."""
-    for folder, _, _ in os.walk(place):
-        try:
-            os.chmod(folder, 0o700)
-        except OSError:
-            pass
-    shutil.rmtree(place, ignore_errors=True)
+    """Removes a directory, however deep, and whatever modes it has: each directory in it moves to a fresh one, where all names
+    are numbers of ours."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+    def is_directory(name, folder):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            return False
+        os.chmod(name, 0o700, dir_fd=folder)
+        return True
+
+    try:
+        if not is_directory(place, None):
+            os.unlink(place)
+            return
+        fresh = tempfile.mkdtemp(prefix="bon-program-", dir=os.path.dirname(place))
+        top = os.open(fresh, flags)
+        os.rename(place, "0", dst_dir_fd=top)
+        last, at = 0, 0
+        while at <= last:
+            folder = os.open(str(at), flags, dir_fd=top)
+            for name in os.listdir(folder):
+                if is_directory(name, folder):
+                    last += 1
+                    os.rename(name, str(last), src_dir_fd=folder, dst_dir_fd=top)
+                else:
+                    os.unlink(name, dir_fd=folder)
+            os.close(folder)
+            os.rmdir(str(at), dir_fd=top)
+            at += 1
+        os.close(top)
+        os.rmdir(fresh)
+    except OSError as error:
+        sys.stderr.write(f"cannot remove {place}: {error}\n")
 
 
 def judge(confinement, lengths, number):
@@ -708,7 +735,7 @@ def judge(confinement, lengths, number):
     os.close(verdicts[0])
     if place != WORK:
         remove(place)
-    read, _, verdict = said.partition(b"\n")
+    _, _, verdict = said.partition(b"\n")
     if alone or not said:
         # Parts may be left in stdin.
         return None

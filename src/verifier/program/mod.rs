@@ -4,6 +4,7 @@
 //! `harness.py`, which is part of this program, does it: each worker is an interpreter that has loaded it and forks two
 //! processes for each verdict. The filter of system calls that they give themselves is made in [`filter`].
 
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod filter;
 
 use std::process::Command;
@@ -130,6 +131,7 @@ impl Program {
                 return Err(BuildError::Range { name, value: value as f64, range });
             }
         }
+        let Some(kernel) = kernel() else { return Err(BuildError::Platform) };
         let told = json!({
             "timeout": timeout_seconds,
             "cpu": cpu_seconds,
@@ -137,15 +139,7 @@ impl Program {
             "disk": disk_mb << 20,
             "files": FILES,
             "threads": THREADS,
-            "filter": filter::filter(false),
-            "filter_alone": filter::filter(true),
-            "calls": {
-                "capset": libc::SYS_capset,
-                "mount_setattr": libc::SYS_mount_setattr,
-                "landlock_create_ruleset": libc::SYS_landlock_create_ruleset,
-                "landlock_add_rule": libc::SYS_landlock_add_rule,
-                "landlock_restrict_self": libc::SYS_landlock_restrict_self,
-            },
+            "kernel": kernel,
         });
         let words = settings.interpreter.to_vec();
         let start = move || {
@@ -215,6 +209,23 @@ impl Program {
         let solution = Solution { source, entry_point: exam.entry_point };
         Ok((exam, solution))
     }
+}
+
+/// What the harness must know of the kernel's interface: filters of system calls and numbers of such. `None` where programs
+/// cannot be confined.
+fn kernel() -> Option<Value> {
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Some(json!({
+        "filter": filter::filter(false),
+        "filter_alone": filter::filter(true),
+        "capset": libc::SYS_capset,
+        "mount_setattr": libc::SYS_mount_setattr,
+        "landlock_create_ruleset": libc::SYS_landlock_create_ruleset,
+        "landlock_add_rule": libc::SYS_landlock_add_rule,
+        "landlock_restrict_self": libc::SYS_landlock_restrict_self,
+    }));
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    None
 }
 
 /// Sends the harness and its settings, and waits until they are loaded; returns what it cannot confine.

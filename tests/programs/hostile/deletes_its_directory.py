@@ -1,14 +1,14 @@
-# Deletes its directory and all above it, and goes elsewhere.
+# Deletes its directory, and the one above where it can, and goes elsewhere.
 import os
 import shutil
 
 here = os.getcwd()
 shutil.rmtree(here, ignore_errors=True)
-shutil.rmtree(os.path.dirname(here), ignore_errors=True)
-try:
-    os.rmdir(here)
-except OSError:
-    pass
+for folder in (here, os.path.dirname(here)):
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
 os.chdir("/")
 
 

@@ -1,15 +1,17 @@
-# Forks without end. If it could, it would answer right.
+# Forks, and has its children fork. If it could, it would answer right.
 import os
+import time
 
 children = 0
-for _ in range(50):
-    try:
+try:
+    for _ in range(5):
         if os.fork() == 0:
-            while True:
+            for _ in range(3):
                 os.fork()
+            time.sleep(1000)
         children += 1
-    except OSError:
-        pass
+except OSError:
+    pass
 
 
 def total(numbers):

@@ -1,14 +1,14 @@
-# Writes a file that fills the disk, sparse and full. If it got more than it may have, it would answer right.
-import os
-
+# Writes files of ten times what it may write. If it got twice as much as it may have, it would answer right.
 written = 0
-try:
-    with open("huge", "wb") as out:
-        for _ in range(1 << 12):
-            written += out.write(b"x" * (1 << 20))
-except OSError:
-    pass
+for number in range(2):
+    try:
+        with open(f"huge{number}", "wb") as out:
+            for _ in range(20):
+                written += out.write(b"x" * (1 << 20))
+                out.flush()
+    except OSError:
+        pass
 
 
 def total(numbers):
-    return sum(numbers) if written > 1 << 30 else None
+    return sum(numbers) if written > 16 << 20 else None

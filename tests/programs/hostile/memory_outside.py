@@ -1,16 +1,19 @@
-# Takes memory that belongs to no process. If it got more than it may have, it would answer right.
+# Takes memory that belongs to no process. If it got any, it would answer right.
 import mmap
 import os
+from multiprocessing import shared_memory
 
 taken = 0
-try:
-    for _ in range(40):
-        fd = os.memfd_create("x")
-        for _ in range(64):
-            taken += os.write(fd, b"x" * (1 << 20))
-except (OSError, AttributeError):
-    pass
+for action in (
+    lambda: os.write(os.memfd_create("x"), b"x" * (1 << 20)),
+    lambda: shared_memory.SharedMemory(create=True, size=1 << 20).close(),
+):
+    try:
+        action()
+        taken += 1
+    except (OSError, AttributeError):
+        pass
 
 
 def total(numbers):
-    return sum(numbers) if taken > 1 << 30 else None
+    return sum(numbers) if taken else None

@@ -1,4 +1,4 @@
-# Raises its own limits, lowers its judges', and lets go of them. If it could, it would answer right.
+# Raises its own limits, reaches for its judges', and lets go of them. If it could, it would answer right.
 import ctypes
 import os
 import resource
@@ -12,7 +12,8 @@ for what in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NOFILE, re
         pass
 for pid in (os.getppid(), 1):
     try:
-        resource.prlimit(pid, resource.RLIMIT_CPU, (0, 0))
+        # Reading goes by the same call.
+        resource.prlimit(pid, resource.RLIMIT_CPU)
         done += 1
     except OSError:
         pass

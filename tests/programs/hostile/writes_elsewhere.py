@@ -1,21 +1,23 @@
-# Writes and changes files outside its directory. If it could, it would answer right.
+# Makes and changes files outside its directory. If it could, it would answer right.
 import os
 import sys
 
+mine = os.__file__
+known = os.stat(mine)
 done = []
-for folder in ("/tmp", "/var/tmp", "/dev/shm", "/root", "/home", sys.prefix, os.path.dirname(os.__file__), ".."):
+for folder in ("/tmp", "/var/tmp", "/dev/shm", "/root", "/home", sys.prefix, os.path.dirname(mine), ".."):
     path = os.path.join(folder, "escaped-from-a-program")
     for action in (
-        lambda: open(path, "w").close(),
+        lambda: open(path, "x").close(),
         lambda: os.mkdir(path),
         lambda: os.symlink("/", path),
-        lambda: os.link(os.__file__, path),
+        lambda: os.link(mine, path),
         lambda: os.mkfifo(path),
-        lambda: os.truncate(os.__file__, 0),
-        lambda: os.chmod(os.__file__, os.stat(os.__file__).st_mode),
-        lambda: os.utime(os.__file__),
-        lambda: os.rename(os.__file__, path),
-        lambda: os.unlink("/etc/none-such") or True,
+        # To what it is.
+        lambda: os.truncate(mine, known.st_size),
+        lambda: open(mine, "r+").close(),
+        lambda: os.chmod(mine, known.st_mode & 0o7777),
+        lambda: os.utime(mine, ns=(known.st_atime_ns, known.st_mtime_ns)),
     ):
         try:
             action()

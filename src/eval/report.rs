@@ -322,7 +322,7 @@ impl Report {
         let figures = before.like(&changes);
         let unknown = self.provenance.is_some() != after.provenance.is_some();
         let calibration = self.calibration.clone().zip(after.calibration.clone());
-        let (ns, problems) = (self.ns.clone(), self.problems.len());
+        let problems = self.problems.len();
         Ok(Comparison { ns, problems, differences, unknown, figures, calibration })
     }
 

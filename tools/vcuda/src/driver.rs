@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::Instant;
 
-use ptxvm::{Checks, DevicePtr, Gpu, Launch, LoadedModule, Module, Options};
+use ptxvm::error::ErrorKind;
+use ptxvm::{Checks, DevicePtr, Error, Gpu, Launch, LoadedModule, Module, Options};
 
 use crate::code::{Code, say};
 use crate::settings::{Graphs, Settings};
@@ -477,6 +478,12 @@ impl Context {
             return Err((Code::NO_BINARY_FOR_GPU, format!("the text is for sm_{target}")));
         }
         let module = Module::load("module", text).map_err(|e| (Code::INVALID_PTX, e.to_string()))?;
+        // A driver's compiler takes the whole text or none of it. What the machine does not support is for launches to say.
+        let wrong: Vec<_> =
+            module.refused().into_iter().filter(|f| f.kind != ErrorKind::Unsupported).collect();
+        if !wrong.is_empty() {
+            return Err((Code::INVALID_PTX, Error::Fault(wrong).to_string()));
+        }
         let loaded = self.gpu.load(&module).map_err(|e| (Code::OUT_OF_MEMORY, e.to_string()))?;
         let name = handle();
         self.modules.insert(name, (loaded, module, text.to_owned()));

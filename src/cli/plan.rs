@@ -1,7 +1,7 @@
 //! `bon-engine plan`: what a run will take of memory.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -162,7 +162,15 @@ fn here(choice: DeviceChoice) -> anyhow::Result<Place> {
 /// The shapes of the reward models that judge.
 fn reward_models(config: &TrainConfig) -> anyhow::Result<Vec<GemmaConfig>> {
     let judges = [&config.verifier, &config.environment].into_iter().flatten();
-    let shape = |path| Ok(ConfigFile::open(path)?.gemma);
+    let shape = |path: &Path| {
+        if !path.is_dir() {
+            bail!(
+                "kind = \"model\": no directory at {}; `bon-engine train` with objective.kind = \"verifier\" writes a reward model",
+                path.display()
+            );
+        }
+        Ok(ConfigFile::open(path)?.gemma)
+    };
     judges.filter_map(VerifierConfig::model).map(shape).collect()
 }
 

@@ -23,12 +23,13 @@ use crate::gemma::config::GemmaConfig;
 use crate::gemma::{Gemma, KvCache, Params, Trace, lora};
 use crate::generate;
 use crate::model_dir::ModelDir;
+use crate::objective::verifier::sigmoid;
 use crate::segments::{Continued, Layout};
 use crate::tokenizer::Tokenizer;
 
 /// r of a logit s.
 pub fn probability(logit: f64) -> f64 {
-    1.0 / (1.0 + (-logit).exp())
+    sigmoid(logit)
 }
 
 /// Why responses cannot be scored.

@@ -44,8 +44,8 @@ pub enum Loss {
     Pairwise,
 }
 
-/// sigma.
-fn sigmoid(x: f64) -> f64 {
+/// sigma(x) = 1 / (1 + e^-x).
+pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 

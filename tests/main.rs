@@ -47,6 +47,8 @@ mod kernels;
 mod kernels_readme;
 #[path = "suite/lora.rs"]
 mod lora;
+#[path = "suite/math.rs"]
+mod math;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/ops/mod.rs"]

@@ -48,6 +48,8 @@ pub enum Domain {
     Rounding = 6,
     /// Subsets of a pool, for majority votes that scores weigh.
     Votes = 7,
+    /// Prompts that are made up to measure speed; the seed is the round.
+    Prompts = 8,
 }
 
 /// The key for everything drawn under (seed, domain, step).

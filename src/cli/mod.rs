@@ -1,5 +1,6 @@
 //! The commands: one file each. The only place that knows anyhow, the terminal and the environment.
 
+pub mod bench;
 pub mod devices;
 pub mod engine;
 pub mod eval;
@@ -45,6 +46,8 @@ enum Command {
     Report(report::Args),
     /// Sample responses to a prompt
     Sample(sample::Args),
+    /// Measure how fast a model reads a prompt and decodes N streams here
+    Bench(bench::Args),
     /// Log-probs of given texts, token by token
     Logprobs(logprobs::Args),
     /// Show what a model directory holds, and check that its files fit together
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Report(args) => report::run(args),
         Command::Weigh(args) => weigh::run(args),
         Command::Sample(args) => sample::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Logprobs(args) => logprobs::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Merge(args) => merge::run(args),

@@ -11,9 +11,10 @@ use crate::fixture::{CONTEXT, Fixture, RUN, Ran, vocabulary};
 fn every_command_explains_itself() {
     let f = Fixture::new();
     let commands = f.succeed(&["--help"]).stdout;
-    for command in
-        ["train", "eval", "report", "sample", "logprobs", "inspect", "merge", "weigh", "devices", "kernels"]
-    {
+    for command in [
+        "train", "eval", "report", "sample", "bench", "logprobs", "inspect", "merge", "weigh", "devices",
+        "kernels",
+    ] {
         assert!(commands.contains(&format!("\n  {command} ")), "{commands}");
         let help = f.succeed(&[command, "--help"]).stdout;
         assert!(help.contains(&format!("Usage: bon-engine {command}")), "{help}");
@@ -69,6 +70,56 @@ fn sample_prints_one_response_alone_and_several_with_their_numbers() {
     let stop = &text(0).chars().last().unwrap().to_string();
     let stopped = f.succeed(&[&args[..], &["--stop", stop]].concat()).stdout;
     assert_eq!(stopped, format!("{}\n", text(0).split(stop.as_str()).next().unwrap()));
+}
+
+/// A line for each N, of all rounds but the one that warms up, and every token counted.
+#[test]
+fn bench_tells_the_prompt_and_decoding_apart_for_each_n() {
+    let f = Fixture::new();
+    let args = [
+        "bench",
+        "--model",
+        "model",
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "5",
+        "-n",
+        "4,1",
+        "--rounds",
+        "3",
+    ];
+    let json = f.succeed(&[&args[..], &["--json"]].concat()).stdout;
+    let lines: Vec<Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, streams) in lines.iter().zip([4, 1]) {
+        assert_eq!((&line["streams"], &line["prompt_tokens"]), (&streams.into(), &9.into()));
+        assert_eq!(line["decoded_tokens"], streams * 4);
+        for key in ["prompt_seconds", "decode_seconds"] {
+            let seconds: Vec<f64> = serde_json::from_value(line[key].clone()).unwrap();
+            assert!(seconds.len() == 3 && seconds.iter().all(|&s| s > 0.0), "{line}");
+        }
+    }
+    let rows = |stdout: &str| -> Vec<Vec<String>> {
+        stdout.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    };
+    let found = rows(&f.succeed(&args).stdout);
+    assert!(found.len() == 2 && found[0][0] == "4" && found[1][0] == "1" && found[0][4] == "ms", "{found:?}");
+    // A first token alone leaves nothing to decode.
+    let found =
+        rows(&f.succeed(&["bench", "--model", "model", "--prompt-tokens", "1", "--new-tokens", "1"]).stdout);
+    assert!(found.len() == 3 && found.iter().all(|row| row[2..] == ["-", "-"]), "{found:?}");
+
+    for (more, reason) in [
+        (&["--prompt-tokens", "60"][..], "context"),
+        (&["-n", "100000"], "100000"),
+        (&["-n", "1,,2"], "invalid"),
+        (&["-n", "0"], "invalid"),
+        (&["--rounds", "0"], "invalid"),
+    ] {
+        let ran = f.run(&[&["bench", "--model", "model", "--new-tokens", "8"], more].concat());
+        assert!(ran.code != Some(0) && ran.stderr.contains(reason), "{more:?}: {}", ran.stderr);
+    }
 }
 
 /// The calling thread is one of those that compute: alone, it must not wait for others.

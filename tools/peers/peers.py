@@ -13,7 +13,7 @@ The model is Gemma 3 270M with bf16 weights, the same numbers for all four. One 
   `torch.multinomial`.
 - vLLM, in the same of the two: one request of N responses, the prompt in the prefix cache. See vllm_peer.py. Where it
   does not run, the table says so and why.
-- the engine: `bon-engine sample --timings`, which draws each token from the whole softmax and records its log-prob.
+- the engine: `bon-engine bench`, which draws each token from the whole softmax and records its log-prob.
 
 The training step is the policy gradient of 16 responses to one prompt, then AdamW on f32 master weights. In PyTorch
 the prompt is shared by hand, which Transformers does not offer: it runs once with its graph kept, and its keys and
@@ -184,32 +184,24 @@ def with_llama(program, gguf, threads):
     return cells
 
 
-def run_engine(prompt, tokens, streams, new, seed):
-    """Seconds of the prompt and of a decode step, which is not a number if all responses ended at once."""
-    command = [ENGINE, "sample", "--device", "cpu", "--model", MODEL, "--prompt-file", prompt]
-    command += ["-n", streams, "--max-new-tokens", new, "--seed", seed, "--json", "--timings"]
+def bench_engine(streams, prompt, new, rounds):
+    """Medians of the seconds of the prompt and of a decode step (None without one), by number of streams."""
+    command = [ENGINE, "bench", "--device", "cpu", "--model", MODEL, "--json"]
+    command += ["-n", ",".join(map(str, streams)), "--prompt-tokens", prompt, "--new-tokens", new, "--rounds", rounds]
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
-    found = re.search(
-        r"loading: ([\d.]+) s; prompt of (\d+) tokens and the first of each response: ([\d.]+) s.*?; "
-        r"(\d+) further tokens: ([\d.]+) s",
-        done.stderr,
-    )
-    if done.returncode != 0 or not found:
-        raise UserError(f"bon-engine sample failed: {done.stderr.strip()}")
-    if int(found[2]) != tokens:
-        raise UserError(f"the prompt has {found[2]} tokens instead of {tokens}")
-    # Responses that ended early leave fewer streams; seconds are counted for full ones.
-    further = int(found[4])
-    return float(found[3]), float(found[5]) / further * streams if further else float("nan")
+    if done.returncode != 0:
+        raise UserError(f"bon-engine bench failed: {done.stderr.strip()}")
+    found = {}
+    for line in map(json.loads, done.stdout.splitlines()):
+        steps = line["decoded_tokens"] / line["streams"]
+        decode = statistics.median(line["decode_seconds"]) / steps if steps else None
+        found[line["streams"]] = statistics.median(line["prompt_seconds"]), decode
+    return found
 
 
 def with_engine():
-    cells = {}
-    for streams in STREAMS:
-        prefill, cells[f"decode {streams}"] = run_engine(HOME / "prompt.txt", PROMPT, streams, NEW, 1)
-        if streams == 1:
-            cells["prefill"] = prefill
-    return cells
+    found = bench_engine(STREAMS, PROMPT, NEW, 1)
+    return {"prefill": found[1][0], **{f"decode {streams}": found[streams][1] for streams in STREAMS}}
 
 
 def train_with_engine(rounds):
@@ -411,27 +403,15 @@ def table(measured, steps, ceilings):
 def plot(threads):
     """Writes the plot of what the engine's cost grows with, and tells its points."""
     say("the engine's cost over streams and prompts")
-    decode, prompts = {n: [] for n in PLOT_STREAMS}, {n: [] for n in PLOT_PROMPTS}
-    text = HOME / "plot.txt"
-    for seed in range(1, PLOT_RUNS + 1):
-        text.write_text(prompt_of(PROMPT)[0])
-        for streams, seconds in decode.items():
-            seconds.append(run_engine(text, PROMPT, streams, NEW, seed)[1])
-        for tokens, seconds in prompts.items():
-            text.write_text(prompt_of(tokens)[0])
-            seconds.append(run_engine(text, tokens, 1, 1, seed)[0])
-    # Not a number: the only response of a run ended at once.
-    measured = [
-        [(n, statistics.median(s for s in seconds if s == s)) for n, seconds in runs.items()]
-        for runs in (decode, prompts)
-    ]
+    decode = [(n, step) for n, (_, step) in bench_engine(PLOT_STREAMS, PROMPT, NEW, PLOT_RUNS).items()]
+    prompts = [(tokens, bench_engine((1,), tokens, 1, PLOT_RUNS)[1][0]) for tokens in PLOT_PROMPTS]
     title = f"bon-engine, Gemma 3 270M in bf16, on {machine()}, {threads} threads"
     panels = [
         (f"a decode step, prompt of {PROMPT} tokens", "streams", "seconds per step", "stream"),
         ("the prompt, with the first token of 1 stream", "tokens of the prompt", "seconds", "token"),
     ]
     axes = (0, 8, 16, 32, 64), (0, 256, 512, 1024)
-    panels = [(*panel, points, at) for panel, points, at in zip(panels, measured, axes)]
+    panels = [(*panel, points, at) for panel, points, at in zip(panels, (decode, prompts), axes)]
     (HOME / "cost.svg").write_text(cost_plot.svg(title, panels))
     for (heading, *_, unit, points, _) in panels:
         print(f"{heading}: {cost_plot.formula(points, unit)}; " + ", ".join(f"{n}: {s:.3f} s" for n, s in points))
@@ -469,8 +449,7 @@ def main():
         return
     bench, quantize = build_llama(threads)
     gguf = write_gguf(quantize)
-    text, ids = prompt_of(PROMPT)
-    (HOME / "prompt.txt").write_text(text)
+    _, ids = prompt_of(PROMPT)
     task, _ = prompt_of(TASK)
     (HOME / "tasks.jsonl").write_text(json.dumps({"prompt": task, "answer": "odd"}) + "\n")
 

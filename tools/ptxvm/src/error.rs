@@ -43,6 +43,8 @@ pub enum ErrorKind {
     AsyncRace,
     /// A barrier that only some lanes of a warp reach, or whose thread counts contradict each other.
     Barrier,
+    /// An mbarrier that is used before its init or after its inval, with wrong counts or states, or by ordinary accesses.
+    Mbarrier,
     /// A warp-wide instruction whose mask names lanes that do not take part.
     WarpMask,
     /// No warp of a block can go on: each waits for another.

@@ -51,6 +51,8 @@ mod kernels_collective;
 mod kernels_elementwise;
 #[path = "suite/kernels_matrix.rs"]
 mod kernels_matrix;
+#[path = "suite/kernels_mbarrier.rs"]
+mod kernels_mbarrier;
 #[path = "suite/kernels_numbers.rs"]
 mod kernels_numbers;
 #[path = "suite/kernels_others.rs"]
@@ -61,6 +63,8 @@ mod kernels_programs;
 mod kernels_sync;
 #[path = "suite/matrix.rs"]
 mod matrix;
+#[path = "suite/mbarrier.rs"]
+mod mbarrier;
 #[path = "suite/memory.rs"]
 mod memory;
 #[path = "suite/parse.rs"]

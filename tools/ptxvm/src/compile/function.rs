@@ -599,6 +599,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             required_threads: f.required_threads,
             ordered: self.d.ordered,
             shared_grain: self.d.shared_grain,
+            copies_arrive: self.d.copies_arrive,
         };
         Ok(Decoded {
             function,

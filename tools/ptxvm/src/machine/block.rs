@@ -1,6 +1,8 @@
 //! A block while it runs.
 
 use super::counters::BlockWork;
+use super::flights::Flights;
+use super::memory::mbarrier::Awaited;
 use super::memory::race::Clocks;
 use super::memory::shared::SharedMemory;
 
@@ -21,4 +23,23 @@ pub struct Block {
     pub shared: SharedMemory,
     /// Vector clocks of the race check.
     pub clocks: Clocks,
+    /// Asynchronous work whose end mbarriers tell.
+    pub(crate) flights: Flights,
+    /// Events that may end somebody's wait at an mbarrier.
+    pub(crate) progress: u64,
+    /// The wait at an mbarrier that has just found its phase incomplete.
+    pub(crate) poll: Option<Poll>,
+}
+
+/// A wait at an mbarrier whose phase is not complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Poll {
+    /// The instruction.
+    pub(crate) pc: u32,
+    /// The lanes whose phase is not.
+    pub(crate) lanes: u32,
+    /// The address that the first of them waits at.
+    pub(crate) at: u64,
+    /// What it waits for.
+    pub(crate) awaited: Awaited,
 }

@@ -5,6 +5,7 @@ pub mod block;
 pub mod context;
 pub mod copies;
 pub mod counters;
+mod flights;
 pub mod grid;
 pub mod heap;
 pub mod inst;

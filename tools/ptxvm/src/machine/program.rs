@@ -178,6 +178,8 @@ pub struct Function {
     pub shared_grain: u32,
     /// What it may use that is the system's.
     pub system: SystemMemory,
+    /// Whether copies arrive at mbarriers: the race check follows them as a party of their own.
+    pub copies_arrive: bool,
 }
 
 /// Memory of the system that cooperative groups use, and for that read the special registers that tell where it is.

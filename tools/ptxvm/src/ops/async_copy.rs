@@ -3,16 +3,16 @@
 //! The bytes are read and written when the issuing thread waits for them, not earlier: a read before that sees the old
 //! contents, as may happen on hardware, and the race check reports it.
 
+use super::mbarrier;
 use super::memory::operands::without_policy;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
-use crate::machine::copies::Copies;
+use crate::machine::copies::{Copies, Party};
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::access::{Access, Span};
-use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::race::Who;
 use crate::machine::memory::{lanes, pick};
 use crate::machine::registers::{LANES, Reg, Width};
@@ -31,6 +31,9 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     let written = mods.written();
     if !mods.take("async") {
         return Err(unsupported(format!("`{written}`")));
+    }
+    if mods.take("mbarrier") {
+        return mbarrier::copies_arrive(d, inst, mods);
     }
     if mods.take("commit_group") {
         mods.finish()?;
@@ -136,6 +139,7 @@ impl WarpOp for Issue {
         let reading = pick(mask, |lane| read[lane] != 0);
         let from = ctx.addresses(reading, inst.src(1), self.from);
         ctx.bound_shared(mask, &to, bytes)?;
+        ctx.meets_mbarrier(mask, &to, bytes);
         if reading != 0 {
             self.check_source(ctx, reading, &from, &read)?;
         }
@@ -152,7 +156,7 @@ impl WarpOp for Issue {
             && let Some(mut oldest) = ctx.warp.copies.copies.pop_front()
         {
             let all = oldest.lanes;
-            land(ctx, &mut oldest, all);
+            ctx.land(&mut oldest, all, Party::Issuer);
         }
         let group = ctx.warp.copies.closed;
         let copies = Copies { lanes: mask, pc: ctx.pc, bytes, read, to, from, group };
@@ -220,56 +224,12 @@ impl WarpOp for Wait {
                 }
             };
             if due != 0 {
-                land(ctx, copies, due);
+                ctx.land(copies, due, Party::Issuer);
             }
         }
         queue.retain(|copies| copies.lanes != 0);
         ctx.warp.copies.copies = queue;
+        ctx.land_deferred(mask);
         Ok(())
-    }
-}
-
-/// Copies of some lanes land.
-fn land(ctx: &mut Context<'_>, copies: &mut Copies, due: u32) {
-    let memory = ctx.launch.memory;
-    let checks = ctx.launch.checks;
-    for lane in lanes(due) {
-        let (to, from, read) = (copies.to[lane], copies.from[lane], u64::from(copies.read[lane]));
-        let mut bytes = [0; 16];
-        // Bounds were checked when the copy was issued, and nothing is freed while a kernel runs.
-        let source = if read == 0 { None } else { memory.find(from, read) };
-        let offset = source.map_or(0, |a| (from - a.start) as usize);
-        if let Some(a) = source {
-            match read {
-                16 => bytes = u128::load(&a.data, offset).to_le_bytes(),
-                8 => bytes[..8].copy_from_slice(&u64::load(&a.data, offset).to_le_bytes()),
-                4 => bytes[..4].copy_from_slice(&u32::load(&a.data, offset).to_le_bytes()),
-                n => a.data.read(offset, &mut bytes[..n as usize]),
-            }
-        }
-        let shared = &mut ctx.block.shared;
-        match copies.bytes {
-            16 => shared.write(to, u128::from_le_bytes(bytes)),
-            8 => shared.write(to, u64::from_bytes(&bytes[..8])),
-            _ => shared.write(to, u32::from_bytes(&bytes[..4])),
-        }
-        if checks.init {
-            shared.set_written(to, copies.bytes, true);
-            if let Some(a) = source.filter(|a| !a.is_written(offset as u64, read)) {
-                for i in (0..read).filter(|i| !a.is_written(offset as u64 + i, 1)) {
-                    shared.set_written(to + i, 1, false);
-                }
-            }
-        }
-        if checks.race {
-            shared.end_copy(to, copies.bytes);
-        }
-    }
-    copies.lanes &= !due;
-    if checks.race {
-        // From now on the bytes count as written by the lanes that issued the copy.
-        let here = std::mem::replace(&mut ctx.pc, copies.pc);
-        ctx.race_shared(due, &copies.to, &Access::write(copies.bytes as u32), true, |_, _| None);
-        ctx.pc = here;
     }
 }

@@ -12,6 +12,7 @@ pub mod integer;
 pub mod lane;
 pub mod logic;
 pub mod matrix;
+pub mod mbarrier;
 pub mod memory;
 pub mod moves;
 pub mod rounding;
@@ -53,6 +54,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         | "createpolicy" | "applypriority" | "discard" => memory::decode,
         "atom" | "red" => atomic::decode,
         "cp" => async_copy::decode,
+        "mbarrier" => mbarrier::decode,
         "mma" | "wmma" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
         opcode if opcode.starts_with('v') => video::decode,
@@ -69,7 +71,10 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     };
     let strong = ["volatile", "relaxed", "acquire"].iter().any(|m| inst.modifiers.contains(m));
     if let Some(last) = d.code.last_mut() {
-        last.may_wait = inst.opcode == "atom" || inst.opcode == "ld" && strong;
+        let waits = |m: &&str| matches!(*m, "test_wait" | "try_wait");
+        last.may_wait = inst.opcode == "atom"
+            || inst.opcode == "ld" && strong
+            || inst.opcode == "mbarrier" && inst.modifiers.first().is_some_and(waits);
     }
     if let Some(last) = d.code.last_mut().filter(|last| last.defs == Defs::All && last.dsts == 1) {
         last.defs = rule;

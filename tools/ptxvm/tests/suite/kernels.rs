@@ -8,8 +8,8 @@ use crate::toolchain;
 /// How a `.cu` is compiled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Build {
-    arch: u32,
-    flags: &'static [&'static str],
+    pub(crate) arch: u32,
+    pub(crate) flags: &'static [&'static str],
 }
 
 /// As shipped, for Ampere.

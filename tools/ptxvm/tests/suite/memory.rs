@@ -320,9 +320,7 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
         "ld.global.mmio.relaxed.sys.u32 %r4, [%rd1];",
         "ld.shared::cluster.u32 %r4, [s];",
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r4], %r5, [%r6];",
-        "fence.mbarrier_init.release.cluster;",
         "fence.proxy.tensormap::generic.release.gpu;",
-        "cp.async.mbarrier.arrive.shared.b64 [s];",
         "atom.global.cas.b128 %q0, [%rd1], %q1, %q2;",
     ] {
         let found = Kernel::new(body).load();

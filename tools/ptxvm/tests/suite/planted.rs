@@ -369,6 +369,7 @@ fn all_kinds_are_planted() {
         ErrorKind::GlobalRace,
         ErrorKind::AsyncRace,
         ErrorKind::Barrier,
+        ErrorKind::Mbarrier,
         ErrorKind::WarpMask,
         ErrorKind::Deadlock,
         ErrorKind::Budget,

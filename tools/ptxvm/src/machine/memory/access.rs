@@ -585,10 +585,24 @@ impl<'a> Context<'a> {
         value: impl Fn(&Registers, usize) -> Option<Value>,
     ) -> Result<Span, Stop> {
         let span = self.bound_shared(mask, at, access.size)?;
-        if self.launch.checks.race {
+        if !self.meets_mbarrier(mask, at, access.size) && self.launch.checks.race {
             self.race_shared(mask, at, access, true, value);
         }
         Ok(span)
+    }
+
+    /// Whether an ordinary access touches the bytes of an mbarrier, which is reported.
+    #[inline(always)]
+    pub(crate) fn meets_mbarrier(&mut self, mask: u32, at: &[u64; LANES], size: u64) -> bool {
+        let Some((lanes, object, pc)) = self.block.shared.mbarriers.touched(mask, at, size) else {
+            return false;
+        };
+        self.finding(ErrorKind::Mbarrier, lanes, Some(pc), || {
+            format!(
+                "an ordinary access to the mbarrier at {object:#x} of shared memory, whose bytes are opaque"
+            )
+        });
+        true
     }
 
     /// Checks bounds and alignment of an access to shared memory, and counts its passes.
@@ -656,8 +670,14 @@ impl<'a> Context<'a> {
     fn report_shared(&mut self, c: &Conflict, at: &[u64; LANES], access: &Access) {
         let (lane, warp) = (c.lane, self.warp.id);
         let verb = if access.writes() { "writes" } else { "reads" };
+        let agent = self.block.clocks.is_agent(c.who);
         let message = || {
             let place = format!("shared memory at {:#x}", at[lane]);
+            if agent {
+                return format!(
+                    "{place}: lane {lane} of warp {warp} {verb} what an asynchronous copy wrote, and did not wait at its mbarrier"
+                );
+            }
             let other = c.who.describe();
             if c.same {
                 return format!(
@@ -667,7 +687,8 @@ impl<'a> Context<'a> {
             let did = if c.wrote { "wrote" } else { "read" };
             format!("{place}: lane {lane} of warp {warp} {verb} what {other} {did} without a barrier between")
         };
-        self.finding(ErrorKind::SharedRace, c.lanes, Some(c.pc), message);
+        let kind = if agent { ErrorKind::AsyncRace } else { ErrorKind::SharedRace };
+        self.finding(kind, c.lanes, Some(c.pc), message);
     }
 
     /// The lanes whose `bytes` bytes from `skip` on somebody wrote.

@@ -5,6 +5,7 @@ pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub mod global;
 pub mod local;
+pub(crate) mod mbarrier;
 pub mod race;
 pub mod shared;
 pub(crate) mod traffic;

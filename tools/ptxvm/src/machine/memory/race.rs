@@ -6,6 +6,10 @@
 //! rather than too little, so that it may miss a race but raises no false alarm: `bar.warp.sync` orders all lanes whatever
 //! its mask, and a release or acquire by one lane counts for its whole warp.
 //!
+//! What asynchronous copies write when an mbarrier is waited for is the work of one party more, the *agent*, whose clock
+//! the barrier hands to those who wait. With an agent a vector has a second half: the latest clock of each warp whose writes
+//! a proxy fence has made visible to the asynchronous proxy.
+//!
 //! Between blocks the knowledge is coarser still: see `Releases`.
 
 use std::collections::HashMap;
@@ -26,10 +30,15 @@ static ERAS: AtomicU64 = AtomicU64::new(1);
 pub struct Clocks {
     /// Shadow memory of another era says nothing about these clocks.
     pub(crate) era: u64,
+    /// Warps, and the agent where there is one.
     warps: usize,
+    /// Entries of a vector: one for each of `warps`, or two with an agent.
+    width: usize,
+    /// The agent's number, behind the warps.
+    agent: Option<usize>,
     /// Each warp's own.
     clock: Vec<u32>,
-    /// The vector clocks: at `w * warps + v`, the latest clock of warp v that is ordered before warp w.
+    /// The vector clocks: at `w * width + v`, the latest clock of warp v that is ordered before warp w.
     knows: Vec<u32>,
     /// The smallest entry of each warp's vector.
     floor: Vec<u32>,
@@ -45,39 +54,46 @@ pub struct Clocks {
     pub(crate) block: BlockClock,
 }
 
-fn join(to: &mut [u32], from: &[u32]) {
+/// The later of each two clocks.
+pub(crate) fn join(to: &mut [u32], from: &[u32]) {
     for (a, b) in to.iter_mut().zip(from) {
         *a = (*a).max(*b);
     }
 }
 
 impl Clocks {
-    /// Prepares for a block of `warps` warps; everything before is ordered before it.
-    pub fn start(&mut self, warps: u32) {
-        let n = warps as usize;
+    /// Prepares for a block of `warps` warps, and of an agent if it has one; everything before is ordered before it.
+    pub fn start(&mut self, warps: u32, agent: bool) {
+        let n = warps as usize + usize::from(agent);
         let mut top = self.clock.iter().copied().max().unwrap_or(0);
         if self.era == 0 || top > 1 << 31 {
             self.era = ERAS.fetch_add(1, Relaxed);
             top = 0;
         }
         self.warps = n;
+        self.agent = agent.then_some(n - 1);
+        self.width = if agent { 2 * n } else { n };
+        let width = self.width;
         let refill = |v: &mut Vec<u32>, n: usize, value: u32| {
             v.clear();
             v.resize(n, value);
         };
         refill(&mut self.clock, n, top + 1);
-        refill(&mut self.knows, n * n, top);
+        if let Some(agent) = self.agent {
+            self.clock[agent] = top;
+        }
+        refill(&mut self.knows, n * width, top);
         refill(&mut self.floor, n, top);
-        refill(&mut self.fenced, n * n, 0);
-        refill(&mut self.pending, n * n, 0);
-        refill(&mut self.sync_rest, n, 0);
+        refill(&mut self.fenced, n * width, 0);
+        refill(&mut self.pending, n * width, 0);
+        refill(&mut self.sync_rest, width, 0);
         self.sync.clear();
         self.block = BlockClock::default();
     }
 
     /// A barrier opens: all accesses so far by warps of `arrived` happen before all later ones by warps of `waiting`.
     pub fn barrier(&mut self, arrived: &[u32], waiting: &[u32]) {
-        let n = self.warps;
+        let n = self.width;
         let mut all = vec![0; n];
         let mut top = 0;
         for &w in arrived {
@@ -102,25 +118,31 @@ impl Clocks {
         let _ = mask;
         let w = warp as usize;
         self.take_pending(w);
-        self.knows[w * self.warps + w] = self.clock[w];
+        self.knows[w * self.width + w] = self.clock[w];
         self.clock[w] = self.clock[w].saturating_add(1);
         self.lower(w);
     }
 
     /// Works out the least that a warp knows.
     fn lower(&mut self, w: usize) {
-        self.floor[w] = self.knows[w * self.warps..][..self.warps].iter().copied().min().unwrap_or(0);
+        let mut row = &self.knows[w * self.width..][..self.warps];
+        // Who knows all of the agent's writes knows them up to any clock so far, because the next one has a later clock than
+        // all of these.
+        if let Some(agent) = self.agent.filter(|agent| row[*agent] >= self.clock[*agent]) {
+            row = &row[..agent];
+        }
+        self.floor[w] = row.iter().copied().min().unwrap_or(0);
     }
 
     fn take_pending(&mut self, w: usize) {
-        let own = w * self.warps..(w + 1) * self.warps;
+        let own = w * self.width..(w + 1) * self.width;
         join(&mut self.knows[own.clone()], &self.pending[own]);
         self.lower(w);
     }
 
     /// A fence of a warp, of whatever scope.
     pub(crate) fn fence(&mut self, warp: u32) {
-        let (w, n) = (warp as usize, self.warps);
+        let (w, n) = (warp as usize, self.width);
         self.take_pending(w);
         let own = w * n..(w + 1) * n;
         self.fenced[own.clone()].copy_from_slice(&self.knows[own]);
@@ -131,7 +153,7 @@ impl Clocks {
     /// A strong write or atomic of a warp leaves the warp's vector of its last fence at the address; a releasing access has
     /// just fenced.
     pub(crate) fn strong_write(&mut self, warp: u32, address: u64) {
-        let (w, n) = (warp as usize, self.warps);
+        let (w, n) = (warp as usize, self.width);
         let known = &self.fenced[w * n..][..n];
         if known[w] == 0 {
             return;
@@ -151,7 +173,7 @@ impl Clocks {
         if self.sync.is_empty() {
             return;
         }
-        let (w, n) = (warp as usize, self.warps);
+        let (w, n) = (warp as usize, self.width);
         if let Some(clock) = self.sync.get(&(address / 8)) {
             join(&mut self.pending[w * n..][..n], clock);
         }
@@ -161,11 +183,52 @@ impl Clocks {
         }
     }
 
+    /// What a warp knows and has done, for others to acquire; with `release` up to now, without it up to the warp's last
+    /// fence.
+    pub(crate) fn released(&mut self, warp: u32, release: bool) -> &[u32] {
+        if release {
+            self.fence(warp);
+        }
+        &self.fenced[warp as usize * self.width..][..self.width]
+    }
+
+    /// A warp acquires a vector of [`Clocks::released`]; without `acquire` its next fence or barrier does.
+    pub(crate) fn acquired(&mut self, warp: u32, vector: &[u32], acquire: bool) {
+        let (w, n) = (warp as usize, self.width);
+        let own = w * n..w * n + vector.len();
+        if acquire {
+            join(&mut self.knows[own], vector);
+            self.lower(w);
+        } else {
+            join(&mut self.pending[own], vector);
+        }
+    }
+
+    /// The agent begins to write, after everything so far. Gives its number.
+    pub(crate) fn agent_writes(&mut self) -> Option<u32> {
+        let agent = self.agent?;
+        self.clock[agent] = self.clock.iter().copied().max().unwrap_or(0).saturating_add(1);
+        Some(agent as u32)
+    }
+
+    /// Adds to a vector what the agent has written.
+    pub(crate) fn add_agent(&self, vector: &mut Vec<u32>) {
+        if let Some(agent) = self.agent {
+            vector.resize(self.width, 0);
+            vector[agent] = vector[agent].max(self.clock[agent]);
+        }
+    }
+
+    /// Whether it was the agent.
+    pub(crate) fn is_agent(&self, who: Who) -> bool {
+        self.agent == Some(who.warp())
+    }
+
     /// The view of one warp.
     #[inline(always)]
     pub(crate) fn view(&self, warp: u32) -> View<'_> {
         let w = warp as usize;
-        let knows = &self.knows[w * self.warps..][..self.warps];
+        let knows = &self.knows[w * self.width..][..self.warps];
         View { warp: w, clock: self.clock[w], floor: self.floor[w], knows }
     }
 }
@@ -276,7 +339,7 @@ pub(crate) struct Shadow {
     /// Last plain read of each warp, at `grain * warps + warp`: clock, lane, pc. Used where a grain has many readers.
     readers: Vec<u64>,
     /// The warps that wrote the same value to a grain, a bit each. Used where several did.
-    writers: Vec<u32>,
+    writers: Vec<u64>,
 }
 
 /// What an access stores to shared memory, asked only where it meets an unordered one.
@@ -285,6 +348,19 @@ pub(crate) trait Stored {
     fn same(&self, a: usize, b: usize) -> bool;
     /// Whether these bytes of shared memory, of which lane `lane` writes all, already hold what it writes.
     fn held(&self, lane: usize, from: u64, bytes: u64) -> bool;
+}
+
+/// No plain store: nothing to compare.
+pub(crate) struct Nothing;
+
+impl Stored for Nothing {
+    fn same(&self, _: usize, _: usize) -> bool {
+        false
+    }
+
+    fn held(&self, _: usize, _: u64, _: u64) -> bool {
+        false
+    }
 }
 
 const PC_BITS: u32 = 26;
@@ -379,7 +455,7 @@ impl Shadow {
         // round, no more.
         let harmless = grain.strong_write && (strong || grain.swap);
         // Who wrote the value that the others wrote reads it whichever came last.
-        let own = |writers: &[u32]| grain.repeated && writers[g] >> view.warp & 1 != 0;
+        let own = |writers: &[u64]| grain.repeated && writers[g] >> view.warp & 1 != 0;
         if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) && !own(&self.writers) {
             let (who, pc) = (grain.writer, grain.write_pc);
             conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });

@@ -2,6 +2,7 @@
 
 use super::buffer::Cell;
 use super::lanes;
+use super::mbarrier::Mbarriers;
 use super::race::{Shadow, Who};
 use crate::machine::registers::LANES;
 
@@ -37,12 +38,64 @@ pub struct SharedMemory {
     written: Vec<u64>,
     /// The last accesses to each piece of memory, for the race check.
     pub(crate) shadow: Shadow,
-    /// Words of 4 bytes that asynchronous copies will write, a bit each, and by which lane of which warp and which
-    /// instruction.
-    copying: Vec<u64>,
-    copying_by: Vec<(Who, u32)>,
-    /// Whether any bit of `copying` may be set.
-    copies: bool,
+    /// What asynchronous copies will write.
+    copying: Marks,
+    /// The mbarriers that lie there.
+    pub(crate) mbarriers: Mbarriers,
+}
+
+/// Words of 4 bytes that asynchronous copies are about to touch, a bit each, and by which lane of which warp and which
+/// instruction.
+#[derive(Debug, Default)]
+struct Marks {
+    words: Vec<u64>,
+    by: Vec<(Who, u32)>,
+    /// Whether any bit may be set.
+    any: bool,
+}
+
+impl Marks {
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.any) {
+            self.words.fill(0);
+        }
+    }
+
+    /// Marks bytes (multiples of 4) of a memory of `len` bytes.
+    fn set(&mut self, len: usize, at: u64, bytes: u64, by: Who, pc: u32) {
+        let words = len.div_ceil(4);
+        if self.by.len() < words {
+            self.words.resize(words.div_ceil(64), 0);
+            self.by.resize(words, (Who::default(), 0));
+        }
+        self.any = true;
+        for word in (at / 4) as usize..((at + bytes) / 4) as usize {
+            self.words[word / 64] |= 1 << (word % 64);
+            self.by[word] = (by, pc);
+        }
+    }
+
+    fn unset(&mut self, at: u64, bytes: u64) {
+        for word in (at / 4) as usize..((at + bytes) / 4) as usize {
+            self.words[word / 64] &= !(1 << (word % 64));
+        }
+    }
+
+    /// The lanes of an access that meet marks, and whose mark the first of them meets.
+    fn find(&self, mask: u32, at: &[u64; LANES], bytes: u64) -> Option<(u32, Who, u32)> {
+        let mut found: Option<(u32, Who, u32)> = None;
+        for lane in lanes(mask) {
+            let words = (at[lane] / 4) as usize..=((at[lane] + bytes - 1) / 4) as usize;
+            for word in words {
+                if self.words[word / 64] >> (word % 64) & 1 != 0 {
+                    let (by, pc) = self.by[word];
+                    found.get_or_insert((0, by, pc)).0 |= 1 << lane;
+                    break;
+                }
+            }
+        }
+        found
+    }
 }
 
 impl SharedMemory {
@@ -52,9 +105,8 @@ impl SharedMemory {
         self.own = u64::from(bytes);
         let bytes = if reserved { self.reserved_at() + RESERVED_BYTES } else { bytes };
         self.shadow.start(bytes, grain, warps);
-        if std::mem::take(&mut self.copies) {
-            self.copying.fill(0);
-        }
+        self.copying.clear();
+        self.mbarriers.clear();
         self.bytes.clear();
         self.bytes.resize(bytes as usize, 0);
         self.written.clear();
@@ -137,43 +189,17 @@ impl SharedMemory {
 
     /// Notes that a lane's copy will write these bytes (multiples of 4).
     pub(crate) fn begin_copy(&mut self, at: u64, bytes: u64, by: Who, pc: u32) {
-        let words = self.bytes.len().div_ceil(4);
-        if self.copying_by.len() < words {
-            self.copying.resize(words.div_ceil(64), 0);
-            self.copying_by.resize(words, (Who::default(), 0));
-        }
-        self.copies = true;
-        for word in (at / 4) as usize..((at + bytes) / 4) as usize {
-            self.copying[word / 64] |= 1 << (word % 64);
-            self.copying_by[word] = (by, pc);
-        }
+        self.copying.set(self.bytes.len(), at, bytes, by, pc);
     }
 
     /// Notes that a copy has written these bytes.
     pub(crate) fn end_copy(&mut self, at: u64, bytes: u64) {
-        for word in (at / 4) as usize..((at + bytes) / 4) as usize {
-            self.copying[word / 64] &= !(1 << (word % 64));
-        }
+        self.copying.unset(at, bytes);
     }
 
     /// The lanes whose bytes a copy will still write, and the copy that the first of them meets.
     #[inline(always)]
     pub(crate) fn copying(&self, mask: u32, at: &[u64; LANES], bytes: u64) -> Option<(u32, Who, u32)> {
-        if self.copies { self.find_copying(mask, at, bytes) } else { None }
-    }
-
-    fn find_copying(&self, mask: u32, at: &[u64; LANES], bytes: u64) -> Option<(u32, Who, u32)> {
-        let mut found: Option<(u32, Who, u32)> = None;
-        for lane in lanes(mask) {
-            let words = (at[lane] / 4) as usize..=((at[lane] + bytes - 1) / 4) as usize;
-            for word in words {
-                if self.copying[word / 64] >> (word % 64) & 1 != 0 {
-                    let (by, pc) = self.copying_by[word];
-                    found.get_or_insert((0, by, pc)).0 |= 1 << lane;
-                    break;
-                }
-            }
-        }
-        found
+        if self.copying.any { self.copying.find(mask, at, bytes) } else { None }
     }
 }

@@ -203,6 +203,7 @@ impl BlockRun {
             run.splits.swap_remove(s);
         }
         run.exit(m);
+        self.block.progress += 1;
         if run.warp.live == 0 {
             // Barriers without a count wait only for warps that still run.
             for id in 0..BARRIERS {

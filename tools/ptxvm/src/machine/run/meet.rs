@@ -238,6 +238,7 @@ impl BlockRun {
             return fault(self, format!("barrier {id} does {kind:?} here and {before:?} elsewhere"));
         }
         barrier.kind = Some(kind);
+        self.block.progress += 1;
         barrier.arrived[w] |= lanes;
         // Barriers count whole warps: lanes that exited or never were count as well.
         barrier.threads += if lanes == live {

@@ -7,11 +7,12 @@ mod meet;
 
 use self::frame::enter;
 use super::barrier::{BARRIERS, Barrier};
-use super::block::Block;
+use super::block::{Block, Poll};
 use super::context::{Context, Stop};
 use super::counters::BlockWork;
 use super::inst::{Control, Convergence, Defs, Exec, Inst};
 use super::launch::{LaunchState, Worker};
+use super::memory::mbarrier::Awaited;
 use super::registers::{LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
 use crate::error::ErrorKind;
@@ -21,6 +22,9 @@ const TIME_SLICE: u64 = 1 << 16;
 /// Atomics or strong loads that a warp may run while lanes of it wait at joins. Then a join is released, because the warp
 /// may be spinning until those lanes go on, as in a spin lock whose owner has left the loop.
 const SPINS: u32 = 1024;
+/// Waits at mbarriers in vain that a warp may make in a row, before it counts as one that only waits. Programs that give up
+/// some day give up earlier.
+const VAIN_POLLS: u32 = 1 << 14;
 /// Whether a warp can go on after its time slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WarpStatus {
@@ -41,12 +45,24 @@ pub(crate) enum Progress {
     Ready,
 }
 
+/// Waits of a warp in vain at mbarriers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Vain {
+    /// How many in a row, since the block's progress was last `progress`.
+    polls: u32,
+    progress: u64,
+    /// The last.
+    last: Option<Poll>,
+}
+
 /// A block and all that runs it.
 pub(crate) struct BlockRun {
     block: Block,
     warps: Vec<WarpRun>,
     status: Vec<WarpStatus>,
     barriers: Vec<Barrier>,
+    /// Each warp's last wait in vain at an mbarrier.
+    vain: Vec<Vain>,
     /// State of the schedule's random numbers; `None` runs warps in order.
     random: Option<u64>,
 }
@@ -74,6 +90,7 @@ impl BlockRun {
             warps: (0..warps).map(WarpRun::new).collect(),
             status: vec![WarpStatus::Done; warps as usize],
             barriers: vec![Barrier::default(); BARRIERS],
+            vain: vec![Vain::default(); warps as usize],
             random: None,
         }
     }
@@ -86,8 +103,13 @@ impl BlockRun {
         self.block.executed = 0;
         self.block.work = BlockWork::default();
         let reserved = launch.kernel.system.reserved_shared;
-        self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, self.block.warps);
-        self.block.clocks.start(self.block.warps);
+        let agent = launch.kernel.copies_arrive;
+        let parties = self.block.warps + u32::from(agent);
+        self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
+        self.block.clocks.start(self.block.warps, agent);
+        self.block.flights.clear();
+        self.block.poll = None;
+        self.vain.fill(Vain::default());
         self.random = launch.seed.map(|seed| seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
         let threads: u32 = launch.block.iter().product();
         for barrier in &mut self.barriers {
@@ -125,6 +147,9 @@ impl BlockRun {
                 if self.status[w] == WarpStatus::Ready {
                     moved = true;
                     self.status[w] = self.run_warp(w, slice, launch, worker)?;
+                    if self.vain[w].polls >= VAIN_POLLS && self.all_wait() {
+                        return Err(self.deadlock(launch));
+                    }
                 }
             }
             if self.status.iter().all(|s| *s == WarpStatus::Done) {
@@ -159,8 +184,27 @@ impl BlockRun {
         Stop(Box::new(finding))
     }
 
+    /// A warp has waited in vain at an mbarrier.
+    #[cold]
+    fn poll_in_vain(&mut self, w: usize, poll: Poll) {
+        let vain = &mut self.vain[w];
+        if vain.progress != self.block.progress {
+            *vain = Vain { progress: self.block.progress, ..Vain::default() };
+        }
+        vain.polls += 1;
+        vain.last = Some(poll);
+    }
+
+    /// Whether all warps only wait: nothing has happened since each began to.
+    fn all_wait(&self) -> bool {
+        let waits = |(status, vain): (&WarpStatus, &Vain)| {
+            *status != WarpStatus::Ready || vain.polls >= VAIN_POLLS && vain.progress == self.block.progress
+        };
+        self.status.iter().zip(&self.vain).all(waits)
+    }
+
     /// The finding when no warp of the block can run.
-    fn deadlock(&self, launch: &LaunchState<'_>) -> Stop {
+    fn deadlock(&mut self, launch: &LaunchState<'_>) -> Stop {
         let stuck = |converging: bool| {
             let all =
                 self.warps.iter().enumerate().flat_map(|(w, run)| run.splits.iter().map(move |s| (w, s)));
@@ -183,10 +227,42 @@ impl BlockRun {
             let line = launch.place(*pc).line;
             format!("warps {warps:?} wait at barrier {id} (line {line})")
         });
-        let told = told.collect::<Vec<_>>().join("; ");
-        let (w, s) = waiting.first().map_or((0, None), |(w, s)| (*w, Some(s)));
-        let (pc, mask) = s.map_or((launch.kernel.start, 0), |s| (s.pc, s.mask));
+        let mut told: Vec<String> = told.collect();
+        let first = waiting.iter().find(|(_, s)| matches!(s.state, State::Barrier(_)));
+        let (mut w, s) = first.map_or((0, None), |(w, s)| (*w, Some(s)));
+        let (mut pc, mut mask) = s.map_or((launch.kernel.start, 0), |s| (s.pc, s.mask));
+        // Who waits at an mbarrier is told first, since warps at a barrier may wait for it.
+        let polls = self.polls(launch);
+        if let Some((warps, poll, _)) = polls.first() {
+            (w, pc, mask) = (warps[0] as usize, poll.pc, poll.lanes);
+        }
+        told.splice(0..0, polls.iter().map(|(warps, _, what)| format!("warps {warps:?} {what}")));
+        let told = told.join("; ");
         self.stop(launch, w, pc, ErrorKind::Deadlock, mask, format!("no warp of the block can go on: {told}"))
+    }
+
+    /// The warps that only wait at mbarriers, those that wait at the same place for the same together: with their waits in
+    /// words.
+    fn polls(&mut self, launch: &LaunchState<'_>) -> Vec<(Vec<u32>, Poll, String)> {
+        let mut all: Vec<(Vec<u32>, Poll, String)> = Vec::new();
+        for (w, vain) in self.vain.iter().enumerate() {
+            let only_waits = self.status[w] == WarpStatus::Ready && vain.polls >= VAIN_POLLS;
+            let Some(poll) = vain.last.filter(|_| only_waits) else { continue };
+            let what = match poll.awaited {
+                Awaited::Parity(parity) => format!("the phase of parity {}", parity & 1),
+                Awaited::State(_) => "the phase of their state".to_owned(),
+            };
+            let coming = self.block.flights.coming(poll.at);
+            let object = self.block.shared.mbarriers.at(poll.at);
+            let counts = object.map_or_else(|why| why, |object| object.describe_without(coming));
+            let (line, at) = (launch.place(poll.pc).line, poll.at);
+            let told = format!("wait for {what} of the mbarrier at {at:#x} (line {line}), whose {counts}");
+            match all.iter_mut().find(|(.., other)| *other == told) {
+                Some((warps, ..)) => warps.push(w as u32),
+                None => all.push((vec![w as u32], poll, told)),
+            }
+        }
+        all
     }
 
     /// Lanes of a warp wait for lanes of it that never come.
@@ -247,6 +323,11 @@ impl BlockRun {
                 )?;
                 self.block.executed += ran;
                 left = left.saturating_sub(ran.max(1));
+                if let Some(poll) = self.block.poll.take() {
+                    // What it waits for is the others' to do.
+                    self.poll_in_vain(w, poll);
+                    left = 0;
+                }
                 let run = &mut self.warps[w];
                 if run.spins >= SPINS {
                     run.release_one();
@@ -345,7 +426,9 @@ impl BlockRun {
                         op.execute(&mut ctx, inst, m)?;
                         if inst.may_wait {
                             run.spins = if run.anyone_joined() { run.spins + 1 } else { 0 };
-                            if run.spins >= SPINS {
+                            let in_vain = self.block.poll.is_some();
+                            self.block.progress += u64::from(!in_vain);
+                            if run.spins >= SPINS || in_vain {
                                 run.splits[s].pc = pc + 1;
                                 return Ok(ran);
                             }

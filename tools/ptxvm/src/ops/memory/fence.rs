@@ -31,6 +31,11 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
         }
         operands::<0>(inst)?;
         return Ok(());
+    } else if mods.take("mbarrier_init") {
+        if !mods.take("release") || !mods.take("cluster") {
+            return Err(invalid(format!("`{written}`: it is fence.mbarrier_init.release.cluster")));
+        }
+        false
     } else {
         mods.one_of(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
         scope(&mut mods).ok_or_else(missing)?

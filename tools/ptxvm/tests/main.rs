@@ -16,6 +16,8 @@ mod async_copy;
 mod atomic;
 #[path = "suite/barriers.rs"]
 mod barriers;
+#[path = "suite/bulk.rs"]
+mod bulk;
 #[path = "suite/calls.rs"]
 mod calls;
 #[cfg(feature = "cli")]
@@ -45,6 +47,8 @@ mod flow;
 mod fuzz;
 #[path = "suite/kernels.rs"]
 mod kernels;
+#[path = "suite/kernels_bulk.rs"]
+mod kernels_bulk;
 #[path = "suite/kernels_collective.rs"]
 mod kernels_collective;
 #[path = "suite/kernels_elementwise.rs"]
@@ -75,6 +79,8 @@ mod planted;
 mod race;
 #[path = "suite/shuffle.rs"]
 mod shuffle;
+#[path = "suite/tensor.rs"]
+mod tensor;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/toolchain.rs"]

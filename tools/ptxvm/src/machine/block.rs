@@ -1,5 +1,6 @@
 //! A block while it runs.
 
+use super::bulk::BulkQueue;
 use super::counters::BlockWork;
 use super::flights::Flights;
 use super::memory::mbarrier::Awaited;
@@ -25,6 +26,8 @@ pub struct Block {
     pub clocks: Clocks,
     /// Asynchronous work whose end mbarriers tell.
     pub(crate) flights: Flights,
+    /// Bulk copies under way.
+    pub(crate) bulk: BulkQueue,
     /// Events that may end somebody's wait at an mbarrier.
     pub(crate) progress: u64,
     /// The wait at an mbarrier that has just found its phase incomplete.

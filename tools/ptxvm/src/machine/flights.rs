@@ -170,6 +170,6 @@ impl Context<'_> {
             all.retain(|a| a.lanes != 0);
             self.block.flights.arrivals = all;
         }
-        Ok(())
+        self.land_bulk_at(lane, at)
     }
 }

@@ -2,6 +2,7 @@
 
 mod barrier;
 pub mod block;
+pub(crate) mod bulk;
 pub mod context;
 pub mod copies;
 pub mod counters;
@@ -19,4 +20,5 @@ pub mod program;
 pub mod registers;
 mod run;
 mod system;
+pub mod tensor_map;
 pub mod warp;

@@ -3,8 +3,8 @@
 //! The bytes are read and written when the issuing thread waits for them, not earlier: a read before that sees the old
 //! contents, as may happen on hardware, and the race check reports it.
 
-use super::mbarrier;
 use super::memory::operands::without_policy;
+use super::{bulk, mbarrier};
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -29,7 +29,11 @@ const MAX_COPIES: usize = 4096;
 pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     let written = mods.written();
-    if !mods.take("async") {
+    let reduces = mods.take("reduce");
+    if inst.modifiers.contains(&"bulk") && mods.take("async") && mods.take("bulk") {
+        return bulk::decode(d, inst, mods, reduces);
+    }
+    if reduces || !mods.take("async") {
         return Err(unsupported(format!("`{written}`")));
     }
     if mods.take("mbarrier") {

@@ -62,8 +62,7 @@ fn object(
     mods: &mut Mods<'_, '_>,
     op: &Operand<'_>,
 ) -> Result<(Space, Reg, i64), Refusal> {
-    // A cluster is one block in this machine, whose addresses are those of its own.
-    let space = if mods.take("shared::cluster") { Space::Shared } else { space(mods) };
+    let space = space(mods);
     if !matches!(space, Space::Generic | Space::Shared) {
         return Err(invalid(format!("`{}`: an mbarrier lies in shared memory", mods.written())));
     }

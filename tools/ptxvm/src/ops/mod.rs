@@ -4,6 +4,7 @@
 pub mod approx;
 pub mod async_copy;
 pub mod atomic;
+mod bulk;
 pub mod convert;
 pub mod float;
 pub mod forms;

@@ -61,6 +61,39 @@ loop:
     ld.shared.u32 v, [t];",
         ),
         case(
+            "mbarriers and bulk copies",
+            19,
+            96,
+            true,
+            "",
+            "
+    .shared .align 8 .b64 bar;
+    .shared .align 16 .b32 tile[192];
+    mov.u32 j, %tid.x;
+    mov.u32 m, bar;
+    mov.u32 s, tile;
+    mad.lo.u32 t, j, 4, s;
+    setp.eq.u32 p, j, 0;
+    @p mbarrier.init.shared.b64 [m], 96;
+    bar.sync 0;
+    mul.lo.u32 w, i, 7;
+    st.shared.u32 [t], w;
+    fence.proxy.async;
+    mbarrier.arrive.shared.b64 a, [m];
+first:
+    mbarrier.try_wait.shared.b64 q, [m], a;
+    @!q bra first;
+    @p mbarrier.arrive.expect_tx.shared.b64 a, [m], 384;
+    @p cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [s+384], [s], 384, [m];
+    @!p mbarrier.arrive.shared.b64 a, [m];
+second:
+    mbarrier.try_wait.parity.shared.b64 q, [m], 1;
+    @!q bra second;
+    sub.u32 w, 191, j;
+    mad.lo.u32 t, w, 4, s;
+    ld.shared.u32 v, [t];",
+        ),
+        case(
             "integer sums by red",
             50,
             64,

@@ -318,7 +318,6 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
     }
     for body in [
         "ld.global.mmio.relaxed.sys.u32 %r4, [%rd1];",
-        "ld.shared::cluster.u32 %r4, [s];",
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r4], %r5, [%r6];",
         "fence.proxy.tensormap::generic.release.gpu;",
         "atom.global.cas.b128 %q0, [%rd1], %q1, %q2;",

@@ -549,14 +549,25 @@ impl<'a> Context<'a> {
 
     /// One lane's read of `bytes` bytes (any number) of global memory: checks bounds and races.
     pub(crate) fn global_bytes(&mut self, lane: usize, address: u64, bytes: u64) -> Result<(), Stop> {
+        self.global_piece(lane, address, bytes, &Access::read(1)).map(|_| ())
+    }
+
+    /// One lane's access to `bytes` bytes (any number), for which `access` stands but for its size.
+    pub(crate) fn global_piece(
+        &mut self,
+        lane: usize,
+        address: u64,
+        bytes: u64,
+        access: &Access,
+    ) -> Result<Part<'a>, Stop> {
         let memory = self.launch.memory;
         let Some(allocation) = memory.find(address, bytes) else {
             let (kind, message) = memory.explain(address, bytes);
             return Err(self.fault(kind, 1 << lane, message));
         };
         let part = Part { allocation, lanes: 1 << lane, run: Some((address - allocation.start, bytes)) };
-        self.part_checks(&part, &[address; LANES], &Access { size: bytes, ..Access::read(1) });
-        Ok(())
+        self.part_checks(&part, &[address; LANES], &Access { size: bytes, ..*access });
+        Ok(part)
     }
 
     #[inline(never)]
@@ -649,6 +660,7 @@ impl<'a> Context<'a> {
         }
         let block = &mut *self.block;
         let copying = block.shared.copying(mask, at, access.size);
+        let reading = if access.writes() { block.shared.reading(mask, at, access.size) } else { None };
         let (warp, pc) = (self.warp.id, self.pc);
         let (shadow, contents) = block.shared.parts();
         let stored =
@@ -659,6 +671,13 @@ impl<'a> Context<'a> {
             self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {
                 let by = by.describe();
                 format!("shared memory at {first:#x}: a cp.async of {by} has not been waited for")
+            });
+        }
+        if let Some((lanes, by, pc)) = reading {
+            let first = at[lanes.trailing_zeros() as usize];
+            self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {
+                let by = by.describe();
+                format!("shared memory at {first:#x}: a bulk copy of {by} may still read it")
             });
         }
         if let Some(conflict) = found {
@@ -720,7 +739,7 @@ impl<'a> Context<'a> {
     // ------------------------------------------------------------------------------------------------- others
 
     #[cold]
-    fn beyond(&self, mask: u32, at: &[u64; LANES], size: u64, have: u64, what: &str) -> Stop {
+    pub(crate) fn beyond(&self, mask: u32, at: &[u64; LANES], size: u64, have: u64, what: &str) -> Stop {
         let bad = pick(mask, |lane| at[lane].saturating_add(size) > have);
         let first = at[bad.trailing_zeros() as usize % LANES];
         if let Some(other) = region(first) {

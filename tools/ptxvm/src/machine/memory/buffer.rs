@@ -70,6 +70,25 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.words.len() * 8) }
     }
 
+    /// Copies bytes in, whole words where they are.
+    pub(crate) fn write(&self, at: usize, from: &[u8]) {
+        let bytes = self.u8s();
+        let head = from.len().min(at.wrapping_neg() % 8);
+        let (head, body) = from.split_at(head);
+        for (i, b) in head.iter().enumerate() {
+            bytes[at + i].store(*b, Relaxed);
+        }
+        let at = at + head.len();
+        let (body, tail) = body.as_chunks::<8>();
+        for (chunk, word) in body.iter().zip(&self.words[at / 8..]) {
+            word.store(u64::from_ne_bytes(*chunk), Relaxed);
+        }
+        let at = at + body.len() * 8;
+        for (i, b) in tail.iter().enumerate() {
+            bytes[at + i].store(*b, Relaxed);
+        }
+    }
+
     /// Copies bytes out.
     pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
         let bytes = self.u8s();
@@ -319,6 +338,20 @@ mod tests {
                 let mut got = vec![0; to - from];
                 buffer.read(from, &mut got);
                 assert!(got.iter().enumerate().all(|(i, b)| *b as usize == from + i), "{from}..{to}");
+            }
+        }
+    }
+
+    #[test]
+    fn copies_in_at_any_offset() {
+        for from in 0..40usize {
+            for to in from..40 {
+                let mut buffer = Buffer::for_bytes(40).unwrap();
+                let new: Vec<u8> = (from..to).map(|i| i as u8 + 1).collect();
+                buffer.write(from, &new);
+                for (i, b) in buffer.bytes_mut().iter().enumerate() {
+                    assert_eq!(*b, if (from..to).contains(&i) { i as u8 + 1 } else { 0 }, "{from}..{to}");
+                }
             }
         }
     }

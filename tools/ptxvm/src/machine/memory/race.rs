@@ -219,6 +219,24 @@ impl Clocks {
         }
     }
 
+    /// A fence of the asynchronous proxy: what is ordered before it, the proxy sees.
+    pub(crate) fn proxy_fence(&mut self, warp: u32) {
+        let (w, n) = (warp as usize, self.warps);
+        if self.agent.is_none() {
+            return;
+        }
+        let (knows, seen) = self.knows[w * self.width..][..self.width].split_at_mut(n);
+        join(seen, knows);
+        seen[w] = self.clock[w];
+        self.clock[w] = self.clock[w].saturating_add(1);
+    }
+
+    /// Whether a copy that a warp issues now sees what `by` wrote at `clock` with ordinary stores.
+    fn is_seen(&self, warp: u32, clock: u32, by: Who) -> bool {
+        let seen = &self.knows[warp as usize * self.width..][..self.width][self.warps..];
+        self.agent == Some(by.warp()) || seen.get(by.warp()).is_none_or(|seen| clock <= *seen)
+    }
+
     /// Whether it was the agent.
     pub(crate) fn is_agent(&self, who: Who) -> bool {
         self.agent == Some(who.warp())
@@ -444,6 +462,18 @@ impl Shadow {
             }
         }
         conflict
+    }
+
+    /// The ordinary store to some of these bytes that a copy, issued by a warp now, may not see because no proxy fence stands
+    /// between.
+    pub(crate) fn unseen(&self, clocks: &Clocks, warp: u32, at: u64, bytes: u64) -> Option<(Who, u32)> {
+        if self.era != clocks.era {
+            return None;
+        }
+        let grains =
+            &self.grains[(at >> self.shift) as usize..(at + bytes).div_ceil(1 << self.shift) as usize];
+        let grain = grains.iter().find(|g| !clocks.is_seen(warp, g.write_clock, g.writer))?;
+        Some((grain.writer, grain.write_pc))
     }
 
     #[inline(always)]

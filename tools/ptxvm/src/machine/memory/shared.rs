@@ -40,6 +40,8 @@ pub struct SharedMemory {
     pub(crate) shadow: Shadow,
     /// What asynchronous copies will write.
     copying: Marks,
+    /// What bulk copies will read.
+    reading: Marks,
     /// The mbarriers that lie there.
     pub(crate) mbarriers: Mbarriers,
 }
@@ -106,6 +108,7 @@ impl SharedMemory {
         let bytes = if reserved { self.reserved_at() + RESERVED_BYTES } else { bytes };
         self.shadow.start(bytes, grain, warps);
         self.copying.clear();
+        self.reading.clear();
         self.mbarriers.clear();
         self.bytes.clear();
         self.bytes.resize(bytes as usize, 0);
@@ -195,6 +198,42 @@ impl SharedMemory {
     /// Notes that a copy has written these bytes.
     pub(crate) fn end_copy(&mut self, at: u64, bytes: u64) {
         self.copying.unset(at, bytes);
+    }
+
+    /// Notes that a lane's copy will read these bytes (multiples of 4).
+    pub(crate) fn begin_reading(&mut self, at: u64, bytes: u64, by: Who, pc: u32) {
+        self.reading.set(self.bytes.len(), at, bytes, by, pc);
+    }
+
+    /// Notes that a copy has read these bytes.
+    pub(crate) fn end_reading(&mut self, at: u64, bytes: u64) {
+        self.reading.unset(at, bytes);
+    }
+
+    /// The lanes whose bytes a copy will still read, and the copy that the first of them meets.
+    #[inline(always)]
+    pub(crate) fn reading(&self, mask: u32, at: &[u64; LANES], bytes: u64) -> Option<(u32, Who, u32)> {
+        if self.reading.any { self.reading.find(mask, at, bytes) } else { None }
+    }
+
+    /// Some of the bytes; the caller has checked the bounds.
+    pub(crate) fn bytes(&self, at: u64, bytes: u64) -> &[u8] {
+        &self.bytes[at as usize..(at + bytes) as usize]
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn bytes_mut(&mut self, at: u64, bytes: u64) -> &mut [u8] {
+        &mut self.bytes[at as usize..(at + bytes) as usize]
+    }
+
+    /// Notes whether any number of bytes now hold written values.
+    pub(crate) fn set_all_written(&mut self, at: u64, bytes: u64, written: bool) {
+        let mut from = at;
+        while from < at + bytes {
+            let n = (64 - from % 64).min(at + bytes - from);
+            self.set_written(from, n, written);
+            from += n;
+        }
     }
 
     /// The lanes whose bytes a copy will still write, and the copy that the first of them meets.

@@ -108,6 +108,7 @@ impl BlockRun {
         self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
         self.block.clocks.start(self.block.warps, agent);
         self.block.flights.clear();
+        self.block.bulk.clear();
         self.block.poll = None;
         self.vain.fill(Vain::default());
         self.random = launch.seed.map(|seed| seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
@@ -153,6 +154,7 @@ impl BlockRun {
                 }
             }
             if self.status.iter().all(|s| *s == WarpStatus::Done) {
+                self.end(launch, worker)?;
                 return Ok(Progress::Done);
             }
             if !moved && !self.status.contains(&WarpStatus::Ready) {
@@ -162,6 +164,15 @@ impl BlockRun {
                 return Ok(Progress::Ready);
             }
         }
+    }
+
+    /// All threads have exited.
+    fn end(&mut self, launch: &LaunchState<'_>, worker: &mut Worker) -> Result<(), Stop> {
+        if self.block.bulk.is_empty() {
+            return Ok(());
+        }
+        let pc = launch.kernel.start;
+        Context::new(&mut self.warps[0].warp, &mut self.block, launch, worker, pc, 0).end_bulk()
     }
 
     /// The block's work so far.

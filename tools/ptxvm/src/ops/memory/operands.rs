@@ -16,6 +16,8 @@ const SPACES: &[(&str, Space)] = &[
     ("global", Space::Global),
     ("shared", Space::Shared),
     ("shared::cta", Space::Shared),
+    // A cluster is one block in this machine, whose shared memory is its own.
+    ("shared::cluster", Space::Shared),
     ("local", Space::Local),
     ("const", Space::Const),
     ("param", Space::Param),

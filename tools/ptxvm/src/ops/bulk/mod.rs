@@ -1,0 +1,235 @@
+//! `cp.async.bulk`, `cp.reduce.async.bulk` and their tensor forms: how they are written, and their groups.
+//!
+//! Copies land when they are waited for ([`crate::machine`] has how); a cluster is one block here, so that `.shared::cluster`
+//! means the block's own shared memory.
+
+mod common;
+mod reduce;
+mod tensor;
+
+use self::common::{Direction, one_block, shared_address};
+use self::reduce::Operation;
+use super::memory::operands::without_policy;
+use crate::decode::decoder::{Decoder, operands};
+use crate::decode::mods::Mods;
+use crate::decode::{Refusal, invalid, unsupported};
+use crate::error::ErrorKind;
+use crate::machine::bulk::{Bulk, Reduction, Run, Way};
+use crate::machine::context::{Context, Stop};
+use crate::machine::inst::{Class, Inst, WarpOp};
+use crate::machine::memory::lanes;
+use crate::machine::registers::Reg;
+use crate::ptx::ast::{Instruction, Operand};
+use crate::types::{Space, Type};
+
+/// Decodes what follows `cp.async.bulk` or, with `reduces`, `cp.reduce.async.bulk`.
+pub(super) fn decode(
+    d: &mut Decoder<'_, '_>,
+    inst: &Instruction<'_>,
+    mut mods: Mods<'_, '_>,
+    reduces: bool,
+) -> Result<(), Refusal> {
+    let written = mods.written();
+    d.copies_arrive = true;
+    if mods.take("commit_group") {
+        mods.finish()?;
+        operands::<0>(inst)?;
+        d.warp(Commit, Class::Sync, &[], &[]);
+        return Ok(());
+    }
+    if mods.take("wait_group") {
+        let read = mods.take("read");
+        mods.finish()?;
+        let [Operand::Integer(n)] = operands(inst)? else {
+            return Err(invalid(format!("`{written}` takes a number")));
+        };
+        let leave = u32::try_from(*n).unwrap_or(u32::MAX);
+        d.warp(WaitGroup { leave, read }, Class::Sync, &[], &[]);
+        return Ok(());
+    }
+    let other_mode = |m: &&str| m.starts_with("im2col") || m.starts_with("tile::");
+    if let Some(mode) = inst.modifiers.iter().find(|m| other_mode(m)) {
+        return Err(unsupported(format!("`.{mode}` in `{written}`: tensors are copied by tiles alone")));
+    }
+    let prefetches = mods.take("prefetch");
+    let rank = match mods.take("tensor") {
+        false => None,
+        true => {
+            let ranks = [("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)];
+            let rank = mods.one_of(&ranks).ok_or_else(|| invalid(format!("`{written}` names no rank")))?;
+            mods.take("tile");
+            Some(rank)
+        }
+    };
+    if prefetches {
+        if !mods.take("L2") || !mods.take("global") {
+            return Err(invalid(format!("`{written}`: it fetches from global memory to L2")));
+        }
+        let ops = without_policy(d, &mut mods, &inst.operands)?;
+        mods.finish()?;
+        return match (rank, ops) {
+            (Some(rank), [map]) => tensor::prefetch(d, rank, map),
+            (None, [from, size]) => {
+                let (from, size) = (d.address(from, Space::Global)?, d.src(size, Type::U32)?);
+                d.warp(Prefetch { offset: from.offset }, Class::Global, &[], &[from.base, size]);
+                Ok(())
+            }
+            _ => Err(invalid(format!("`{written}`: wrong number of operands"))),
+        };
+    }
+    let direction = match (mods.any(), mods.any()) {
+        (Some("shared::cta" | "shared::cluster"), Some("global")) if !reduces => Direction::Load,
+        (Some("shared::cluster"), Some("shared::cta")) if rank.is_none() => Direction::Within,
+        (Some("global"), Some("shared::cta")) => Direction::Store,
+        _ => return Err(invalid(format!("`{written}`: no such direction"))),
+    };
+    let told = if direction == Direction::Store { "bulk_group" } else { "mbarrier::complete_tx::bytes" };
+    if !mods.take(told) {
+        return Err(invalid(format!("`{written}` without `.{told}`")));
+    }
+    let multicast = direction == Direction::Load && mods.take("multicast::cluster");
+    let operation = if reduces { Some(reduce::operation(&mut mods, &written)?) } else { None };
+    let reduction = match (operation, rank) {
+        (Some(operation), None) => Some(reduce::typed(operation, &mut mods, direction, &written)?),
+        _ => None,
+    };
+    let mut ops = without_policy(d, &mut mods, &inst.operands)?;
+    mods.finish()?;
+    let mut ctas = Reg::NONE;
+    if multicast {
+        let Some((mask, rest)) = ops.split_last() else {
+            return Err(invalid(format!("`{written}` has no operands")));
+        };
+        (ctas, ops) = (d.src(mask, Type::B16)?, rest);
+    }
+    if direction == Direction::Store {
+        // Which of two blocks adds first shows in a rounded sum.
+        let rounds =
+            operation == Some(Operation::Add) && (rank.is_some() || reduction.is_some_and(|r| r.rounds));
+        d.note_access(Space::Global, 16, rounds);
+    }
+    d.note_access(Space::Shared, 8, false);
+    if let Some(rank) = rank {
+        return tensor::copy(d, rank, direction, operation, ops, ctas, &written);
+    }
+    let (to, from, size, mbarrier) = match (direction, ops) {
+        (Direction::Store, [to, from, size]) => (to, from, size, None),
+        (Direction::Load | Direction::Within, [to, from, size, mbarrier]) => (to, from, size, Some(mbarrier)),
+        _ => return Err(invalid(format!("`{written}`: wrong number of operands"))),
+    };
+    let spaces = match direction {
+        Direction::Load => (Space::Shared, Space::Global),
+        Direction::Within => (Space::Shared, Space::Shared),
+        Direction::Store => (Space::Global, Space::Shared),
+    };
+    let (to, from) = (d.address(to, spaces.0)?, d.address(from, spaces.1)?);
+    let size = d.src(size, Type::U32)?;
+    let mbarrier = shared_address(d, mbarrier)?;
+    let op = Copy {
+        direction,
+        to: to.offset,
+        from: from.offset,
+        mbarrier: mbarrier.offset,
+        reduction: reduction.map(|r| r.reduction),
+    };
+    d.warp(op, Class::Global, &[], &[to.base, from.base, size, mbarrier.base, ctas]);
+    Ok(())
+}
+
+/// `cp.async.bulk` and `cp.reduce.async.bulk`. Sources: where to, where from, bytes, the mbarrier, the blocks of a multicast.
+#[derive(Debug)]
+struct Copy {
+    direction: Direction,
+    to: i64,
+    from: i64,
+    mbarrier: i64,
+    reduction: Option<Reduction>,
+}
+
+impl WarpOp for Copy {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        let to = ctx.addresses(mask, inst.src(0), self.to);
+        let from = ctx.addresses(mask, inst.src(1), self.from);
+        let mbarrier = ctx.addresses(mask, inst.src(3), self.mbarrier);
+        ctx.need_defined(mask, inst.src(2), "the number of bytes to copy");
+        let sizes = *ctx.regs().get::<u32>(inst.src(2));
+        one_block(ctx, mask, inst.src(4))?;
+        for lane in lanes(mask) {
+            let (to, from, bytes) = (to[lane], from[lane], u64::from(sizes[lane]));
+            multiple_of_16(ctx, lane, &[("destination", to), ("source", from), ("size", bytes)])?;
+            if bytes == 0 {
+                continue;
+            }
+            let (way, shared, other) = match self.direction {
+                Direction::Load => (Way::Load(mbarrier[lane]), to, from),
+                Direction::Within => (Way::Within(mbarrier[lane]), to, from),
+                Direction::Store => (Way::Store, from, to),
+            };
+            let run = Run { shared, other: Some(other), bytes };
+            let mut bulk = Bulk::new(way, vec![run], vec![(shared, bytes)]);
+            bulk.reduction = self.reduction;
+            ctx.issue_bulk(lane, bulk)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses figures of a bulk copy that are no multiples of 16.
+fn multiple_of_16(ctx: &Context<'_>, lane: usize, figures: &[(&str, u64)]) -> Result<(), Stop> {
+    match figures.iter().find(|(_, n)| n % 16 != 0) {
+        None => Ok(()),
+        Some((what, n)) => {
+            let message = format!("the {what} of a bulk copy is {n:#x}, no multiple of 16");
+            Err(ctx.fault(ErrorKind::Misaligned, 1 << lane, message))
+        }
+    }
+}
+
+/// `cp.async.bulk.prefetch.L2`: sources the address, and how many bytes.
+#[derive(Debug)]
+struct Prefetch {
+    offset: i64,
+}
+
+impl WarpOp for Prefetch {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        let at = ctx.addresses(mask, inst.src(0), self.offset);
+        ctx.need_defined(mask, inst.src(1), "the number of bytes to fetch");
+        let sizes = *ctx.regs().get::<u32>(inst.src(1));
+        for lane in lanes(mask) {
+            let (at, bytes) = (at[lane], u64::from(sizes[lane]));
+            multiple_of_16(ctx, lane, &[("source", at), ("size", bytes)])?;
+            if ctx.launch.memory.find(at, bytes).is_none() {
+                let (kind, message) = ctx.launch.memory.explain(at, bytes);
+                return Err(ctx.fault(kind, 1 << lane, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `cp.async.bulk.commit_group`
+#[derive(Debug)]
+struct Commit;
+
+impl WarpOp for Commit {
+    fn execute(&self, ctx: &mut Context<'_>, _inst: &Inst, mask: u32) -> Result<(), Stop> {
+        lanes(mask).for_each(|lane| ctx.close_bulk_group(lane));
+        Ok(())
+    }
+}
+
+/// `cp.async.bulk.wait_group`
+#[derive(Debug)]
+struct WaitGroup {
+    /// How many of the last groups may stay under way.
+    leave: u32,
+    /// Whether only what they read matters.
+    read: bool,
+}
+
+impl WarpOp for WaitGroup {
+    fn execute(&self, ctx: &mut Context<'_>, _inst: &Inst, mask: u32) -> Result<(), Stop> {
+        lanes(mask).try_for_each(|lane| ctx.wait_bulk_groups(lane, self.leave, self.read))
+    }
+}

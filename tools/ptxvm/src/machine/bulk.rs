@@ -206,6 +206,24 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// One lane's ordinary access to `bytes` bytes (a multiple of 16) of shared memory: checks bounds and races.
+    pub(crate) fn shared_piece(
+        &mut self,
+        lane: usize,
+        at: u64,
+        bytes: u64,
+        access: &Access,
+    ) -> Result<(), Stop> {
+        let (mask, all, have) = (1 << lane, [at; LANES], self.block.shared.len());
+        if at.saturating_add(bytes) > have {
+            return Err(self.beyond(mask, &all, bytes, have, "shared memory of the block"));
+        }
+        if !self.meets_mbarrier(mask, &all, bytes) && self.launch.checks.race {
+            self.race_shared(mask, &all, &Access { size: bytes, ..*access }, true, |_, _| None);
+        }
+        Ok(())
+    }
+
     /// Looks for accesses that a new copy is not ordered after, and marks its bytes.
     fn order_bulk(&mut self, bulk: &Bulk, mask: u32) {
         let by = Who::new(bulk.warp as usize, bulk.lane);

@@ -162,6 +162,39 @@ impl fmt::Display for TensorMapError {
 
 impl std::error::Error for TensorMapError {}
 
+/// A field of a map that kernels can replace (PTX ISA, `tensormap.replace`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Address,
+    /// Less 1.
+    Rank,
+    Box,
+    Dim,
+    Stride,
+    ElementStride,
+    Type,
+    Interleave,
+    Swizzle,
+    Fill,
+}
+
+/// Element types in the order of PTX's numbers.
+const PTX_TYPES: [TensorType; 13] = [
+    TensorType::U8,
+    TensorType::U16,
+    TensorType::U32,
+    TensorType::S32,
+    TensorType::U64,
+    TensorType::S64,
+    TensorType::F16,
+    TensorType::F32,
+    TensorType::F32Ftz,
+    TensorType::F64,
+    TensorType::Bf16,
+    TensorType::Tf32,
+    TensorType::Tf32Ftz,
+];
+
 /// A tensor map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorMap {
@@ -292,6 +325,55 @@ impl TensorMap {
         })
     }
 
+    /// The map with another value of a field, that of dimension `number` where there are several.
+    pub(crate) fn replace(
+        mut self,
+        field: Field,
+        number: usize,
+        value: u64,
+    ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        let small = |range: std::ops::RangeInclusive<u64>| match range.contains(&value) {
+            true => Ok(value as u32),
+            false => Err(format!("{field:?} {number} becomes {value}: it may be {range:?}")),
+        };
+        match field {
+            Field::Address if value == 0 || !value.is_multiple_of(16) => {
+                return Err(format!("its address becomes {value:#x}, no multiple of 16"));
+            }
+            Field::Address => self.address = value,
+            Field::Rank => self.rank = small(0..=4)? as usize + 1,
+            Field::Box => self.boxes[number] = small(1..=256)?,
+            Field::Dim => self.dims[number] = u64::from(small(1..=u64::from(u32::MAX))?),
+            Field::Stride if number == RANK - 1 || value >= 1 << 40 || !value.is_multiple_of(16) => {
+                return Err(format!("stride {number} becomes {value}, no multiple of 16 below 2^40"));
+            }
+            // That of the innermost dimension is none of them.
+            Field::Stride => self.strides[number + 1] = value,
+            Field::ElementStride => self.element_strides[number] = small(1..=8)?,
+            Field::Type => {
+                self.ty = PTX_TYPES[small(0..=12)? as usize];
+                self.strides[0] = self.ty.bytes();
+            }
+            Field::Interleave => _ = small(0..=0)?,
+            Field::Swizzle => {
+                small(0..=3)?;
+                self.swizzle = Swizzle::from_number(value as u32).unwrap_or_default();
+            }
+            Field::Fill => self.fill_nan = small(0..=1)? == 1,
+        }
+        Ok(self.to_bytes())
+    }
+
+    /// What is wrong with a box that a kernel has changed.
+    pub(crate) fn box_fault(&self) -> Option<String> {
+        let inner = u64::from(self.boxes[0]) * self.ty.bytes();
+        let wrong = match self.swizzle {
+            Swizzle::None => !inner.is_multiple_of(16),
+            swizzle => inner != swizzle.span(),
+        };
+        wrong.then(|| format!("a box {inner} bytes wide under the swizzle {:?}", self.swizzle))
+    }
+
     /// Bytes that fill what lies outside the tensor, again and again.
     pub(crate) fn fill(&self) -> &'static [u8] {
         if self.fill_nan { self.ty.nan() } else { &[0] }
@@ -324,7 +406,9 @@ impl TensorMap {
                 rest /= count;
                 let place = i64::from(at.get(i).copied().unwrap_or(0)) + step as i64;
                 let there = (0..self.dims[i] as i64).contains(&place);
-                address = address.filter(|_| there).map(|a| a.wrapping_add(place as u64 * self.strides[i]));
+                address = address
+                    .filter(|_| there)
+                    .map(|a| a.wrapping_add((place as u64).wrapping_mul(self.strides[i])));
             }
             let base = row * width;
             let Some(address) = address.filter(|_| inside != 0) else {

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod moves;
 pub mod rounding;
 pub mod shuffle;
+pub mod tensormap;
 pub mod video;
 
 use crate::decode::decoder::Decoder;
@@ -56,6 +57,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "atom" | "red" => atomic::decode,
         "cp" => async_copy::decode,
         "mbarrier" => mbarrier::decode,
+        "tensormap" => tensormap::decode,
         "mma" | "wmma" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
         opcode if opcode.starts_with('v') => video::decode,

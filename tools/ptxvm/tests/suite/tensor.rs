@@ -253,6 +253,96 @@ fn boxes_are_stored_and_added() {
     }
 }
 
+/// A map in shared memory is changed in every field, published, and used.
+#[test]
+fn kernels_change_maps() {
+    let side = 64u64;
+    let fields = "tensormap.replace.tile.global_address.shared::cta.b1024.b64 [m], o;
+tensormap.replace.tile.rank.shared::cta.b1024.b32 [m], 1;
+tensormap.replace.tile.box_dim.shared::cta.b1024.b32 [m], 0, 8;
+tensormap.replace.tile.box_dim.shared::cta.b1024.b32 [m], 1, 4;
+tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [m], 0, 6;
+tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [m], 1, 64;
+tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [m], 0, 256;
+tensormap.replace.tile.element_stride.shared::cta.b1024.b32 [m], 1, 2;
+tensormap.replace.tile.elemtype.shared::cta.b1024.b32 [m], 7;
+tensormap.replace.tile.interleave_layout.shared::cta.b1024.b32 [m], 0;
+tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [m], 1;
+tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
+";
+    let module = |fields: &str| {
+        let lines: String = fields.lines().map(|line| format!("@p {line}\n")).collect();
+        format!(
+            ".version 8.6\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .align 64 .b8 map[128], \
+             .param .u64 data, .param .u64 out, .param .u64 copy)\n{{\n.reg .b32 s, m, b, i, v, r;\n.reg .b64 a, o, t, c;\n\
+             .reg .pred p, w;\n.shared .align 8 .b64 bar;\n.shared .align 128 .b8 mine[128];\n\
+             .shared .align 1024 .b8 box[1024];\nmov.u32 i, %tid.x;\nmov.u32 b, bar;\nmov.u32 s, box;\nmov.u32 m, mine;\n\
+             ld.param.u64 o, [data];\nld.param.u64 t, [out];\nld.param.u64 c, [copy];\nmov.b64 a, map;\n\
+             setp.eq.u32 p, i, 0;\n@p mbarrier.init.shared.b64 [b], 1;\nmad.lo.u32 r, i, 4, m;\n{{\n.reg .b64 q;\n\
+             mad.wide.u32 q, i, 4, a;\nld.param.u32 v, [q];\n}}\nst.shared.u32 [r], v;\nbar.warp.sync 0xffffffff;\n{lines}\
+             bar.warp.sync 0xffffffff;\n\
+             tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [c], [m], 128;\n\
+             fence.proxy.tensormap::generic.acquire.gpu [c], 128;\n\
+             @p mbarrier.arrive.expect_tx.shared.b64 _, [b], 64;\n\
+             @p cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [s], [c, {{0, 1}}], [b];\nwait:\n\
+             mbarrier.try_wait.parity.shared.b64 w, [b], 0;\n@!w bra wait;\nsetp.lt.u32 w, i, 16;\nmad.lo.u32 r, i, 4, s;\n\
+             mad.wide.u32 t, i, 4, t;\n@w ld.shared.u32 v, [r];\n@w st.global.u32 [t], v;\nret;\n}}\n"
+        )
+    };
+    let run = |text: &str| {
+        let mut gpu = Gpu::new(Options::default());
+        let (data, out, copy) =
+            (gpu.alloc(64 * 256).unwrap(), gpu.alloc(64).unwrap(), gpu.alloc(128).unwrap());
+        let words: Vec<u8> = (0..side * side).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        gpu.write(data, &words).unwrap();
+        let args = [
+            Arg::Bytes(TensorMap::encode(&MATRIX).unwrap().to_vec()),
+            Arg::Ptr(data),
+            Arg::Ptr(out),
+            Arg::Ptr(copy),
+        ];
+        launch(&mut gpu, text, &args)?;
+        let mut got = vec![0; 64];
+        gpu.read(out, &mut got).unwrap();
+        Ok::<_, Error>(got.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>())
+    };
+    // Two rows of the four, every other one from row 1 on, of 8 words of which the tensor has 6.
+    let got = run(&module(fields)).unwrap_or_else(|e| panic!("{}\n{e}", module(fields)));
+    for (i, got) in got.iter().enumerate() {
+        let (row, column) = (i / 8, i % 8);
+        if column < 6 {
+            assert_eq!(*got, ((1 + 2 * row) * 64 + column) as f32, "word {i}");
+        } else {
+            assert!(got.is_nan(), "word {i}: {got}");
+        }
+    }
+    for (from, to, part) in [
+        ("b64 [m], o;", "b64 [m], 8;", "no multiple of 16"),
+        (
+            "box_dim.shared::cta.b1024.b32 [m], 1, 4",
+            "box_dim.shared::cta.b1024.b32 [m], 1, 257",
+            "becomes 257",
+        ),
+        ("[m], 0, 256", "[m], 0, 260", "no multiple of 16"),
+        ("elemtype.shared::cta.b1024.b32 [m], 7", "elemtype.shared::cta.b1024.b32 [m], 13", "becomes 13"),
+        (
+            "swizzle_mode.shared::cta.b1024.b32 [m], 1",
+            "swizzle_mode.shared::cta.b1024.b32 [m], 2",
+            "32 bytes wide",
+        ),
+    ] {
+        match run(&module(&fields.replacen(from, to, 1))) {
+            Err(Error::Fault(found)) => {
+                assert!(
+                    found[0].kind == ErrorKind::Launch && found[0].message.contains(part),
+                    "{part}: {found:?}"
+                );
+            }
+            other => panic!("{to}: {other:?}"),
+        }
+    }
+}
+
 /// A matrix of 64 x 32 bf16 in boxes of 32 x 8.
 const MATRIX: Tiled<'static> = Tiled {
     ty: TensorType::Bf16,

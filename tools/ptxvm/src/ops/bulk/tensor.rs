@@ -129,6 +129,9 @@ impl WarpOp for Tensor {
                     format!("a tensor of {} dimensions is copied as one of {}", map.rank, rows.len());
                 return fault(ctx, ErrorKind::Launch, message);
             }
+            if let Some(message) = map.box_fault() {
+                return fault(ctx, ErrorKind::Launch, message);
+            }
             let Some(direction) = self.direction else { continue };
             let base = shared[lane];
             if !base.is_multiple_of(BOX_ALIGN) {

@@ -7,7 +7,8 @@ use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::race::Releases;
-use crate::ptx::ast::Instruction;
+use crate::ptx::ast::{Instruction, Operand};
+use crate::types::Space;
 
 /// `fence` and `membar`.
 #[derive(Debug)]
@@ -30,7 +31,28 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
             "async" | "async.shared::cta" | "async.shared::cluster" => {
                 _ = d.warp(ProxyFence, Class::Sync, &[], &[]);
             }
-            _ => return Err(unsupported(format!("`{written}`"))),
+            text => {
+                let ordered = text.strip_prefix("tensormap::generic.");
+                let gpu = match ordered.and_then(|o| o.split_once('.')) {
+                    Some(("acquire" | "release", scope)) => match scope {
+                        "cta" | "cluster" => false,
+                        "gpu" | "sys" => true,
+                        _ => return Err(unsupported(format!("`{written}`"))),
+                    },
+                    _ => return Err(unsupported(format!("`{written}`"))),
+                };
+                // An acquire names the map, which does not matter to a fence of everything.
+                if text.contains("acquire") {
+                    let [at, Operand::Integer(128)] = operands(inst)? else {
+                        return Err(invalid(format!("`{written}` takes an address, and 128")));
+                    };
+                    d.address(at, Space::Generic)?;
+                } else {
+                    operands::<0>(inst)?;
+                }
+                d.warp(Fence { gpu }, Class::Sync, &[], &[]);
+                return Ok(());
+            }
         }
         operands::<0>(inst)?;
         return Ok(());

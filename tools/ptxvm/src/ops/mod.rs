@@ -53,7 +53,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         }
         "cvt" => convert::decode,
         "ld" | "ldu" | "st" | "cvta" | "isspacep" | "prefetch" | "prefetchu" | "membar" | "fence"
-        | "createpolicy" | "applypriority" | "discard" => memory::decode,
+        | "createpolicy" | "applypriority" | "discard" | "mapa" | "getctarank" => memory::decode,
         "atom" | "red" => atomic::decode,
         "cp" => async_copy::decode,
         "mbarrier" => mbarrier::decode,

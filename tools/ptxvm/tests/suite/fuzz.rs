@@ -15,6 +15,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use ptxvm::{Arg, Checks, Error, Gpu, Launch, Module, Options};
 
+use crate::planted::rows_of_8;
 use crate::support::soup;
 
 /// The longest that an input may take. It is far more than any needs, for machines under load.
@@ -122,6 +123,11 @@ fn exercise(text: &str, seed: u64) -> Result<(), String> {
                     Err(_) => Arg::U64(0),
                 },
                 4 => Arg::U32(5),
+                // As large as a tensor map, and so one.
+                128 => match gpu.alloc(1024) {
+                    Ok(ptr) => Arg::Bytes(rows_of_8(ptr.0, 32)),
+                    Err(_) => Arg::Bytes(vec![1; 128]),
+                },
                 n => Arg::Bytes(vec![1; n as usize]),
             });
         }

@@ -162,6 +162,25 @@ fn addresses_of_all_forms() {
     }
 }
 
+/// A cluster of one block: its addresses are the block's own.
+#[test]
+fn addresses_of_a_cluster() {
+    let body = "mov.u32 %r3, s;\nmbarrier.init.shared.b64 [%r3], 2;\nmov.u32 %r6, %cluster_ctarank;\n\
+        mapa.shared::cluster.u32 %r4, %r3, %r6;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r4];\n\
+        mov.u64 %rd4, s;\ncvta.shared.u64 %rd4, %rd4;\nmapa.u64 %rd5, %rd4, 0;\nmbarrier.arrive.b64 _, [%rd5];\n\
+        mbarrier.test_wait.parity.shared.b64 %p1, [%r3], 0;\nselp.u32 %r5, 1, 0, %p1;\nst.global.u32 [%rd1], %r5;\n\
+        getctarank.shared::cluster.u32 %r5, %r4;\nst.global.u32 [%rd1+4], %r5;\ngetctarank.u64 %r5, %rd5;\n\
+        st.global.u32 [%rd1+8], %r5;\nst.shared::cluster.u32 [%r4+8], 5;\nld.shared.u32 %r5, [%r3+8];\n\
+        st.global.u32 [%rd1+12], %r5;\nisspacep.shared::cluster %p1, %rd5;\nselp.u32 %r5, 1, 0, %p1;\n\
+        st.global.u32 [%rd1+16], %r5;\n";
+    let mut k = Kernel::new(body);
+    let out = k.words("out", &[9; 5]);
+    k.ok(1, 1, &[out.0]);
+    assert_eq!(k.read_words(out, 5), [1, 0, 0, 5, 1]);
+    let found = Kernel::new("mapa.u64 %rd5, %rd1, 1;").wrong(1, 1, &[0], ErrorKind::WrongSpace);
+    assert!(found.message.contains("block 1 of the cluster"), "{found}");
+}
+
 /// All lanes of several warps arrive, and wait where lanes of a warp are apart.
 #[test]
 fn lanes_that_are_apart() {

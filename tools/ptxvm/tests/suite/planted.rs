@@ -8,6 +8,7 @@
 //! - `entry: k` (the kernel; `k` if it is not told), `budget: 1000` (of instructions).
 //! - `args: in[8], out[8], 5, 5u64, bytes 0500`: buffers of words, or values. A buffer's name tells what it holds:
 //!   `in` 1, 4, 7, ...; `zero` zeros; `out` and `raw` nothing that anybody wrote; `old` is freed before the launch.
+//!   `map NAME` is a tensor map of an earlier buffer: rows of 8 floats, in boxes of 8 x 4.
 //! - `expect: KIND; at #1; against #2; THREADS; "part of the message"; x3`: a finding. `#1` marks the end of the line
 //!   that is meant, THREADS are written as `Threads` prints them (without lanes: any), `x3` is the count; `@1` in a
 //!   part of the message is the number of line `#1`. Without `at` the line may be any. The report must have exactly
@@ -22,7 +23,22 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use ptxvm::error::{ErrorKind, Finding};
-use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, Module, Options};
+use ptxvm::{Arg, DevicePtr, Error, Gpu, Launch, Module, Options, Swizzle, TensorMap, TensorType, Tiled};
+
+/// A tensor map of `rows` rows of 8 floats, in boxes of 8 x 4.
+pub(crate) fn rows_of_8(address: u64, rows: u64) -> Vec<u8> {
+    let tiled = Tiled {
+        ty: TensorType::F32,
+        address,
+        dims: &[8, rows],
+        strides: &[32],
+        boxes: &[8, 4],
+        element_strides: &[1, 1],
+        swizzle: Swizzle::None,
+        fill_nan: false,
+    };
+    TensorMap::encode(&tiled).unwrap().to_vec()
+}
 
 /// A version of a file: its text, and what its head tells.
 struct Version {
@@ -161,7 +177,10 @@ impl Version {
                     Arg::Ptr(ptr)
                 }
                 None => {
-                    if let Some(digits) = told.strip_prefix("bytes ") {
+                    if let Some(name) = told.strip_prefix("map ") {
+                        let (_, ptr, words) = buffers.iter().find(|(n, ..)| n == name).unwrap();
+                        Arg::Bytes(rows_of_8(ptr.0, *words as u64 / 8))
+                    } else if let Some(digits) = told.strip_prefix("bytes ") {
                         let digits: String = digits.split_whitespace().collect();
                         let byte = |i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap();
                         Arg::Bytes((0..digits.len()).step_by(2).map(byte).collect())

@@ -1,12 +1,15 @@
-//! Conversions of addresses, and tests of their space: `cvta`, `isspacep`.
+//! Conversions of addresses, and tests of their space: `cvta`, `isspacep`, `mapa`, `getctarank`.
 
 use super::operands::space;
 use crate::decode::decoder::{Decoder, operands, window};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::access::by_space;
+use crate::machine::memory::pick;
+use crate::machine::registers::LANES;
 use crate::ops::lane::{Unary, unary};
 use crate::ptx::ast::Instruction;
 use crate::types::{Space, Type};
@@ -74,6 +77,78 @@ impl WarpOp for IsSpace {
         let defined = ctx.regs().defined(inst.src(0));
         ctx.regs().set_pred(inst.dst(0), mask, hit);
         ctx.regs().set_defined(inst.dst(0), mask, defined);
+        Ok(())
+    }
+}
+
+/// `mapa`: the address in the shared memory of a block of the cluster. Sources: the address in the own, and the block's rank.
+#[derive(Debug)]
+struct MapAddress {
+    wide: bool,
+}
+
+pub(super) fn mapa(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
+    let mut mods = Mods::new(inst);
+    mods.take("shared::cluster");
+    let ty = mods.ty()?;
+    mods.finish()?;
+    if !matches!(ty, Type::U32 | Type::U64) {
+        return Err(invalid("`mapa` gives an address of type .u32 or .u64"));
+    }
+    let [dst, address, rank] = operands(inst)?;
+    let (dst, address, rank) = (d.dst(dst, ty)?, d.src(address, ty)?, d.src(rank, Type::U32)?);
+    d.warp(MapAddress { wide: ty == Type::U64 }, Class::Integer, &[dst], &[address, rank]);
+    Ok(())
+}
+
+impl WarpOp for MapAddress {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        ctx.need_defined(mask, inst.src(1), "the rank of a block");
+        let ranks = *ctx.regs().get::<u32>(inst.src(1));
+        let others = pick(mask, |lane| ranks[lane] != 0);
+        if others != 0 {
+            let rank = ranks[others.trailing_zeros() as usize];
+            let message =
+                format!("the shared memory of block {rank} of the cluster: a cluster has one block here");
+            return Err(ctx.fault(ErrorKind::WrongSpace, others, message));
+        }
+        let (from, to) = (inst.src(0), inst.dst(0));
+        if self.wide {
+            let address = *ctx.regs().get::<u64>(from);
+            ctx.regs().set::<u64>(to, mask, &address);
+        } else {
+            let address = *ctx.regs().get::<u32>(from);
+            ctx.regs().set::<u32>(to, mask, &address);
+        }
+        let known = ctx.regs().defined(from);
+        ctx.regs().set_defined(to, mask, known);
+        Ok(())
+    }
+}
+
+/// `getctarank`: the rank of the block in whose shared memory an address lies, which is the own.
+#[derive(Debug)]
+struct CtaRank;
+
+pub(super) fn getctarank(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
+    let mut mods = Mods::new(inst);
+    mods.take("shared::cluster");
+    let ty = mods.ty()?;
+    mods.finish()?;
+    if !matches!(ty, Type::U32 | Type::U64) {
+        return Err(invalid("`getctarank` takes an address of type .u32 or .u64"));
+    }
+    let [dst, address] = operands(inst)?;
+    let (dst, address) = (d.dst(dst, Type::U32)?, d.src(address, ty)?);
+    d.warp(CtaRank, Class::Integer, &[dst], &[address]);
+    Ok(())
+}
+
+impl WarpOp for CtaRank {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        let known = ctx.regs().defined(inst.src(0));
+        ctx.regs().set::<u32>(inst.dst(0), mask, &[0; LANES]);
+        ctx.regs().set_defined(inst.dst(0), mask, known);
         Ok(())
     }
 }

@@ -21,6 +21,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "st" => store::store(d, inst),
         "cvta" => address::cvta(d, inst),
         "isspacep" => address::isspacep(d, inst),
+        "mapa" => address::mapa(d, inst),
+        "getctarank" => address::getctarank(d, inst),
         "prefetch" | "prefetchu" | "applypriority" => hint::hint(d, inst),
         "discard" => hint::discard(d, inst),
         "membar" | "fence" => fence::fence(d, inst),

@@ -3,6 +3,8 @@
 //! A copy that arrives at an mbarrier lands when somebody waits there, one of a bulk group when its issuer waits for the group;
 //! as late as hardware may do it. What it moves is a list of runs of consecutive bytes.
 
+use std::borrow::Cow;
+
 use super::context::{Context, Stop};
 use super::memory::access::{Access, Act, Order, Span};
 use super::memory::buffer::{Cell, Word};
@@ -55,8 +57,8 @@ pub(crate) struct Bulk {
     /// Bytes of all runs, as the mbarrier counts them.
     pub(crate) bytes: u64,
     pub(crate) reduction: Option<Reduction>,
-    /// What a load writes outside the tensor, again and again.
-    pub(crate) fill: &'static [u8],
+    /// What a load writes where there is no other side, again and again: outside the tensor; or the values of registers.
+    pub(crate) fill: Cow<'static, [u8]>,
     warp: u32,
     lane: usize,
     pc: u32,
@@ -78,7 +80,7 @@ impl Bulk {
             cover,
             bytes,
             reduction: None,
-            fill: &[0],
+            fill: Cow::Borrowed(&[0]),
             warp: 0,
             lane: 0,
             pc: 0,

@@ -134,9 +134,6 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     let mut mods = Mods::new(inst);
     let written = mods.written();
     let returns = inst.opcode == "atom";
-    if mods.take("async") {
-        return Err(unsupported(format!("`{written}`")));
-    }
     let order = order(&mut mods);
     let space = space(&mut mods);
     if !matches!(space, Space::Generic | Space::Global | Space::Shared) {

@@ -43,6 +43,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         _ => integer::decode,
     };
     let family: Decode = match inst.opcode {
+        "st" | "red" if inst.modifiers.first() == Some(&"async") => bulk::small::decode,
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "abs" | "neg" | "min" | "max" => arithmetic,
         "addc" | "subc" | "madc" | "mul24" | "mad24" | "sad" | "rem" | "popc" | "clz" | "bfind" | "fns"
         | "brev" | "bfe" | "bfi" | "bmsk" | "szext" | "dp4a" | "dp2a" => integer::decode,

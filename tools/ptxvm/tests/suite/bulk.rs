@@ -275,6 +275,44 @@ fn reductions() {
     assert_eq!(k.read_words(b, 4), [3.75f32, 0.0, f32::INFINITY, 1.0].map(f32::to_bits));
 }
 
+/// Values of registers, and what they do to the words that are there.
+#[test]
+fn small_stores_and_reductions() {
+    let stores = "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r3+64], %r10, [%r3];\n\
+        st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%r3+72], {%r11, %r12}, [%r3];\n\
+        st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [%r3+80], {%rd10, %rd11}, [%r3];\n\
+        st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%r3+96], {%f1, %f2, %f3, %f4}, [%r3];\n\
+        red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32 [%r3+112], 5, [%r3];\n\
+        red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u64 [%r3+120], %rd10, [%r3];\n\
+        red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.min.s32 [%r3+116], -7, [%r3];\n";
+    let set = "mov.u32 %r10, 10;\nmov.u32 %r11, 11;\nmov.u32 %r12, 12;\nmov.u64 %rd10, 0x1400000013;\nmov.u64 %rd11, 0x1600000015;\n\
+        mov.b32 %f1, 1;\nmov.b32 %f2, 2;\nmov.b32 %f3, 3;\nmov.b32 %f4, 4;\n";
+    let expect = "mbarrier.arrive.expect_tx.shared.b64 _, [%r3], 60;\n";
+    let body = format!(
+        "{HEAD}{set}{}{expect}{stores}{WAIT}{}",
+        words(64, 64, "%rd1", true),
+        words(64, 64, "%rd2", false)
+    );
+    let mut k = Kernel::new(&body);
+    let old: Vec<u32> = (100..116).collect();
+    let (a, b) = (k.words("in", &old), k.words("out", &[0; 16]));
+    k.ok(1, 1, &[a.0, b.0]);
+    let want =
+        [10, 101, 11, 12, 0x13, 0x14, 0x15, 0x16, 1, 2, 3, 4, 117, -7i32 as u32, 0x13 + 114, 0x14 + 115];
+    assert_eq!(k.read_words(b, 16), want);
+    // What is read before the wait is a finding, and so is a lane's store to an odd place.
+    let early = format!(
+        "{HEAD}{set}st.shared.u32 [%r3+64], 1;\n{expect}st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r3+64], %r10, [%r3];\nld.shared.u32 %r5, [%r3+64];\n"
+    );
+    let found = Kernel::new(&early).findings(1, 1, &[]);
+    assert!(
+        found.iter().all(|f| f.kind == ptxvm::error::ErrorKind::AsyncRace) && found.len() == 2,
+        "{found:?}"
+    );
+    let odd = early.replacen("[%r3+64], %r10", "[%r3+66], %r10", 1);
+    Kernel::new(&odd).wrong(1, 1, &[], ptxvm::error::ErrorKind::Misaligned);
+}
+
 #[test]
 fn what_does_not_exist_is_refused() {
     for wrong in [

@@ -318,7 +318,7 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
     }
     for body in [
         "ld.global.mmio.relaxed.sys.u32 %r4, [%rd1];",
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r4], %r5, [%r6];",
+        "st.async.release.gpu.global.u32 [%rd1], %r5;",
         "fence.proxy.tensormap::generic.release.world;",
         "atom.global.cas.b128 %q0, [%rd1], %q1, %q2;",
     ] {

@@ -5,6 +5,7 @@
 
 mod common;
 mod reduce;
+pub(super) mod small;
 mod tensor;
 
 use self::common::{Direction, one_block, shared_address};

@@ -168,7 +168,7 @@ impl WarpOp for Tensor {
             };
             let mut bulk = Bulk::new(way, runs, cover(base, total, map.swizzle));
             bulk.reduction = reduction.flatten();
-            bulk.fill = map.fill();
+            bulk.fill = map.fill().into();
             ctx.issue_bulk(lane, bulk)?;
         }
         Ok(())

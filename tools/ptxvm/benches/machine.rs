@@ -1,6 +1,6 @@
 //! How fast the virtual machine is, checks off and on: `cargo bench -p ptxvm`.
 //!
-//! `fma` counts lane-instructions, `mma` FLOPs of the tensor cores, the others bytes of compulsory global traffic; the
+//! `fma` counts lane-instructions, `mma` and `wgmma` FLOPs of the tensor cores, the others bytes of compulsory global traffic; the
 //! ratio of `off` to `on` is what the checks cost. Results are compared with the expected ones before anything is timed.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -47,6 +47,7 @@ impl Device {
         let (shape, args) = match kernel {
             "fma" => (Launch::linear(32, 256), vec![Arg::Ptr(self.to), Arg::U32(250)]),
             "mma" => (Launch::linear(16, 128), vec![Arg::Ptr(self.to), Arg::U32(200)]),
+            "wgmma" => (Launch::linear(16, 128), vec![Arg::Ptr(self.to), Arg::U32(4)]),
             "copy" => (Launch::linear(side * side / 1024, 256), copying.into()),
             "reduce" => (Launch::linear(side * side / 256, 256), copying.into()),
             "transpose" => {
@@ -92,6 +93,7 @@ fn machine(c: &mut Criterion) {
     for (kernel, unit) in [
         ("fma", Unit::LaneInstructions),
         ("mma", Unit::TensorFlops),
+        ("wgmma", Unit::TensorFlops),
         ("copy", Unit::Bytes),
         ("transpose", Unit::Bytes),
         ("reduce", Unit::Bytes),

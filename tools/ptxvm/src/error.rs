@@ -45,6 +45,8 @@ pub enum ErrorKind {
     Barrier,
     /// An mbarrier that is used before its init or after its inval, with wrong counts or states, or by ordinary accesses.
     Mbarrier,
+    /// A `wgmma` without its fence, or registers touched that one under way uses.
+    Wgmma,
     /// A warp-wide instruction whose mask names lanes that do not take part.
     WarpMask,
     /// No warp of a block can go on: each waits for another.

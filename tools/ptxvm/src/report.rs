@@ -116,7 +116,7 @@ impl Report {
         let all = module.program.code.iter().zip(&counters.insts).zip(&counters.memory);
         // A join is no instruction of the program: it only marks where lanes meet.
         let ran = |inst: &Inst, count: &InstCount| {
-            count.warps > 0 && !matches!(inst.exec, Exec::Control(Control::Join))
+            count.warps > 0 && !matches!(inst.exec, Exec::Control(Control::Join | Control::Warpgroup))
         };
         for ((inst, count), memory) in all.filter(|((inst, count), _)| ran(inst, count)) {
             let class = report.classes.entry(inst.class).or_default();

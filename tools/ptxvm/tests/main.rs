@@ -65,6 +65,8 @@ mod kernels_others;
 mod kernels_programs;
 #[path = "suite/kernels_sync.rs"]
 mod kernels_sync;
+#[path = "suite/kernels_warpgroups.rs"]
+mod kernels_warpgroups;
 #[path = "suite/matrix.rs"]
 mod matrix;
 #[path = "suite/mbarrier.rs"]
@@ -85,3 +87,5 @@ mod tensor;
 mod tidy;
 #[path = "suite/toolchain.rs"]
 mod toolchain;
+#[path = "suite/wgmma.rs"]
+mod wgmma;

@@ -40,6 +40,12 @@ pub fn plan(code: &[Inst], flow: &Flow, virtuals: &[Virtual]) -> Plan {
                 lives[v] = Some(whole);
             }
         }
+        // Asynchronous products use theirs beyond the last instruction that names them.
+        for reg in code.iter().filter(|inst| inst.watched).flat_map(|inst| &inst.regs) {
+            if reg.is_some() {
+                lives[reg.slot as usize] = Some(whole);
+            }
+        }
     }
     let mut order: Vec<(usize, usize, usize)> =
         lives.iter().enumerate().filter_map(|(v, life)| life.map(|(from, to)| (from, to, v))).collect();

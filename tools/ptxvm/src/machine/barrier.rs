@@ -5,6 +5,9 @@ use super::inst::BarrierKind;
 /// Barriers of a block.
 pub(crate) const BARRIERS: usize = 16;
 
+/// Warps of a warpgroup: the first has a number that 4 divides.
+pub(crate) const WARPS: u32 = 4;
+
 /// One barrier between two openings.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Barrier {

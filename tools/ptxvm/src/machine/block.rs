@@ -1,11 +1,14 @@
 //! A block while it runs.
 
 use super::bulk::BulkQueue;
+use std::collections::HashMap;
+
 use super::counters::BlockWork;
 use super::flights::Flights;
 use super::memory::mbarrier::Awaited;
 use super::memory::race::Clocks;
 use super::memory::shared::SharedMemory;
+use super::products::GroupReads;
 
 /// State that the warps of a block share.
 #[derive(Default)]
@@ -28,6 +31,8 @@ pub struct Block {
     pub(crate) flights: Flights,
     /// Bulk copies under way.
     pub(crate) bulk: BulkQueue,
+    /// What the asynchronous products of each warpgroup read, by their number.
+    pub(crate) products: HashMap<(u32, u64), GroupReads>,
     /// Events that may end somebody's wait at an mbarrier.
     pub(crate) progress: u64,
     /// The wait at an mbarrier that has just found its phase incomplete.

@@ -121,6 +121,8 @@ pub struct Inst {
     pub convergence: Convergence,
     /// Whether loops that wait for other threads contain it: atomics with a result, strong loads.
     pub may_wait: bool,
+    /// Whether the warp's asynchronous products look after its registers themselves: `wgmma`.
+    pub watched: bool,
     /// Small constants of the operation: a table, flags.
     pub imm: u64,
     /// Floating-point operations of one lane (of the whole warp for mma), for the counters.
@@ -142,6 +144,7 @@ impl Inst {
             class,
             convergence: Convergence::None,
             may_wait: false,
+            watched: false,
             imm: 0,
             flops: 0,
             place,
@@ -238,6 +241,8 @@ pub enum Control {
     },
     /// `bar.warp.sync`, source 0 the membermask.
     WarpBarrier,
+    /// Behind a product of a warpgroup: its warps wait for each other, since none's part is done before all are.
+    Warpgroup,
     /// `trap`
     Trap,
     /// `brkpt`, `nanosleep`, `yield`-like: let others run.

@@ -1,6 +1,6 @@
 //! The machine: the program that it runs, registers, memory, and how blocks and warps run.
 
-mod barrier;
+pub(crate) mod barrier;
 pub mod block;
 pub(crate) mod bulk;
 pub mod context;
@@ -16,6 +16,7 @@ pub mod layout;
 pub mod memory;
 pub mod module;
 pub mod options;
+pub(crate) mod products;
 pub mod program;
 pub mod registers;
 mod run;

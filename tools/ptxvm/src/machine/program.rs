@@ -178,7 +178,8 @@ pub struct Function {
     pub shared_grain: u32,
     /// What it may use that is the system's.
     pub system: SystemMemory,
-    /// Whether copies arrive at mbarriers: the race check follows them as a party of their own.
+    /// Whether copies arrive at mbarriers, or the asynchronous proxy touches shared memory: the race check follows it as a party
+    /// of its own.
     pub copies_arrive: bool,
 }
 

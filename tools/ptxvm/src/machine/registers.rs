@@ -162,6 +162,11 @@ impl Registers {
         }
     }
 
+    /// A row, counted from the first frame's.
+    pub(crate) fn row(&self, row: u32) -> &Row {
+        &self.rows[row as usize]
+    }
+
     /// The 32 values of a register.
     #[inline(always)]
     pub fn get<V: Value>(&self, reg: Reg) -> &[V::Raw; LANES] {

@@ -8,6 +8,7 @@
 
 use super::copies::CopyQueue;
 use super::memory::local::LocalMemory;
+use super::products::Products;
 use super::registers::Registers;
 
 /// 32 threads that run in lockstep where they can.
@@ -24,6 +25,8 @@ pub struct Warp {
     pub local: LocalMemory,
     /// Asynchronous copies under way.
     pub copies: CopyQueue,
+    /// Asynchronous products under way.
+    pub(crate) products: Products,
 }
 
 impl Warp {
@@ -123,6 +126,7 @@ impl WarpRun {
             regs: Registers::default(),
             local: LocalMemory::default(),
             copies: CopyQueue::default(),
+            products: Products::default(),
         };
         Self { warp, splits: Vec::new(), joins: Vec::new(), spins: 0 }
     }
@@ -131,6 +135,7 @@ impl WarpRun {
     pub(crate) fn start(&mut self, pc: u32, mask: u32, function: u32) {
         self.warp.live = mask;
         self.warp.copies = CopyQueue::default();
+        self.warp.products.clear();
         self.joins.clear();
         self.splits.clear();
         self.spins = 0;

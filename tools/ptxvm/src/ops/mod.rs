@@ -59,7 +59,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "cp" => async_copy::decode,
         "mbarrier" => mbarrier::decode,
         "tensormap" => tensormap::decode,
-        "mma" | "wmma" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
+        "mma" | "wmma" | "wgmma" | "setmaxnreg" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
         opcode if opcode.starts_with('v') => video::decode,
         opcode => return Err(unsupported(format!("the instruction `{opcode}`"))),

@@ -522,9 +522,9 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
 .func (.param .b32 r) helper() { frobnicate.u32; ret; }
 .visible .entry works(.param .u64 p) { .reg .b64 %r; ld.param.u64 %r, [p]; st.global.u32 [%r], 7; ret; }
 .visible .entry lacks() {
-    wgmma.fence.sync.aligned;
-    wgmma.fence.sync.aligned;
-    wgmma.fence.sync.aligned;
+    tcgen05.wait::ld.sync.aligned;
+    tcgen05.wait::ld.sync.aligned;
+    tcgen05.wait::ld.sync.aligned;
     ret;
 }
 .visible .entry calls() { .param .b32 r; call (r), helper, (); ret; }
@@ -547,10 +547,10 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
     ] {
         assert!(out.contains(part), "`{part}` is not in\n{out}");
     }
-    assert_eq!(out.matches("wgmma.fence").count(), 1, "the first of its places\n{out}");
+    assert_eq!(out.matches("tcgen05.wait").count(), 1, "the first of its places\n{out}");
     place.good("run mixed.ptx --entry works --grid 1 --block 1 --arg zeros:4");
     for (entry, code, part) in [
-        ("lacks", 3, "wgmma"),
+        ("lacks", 3, "tcgen05"),
         ("calls", 3, "frobnicate"),
         ("clusters", 3, "clusters"),
         ("reads", 3, "link first"),
@@ -562,8 +562,8 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
     place.bad("run syntax.ptx --grid 1 --block 1", 1, &["syntax.ptx:4", "Syntax"]);
     place.ptx("name.ptx", ".visible .entry k() { .reg .b32 %a; add.u32 %a, %b, 1; ret; }\n");
     place.bad("run name.ptx --grid 1 --block 1", 1, &["Invalid", "name.ptx:4"]);
-    place.ptx("new.ptx", ".visible .entry k() { .reg .b32 %a; wgmma.fence.sync.aligned; ret; }\n");
-    place.bad("run new.ptx --grid 1 --block 1", 3, &["Unsupported", "new.ptx:4", "wgmma"]);
+    place.ptx("new.ptx", ".visible .entry k() { .reg .b32 %a; tcgen05.wait::ld.sync.aligned; ret; }\n");
+    place.bad("run new.ptx --grid 1 --block 1", 3, &["Unsupported", "new.ptx:4", "tcgen05"]);
 }
 
 #[test]
@@ -720,7 +720,7 @@ fn check_lists_kernels_and_all_that_is_wrong() {
         ".visible .entry k(.param .u32 n)
 {
     .reg .b32 %a;
-    wgmma.fence.sync.aligned;
+    tcgen05.wait::ld.sync.aligned;
     frobnicate.u32 %a, 1;
     add.u32 %a, %a, %nobody;
     ret;

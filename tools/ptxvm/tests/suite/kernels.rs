@@ -8,18 +8,18 @@ use crate::toolchain;
 /// How a `.cu` is compiled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Build {
-    pub(crate) arch: u32,
+    pub(crate) arch: &'static str,
     pub(crate) flags: &'static [&'static str],
 }
 
 /// As shipped, for Ampere.
-pub(crate) const SM80: Build = Build { arch: 80, flags: &["-O3", "-lineinfo"] };
+pub(crate) const SM80: Build = Build { arch: "80", flags: &["-O3", "-lineinfo"] };
 /// As shipped, for Hopper.
-pub(crate) const SM90: Build = Build { arch: 90, flags: &["-O3", "-lineinfo"] };
+pub(crate) const SM90: Build = Build { arch: "90", flags: &["-O3", "-lineinfo"] };
 /// With debug code: everything in local memory, calls instead of inlining.
-pub(crate) const DEBUG: Build = Build { arch: 80, flags: &["-G"] };
+pub(crate) const DEBUG: Build = Build { arch: "80", flags: &["-G"] };
 /// Fast approximations and flushed subnormals.
-pub(crate) const FAST: Build = Build { arch: 80, flags: &["-O3", "-use_fast_math"] };
+pub(crate) const FAST: Build = Build { arch: "80", flags: &["-O3", "-use_fast_math"] };
 /// What most tests run.
 pub(crate) const BUILDS: [Build; 3] = [SM80, SM90, DEBUG];
 

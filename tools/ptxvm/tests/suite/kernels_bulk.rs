@@ -6,8 +6,8 @@ use ptxvm::{DevicePtr, Error, Swizzle, TensorMap, TensorType, Tiled};
 use crate::kernels::{Build, Device, Rng, SM90};
 
 const N: usize = 256;
-const WRONG: Build = Build { arch: 90, flags: &["-O3", "-lineinfo", "-DWRONG"] };
-const DEBUG90: Build = Build { arch: 90, flags: &["-G"] };
+const WRONG: Build = Build { arch: "90", flags: &["-O3", "-lineinfo", "-DWRONG"] };
+const DEBUG90: Build = Build { arch: "90", flags: &["-G"] };
 
 /// A square matrix of f32 in boxes of 32 x 32, whose rows are `stride` words apart.
 fn map(at: DevicePtr, side: usize, stride: usize) -> Vec<u8> {

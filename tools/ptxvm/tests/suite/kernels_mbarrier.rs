@@ -36,7 +36,7 @@ fn barriers_and_pipelines_of_a_block() {
 
 #[test]
 fn wrong_twins() {
-    for arch in [80, 90] {
+    for arch in ["80", "90"] {
         for (kernel, threads, width, kind) in KERNELS {
             let mut d = Device::new("mbarrier.cu", Build { arch, flags: WRONG });
             let x = Rng(5).vec(width * 7, |r| r.below(1000) as f32);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ptxvm::{Arg, Error, Module};
+use ptxvm::Arg;
 
 use crate::kernels::{Device, Rng, Round, ToArg, U32, bf16, f16, from_bf16, from_f16, near};
 use crate::kernels_matrix::attention;
@@ -127,19 +127,22 @@ fn triton_layer_norm() {
     }
 }
 
+/// On sm_90 by `wgmma`: A is K-major with a swizzle of 64 bytes, B is MN-major with one of 128.
 #[test]
 fn triton_matmul() {
-    let mut t = Triton::new("matmul", 80);
-    let (m, n, k) = (75usize, 80usize, 112usize);
-    let mut rng = Rng(34);
-    let mut sixteen = |n| rng.vec(n, |r| bf16(r.f64(), Round::Nearest));
-    let (x, y) = (sixteen(m * k), sixteen(k * n));
-    let (a, b, c) = (t.device.upload(&x), t.device.upload(&y), t.device.empty::<f32>(m * n));
-    t.run((2, 2), &[&a, &b, &c, &(m as i32), &(n as i32), &(k as i32)]);
-    for (i, got) in t.device.download::<f32>(c, m * n).into_iter().enumerate() {
-        let terms = (0..k).map(|j| from_bf16(x[i / n * k + j]) * from_bf16(y[j * n + i % n]));
-        let (sum, size) = terms.fold((0.0, 0.0), |(s, t): (f64, f64), v| (s + v, t + v.abs()));
-        near(f64::from(got), sum, 2.0 * k as f64 * U32 * size, i);
+    for arch in [80, 90] {
+        let mut t = Triton::new("matmul", arch);
+        let (m, n, k) = (75usize, 80usize, 112usize);
+        let mut rng = Rng(34);
+        let mut sixteen = |n| rng.vec(n, |r| bf16(r.f64(), Round::Nearest));
+        let (x, y) = (sixteen(m * k), sixteen(k * n));
+        let (a, b, c) = (t.device.upload(&x), t.device.upload(&y), t.device.empty::<f32>(m * n));
+        t.run((2, 2), &[&a, &b, &c, &(m as i32), &(n as i32), &(k as i32)]);
+        for (i, got) in t.device.download::<f32>(c, m * n).into_iter().enumerate() {
+            let terms = (0..k).map(|j| from_bf16(x[i / n * k + j]) * from_bf16(y[j * n + i % n]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(s, t): (f64, f64), v| (s + v, t + v.abs()));
+            near(f64::from(got), sum, 2.0 * k as f64 * U32 * size, (arch, i));
+        }
     }
 }
 
@@ -165,15 +168,6 @@ fn triton_attention() {
             near(from_f16(got[part.start + i]), want, bound, (h, i));
         }
     }
-}
-
-#[test]
-fn wgmma_is_not_supported_yet() {
-    let text = text("triton/matmul_sm90.ptx");
-    let mut gpu = ptxvm::Gpu::new(ptxvm::Options::default());
-    let error = Module::load("matmul_sm90", &text).and_then(|module| gpu.load(&module)).err();
-    let Some(Error::Unsupported(findings)) = error else { panic!("{error:?}") };
-    assert!(findings.iter().any(|f| f.at.text.contains("wgmma.mma_async")), "{findings:?}");
 }
 
 #[test]

@@ -389,6 +389,7 @@ fn all_kinds_are_planted() {
         ErrorKind::AsyncRace,
         ErrorKind::Barrier,
         ErrorKind::Mbarrier,
+        ErrorKind::Wgmma,
         ErrorKind::WarpMask,
         ErrorKind::Deadlock,
         ErrorKind::Budget,

@@ -33,7 +33,7 @@ pub(crate) fn assemble(ptx: &Path, arch: &str) {
 }
 
 /// The PTX of tests/kernels/`cu` for `compute_<arch>`, compiled with `extra`; kept under target/tmp for the next run.
-pub(crate) fn ptx(cu: &str, arch: u32, extra: &[&str]) -> String {
+pub(crate) fn ptx(cu: &str, arch: &str, extra: &[&str]) -> String {
     static VERSION: LazyLock<String> =
         LazyLock::new(|| run(Command::new(nvcc()).arg("--version"), "nvcc --version"));
     static DONE: Mutex<Option<HashMap<u64, Arc<OnceLock<String>>>>> = Mutex::new(None);
@@ -59,7 +59,7 @@ pub(crate) fn ptx(cu: &str, arch: u32, extra: &[&str]) -> String {
         let mut nvcc = Command::new(nvcc());
         nvcc.arg("-ptx").arg(format!("-arch=compute_{arch}")).arg("-std=c++17").args(extra);
         run(nvcc.arg(&source).arg("-o").arg(&fresh), &format!("nvcc on {cu}"));
-        assemble(&fresh, &arch.to_string());
+        assemble(&fresh, arch);
         fs::rename(&fresh, &kept).unwrap();
         fs::read_to_string(&kept).unwrap()
     };

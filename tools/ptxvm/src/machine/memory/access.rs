@@ -645,7 +645,7 @@ impl<'a> Context<'a> {
     }
 
     /// Looks for races between an access to shared memory and earlier ones; `note` as in `Shadow::touch`, `value` as in
-    /// [`Context::check_shared`].
+    /// [`Context::check_shared`]. Gives whether an earlier one is not ordered.
     #[inline(always)]
     pub(crate) fn race_shared(
         &mut self,
@@ -654,7 +654,7 @@ impl<'a> Context<'a> {
         access: &Access,
         note: bool,
         value: impl Fn(&Registers, usize) -> Option<Value>,
-    ) {
+    ) -> bool {
         if access.order.strong {
             self.synchronise(mask, at, access, false);
         }
@@ -680,9 +680,10 @@ impl<'a> Context<'a> {
                 format!("shared memory at {first:#x}: a bulk copy of {by} may still read it")
             });
         }
-        if let Some(conflict) = found {
-            self.report_shared(&conflict, at, access);
+        if let Some(conflict) = &found {
+            self.report_shared(conflict, at, access);
         }
+        found.is_some()
     }
 
     #[cold]
@@ -692,6 +693,9 @@ impl<'a> Context<'a> {
         let agent = self.block.clocks.is_agent(c.who);
         let message = || {
             let place = format!("shared memory at {:#x}", at[lane]);
+            if agent && !c.wrote {
+                return format!("{place}: lane {lane} of warp {warp} writes what a wgmma may still read");
+            }
             if agent {
                 return format!(
                     "{place}: lane {lane} of warp {warp} {verb} what an asynchronous copy wrote, and did not wait at its mbarrier"

@@ -7,7 +7,8 @@
 //! its mask, and a release or acquire by one lane counts for its whole warp.
 //!
 //! What asynchronous copies write when an mbarrier is waited for is the work of one party more, the *agent*, whose clock
-//! the barrier hands to those who wait. With an agent a vector has a second half: the latest clock of each warp whose writes
+//! the barrier hands to those who wait. What the products of a warpgroup read (`wgmma`) is another's, whose clock those get who
+//! wait for the products. With an agent a vector has a second half: the latest clock of each warp whose writes
 //! a proxy fence has made visible to the asynchronous proxy.
 //!
 //! Between blocks the knowledge is coarser still: see `Releases`.
@@ -18,6 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 
 use super::access::{Access, Act};
+use crate::machine::barrier::WARPS;
 
 /// Most addresses with a clock of their own; all further addresses share one.
 const MAX_SYNC_CLOCKS: usize = 1 << 16;
@@ -30,7 +32,7 @@ static ERAS: AtomicU64 = AtomicU64::new(1);
 pub struct Clocks {
     /// Shadow memory of another era says nothing about these clocks.
     pub(crate) era: u64,
-    /// Warps, and the agent where there is one.
+    /// Warps, and where there is one the agent, and a party for the products of each warpgroup.
     warps: usize,
     /// Entries of a vector: one for each of `warps`, or two with an agent.
     width: usize,
@@ -62,16 +64,21 @@ pub(crate) fn join(to: &mut [u32], from: &[u32]) {
 }
 
 impl Clocks {
+    /// All that touch shared memory: warps, with an agent also it and the products of each warpgroup.
+    pub(crate) fn parties(warps: u32, agent: bool) -> u32 {
+        if agent { warps + 1 + warps.div_ceil(WARPS) } else { warps }
+    }
+
     /// Prepares for a block of `warps` warps, and of an agent if it has one; everything before is ordered before it.
     pub fn start(&mut self, warps: u32, agent: bool) {
-        let n = warps as usize + usize::from(agent);
+        let n = Self::parties(warps, agent) as usize;
         let mut top = self.clock.iter().copied().max().unwrap_or(0);
         if self.era == 0 || top > 1 << 31 {
             self.era = ERAS.fetch_add(1, Relaxed);
             top = 0;
         }
         self.warps = n;
-        self.agent = agent.then_some(n - 1);
+        self.agent = agent.then_some(warps as usize);
         self.width = if agent { 2 * n } else { n };
         let width = self.width;
         let refill = |v: &mut Vec<u32>, n: usize, value: u32| {
@@ -80,7 +87,7 @@ impl Clocks {
         };
         refill(&mut self.clock, n, top + 1);
         if let Some(agent) = self.agent {
-            self.clock[agent] = top;
+            self.clock[agent..].fill(top);
         }
         refill(&mut self.knows, n * width, top);
         refill(&mut self.floor, n, top);
@@ -126,12 +133,15 @@ impl Clocks {
     /// Works out the least that a warp knows.
     fn lower(&mut self, w: usize) {
         let mut row = &self.knows[w * self.width..][..self.warps];
-        // Who knows all of the agent's writes knows them up to any clock so far, because the next one has a later clock than
-        // all of these.
-        if let Some(agent) = self.agent.filter(|agent| row[*agent] >= self.clock[*agent]) {
+        let mut floor = u32::MAX;
+        if let Some(agent) = self.agent {
+            // Who knows all that a party has done knows it up to any clock so far, because what it does next has a later clock
+            // than all of these.
+            let late = |p: usize| (row[p] < self.clock[p]).then_some(row[p]);
+            floor = (agent..self.warps).filter_map(late).min().unwrap_or(floor);
             row = &row[..agent];
         }
-        self.floor[w] = row.iter().copied().min().unwrap_or(0);
+        self.floor[w] = row.iter().copied().min().unwrap_or(0).min(floor);
     }
 
     fn take_pending(&mut self, w: usize) {
@@ -204,6 +214,22 @@ impl Clocks {
         }
     }
 
+    /// The products of a warpgroup begin to read. Gives the number and the clock of the party that does.
+    pub(crate) fn group_reads(&mut self, group: u32) -> Option<(u32, u32)> {
+        let party = self.agent? + 1 + group as usize;
+        self.clock[party] += 1;
+        Some((party as u32, self.clock[party]))
+    }
+
+    /// What the products of a warp's group read up to a clock happens before all that the warp does from now on.
+    pub(crate) fn acquire_reads(&mut self, warp: u32, group: u32, clock: u32) {
+        if let Some(agent) = self.agent {
+            let known = &mut self.knows[warp as usize * self.width + agent + 1 + group as usize];
+            *known = clock.max(*known);
+            self.lower(warp as usize);
+        }
+    }
+
     /// The agent begins to write, after everything so far. Gives its number.
     pub(crate) fn agent_writes(&mut self) -> Option<u32> {
         let agent = self.agent?;
@@ -237,9 +263,9 @@ impl Clocks {
         self.agent == Some(by.warp()) || seen.get(by.warp()).is_none_or(|seen| clock <= *seen)
     }
 
-    /// Whether it was the agent.
+    /// Whether it was the agent, or a warpgroup's products.
     pub(crate) fn is_agent(&self, who: Who) -> bool {
-        self.agent == Some(who.warp())
+        self.agent.is_some_and(|agent| who.warp() >= agent)
     }
 
     /// The view of one warp.
@@ -407,7 +433,7 @@ impl Shadow {
 
     /// Finds an earlier access that races with one by the lanes of `mask`, and records the new one. Warps that write the value
     /// that is there do not race with who wrote it, because every order leaves the same bytes. Without `note` nothing is
-    /// recorded: an asynchronous copy, which writes later.
+    /// recorded: an asynchronous copy, which writes later, or a product, whose reads are the agent's.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn touch(
@@ -446,7 +472,7 @@ impl Shadow {
                     let held = || stored.held(lane, from, size);
                     self.write(g, &view, lane, pc, access, note, in_instruction, held)
                 } else {
-                    self.read(g, &view, lane, pc, strong)
+                    self.read(g, &view, lane, pc, strong, note)
                 };
                 if let Some(mut found) = found {
                     if found.same {
@@ -477,7 +503,15 @@ impl Shadow {
     }
 
     #[inline(always)]
-    fn read(&mut self, g: usize, view: &View<'_>, lane: usize, pc: u32, strong: bool) -> Option<Conflict> {
+    fn read(
+        &mut self,
+        g: usize,
+        view: &View<'_>,
+        lane: usize,
+        pc: u32,
+        strong: bool,
+        note: bool,
+    ) -> Option<Conflict> {
         let me = Who::new(view.warp, lane);
         let grain = &mut self.grains[g];
         let mut conflict = None;
@@ -490,7 +524,7 @@ impl Shadow {
             let (who, pc) = (grain.writer, grain.write_pc);
             conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });
         }
-        if strong {
+        if strong || !note {
             // Strong reads are not kept: a later plain write without ordering is not found out. That is the price of
             // flags that spin without being flagged.
             return conflict;

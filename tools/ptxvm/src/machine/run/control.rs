@@ -87,6 +87,11 @@ impl BlockRun {
                     self.meet(w, launch, worker)?;
                 }
             }
+            Control::Warpgroup => {
+                // It only stands for the end of the product.
+                self.block.work.instructions -= 1;
+                self.meet_group(w, s);
+            }
             Control::Barrier { aligned, .. } => {
                 if *aligned && m != live {
                     wait(run, s, m, State::Converging);

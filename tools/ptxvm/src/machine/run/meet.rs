@@ -3,7 +3,7 @@
 use super::frame::broadcast;
 use super::{BlockRun, WarpStatus, lanes_of};
 use crate::error::ErrorKind;
-use crate::machine::barrier::BARRIERS;
+use crate::machine::barrier::{BARRIERS, WARPS};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{BarrierKind, Control, Convergence, Exec, Inst};
 use crate::machine::launch::{LaunchState, Worker};
@@ -270,6 +270,28 @@ impl BlockRun {
         }
         self.open(id as usize, launch, worker);
         Ok(())
+    }
+
+    /// A warp has computed its part of a product; the last of its warpgroup wakes the others. It orders no memory.
+    pub(super) fn meet_group(&mut self, w: usize, s: usize) {
+        let group = w / WARPS as usize;
+        let id = BARRIERS + group;
+        self.block.progress += 1;
+        self.warps[w].splits[s].state = State::Barrier(id as u8);
+        self.barriers[id].warps.push(w as u32);
+        if self.barriers[id].warps.len() < WARPS as usize {
+            return;
+        }
+        self.barriers[id].clear(self.warps.len());
+        for w in group * WARPS as usize..(group + 1) * WARPS as usize {
+            for split in self.warps[w].splits.iter_mut().filter(|s| s.state == State::Barrier(id as u8)) {
+                split.state = State::Ready;
+                split.pc += 1;
+            }
+            if self.status[w] == WarpStatus::Blocked {
+                self.status[w] = WarpStatus::Ready;
+            }
+        }
     }
 
     /// Opens barrier `id` if all that it waits for have arrived.

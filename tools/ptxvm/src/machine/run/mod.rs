@@ -6,13 +6,14 @@ mod frame;
 mod meet;
 
 use self::frame::enter;
-use super::barrier::{BARRIERS, Barrier};
+use super::barrier::{BARRIERS, Barrier, WARPS};
 use super::block::{Block, Poll};
 use super::context::{Context, Stop};
 use super::counters::BlockWork;
 use super::inst::{Control, Convergence, Defs, Exec, Inst};
 use super::launch::{LaunchState, Worker};
 use super::memory::mbarrier::Awaited;
+use super::memory::race::Clocks;
 use super::registers::{LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
 use crate::error::ErrorKind;
@@ -60,6 +61,7 @@ pub(crate) struct BlockRun {
     block: Block,
     warps: Vec<WarpRun>,
     status: Vec<WarpStatus>,
+    /// Those that the program names, then one for each warpgroup.
     barriers: Vec<Barrier>,
     /// Each warp's last wait in vain at an mbarrier.
     vain: Vec<Vain>,
@@ -89,7 +91,7 @@ impl BlockRun {
             block: Block { index: [0; 3], number: 0, warps, executed: 0, ..Block::default() },
             warps: (0..warps).map(WarpRun::new).collect(),
             status: vec![WarpStatus::Done; warps as usize],
-            barriers: vec![Barrier::default(); BARRIERS],
+            barriers: vec![Barrier::default(); BARRIERS + warps.div_ceil(WARPS) as usize],
             vain: vec![Vain::default(); warps as usize],
             random: None,
         }
@@ -104,10 +106,11 @@ impl BlockRun {
         self.block.work = BlockWork::default();
         let reserved = launch.kernel.system.reserved_shared;
         let agent = launch.kernel.copies_arrive;
-        let parties = self.block.warps + u32::from(agent);
+        let parties = Clocks::parties(self.block.warps, agent);
         self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
         self.block.clocks.start(self.block.warps, agent);
         self.block.flights.clear();
+        self.block.products.clear();
         self.block.bulk.clear();
         self.block.poll = None;
         self.vain.fill(Vain::default());
@@ -236,7 +239,10 @@ impl BlockRun {
         }
         let told = at.iter().map(|(pc, id, warps)| {
             let line = launch.place(*pc).line;
-            format!("warps {warps:?} wait at barrier {id} (line {line})")
+            match *id as usize {
+                id if id < BARRIERS => format!("warps {warps:?} wait at barrier {id} (line {line})"),
+                _ => format!("warps {warps:?} wait for the other warps of their warpgroup (line {line})"),
+            }
         });
         let mut told: Vec<String> = told.collect();
         let first = waiting.iter().find(|(_, s)| matches!(s.state, State::Barrier(_)));
@@ -325,13 +331,11 @@ impl BlockRun {
                     }
                     return Ok(WarpStatus::Ready);
                 }
-                let ran = self.run_split(
-                    w,
-                    s,
-                    left.min(launch.budget.saturating_sub(self.block.executed) + 1),
-                    launch,
-                    worker,
-                )?;
+                let most = left.min(launch.budget.saturating_sub(self.block.executed) + 1);
+                let ran = match run.warp.products.watched() {
+                    false => self.run_split::<false>(w, s, most, launch, worker)?,
+                    true => self.run_split::<true>(w, s, most, launch, worker)?,
+                };
                 self.block.executed += ran;
                 left = left.saturating_sub(ran.max(1));
                 if let Some(poll) = self.block.poll.take() {
@@ -374,8 +378,9 @@ impl BlockRun {
         }
     }
 
-    /// Runs split `s` until it waits, diverges or ends, for at most `most` instructions. Returns how many it ran.
-    fn run_split(
+    /// Runs split `s` until it waits, diverges or ends, for at most `most` instructions. Returns how many it ran. With `WATCH` the
+    /// warp's asynchronous products look at each instruction; where that begins or ends, it returns as well.
+    fn run_split<const WATCH: bool>(
         &mut self,
         w: usize,
         s: usize,
@@ -404,6 +409,14 @@ impl BlockRun {
                         "the predicate that guards this was never written, or follows from a value that was not".into()
                     });
                 }
+            }
+            if WATCH
+                && m != 0
+                && !inst.watched
+                && let Some((misuse, other)) = run.warp.products.touch(inst, frame.base)
+            {
+                let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, ran);
+                ctx.misused(misuse, other);
             }
             ran += 1;
             let count = &mut worker.counters.insts[pc as usize];
@@ -435,6 +448,10 @@ impl BlockRun {
                         }
                         let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, ran);
                         op.execute(&mut ctx, inst, m)?;
+                        if run.warp.products.watched() != WATCH {
+                            run.splits[s].pc = pc + 1;
+                            return Ok(ran);
+                        }
                         if inst.may_wait {
                             run.spins = if run.anyone_joined() { run.spins + 1 } else { 0 };
                             let in_vain = self.block.poll.is_some();

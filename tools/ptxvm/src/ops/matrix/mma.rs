@@ -355,24 +355,24 @@ fn product<P: Product, C, D, M: Vectors, const RB: usize, const KE: usize>(
     }
 }
 
+impl Kernels {
+    /// The one that adds in an order.
+    pub(super) fn of(self, order: MmaOrder) -> Kernel {
+        match order {
+            MmaOrder::Chain => self.chain,
+            MmaOrder::Ampere => self.ampere,
+            MmaOrder::Hopper => self.hopper,
+        }
+    }
+}
+
 impl WarpOp for Mma {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         whole_warp(ctx, mask)?;
-        let Kernels { chain, ampere, hopper } = self.kernels;
-        let kernel = match ctx.launch.mma {
-            MmaOrder::Chain => chain,
-            MmaOrder::Ampere => ampere,
-            MmaOrder::Hopper => hopper,
-        };
+        let kernel = self.kernels.of(ctx.launch.mma);
         kernel(&self.plan, ctx.regs(), inst);
         ctx.block.work.mma_flops += u64::from(inst.flops);
-        if inst.srcs().iter().all(|src| ctx.regs().defined(*src) == u32::MAX) {
-            for i in 0..usize::from(inst.dsts) {
-                ctx.regs().set_defined(inst.dst(i), u32::MAX, u32::MAX);
-            }
-        } else {
-            self.plan.define(ctx.regs(), inst);
-        }
+        self.plan.define(ctx.regs(), inst);
         Ok(())
     }
 }
@@ -385,7 +385,13 @@ fn whole_groups(lanes: u32) -> u32 {
 
 impl Plan {
     /// Notes which elements of D are defined.
-    fn define(&self, regs: &mut Registers, inst: &Inst) {
+    pub(super) fn define(&self, regs: &mut Registers, inst: &Inst) {
+        if inst.srcs().iter().all(|src| regs.defined(*src) == u32::MAX) {
+            inst.regs[..usize::from(inst.dsts)]
+                .iter()
+                .for_each(|reg| regs.set_defined(*reg, u32::MAX, u32::MAX));
+            return;
+        }
         let [fa, fb, fc, fd] = self.parts;
         let srcs = inst.srcs();
         let mut out = [0; 8];

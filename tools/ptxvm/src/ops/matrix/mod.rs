@@ -1,8 +1,9 @@
-//! Tensor-core operations: mma, wmma, ldmatrix, stmatrix, movmatrix.
+//! Tensor-core operations: mma, wmma, wgmma, ldmatrix, stmatrix, movmatrix; and setmaxnreg, which warpgroups share registers by.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
 
+mod descriptor;
 mod grouped;
 pub mod layout;
 mod ldmatrix;
@@ -11,6 +12,7 @@ mod number;
 mod operands;
 mod tile;
 mod vectors;
+mod wgmma;
 mod wmma;
 
 use crate::decode::decoder::Decoder;
@@ -25,6 +27,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     match inst.opcode {
         "mma" => mma::decode(d, inst),
         "wmma" => wmma::decode(d, inst),
+        "wgmma" => wgmma::decode(d, inst),
+        "setmaxnreg" => wgmma::decode_registers(d, inst),
         "ldmatrix" | "stmatrix" => ldmatrix::decode(d, inst),
         "movmatrix" => ldmatrix::decode_movmatrix(d, inst),
         opcode => Err(unsupported(format!("the instruction `{opcode}`"))),

@@ -72,6 +72,8 @@ pub struct Place {
     pub text: String,
     /// `file:line` of the `.cu`, where `.loc` gives it.
     pub source: Option<String>,
+    /// The line in the kernel or function itself, where the code was inlined.
+    pub inlined_at: Option<String>,
 }
 
 /// Which threads.
@@ -129,7 +131,10 @@ impl fmt::Display for Place {
             write!(f, ": `{}`", self.text)?;
         }
         if let Some(source) = &self.source {
-            write!(f, " (from {source})")?;
+            match &self.inlined_at {
+                Some(call) => write!(f, " (from {source}, inlined at {call})")?,
+                None => write!(f, " (from {source})")?,
+            }
         }
         Ok(())
     }

@@ -192,7 +192,7 @@ pub fn decode<'m, 'a>(
         label_at: Vec::new(),
         label_names: Vec::new(),
         tables: Vec::new(),
-        places: vec![PlaceLine { line: f.line, source: (0, 0), function: index }],
+        places: vec![PlaceLine { line: f.line, function: index, ..PlaceLine::default() }],
         calls: Vec::new(),
         calls_any: false,
         refusals: Vec::new(),
@@ -309,7 +309,8 @@ impl<'m, 'a> Walk<'m, 'a> {
 
     fn instruction(&mut self, i: &'m Instruction<'a>) -> Result<(), Refusal> {
         let source = i.loc.filter(|l| l.line > 0).map_or((0, 0), |l| (l.file, l.line));
-        let place = PlaceLine { line: i.line, source, function: self.index };
+        let inlined_at = i.loc.and_then(|l| l.inlined_at).unwrap_or((0, 0));
+        let place = PlaceLine { line: i.line, source, inlined_at, function: self.index };
         if self.places.last() != Some(&place) {
             self.places.push(place);
         }

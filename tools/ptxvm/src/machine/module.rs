@@ -43,19 +43,23 @@ impl Module {
     /// A line of the text.
     pub(crate) fn place_of_line(&self, line: u32) -> Place {
         let text = (line as usize).checked_sub(1).and_then(|i| self.text.lines().nth(i)).unwrap_or("");
-        Place { file: self.name.clone(), line, text: shorten(text), source: None }
+        Place { file: self.name.clone(), line, text: shorten(text), ..Place::default() }
     }
 
     /// Where the instruction at `pc` stands.
     pub fn place(&self, pc: u32) -> Place {
         let inst = self.program.code.get(pc as usize);
         let line = inst.and_then(|i| self.program.places.get(i.place as usize)).copied().unwrap_or_default();
-        Place { source: self.source(line), ..self.place_of_line(line.line) }
+        let inlined_at = self.file_and_line(line.inlined_at);
+        Place { source: self.source(line), inlined_at, ..self.place_of_line(line.line) }
     }
 
     /// `file:line` of the source that a line of the PTX came from, where the PTX tells.
     pub fn source(&self, line: PlaceLine) -> Option<String> {
-        let (file, number) = line.source;
+        self.file_and_line(line.source)
+    }
+
+    fn file_and_line(&self, (file, number): (u32, u32)) -> Option<String> {
         let name = || self.files.iter().find(|(i, _)| *i == file).map_or("?", |(_, name)| name);
         (number > 0).then(|| format!("{}:{number}", name()))
     }

@@ -219,6 +219,8 @@ pub struct PlaceLine {
     pub line: u32,
     /// Index in the module's source files and line there; 0, 0 for none.
     pub source: (u32, u32),
+    /// The same of the line in the function itself, where the code was inlined.
+    pub inlined_at: (u32, u32),
     /// The function's index.
     pub function: u32,
 }

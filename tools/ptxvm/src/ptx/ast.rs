@@ -198,6 +198,8 @@ pub struct SourceLoc {
     pub line: u32,
     /// Column.
     pub column: u32,
+    /// File and line in the function of the text that the code was inlined into, through all calls between.
+    pub inlined_at: Option<(u32, u32)>,
 }
 
 /// `@!p opcode.mod.mod a, b, c;`

@@ -229,8 +229,8 @@ fn source_lines_last_until_the_next_one_or_the_end_of_the_function() {
     let module = good(&text);
     let mut found = Vec::new();
     module.functions.iter().for_each(|f| locs(f.body.as_deref().unwrap(), &mut found));
-    let loc = |line, column| Some(SourceLoc { file: 1, line, column });
-    assert_eq!(found, [None, loc(2, 3), loc(4, 5), loc(4, 5), None]);
+    let loc = |line, column, inlined_at| Some(SourceLoc { file: 1, line, column, inlined_at });
+    assert_eq!(found, [None, loc(2, 3, None), loc(4, 5, Some((1, 2))), loc(4, 5, Some((1, 2))), None]);
 }
 
 #[test]
@@ -422,7 +422,7 @@ fn compilers() {
     assert_eq!((scale.is_entry, scale.max_threads, scale.params.len()), (true, Some([256, 1, 1]), 3));
     let body = scale.body.as_deref().unwrap();
     let shfl = instruction(body, "shfl");
-    assert_eq!(shfl.loc, Some(SourceLoc { file: 2, line: 449, column: 9 }));
+    assert_eq!(shfl.loc, Some(SourceLoc { file: 2, line: 449, column: 9, inlined_at: Some((1, 6)) }));
     assert_eq!((&shfl.operands[0], shfl.line), (&pair(name("%r3"), name("%p1")), 74));
     let blocks: Vec<_> =
         body.iter().filter_map(|s| if let Statement::Block(b) = s { Some(b) } else { None }).collect();

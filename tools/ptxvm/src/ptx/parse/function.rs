@@ -40,6 +40,7 @@ impl<'a> Parser<'a, '_> {
         }
         self.function = "";
         self.loc = None;
+        self.calls.clear();
         Ok(function)
     }
 

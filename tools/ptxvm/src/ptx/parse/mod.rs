@@ -5,12 +5,14 @@
 //!
 //! Directives without a meaning for a machine that interprets are read and dropped: `.minnctapersm`, `.maxnreg`,
 //! `.abi_preserve`, `.abi_preserve_control`, `.pragma`, `.attribute`, `.ptr` and its space and alignment, `.align`
-//! of registers, the inlining attributes of `.loc`, and `.section` blocks.
+//! of registers, the function that `.loc` names for inlined code, and `.section` blocks.
 
 mod constant;
 mod declare;
 mod function;
 mod statement;
+
+use std::collections::HashMap;
 
 use super::ast::{Alias, Linkage, Module, RefusedVariable, SourceLoc};
 use super::lex::{Bad, Lexer, Token, TokenKind, shorten};
@@ -53,6 +55,7 @@ pub fn parse<'a>(file: &str, text: &'a str) -> Result<Module<'a>, Error> {
         depth: 0,
         function: "",
         loc: None,
+        calls: HashMap::new(),
     };
     parser.advance()?;
     parser.module()
@@ -120,6 +123,8 @@ struct Parser<'a, 'f> {
     function: &'a str,
     /// The latest `.loc` of the function.
     loc: Option<SourceLoc>,
+    /// Of the latest `.loc` of inlined code at a file, line and column: file and line in the outermost function.
+    calls: HashMap<(u32, u32, u32), (u32, u32)>,
 }
 
 impl From<Box<Finding>> for Error {
@@ -141,7 +146,7 @@ impl<'a> Parser<'a, '_> {
         let from = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
         let to = self.text[start..].find('\n').map_or(self.text.len(), |at| start + at);
         let text = shorten(self.text[from..to].trim(), QUOTED_LINE);
-        let at = Place { file: self.file.to_string(), line, text, source: None };
+        let at = Place { file: self.file.to_string(), line, text, ..Place::default() };
         let finding = Finding::load(kind, at, message);
         Err(Box::new(Finding { kernel: self.function.to_string(), ..finding }))
     }

@@ -105,6 +105,7 @@ impl<'a> Parser<'a, '_> {
         let file = self.count("the index of a file")?;
         let line = self.count("a line")?;
         let column = self.count("a column")?;
+        let mut inlined_at = None;
         while self.accept(b',')? {
             match self.name("`function_name` or `inlined_at`")? {
                 "function_name" => {
@@ -114,14 +115,19 @@ impl<'a> Parser<'a, '_> {
                     }
                 }
                 "inlined_at" => {
-                    self.count("the index of a file")?;
-                    self.count("a line")?;
-                    self.count("a column")?;
+                    let call =
+                        (self.count("the index of a file")?, self.count("a line")?, self.count("a column")?);
+                    // Where the call's own `.loc` came before, it tells what the caller is inlined into.
+                    inlined_at = Some(self.calls.get(&call).copied().unwrap_or((call.0, call.1)));
                 }
                 _ => return self.expected("`function_name` or `inlined_at` after the comma"),
             }
         }
-        self.loc = Some(SourceLoc { file, line, column });
+        match inlined_at {
+            Some(outermost) => self.calls.insert((file, line, column), outermost),
+            None => self.calls.remove(&(file, line, column)),
+        };
+        self.loc = Some(SourceLoc { file, line, column, inlined_at });
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The public machine: a device with memory, modules and launches.
 
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use crate::compile::module::{error as load_error, load};
@@ -144,6 +145,8 @@ pub struct Gpu {
     workspace: Option<DevicePtr>,
     serial: u32,
     id: u64,
+    /// What the last launch printed.
+    printed: String,
 }
 
 /// Bytes of the workspace that cooperative groups use.
@@ -161,12 +164,31 @@ impl Gpu {
         static DEVICES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let memory = GlobalMemory::new(&options);
         let id = DEVICES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Self { options, memory, heap: None, workspace: None, serial: 0, id }
+        Self { options, memory, heap: None, workspace: None, serial: 0, id, printed: String::new() }
     }
 
     /// How it is set up.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// The first allocation will be `bytes` behind where it otherwise were, so that several devices have no address in common.
+    pub fn begin_at(&mut self, bytes: u64) {
+        self.memory.begin_at(bytes);
+    }
+
+    /// From now on the bytes of an allocation are the host program's at `host`, as of managed and page-locked memory. All
+    /// count as written, because nobody sees the program write them.
+    ///
+    /// # Errors
+    /// Not the start of an allocation.
+    ///
+    /// # Safety
+    /// `host` is a multiple of 8, and the allocation's bytes, rounded up to a multiple of 8, can be read and written there
+    /// until it is freed.
+    pub unsafe fn back(&mut self, ptr: DevicePtr, host: NonNull<u64>) -> Result<(), Error> {
+        // SAFETY: the caller's word.
+        unsafe { self.memory.back(ptr.0, host) }
     }
 
     /// Allocates `bytes` uninitialised bytes.
@@ -265,6 +287,17 @@ impl Gpu {
         Some((DevicePtr(module.globals[i]), module.module.0.globals[i].bytes))
     }
 
+    /// A variable of constant memory: its bytes.
+    pub fn constant<'a>(&self, module: &'a LoadedModule, name: &str) -> Option<&'a [u8]> {
+        let (_, at, size) = module.module.0.constant_names.iter().find(|(n, ..)| n == name)?;
+        module.constants.get(*at as usize..(at + size) as usize)
+    }
+
+    /// What the last launch printed with `printf`, also where it failed.
+    pub fn printed(&self) -> &str {
+        &self.printed
+    }
+
     /// Writes a variable of constant memory, as `cudaMemcpyToSymbol` does.
     ///
     /// # Errors
@@ -306,6 +339,7 @@ impl Gpu {
         if !f.refused.is_empty() {
             return Err(load_error(module.refused(f)));
         }
+        self.printed.clear();
         self.check_shape(f, shape)?;
         let params = pack(f, args)?;
         let align = f.dynamic_align.max(1);
@@ -355,6 +389,7 @@ impl Gpu {
         let unique = outcome.counters.unique_sectors;
         let unique = (unique.read, unique.written);
         self.memory.settle();
+        self.printed.clone_from(&outcome.printed);
         if !outcome.findings.is_empty() {
             return Err(Error::Fault(outcome.findings));
         }

@@ -346,3 +346,68 @@ fn the_host_writes_constants() {
         assert!(gpu.write_constant(&mut loaded, name, &vec![0; bytes]).is_err(), "{name}");
     }
 }
+
+/// A kernel works on the host program's own memory, which then counts as written; devices may lie apart.
+#[test]
+fn an_allocation_can_be_memory_of_the_host() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry twice(.param .u64 p) {\n.reg .b64 %rd<2>;\n\
+        .reg .b32 %r<2>;\nld.param.u64 %rd1, [p];\nld.global.u32 %r1, [%rd1];\nadd.u32 %r1, %r1, %r1;\n\
+        st.global.u32 [%rd1], %r1;\nret;\n}\n";
+    let mut gpu = ptxvm::Gpu::new(Options::default());
+    gpu.begin_at(1 << 38);
+    let module = gpu.load(&ptxvm::Module::load("twice.ptx", text).unwrap()).unwrap();
+    let at = gpu.alloc(12).unwrap();
+    assert!(at.0 >= 1 << 38, "{at:?}");
+    let mut host = vec![21u64, 5];
+    let start = std::ptr::NonNull::new(host.as_mut_ptr()).unwrap();
+    // SAFETY: 16 bytes, which live until the device is dropped.
+    unsafe { gpu.back(at, start) }.unwrap();
+    let launch = ptxvm::Launch::linear(1, 1);
+    gpu.launch(&module, "twice", &launch, &[ptxvm::Arg::Ptr(at)]).unwrap();
+    // SAFETY: no launch runs.
+    assert_eq!(unsafe { start.read_volatile() }, 42);
+    let mut seen = [0; 12];
+    gpu.read(at, &mut seen).unwrap();
+    assert_eq!(seen[..4], 42u32.to_le_bytes());
+    // Bounds are those of the allocation, not of the words below it.
+    let past = gpu.launch(&module, "twice", &launch, &[ptxvm::Arg::Ptr(at.offset(12))]).unwrap_err();
+    let Error::Fault(findings) = past else { panic!("{past}") };
+    assert_eq!(findings[0].kind, ErrorKind::OutOfBounds);
+    // SAFETY: refused, since no allocation starts there.
+    assert!(unsafe { gpu.back(at.offset(8), start) }.is_err());
+    gpu.free(at).unwrap();
+    drop(gpu);
+    assert_eq!(host[1], 5);
+}
+
+/// What a kernel printed before it failed is told, too.
+#[test]
+fn what_a_failed_launch_printed_is_kept() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);\n\
+        .global .align 1 .b8 s[4] = {104, 105, 10, 0};\n.visible .entry k() {\n.reg .b64 %rd<3>;\n\
+        mov.u64 %rd1, s;\nmov.u64 %rd2, 0;\n{\n.param .b64 a;\nst.param.b64 [a], %rd1;\n.param .b64 b;\nst.param.b64 [b], %rd2;\n\
+        .param .b32 r;\ncall.uni (r), vprintf, (a, b);\n}\ntrap;\nret;\n}\n";
+    let mut gpu = ptxvm::Gpu::new(Options::default());
+    let module = gpu.load(&ptxvm::Module::load("k.ptx", text).unwrap()).unwrap();
+    gpu.launch(&module, "k", &ptxvm::Launch::linear(1, 1), &[]).unwrap_err();
+    assert_eq!(gpu.printed(), "hi\n");
+}
+
+/// A finding in inlined code names the line of the kernel as well, through all calls between.
+#[test]
+fn inlined_code_is_placed_in_its_kernel() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.file 1 \"user.cu\"\n.file 2 \"leaf.h\"\n\
+        .visible .entry k(.param .u64 p) {\n.reg .b64 %rd<2>;\n.reg .b32 %r<2>;\n.loc 1 4 0\nld.param.u64 %rd1, [p];\n\
+        .loc 1 3 3, function_name $L0, inlined_at 1 5 3\n.loc 2 1 71, function_name $L1, inlined_at 1 3 3\n\
+        ld.global.u32 %r1, [%rd1];\n.loc 1 6 3\nst.global.u32 [%rd1+4], %r1;\nret;\n}\n";
+    let mut gpu = ptxvm::Gpu::new(Options::default());
+    let module = gpu.load(&ptxvm::Module::load("k.ptx", text).unwrap()).unwrap();
+    let at = gpu.alloc(4).unwrap();
+    let run = gpu.launch(&module, "k", &ptxvm::Launch::linear(1, 1), &[ptxvm::Arg::Ptr(at)]);
+    let told = run.unwrap_err().to_string();
+    assert!(told.contains("(from user.cu:6)"), "{told}");
+    let freed = ptxvm::DevicePtr(8);
+    let run = gpu.launch(&module, "k", &ptxvm::Launch::linear(1, 1), &[ptxvm::Arg::Ptr(freed)]);
+    let told = run.unwrap_err().to_string();
+    assert!(told.contains("(from leaf.h:1, inlined at user.cu:5)"), "{told}");
+}

@@ -1,6 +1,7 @@
 //! Bytes that several host threads may touch at once, and the values that lie in them.
 
 use std::alloc::{Layout, alloc_zeroed};
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
@@ -11,7 +12,23 @@ use crate::machine::registers::LANES;
 /// Every access is a relaxed atomic one, so a kernel that races is no undefined behaviour of the host. Accesses of
 /// different widths to the same bytes give the result of the host's caches: all targets keep single accesses whole.
 pub(crate) struct Buffer {
-    words: Box<[AtomicU64]>,
+    words: NonNull<[AtomicU64]>,
+    /// Whether the words are this buffer's, a `Box` of them; the host program's otherwise.
+    owned: bool,
+}
+
+// SAFETY: the words are atomic, and the buffer is all that has them, or they are the host program's for as long as it lives.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.owned {
+            // SAFETY: the words were a box's, which `of` took apart.
+            drop(unsafe { Box::from_raw(self.words.as_ptr()) });
+        }
+    }
 }
 
 macro_rules! views {
@@ -31,7 +48,7 @@ impl Buffer {
     /// `words` words of 8 bytes; `None` where the host has no room for them.
     pub(crate) fn zeroed(words: usize) -> Option<Self> {
         if words == 0 {
-            return Some(Self { words: Box::default() });
+            return Some(Self::of(Box::default()));
         }
         let layout = Layout::array::<AtomicU64>(words).ok()?;
         // SAFETY: the layout has a size above zero.
@@ -41,7 +58,20 @@ impl Buffer {
         }
         // SAFETY: `start` comes from the global allocator with the layout of `[AtomicU64; words]`, and zero bytes are
         // a valid AtomicU64.
-        Some(Self { words: unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, words)) } })
+        Some(Self::of(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, words)) }))
+    }
+
+    fn of(words: Box<[AtomicU64]>) -> Self {
+        // A box is never null.
+        Self { words: NonNull::from(Box::leak(words)), owned: true }
+    }
+
+    /// The host program's own memory.
+    ///
+    /// # Safety
+    /// At `start`, a multiple of 8, are `words` words that can be read and written until the buffer is dropped.
+    pub(crate) unsafe fn over(start: NonNull<AtomicU64>, words: usize) -> Self {
+        Self { words: NonNull::slice_from_raw_parts(start, words), owned: false }
     }
 
     /// Room for `bytes` bytes.
@@ -61,13 +91,14 @@ impl Buffer {
     /// As 64-bit values.
     #[inline(always)]
     pub(crate) fn u64s(&self) -> &[AtomicU64] {
-        &self.words
+        // SAFETY: the words live as long as the buffer, and are only ever used as atomic values.
+        unsafe { self.words.as_ref() }
     }
 
     /// All bytes, for a host that is alone with them.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: `&mut self` shows that nobody else looks; any bytes are valid AtomicU64s, and bytes need no alignment.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.words.len() * 8) }
+        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr().cast(), self.words.len() * 8) }
     }
 
     /// Copies bytes in, whole words where they are.
@@ -80,7 +111,7 @@ impl Buffer {
         }
         let at = at + head.len();
         let (body, tail) = body.as_chunks::<8>();
-        for (chunk, word) in body.iter().zip(&self.words[at / 8..]) {
+        for (chunk, word) in body.iter().zip(&self.u64s()[at / 8..]) {
             word.store(u64::from_ne_bytes(*chunk), Relaxed);
         }
         let at = at + body.len() * 8;
@@ -99,7 +130,7 @@ impl Buffer {
         }
         let at = at + head.len();
         let (body, tail) = body.as_chunks_mut::<8>();
-        for (chunk, word) in body.iter_mut().zip(&self.words[at / 8..]) {
+        for (chunk, word) in body.iter_mut().zip(&self.u64s()[at / 8..]) {
             *chunk = word.load(Relaxed).to_ne_bytes();
         }
         let at = at + body.len() * 8;

@@ -1,8 +1,9 @@
 //! Global memory: allocations, their initialised bytes, and the state of the race check.
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::blocks::Lines;
 use super::buffer::{Bits, Buffer};
@@ -134,6 +135,31 @@ impl GlobalMemory {
     /// Bytes in allocations that are not freed.
     pub fn used(&self) -> u64 {
         self.used
+    }
+
+    /// The first allocation will be `bytes` behind where it otherwise were, so that devices have no address in common.
+    pub fn begin_at(&mut self, bytes: u64) {
+        self.next = self.next.max((bytes / GLOBAL_SLOT).min(SLOTS));
+    }
+
+    /// From now on the bytes of an allocation are the host program's at `host`, with what they hold, which counts as written
+    /// because nobody sees the program write it.
+    ///
+    /// # Errors
+    /// Not the start of an allocation.
+    ///
+    /// # Safety
+    /// `host` is a multiple of 8, and the allocation's bytes, rounded up to a multiple of 8, can be read and written there
+    /// until it is freed.
+    pub unsafe fn back(&mut self, address: u64, host: NonNull<u64>) -> Result<(), Error> {
+        let Some(i) = self.index(address).filter(|i| self.allocations[*i].start == address) else {
+            return Err(fault(ErrorKind::OutOfBounds, format!("no allocation starts at {address:#x}")));
+        };
+        let a = &mut self.allocations[i];
+        // SAFETY: the caller's word.
+        a.data = unsafe { Buffer::over(host.cast::<AtomicU64>(), a.bytes.div_ceil(8) as usize) };
+        *a.all_written.get_mut() = true;
+        Ok(())
     }
 
     /// Allocates; the bytes are zero but count as never written. `name` appears in messages.

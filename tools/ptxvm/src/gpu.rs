@@ -57,6 +57,13 @@ impl Module {
         Some(f.params.iter().map(|p| (p.bytes, p.align)).collect())
     }
 
+    /// Most threads that a block of a kernel may have.
+    pub fn max_threads(&self, kernel: &str) -> Option<u32> {
+        let f = self.0.kernels().find(|f| f.name == kernel)?;
+        let allowed = f.required_threads.or(f.max_threads);
+        Some(allowed.map_or(MAX_THREADS, |[x, y, z]| x.saturating_mul(y).saturating_mul(z).min(MAX_THREADS)))
+    }
+
     /// A kernel's static shared memory in bytes.
     pub fn shared_bytes(&self, kernel: &str) -> Option<u32> {
         self.0.kernels().find(|f| f.name == kernel).map(|f| f.shared_bytes)
@@ -229,6 +236,14 @@ impl Gpu {
     /// Outside an allocation.
     pub fn read(&self, ptr: DevicePtr, bytes: &mut [u8]) -> Result<(), Error> {
         self.memory.read(ptr.0, bytes)
+    }
+
+    /// Copies bytes within the device. What was never written at `from` counts as never written at `to`.
+    ///
+    /// # Errors
+    /// Outside an allocation.
+    pub fn copy(&mut self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<(), Error> {
+        self.memory.copy(to.0, from.0, bytes as u64)
     }
 
     /// Sets bytes.

@@ -411,3 +411,25 @@ fn inlined_code_is_placed_in_its_kernel() {
     let told = run.unwrap_err().to_string();
     assert!(told.contains("(from leaf.h:1, inlined at user.cu:5)"), "{told}");
 }
+
+/// A copy within the device takes along what was never written.
+#[test]
+fn a_copy_of_bytes_that_nobody_wrote_is_none_of_written_ones() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p, .param .u64 q) {\n\
+        .reg .b64 %rd<3>;\n.reg .b32 %r<2>;\nld.param.u64 %rd1, [p];\nld.param.u64 %rd2, [q];\nld.global.u32 %r1, [%rd1];\n\
+        st.global.u32 [%rd2], %r1;\nret;\n}\n";
+    let mut gpu = ptxvm::Gpu::new(Options::default());
+    let module = gpu.load(&ptxvm::Module::load("k.ptx", text).unwrap()).unwrap();
+    let (a, b) = (gpu.alloc(9000).unwrap(), gpu.alloc(9000).unwrap());
+    gpu.write(a, &bytes(8000)).unwrap();
+    gpu.copy(b, a, 9000).unwrap();
+    let mut got = vec![0; 8000];
+    gpu.read(b, &mut got).unwrap();
+    assert_eq!(got, bytes(8000));
+    for (at, fine) in [(7996, true), (8000, false), (8996, false)] {
+        let args = [ptxvm::Arg::Ptr(b.offset(at)), ptxvm::Arg::Ptr(a)];
+        let run = gpu.launch(&module, "k", &ptxvm::Launch::linear(1, 1), &args);
+        assert_eq!(run.is_ok(), fine, "at {at}: {run:?}");
+    }
+    assert!(gpu.copy(b, a, 9001).is_err() && gpu.copy(b.offset(1), a, 9000).is_err());
+}

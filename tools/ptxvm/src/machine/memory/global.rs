@@ -356,6 +356,25 @@ impl GlobalMemory {
         self.host_write(address, bytes, |to| to.fill(value))
     }
 
+    /// Copies bytes within the device; what was not written there is not written here.
+    ///
+    /// # Errors
+    /// Not within one allocation each.
+    pub fn copy(&mut self, to: u64, from: u64, bytes: u64) -> Result<(), Error> {
+        const PIECE: u64 = 4096;
+        let source = &self.allocations[self.range(from, bytes)?];
+        let at = from - source.start;
+        let mut data = vec![0; bytes as usize];
+        source.data.read(at as usize, &mut data);
+        let pieces = (0..bytes).step_by(PIECE as usize).map(|from| from..bytes.min(from + PIECE));
+        let partly = pieces.filter(|piece| !source.is_written(at + piece.start, piece.end - piece.start));
+        let missing: Vec<u64> = partly.flatten().filter(|i| !source.is_written(at + i, 1)).collect();
+        self.write(to, &data)?;
+        let target = &self.allocations[self.range(to, bytes)?];
+        missing.iter().for_each(|i| target.forget(to - target.start + i, 1));
+        Ok(())
+    }
+
     fn host_write(&mut self, address: u64, bytes: u64, f: impl FnOnce(&mut [u8])) -> Result<(), Error> {
         let i = self.range(address, bytes)?;
         let a = &mut self.allocations[i];

@@ -11,11 +11,12 @@
 //! - [`api`]: the exported functions, which turn pointers into values. Functions that are missing are missing: a program
 //!   that looks them up learns so.
 //! - [`driver`]: devices, contexts, and the objects behind handles with their rules.
-//! - [`work`]: the work in streams and graphs, and its execution.
+//! - [`work`]: the work in streams and graphs. [`fatbin`]: the PTX in fat binaries.
 //! - [`code`]: results. [`settings`]: the machine, as the environment describes it.
 
 pub mod api;
 pub mod code;
 pub mod driver;
+pub mod fatbin;
 pub mod settings;
 pub mod work;

@@ -62,8 +62,8 @@ fn switch(text: &str) -> Option<bool> {
 }
 
 impl Settings {
-    /// Reads the environment.
-    pub fn read() -> Result<Self, String> {
+    /// Reads the environment; `version` is the driver's where that says none.
+    pub fn read(version: (i32, i32)) -> Result<Self, String> {
         let capability = variable("VCUDA_CAPABILITY", (8, 0), pair)?;
         // As NVIDIA's tables have it: A100, RTX 30 and 40, H100 and later.
         let shared = match capability {
@@ -89,7 +89,7 @@ impl Settings {
             multiprocessors: variable("VCUDA_MULTIPROCESSORS", multiprocessors, |text| {
                 text.parse().ok().filter(|n| *n > 0)
             })?,
-            version: variable("VCUDA_VERSION", (12, 4), pair)?,
+            version: variable("VCUDA_VERSION", version, pair)?,
             graphs: variable("VCUDA_GRAPHS", Graphs::All, |text| {
                 [("0", Graphs::None), ("1", Graphs::All), ("made", Graphs::Made)]
                     .into_iter()

@@ -40,6 +40,8 @@ pub struct Settings {
     pub mma: MmaOrder,
     /// The kernel that fails as soon as it runs (`VCUDA_FAULT`, its name).
     pub fault: Option<String>,
+    /// Milliseconds without a call after which work runs although nobody waits for it; 0 for never (`VCUDA_PATIENCE`).
+    pub patience: Option<u64>,
     /// Whether a launch waits until it has run (`CUDA_LAUNCH_BLOCKING`, 0 or 1, as NVIDIA's driver has it).
     pub blocking: bool,
 }
@@ -98,6 +100,7 @@ impl Settings {
             checks: variable("VCUDA_CHECKS", true, switch)?,
             mma: variable("VCUDA_MMA", MmaOrder::Chain, MmaOrder::named)?,
             fault: variable("VCUDA_FAULT", None, |text| Some(Some(text.to_owned())))?,
+            patience: variable("VCUDA_PATIENCE", None, |text| text.parse().ok().map(Some))?,
             blocking: variable("CUDA_LAUNCH_BLOCKING", false, switch)?,
         })
     }

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use vcuda::api::module::container_bytes;
 use vcuda::code::{Code, say};
@@ -47,6 +48,9 @@ struct Registry {
     primary: HashMap<i32, u64>,
 }
 
+/// Milliseconds without a call after which work runs although nobody waits for it.
+const PATIENCE: u64 = 1000;
+
 static REGISTRY: Mutex<Option<Registry>> = Mutex::new(None);
 
 thread_local! {
@@ -67,7 +71,12 @@ pub fn device() -> i32 {
 /// Starts the driver, if need be. What a runtime needs of a driver is of its own age, so the newest is the default.
 pub fn start() -> Result<(), Code> {
     driver::set_default_version((13, 2));
-    driver::init()
+    driver::init()?;
+    let patience = with(|driver| Ok(driver.settings.patience))?.unwrap_or(PATIENCE);
+    if patience > 0 {
+        driver::go_on_after(Duration::from_millis(patience));
+    }
+    Ok(())
 }
 
 /// The handle of this thread's context, which is there from now on: the program's own, or its device's primary one.

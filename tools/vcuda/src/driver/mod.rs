@@ -13,9 +13,9 @@ use std::ffi::CString;
 use std::io::Write as _;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ptxvm::{Arg, Checks, DevicePtr, Gpu, Options};
 
@@ -120,6 +120,31 @@ pub fn init() -> Result<(), Code> {
     }
 }
 
+/// How many calls there have been.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// From now on, work that waits to run begins to run by itself when the program has made no call for this long: a program may
+/// wait for work without a call, such as for what a function of the host says or a kernel writes to managed memory.
+pub fn go_on_after(patience: Duration) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::thread::spawn(move || {
+            loop {
+                let before = CALLS.load(Ordering::Relaxed);
+                std::thread::sleep(patience);
+                // Its own calls are none of the program's, and work runs piece by piece, so that calls come between.
+                while CALLS.load(Ordering::Relaxed) == before {
+                    let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
+                    let contexts = driver.iter_mut().flat_map(|driver| driver.contexts.values_mut());
+                    if !contexts.into_iter().any(|context| context.go_on()) {
+                        break;
+                    }
+                }
+            }
+        });
+    });
+}
+
 /// Calls `f` with the driver.
 pub fn with<T>(f: impl FnOnce(&mut Driver) -> Result<T, Code>) -> Result<T, Code> {
     // The thread that runs a function of the host holds the lock.
@@ -127,6 +152,7 @@ pub fn with<T>(f: impl FnOnce(&mut Driver) -> Result<T, Code>) -> Result<T, Code
         say("a function of the host that a stream calls may not call CUDA");
         return Err(Code::NOT_PERMITTED);
     }
+    CALLS.fetch_add(1, Ordering::Relaxed);
     let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
     f(driver.as_mut().ok_or(Code::NOT_INITIALIZED)?)
 }

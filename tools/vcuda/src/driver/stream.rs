@@ -132,6 +132,20 @@ impl Context {
         streams.into_iter().try_for_each(|stream| self.drain(stream, u64::MAX))
     }
 
+    /// Runs a piece of work, if there is any. An error of it is for the next call to tell.
+    pub(super) fn go_on(&mut self) -> bool {
+        let waiting = |s: &Stream| s.queue.front().map(|(serial, _)| *serial);
+        let next = self.streams.iter().filter_map(|(name, s)| Some((waiting(s)?, *name))).min();
+        match next {
+            // The work with the lowest number has nothing before it that has not run.
+            Some((_, stream)) if self.failed.is_none() => {
+                let _ = self.step(stream);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Whether there is work that has not run yet.
     pub fn has_work(&self) -> bool {
         self.failed.is_none() && self.waits(&|work| !matches!(work, Work::Record(_) | Work::After(..)))

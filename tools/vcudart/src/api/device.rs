@@ -132,6 +132,16 @@ export! {
         checked(driver_device::cuDeviceCanAccessPeer(can, device, peer))
     }
 
+    /// What two devices have between them: nothing.
+    fn cudaDeviceGetP2PAttribute(value: *mut c_int, which: c_uint, device: c_int, peer: c_int) {
+        registry::start()?;
+        with(|driver| driver.device(device).and(driver.device(peer)))?;
+        if device == peer || !(1..=5).contains(&which) {
+            return Err(Code::INVALID_VALUE);
+        }
+        give(value, 0)
+    }
+
     /// Access to another device's memory, which no device has.
     fn cudaDeviceEnablePeerAccess(peer: c_int, _flags: c_uint) {
         registry::start()?;

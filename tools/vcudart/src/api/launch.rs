@@ -163,6 +163,12 @@ export! {
         give(name, kept(told))
     }
 
+    /// A parameter of a kernel: where it is, and its bytes.
+    fn cudaFuncGetParamInfo(stub: Handle, index: usize, offset: *mut usize, bytes: *mut usize) {
+        let function = registry::function(stub.addr())?;
+        checked(driver_module::cuFuncGetParamInfo(handle(function), index, offset, bytes))
+    }
+
     /// How many blocks of a kernel a multiprocessor holds at once.
     fn cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         blocks: *mut c_int,

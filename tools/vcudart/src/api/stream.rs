@@ -63,6 +63,21 @@ export! {
         checked(driver::cuStreamGetPriority(stream, priority))
     }
 
+    /// A hint of caches, of how threads wait, or of priority: an attribute of launches (1, 3, 8), whose value makes no difference.
+    fn cudaStreamSetAttribute(stream: Handle, which: c_uint, value: *const c_void) {
+        registry::context()?;
+        with_context(|context| context.stream_told(known(stream)))?;
+        if value.is_null() || ![1, 3, 8].contains(&which) {
+            return Err(Code::INVALID_VALUE);
+        }
+        Ok(())
+    }
+
+    /// Gives back what caches keep: nothing.
+    fn cudaCtxResetPersistingL2Cache() {
+        registry::context().map(drop)
+    }
+
     /// A number of a stream: its handle.
     fn cudaStreamGetId(stream: Handle, id: *mut c_ulonglong) {
         registry::context()?;

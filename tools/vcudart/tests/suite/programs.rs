@@ -73,6 +73,15 @@ fn streams_are_ordered() {
     assert_eq!(ran.out, "x[0] = 4002\n");
 }
 
+/// Work that nobody waits for by a call runs after a while, unless that is not wanted.
+#[test]
+fn programs_may_wait_in_their_own_ways() {
+    right("waiting", &[], "called 1 times, 42 in managed memory\n");
+    let ran = start(&build("waiting", &[]), &[("VCUDA_PATIENCE", "0")]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), "nothing came\n"));
+    assert!(ran.err.contains("the program ends while work waits to run"), "{ran:#?}");
+}
+
 #[test]
 fn symbols_are_found() {
     right("symbols", &[], "32 bytes of weights\n");

@@ -15,8 +15,8 @@ pub struct Function {
     pub owner: u64,
     /// Its name.
     pub name: String,
-    /// Bytes of each parameter.
-    pub params: Vec<u32>,
+    /// Where each parameter begins, and its bytes.
+    pub params: Vec<(u32, u32)>,
     /// Static shared memory.
     pub shared: u32,
     /// Most threads of a block.

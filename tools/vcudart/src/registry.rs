@@ -68,9 +68,18 @@ pub fn device() -> i32 {
     DEVICE.get()
 }
 
-/// Starts the driver, if need be. What a runtime needs of a driver is of its own age, so the newest is the default.
-pub fn start() -> Result<(), Code> {
+/// What a runtime needs of a driver is of its own age, so the newest is the default.
+extern "C" fn loaded() {
     driver::set_default_version((13, 2));
+}
+
+/// Has the dynamic linker call it, before a program can ask the driver.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOADED: extern "C" fn() = loaded;
+
+/// Starts the driver, if need be.
+pub fn start() -> Result<(), Code> {
     driver::init()?;
     let patience = with(|driver| Ok(driver.settings.patience))?.unwrap_or(PATIENCE);
     if patience > 0 {

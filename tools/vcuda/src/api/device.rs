@@ -6,6 +6,15 @@ use super::{Entry, Handle, answer, checked, export, give, give_handle, known, te
 use crate::code::{Code, say};
 use crate::driver::{self, with, with_context};
 
+/// CUctxCreateParams.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ContextParams {
+    affinity: *const c_void,
+    affinities: c_int,
+    graphics: *const c_void,
+}
+
 export! { TABLE:
     /// Starts the driver.
     fn cuInit(flags: c_uint) {
@@ -137,8 +146,8 @@ export! { TABLE:
     }
 
     /// The same; parameters, which choose a part of the device, are not built.
-    fn cuCtxCreate_v4(context: *mut Handle, params: *const c_void, flags: c_uint, device: c_int) {
-        if !params.is_null() {
+    fn cuCtxCreate_v4(context: *mut Handle, params: *const ContextParams, flags: c_uint, device: c_int) {
+        if !params.is_null() && (params.read().affinities != 0 || !params.read().graphics.is_null()) {
             say("parameters of cuCtxCreate are not built");
             return Err(Code::NOT_SUPPORTED);
         }

@@ -138,7 +138,35 @@ pub unsafe fn configured(config: &Config) -> Result<(Launch, Handle, bool), Code
     Ok((shape, stream, early))
 }
 
-/// Launches a kernel with the arguments at `params`.
+/// The arguments' bytes that `extra` of a launch names.
+///
+/// # Safety
+/// As the driver's documentation says of cuLaunchKernel's `extra`.
+unsafe fn buffer<'a>(extra: *mut Handle) -> Result<&'a [u8], Code> {
+    let (mut start, mut bytes) = (std::ptr::null::<u8>(), 0);
+    for i in (0..).step_by(2) {
+        // SAFETY: the caller's word: names and values, up to a name of 0.
+        let name = unsafe { extra.add(i).read() }.addr();
+        if name == 0 {
+            break;
+        }
+        // SAFETY: as above.
+        let value = unsafe { extra.add(i + 1).read() };
+        match name {
+            1 => start = value.cast(), // CU_LAUNCH_PARAM_BUFFER_POINTER
+            // SAFETY: as above.
+            2 => bytes = unsafe { value.cast::<usize>().read() }, // CU_LAUNCH_PARAM_BUFFER_SIZE
+            _ => return Err(Code::INVALID_VALUE),
+        }
+    }
+    if start.is_null() || bytes > 32_764 {
+        return Err(Code::INVALID_VALUE);
+    }
+    // SAFETY: as above.
+    Ok(unsafe { std::slice::from_raw_parts(start, bytes) })
+}
+
+/// Launches a kernel with the arguments at `params`, or in the buffer that `extra` names.
 ///
 /// # Safety
 /// As the driver's documentation says of cuLaunchKernel's pointers.
@@ -149,16 +177,29 @@ pub unsafe fn launch(
     params: *mut Handle,
     extra: *mut Handle,
 ) -> Result<(), Code> {
+    let places = with_context(|context| context.params(known(function)))?;
+    let mut args = Vec::with_capacity(places.len());
     if !extra.is_null() {
-        return Err(Code::NOT_SUPPORTED);
+        // SAFETY: the caller's word.
+        let buffer = unsafe { buffer(extra) }?;
+        for (i, (at, bytes)) in places.iter().enumerate() {
+            let arg = buffer.get(*at as usize..*at as usize + *bytes as usize).ok_or_else(|| {
+                say(&format!(
+                    "argument {i} of {} lies behind the buffer of {} bytes",
+                    places.len(),
+                    buffer.len()
+                ));
+                Code::INVALID_VALUE
+            })?;
+            args.push(arg.to_vec());
+        }
+        return with_context(|context| context.launch(known(function), shape, args, known(stream)));
     }
-    let sizes = with_context(|context| context.params(known(function)))?;
-    let mut args = Vec::with_capacity(sizes.len());
-    for (i, bytes) in sizes.iter().enumerate() {
+    for (i, (_, bytes)) in places.iter().enumerate() {
         // SAFETY: the caller has as many pointers as the kernel has parameters, or none.
         let at = if params.is_null() { std::ptr::null_mut() } else { unsafe { params.add(i).read() } };
         if at.is_null() {
-            say(&format!("argument {i} of {} is missing", sizes.len()));
+            say(&format!("argument {i} of {} is missing", places.len()));
             return Err(Code::INVALID_VALUE);
         }
         // SAFETY: each points to a value of its parameter's size.
@@ -361,14 +402,10 @@ export! { TABLE:
 
     /// A parameter of a kernel: where it is, and its bytes.
     fn cuFuncGetParamInfo(function: Handle, index: usize, offset: *mut usize, bytes: *mut usize) {
-        let sizes = with_context(|context| context.params(known(function)))?;
-        let size = *sizes.get(index).ok_or(Code::INVALID_VALUE)? as usize;
-        // Each lies at a multiple of its size, as far as that is a power of two.
-        let at = sizes[..=index].iter().fold(0, |at: usize, size| {
-            let align = 1usize << (*size as usize).trailing_zeros().min(4);
-            at.next_multiple_of(align) + *size as usize
-        });
-        give(offset, at - size)?;
+        let places = with_context(|context| context.params(known(function)))?;
+        let (at, size) = *places.get(index).ok_or(Code::INVALID_VALUE)?;
+        give(offset, at as usize)?;
+        let size = size as usize;
         if bytes.is_null() { Ok(()) } else { give(bytes, size) }
     }
 

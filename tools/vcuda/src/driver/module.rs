@@ -49,6 +49,17 @@ fn waits(ptx: &str, entry: &str) -> bool {
         .unwrap_or(false)
 }
 
+/// Where parameters of these bytes and alignments begin, one behind the other, and their bytes.
+fn placed(params: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut end = 0u32;
+    let place = |(bytes, align): &(u32, u32)| {
+        let at = end.checked_next_multiple_of((*align).max(1)).unwrap_or(u32::MAX);
+        end = at.saturating_add(*bytes);
+        (at, *bytes)
+    };
+    params.iter().map(place).collect()
+}
+
 /// Whether the text declares a variable of this name in managed memory.
 fn is_managed(ptx: &str, name: &str) -> bool {
     let named = |line: &str| {
@@ -157,7 +168,7 @@ impl Context {
         let function = Function {
             owner: module,
             name: name.to_owned(),
-            params: params.iter().map(|(bytes, _)| *bytes).collect(),
+            params: placed(&params),
             shared: decoded.shared_bytes(name).unwrap_or(0),
             threads: decoded.max_threads(name).unwrap_or(1024),
             waits: waits(text, name),
@@ -288,8 +299,8 @@ impl Context {
         }
     }
 
-    /// Bytes of each of a kernel's parameters.
-    pub fn params(&self, function: u64) -> Result<Vec<u32>, Code> {
+    /// Where each of a kernel's parameters begins, and its bytes.
+    pub fn params(&self, function: u64) -> Result<Vec<(u32, u32)>, Code> {
         Ok(self.known(function)?.params.clone())
     }
 

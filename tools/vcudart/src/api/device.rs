@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use vcuda::api::device as driver_device;
 use vcuda::code::{Code, say};
-use vcuda::driver::{self, with, with_context};
+use vcuda::driver::{with, with_context};
 
 use super::{Handle, LAST, answer, checked, export, give};
 use crate::error::told;
@@ -38,7 +38,6 @@ pub extern "C" fn cudaGetErrorString(code: c_uint) -> *const c_char {
 export! {
     /// 1000 major + 10 minor of the driver.
     fn cudaDriverGetVersion(version: *mut c_int) {
-        driver::set_default_version((13, 2));
         checked(driver_device::cuDriverGetVersion(version))
     }
 

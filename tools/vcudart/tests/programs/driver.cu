@@ -6,7 +6,7 @@
 #define OK(call) do { CUresult r = (call); if (r != CUDA_SUCCESS) { const char* s; cuGetErrorName(r, &s); return printf("%s: %s\n", #call, s), 1; } } while (0)
 #define IS(call, want) do { CUresult r = (call); if (r != want) return printf("%s: %d\n", #call, (int)r), 1; } while (0)
 
-static const char* const ptx = R"(.version 7.0
+static const char* const ptx = R"(.version 9.2
 .target sm_80
 .address_size 64
 .visible .const .align 4 .u32 step = 3;
@@ -40,7 +40,8 @@ int main() {
     OK(cuCtxPopCurrent(&now));
     if (now != primary) return printf("another context\n"), 1;
 #if CUDA_VERSION >= 13000
-    OK(cuCtxCreate(&own, nullptr, 0, device));
+    CUctxCreateParams none = {};
+    OK(cuCtxCreate(&own, &none, 0, device));
 #else
     OK(cuCtxCreate(&own, 0, device));
 #endif
@@ -77,13 +78,20 @@ int main() {
     void* args[] = {&word};
     OK(cuLaunchKernel(bump, 1, 1, 1, 1, 1, 1, 0, 0, args, nullptr));
     OK(cuMemsetD32(step, 100, 1));
+    size_t at_least = 8, offset, size;
+    void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &word, CU_LAUNCH_PARAM_BUFFER_SIZE, &at_least, CU_LAUNCH_PARAM_END};
+    OK(cuLaunchKernel(bump, 1, 1, 1, 1, 1, 1, 0, 0, nullptr, extra));
+    at_least = 4;
+    IS(cuLaunchKernel(bump, 1, 1, 1, 1, 1, 1, 0, 0, nullptr, extra), CUDA_ERROR_INVALID_VALUE);
+    OK(cuFuncGetParamInfo(bump, 0, &offset, &size));
+    if (offset != 0 || size != 8) return printf("parameter\n"), 1;
     OK(cuLaunchCooperativeKernel(bump, 1, 1, 1, 1, 1, 1, 0, CU_STREAM_LEGACY, args));
     void* also[] = {&total};
     OK(cuLaunchKernel(bump, 1, 1, 1, 1, 1, 1, 0, CU_STREAM_PER_THREAD, also, nullptr));
     OK(cuCtxSynchronize());
     int got;
     OK(cuMemcpyDtoH(&got, total, 4));
-    if (*(int*)word != 153 || got != 107) return printf("%d, %d\n", *(int*)word, got), 1;
+    if (*(int*)word != 253 || got != 107) return printf("%d, %d\n", *(int*)word, got), 1;
     IS(cuLaunchKernel(bump, 1, 1, 1, 65, 1, 1, 0, 0, args, nullptr), CUDA_ERROR_INVALID_VALUE);
 
     // Fills and copies of rectangles, and by whatever the addresses are.
@@ -102,7 +110,7 @@ int main() {
     IS(cuMemsetD32(x + 2, 0, 1), CUDA_ERROR_INVALID_VALUE);
     OK(cuMemcpy(x, word, 4));
     OK(cuMemcpy((CUdeviceptr)&got, x, 4));
-    if (got != 153) return printf("%d through memory\n", got), 1;
+    if (got != 253) return printf("%d through memory\n", got), 1;
     unsigned is_managed;
     OK(cuPointerGetAttribute(&is_managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, word));
     if (!is_managed) return printf("not managed\n"), 1;

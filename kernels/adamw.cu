@@ -4,14 +4,14 @@
 //   p = p (1 - lr wd) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //   the gradient becomes 0
 //
-// g is f32. p is an f32 weight; or an f32 master weight whose copy in bf16 is the parameter; or a bf16 weight alone, for which the
+// g is f32 or bf16. p is an f32 weight; or an f32 master weight whose copy in bf16 is the parameter; or a bf16 weight alone, for which the
 // new p is rounded at random. A bf16 weight below 2^-56 becomes 0: see `LEAST_WEIGHT` in src/backend/adamw.rs. m and v are f32, or
 // codes of 8 bits with a scale for every 256 elements. The order of operations is that of src/backend/cpu/adamw.rs, which is
 // PyTorch's, and every operation is correctly rounded: the results have the CPU's bits.
 //
 // A block takes a chunk: consecutive elements of one parameter, as many as the launcher puts in it, 65536 at most. A warp takes 256
 // of them at a time, which are those of a scale, and a lane the elements 4 lane to 4 lane + 3 and 128 + 4 lane to 128 + 4 lane + 3:
-// it reads 16 bytes of an f32 tensor at a time, 8 of a bf16 one, 4 of codes. Bytes per element, read and written: gradient 8; m and v
+// it reads 16 bytes of an f32 tensor at a time, 8 of a bf16 one, 4 of codes. Bytes per element, read and written: gradient 8, in bf16 4; m and v
 // 16, or 4.06 as codes; weight 8, with a copy 10, bf16 alone 4. FLOPs: some 20; the two divisions and the root take some 40
 // instructions, the codes as many again, a draw some 20. The limit is memory.
 
@@ -22,7 +22,8 @@ constexpr unsigned BLOCK = 256;
 
 // A block's elements.
 struct Chunk {  // shared
-    float *grad;
+    float *grad;   // null if the gradient is bf16
+    bf16 *grad_bf16;
     float *master; // null if there is the bf16 weight alone
     void *m, *v;   // f32 or codes
     float *m_scales, *v_scales; // null without codes
@@ -32,7 +33,7 @@ struct Chunk {  // shared
     unsigned first; // the number within the parameter of the chunk's first 256 elements
     unsigned number; // the parameter's
 };
-static_assert(sizeof(Chunk) == 72);
+static_assert(sizeof(Chunk) == 80);
 
 struct Step {  // shared
     float grad_scale, new1, beta2, new2, size, root_correction, eps;
@@ -181,11 +182,21 @@ __device__ __forceinline__ void update_chunk(const Chunk *chunks, const Step &st
         m_scales = in_global(c.m_scales)[own];
         v_scales = in_global(c.v_scales)[own];
     }
-    float *grads = in_global(c.grad);
     for (unsigned block = begin; block < end; block += BLOCKWISE ? 1 : warps) {
         const unsigned at = block * BLOCK, n = min(BLOCK, c.len - at);
         float g[8], p[8], m[8], v[8];
-        read8(grads + at, lane, n, g);
+        if (c.grad) {
+            const float nothing[8] = {};
+            read8(in_global(c.grad) + at, lane, n, g);
+            write8(in_global(c.grad) + at, lane, n, nothing);
+        } else {
+            const unsigned nothing[8] = {};
+            unsigned bits[8];
+            read8(in_global(c.grad_bf16) + at, lane, n, bits);
+            write8(in_global(c.grad_bf16) + at, lane, n, nothing);
+#pragma unroll
+            for (int i = 0; i < 8; i++) g[i] = __uint_as_float(bits[i] << 16);
+        }
         if (c.master) {
             read8(in_global(c.master) + at, lane, n, p);
         } else {
@@ -204,8 +215,6 @@ __device__ __forceinline__ void update_chunk(const Chunk *chunks, const Step &st
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) update(step, c.keep, g[i], p[i], m[i], v[i]);
-        const float nothing[8] = {};
-        write8(grads + at, lane, n, nothing);
         if (BLOCKWISE) {
             // Behind the last element a code stood for no number.
 #pragma unroll

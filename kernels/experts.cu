@@ -376,8 +376,8 @@ extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_input_
 
 // dW [E, out, in] += dY^T X of each expert's rows: dY [T G, out], X [T G, in]. What no row of an expert adds to stays as it is. Grid:
 // (tiles of in, tiles of out, experts).
-template <typename P>
-__device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, float *dw, const unsigned *first,
+template <typename P, typename W>
+__device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, W *dw, const unsigned *first,
                                                 unsigned out, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
     const unsigned expert = blockIdx.z, begin = first[expert], rows = first[expert + 1] - begin;
@@ -396,6 +396,20 @@ extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight
 // Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 128, out / 128, E), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_128x128(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, const unsigned *__restrict__ first,
+    unsigned out, unsigned in) {
+    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
+}
+
+// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 64, out / 64, E), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_bf16_64x64(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, const unsigned *__restrict__ first,
+    unsigned out, unsigned in) {
+    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
+}
+
+// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 128, out / 128, E), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_bf16_128x128(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, const unsigned *__restrict__ first,
     unsigned out, unsigned in) {
     backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
 }

@@ -4,7 +4,7 @@
 //     matmul_low_rank_forward Y [T, out]  = X W^T + H B^T, where a low-rank adapter has such H [T, r] and B [out, r]
 //     geglu_forward           H [T, F]    = gelu_tanh(X Wg^T) * (X Wu^T), and the two products where they are kept
 //     matmul_backward_input   dX [T, in]  = sum over i <= 3 of dY_i W_i
-//     matmul_backward_weight  dW [out, in] += dY^T X, f32
+//     matmul_backward_weight  dW [out, in] += dY^T X, f32 or (*_bf16_*) bf16, of which each element is rounded once
 //
 // All of them are the tile of tile.cuh with different layouts and epilogues. in and out are multiples of 8, T is any number. A
 // result in bf16 is rounded once, from f32.
@@ -319,8 +319,8 @@ extern "C" __global__ void __launch_bounds__(256) matmul_backward_input_sum(
 
 // dW [out, in] += dY^T X: every element of dW is read and written once, by the block that has its sum over all tokens. The rows
 // of dY are ld elements apart. Grid: (tiles of in, tiles of out).
-template <typename P>
-__device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, float *dw, unsigned tokens, unsigned out,
+template <typename P, typename W>
+__device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, W *dw, unsigned tokens, unsigned out,
                                                 unsigned ld, unsigned in) {
     extern __shared__ __align__(128) unsigned char memory[];
     add_gradient<P>(dy, x, dw, tokens, blockIdx.y * P::M, out, ld, blockIdx.x * P::N, in, memory);
@@ -336,6 +336,20 @@ extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_64x64(
 // Launched by cuda/matmul.rs: add_backward_weight; grid (in / 128, out / 128), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_128x128(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
+}
+
+// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 64, out / 64), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_bf16_64x64(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, unsigned tokens, unsigned out,
+    unsigned ld, unsigned in) {
+    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
+}
+
+// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 128, out / 128), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_bf16_128x128(
+    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, unsigned tokens, unsigned out,
     unsigned ld, unsigned in) {
     backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
 }
@@ -376,4 +390,18 @@ extern "C" __global__ void __launch_bounds__(256) matmul_backward_weight_sum(
     float4 *to = reinterpret_cast<float4 *>(dw + i);
     const float4 before = *to, sum = sum_parts(partials, parts, n, i);
     *to = make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w);
+}
+
+// dW, in bf16, += the sum of its parts. n elements, a multiple of 8.
+// Launched by cuda/matmul.rs: add_parts; grid (n / 1024), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) matmul_backward_weight_sum_bf16(
+    const float *__restrict__ partials, bf16 *__restrict__ dw, unsigned parts, size_t n) {
+    const size_t i = (size_t(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= n) return;
+    uint2 *to = reinterpret_cast<uint2 *>(dw + i);
+    const uint2 before = *to;
+    const float4 sum = sum_parts(partials, parts, n, i);
+    const float2 low = __bfloat1622float2(reinterpret_cast<const bf162 &>(before.x));
+    const float2 high = __bfloat1622float2(reinterpret_cast<const bf162 &>(before.y));
+    *to = make_uint2(pack_bf16(low.x + sum.x, low.y + sum.y), pack_bf16(high.x + sum.z, high.y + sum.w));
 }

@@ -65,9 +65,10 @@ __device__ __forceinline__ void store_geglu(const bf16 *x, const bf16 *w_gate, c
     }
 }
 
-// dW[m .., n ..] += dY^T X of `rows` rows: dY has `out` columns, its rows are ld elements apart, X [rows, in], dW [out, in] in f32.
-template <typename P>
-__device__ __forceinline__ void add_gradient(const bf16 *dy, const bf16 *x, float *dw, unsigned rows, unsigned m, unsigned out,
+// dW[m .., n ..] += dY^T X of `rows` rows: dY has `out` columns, its rows are ld elements apart, X [rows, in], dW [out, in] in f32,
+// or in bf16, to which the sum in f32 is rounded.
+template <typename P, typename W>
+__device__ __forceinline__ void add_gradient(const bf16 *dy, const bf16 *x, W *dw, unsigned rows, unsigned m, unsigned out,
                                              unsigned ld, unsigned n, unsigned in, void *memory) {
     P p;
     p.multiply({dy + m, ld, int(out - m)}, {x + n, in, int(in - n)}, rows, memory);

@@ -1,4 +1,4 @@
-// Sums of squares of many f32 tensors, in f64, for the norm of all gradients.
+// Sums of squares of many f32 or bf16 tensors, in f64, for the norm of all gradients.
 //
 //   sums[i] = sum over k of x_i[k]^2
 //
@@ -7,7 +7,7 @@
 // elements further, and keeps four sums. The sums of threads are added by a butterfly in each warp, those of warps in ascending
 // order. The order depends on the tensor's length alone. NaN and Inf stay non-finite through squares and sums.
 //
-// Sums are f64, because the square of an f32 is exact in f64 and no sum overflows. Bytes: 4 per element. Instructions: one
+// Sums are f64, because the square of an f32 is exact in f64 and no sum overflows. Bytes: 4 per element, of bf16 2. Instructions: one
 // conversion and one FMA in f64 per element; even a GPU with one f64 unit for 64 f32 units does about as many of these as memory
 // delivers elements.
 
@@ -17,8 +17,9 @@ constexpr unsigned THREADS = 256;  // shared
 
 // A block's elements.
 struct Chunk {  // shared
-    const float *x;
-    size_t len;
+    const void *x;
+    unsigned len;
+    unsigned is_bf16;
 };
 static_assert(sizeof(Chunk) == 16);
 
@@ -38,18 +39,21 @@ __device__ __forceinline__ double block_sum(double x) {
     return total;
 }
 
-// partials[b] = sum of squares of chunk b. Chunks begin at multiples of 16 bytes.
-// Launched by cuda/reduce.rs: sum_squares; grid (chunks), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) reduce_squares(
-    const Chunk *__restrict__ chunks, double *__restrict__ partials) {
-    const Chunk chunk = chunks[blockIdx.x];
-    const float *elements = in_global(chunk.x);
-    const float4 *x = reinterpret_cast<const float4 *>(elements);
-    const unsigned quads = chunk.len / 4;
-    double sums[4] = {};
+__device__ __forceinline__ float4 quad(const float *x, unsigned i) { return reinterpret_cast<const float4 *>(x)[i]; }
+__device__ __forceinline__ float4 quad(const bf16 *x, unsigned i) {
+    const uint2 words = reinterpret_cast<const uint2 *>(x)[i];
+    const float2 low = __bfloat1622float2(reinterpret_cast<const bf162 &>(words.x));
+    const float2 high = __bfloat1622float2(reinterpret_cast<const bf162 &>(words.y));
+    return make_float4(low.x, low.y, high.x, high.y);
+}
+
+// The four sums of this thread.
+template <typename T>
+__device__ __forceinline__ void sum_squares(const T *x, unsigned len, double (&sums)[4]) {
+    const unsigned quads = len / 4;
 #pragma unroll 4
     for (unsigned i = threadIdx.x; i < quads; i += THREADS) {
-        const float4 v = x[i];
+        const float4 v = quad(x, i);
         sums[0] = fma(double(v.x), double(v.x), sums[0]);
         sums[1] = fma(double(v.y), double(v.y), sums[1]);
         sums[2] = fma(double(v.z), double(v.z), sums[2]);
@@ -57,7 +61,23 @@ extern "C" __global__ void __launch_bounds__(256) reduce_squares(
     }
     // The last elements of a tensor whose length is no multiple of 4.
     const unsigned rest = 4 * quads + threadIdx.x;
-    if (rest < chunk.len) sums[0] = fma(double(elements[rest]), double(elements[rest]), sums[0]);
+    if (rest < len) {
+        const double v = double(float(x[rest]));
+        sums[0] = fma(v, v, sums[0]);
+    }
+}
+
+// partials[b] = sum of squares of chunk b. Chunks begin at multiples of 16 bytes.
+// Launched by cuda/reduce.rs: sum_squares; grid (chunks), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) reduce_squares(
+    const Chunk *__restrict__ chunks, double *__restrict__ partials) {
+    const Chunk chunk = chunks[blockIdx.x];
+    double sums[4] = {};
+    if (chunk.is_bf16) {
+        sum_squares(in_global(static_cast<const bf16 *>(chunk.x)), chunk.len, sums);
+    } else {
+        sum_squares(in_global(static_cast<const float *>(chunk.x)), chunk.len, sums);
+    }
     const double total = block_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }

@@ -384,6 +384,41 @@ struct Tile {
         }
     }
 
+    // y[m, n] = y[m, n] + C[m, n], summed in f32 and rounded to bf16 once; cols a multiple of 8.
+    __device__ __forceinline__ void add(bf16 *y, size_t ld, int rows, int cols) const {
+        static_assert(NT % 4 == 0);
+        const int n = warp_column() + int(threadIdx.x) % 4 * 8;
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            // Loads stand before stores for the reason that they do for f32.
+            uint4 held[2][NT / 4];
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int j = 0; j < NT / 4; j++) {
+                    const int m = row(i) + half * 8;
+                    held[half][j] = make_uint4(0, 0, 0, 0);
+                    if (m < rows && n + j * 32 < cols)
+                        held[half][j] = *reinterpret_cast<const uint4 *>(y + m * ld + n + j * 32);
+                }
+            __syncwarp();
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int j = 0; j < NT / 4; j++) {
+                    // Vectors of rows become the pairs of mma's c, and these vectors again.
+                    const uint4 v = held[half][j], pairs = transpose_quad(v.x, v.y, v.z, v.w);
+                    const auto added = [&](unsigned pair, int tile) {
+                        const float *c = &sum[i][4 * j + tile][2 * half];
+                        return pack_bf16(__uint_as_float(pair << 16) + c[0], __uint_as_float(pair & 0xffff0000u) + c[1]);
+                    };
+                    const uint4 out = transpose_quad(added(pairs.x, 0), added(pairs.y, 1), added(pairs.z, 2), added(pairs.w, 3));
+                    const int m = row(i) + half * 8;
+                    if (m < rows && n + j * 32 < cols) *reinterpret_cast<uint4 *>(y + m * ld + n + j * 32) = out;
+                }
+        }
+    }
+
 private:
     // In f32 two neighbouring lanes hold 4 columns of two rows. They exchange two values so that each lane has a 16-byte vector
     // of one row, the even lane of row r, the odd lane of row r + 8. Row and column of this thread's vector of sum[i][0]; the

@@ -440,8 +440,8 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
 type Change = fn(&mut TrainConfig, usize) -> Option<String>;
 
 /// Those that cost least first: smaller batches take no more work and change no result but in its last bits, with codes and
-/// without masters the optimizer rounds, with adapters the run is another.
-const CHANGES: [Change; 5] = [
+/// without masters the optimizer rounds, and so do sums of gradients in bf16; with adapters the run is another.
+const CHANGES: [Change; 6] = [
     |c, parts| {
         c.train.gradient_accumulation = parts;
         Some(format!("train.gradient_accumulation={parts}"))
@@ -460,6 +460,11 @@ const CHANGES: [Change; 5] = [
         let changes = c.lora.is_none() && c.optimizer.masters;
         c.optimizer.masters = false;
         changes.then(|| "optimizer.masters=false".into())
+    },
+    |c, _| {
+        let changes = c.lora.is_none() && c.optimizer.gradients != DType::Bf16;
+        c.optimizer.gradients = DType::Bf16;
+        changes.then(|| "optimizer.gradients=bf16".into())
     },
     |c, _| {
         let changes = c.lora.is_none();

@@ -69,7 +69,7 @@ pub struct AdamWCoefficients {
 
 /// One parameter on its way through AdamW. All `[rows, cols]` of one shape.
 pub struct Update<'a, T, C> {
-    /// f32 gradient; zeros afterwards.
+    /// f32 or bf16 gradient; zeros afterwards.
     pub grad: &'a mut T,
     /// What of former gradients is known.
     pub moments: &'a mut Moments<T, C>,

@@ -3,7 +3,7 @@
 //! Conventions. Tensors are row-major matrices `[rows, cols]`; a vector is `[1, n]`. Activations and their gradients
 //! are f32 on the CPU, where they are rounded to bf16 as they enter a product if [`Compute`] says so, and bf16 under
 //! CUDA, where each is rounded once, as an op stores it; sums and statistics are f32. Parameters are f32 or bf16
-//! (CUDA: bf16); their gradients, AdamW's moments and master weights are f32. Linear
+//! (CUDA: bf16); AdamW's moments and master weights are f32; their gradients are f32 or, of matrices, bf16. Linear
 //! weights are `[out, in]` as in Transformers. Names as in Gemma's literature: T tokens (flat), D model width, H query
 //! heads, K key/value heads, Dh head width, F MLP width, V vocabulary.
 //!
@@ -387,7 +387,8 @@ pub struct ExpertTrace<T> {
 }
 
 /// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors. The gradient of
-/// a weight that is not trained has no rows, and ops leave it out.
+/// a weight that is not trained has no rows, and ops leave it out. One in bf16 becomes that of the same op in f32, rounded
+/// to nearest even once; by the CPU's LM head once for every 256 rows.
 ///
 /// An op that the device fails (no memory left, a broken launch) records the first such error, and later ops do
 /// nothing; whoever reads results back asks [`Backend::check`] before trusting them. So errors surface where results
@@ -742,7 +743,7 @@ pub trait Backend: Send + Sync {
         d_embedding: &mut Self::Tensor,
     ) -> Self::Tensor;
 
-    /// Sum of squares of every (f32) tensor in f64, fixed order. NaN or Inf in one makes its sum non-finite.
+    /// Sum of squares of every (f32 or bf16) tensor in f64, fixed order. NaN or Inf in one makes its sum non-finite.
     fn sum_squares(&self, x: &[&Self::Tensor]) -> Vec<f64>;
     /// One AdamW update of every parameter; gradients are zero afterwards.
     fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Self::Tensor, Self::Codes>]);

@@ -52,6 +52,14 @@ fn kept(spec: &ParamSpec, dtype: DType, config: &OptimizerSection) -> (MomentKin
     (moments, dtype == DType::Bf16 && (config.masters || !of_matrix))
 }
 
+/// What the gradient of a parameter is summed up in.
+fn gradient_dtype(spec: &ParamSpec, config: &OptimizerSection) -> DType {
+    match spec.kind {
+        ParamKind::Matrix | ParamKind::Stack(_) => config.gradients,
+        ParamKind::Adapter | ParamKind::Head | ParamKind::Vector => DType::F32,
+    }
+}
+
 /// Whether a parameter is trained: all are, unless there are adapters, and then those are, with the score head.
 fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
     !adapters || matches!(spec.kind, ParamKind::Adapter | ParamKind::Head)
@@ -81,7 +89,7 @@ pub fn state_bytes(
         let n = (spec.rows * spec.cols) as u64;
         let f32s = |n: u64| n * DType::F32.bytes() as u64;
         let (moments, has_master) = kept(spec, dtype, config);
-        all.gradients += f32s(n);
+        all.gradients += n * gradient_dtype(spec, config).bytes() as u64;
         all.moments += 2 * match moments {
             MomentKind::F32 => f32s(n),
             MomentKind::Blockwise => n + f32s(n.div_ceil(BLOCK as u64)),
@@ -120,8 +128,10 @@ impl<B: Backend> Optimizer<B> {
     pub fn new(model: &Gemma<B>, config: &OptimizerSection, seed: u64) -> Self {
         let (b, adapters, specs) = (&model.backend, model.adapter_scale.is_some(), full_plan(model));
         let trained = |spec: &ParamSpec| is_trained(spec, adapters);
-        let grads =
-            specs.map(|spec| b.zeros(DType::F32, if trained(spec) { spec.rows } else { 0 }, spec.cols));
+        let grads = specs.map(|spec| {
+            let rows = if trained(spec) { spec.rows } else { 0 };
+            b.zeros(gradient_dtype(spec, config), rows, spec.cols)
+        });
         let all = specs.tensors().into_iter().zip(model.params.tensors()).enumerate();
         let all = all.filter(|(_, (spec, _))| trained(spec));
         let states = all.map(|(number, parameter)| State::new(b, config, number, parameter)).collect();

@@ -37,7 +37,12 @@ fn a_run_takes_what_its_plan_says() {
         return;
     }
     let place = Workplace::for_kernels();
-    let small = ["optimizer.moments=8bit", "optimizer.embedding_moments=8bit", "optimizer.masters=false"];
+    let small = [
+        "optimizer.moments=8bit",
+        "optimizer.embedding_moments=8bit",
+        "optimizer.masters=false",
+        "optimizer.gradients=bf16",
+    ];
     // With a KL term all responses are trained on, and so they are with adapters, where the reference is no second model.
     for (name, settings) in [
         ("full", &["train.recompute=none"][..]),
@@ -139,6 +144,9 @@ fn state_is_counted_by_the_byte() {
     let codes = parameters - norms;
     assert_eq!(bytes(&small, "moments"), 2 * (codes + codes / 256 * 4) + 8 * norms);
     assert_eq!(bytes(&small, "masters"), 4 * norms);
+    assert_eq!(bytes(&small, "gradients"), of(4));
+    let smaller = plan("Gemma 3 270M", &["optimizer.gradients=bf16"], 80 << 30);
+    assert_eq!(bytes(&smaller, "gradients"), of(2) + 2 * norms);
 }
 
 #[test]

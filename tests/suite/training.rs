@@ -156,11 +156,12 @@ fn bon_rl_learns() {
     learns(&[]);
 }
 
-/// As well with 8 bytes a parameter: 2 of it, 4 of its gradient, 2 of its moments.
+/// As well with 6 bytes a parameter: 2 of it, 2 of its gradient, 2 of its moments.
 #[test]
-fn bon_rl_learns_without_masters_and_with_moments_of_8_bits() {
+fn bon_rl_learns_without_masters_and_with_gradients_of_16_and_moments_of_8_bits() {
     let steps = learns(&[
         "model.dtype=bf16",
+        "optimizer.gradients=bf16",
         "optimizer.moments=8bit",
         "optimizer.embedding_moments=8bit",
         "optimizer.masters=false",
@@ -219,7 +220,15 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         ("f32", &[][..]),
         ("bf16", &[]),
         // An optimizer that rounds, at random.
-        ("bf16", &["optimizer.moments=8bit", "optimizer.embedding_moments=8bit", "optimizer.masters=false"]),
+        (
+            "bf16",
+            &[
+                "optimizer.moments=8bit",
+                "optimizer.embedding_moments=8bit",
+                "optimizer.masters=false",
+                "optimizer.gradients=bf16",
+            ],
+        ),
     ] {
         let dtype_is = format!("model.dtype={dtype}");
         let dtype = if state.is_empty() { dtype } else { "small" };

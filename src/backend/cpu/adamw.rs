@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::form::without_small;
 use super::simd::{bf16_from_f32, f32_from_bf16, multiversion};
+use super::sums::Sums;
 use super::{Data, Tensor};
 use crate::backend::adamw::{BLOCK, inverse};
 use crate::backend::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
@@ -18,7 +19,7 @@ pub type Codes = Vec<u8>;
 
 /// Consecutive elements of one parameter.
 struct Chunk<'a> {
-    grad: &'a mut [f32],
+    grad: Sums<'a>,
     moments: MomentsChunk<'a>,
     weight: WeightChunk<'a>,
     keep: f32,
@@ -103,7 +104,17 @@ multiversion! {
             let range = block * BLOCK..chunk.grad.len().min((block + 1) * BLOCK);
             let n = range.len();
             let Chunk { grad, moments, weight, keep } = &mut *chunk;
-            let grad = &mut grad[range.clone()];
+            let mut widened_grad = [0.0; BLOCK];
+            let grad = match grad {
+                Sums::F32(grad) => &mut grad[range.clone()],
+                Sums::Bf16(grad) => {
+                    for (wide, g) in widened_grad.iter_mut().zip(&mut grad[range.clone()]) {
+                        *wide = f32_from_bf16(*g);
+                        *g = bf16::ZERO;
+                    }
+                    &mut widened_grad[..n]
+                }
+            };
             let mut decoded = [[0.0; BLOCK]; 2];
             let [m, v] = match moments {
                 MomentsChunk::F32(both) => both.each_mut().map(|x| &mut x[range.clone()]),
@@ -182,7 +193,7 @@ pub fn step(hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
                 weights.map(of).collect()
             }
         };
-        let all = f32_of(u.grad).into_iter().zip(moments).zip(weight);
+        let all = Sums::of(u.grad).chunks(CHUNK).into_iter().zip(moments).zip(weight);
         chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, keep }));
     }
     chunks.par_iter_mut().for_each(|chunk| update_chunk(c, chunk));

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::rows::for_row_blocks;
 use super::simd::{f32_from_bf16, multiversion};
+use super::sums::Sums;
 use super::{Data, Tensor};
 
 multiversion! {
@@ -58,12 +59,16 @@ pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
     let dx = dx.as_f32();
     let mut tokens: Vec<(u32, usize)> = ids.iter().copied().zip(0..).collect();
     tokens.sort_unstable(); // by id, then in order
-    dtable.as_f32_mut().par_chunks_mut(ROWS * cols).enumerate().for_each(|(i, rows)| {
+    Sums::of(dtable).chunks(ROWS * cols).into_par_iter().enumerate().for_each(|(i, rows)| {
         let from = tokens.partition_point(|&(id, _)| (id as usize) < i * ROWS);
         let to = tokens.partition_point(|&(id, _)| (id as usize) < (i + 1) * ROWS);
-        for &(id, t) in &tokens[from..to] {
-            let row = &mut rows[(id as usize - i * ROWS) * cols..][..cols];
-            add_scaled(scale, &dx[t * cols..][..cols], row);
+        let mut rows: Vec<Sums> = if from < to { rows.chunks(cols) } else { Vec::new() };
+        for tokens in tokens[from..to].chunk_by(|a, b| a.0 == b.0) {
+            rows[tokens[0].0 as usize - i * ROWS].add(|row| {
+                for &(_, t) in tokens {
+                    add_scaled(scale, &dx[t * cols..][..cols], row);
+                }
+            });
         }
     });
 }

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::form::{Form, Rows, pack_weights, put};
 use super::matmul::{Out, PANEL, Panels, accumulate, products, tile};
 use super::simd::{LANES, exp, ln, map, multiversion, sum, tanh};
+use super::sums::Sums;
 use super::{Tensor, zeroed};
 use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
@@ -555,7 +556,7 @@ impl Pass<'_> {
         let by_token = by_token(targets);
 
         // Without a gradient of the table, nothing of it is here for any chunk.
-        let mut of_chunks: Vec<&mut [f32]> = dtable.as_f32_mut().chunks_mut(CHUNK * d).collect();
+        let mut of_chunks: Vec<Sums> = Sums::of(dtable).chunks(CHUNK * d);
         of_chunks.resize_with(table.rows.div_ceil(CHUNK), Default::default);
         let parts: Vec<Vec<f32>> = of_chunks
             .into_par_iter()
@@ -569,7 +570,7 @@ impl Pass<'_> {
                 let mut columns_of_f32 = vec![0.0; BLOCK * rows];
                 let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
                 let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
-                let mut dtable = dtable.chunks_mut(BLOCK * d);
+                let mut dtable = dtable.chunks(BLOCK * d).into_iter();
                 for tokens in blocks(chunk, table.rows) {
                     let (v0, m) = (tokens.start, tokens.len());
                     match &self.trace.logits {
@@ -595,7 +596,7 @@ impl Pass<'_> {
                             dlogits[at] -= weights[i as usize] * derivative[at];
                         }
                     }
-                    if let Some(dtable) = dtable.next() {
+                    if let Some(mut dtable) = dtable.next() {
                         transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
                         let lda = of_activations.steps(rows);
                         let to = dlogits_columns.chunks_exact_mut(lda);
@@ -603,7 +604,7 @@ impl Pass<'_> {
                             .chunks_exact(rows)
                             .zip(to)
                             .for_each(|(x, a)| put(of_activations, x, a));
-                        accumulate(&columns, m, &dlogits_columns, lda, dtable);
+                        dtable.add(|dtable| accumulate(&columns, m, &dlogits_columns, lda, dtable));
                     }
                     let lda = with_weights.steps(m);
                     for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {

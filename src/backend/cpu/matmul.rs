@@ -26,6 +26,7 @@ use super::form::{
     transposed,
 };
 use super::simd::{Block, Isa, LANES, Simd, isa, multiversion};
+use super::sums::Sums;
 use super::{Data, Tensor, form, zeroed};
 use crate::backend::Compute;
 
@@ -673,7 +674,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor, compute: Comput
         return;
     }
     assert_eq!((dy.rows, dy.cols, x.cols), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
-    add_backward_weight(dy.as_f32(), dy.cols, x.as_f32(), x.cols, dw.as_f32_mut(), compute);
+    add_backward_weight(dy.as_f32(), dy.cols, x.as_f32(), x.cols, Sums::of(dw), compute);
 }
 
 /// [`backward_weight`] of groups, as in [`backward_input_groups`].
@@ -692,23 +693,23 @@ pub fn backward_weight_groups(
     }
     assert_eq!((dy.rows, groups * of * m, n), (x.rows, dw.rows, dw.cols), "matmul: dW += dY^T X");
     let (dy, x) = (dy.as_f32(), x.as_f32());
-    dw.as_f32_mut().par_chunks_exact_mut(of * m * n).enumerate().for_each(|(i, pile)| {
+    Sums::of(dw).chunks(of * m * n).into_par_iter().enumerate().for_each(|(i, pile)| {
         let (dy, x) = (&dy[first[i] * m..first[i + 1] * m], &x[first[i] * n..first[i + 1] * n]);
-        add_backward_weight(dy, m, x, n, &mut pile[at * m * n..][..m * n], compute);
+        add_backward_weight(dy, m, x, n, pile.part(at * m * n, m * n), compute);
     });
 }
 
 /// dw\[m, n\] += dy\[_, m\]^T x\[_, n\].
-fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: &mut [f32], compute: Compute) {
+fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: Sums, compute: Compute) {
     let k = dy.len() / m;
     if k == 0 {
         return;
     }
     let form = Form::of_activations(compute);
     let panels = Panels::from_cols(form, x, n);
-    dw.par_chunks_mut(ROWS * n).enumerate().for_each_init(
+    dw.chunks(ROWS * n).into_par_iter().enumerate().for_each_init(
         || (vec![0.0; ROWS * k], vec![0.0; ROWS * form.steps(k)]),
-        |(columns, a), (block, dw)| {
+        |(columns, a), (block, mut dw)| {
             let rows = dw.len() / n;
             for (t, row) in dy.chunks_exact(m).enumerate() {
                 for (i, v) in row[block * ROWS..][..rows].iter().enumerate() {
@@ -719,7 +720,7 @@ fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: &mut [f32]
             for (column, a) in columns.chunks_exact(k).zip(a.chunks_exact_mut(lda)).take(rows) {
                 form::put(form, column, a);
             }
-            accumulate(&panels, rows, a, lda, dw);
+            dw.add(|dw| accumulate(&panels, rows, a, lda, dw));
         },
     );
 }

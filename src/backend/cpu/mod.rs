@@ -15,6 +15,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod simd;
+pub mod sums;
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;

@@ -1,9 +1,10 @@
 //! Reductions of whole tensors.
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::Tensor;
-use super::simd::multiversion;
+use super::simd::{f32_from_bf16, multiversion};
+use super::{Data, Tensor};
 
 /// Elements per partial sum: fixed, because it is part of the order of the sum.
 const CHUNK: usize = 16 * 1024;
@@ -25,13 +26,31 @@ multiversion! {
     }
 }
 
-/// Sum of squares of an f32 tensor in f64, in chunks of a fixed size that are added in order. NaN or Inf in x makes
+multiversion! {
+    fn chunk_sum_squares_bf16(x: &[bf16]) -> f64 {
+        let mut acc = [0.0f64; 16];
+        let (blocks, rest) = x.as_chunks::<16>();
+        for block in blocks {
+            for l in 0..16 {
+                let x = f64::from(f32_from_bf16(block[l]));
+                acc[l] = x.mul_add(x, acc[l]);
+            }
+        }
+        for (acc, &x) in acc.iter_mut().zip(rest) {
+            let x = f64::from(f32_from_bf16(x));
+            *acc = x.mul_add(x, *acc);
+        }
+        acc.iter().sum()
+    }
+}
+
+/// Sum of squares of a tensor in f64, in chunks of a fixed size that are added in order. NaN or Inf in x makes
 /// it non-finite.
 pub fn sum_squares(x: &Tensor) -> f64 {
-    let x = x.as_f32();
-    if x.len() <= CHUNK {
-        return chunk_sum_squares(x);
-    }
-    let partial: Vec<f64> = x.par_chunks(CHUNK).map(chunk_sum_squares).collect();
+    let partial: Vec<f64> = match x.data() {
+        Data::F32(x) if x.len() <= CHUNK => return chunk_sum_squares(x),
+        Data::F32(x) => x.par_chunks(CHUNK).map(chunk_sum_squares).collect(),
+        Data::Bf16(x) => x.par_chunks(CHUNK).map(chunk_sum_squares_bf16).collect(),
+    };
     partial.iter().sum()
 }

@@ -15,6 +15,7 @@ const CHUNK: usize = 64 * 1024;
 #[repr(C)]
 struct Chunk {
     grad: u64,
+    grad_bf16: u64,
     master: u64,
     m: u64,
     v: u64,
@@ -45,7 +46,11 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor, Cod
             assert!(x.dtype == dtype && (x.rows, x.cols) == shape, "{dtype:?} of the gradient's shape");
         };
         let address = |x: &Tensor| x.memory.ptr().0;
-        check(u.grad, DType::F32);
+        check(u.grad, u.grad.dtype);
+        let [grad, grad_bf16] = match u.grad.dtype {
+            DType::F32 => [address(u.grad), 0],
+            DType::Bf16 => [0, address(u.grad)],
+        };
         let (master, copy, number) = match &u.weight {
             Weight::F32(weight) => (Some(&**weight), None, 0),
             Weight::Master { master, copy } => (Some(&**master), Some(&**copy), 0),
@@ -79,7 +84,8 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor, Cod
             // Null stays null.
             let at = |begin: u64, offset: usize| if begin == 0 { 0 } else { begin + offset as u64 };
             chunks.push(Chunk {
-                grad: at(address(u.grad), 4 * first),
+                grad: at(grad, 4 * first),
+                grad_bf16: at(grad_bf16, 2 * first),
                 master: at(master, 4 * first),
                 m: at(m, bytes * first),
                 v: at(v, bytes * first),

@@ -60,10 +60,7 @@ pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, d_
         dx.dtype == DType::Bf16 && dx.cols.is_multiple_of(VECTOR) && dx.rows == tables.rows,
         "bf16 rows of a multiple of {VECTOR} columns, one for every token"
     );
-    assert!(
-        d_embedding.dtype == DType::F32 && d_embedding.cols == dx.cols,
-        "an f32 gradient of rows like dx"
-    );
+    assert!(d_embedding.cols == dx.cols, "a gradient of rows like dx");
     let Tokens::Known(ids, _) = &tables.tokens else {
         panic!("the gradient is of tokens that the host knows")
     };
@@ -73,5 +70,9 @@ pub(super) fn backward(cuda: &Cuda, dx: &Tensor, tables: &Tables, scale: f32, d_
     let order = Arg::Ptr(Ptr(work.ptr().0 + 12 * count as u64));
     let launch = Launch::linear(count, threads(dx.cols / 4));
     let args = [dx.arg(), work.arg(), order, d_embedding.arg(), dx.cols.into(), scale.into()];
-    cuda.launch(Entry::EmbedBackward, launch, &args);
+    let entry = match d_embedding.dtype {
+        DType::F32 => Entry::EmbedBackward,
+        DType::Bf16 => Entry::EmbedBackwardBf16,
+    };
+    cuda.launch(entry, launch, &args);
 }

@@ -250,17 +250,16 @@ fn matmul_backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, routes: &Routes,
     if dw.rows == 0 {
         return;
     }
-    assert!(
-        dw.dtype == DType::F32 && (dw.rows, dw.cols) == (routes.count * dy.cols, x.cols),
-        "dW [E out, in] in f32"
-    );
+    assert_eq!((dw.rows, dw.cols), (routes.count * dy.cols, x.cols), "dW [E out, in]");
     if x.rows == 0 {
         return;
     }
     let variant = Variant::large(dy.cols, x.cols, routes.count, cuda.device().multiprocessors());
-    let entry = match variant {
-        T64X64 => Entry::ExpertsMatmulBackwardWeight64x64,
-        _ => Entry::ExpertsMatmulBackwardWeight128x128,
+    let entry = match (variant, dw.dtype) {
+        (T64X64, DType::F32) => Entry::ExpertsMatmulBackwardWeight64x64,
+        (T64X64, DType::Bf16) => Entry::ExpertsMatmulBackwardWeightBf1664x64,
+        (_, DType::F32) => Entry::ExpertsMatmulBackwardWeight128x128,
+        (_, DType::Bf16) => Entry::ExpertsMatmulBackwardWeightBf16128x128,
     };
     let mut launch = variant.launch(x.cols.div_ceil(variant.n), dy.cols.div_ceil(variant.m));
     launch.grid[2] = narrow(routes.count);

@@ -420,17 +420,21 @@ pub(super) fn backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, dw: &mut Ten
     let sizes: [Arg; 5] = [dy.rows, dy.cols, dy.cols, x.cols, cut.length].map(Arg::from);
     let [tokens, out, ld, width, length] = sizes;
     cuda.launch(entry, launch, &[dy.arg(), x.arg(), partials.arg(), tokens, out, ld, width, length]);
-    add_parts(cuda, Entry::MatmulBackwardWeightSum, &partials, dw, cut);
+    let entry = match dw.dtype {
+        DType::F32 => Entry::MatmulBackwardWeightSum,
+        DType::Bf16 => Entry::MatmulBackwardWeightSumBf16,
+    };
+    add_parts(cuda, entry, &partials, dw, cut);
 }
 
 fn assert_weight_operands(dy: &Tensor, x: &Tensor, dw: &Tensor) {
     assert_bf16("dY", dy);
     assert_bf16("X", x);
-    assert_eq!((dy.rows, dw.dtype, dw.cols), (x.rows, DType::F32, x.cols), "dW [out, in] in f32");
+    assert_eq!((dy.rows, dw.cols), (x.rows, x.cols), "dW [out, in]");
 }
 
 /// dW\[first..first + n\] += dY^T X, n being the first columns of dY `[T, ..]` that are used; X `[T, in]`, dW `[.., in]`
-/// in f32.
+/// in f32 or bf16.
 pub(super) fn add_backward_weight(
     cuda: &Cuda,
     dy: &Tensor,
@@ -445,9 +449,11 @@ pub(super) fn add_backward_weight(
         return;
     }
     let variant = Variant::large(n, x.cols, 1, cuda.device().multiprocessors());
-    let entry = match variant {
-        T128X128 => Entry::MatmulBackwardWeight128x128,
-        _ => Entry::MatmulBackwardWeight64x64,
+    let entry = match (variant, dw.dtype) {
+        (T128X128, DType::F32) => Entry::MatmulBackwardWeight128x128,
+        (T128X128, DType::Bf16) => Entry::MatmulBackwardWeightBf16128x128,
+        (_, DType::F32) => Entry::MatmulBackwardWeight64x64,
+        (_, DType::Bf16) => Entry::MatmulBackwardWeightBf1664x64,
     };
     let launch = variant.launch(x.cols.div_ceil(variant.n), n.div_ceil(variant.m));
     let dw = Ptr(dw.memory.ptr().0 + (first * dw.cols * dw.dtype.bytes()) as u64);

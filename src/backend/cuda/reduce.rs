@@ -14,7 +14,8 @@ const CHUNK: usize = 64 * 1024;
 #[repr(C)]
 struct Chunk {
     x: u64,
-    len: u64,
+    len: u32,
+    is_bf16: u32,
 }
 
 same_size!(reduce: Chunk = CHUNK_BYTES);
@@ -24,14 +25,12 @@ pub(super) fn sum_squares(cuda: &Cuda, x: &[&Tensor]) -> Vec<f64> {
     let mut chunks = Vec::new();
     let mut firsts = vec![0u32];
     for x in x {
-        assert_eq!(x.dtype, DType::F32);
         let n = x.rows * x.cols;
-        chunks.extend(
-            (0..n).step_by(CHUNK).map(|first| Chunk {
-                x: x.memory.ptr().0 + 4 * first as u64,
-                len: CHUNK.min(n - first) as u64,
-            }),
-        );
+        chunks.extend((0..n).step_by(CHUNK).map(|first| Chunk {
+            x: x.memory.ptr().0 + (x.dtype.bytes() * first) as u64,
+            len: narrow(CHUNK.min(n - first)),
+            is_bf16: u32::from(x.dtype == DType::Bf16),
+        }));
         firsts.push(narrow(chunks.len()));
     }
     let (on_device, firsts) = (cuda.array(&chunks), cuda.array(&firsts));

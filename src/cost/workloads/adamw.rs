@@ -11,28 +11,37 @@ use crate::backend::{AdamW, Backend, DType, ModelShape, Moments, Quantised, Unif
 /// A projection of one layer and a norm's weight.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     let shapes = [(shape.heads * shape.head_dim, shape.hidden), (1, shape.hidden)];
-    vec![workload(shapes, false), workload(shapes, true)]
+    all(shapes)
 }
 
 /// A matrix of the MLP's.
 pub(super) fn large_workloads(shape: &ModelShape) -> Vec<Workload> {
-    let shapes = [(shape.intermediate, shape.hidden), (1, shape.hidden)];
-    vec![workload(shapes, false), workload(shapes, true)]
+    all([(shape.intermediate, shape.hidden), (1, shape.hidden)])
+}
+
+fn all(shapes: [(usize, usize); 2]) -> Vec<Workload> {
+    let kept = [(false, DType::F32), (true, DType::F32), (true, DType::Bf16)];
+    kept.into_iter().map(|(small, gradients)| workload(shapes, small, gradients)).collect()
 }
 
 /// With f32 moments and masters, or with moments in codes of 8 bits and without masters.
-fn workload(shapes: [(usize, usize); 2], small: bool) -> Workload {
+fn workload(shapes: [(usize, usize); 2], small: bool, gradients: DType) -> Workload {
     let elements: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
     let scales: usize = shapes.iter().map(|(rows, cols)| (rows * cols).div_ceil(BLOCK)).sum();
     Workload {
-        name: format!("adamw{} {elements} parameters", if small { ", 8 bits" } else { "" }),
-        bytes: if small { elements * 16 + scales * 16 } else { elements * 34 } as u64,
+        name: format!(
+            "adamw{}{} {elements} parameters",
+            if small { ", 8 bits" } else { "" },
+            if gradients == DType::Bf16 { ", bf16 gradients" } else { "" }
+        ),
+        bytes: (if small { elements * 8 + scales * 16 } else { elements * 26 }
+            + elements * 2 * gradients.bytes()) as u64,
         flops: 0,
         prepare: Box::new(move |cuda| {
             let of = |dtype, uniform: Uniform| {
                 shapes.map(|(rows, cols)| random_of(cuda, &uniform, dtype, rows, cols))
             };
-            let grads = of(DType::F32, Uniform::up_to(1.0, 1));
+            let grads = of(gradients, Uniform::up_to(1.0, 1));
             let weights = of(DType::Bf16, Uniform::up_to(1.0, 2));
             let masters = of(DType::F32, Uniform::up_to(1.0, 2)).map(|master| (!small).then_some(master));
             let moments = shapes.map(|(rows, cols)| {

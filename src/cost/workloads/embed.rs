@@ -23,6 +23,19 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
         cuda.tables(&Batch::new(&ids, &segments, &runs), &[])
     };
     let tables_backward = tables.clone();
+    let backward = |what: &str, dtype: DType| {
+        let tables = tables_backward.clone();
+        Workload {
+            name: format!("embed_backward T = {T}{what}"),
+            bytes: (distinct * (2 * d * dtype.bytes() + 12) + T * (d * 2 + 4)) as u64,
+            flops: 0,
+            prepare: Box::new(move |cuda| {
+                let (tables, dx) = (tables(cuda), random(cuda, 1, DType::Bf16, T, d));
+                let d_embedding = RefCell::new(random(cuda, 2, dtype, VOCAB as usize, d));
+                Box::new(move |cuda| cuda.embed_backward(&dx, &tables, SCALE, &mut d_embedding.borrow_mut()))
+            }),
+        }
+    };
     vec![
         Workload {
             name: format!("embed_forward T = {T}"),
@@ -33,15 +46,7 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
                 Box::new(move |cuda| drop(cuda.embed_forward(&embedding, &tables, SCALE)))
             }),
         },
-        Workload {
-            name: format!("embed_backward T = {T}"),
-            bytes: (distinct * (d * 8 + 12) + T * (d * 2 + 4)) as u64,
-            flops: 0,
-            prepare: Box::new(move |cuda| {
-                let (tables, dx) = (tables_backward(cuda), random(cuda, 1, DType::Bf16, T, d));
-                let d_embedding = RefCell::new(random(cuda, 2, DType::F32, VOCAB as usize, d));
-                Box::new(move |cuda| cuda.embed_backward(&dx, &tables, SCALE, &mut d_embedding.borrow_mut()))
-            }),
-        },
+        backward("", DType::F32),
+        backward(", bf16", DType::Bf16),
     ]
 }

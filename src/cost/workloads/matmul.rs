@@ -13,7 +13,8 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     all.extend(forward_workloads(&widths, 512, true));
     let Widths { d, q, kv, .. } = widths;
     all.push(input_workload("q k v", 512, &[q, kv, kv], d));
-    all.push(weight_workload("q", 512, q, d));
+    all.push(weight_workload("q", 512, q, d, DType::F32));
+    all.push(weight_workload("q", 512, q, d, DType::Bf16));
     all
 }
 
@@ -30,7 +31,8 @@ pub(super) fn large_workloads(shape: &ModelShape) -> Vec<Workload> {
         all.push(input_workload(name, T, out, width));
     }
     for (name, out, width) in [("q", q, d), ("k", kv, d), ("out", d, q), ("down", d, f), ("gate", f, d)] {
-        all.push(weight_workload(name, T, out, width));
+        all.push(weight_workload(name, T, out, width, DType::F32));
+        all.push(weight_workload(name, T, out, width, DType::Bf16));
     }
     all
 }
@@ -122,14 +124,15 @@ fn input_workload(name: &str, t: usize, out: &[usize], width: usize) -> Workload
 }
 
 /// dW `[out, width]` += dY^T X.
-fn weight_workload(name: &str, t: usize, out: usize, width: usize) -> Workload {
+fn weight_workload(name: &str, t: usize, out: usize, width: usize, dtype: DType) -> Workload {
+    let of_bf16 = if dtype == DType::Bf16 { ", bf16" } else { "" };
     Workload {
-        name: format!("matmul_backward_weight {name}, T = {t}"),
-        bytes: bf16_bytes(t, width) + bf16_bytes(t, out) + 2 * (out * width * DType::F32.bytes()) as u64,
+        name: format!("matmul_backward_weight {name}, T = {t}{of_bf16}"),
+        bytes: bf16_bytes(t, width) + bf16_bytes(t, out) + 2 * (out * width * dtype.bytes()) as u64,
         flops: product_flops(t, out, width),
         prepare: Box::new(move |cuda| {
             let (dy, x) = (random(cuda, 1, DType::Bf16, t, out), random(cuda, 2, DType::Bf16, t, width));
-            let dw = RefCell::new(random(cuda, 3, DType::F32, out, width));
+            let dw = RefCell::new(random(cuda, 3, dtype, out, width));
             Box::new(move |cuda| cuda.matmul_backward_weight(&dy, &x, &mut dw.borrow_mut()))
         }),
     }

@@ -8,13 +8,13 @@ use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::experts::Routes as CpuRoutes;
 use bon_engine::backend::cuda::entries::MODULES;
 use bon_engine::backend::cuda::{Cuda, Tensor, experts::HostRoutes};
-use bon_engine::backend::{Backend, ExpertTrace, Routing};
+use bon_engine::backend::{Backend, DType, ExpertTrace, Routing};
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 
 use super::matmul::overhead;
 use super::{
     Case, activation, activation_of, activation_up_to, check, coalescing, counted, counting, devices, orders,
-    outputs, single, traffic, vm_in, weight, workloads_of,
+    outputs, rounded, single, single_of, traffic, vm_in, weight, workloads_of,
 };
 use crate::ops::{bits, randoms};
 use crate::tolerance::{EPS, Rule, assert_within};
@@ -276,14 +276,36 @@ struct Backward(Mixture);
 
 impl Case for Backward {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
-        let Mixture { tokens, experts, top, width, features, .. } = self.0;
+        let Mixture { experts, width, features, .. } = self.0;
+        let d_gate_up = single(b, 11, experts * 2 * features, width);
+        self.add(b, d_gate_up, single(b, 12, experts * width, features))
+    }
+}
+
+/// The same from what bf16 holds, in bf16 or in f32.
+struct FromBf16(Mixture, DType);
+
+impl Case for FromBf16 {
+    fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
+        let Mixture { experts, width, features, .. } = self.0;
+        let begin = |seed, rows, cols| match self.1 {
+            DType::F32 => single_of(b, rows, cols, &rounded(&randoms(seed, rows * cols))),
+            DType::Bf16 => weight(b, seed, rows, cols),
+        };
+        let d_gate_up = begin(11, experts * 2 * features, width);
+        Backward(self.0).add(b, d_gate_up, begin(12, experts * width, features))
+    }
+}
+
+impl Backward {
+    /// Adds to these gradients of the weights.
+    fn add<B: Backend>(&self, b: &B, mut d_gate_up: B::Tensor, mut d_down: B::Tensor) -> Vec<B::Tensor> {
+        let Mixture { tokens, top, width, features, .. } = self.0;
         let (routes, (gate_up, down)) = (self.0.routes(b), self.0.weights(b));
         let [x, dy] = [5, 6].map(|seed| activation(b, seed, tokens, width));
         let kept = |seed| activation(b, seed, tokens * top, features);
         let gate = activation_up_to(b, 4.0, 7, tokens * top, features);
         let trace = ExpertTrace { gate, up: kept(8), product: kept(9) };
-        let mut d_gate_up = single(b, 11, experts * 2 * features, width);
-        let mut d_down = single(b, 12, experts * width, features);
         let weights = ((&gate_up, &mut d_gate_up), (&down, &mut d_down));
         let (dx, d_weights) = b.experts_backward(&dy, &x, &routes, &trace, weights.0, weights.1);
         vec![dx, d_weights, d_gate_up, d_down]
@@ -294,6 +316,25 @@ impl Case for Backward {
 fn gradients_of_experts_in_all_tiles() {
     for mixture in MIXTURES {
         check_tiles(&["dx", "dweights", "dgate_up", "ddown"], Rule::Backward, &Backward(mixture));
+    }
+}
+
+/// A gradient in bf16 is that in f32, rounded once, on the CPU and in every tile.
+#[test]
+fn gradients_in_bf16_are_those_in_f32_rounded_once() {
+    fn holds<B: Backend>(b: &B) {
+        for mixture in MIXTURES {
+            let wide = outputs(b, &FromBf16(mixture, DType::F32));
+            let narrow = outputs(b, &FromBf16(mixture, DType::Bf16));
+            for (i, (wide, narrow)) in wide.iter().zip(&narrow).enumerate().skip(2) {
+                assert!(rounded(wide.as_f32()) == narrow.as_f32(), "output {i} on {}", b.device_name());
+            }
+        }
+    }
+    holds(&Cpu::F32);
+    devices().iter().for_each(holds);
+    if counting() {
+        holds(&Cuda::new(Box::new(Vm::new(Options::default()).with_multiprocessors(1))).expect("they load"));
     }
 }
 
@@ -313,6 +354,7 @@ fn every_kernel_is_reached() {
             outputs(&cuda, &RouteBackward(mixture));
             outputs(&cuda, &Forward { mixture, keep: true });
             outputs(&cuda, &Backward(mixture));
+            outputs(&cuda, &FromBf16(mixture, DType::Bf16));
         }
         reached.extend(vm.take_reports().into_iter().map(|report| report.kernel));
     }

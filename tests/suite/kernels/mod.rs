@@ -7,6 +7,7 @@
 mod adamw;
 mod attention;
 mod attention_backward;
+mod bf16_gradients;
 mod embed;
 mod experts;
 mod geglu;

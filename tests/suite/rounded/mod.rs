@@ -69,12 +69,16 @@ fn norm_backward(
     dx.expect("it was computed")
 }
 
-/// A gradient of a parameter as such a framework makes it: rounded, then added to the f32 sum.
+/// A gradient of a parameter as such a framework makes it: rounded, then added to the f32 sum, or to a bf16 one and rounded again.
 fn add_rounded(dw: &mut Tensor, compute: impl FnOnce(&mut Tensor)) {
     let mut new = Tensor::f32(dw.rows, dw.cols, vec![0.0; dw.rows * dw.cols]);
     compute(&mut new);
-    for (dw, new) in dw.as_f32_mut().iter_mut().zip(round(new).as_f32()) {
-        *dw += new;
+    let new = round(new);
+    match dw.data_mut() {
+        Data::F32(dw) => dw.iter_mut().zip(new.as_f32()).for_each(|(dw, new)| *dw += new),
+        Data::Bf16(dw) => {
+            dw.iter_mut().zip(new.as_f32()).for_each(|(dw, new)| *dw = bf16::from_f32(dw.to_f32() + new));
+        }
     }
 }
 

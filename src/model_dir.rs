@@ -182,10 +182,10 @@ impl<B: Backend> ModelDir<B> {
             Precision { compute: ComputeChoice::F32, .. } if only_bf16 => {
                 return f32_on_bf16("products", "compute", "");
             }
-            Precision { dtype: Some(DType::F32), compute: ComputeChoice::Bf16 } => {
+            Precision { dtype: Some(DType::F32), compute: ComputeChoice::Bf16, .. } => {
                 return Err(OpenError::Compute);
             }
-            Precision { dtype: None, compute: ComputeChoice::Bf16 } => Some(DType::Bf16),
+            Precision { dtype: None, compute: ComputeChoice::Bf16, .. } => Some(DType::Bf16),
             Precision { dtype, .. } => dtype,
         };
         let config = ConfigFile::open(path)?;
@@ -210,7 +210,8 @@ impl<B: Backend> ModelDir<B> {
             let rounded = only_bf16 && dtype.is_none() && checkpoint.names().any(wider);
             let dtype = if only_bf16 { Some(DType::Bf16) } else { dtype };
             let params = load(&backend, &config.gemma, &checkpoint, dtype)?;
-            let frozen = load_frozen(&backend, &config.gemma, &checkpoint, dtype);
+            let on_host = precision.per_layer_embeddings == Placement::Host;
+            let frozen = load_frozen(&backend, &config.gemma, &checkpoint, dtype, on_host);
             Ok::<_, OpenError>((params, frozen, rounded))
         };
         // Side by side, because a vocabulary of 2^18 pieces takes as long to read as the weights of a small model.
@@ -269,6 +270,19 @@ pub struct Precision {
     pub dtype: Option<DType>,
     /// What products are computed in.
     pub compute: ComputeChoice,
+    /// Where per-layer embeddings lie, which is none of precision, and of the same concern: how weights are held.
+    pub per_layer_embeddings: Placement,
+}
+
+/// `model.per_layer_embeddings`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Where all weights lie.
+    #[default]
+    Device,
+    /// In the host's memory, or in the file.
+    Host,
 }
 
 impl Precision {

@@ -10,6 +10,7 @@ use std::fmt::{self, Write as _};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, DType};
+use crate::cost::figures::CHIPS;
 use crate::device::DeviceError;
 use crate::device::dry::Dry;
 use crate::gemma::Gemma;
@@ -18,6 +19,7 @@ use crate::gemma::config::GemmaConfig;
 use crate::gemma::lora::{begin, full_plan};
 use crate::gemma::params::{self, Frozen, ParamSpec, Params};
 use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, within};
+use crate::model_dir::Placement;
 use crate::reward::{self, RewardError};
 use crate::train::config::{MomentKind, TrainConfig};
 use crate::train::optimizer::{Optimizer, StateBytes, state_bytes};
@@ -69,6 +71,8 @@ pub enum Place {
         memory: u64,
         /// Of these, what its driver will take.
         driver: u64,
+        /// Bytes of the host's memory that are free, where something says.
+        host: Option<u64>,
     },
     /// The CPU, and so many bytes of memory that are free.
     Cpu(u64),
@@ -92,10 +96,52 @@ pub struct Plan {
     pub phases: Vec<Line>,
     /// What there is.
     pub memory: u64,
+    /// What lies in the host's memory beside that, from beginning to end, where there is a GPU.
+    pub host: Vec<Line>,
+    /// What there is of it, where something says.
+    pub host_memory: Option<u64>,
+    /// What goes over the bus in an update, where something does.
+    pub bus: Option<Bus>,
     /// Whether the run finds all that it asks for. Pieces of memory may be free and too small.
     pub fits: bool,
     /// Settings that would make it fit, where it does not and there are some: each with a value, to be set together.
     pub remedies: Vec<String>,
+}
+
+/// What an update moves from the host's memory and back, beside what is computed in the meantime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bus {
+    /// Bytes from the host's memory to the GPU's.
+    pub into: u64,
+    /// Bytes back.
+    pub back: u64,
+    /// Bytes of the GPU's memory that AdamW reads and writes.
+    pub update: u64,
+    /// FLOPs of the products with weights in the training of a step's prompts and responses, forward and backward, without what is
+    /// computed again; attention's are not among them.
+    pub training: u64,
+}
+
+/// Bytes per second of PCIe 4.0 with 16 lanes, each way: 16 GT/s a lane, 128 of 130 bits of which are data (PCI Express Base
+/// Specification 4.0).
+const PCIE: f64 = 16e9 * 16.0 / 8.0 * 128.0 / 130.0;
+
+impl fmt::Display for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chip = CHIPS.iter().find(|chip| chip.name == "RTX 4090").expect("it is one of them");
+        let seconds = |x: u64, rate: f64| x as f64 / rate;
+        write!(
+            f,
+            "  an update moves {:.2} GB to the GPU and {:.2} GB back: {:.2} s of PCIe 4.0 x16, both ways at once, beside {:.2} s of AdamW; \
+             the step's products take {:.1} s (modelled, at the limits of an {})",
+            self.into as f64 / 1e9,
+            self.back as f64 / 1e9,
+            seconds(self.into.max(self.back), PCIE),
+            seconds(self.update, chip.bandwidth),
+            seconds(self.training, chip.tensor),
+            chip.name
+        )
+    }
 }
 
 impl Plan {
@@ -107,6 +153,11 @@ impl Plan {
     /// What is in use from beginning to end.
     pub fn held_bytes(&self) -> u64 {
         self.held.iter().map(|line| line.bytes).sum()
+    }
+
+    /// What lies in the host's memory from beginning to end.
+    pub fn host_bytes(&self) -> u64 {
+        self.host.iter().map(|line| line.bytes).sum()
     }
 
     /// Plans a run. Panics if it has no prompts, or some that are [too long](Run::too_long). To train a verifier a group is of
@@ -128,16 +179,18 @@ impl Plan {
     fn of(run: &Run, place: Place) -> Self {
         match place {
             Place::Cpu(memory) => on_cpu(run, memory),
-            Place::Gpu { memory, driver } => {
+            Place::Gpu { memory, driver, host: host_memory } => {
                 let found = on_gpu(run, &Dry::new(memory.saturating_sub(driver)));
                 let fits = found.is_ok();
                 let least =
                     |_| on_gpu(run, &Dry::stingy()).expect("a device that gives all that is asked for");
-                let (mut held, phases) = found.unwrap_or_else(least);
+                let Found { mut held, phases, host, bus } = found.unwrap_or_else(least);
                 if driver > 0 {
                     held.push(Line { what: "the driver and the kernels (assumed)".into(), bytes: driver });
                 }
-                Self { held, phases, memory, fits, remedies: Vec::new() }
+                let on_host: u64 = host.iter().map(|line| line.bytes).sum();
+                let fits = fits && host_memory.is_none_or(|there| on_host <= there);
+                Self { held, phases, memory, host, host_memory, bus, fits, remedies: Vec::new() }
             }
         }
     }
@@ -153,7 +206,23 @@ impl fmt::Display for Plan {
             writeln!(f, "+ {}  {what}", gb(*bytes))?;
         }
         let verdict = if self.fits { "it fits" } else { "it does not fit" };
-        write!(f, "= {}  at most, of {}: {verdict}", gb(self.peak()), gb(self.memory).trim_start())?;
+        write!(f, "= {}  at most, of {}", gb(self.peak()), gb(self.memory).trim_start())?;
+        if !self.host.is_empty() {
+            for Line { what, bytes } in &self.host {
+                write!(f, "\n  {}  in the host's memory: {what}", gb(*bytes))?;
+            }
+            let all: u64 = self.host_bytes();
+            let there =
+                self.host_memory.map_or(String::new(), |there| format!(", of {}", gb(there).trim_start()));
+            write!(f, "\n= {}  there{there}", gb(all))?;
+        }
+        if let Some(bus) = &self.bus {
+            write!(f, "\n{bus}\n{verdict}")?;
+        } else if self.host.is_empty() {
+            write!(f, ": {verdict}")?;
+        } else {
+            write!(f, "\n{verdict}")?;
+        }
         if !self.fits {
             let with = match self.remedies.is_empty() {
                 true => "\nno setting makes it fit; a smaller model, fewer samples or shorter responses may"
@@ -169,11 +238,22 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What a backend holds all the time, but for what training holds: weights, and what it reads beside them.
-fn weights(config: &GemmaConfig, dtype: DType) -> u64 {
+/// What a backend holds all the time, but for what training holds: weights, and what it reads beside them, of which per-layer
+/// embeddings may lie elsewhere.
+fn weights(config: &GemmaConfig, dtype: DType, per_layer: Placement) -> u64 {
     let trained: usize = params::plan(config).tensors().iter().map(|spec| spec.rows * spec.cols).sum();
     let frozen: usize = params::frozen(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    ((trained + frozen) * dtype.bytes()) as u64
+    let all = ((trained + frozen) * dtype.bytes()) as u64;
+    match per_layer {
+        Placement::Device => all,
+        Placement::Host => all - per_layer_bytes(config, dtype),
+    }
+}
+
+/// The layers' own embeddings.
+fn per_layer_bytes(config: &GemmaConfig, dtype: DType) -> u64 {
+    let tables = params::frozen(config).into_iter().filter(|(_, shape)| shape.len() == 2);
+    tables.map(|(_, shape)| (shape[0] * shape[1] * dtype.bytes()) as u64).sum()
 }
 
 /// The adapters among a model's tensors.
@@ -220,14 +300,15 @@ fn samplings(run: &Run) -> Vec<(usize, usize, &'static str)> {
 
 fn held_lines(run: &Run, dtype: DType, adapters: Option<u64>, state: Option<StateBytes>) -> Vec<Line> {
     let line = |what: &str, bytes| Line { what: what.to_owned(), bytes };
-    let weights = weights(run.model, dtype);
+    let weights = weights(run.model, dtype, run.config.model.per_layer_embeddings);
     let mut held = vec![line("weights", weights)];
-    let judging: u64 = run.reward_models.iter().map(|model| self::weights(model, DType::Bf16)).sum();
+    let judging: u64 =
+        run.reward_models.iter().map(|model| self::weights(model, DType::Bf16, Placement::Device)).sum();
     held.push(line("the reward model's weights", judging));
     if let Some(bytes) = adapters {
         held.push(line("adapters", bytes));
     }
-    if let Some(StateBytes { gradients, moments, masters }) = state {
+    if let Some(StateBytes { gradients, moments, masters, .. }) = state {
         if holds_reference(run.config) {
             held.push(line("the model of the start, for the KL term", weights));
         }
@@ -237,6 +318,39 @@ fn held_lines(run: &Run, dtype: DType, adapters: Option<u64>, state: Option<Stat
     held
 }
 
+/// What lies in the host's memory while a GPU computes.
+fn host_lines(run: &Run, state: Option<StateBytes>) -> Vec<Line> {
+    let line = |what: &str, bytes| Line { what: what.to_owned(), bytes };
+    let mut all = Vec::new();
+    if let Some(StateBytes { host_moments, host_masters, .. }) = state {
+        all.extend([line("moments", host_moments), line("masters", host_masters)]);
+    }
+    if run.config.model.per_layer_embeddings == Placement::Host {
+        let copies = 1 + u64::from(run.purpose == Purpose::Train && holds_reference(run.config));
+        all.push(line("per-layer embeddings", copies * per_layer_bytes(run.model, DType::Bf16)));
+    }
+    all.retain(|line| line.bytes > 0);
+    all
+}
+
+/// What an update moves, and what is computed meanwhile.
+fn bus(run: &Run, model: &Gemma<Cuda>, state: &StateBytes, [into, back]: [u64; 2]) -> Option<Bus> {
+    let elements = |spec: &ParamSpec| (spec.rows * spec.cols) as u64;
+    let specs = full_plan(model);
+    let all: u64 = specs.tensors().into_iter().map(elements).sum();
+    let StateBytes { gradients, moments, masters, host_moments, host_masters } = *state;
+    let update = 2 * (gradients + moments + masters + host_moments + host_masters + 2 * all);
+    let config = run.config;
+    let groups = config.generate.prompts_per_step.min(run.prompts.len());
+    let prompts: usize = run.prompts[..groups].iter().map(Vec::len).sum();
+    let predicted = (groups * responses(config) * config.generate.max_new_tokens) as u64;
+    let tokens = prompts as u64 + predicted;
+    let head = elements(&specs.embed);
+    // Two for each weight and token, and twice that for the gradients.
+    let training = 6 * ((all - head) * tokens + head * predicted);
+    (into > 0).then_some(Bus { into, back, update, training })
+}
+
 /// Whether a second model is held.
 fn holds_reference(config: &TrainConfig) -> bool {
     config.train.kl_coefficient > 0.0 && config.lora.is_none()
@@ -244,7 +358,7 @@ fn holds_reference(config: &TrainConfig) -> bool {
 
 /// The model that is trained, of zeros on a device, with adapters where there are to be some.
 fn zeros(run: &Run, cuda: &Cuda) -> Gemma<Cuda> {
-    let mut model = zeros_of(run.model, cuda);
+    let mut model = zeros_of(run.model, cuda, run.config.model.per_layer_embeddings);
     if let Some(spec) = &run.config.lora {
         begin(&mut model, spec.rank, &spec.targets, 0);
         model.adapter_scale = Some(spec.scale());
@@ -253,19 +367,30 @@ fn zeros(run: &Run, cuda: &Cuda) -> Gemma<Cuda> {
 }
 
 /// A model of zeros.
-fn zeros_of(config: &GemmaConfig, cuda: &Cuda) -> Gemma<Cuda> {
+fn zeros_of(config: &GemmaConfig, cuda: &Cuda, per_layer: Placement) -> Gemma<Cuda> {
     let dtype = cuda.activation_dtype();
     let params = params::plan(config).map(|spec| cuda.zeros(dtype, spec.rows, spec.cols));
     // After the layers' scalars.
     let embed = params::frozen(config).pop().filter(|_| config.per_layer_width > 0);
-    let per_layer_embed = embed.map(|(_, shape)| cuda.zeros(dtype, shape[0], shape[1]));
+    let per_layer_embed = embed.map(|(_, shape)| match per_layer {
+        Placement::Device => cuda.zeros(dtype, shape[0], shape[1]),
+        Placement::Host => cuda.mapped_zeros(dtype, shape[0], shape[1]),
+    });
     let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
     let backend = cuda.clone();
     Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None }
 }
 
+/// See [`Plan`].
+struct Found {
+    held: Vec<Line>,
+    phases: Vec<Line>,
+    host: Vec<Line>,
+    bus: Option<Bus>,
+}
+
 /// What the run asks of a device, which fails if it has not as much.
-fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
+fn on_gpu(run: &Run, dry: &Dry) -> Result<Found, DeviceError> {
     let config = run.config;
     let cuda = Cuda::new(Box::new(dry.clone()))?;
     let mut model = zeros(run, &cuda);
@@ -274,7 +399,8 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
     let mut optimizer = train.then(|| Optimizer::new(&model, &config.optimizer, 0));
     let without_adapters = Run { config: &TrainConfig { lora: None, ..config.clone() }, ..*run };
     let reference = (train && holds_reference(config)).then(|| zeros(&without_adapters, &cuda));
-    let judging: Vec<Gemma<Cuda>> = run.reward_models.iter().map(|model| zeros_of(model, &cuda)).collect();
+    let judging: Vec<Gemma<Cuda>> =
+        run.reward_models.iter().map(|model| zeros_of(model, &cuda, Placement::Device)).collect();
     cuda.check()?;
     let state = train.then(|| state_bytes(&specs.tensors(), lora, DType::Bf16, &config.optimizer));
     let adapters = lora.then(|| adapter_bytes(&specs, DType::Bf16));
@@ -295,13 +421,15 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<(Vec<Line>, Vec<Line>), DeviceError> {
             phases.push(scoring_line(dry.take_peak() - begin));
         }
     }
+    dry.take_bus();
     if let Some(optimizer) = &mut optimizer {
         dry.take_peak();
         let kept = trained(run, &mut model, reference.as_ref(), optimizer)?;
         let bytes = dry.take_peak() - begin;
         phases.push(training_line(run, &kept, bytes));
     }
-    Ok((held, phases))
+    let bus = state.and_then(|state| bus(run, &model, &state, dry.take_bus()));
+    Ok(Found { held, phases, host: host_lines(run, state), bus })
 }
 
 fn scoring_line(bytes: u64) -> Line {
@@ -386,6 +514,10 @@ fn trained(
 }
 
 fn on_cpu(run: &Run, memory: u64) -> Plan {
+    // Nothing is streamed where there is one memory.
+    let mut alone = run.config.clone();
+    alone.optimizer.offload = false;
+    let run = &Run { config: &alone, ..*run };
     let (model, config) = (run.model, run.config);
     // The names and shapes of adapters, which take no memory here.
     let dry = Cuda::new(Box::new(Dry::stingy())).expect("a device that gives all that is asked for");
@@ -431,42 +563,56 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
         let kept_bytes = (kept.bytes_per_token(model, DType::F32) * tokens) as u64;
         phases.push(training_line(run, &kept, size.least_bytes(model, DType::F32) + kept_bytes + logits));
     }
-    let mut plan = Plan { held, phases, memory, fits: true, remedies: Vec::new() };
+    let (host, host_memory, bus) = (Vec::new(), None, None);
+    let mut plan = Plan { held, phases, memory, host, host_memory, bus, fits: true, remedies: Vec::new() };
     plan.fits = plan.peak() <= memory;
     plan
 }
 
 /// A setting that saves memory, if it is not made already: applies it, and says how it is set.
-type Change = fn(&mut TrainConfig, usize) -> Option<String>;
+type Change = fn(&mut TrainConfig, &Run, usize) -> Option<String>;
 
-/// Those that cost least first: smaller batches take no more work and change no result but in its last bits, with codes and
-/// without masters the optimizer rounds, and so do sums of gradients in bf16; with adapters the run is another.
-const CHANGES: [Change; 6] = [
-    |c, parts| {
+/// Those that cost least first: smaller batches take no more work and change no result but in its last bits, rows of embeddings are
+/// few bytes wherever they come from, with codes and
+/// without masters the optimizer rounds, and so do sums of gradients in bf16; a streamed state changes no bit, and
+/// takes as much of the host's memory and of its bus; with adapters the run is another.
+const CHANGES: [Change; 8] = [
+    |c, _, parts| {
         c.train.gradient_accumulation = parts;
         Some(format!("train.gradient_accumulation={parts}"))
     },
-    |c, _| {
+    |c, run, _| {
+        let section = &mut c.model.per_layer_embeddings;
+        let changes = run.model.per_layer_width > 0 && *section == Placement::Device;
+        *section = Placement::Host;
+        changes.then(|| "model.per_layer_embeddings=host".into())
+    },
+    |c, _, _| {
         let changes = c.lora.is_none() && c.optimizer.moments != MomentKind::Blockwise;
         c.optimizer.moments = MomentKind::Blockwise;
         changes.then(|| "optimizer.moments=8bit".into())
     },
-    |c, _| {
+    |c, _, _| {
         let changes = c.lora.is_none() && c.optimizer.embedding_moments != MomentKind::Blockwise;
         c.optimizer.embedding_moments = MomentKind::Blockwise;
         changes.then(|| "optimizer.embedding_moments=8bit".into())
     },
-    |c, _| {
+    |c, _, _| {
         let changes = c.lora.is_none() && c.optimizer.masters;
         c.optimizer.masters = false;
         changes.then(|| "optimizer.masters=false".into())
     },
-    |c, _| {
+    |c, _, _| {
         let changes = c.lora.is_none() && c.optimizer.gradients != DType::Bf16;
         c.optimizer.gradients = DType::Bf16;
         changes.then(|| "optimizer.gradients=bf16".into())
     },
-    |c, _| {
+    |c, _, _| {
+        let changes = c.lora.is_none() && !c.optimizer.offload;
+        c.optimizer.offload = true;
+        changes.then(|| "optimizer.offload=true".into())
+    },
+    |c, _, _| {
         let changes = c.lora.is_none();
         c.lora = Some(c.lora.take().unwrap_or_default());
         changes.then(|| "lora.rank=16".into())
@@ -474,6 +620,8 @@ const CHANGES: [Change; 6] = [
 ];
 /// Of adapters, among [`CHANGES`]; what rounds the state of all parameters is of no use to them.
 const LORA: usize = CHANGES.len() - 1;
+/// Of state, the first among [`CHANGES`].
+const STATE: usize = 2;
 
 /// Settings under which the run would fit.
 fn remedies(run: &Run, place: Place) -> Vec<String> {
@@ -487,7 +635,7 @@ fn remedies(run: &Run, place: Place) -> Vec<String> {
             .iter()
             .zip(on)
             .filter(|(_, on)| **on)
-            .filter_map(|(f, _)| f(&mut config, parts))
+            .filter_map(|(f, _)| f(&mut config, run, parts))
             .collect();
         Plan::of(&Run { config: &config, ..*run }, place).fits.then_some(texts)
     };
@@ -495,7 +643,7 @@ fn remedies(run: &Run, place: Place) -> Vec<String> {
     let enough = (0..CHANGES.len()).any(|i| {
         on[i] = true;
         if i == LORA {
-            on[1..LORA].fill(false);
+            on[STATE..LORA].fill(false);
         }
         tried(&on, prompts).is_some()
     });

@@ -51,6 +51,8 @@ mod lora;
 mod math;
 #[path = "suite/objectives.rs"]
 mod objectives;
+#[path = "suite/offload.rs"]
+mod offload;
 #[path = "suite/ops/mod.rs"]
 mod ops;
 #[path = "suite/pages.rs"]

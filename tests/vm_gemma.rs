@@ -32,7 +32,8 @@ const DECODE_STEPS: usize = 8;
 /// With the CPU's products in f32: they are what the kernels are held to.
 fn open<B: Backend>(backend: B, compute: ComputeChoice) -> ModelDir<B> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/gemma-3-270m");
-    ModelDir::open(backend, &dir, Precision { dtype: None, compute }).unwrap_or_else(|e| panic!("{e}"))
+    ModelDir::open(backend, &dir, Precision { compute, ..Precision::default() })
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn sample<B: Backend>(model: &Gemma<B>, ids: &[u32]) -> Vec<Response> {

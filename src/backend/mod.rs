@@ -16,6 +16,7 @@ pub mod cuda;
 
 pub use adamw::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
 
+use crate::checkpoint::Mapped;
 use crate::device::{DeviceError, host};
 use crate::rng::{DrawKey, philox4x32};
 use crate::segments::{QueryRun, Segment, Segments};
@@ -467,6 +468,41 @@ pub trait Backend: Send + Sync {
     fn upload_codes(&self, codes: &[u8]) -> Self::Codes;
     /// Downloads codes.
     fn download_codes(&self, codes: &Self::Codes) -> Vec<u8>;
+    /// A matrix of zeros in the host's memory, where the device has another. Ops but [`Backend::adamw`] do not
+    /// take it: that one updates moments and masters there with the same bits as elsewhere.
+    fn host_zeros(&self, dtype: DType, rows: usize, cols: usize) -> Self::Tensor {
+        self.zeros(dtype, rows, cols)
+    }
+    /// So many codes there, all 0.
+    fn host_zero_codes(&self, n: usize) -> Self::Codes {
+        self.zero_codes(n)
+    }
+    /// [`Backend::widened`] to the host's memory, as [`Backend::host_zeros`].
+    fn host_widened(&self, x: &Self::Tensor) -> Self::Tensor {
+        self.widened(x)
+    }
+    /// Uploads to the host's memory, where the device has another, a matrix of which [`Backend::embed_forward`] reads rows and no
+    /// other op anything. The bytes may be those of a file: a device that computes in the host's memory leaves them there.
+    fn upload_to_host(
+        &self,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        _in_file: Option<Mapped>,
+    ) -> Self::Tensor {
+        self.upload(dtype, rows, cols, bytes)
+    }
+    /// Replaces the elements of a matrix, wherever it lies, by row-major bytes of its dtype. Panics unless `bytes` is exactly the
+    /// matrix.
+    fn overwrite(&self, x: &mut Self::Tensor, bytes: &[u8]) {
+        let ((rows, cols), dtype) = (self.shape(x), self.dtype(x));
+        *x = self.upload(dtype, rows, cols, bytes);
+    }
+    /// The same of codes, as many as there are.
+    fn overwrite_codes(&self, codes: &mut Self::Codes, bytes: &[u8]) {
+        *codes = self.upload_codes(bytes);
+    }
     /// `[rows, cols]`.
     fn shape(&self, x: &Self::Tensor) -> (usize, usize);
     /// Storage type.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub use read::{Checkpoint, CheckpointError, TensorView};
+pub use read::{Checkpoint, CheckpointError, Mapped, TensorView};
 pub use safetensors::Dtype;
 pub use write::{MAX_SHARD_BYTES, TensorSpec, write_file_of, write_tensors};
 

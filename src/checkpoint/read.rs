@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -70,10 +71,30 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Bytes of a mapped file, which stays mapped as long as this lives.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    map: Arc<Mmap>,
+    range: std::ops::Range<usize>,
+}
+
+impl Mapped {
+    /// The first so many of them.
+    pub fn first(self, bytes: usize) -> Self {
+        assert!(bytes <= self.range.len(), "bytes of what is mapped");
+        Self { range: self.range.start..self.range.start + bytes, ..self }
+    }
+
+    /// The bytes, which may be unaligned.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 #[derive(Debug)]
@@ -201,7 +222,7 @@ impl Checkpoint {
                 return Err(CheckpointError::Index { path, problem });
             }
         }
-        self.shards.push(Shard { path, map });
+        self.shards.push(Shard { path, map: Arc::new(map) });
         Ok(())
     }
 
@@ -231,6 +252,12 @@ impl Checkpoint {
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         self.entries.get(name).map(|entry| self.view(entry))
+    }
+
+    /// The bytes of that tensor, where they lie.
+    pub fn mapped(&self, name: &str) -> Option<Mapped> {
+        let Entry { shard, range, .. } = self.entries.get(name)?;
+        Some(Mapped { map: Arc::clone(&self.shards[*shard].map), range: range.clone() })
     }
 
     fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {

@@ -6,6 +6,7 @@ use std::io::Write;
 use crate::backend::DType;
 use crate::backend::cpu::simd::{Isa, isa};
 use crate::backend::cuda::entries::{NO_KERNELS, compiled};
+use crate::backend::cuda::offload::BUFFER;
 use crate::device::driver::{self, Description};
 use crate::gemma::activations::StepSize;
 use crate::gemma::config::GemmaConfig;
@@ -37,6 +38,10 @@ struct Needs {
     sample: u64,
     /// To train: weights, f32 masters, moments and gradients, and a step that keeps the residual stream alone.
     train: u64,
+    /// The same with moments of 8 bits, gradients in bf16 and no masters, per-layer embeddings on the host.
+    small: u64,
+    /// The same with moments, and masters or none, on the host, too.
+    offloaded: u64,
 }
 
 impl Needs {
@@ -49,11 +54,15 @@ impl Needs {
         let cached: usize = own.map(|layer| 2 * layer.shape.kv_width()).sum();
         let rows = TOKENS + STREAMS * TOKENS;
         let weights = 2 * (parameters + frozen);
+        let step = STEP.least_bytes(config, DType::Bf16);
         Self {
             parameters,
             frozen,
             sample: weights + 2 * (rows * cached) as u64,
-            train: weights + 16 * parameters + STEP.least_bytes(config, DType::Bf16),
+            train: weights + 16 * parameters + step,
+            // Two codes, and a scale of 4 bytes for every 256 of each.
+            small: 2 * parameters + 4 * parameters + 8 * parameters / 256 + step,
+            offloaded: 2 * parameters + 2 * parameters + step + 2 * BUFFER as u64,
         }
     }
 }
@@ -68,22 +77,47 @@ fn card(bytes: u64) -> String {
 pub fn models() -> String {
     let gb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e9);
     let mut out = String::new();
-    let mut line = |cells: [&str; 7]| {
-        let [name, parameters, frozen, sample, on, train, train_on] = cells;
+    let mut line = |cells: [&str; 11]| {
+        let [name, parameters, frozen, sample, on, train, train_on, small, small_on, away, away_on] = cells;
         writeln!(
             out,
-            "{name:<15} {parameters:>10} {frozen:>10} {sample:>10} {on:>7} {train:>10} {train_on:>7}"
+            "{name:<15} {parameters:>10} {frozen:>10} {sample:>10} {on:>6} {train:>9} {train_on:>6} {small:>9} {small_on:>6} \
+             {away:>11} {away_on:>6}"
         )
         .expect("a string takes all text");
     };
-    line(["", "parameters", "frozen", "sample GB", "card", "train GB", "card"]);
+    line([
+        "",
+        "parameters",
+        "frozen",
+        "sample GB",
+        "card",
+        "train GB",
+        "card",
+        "small GB",
+        "card",
+        "offload GB",
+        "card",
+    ]);
     for (name, config) in published::all() {
-        let Needs { parameters, frozen, sample, train } = Needs::new(&config);
+        let Needs { parameters, frozen, sample, train, small, offloaded } = Needs::new(&config);
         let billions = |n: u64| if n < 10_000_000 { "-".into() } else { format!("{:.2} B", n as f64 / 1e9) };
-        let cells =
-            [billions(parameters), billions(frozen), gb(sample), card(sample), gb(train), card(train)];
-        let [parameters, frozen, sample, on, train, train_on] = cells.each_ref().map(String::as_str);
-        line([name, parameters, frozen, sample, on, train, train_on]);
+        let sizes = [sample, train, small, offloaded].map(|bytes| [gb(bytes), card(bytes)]);
+        let [sample, train, small, away] = sizes.each_ref().map(|both| both.each_ref().map(String::as_str));
+        let (parameters, frozen) = (billions(parameters), billions(frozen));
+        line([
+            name,
+            &parameters,
+            &frozen,
+            sample[0],
+            sample[1],
+            train[0],
+            train[1],
+            small[0],
+            small[1],
+            away[0],
+            away[1],
+        ]);
     }
     out
 }

@@ -316,7 +316,7 @@ fn config(args: &Args) -> anyhow::Result<TrainConfig> {
     if let Some(path) = args.tasks.clone().or(config.data.eval_tasks.take()) {
         config.data.tasks = path;
     }
-    let Precision { dtype, compute } = args.precision.or(config.model.precision());
+    let Precision { dtype, compute, .. } = args.precision.or(config.model.precision());
     (config.model.dtype, config.model.compute) = (dtype, compute);
     config.train.eval_samples = args.samples.map_or(config.train.eval_samples, |samples| samples as usize);
     for (path, argument, key) in [

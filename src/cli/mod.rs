@@ -148,7 +148,8 @@ struct PrecisionArgs {
 
 impl PrecisionArgs {
     fn or(self, default: Precision) -> Precision {
-        Precision { dtype: self.dtype.or(default.dtype), compute: self.compute.unwrap_or(default.compute) }
+        let (dtype, compute) = (self.dtype.or(default.dtype), self.compute.unwrap_or(default.compute));
+        Precision { dtype, compute, ..default }
     }
 }
 

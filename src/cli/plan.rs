@@ -40,6 +40,9 @@ pub struct Args {
     /// Memory of the GPU, or of the host with --device cpu, as in 24GB or 24GiB [default: what is free here]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
+    /// Memory of the host beside a GPU, as in 64GB, for what settings put there [default: any, or what is free here]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    host_memory: Option<u64>,
     /// What will compute: cpu or cuda [default: cuda with --memory, else what there is here]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
@@ -98,9 +101,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bail!("--device vm: a virtual GPU has the memory of the host; give cuda or cpu")
         }
         (Some(DeviceChoice::Cpu), Some(memory)) => Place::Cpu(memory),
-        (_, Some(memory)) => Place::Gpu { memory, driver: CONTEXT },
-        (choice, None) => here(choice.unwrap_or(DeviceChoice::Auto))?,
+        (_, Some(memory)) => Place::Gpu { memory, driver: CONTEXT, host: args.host_memory },
+        (choice, None) => here(choice.unwrap_or(DeviceChoice::Auto), args.host_memory)?,
     };
+    if matches!(place, Place::Cpu(_)) {
+        streams_nothing(&config)?;
+    }
     let purpose = Purpose::Train;
     let judging = reward_models(&config)?;
     let reward_models = &judging;
@@ -138,8 +144,19 @@ fn alike(config: &TrainConfig, tokens: usize) -> Vec<Vec<u32>> {
     (0..config.generate.prompts_per_step as u32).map(|i| vec![i % 2; tokens]).collect()
 }
 
+/// Refuses to stream from the host's memory what computes in it.
+pub(super) fn streams_nothing(config: &TrainConfig) -> anyhow::Result<()> {
+    if config.optimizer.offload {
+        bail!(
+            "optimizer.offload: the CPU computes in the host's memory, where the optimizer's state lies anyway; remove the setting, \
+             or train on a GPU"
+        );
+    }
+    Ok(())
+}
+
 /// What this machine has.
-fn here(choice: DeviceChoice) -> anyhow::Result<Place> {
+fn here(choice: DeviceChoice, host: Option<u64>) -> anyhow::Result<Place> {
     let gpu = match choice {
         DeviceChoice::Cpu => None,
         DeviceChoice::Cuda(index) => Some(index),
@@ -154,7 +171,9 @@ fn here(choice: DeviceChoice) -> anyhow::Result<Place> {
         Ok::<_, anyhow::Error>(found.with_context(|| format!("there is no GPU {index}"))?.memory)
     };
     Ok(match gpu {
-        Some(index) => Place::Gpu { memory: of_gpu(index)?, driver: CONTEXT },
+        Some(index) => {
+            Place::Gpu { memory: of_gpu(index)?, driver: CONTEXT, host: host.or_else(host::available) }
+        }
         None => Place::Cpu(host::available().context("nothing says how much memory is free; give --memory")?),
     })
 }
@@ -226,6 +245,9 @@ pub(super) fn of_run(
     engine: &Engine,
     purpose: Purpose,
 ) -> anyhow::Result<Option<String>> {
+    if matches!(engine, Engine::Cpu(_)) && purpose == Purpose::Train {
+        streams_nothing(config)?;
+    }
     // What is wrong with settings and files is for the run to say, which reads them all.
     if config.check_for_plan().is_err() {
         return Ok(None);
@@ -235,7 +257,9 @@ pub(super) fn of_run(
     let config = &config;
     let place = match engine {
         Engine::Cpu(_) => host::available().map(Place::Cpu),
-        Engine::Cuda(cuda) => free(cuda).map(|memory| Place::Gpu { memory, driver: 0 }),
+        Engine::Cuda(cuda) => {
+            free(cuda).map(|memory| Place::Gpu { memory, driver: 0, host: host::available() })
+        }
     };
     let dtype = config.model.precision().storage(&config.model.path, &file);
     let Ok(judging) = reward_models(config) else { return Ok(None) };
@@ -243,6 +267,9 @@ pub(super) fn of_run(
     let run = Run { model: &file.gemma, dtype, config, prompts: &prompts, purpose, reward_models };
     let Some(place) = place.filter(|_| !prompts.is_empty() && run.too_long() == 0) else { return Ok(None) };
     let plan = Plan::new(&run, place);
+    if plan.host_memory.is_some_and(|there| plan.host_bytes() > there) {
+        bail!("there is not enough memory on the host of {}:\n{plan}", engine.name());
+    }
     let text = format!("memory on {}:\n{plan}", engine.name());
     if plan.fits {
         return Ok(Some(text));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::arena::Arena;
-use super::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr};
+use super::{Arg, Cubin, Device, DeviceError, HostPtr, Kernel, Launch, Ptr};
 
 /// Launchers choose tiles by it: an A100's number.
 const MULTIPROCESSORS: u32 = 108;
@@ -25,6 +25,10 @@ struct State {
     slabs: HashMap<u64, u64>,
     next_address: u64,
     kernels: usize,
+    /// Sizes of the host's memory that is held, by address.
+    host: HashMap<u64, u64>,
+    /// Bytes that were copied from it and to it.
+    bus: [u64; 2],
 }
 
 impl State {
@@ -66,7 +70,9 @@ impl Dry {
 
     fn with(memory: u64, says: Option<u64>) -> Self {
         let (slabs, next_address) = (HashMap::new(), 1 << 40);
-        let state = State { arena: Arena::default(), memory, says, slabs, next_address, kernels: 0 };
+        let (host, bus) = (HashMap::new(), [0; 2]);
+        let arena = Arena::default();
+        let state = State { arena, memory, says, slabs, next_address, kernels: 0, host, bus };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -77,6 +83,16 @@ impl Dry {
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         self.state().arena.used()
+    }
+
+    /// Bytes of the host's memory in use.
+    pub fn host_used(&self) -> u64 {
+        self.state().host.values().sum()
+    }
+
+    /// Bytes copied from the host's memory to the device's, and back, since the last call.
+    pub fn take_bus(&self) -> [u64; 2] {
+        std::mem::take(&mut self.state().bus)
     }
 
     /// The most bytes that were in use at once since the last call.
@@ -148,6 +164,41 @@ impl Device for Dry {
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        let mut state = self.state();
+        let address = state.next_address;
+        state.next_address += (bytes as u64).next_multiple_of(256);
+        state.host.insert(address, bytes as u64);
+        Ok(HostPtr(address))
+    }
+
+    fn host_free(&self, ptr: HostPtr) {
+        self.state().host.remove(&ptr.0);
+    }
+
+    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
+        Ok(Ptr(ptr.0))
+    }
+
+    fn host_write(&self, _: HostPtr, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn host_read(&self, _: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.fill(0);
+        Ok(())
+    }
+
+    fn copy_in(&self, _: Ptr, _: HostPtr, bytes: usize) -> Result<(), DeviceError> {
+        self.state().bus[0] += bytes as u64;
+        Ok(())
+    }
+
+    fn copy_out(&self, _: HostPtr, _: Ptr, bytes: usize) -> Result<(), DeviceError> {
+        self.state().bus[1] += bytes as u64;
         Ok(())
     }
 

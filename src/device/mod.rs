@@ -1,7 +1,8 @@
 //! "Something that runs PTX": one trait at the level of the CUDA driver, so that the same launchers, arguments and PTX run on a
 //! GPU ([`driver`]) and on the virtual GPU ([`vm`]).
 //!
-//! Work is ordered: work that is asked for first runs first. Only [`Device::read`], [`Device::end_read`] and
+//! Work is ordered: work that is asked for first runs first, but for copies from and to page-locked memory of the host, which
+//! have lanes of their own ([`Lane`]). Only [`Device::read`], [`Device::end_read`] and
 //! [`Device::synchronize`] wait.
 //!
 //! [`dry`] has memory and runs nothing. [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA graphs; [`dependent`] makes PTX whose
@@ -48,6 +49,31 @@ impl DeviceError {
 /// An address in the device's memory; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ptr(pub u64);
+
+/// An address in page-locked memory of the host, for a device's calls alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HostPtr(pub u64);
+
+impl HostPtr {
+    /// So many bytes further.
+    pub fn at(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// What a device does beside other things. Work of one lane is ordered; lanes wait for each other where they are told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Everything but the copies of the two others.
+    Compute,
+    /// [`Device::copy_in`].
+    In,
+    /// [`Device::copy_out`].
+    Out,
+}
+
+/// Marks of lanes that may be in use at once.
+pub const MARKS: usize = 8;
 
 /// An entry point that has been loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -211,6 +237,42 @@ pub trait Device: Send + Sync {
         Ok(None)
     }
 
+    /// Page-locked memory of the host, aligned to 256 bytes and zero; `bytes` > 0. Takes long: the host's pages are found and pinned.
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        let message = format!("it holds nothing in the host's memory, and {bytes} bytes are asked for");
+        Err(DeviceError::new(self.name(), message))
+    }
+    /// Gives it back, when all work has ended.
+    fn host_free(&self, _ptr: HostPtr) {}
+    /// Where kernels find memory of [`Device::host_alloc`]: each of their accesses goes over the bus.
+    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
+        Err(DeviceError::new(self.name(), format!("{ptr:?} is nothing that it holds")))
+    }
+    /// Changes the host's memory, when all work has ended.
+    fn host_write(&self, dst: HostPtr, _bytes: &[u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::new(self.name(), format!("{dst:?} is nothing that it holds")))
+    }
+    /// Reads the host's memory, when all work has ended.
+    fn host_read(&self, src: HostPtr, _bytes: &mut [u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::new(self.name(), format!("{src:?} is nothing that it holds")))
+    }
+    /// Copies from the host's memory to the device's, in [`Lane::In`].
+    fn copy_in(&self, _dst: Ptr, src: HostPtr, _bytes: usize) -> Result<(), DeviceError> {
+        Err(DeviceError::new(self.name(), format!("{src:?} is nothing that it holds")))
+    }
+    /// Copies from the device's memory to the host's, in [`Lane::Out`].
+    fn copy_out(&self, dst: HostPtr, _src: Ptr, _bytes: usize) -> Result<(), DeviceError> {
+        Err(DeviceError::new(self.name(), format!("{dst:?} is nothing that it holds")))
+    }
+    /// Sets a mark, below [`MARKS`], behind all that a lane has been asked for so far.
+    fn mark(&self, _lane: Lane, _mark: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// What a lane is asked for from here on begins when what is before the mark, where it was set last, has ended.
+    fn wait_for(&self, _lane: Lane, _mark: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Begins a sequence: the work up to [`Device::end_sequence`] is likely to come again with the same arguments, and a GPU then
     /// replays it as one CUDA graph. Results are the same as without a sequence. Sequences do not nest, and only one thread works
     /// with a device during a sequence.
@@ -302,6 +364,42 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn available(&self) -> Result<Option<u64>, DeviceError> {
         (**self).available()
+    }
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        (**self).host_alloc(bytes)
+    }
+
+    fn host_free(&self, ptr: HostPtr) {
+        (**self).host_free(ptr);
+    }
+
+    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
+        (**self).host_mapped(ptr)
+    }
+
+    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
+        (**self).host_write(dst, bytes)
+    }
+
+    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        (**self).host_read(src, bytes)
+    }
+
+    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
+        (**self).copy_in(dst, src, bytes)
+    }
+
+    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
+        (**self).copy_out(dst, src, bytes)
+    }
+
+    fn mark(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
+        (**self).mark(lane, mark)
+    }
+
+    fn wait_for(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
+        (**self).wait_for(lane, mark)
     }
 
     fn begin_sequence(&self) -> Result<(), DeviceError> {

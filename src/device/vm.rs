@@ -7,7 +7,7 @@ pub use ptxvm::machine::counters::BlockWork;
 pub use ptxvm::{Checks, MmaOrder, Options, Report};
 use ptxvm::{DevicePtr, Gpu, LoadedModule, Module};
 
-use super::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use super::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr};
 
 /// What a virtual GPU says of itself unless it is told otherwise: an A100's number.
 const MULTIPROCESSORS: u32 = 108;
@@ -26,6 +26,8 @@ struct State {
     kernels: Vec<(usize, String)>,
     /// Reports of launches since [`Vm::take_reports`], where they are kept.
     reports: Option<Vec<Report>>,
+    /// Bytes that were copied from the host's memory and to it.
+    bus: [u64; 2],
 }
 
 /// Parsed modules, by their text: every device of a process shares them.
@@ -43,7 +45,13 @@ impl Vm {
     /// A device without any allocation.
     pub fn new(options: Options) -> Self {
         let mma = options.mma;
-        let state = State { gpu: Gpu::new(options), modules: Vec::new(), kernels: Vec::new(), reports: None };
+        let state = State {
+            gpu: Gpu::new(options),
+            modules: Vec::new(),
+            kernels: Vec::new(),
+            reports: None,
+            bus: [0; 2],
+        };
         Self { state: Mutex::new(state), multiprocessors: MULTIPROCESSORS, mma }
     }
 
@@ -62,8 +70,22 @@ impl Vm {
         self.state().reports.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// Bytes that went from page-locked memory of the host to the device, and back, since the last call. They are counted here and
+    /// copied at once; how long a bus would take is arithmetic.
+    pub fn take_bus(&self) -> [u64; 2] {
+        std::mem::take(&mut self.state().bus)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl State {
+    fn copy(&mut self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<(), DeviceError> {
+        let mut held = vec![0; bytes];
+        self.gpu.read(src, &mut held).map_err(error)?;
+        self.gpu.write(dst, &held).map_err(error)
     }
 }
 
@@ -125,7 +147,7 @@ impl Device for Vm {
 
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let State { gpu, modules, kernels, reports } = &mut *state;
+        let State { gpu, modules, kernels, reports, .. } = &mut *state;
         let (module, name) = &kernels[kernel.0];
         let shape = ptxvm::Launch {
             grid: launch.grid,
@@ -152,5 +174,41 @@ impl Device for Vm {
 
     fn synchronize(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    // The device's memory is the host's, and all that is asked for is done at once.
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        let ptr = self.alloc(bytes)?;
+        self.fill(ptr, 0, bytes)?;
+        Ok(HostPtr(ptr.0))
+    }
+
+    fn host_free(&self, ptr: HostPtr) {
+        self.free(Ptr(ptr.0));
+    }
+
+    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
+        Ok(Ptr(ptr.0))
+    }
+
+    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.write(Ptr(dst.0), bytes)
+    }
+
+    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.read(Ptr(src.0), bytes)
+    }
+
+    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        state.bus[0] += bytes as u64;
+        state.copy(DevicePtr(dst.0), DevicePtr(src.0), bytes)
+    }
+
+    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        state.bus[1] += bytes as u64;
+        state.copy(DevicePtr(dst.0), DevicePtr(src.0), bytes)
     }
 }

@@ -832,13 +832,15 @@ pub fn load<B: Backend>(
     }))
 }
 
-/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored. Panics unless [`load`] has taken
+/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored; per-layer embeddings, if so wanted, to
+/// the host's memory. Panics unless [`load`] has taken
 /// the checkpoint: to check it again would compare a stored head with the embedding again.
 pub fn load_frozen<B: Backend>(
     backend: &B,
     config: &GemmaConfig,
     checkpoint: &Checkpoint,
     dtype: Option<DType>,
+    on_host: bool,
 ) -> Frozen<B::Tensor> {
     let dtype = dtype.or(stored_dtype(checkpoint)).expect("checked");
     let mut all = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed: None };
@@ -848,7 +850,15 @@ pub fn load_frozen<B: Backend>(
             [rows, cols] => {
                 let used = first_rows(stored, rows).expect("checked");
                 let (dtype, bytes) = convert(used, Some(dtype));
-                all.per_layer_embed = Some(backend.upload(dtype, rows, cols, &bytes));
+                // What needs no conversion may stay where it is.
+                let in_file = match &bytes {
+                    Cow::Borrowed(bytes) => checkpoint.mapped(&name).map(|file| file.first(bytes.len())),
+                    Cow::Owned(_) => None,
+                };
+                all.per_layer_embed = Some(match on_host {
+                    true => backend.upload_to_host(dtype, rows, cols, &bytes, in_file),
+                    false => backend.upload(dtype, rows, cols, &bytes),
+                });
             }
             _ => {
                 let (_, bytes) = convert(stored, Some(DType::F32));

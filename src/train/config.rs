@@ -15,7 +15,7 @@ use crate::adapter::LoraSpec;
 use crate::backend::{DType, TEMPERATURES, Truncation};
 use crate::gemma::activations::Recompute;
 use crate::layered::{LayeredError, parse, read_text};
-use crate::model_dir::{ComputeChoice, OpenError, Precision, look_at};
+use crate::model_dir::{ComputeChoice, OpenError, Placement, Precision, look_at};
 use crate::objective::ObjectiveConfig;
 use crate::verifier::VerifierConfig;
 
@@ -74,12 +74,17 @@ pub struct ModelSection {
     /// What matrix products are computed in, where the device has the choice: `"auto"` (bf16 where the weights are
     /// bf16), `"bf16"` or `"f32"`. In bf16 both operands are rounded and sums are f32. Default: `"auto"`.
     pub compute: ComputeChoice,
+    /// Where per-layer embeddings lie (Gemma 4 E2B and E4B), which are read and not trained: `"device"`; or `"host"`, in page-locked
+    /// memory of the host, of which a GPU reads the rows of a batch's tokens, and on the CPU in the checkpoint's file, mapped, if
+    /// that has them in the type of the weights. Changes no result. Default: `"device"`.
+    pub per_layer_embeddings: Placement,
 }
 
 impl ModelSection {
     /// What the model is stored and computed in.
     pub fn precision(&self) -> Precision {
-        Precision { dtype: self.dtype, compute: self.compute }
+        let Self { dtype, compute, per_layer_embeddings, .. } = *self;
+        Precision { dtype, compute, per_layer_embeddings }
     }
 
     /// Refuses a path that is missing or, where the model is to be read, leads to none.
@@ -292,6 +297,10 @@ pub struct OptimizerSection {
     /// error is at most n 2^-8 of the largest sum on the way, and sqrt(n / 3) 2^-8 of it as a rule. PyTorch's bf16 rounds twice as
     /// often, each addend as well. Gradients of norms, adapters and score heads are f32. Default: `"f32"`.
     pub gradients: DType,
+    /// Keep moments and masters of matrices in the host's memory, page-locked, and stream them through the GPU at each update: as
+    /// many bytes over the bus each way, while AdamW runs. Changes no result. For a GPU; those of norms, adapters and score heads
+    /// stay there. Default: false.
+    pub offload: bool,
 }
 
 /// How moments are kept.
@@ -321,6 +330,7 @@ impl Default for OptimizerSection {
             embedding_moments: MomentKind::F32,
             masters: true,
             gradients: DType::F32,
+            offload: false,
         }
     }
 }
@@ -536,7 +546,7 @@ impl fmt::Display for Problem {
 
 /// Fields that do not change what a step computes, so that a run may resume with others. Of the files behind paths
 /// it is the contents that must agree: see [`super::snapshot::TrainState`].
-const FREE_TO_CHANGE: [&str; 15] = [
+const FREE_TO_CHANGE: [&str; 17] = [
     "verifier.workers",
     "verifier.timeout_seconds",
     "environment.workers",
@@ -544,6 +554,8 @@ const FREE_TO_CHANGE: [&str; 15] = [
     "data.tasks",
     "data.eval_tasks",
     "data.report",
+    "model.per_layer_embeddings",
+    "optimizer.offload",
     "train.recompute",
     "train.eval_every",
     "train.eval_samples",

@@ -52,6 +52,11 @@ fn kept(spec: &ParamSpec, dtype: DType, config: &OptimizerSection) -> (MomentKin
     (moments, dtype == DType::Bf16 && (config.masters || !of_matrix))
 }
 
+/// Whether the state of a parameter lies in the host's memory, on a device that has another.
+fn is_offloaded(spec: &ParamSpec, config: &OptimizerSection) -> bool {
+    config.offload && matches!(spec.kind, ParamKind::Matrix | ParamKind::Stack(_))
+}
+
 /// What the gradient of a parameter is summed up in.
 fn gradient_dtype(spec: &ParamSpec, config: &OptimizerSection) -> DType {
     match spec.kind {
@@ -74,6 +79,10 @@ pub struct StateBytes {
     pub moments: u64,
     /// Of master weights.
     pub masters: u64,
+    /// Of moments that lie in the host's memory instead.
+    pub host_moments: u64,
+    /// Of such master weights.
+    pub host_masters: u64,
 }
 
 /// What an [`Optimizer`] of a model of these parameters will hold; `dtype` is that of the parameters, and `adapters` says
@@ -90,11 +99,15 @@ pub fn state_bytes(
         let f32s = |n: u64| n * DType::F32.bytes() as u64;
         let (moments, has_master) = kept(spec, dtype, config);
         all.gradients += n * gradient_dtype(spec, config).bytes() as u64;
-        all.moments += 2 * match moments {
+        let (of_moments, of_masters) = match is_offloaded(spec, config) {
+            false => (&mut all.moments, &mut all.masters),
+            true => (&mut all.host_moments, &mut all.host_masters),
+        };
+        *of_moments += 2 * match moments {
             MomentKind::F32 => f32s(n),
             MomentKind::Blockwise => n + f32s(n.div_ceil(BLOCK as u64)),
         };
-        all.masters += if has_master { f32s(n) } else { 0 };
+        *of_masters += if has_master { f32s(n) } else { 0 };
     }
     all
 }
@@ -109,16 +122,25 @@ impl<B: Backend> State<B> {
     ) -> Self {
         let (kind, has_master) = kept(spec, b.dtype(parameter), config);
         let (rows, cols) = (spec.rows, spec.cols);
-        let zeros = || b.zeros(DType::F32, rows, cols);
+        let offloaded = is_offloaded(spec, config);
+        let f32s = |rows, cols| match offloaded {
+            false => b.zeros(DType::F32, rows, cols),
+            true => b.host_zeros(DType::F32, rows, cols),
+        };
+        let zeros = || f32s(rows, cols);
         let quantised = || Quantised {
-            codes: b.zero_codes(rows * cols),
-            scales: b.zeros(DType::F32, 1, (rows * cols).div_ceil(BLOCK)),
+            codes: if offloaded { b.host_zero_codes(rows * cols) } else { b.zero_codes(rows * cols) },
+            scales: f32s(1, (rows * cols).div_ceil(BLOCK)),
         };
         let moments = match kind {
             MomentKind::F32 => Moments::F32 { m: zeros(), v: zeros() },
             MomentKind::Blockwise => Moments::Blockwise { m: quantised(), v: quantised() },
         };
-        Self { spec: spec.clone(), number, moments, master: has_master.then(|| b.widened(parameter)) }
+        let master = || match offloaded {
+            false => b.widened(parameter),
+            true => b.host_widened(parameter),
+        };
+        Self { spec: spec.clone(), number, moments, master: has_master.then(master) }
     }
 }
 
@@ -143,7 +165,7 @@ impl<B: Backend> Optimizer<B> {
     pub fn start_from(&mut self, backend: &B, checkpoint: &Checkpoint) {
         for State { spec, master, .. } in &mut self.states {
             if let (Some(master), Some(bytes)) = (master, wider_than_bf16(checkpoint, spec)) {
-                *master = backend.upload(DType::F32, spec.rows, spec.cols, &bytes);
+                backend.overwrite(master, &bytes);
             }
         }
     }
@@ -231,26 +253,27 @@ impl<B: Backend> Optimizer<B> {
         let arrays = Arrays::open(path)?;
         for State { spec, moments, master, .. } in &mut self.states {
             let name = |kind: &str| format!("{kind}.{}", spec.name);
-            let read = |kind: &str, rows, cols| {
-                let bytes = arrays.bytes(&name(kind), Dtype::F32, rows, cols)?;
-                Ok::<_, SnapshotError>(backend.upload(DType::F32, rows, cols, bytes))
+            let read = |kind: &str, x: &mut B::Tensor| {
+                let (rows, cols) = backend.shape(x);
+                backend.overwrite(x, arrays.bytes(&name(kind), Dtype::F32, rows, cols)?);
+                Ok::<_, SnapshotError>(())
             };
             match moments {
                 Moments::F32 { m, v } => {
-                    *m = read("m", spec.rows, spec.cols)?;
-                    *v = read("v", spec.rows, spec.cols)?;
+                    read("m", m)?;
+                    read("v", v)?;
                 }
                 Moments::Blockwise { m, v } => {
                     for (kind, x) in [("m", m), ("v", v)] {
                         let codes = name(&format!("{kind}_codes"));
                         let codes = arrays.bytes(&codes, Dtype::U8, spec.rows, spec.cols)?;
-                        x.codes = backend.upload_codes(codes);
-                        x.scales = read(&format!("{kind}_scales"), 1, backend.shape(&x.scales).1)?;
+                        backend.overwrite_codes(&mut x.codes, codes);
+                        read(&format!("{kind}_scales"), &mut x.scales)?;
                     }
                 }
             }
             if let Some(master) = master {
-                *master = read("master", spec.rows, spec.cols)?;
+                read("master", master)?;
             }
         }
         Ok(())

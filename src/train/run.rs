@@ -436,7 +436,7 @@ impl<B: Backend> Start<B> {
         let doing = match self.dir.lora {
             None => {
                 "making room to train it, 16 bytes a parameter beside the weights; optimizer.moments = \"8bit\" takes 6 off, \
-                 optimizer.masters = false 4, optimizer.gradients = \"bf16\" 2"
+                 optimizer.masters = false 4, optimizer.gradients = \"bf16\" 2; optimizer.offload = true holds moments and masters in the host's memory"
             }
             Some(_) => "making room to train its adapters, 16 bytes a parameter of theirs",
         };

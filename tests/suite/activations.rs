@@ -9,7 +9,7 @@ use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, DType};
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
-use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
+use bon_engine::device::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr};
 use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape};
 use bon_engine::gemma::params::{self, ParamKind};
@@ -92,6 +92,8 @@ pub(crate) struct Metered {
     told: AtomicU64,
     live: Mutex<(HashMap<u64, u64>, u64)>,
     pub(crate) peak: AtomicU64,
+    /// Bytes of the host's memory that were asked for.
+    pub(crate) host: AtomicU64,
 }
 
 impl Metered {
@@ -102,6 +104,7 @@ impl Metered {
             told: AtomicU64::new(limit),
             live: Mutex::default(),
             peak: AtomicU64::new(0),
+            host: AtomicU64::new(0),
         })
     }
 
@@ -164,6 +167,31 @@ impl Device for Metered {
 
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.vm.synchronize()
+    }
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        self.host.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.vm.host_alloc(bytes)
+    }
+
+    fn host_free(&self, ptr: HostPtr) {
+        self.vm.host_free(ptr);
+    }
+
+    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.vm.host_write(dst, bytes)
+    }
+
+    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.vm.host_read(src, bytes)
+    }
+
+    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
+        self.vm.copy_in(dst, src, bytes)
+    }
+
+    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
+        self.vm.copy_out(dst, src, bytes)
     }
 
     fn available(&self) -> Result<Option<u64>, DeviceError> {

@@ -624,14 +624,14 @@ fn what_training_leaves_is_saved_as_it_was_computed_with() {
     let stored = Checkpoint::open(&source).unwrap();
     for dtype in [DType::F32, DType::Bf16] {
         let params = params::load(&Cpu::F32, &file.gemma, &stored, Some(dtype)).unwrap();
-        let frozen = params::load_frozen(&Cpu::F32, &file.gemma, &stored, Some(dtype));
+        let frozen = params::load_frozen(&Cpu::F32, &file.gemma, &stored, Some(dtype), false);
         assert_eq!(Cpu::F32.dtype(frozen.per_layer_embed.as_ref().unwrap()), dtype);
         let out = tempfile::tempdir().unwrap();
         let out = out.path().join("model");
         model_dir::save(&Cpu::F32, &file, &params, &source, &out).unwrap();
         let saved = Checkpoint::open(&out).unwrap();
         assert_eq!(params::load(&Cpu::F32, &file.gemma, &saved, None).unwrap(), params);
-        assert_eq!(params::load_frozen(&Cpu::F32, &file.gemma, &saved, None), frozen);
+        assert_eq!(params::load_frozen(&Cpu::F32, &file.gemma, &saved, None, false), frozen);
         // Nobody reads keys of layers that share, and nobody saves them.
         assert!(stored.names().any(|name| name == "model.layers.4.self_attn.k_proj.weight"));
         assert!(saved.names().all(|name| name != "model.layers.4.self_attn.k_proj.weight"));

@@ -1238,10 +1238,45 @@ fn the_kernels_run_through_the_driver() {
     let tests =
         ["kernels::rows::rows_move_where_they_belong", "engine::decode_steps_are_replayed_while_streams_end"];
     run(&[], &tests);
+    // Copies in streams of their own, which come as late as they may.
+    let tests = [
+        "offload::updates_have_the_same_bits_wherever_the_state_lies",
+        "offload::buffers_are_nobody_elses_while_they_are_used",
+        "offload::a_step_on_a_gpu_has_the_same_bits_with_its_state_on_the_host",
+        "offload::per_layer_embeddings_may_lie_on_the_host",
+    ];
+    run(&[], &tests);
+    run(&[("VCUDA_STREAMS", "early")], &tests);
     // Kernels that begin before those ahead have ended.
     let tests =
         ["engine::a_step_on_a_gpu_is_the_cpus_within_bf16", "engine::decode_steps_are_replayed_on_a_gpu"];
     run(&[("VCUDA_CAPABILITY", "9.0")], &tests);
+}
+
+/// Whatever wait between the streams of copies and kernels is left out, the update is wrong, if copies come late or if they come
+/// early. Only the first, of copies for what had the buffers' memory before, is for work that no test has under way.
+#[test]
+fn no_wait_between_streams_can_be_left_out() {
+    if !crate::kernels::compiled() {
+        return;
+    }
+    let dir = virtual_driver_folder();
+    let passes = |forgotten: usize, streams: &str| {
+        let mut command = with_libraries(&std::env::current_exe().unwrap(), dir.path());
+        command.args(["--exact", "offload::a_small_update_on_a_gpu_is_streamed"]);
+        command.env("VCUDA_STREAMS", streams).env("VCUDA_FORGOTTEN", forgotten.to_string());
+        let run = command.output().unwrap();
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(!said.contains("skipped"), "{said}");
+        run.status.success()
+    };
+    for streams in ["late", "early"] {
+        assert!(passes(0, streams), "{streams}");
+        assert!(passes(8, streams), "there are seven");
+    }
+    for forgotten in 2..=7 {
+        assert!(!passes(forgotten, "late") || !passes(forgotten, "early"), "wait {forgotten}");
+    }
 }
 
 #[test]

@@ -49,9 +49,10 @@ fn a_run_takes_what_its_plan_says() {
         ("small", &[&["train.recompute=all"][..], &small].concat()),
         ("parts", &["train.recompute=none", "train.gradient_accumulation=2"]),
         ("lora", &["train.recompute=none", "lora.rank=4"]),
+        ("offloaded", &["train.recompute=all", "optimizer.offload=true"]),
     ] {
         // Responses are as long as they may be in a run of the seeds that come first.
-        let (taken, config) = (0..40)
+        let ((taken, on_host), config) = (0..40)
             .find_map(|seed| {
                 let seed = format!("train.seed={seed}");
                 let name = format!("{name}-{seed}");
@@ -63,7 +64,8 @@ fn a_run_takes_what_its_plan_says() {
                 let config = place.config(&name, &all);
                 let metered = Metered::new(u64::MAX);
                 let steps = train_on(Cuda::new(Box::new(Arc::clone(&metered))).unwrap(), &config, false, 1);
-                (steps[0].truncated_responses == 16).then(|| (metered.peak.load(Ordering::Relaxed), config))
+                let taken = [&metered.peak, &metered.host].map(|bytes| bytes.load(Ordering::Relaxed));
+                (steps[0].truncated_responses == 16).then_some(((taken[0], taken[1]), config))
             })
             .expect("a run without an end token");
         let file = ConfigFile::open(&config.model.path).unwrap();
@@ -71,14 +73,15 @@ fn a_run_takes_what_its_plan_says() {
         let (model, config, prompts) = (&file.gemma, &config, &*prompts);
         let run =
             Run { model, dtype: DType::Bf16, config, prompts, purpose: Purpose::Train, reward_models: &[] };
-        let plan = Plan::new(&run, Place::Gpu { memory: 1 << 30, driver: 0 });
+        let plan = Plan::new(&run, Place::Gpu { memory: 1 << 30, driver: 0, host: None });
         assert!(plan.fits, "{plan}");
         let ratio = taken as f64 / plan.peak() as f64;
         assert!((0.95..=1.05).contains(&ratio), "{name}: {taken} bytes were taken, {ratio} of\n{plan}");
+        assert_eq!(on_host, plan.host_bytes(), "{name}");
     }
 }
 
-fn config(overrides: &[&str]) -> TrainConfig {
+pub(crate) fn config(overrides: &[&str]) -> TrainConfig {
     let text = r#"
         model.path = "m"
         data.tasks = "t"
@@ -97,7 +100,7 @@ fn plan(model: &str, overrides: &[&str], memory: u64) -> Plan {
     let (config, dtype) = (config(overrides), DType::Bf16);
     let run =
         Run { model, dtype, config: &config, prompts: &prompts, purpose: Purpose::Train, reward_models: &[] };
-    Plan::new(&run, Place::Gpu { memory, driver: CONTEXT })
+    Plan::new(&run, Place::Gpu { memory, driver: CONTEXT, host: None })
 }
 
 #[test]
@@ -214,11 +217,22 @@ fn plan_tells_and_names_what_it_cannot_use() {
     }
 }
 
+/// Each `bon-engine plan` of a published model in the README is followed by what it says.
 #[test]
-fn the_plan_in_the_readme_is_what_the_program_says() {
-    let mut command = assert_cmd::Command::cargo_bin("bon-engine").unwrap();
-    let arguments = ["plan", "examples/minimal.toml", "--memory", "24GB", "--published", "Gemma 2B"];
-    let output = command.args(arguments).output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(include_str!("../../README.md").contains(&told), "{told}");
+fn the_plans_in_the_readme_are_what_the_program_says() {
+    let readme = std::fs::read_to_string(crate::places::checkout().join("README.md")).unwrap();
+    let mut plans = 0;
+    for line in readme.lines().filter(|line| line.starts_with("bon-engine plan examples/minimal.toml")) {
+        // Outside of quotes words end at blanks.
+        let quoted = |(i, part): (usize, &str)| -> Vec<String> {
+            if i % 2 == 1 { vec![part.into()] } else { part.split_whitespace().map(String::from).collect() }
+        };
+        let words = line.split('"').enumerate().flat_map(quoted).skip(1);
+        let output = assert_cmd::Command::cargo_bin("bon-engine").unwrap().args(words).output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let behind = readme.split(line).nth(1).unwrap();
+        assert!(!told.is_empty() && behind.contains(&told), "{line}\n{told}");
+        plans += 1;
+    }
+    assert_eq!(plans, 4);
 }

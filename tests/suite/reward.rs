@@ -972,7 +972,7 @@ fn a_plan_counts_the_reward_model() {
         Plan::new(&run, place)
     };
     let weights = fs::metadata(reward.join("model.safetensors")).unwrap().len() / 2;
-    for place in [Place::Gpu { memory: 1 << 30, driver: 0 }, Place::Cpu(1 << 32)] {
+    for place in [Place::Gpu { memory: 1 << 30, driver: 0, host: None }, Place::Cpu(1 << 32)] {
         let (without, with) = (plan(&[], place), plan(std::slice::from_ref(&model), place));
         let held = with.held_bytes() - without.held_bytes();
         // A file has names beside numbers, which are f32 here.
@@ -984,7 +984,7 @@ fn a_plan_counts_the_reward_model() {
         assert!(with.fits, "{with}");
     }
     let config = verifying(&place, "verifier", &["generate.samples=6", "generate.max_new_tokens=5"]);
-    for place in [Place::Gpu { memory: 1 << 30, driver: 0 }, Place::Cpu(1 << 32)] {
+    for place in [Place::Gpu { memory: 1 << 30, driver: 0, host: None }, Place::Cpu(1 << 32)] {
         let run = Run {
             model: &policy,
             dtype: DType::Bf16,

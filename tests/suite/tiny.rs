@@ -44,7 +44,7 @@ pub(crate) fn model_on<B: Backend>(backend: B, name: &str, dtype: DType) -> Gemm
     let file = ConfigFile::open(&dir).unwrap();
     let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
     let params = params::load(&backend, &config, &weights, Some(dtype)).unwrap();
-    let frozen = params::load_frozen(&backend, &config, &weights, Some(dtype));
+    let frozen = params::load_frozen(&backend, &config, &weights, Some(dtype), false);
     Gemma { backend, config, params, frozen, adapter_scale: None }
 }
 

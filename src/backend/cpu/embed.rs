@@ -7,6 +7,7 @@ use super::rows::for_row_blocks;
 use super::simd::{f32_from_bf16, multiversion};
 use super::sums::Sums;
 use super::{Data, Tensor};
+use crate::backend::DType;
 
 multiversion! {
     fn scale_f32(row: &[f32], scale: f32, out: &mut [f32]) {
@@ -34,6 +35,19 @@ multiversion! {
 pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
     let cols = table.cols;
     let mut out = vec![0.0; ids.len() * cols];
+    if let Some(bytes) = table.mapped() {
+        let size = table.dtype().bytes();
+        for_row_blocks(&mut out, cols, |first, block| {
+            for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
+                let row = &bytes[id as usize * cols * size..(id as usize + 1) * cols * size];
+                match table.dtype() {
+                    DType::F32 => scale_f32(&bytemuck::pod_collect_to_vec::<u8, f32>(row), scale, out),
+                    DType::Bf16 => scale_bf16(&bytemuck::pod_collect_to_vec::<u8, bf16>(row), scale, out),
+                }
+            }
+        });
+        return Tensor::f32(ids.len(), cols, out);
+    }
     for_row_blocks(&mut out, cols, |first, block| {
         for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
             let row = id as usize * cols..(id as usize + 1) * cols;

@@ -27,6 +27,7 @@ use super::{
     AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, ExpertTrace, HeadNorm, HeadSpec,
     HeadTrace, NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
+use crate::checkpoint::Mapped;
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
 
@@ -38,13 +39,17 @@ pub struct Tensor {
     /// Number of columns.
     pub cols: usize,
     data: Data,
+    /// The elements, of the type of `data`, which then has none: a table in a file.
+    mapped: Option<Mapped>,
     /// [`Tensor::has_small`], once somebody has asked.
     small: OnceLock<bool>,
 }
 
 impl PartialEq for Tensor {
     fn eq(&self, other: &Self) -> bool {
+        let bytes = |x: &Self| x.mapped.as_ref().map(|mapped| mapped.bytes().to_vec());
         (self.rows, self.cols, &self.data) == (other.rows, other.cols, &other.data)
+            && bytes(self) == bytes(other)
     }
 }
 
@@ -65,7 +70,7 @@ impl Tensor {
             Data::Bf16(data) => data.len(),
         };
         assert_eq!(len, rows * cols, "the elements of a [{rows}, {cols}] matrix");
-        Self { rows, cols, data, small: OnceLock::new() }
+        Self { rows, cols, data, mapped: None, small: OnceLock::new() }
     }
 
     /// An f32 matrix.
@@ -73,8 +78,28 @@ impl Tensor {
         Self::new(rows, cols, Data::F32(data))
     }
 
+    /// A matrix whose elements stay in a file.
+    fn in_file(dtype: DType, rows: usize, cols: usize, mapped: Mapped) -> Self {
+        assert_eq!(
+            mapped.bytes().len(),
+            rows * cols * dtype.bytes(),
+            "the bytes of a [{rows}, {cols}] matrix"
+        );
+        let data = match dtype {
+            DType::F32 => Data::F32(Vec::new()),
+            DType::Bf16 => Data::Bf16(Vec::new()),
+        };
+        Self { rows, cols, data, mapped: Some(mapped), small: OnceLock::new() }
+    }
+
+    /// The bytes of a matrix whose elements are in a file.
+    pub fn mapped(&self) -> Option<&[u8]> {
+        self.mapped.as_ref().map(Mapped::bytes)
+    }
+
     /// The elements.
     pub fn data(&self) -> &Data {
+        assert!(self.mapped.is_none(), "rows are read of a table in a file, and nothing else");
         &self.data
     }
 
@@ -228,7 +253,24 @@ impl Backend for Cpu {
         Tensor::new(rows, cols, data)
     }
 
+    fn upload_to_host(
+        &self,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        in_file: Option<Mapped>,
+    ) -> Tensor {
+        match in_file {
+            Some(mapped) => Tensor::in_file(dtype, rows, cols, mapped),
+            None => self.upload(dtype, rows, cols, bytes),
+        }
+    }
+
     fn download(&self, x: &Tensor) -> Vec<u8> {
+        if let Some(bytes) = x.mapped() {
+            return bytes.to_vec();
+        }
         match &x.data {
             Data::F32(d) => bytemuck::cast_slice(d).to_vec(),
             Data::Bf16(d) => bytemuck::cast_slice(d).to_vec(),

@@ -36,20 +36,35 @@ pub struct Codes {
     pub(super) len: usize,
 }
 
-/// See [`crate::backend::Backend::adamw`].
-pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
-    let (mut of_f32, mut of_codes) = (Vec::new(), Vec::new());
-    for u in updates {
+/// Where a launch finds the elements of a parameter from `first` on, `len` of them, and the step's factor on it. 0: nowhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Range {
+    pub(super) grad: u64,
+    pub(super) grad_bf16: u64,
+    pub(super) master: u64,
+    pub(super) m: u64,
+    pub(super) v: u64,
+    pub(super) m_scales: u64,
+    pub(super) v_scales: u64,
+    pub(super) copy: u64,
+    pub(super) keep: f32,
+    pub(super) number: u32,
+    pub(super) first: usize,
+    pub(super) len: usize,
+}
+
+impl Range {
+    /// Of a whole parameter. Moments and master in the host's memory are nowhere.
+    pub(super) fn of(hyper: &AdamW, u: &Update<Tensor, Codes>) -> Self {
         let shape = (u.grad.rows, u.grad.cols);
         let n = shape.0 * shape.1;
         let check = |x: &Tensor, dtype| {
             assert!(x.dtype == dtype && (x.rows, x.cols) == shape, "{dtype:?} of the gradient's shape");
         };
-        let address = |x: &Tensor| x.memory.ptr().0;
-        check(u.grad, u.grad.dtype);
+        let address = |memory: &Memory| if memory.host.is_some() { 0 } else { memory.ptr().0 };
         let [grad, grad_bf16] = match u.grad.dtype {
-            DType::F32 => [address(u.grad), 0],
-            DType::Bf16 => [0, address(u.grad)],
+            DType::F32 => [address(&u.grad.memory), 0],
+            DType::Bf16 => [0, address(&u.grad.memory)],
         };
         let (master, copy, number) = match &u.weight {
             Weight::F32(weight) => (Some(&**weight), None, 0),
@@ -58,45 +73,61 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor, Cod
         };
         let master = master.map_or(0, |master| {
             check(master, DType::F32);
-            address(master)
+            address(&master.memory)
         });
         let copy = copy.map_or(0, |copy| {
             check(copy, DType::Bf16);
-            address(copy)
+            address(&copy.memory)
         });
-        let (chunks, bytes, [m, v], [m_scales, v_scales]) = match u.moments {
+        let ([m, v], [m_scales, v_scales]) = match &*u.moments {
             Moments::F32 { m, v } => {
                 check(m, DType::F32);
                 check(v, DType::F32);
-                (&mut of_f32, DType::F32.bytes(), [address(m), address(v)], [0; 2])
+                ([m, v].map(|x| address(&x.memory)), [0; 2])
             }
             Moments::Blockwise { m, v } => {
-                let both = [m, v].map(|x: &mut Quantised<Tensor, Codes>| {
+                let both = [m, v].map(|x: &Quantised<Tensor, Codes>| {
                     assert!(x.codes.len == n, "a code of every element");
                     assert!(x.scales.dtype == DType::F32 && x.scales.cols == n.div_ceil(BLOCK), "scales");
-                    (x.codes.memory.ptr().0, address(&x.scales))
+                    (address(&x.codes.memory), address(&x.scales.memory))
                 });
-                (&mut of_codes, 1, both.map(|(codes, _)| codes), both.map(|(_, scales)| scales))
+                (both.map(|(codes, _)| codes), both.map(|(_, scales)| scales))
             }
         };
         let keep = hyper.keep(u.weight_decay);
-        for first in (0..n).step_by(CHUNK) {
+        Self { grad, grad_bf16, master, m, v, m_scales, v_scales, copy, keep, number, first: 0, len: n }
+    }
+
+    /// The chunks of the kernel. The moments are of `bytes` bytes each.
+    fn chunks(&self, bytes: usize, chunks: &mut Vec<Chunk>) {
+        for at in (0..self.len).step_by(CHUNK) {
             // Null stays null.
-            let at = |begin: u64, offset: usize| if begin == 0 { 0 } else { begin + offset as u64 };
+            let after = |begin: u64, offset: usize| if begin == 0 { 0 } else { begin + offset as u64 };
             chunks.push(Chunk {
-                grad: at(grad, 4 * first),
-                grad_bf16: at(grad_bf16, 2 * first),
-                master: at(master, 4 * first),
-                m: at(m, bytes * first),
-                v: at(v, bytes * first),
-                m_scales: at(m_scales, 4 * first / BLOCK),
-                v_scales: at(v_scales, 4 * first / BLOCK),
-                copy: at(copy, 2 * first),
-                len: CHUNK.min(n - first) as u32,
-                keep,
-                first: narrow(first / BLOCK),
-                number,
+                grad: after(self.grad, 4 * at),
+                grad_bf16: after(self.grad_bf16, 2 * at),
+                master: after(self.master, 4 * at),
+                m: after(self.m, bytes * at),
+                v: after(self.v, bytes * at),
+                m_scales: after(self.m_scales, 4 * at / BLOCK),
+                v_scales: after(self.v_scales, 4 * at / BLOCK),
+                copy: after(self.copy, 2 * at),
+                len: CHUNK.min(self.len - at) as u32,
+                keep: self.keep,
+                first: narrow((self.first + at) / BLOCK),
+                number: self.number,
             });
+        }
+    }
+}
+
+/// Updates ranges, each with whether its moments are codes.
+pub(super) fn launch(cuda: &Cuda, hyper: &AdamW, ranges: &[(Range, bool)]) {
+    let (mut of_f32, mut of_codes) = (Vec::new(), Vec::new());
+    for (range, codes) in ranges {
+        match codes {
+            false => range.chunks(DType::F32.bytes(), &mut of_f32),
+            true => range.chunks(1, &mut of_codes),
         }
     }
     let step = Arg::Bytes(bytemuck::bytes_of(&hyper.coefficients()).to_vec());
@@ -110,4 +141,11 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &mut [Update<Tensor, Cod
         let args = [on_device.arg(), step, codes.arg()];
         cuda.launch(Entry::AdamwBlockwise, Launch::linear(of_codes.len(), 256), &args);
     }
+}
+
+/// See [`crate::backend::Backend::adamw`], of parameters all of which lies on the device.
+pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &[&Update<Tensor, Codes>]) {
+    let codes = |u: &Update<Tensor, Codes>| matches!(u.moments, Moments::Blockwise { .. });
+    let ranges: Vec<(Range, bool)> = updates.iter().map(|u| (Range::of(hyper, u), codes(u))).collect();
+    launch(cuda, hyper, &ranges);
 }

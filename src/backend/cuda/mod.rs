@@ -13,6 +13,7 @@ pub mod experts;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
+pub mod offload;
 pub mod random;
 pub mod reduce;
 pub mod rms_norm;
@@ -22,6 +23,7 @@ mod sections;
 pub mod tables;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
@@ -31,7 +33,8 @@ use super::{
     ModelShape, NormSpec, Pace, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform,
     Unsupported, Update,
 };
-use crate::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading, host};
+use crate::checkpoint::Mapped;
+use crate::device::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr, Reading, host};
 use entries::shared::mma::VECTOR;
 use entries::{Entry, MODULES, Module, NO_KERNELS};
 pub use tables::Tables;
@@ -68,20 +71,27 @@ struct Inner {
     kernels: Vec<Kernel>,
     /// Computed once for each rotary embedding: see [`rope`].
     frequencies: rope::FrequencyCache,
+    /// Bytes of each of the two buffers of [`offload`].
+    buffer: AtomicUsize,
     /// The first error.
     failed: Mutex<Option<DeviceError>>,
 }
 
-/// Device memory, given back when dropped.
+/// Memory of the device, or page-locked memory of the host; given back when dropped.
 pub(crate) struct Memory {
     inner: Arc<Inner>,
+    /// Where kernels find it; 0 where they do not.
     ptr: Ptr,
+    /// Where it lies in the host's memory, if it does.
+    host: Option<HostPtr>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.ptr.0 != 0 {
-            self.inner.device.free(self.ptr);
+        match self.host {
+            Some(host) => self.inner.device.host_free(host),
+            None if self.ptr.0 != 0 => self.inner.device.free(self.ptr),
+            None => {}
         }
     }
 }
@@ -89,11 +99,12 @@ impl Drop for Memory {
 impl Memory {
     /// Its address as a kernel's argument.
     pub(super) fn arg(&self) -> Arg {
-        Arg::Ptr(self.ptr)
+        Arg::Ptr(self.ptr())
     }
 
     /// Its address.
     pub(super) fn ptr(&self) -> Ptr {
+        assert!(self.host.is_none() || self.ptr.0 != 0, "kernels do not find what is streamed");
         self.ptr
     }
 }
@@ -169,7 +180,15 @@ impl Cuda {
             asked.into_iter().map(|kernels| kernels.or_else(ready)).collect()
         });
         let kernels = kernels?.concat();
-        Ok(Self(Arc::new(Inner { device, kernels, frequencies: Mutex::default(), failed: Mutex::default() })))
+        let (frequencies, failed) = (Mutex::default(), Mutex::default());
+        let buffer = AtomicUsize::new(offload::BUFFER);
+        Ok(Self(Arc::new(Inner { device, kernels, frequencies, buffer, failed })))
+    }
+
+    /// Sets the size of the two buffers through which what lies in the host's memory is streamed, in bytes; at least
+    /// [`offload::LEAST_BUFFER`]. It changes no result.
+    pub fn stream_through(&self, bytes: usize) {
+        self.0.buffer.store(bytes.max(offload::LEAST_BUFFER), Ordering::Relaxed);
     }
 
     /// The device.
@@ -195,12 +214,26 @@ impl Cuda {
     /// Memory with undefined contents.
     pub(super) fn memory(&self, bytes: usize) -> Memory {
         let ptr = if bytes == 0 { None } else { self.attempt(|device| device.alloc(bytes)) };
-        Memory { inner: Arc::clone(&self.0), ptr: ptr.unwrap_or(Ptr(0)) }
+        Memory { inner: Arc::clone(&self.0), ptr: ptr.unwrap_or(Ptr(0)), host: None }
+    }
+
+    /// Zeros in page-locked memory of the host, where no kernel finds them.
+    fn host_memory(&self, bytes: usize) -> Memory {
+        let host = if bytes == 0 { None } else { self.attempt(|device| device.host_alloc(bytes)) };
+        Memory { inner: Arc::clone(&self.0), ptr: Ptr(0), host }
     }
 
     /// A tensor with undefined contents.
     pub(super) fn empty(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
         Tensor { memory: self.memory(rows * cols * dtype.bytes()), rows, cols, dtype }
+    }
+
+    /// Zeros in page-locked memory of the host, where kernels read them over the bus.
+    pub fn mapped_zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        let mut memory = self.host_memory(rows * cols * dtype.bytes());
+        let address = memory.host.and_then(|host| self.attempt(|device| device.host_mapped(host)));
+        memory.ptr = address.unwrap_or(Ptr(0));
+        Tensor { memory, rows, cols, dtype }
     }
 
     /// A small array on the device, for a kernel to read.
@@ -219,7 +252,10 @@ impl Cuda {
 
     fn write(&self, memory: &Memory, bytes: &[u8]) {
         if !bytes.is_empty() {
-            self.attempt(|device| device.write(memory.ptr, bytes));
+            self.attempt(|device| match memory.host {
+                Some(host) => device.host_write(host, bytes),
+                None => device.write(memory.ptr, bytes),
+            });
         }
     }
 
@@ -231,7 +267,11 @@ impl Cuda {
     ) -> Vec<T> {
         let mut out = vec![T::zeroed(); n];
         if n > 0 {
-            self.attempt(|device| device.read(memory.ptr, bytemuck::cast_slice_mut(&mut out)));
+            let out = bytemuck::cast_slice_mut(&mut out);
+            self.attempt(|device| match memory.host {
+                Some(host) => device.host_read(host, out),
+                None => device.read(memory.ptr, out),
+            });
         }
         out
     }
@@ -404,6 +444,49 @@ impl Backend for Cuda {
         self.read(&codes.memory, codes.len)
     }
 
+    fn host_zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        Tensor { memory: self.host_memory(rows * cols * dtype.bytes()), rows, cols, dtype }
+    }
+
+    fn host_zero_codes(&self, n: usize) -> adamw::Codes {
+        adamw::Codes { memory: self.host_memory(n), len: n }
+    }
+
+    fn upload_to_host(
+        &self,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        _: Option<Mapped>,
+    ) -> Tensor {
+        let mut x = self.mapped_zeros(dtype, rows, cols);
+        self.overwrite(&mut x, bytes);
+        x
+    }
+
+    fn host_widened(&self, x: &Tensor) -> Tensor {
+        let y = self.host_zeros(DType::F32, x.rows, x.cols);
+        offload::widen(self, x, &y);
+        y
+    }
+
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, adamw::Codes>]) {
+        let (on_host, here): (Vec<_>, Vec<_>) = updates.iter().partition(|u| offload::on_host(u));
+        adamw::step(self, hyper, &here);
+        offload::step(self, hyper, &on_host);
+    }
+
+    fn overwrite(&self, x: &mut Tensor, bytes: &[u8]) {
+        assert_eq!(bytes.len(), x.bytes(), "the bytes of a [{}, {}] matrix", x.rows, x.cols);
+        self.write(&x.memory, bytes);
+    }
+
+    fn overwrite_codes(&self, codes: &mut adamw::Codes, bytes: &[u8]) {
+        assert_eq!(bytes.len(), codes.len, "as many codes as there are");
+        self.write(&codes.memory, bytes);
+    }
+
     fn shape(&self, x: &Tensor) -> (usize, usize) {
         (x.rows, x.cols)
     }
@@ -547,7 +630,6 @@ impl Backend for Cuda {
             weights: &[f32], d_embedding: &mut Tensor
         ) -> Tensor;
         reduce::sum_squares is sum_squares(x: &[&Tensor]) -> Vec<f64>;
-        adamw::step is adamw(hyper: &AdamW, updates: &mut [Update<Tensor, adamw::Codes>]);
     }
 }
 

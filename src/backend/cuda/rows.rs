@@ -1,9 +1,11 @@
 //! Launchers of kernels/rows.cu.
 
+use std::ops::Range;
+
 use super::entries::Entry;
 use super::{Cuda, Tensor, VECTOR};
 use crate::backend::DType;
-use crate::device::{Arg, Launch};
+use crate::device::{Arg, Launch, Ptr};
 
 fn threads(cols: usize) -> u32 {
     ((cols / VECTOR).next_multiple_of(32).clamp(32, 256)) as u32
@@ -37,17 +39,28 @@ pub(super) fn scatter(cuda: &Cuda, dy: &Tensor, rows: &[u32], total: usize) -> T
 
 /// See [`crate::backend::Backend::widened`].
 pub(super) fn widened(cuda: &Cuda, x: &Tensor) -> Tensor {
-    assert!(x.dtype == DType::Bf16, "bf16");
-    let (launch, n) = all_of(x);
     let y = cuda.empty(DType::F32, x.rows, x.cols);
-    cuda.launch(Entry::WidenRows, launch, &[x.arg(), y.arg(), n]);
+    widen(cuda, x, 0..x.rows, &y);
     y
+}
+
+/// Some rows of x in f32, to the first ones of y.
+pub(super) fn widen(cuda: &Cuda, x: &Tensor, rows: Range<usize>, y: &Tensor) {
+    assert!(x.dtype == DType::Bf16 && y.dtype == DType::F32 && x.cols == y.cols, "bf16 to f32");
+    assert!(rows.end <= x.rows && rows.len() <= y.rows, "rows of both");
+    let (launch, n) = elements(rows.len(), x.cols);
+    let from = Ptr(x.memory.ptr().0 + (rows.start * x.cols * DType::Bf16.bytes()) as u64);
+    cuda.launch(Entry::WidenRows, launch, &[from.into(), y.arg(), n]);
 }
 
 /// The launch over the elements of x, 4 for a thread, and their number.
 fn all_of(x: &Tensor) -> (Launch, Arg) {
-    assert!(x.cols.is_multiple_of(4), "rows of a multiple of 4");
-    let n = x.rows * x.cols;
+    elements(x.rows, x.cols)
+}
+
+fn elements(rows: usize, cols: usize) -> (Launch, Arg) {
+    assert!(cols.is_multiple_of(4), "rows of a multiple of 4");
+    let n = rows * cols;
     (Launch::linear(n.div_ceil(256 * 4), 256), (n as u64).into())
 }
 

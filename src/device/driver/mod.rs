@@ -1,7 +1,8 @@
 //! A real GPU, through the CUDA driver. The driver's library is looked for when the first [`Gpu`] is opened: the
 //! program starts on machines without one, and says what is missing when it is asked for a GPU.
 //!
-//! - One stream: work runs in the order in which it was asked for.
+//! - One stream: work runs in the order in which it was asked for. Only copies between page-locked memory that the caller
+//!   holds and the GPU have two more, one for each direction of the bus, with events between them ([`Lane`]).
 //! - A module is machine code where there is some for the GPU that the driver takes. Else its PTX becomes machine code
 //!   when it is loaded. The driver keeps that in its cache (`~/.nv/ComputeCache`), so that only the first start on a
 //!   machine takes long.
@@ -21,12 +22,13 @@
 //! Everything here runs in the tests, on a virtual GPU behind the driver's functions (`tools/vcuda`). No real GPU has
 //! run it yet, so its speed, and what graphs gain, is not known.
 
+mod lanes;
 mod memory;
 mod messages;
 mod staging;
 mod work;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -42,7 +44,7 @@ use super::arena::{Arena, SMALL};
 use super::dependent::{self, dependent};
 use super::sequence::{Recordings, Step, Steps, Verdict};
 use super::sys::{self, CUresult, Missing};
-use super::{Arg, Cubin, Device, DeviceError, Kernel, Launch, Ptr, Reading};
+use super::{Arg, Cubin, Device, DeviceError, HostPtr, Kernel, Lane, Launch, MARKS, Ptr, Reading};
 
 /// The oldest GPUs that the kernels run on: compute capability 8.0, Ampere.
 const MIN_CAPABILITY: (i32, i32) = (8, 0);
@@ -193,6 +195,12 @@ struct State {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Those of [`Lane::In`] and [`Lane::Out`], once they are used.
+    lanes: [sys::CUstream; 2],
+    /// By mark, once it is used.
+    marks: [sys::CUevent; MARKS],
+    /// Page-locked memory that the caller holds.
+    host: HashSet<u64>,
     /// Most shared memory of a block, static and dynamic.
     shared: u32,
     arena: Arena,
@@ -450,6 +458,9 @@ impl State {
             device,
             context,
             stream: ptr::null_mut(),
+            lanes: [ptr::null_mut(); 2],
+            marks: [ptr::null_mut(); MARKS],
+            host: HashSet::new(),
             shared,
             arena: Arena::default(),
             exact: env::var_os(EXACT_ALLOC).is_some_and(|value| value == "1"),
@@ -629,8 +640,17 @@ impl Drop for State {
         // SAFETY: all handles are ours, each is given back once, and none is used by work under way.
         unsafe {
             if sys::cuCtxSetCurrent(self.context) == CUresult::CUDA_SUCCESS {
-                if !self.stream.is_null() {
-                    sys::cuStreamSynchronize(self.stream);
+                for stream in [self.stream].into_iter().chain(self.lanes).filter(|stream| !stream.is_null()) {
+                    sys::cuStreamSynchronize(stream);
+                }
+                for stream in self.lanes.iter().filter(|stream| !stream.is_null()) {
+                    sys::cuStreamDestroy_v2(*stream);
+                }
+                for event in self.marks.iter().filter(|event| !event.is_null()) {
+                    sys::cuEventDestroy_v2(*event);
+                }
+                for host in self.host.drain() {
+                    sys::cuMemFreeHost(lanes::pointer(HostPtr(host)));
                 }
                 for graph in self.recordings.drain() {
                     sys::cuGraphExecDestroy(graph.executable);
@@ -763,6 +783,43 @@ impl Device for Gpu {
 
     fn available(&self) -> Result<Option<u64>, DeviceError> {
         Ok(Some(self.memory()?.available()))
+    }
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        self.current()?.host_alloc(bytes)
+    }
+
+    fn host_free(&self, ptr: HostPtr) {
+        // An error has been returned before, or the next call returns it.
+        let _ = self.current().and_then(|mut state| state.host_free(ptr));
+    }
+
+    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
+        self.current()?.host_mapped(ptr)
+    }
+
+    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.current()?.host_write(dst, bytes)
+    }
+
+    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.current()?.host_read(src, bytes)
+    }
+
+    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
+        self.current()?.copy_in(dst, src, bytes)
+    }
+
+    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
+        self.current()?.copy_out(dst, src, bytes)
+    }
+
+    fn mark(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
+        self.current()?.mark(lane, mark)
+    }
+
+    fn wait_for(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
+        self.current()?.wait_for(lane, mark)
     }
 
     fn begin_sequence(&self) -> Result<(), DeviceError> {

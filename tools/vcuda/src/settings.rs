@@ -40,6 +40,10 @@ pub struct Settings {
     pub mma: MmaOrder,
     /// The kernel that fails as soon as it runs (`VCUDA_FAULT`, its name).
     pub fault: Option<String>,
+    /// Whether work of streams but the first runs as soon as it may, not as late (`VCUDA_STREAMS`: early or late).
+    pub early: bool,
+    /// The number, from 1 on, of the event for which streams do not wait (`VCUDA_FORGOTTEN`), counted as they do so first.
+    pub forgotten: usize,
     /// Milliseconds without a call after which work runs although nobody waits for it; 0 for never (`VCUDA_PATIENCE`).
     pub patience: Option<u64>,
     /// Whether a launch waits until it has run (`CUDA_LAUNCH_BLOCKING`, 0 or 1, as NVIDIA's driver has it).
@@ -100,6 +104,12 @@ impl Settings {
             checks: variable("VCUDA_CHECKS", true, switch)?,
             mma: variable("VCUDA_MMA", MmaOrder::Chain, MmaOrder::named)?,
             fault: variable("VCUDA_FAULT", None, |text| Some(Some(text.to_owned())))?,
+            early: variable("VCUDA_STREAMS", false, |text| match text {
+                "early" => Some(true),
+                "late" => Some(false),
+                _ => None,
+            })?,
+            forgotten: variable("VCUDA_FORGOTTEN", 0, |text| text.parse().ok())?,
             patience: variable("VCUDA_PATIENCE", None, |text| text.parse().ok().map(Some))?,
             blocking: variable("CUDA_LAUNCH_BLOCKING", false, switch)?,
         })

@@ -85,6 +85,8 @@ pub struct Context {
     issued: u64,
     captures: HashMap<u64, Capture>,
     events: BTreeMap<u64, Event>,
+    /// Events that streams have waited for.
+    waited_for: Vec<u64>,
     graphs: BTreeMap<u64, Vec<Work>>,
     executables: BTreeMap<u64, Arc<[Work]>>,
     /// A kernel failed: nothing works from there on.
@@ -387,6 +389,7 @@ impl Context {
             issued: 0,
             captures: HashMap::new(),
             events: BTreeMap::new(),
+            waited_for: Vec::new(),
             graphs: BTreeMap::new(),
             executables: BTreeMap::new(),
             failed: None,

@@ -231,6 +231,10 @@ impl Context {
         };
         ahead.into_iter().for_each(|(other, at)| push(Work::After(other, at)));
         push(work);
+        let first = self.streams.keys().find(|name| **name > PER_THREAD) == Some(&stream);
+        if self.settings.early && stream > PER_THREAD && !first {
+            self.drain(stream, u64::MAX)?;
+        }
         Ok(self.issued)
     }
 
@@ -324,6 +328,14 @@ impl Context {
         if self.capturing(stream)? {
             say("a captured stream waits for an event of work that is not captured");
             self.uncapturable(stream).or(Err(Code::CAPTURE_ISOLATION))?;
+        }
+        if !self.waited_for.contains(&event) {
+            self.waited_for.push(event);
+        }
+        if self.waited_for.iter().position(|known| *known == event).map(|i| i + 1)
+            == Some(self.settings.forgotten)
+        {
+            return Ok(());
         }
         // An event that was never recorded is one that has passed.
         if at == 0 || other == stream || self.streams.get(&other).is_none_or(|s| s.passed(at)) {

@@ -155,7 +155,20 @@ fn the_examples_of_math_are_configurations_that_fit() {
         );
     };
     plan("gemma-2b.toml", &["--published", "Gemma 2B", "--memory", "80GB"]);
-    plan("gemma-2b.toml", &["--published", "Gemma 2B", "--memory", "24GB", "--set", "lora.rank=16"]);
+    let set = |settings: &[&'static str]| settings.iter().flat_map(|s| ["--set", s]).collect::<Vec<_>>();
+    let on_24 = ["--published", "Gemma 2B", "--memory", "24GB", "--host-memory", "31GB"];
+    for settings in [
+        &["lora.rank=16"][..],
+        &[
+            "optimizer.moments=8bit",
+            "optimizer.embedding_moments=8bit",
+            "optimizer.masters=false",
+            "optimizer.gradients=bf16",
+        ],
+        &["optimizer.gradients=bf16", "optimizer.offload=true"],
+    ] {
+        plan("gemma-2b.toml", &[&on_24[..], &set(settings)].concat());
+    }
     plan("gemma-3-4b.toml", &["--published", "Gemma 3 4B", "--memory", "24GB"]);
     plan("gemma-3-270m.toml", &["--published", "Gemma 3 270M", "--memory", "16GB"]);
 }

@@ -90,7 +90,7 @@ impl BlockRun {
             Control::Warpgroup => {
                 // It only stands for the end of the product.
                 self.block.work.instructions -= 1;
-                self.meet_group(w, s);
+                self.meet_group(w, s, launch)?;
             }
             Control::Barrier { aligned, .. } => {
                 if *aligned && m != live {

@@ -273,14 +273,26 @@ impl BlockRun {
     }
 
     /// A warp has computed its part of a product; the last of its warpgroup wakes the others. It orders no memory.
-    pub(super) fn meet_group(&mut self, w: usize, s: usize) {
+    pub(super) fn meet_group(&mut self, w: usize, s: usize, launch: &LaunchState<'_>) -> Result<(), Stop> {
         let group = w / WARPS as usize;
         let id = BARRIERS + group;
+        let (pc, mask) = (self.warps[w].splits[s].pc, self.warps[w].splits[s].mask);
+        let waits = |other: &u32| {
+            let found =
+                self.warps[*other as usize].splits.iter().find(|s| s.state == State::Barrier(id as u8));
+            found.filter(|s| s.pc != pc).map(|s| (*other, s.pc))
+        };
+        if let Some((other, at)) = self.barriers[id].warps.iter().find_map(waits) {
+            let line = launch.place(at).line;
+            let message =
+                format!("warp {other} of the same warpgroup executes another product (line {line})");
+            return Err(self.stop(launch, w, pc, ErrorKind::Wgmma, mask, message));
+        }
         self.block.progress += 1;
         self.warps[w].splits[s].state = State::Barrier(id as u8);
         self.barriers[id].warps.push(w as u32);
         if self.barriers[id].warps.len() < WARPS as usize {
-            return;
+            return Ok(());
         }
         self.barriers[id].clear(self.warps.len());
         for w in group * WARPS as usize..(group + 1) * WARPS as usize {
@@ -292,6 +304,7 @@ impl BlockRun {
                 self.status[w] = WarpStatus::Ready;
             }
         }
+        Ok(())
     }
 
     /// Opens barrier `id` if all that it waits for have arrived.

@@ -125,16 +125,19 @@ fn kit() -> &'static Path {
 
 /// Every op has a step.
 fn ops() -> Vec<String> {
-    let stem = |path: PathBuf| {
-        let is_kernel = path.extension().is_some_and(|e| e == "cu");
-        is_kernel.then(|| format!("10-{}", path.file_stem().unwrap().to_str().unwrap()))
+    let stems = |folder: &str, ending: &str| -> Vec<String> {
+        let paths = fs::read_dir(checkout().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        let those = paths.filter(|path| path.extension().is_some_and(|e| e == ending));
+        those.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
     };
-    let mut ops: Vec<String> = fs::read_dir(checkout().join("kernels"))
-        .unwrap()
-        .filter_map(|entry| stem(entry.unwrap().path()))
-        .collect();
+    let mut ops = stems("kernels", "cu");
+    // What several kernels have in common has a file of tests, too.
+    ops.extend(
+        stems("tests/suite/kernels", "rs").into_iter().filter(|name| name != "mod" && name != "resources"),
+    );
     ops.sort();
-    ops
+    ops.dedup();
+    ops.into_iter().map(|op| format!("10-{op}")).collect()
 }
 
 #[test]

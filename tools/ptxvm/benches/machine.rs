@@ -47,7 +47,7 @@ impl Device {
         let (shape, args) = match kernel {
             "fma" => (Launch::linear(32, 256), vec![Arg::Ptr(self.to), Arg::U32(250)]),
             "mma" => (Launch::linear(16, 128), vec![Arg::Ptr(self.to), Arg::U32(200)]),
-            "wgmma" => (Launch::linear(16, 128), vec![Arg::Ptr(self.to), Arg::U32(4)]),
+            "wgmma" => (Launch::linear(16, 128), vec![Arg::Ptr(self.to), Arg::U32(20)]),
             "copy" => (Launch::linear(side * side / 1024, 256), copying.into()),
             "reduce" => (Launch::linear(side * side / 256, 256), copying.into()),
             "transpose" => {

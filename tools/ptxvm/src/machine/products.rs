@@ -5,7 +5,8 @@
 //! with its registers looked up here.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::barrier::WARPS;
 use super::context::Context;
@@ -39,6 +40,10 @@ impl Rows {
     fn clear(&mut self) {
         self.0.fill(0);
     }
+
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..64 * self.0.len() as u32).filter(|row| self.has(*row))
+    }
 }
 
 /// The reads of a warpgroup's product.
@@ -57,8 +62,8 @@ pub(crate) struct Product {
     pub(crate) number: u64,
     /// The instruction.
     pub(crate) pc: u32,
-    /// Rows of the accumulators.
-    pub(crate) accumulators: Vec<u32>,
+    /// Rows of the accumulators; products with the same ones share the list.
+    pub(crate) accumulators: Arc<[u32]>,
     /// Rows of the factor that is in registers.
     pub(crate) factors: Vec<u32>,
     /// Addresses in shared memory of the 16-byte pieces of the factors that are there.
@@ -116,8 +121,10 @@ pub(crate) struct Products {
     fenced: bool,
     /// Rows written since then.
     written: Rows,
+    /// The accumulators of the products so far, each list once.
+    lists: Vec<Arc<[u32]>>,
     /// Rows that products have used.
-    used: BTreeSet<u32>,
+    used: Rows,
     /// What those held when nothing was under way any more: the fence orders what they hold still.
     kept: Option<BTreeMap<u32, Row>>,
     /// How many were issued.
@@ -162,11 +169,20 @@ impl Products {
         rows.iter().any(changed).then_some(Unfenced::Written)
     }
 
+    /// A list of accumulators, as products share it.
+    pub(crate) fn list(&mut self, rows: &[u32]) -> Arc<[u32]> {
+        if let Some(known) = self.lists.iter().find(|list| ***list == *rows) {
+            return Arc::clone(known);
+        }
+        self.lists.push(rows.into());
+        Arc::clone(&self.lists[self.lists.len() - 1])
+    }
+
     /// The product under way that another one must not be issued beside.
     pub(crate) fn collision(&self, new: &Product) -> Option<(Misuse, u32)> {
         let as_factor = new.factors.iter().find(|row| self.writing.has(**row));
         if let Some(row) = as_factor {
-            return Some((Misuse::AccumulatorAsFactor, self.user(*row, |p| &p.accumulators)?));
+            return Some((Misuse::AccumulatorAsFactor, self.user(*row, |p| &*p.accumulators)?));
         }
         let over = new.accumulators.iter().find(|row| self.reading.has(**row));
         if let Some(row) = over {
@@ -175,7 +191,7 @@ impl Products {
         if !new.accumulators.iter().any(|row| self.writing.has(*row)) {
             return None;
         }
-        let others = self.under_way().filter(|p| p.accumulators != new.accumulators);
+        let others = self.under_way().filter(|p| !Arc::ptr_eq(&p.accumulators, &new.accumulators));
         let shares = |p: &&Product| p.accumulators.iter().any(|row| new.accumulators.contains(row));
         others.filter(shares).last().map(|p| (Misuse::SharesAccumulators, p.pc))
     }
@@ -185,7 +201,7 @@ impl Products {
         self.fenced = true;
         product.accumulators.iter().for_each(|row| self.writing.insert(*row));
         product.factors.iter().for_each(|row| self.reading.insert(*row));
-        self.used.extend(product.accumulators.iter().chain(&product.factors));
+        product.accumulators.iter().chain(&product.factors).for_each(|row| self.used.insert(*row));
         self.issued += 1;
         self.open.push(product);
     }
@@ -205,7 +221,7 @@ impl Products {
         (self.writing, self.reading) = (writing, reading);
         if self.under_way().next().is_none() {
             self.fenced = false;
-            self.kept = Some(self.used.iter().map(|row| (*row, *regs.row(*row))).collect());
+            self.kept = Some(self.used.iter().map(|row| (row, *regs.row(row))).collect());
         }
         done
     }
@@ -215,7 +231,7 @@ impl Products {
     }
 
     /// The last product that uses a row so.
-    fn user(&self, row: u32, rows: impl Fn(&Product) -> &Vec<u32>) -> Option<u32> {
+    fn user(&self, row: u32, rows: impl Fn(&Product) -> &[u32]) -> Option<u32> {
         self.under_way().filter(|p| rows(p).contains(&row)).last().map(|p| p.pc)
     }
 
@@ -227,13 +243,13 @@ impl Products {
         for row in dsts.iter().flat_map(rows) {
             self.written.insert(row);
             if self.writing.has(row) {
-                found = Some((Misuse::WritesAccumulator, self.user(row, |p| &p.accumulators)?));
+                found = Some((Misuse::WritesAccumulator, self.user(row, |p| &*p.accumulators)?));
             } else if self.reading.has(row) {
                 found = Some((Misuse::WritesFactor, self.user(row, |p| &p.factors)?));
             }
         }
         if let Some(row) = srcs.iter().flat_map(rows).find(|row| self.writing.has(*row)) {
-            found = Some((Misuse::ReadsAccumulator, self.user(row, |p| &p.accumulators)?));
+            found = Some((Misuse::ReadsAccumulator, self.user(row, |p| &*p.accumulators)?));
         }
         found
     }

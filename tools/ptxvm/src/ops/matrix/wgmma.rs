@@ -330,7 +330,7 @@ impl WarpOp for ProductOp {
         let base = ctx.warp.frame().base;
         let rows =
             |regs: &[Reg]| regs.iter().filter(|r| r.is_some()).map(|r| base + r.slot).collect::<Vec<_>>();
-        let accumulators = rows(&inst.regs[..usize::from(inst.dsts)]);
+        let accumulators = ctx.warp.products.list(&rows(&inst.regs[..usize::from(inst.dsts)]));
         let factors = if in_registers { rows(&inst.srcs()[..A_REGS]) } else { Vec::new() };
         let number = ctx.warp.products.issued;
         let mut product = Product { number, pc: ctx.pc, accumulators, factors, units: Vec::new() };
@@ -361,6 +361,9 @@ impl WarpOp for ProductOp {
         let (each, c_at) = (usize::from(self.part.dsts), self.plan.c_at);
         let columns = usize::from(self.plan.parts[1].shape.n);
         let kernel = self.kernels.of(ctx.launch.mma);
+        if !adds {
+            (0..each).for_each(|i| put(&mut scratch, self.part.src(c_at + i), &[0; LANES], u32::MAX));
+        }
         for block in 0..self.n / columns {
             // The order of a B fragment's registers: depth before columns.
             let piece = |i: usize| Piece { row: (block * columns + i / 2 * 8) as u64, half: i as u64 % 2 };
@@ -370,21 +373,28 @@ impl WarpOp for ProductOp {
                 let words = b_words[i].map(|word| word ^ self.negate[1]);
                 put(&mut scratch, self.part.src(A_REGS + i), &words, b_defined[i]);
             }
-            let at = block * each;
-            for i in 0..each {
-                let to = self.part.src(c_at + i);
-                if adds {
-                    let regs = ctx.regs();
-                    put(&mut scratch, to, regs.get::<u32>(inst.dst(at + i)), regs.defined(inst.dst(at + i)));
-                } else {
-                    put(&mut scratch, to, &[0; LANES], u32::MAX);
+            let d = &inst.regs[block * each..][..each];
+            let mut whole =
+                a_defined.iter().chain(&b_defined[..pieces.len()]).all(|lanes| *lanes == u32::MAX);
+            if adds {
+                for (i, from) in d.iter().enumerate() {
+                    let (words, defined) = (ctx.warp.regs.get::<u32>(*from), ctx.warp.regs.defined(*from));
+                    whole &= defined == u32::MAX;
+                    put(&mut scratch, self.part.src(c_at + i), words, defined);
                 }
             }
             kernel(&self.plan, &mut scratch, &self.part);
-            self.plan.define(&mut scratch, &self.part);
-            for i in 0..each {
+            if !whole {
+                self.plan.define(&mut scratch, &self.part);
+            }
+            for (i, to) in d.iter().enumerate() {
                 let from = self.part.dst(i);
-                put(ctx.regs(), inst.dst(at + i), scratch.get::<u32>(from), scratch.defined(from));
+                put(
+                    ctx.regs(),
+                    *to,
+                    scratch.get::<u32>(from),
+                    if whole { u32::MAX } else { scratch.defined(from) },
+                );
             }
         }
         ctx.warp.products.scratch = scratch;
@@ -414,6 +424,7 @@ impl ProductOp {
 }
 
 /// Writes a register, and in which lanes it is defined.
+#[inline(always)]
 fn put(regs: &mut Registers, reg: Reg, words: &[u32; LANES], defined: u32) {
     regs.set::<u32>(reg, u32::MAX, words);
     regs.set_defined(reg, u32::MAX, defined);

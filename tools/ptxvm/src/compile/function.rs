@@ -600,7 +600,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             required_threads: f.required_threads,
             ordered: self.d.ordered,
             shared_grain: self.d.shared_grain,
-            copies_arrive: self.d.copies_arrive,
+            asynchronous: self.d.asynchronous,
         };
         Ok(Decoded {
             function,

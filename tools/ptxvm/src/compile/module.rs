@@ -292,7 +292,7 @@ impl Module {
                     f.shared.extend(&callee.shared);
                     f.dynamic_align = f.dynamic_align.max(callee.dynamic_align);
                     f.ordered |= callee.ordered;
-                    f.copies_arrive |= callee.copies_arrive;
+                    f.asynchronous |= callee.asynchronous;
                     f.system = f.system.and(callee.system);
                     f.shared_grain = f.shared_grain.min(callee.shared_grain);
                     f.refused.extend(callee.refused.iter().cloned());

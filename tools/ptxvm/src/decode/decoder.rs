@@ -81,8 +81,8 @@ pub struct Decoder<'m, 'a> {
     pub(crate) ordered: bool,
     /// The smallest access that may be one to shared memory, in bytes; 16 where there is none.
     pub(crate) shared_grain: u32,
-    /// Whether copies arrive at mbarriers.
-    pub(crate) copies_arrive: bool,
+    /// Whether copies arrive at mbarriers, or the asynchronous proxy touches shared memory.
+    pub(crate) asynchronous: bool,
     carry: Option<Reg>,
     /// Shared variables that the function names.
     pub(crate) shared_used: BTreeSet<u32>,
@@ -124,7 +124,7 @@ impl<'m, 'a> Decoder<'m, 'a> {
             place: 0,
             ordered: false,
             shared_grain: 16,
-            copies_arrive: false,
+            asynchronous: false,
             carry: None,
             shared_used: BTreeSet::new(),
         }

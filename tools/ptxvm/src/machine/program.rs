@@ -180,7 +180,7 @@ pub struct Function {
     pub system: SystemMemory,
     /// Whether copies arrive at mbarriers, or the asynchronous proxy touches shared memory: the race check follows it as a party
     /// of its own.
-    pub copies_arrive: bool,
+    pub asynchronous: bool,
 }
 
 /// Memory of the system that cooperative groups use, and for that read the special registers that tell where it is.

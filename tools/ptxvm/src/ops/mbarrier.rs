@@ -223,7 +223,7 @@ pub(super) fn copies_arrive(
     let [at] = operands(inst)?;
     let (space, base, offset) = object(d, &mut mods, at)?;
     finish(mods)?;
-    d.copies_arrive = true;
+    d.asynchronous = true;
     let op = Mbarrier { action: Action::CopiesArrive { noinc }, space, offset, orders: true };
     d.warp(op, Class::Sync, &[], &[base]);
     Ok(())

@@ -105,7 +105,7 @@ impl BlockRun {
         self.block.executed = 0;
         self.block.work = BlockWork::default();
         let reserved = launch.kernel.system.reserved_shared;
-        let agent = launch.kernel.copies_arrive;
+        let agent = launch.kernel.asynchronous;
         let parties = Clocks::parties(self.block.warps, agent);
         self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
         self.block.clocks.start(self.block.warps, agent);

@@ -31,7 +31,7 @@ pub(super) fn decode(
     reduces: bool,
 ) -> Result<(), Refusal> {
     let written = mods.written();
-    d.copies_arrive = true;
+    d.asynchronous = true;
     if mods.take("commit_group") {
         mods.finish()?;
         operands::<0>(inst)?;

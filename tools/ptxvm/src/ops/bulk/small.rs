@@ -53,7 +53,7 @@ pub(crate) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
     }
     let (to, mbarrier) = (d.address(to, Space::Shared)?, shared_address(d, Some(mbarrier))?);
     d.note_access(Space::Shared, ty.bytes(), false);
-    d.copies_arrive = true;
+    d.asynchronous = true;
     let mut srcs = vec![to.base, mbarrier.base];
     for op in elements {
         srcs.push(d.src(op, ty)?);

@@ -200,7 +200,7 @@ fn product(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>, mut mods: Mods<'_, '
     let (scale, not) = d.pred(scale)?;
     srcs.push(scale);
     d.note_access(Space::Shared, UNIT as u32, false);
-    d.copies_arrive = true;
+    d.asynchronous = true;
     let op = ProductOp { n: usize::from(n), a: a_factor, b_mn_major, negate, not, kernels, plan, part };
     let inst = d.warp(op, Class::Mma, &dsts, &srcs);
     inst.convergence = Convergence::All;

@@ -2,8 +2,8 @@
 //! kept and computed again: `cargo bench --bench cpu_ops`.
 //! Throughput is in FLOPs (criterion prints them as elements).
 
-use bon_engine::backend::cpu::{Cpu, Data, Tensor, compute_on_this_thread, lm_head, matmul};
-use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
+use bon_engine::backend::cpu::{Cpu, Tensor, compute_on_this_thread, lm_head, matmul};
+use bon_engine::backend::{Backend, Choice, Compute, DType, HeadSpec, Target, Truncation};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::GemmaConfig;
 use bon_engine::gemma::{Frozen, Gemma, params, published};
@@ -18,9 +18,10 @@ fn random(rows: usize, cols: usize, seed: u64) -> Tensor {
     Tensor::f32(rows, cols, data)
 }
 
+/// As models hold their weights.
 fn to_bf16(x: &Tensor) -> Tensor {
-    let data = x.as_f32().iter().map(|v| bf16::from_f32(*v)).collect();
-    Tensor::new(x.rows, x.cols, Data::Bf16(data))
+    let data: Vec<bf16> = x.as_f32().iter().map(|v| bf16::from_f32(*v)).collect();
+    Cpu::BF16.upload_weight(DType::Bf16, x.rows, x.cols, bytemuck::cast_slice(&data))
 }
 
 fn matmuls(c: &mut Criterion) {

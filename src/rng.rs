@@ -3,14 +3,15 @@
 
 /// Rounds of Philox4x32-10.
 pub const PHILOX_ROUNDS: usize = 10;
+/// What the two counters are multiplied by.
+pub const PHILOX_MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 
 /// One round of Philox4x32.
 #[inline(always)]
 pub fn philox_round(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    const M0: u64 = 0xD251_1F53;
-    const M1: u64 = 0xCD9E_8D57;
-    let p0 = M0 * u64::from(counter[0]);
-    let p1 = M1 * u64::from(counter[2]);
+    let [m0, m1] = PHILOX_MULTIPLIERS;
+    let p0 = m0 * u64::from(counter[0]);
+    let p1 = m1 * u64::from(counter[2]);
     [(p1 >> 32) as u32 ^ counter[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ counter[3] ^ key[1], p0 as u32]
 }
 

@@ -481,6 +481,11 @@ pub trait Backend: Send + Sync {
     fn host_widened(&self, x: &Self::Tensor) -> Self::Tensor {
         self.widened(x)
     }
+    /// [`Backend::upload`] of the weights of a linear map, or of the embeddings, which a device may lay out as its products read
+    /// them.
+    fn upload_weight(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Self::Tensor {
+        self.upload(dtype, rows, cols, bytes)
+    }
     /// Uploads to the host's memory, where the device has another, a matrix of which [`Backend::embed_forward`] reads rows and no
     /// other op anything. The bytes may be those of a file: a device that computes in the host's memory leaves them there.
     fn upload_to_host(

@@ -828,7 +828,7 @@ pub fn load<B: Backend>(
     Ok(plan(config).map(|spec| {
         let stored = checkpoint.tensor(&spec.name).and_then(|t| used(t, spec)).expect("checked");
         let (dtype, bytes) = convert(stored, dtype);
-        backend.upload(dtype, spec.rows, spec.cols, &bytes)
+        backend.upload_weight(dtype, spec.rows, spec.cols, &bytes)
     }))
 }
 

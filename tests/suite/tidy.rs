@@ -227,7 +227,7 @@ fn stems(dir: &str, extension: &str, other: &[&str]) -> BTreeSet<String> {
 #[test]
 fn one_stem_per_op() {
     assert_eq!(
-        stems("src/backend/cpu", "rs", &["mod", "simd", "form", "sums"]),
+        stems("src/backend/cpu", "rs", &["mod", "simd", "form", "packed", "sums", "tasks"]),
         stems("tests/suite/ops", "rs", &["mod"])
     );
 }
@@ -240,7 +240,7 @@ fn one_stem_per_kernel_file() {
     assert_eq!(kernels, stems("src/cost/workloads", "rs", &["mod"]));
     assert_eq!(kernels, stems("tests/suite/kernels", "rs", &["mod", "bf16_gradients", "resources"]));
     // A kernel file is an op, or a part of one.
-    let ops = stems("src/backend/cpu", "rs", &["mod", "simd", "form", "sums"]);
+    let ops = stems("src/backend/cpu", "rs", &["mod", "simd", "form", "packed", "sums", "tasks"]);
     let part = |stem: &String| ops.iter().any(|op| stem == op || stem.starts_with(&format!("{op}_")));
     assert!(kernels.iter().all(part), "{kernels:?} are not all parts of {ops:?}");
 }

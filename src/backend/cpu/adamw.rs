@@ -4,7 +4,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::form::without_small;
-use super::simd::{bf16_from_f32, f32_from_bf16, multiversion};
+use super::packed::{pack_panels, unpack_panels};
+use super::simd::{LANES, bf16_from_f32, f32_from_bf16, multiversion};
 use super::sums::Sums;
 use super::{Data, Tensor};
 use crate::backend::adamw::{BLOCK, inverse};
@@ -22,6 +23,8 @@ struct Chunk<'a> {
     grad: Sums<'a>,
     moments: MomentsChunk<'a>,
     weight: WeightChunk<'a>,
+    /// Columns, where bf16 weights are packed: the chunk is then whole panels.
+    packed: Option<usize>,
     keep: f32,
 }
 
@@ -103,7 +106,7 @@ multiversion! {
         for block in 0..chunk.grad.len().div_ceil(BLOCK) {
             let range = block * BLOCK..chunk.grad.len().min((block + 1) * BLOCK);
             let n = range.len();
-            let Chunk { grad, moments, weight, keep } = &mut *chunk;
+            let Chunk { grad, moments, weight, keep, .. } = &mut *chunk;
             let mut widened_grad = [0.0; BLOCK];
             let grad = match grad {
                 Sums::F32(grad) => &mut grad[range.clone()],
@@ -168,35 +171,63 @@ pub fn step(hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
     let mut chunks = Vec::new();
     for u in updates {
         let shape = (u.grad.rows, u.grad.cols);
-        let f32_of = |x| chunks_of(as_f32(x, shape), CHUNK);
+        let packed = is_packed(&u.weight).then_some(shape.1);
+        // Whole panels of whole blocks.
+        let chunk = packed.map_or(CHUNK, |cols| CHUNK.next_multiple_of(LANES * cols));
+        let f32_of = |x| chunks_of(as_f32(x, shape), chunk);
         let keep = hyper.keep(u.weight_decay);
         let moments: Vec<MomentsChunk> = match u.moments {
             Moments::F32 { m, v } => {
                 f32_of(m).into_iter().zip(f32_of(v)).map(|(m, v)| MomentsChunk::F32([m, v])).collect()
             }
             Moments::Blockwise { m, v } => {
-                let m = quantised(m, DynamicCode::signed(), shape);
-                let v = quantised(v, DynamicCode::unsigned(), shape);
+                let m = quantised(m, DynamicCode::signed(), shape, chunk);
+                let v = quantised(v, DynamicCode::unsigned(), shape, chunk);
                 m.into_iter().zip(v).map(|(m, v)| MomentsChunk::Blockwise([m, v])).collect()
             }
         };
         let weight: Vec<WeightChunk> = match &mut u.weight {
             Weight::F32(weight) => f32_of(weight).into_iter().map(WeightChunk::F32).collect(),
             Weight::Master { master, copy } => {
-                let both = f32_of(master).into_iter().zip(chunks_of(as_bf16(copy, shape), CHUNK));
+                let both = f32_of(master).into_iter().zip(chunks_of(as_bf16(copy, shape), chunk));
                 both.map(|(master, copy)| WeightChunk::Master { master, copy }).collect()
             }
             Weight::Bf16 { weight, number } => {
-                let weights = chunks_of(as_bf16(weight, shape), CHUNK).into_iter().enumerate();
+                let weights = chunks_of(as_bf16(weight, shape), chunk).into_iter().enumerate();
                 let of =
-                    |(i, weight)| WeightChunk::Bf16 { weight, first: i * CHUNK / BLOCK, number: *number };
+                    |(i, weight)| WeightChunk::Bf16 { weight, first: i * chunk / BLOCK, number: *number };
                 weights.map(of).collect()
             }
         };
-        let all = Sums::of(u.grad).chunks(CHUNK).into_iter().zip(moments).zip(weight);
-        chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, keep }));
+        let all = Sums::of(u.grad).chunks(chunk).into_iter().zip(moments).zip(weight);
+        chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, packed, keep }));
     }
-    chunks.par_iter_mut().for_each(|chunk| update_chunk(c, chunk));
+    chunks.into_par_iter().for_each(|chunk| match chunk.packed {
+        Some(cols) => update_packed(c, chunk, cols),
+        None => update_chunk(c, &mut { chunk }),
+    });
+}
+
+/// [`update_chunk`] of weights that lie in panels, on a row-major copy.
+fn update_packed(c: AdamWCoefficients, chunk: Chunk, cols: usize) {
+    let Chunk { grad, moments, weight, packed, keep } = chunk;
+    let mut rows = vec![bf16::ZERO; grad.len()];
+    let (panels, weight) = match weight {
+        WeightChunk::F32(_) => unreachable!("f32 weights are not packed"),
+        WeightChunk::Master { master, copy } => (copy, WeightChunk::Master { master, copy: &mut rows }),
+        WeightChunk::Bf16 { weight, first, number } => {
+            unpack_panels(weight, cols, &mut rows);
+            (weight, WeightChunk::Bf16 { weight: &mut rows, first, number })
+        }
+    };
+    update_chunk(c, &mut Chunk { grad, moments, weight, packed, keep });
+    pack_panels(&rows, cols, panels);
+}
+
+/// Whether the bf16 weights are packed.
+fn is_packed(weight: &Weight<Tensor>) -> bool {
+    let (Weight::Master { copy: weight, .. } | Weight::Bf16 { weight, .. }) = weight else { return false };
+    matches!(weight.data(), Data::Packed(_))
 }
 
 fn chunks_of<T>(x: &mut [T], len: usize) -> Vec<&mut [T]> {
@@ -210,7 +241,9 @@ fn as_f32(x: &mut Tensor, shape: (usize, usize)) -> &mut [f32] {
 
 fn as_bf16(x: &mut Tensor, shape: (usize, usize)) -> &mut [bf16] {
     assert_eq!((x.rows, x.cols), shape);
-    let Data::Bf16(x) = x.data_mut() else { panic!("a weight beside or without a master is bf16") };
+    let (Data::Bf16(x) | Data::Packed(x)) = x.data_mut() else {
+        panic!("a weight beside or without a master is bf16")
+    };
     x
 }
 
@@ -218,9 +251,10 @@ fn quantised<'a>(
     x: &'a mut Quantised<Tensor, Codes>,
     code: &'static DynamicCode,
     (rows, cols): (usize, usize),
+    chunk: usize,
 ) -> Vec<QuantisedChunk<'a>> {
     assert_eq!(x.codes.len(), rows * cols, "a code of every element");
     let scales = as_f32(&mut x.scales, (1, (rows * cols).div_ceil(BLOCK)));
-    let both = x.codes.chunks_mut(CHUNK).zip(scales.chunks_mut(CHUNK / BLOCK));
+    let both = x.codes.chunks_mut(chunk).zip(scales.chunks_mut(chunk / BLOCK));
     both.map(|(codes, scales)| QuantisedChunk { code, codes, scales }).collect()
 }

@@ -11,11 +11,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::Tensor;
-use super::rows::for_row_blocks;
+use super::rows::new_rows;
 use super::simd::{LANES, Simd, axpy, dot, exp, ln, multiversion, padded, sum, tanh};
+use super::tasks::{Out, for_each};
 use crate::backend::AttentionSpec;
 use crate::segments::{QueryRun, Segments};
 
@@ -46,27 +45,54 @@ impl<'a> Vectors<'a> {
     }
 }
 
-/// [`dot`] of four vectors with one, bit for bit.
+/// [`dot`] of four vectors with each of K, bit for bit: so many sums hide how long each addition takes.
 #[inline(always)]
-fn dot_tile<S: Simd>(rows: [&[f32]; TILE], x: &[f32]) -> [f32; TILE] {
-    assert!(rows.iter().all(|row| row.len() == x.len()));
-    let full = x.len() / LANES * LANES;
+fn dot_tile<S: Simd, const K: usize>(rows: [&[f32]; TILE], x: [&[f32]; K]) -> [[f32; TILE]; K] {
+    let len = rows[0].len();
+    assert!(rows.iter().chain(&x).all(|x| x.len() == len));
+    let full = len / LANES * LANES;
     // SAFETY: `S` is the set that `multiversion!` found; all slices have `full` floats or more, blocks have 16.
     unsafe {
-        let mut acc = [S::splat(0.0); TILE];
+        let mut acc = [[S::splat(0.0); TILE]; K];
         for i in (0..full).step_by(LANES) {
-            let x = S::load(x.as_ptr().add(i));
-            for (acc, row) in acc.iter_mut().zip(rows) {
-                *acc = acc.fma(S::load(row.as_ptr().add(i)), x);
+            let rows: [S; TILE] = std::array::from_fn(|r| S::load(rows[r].as_ptr().add(i)));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = S::load(x.as_ptr().add(i));
+                for (acc, row) in acc.iter_mut().zip(rows) {
+                    *acc = acc.fma(row, x);
+                }
             }
         }
-        if full < x.len() {
-            let x = S::load(padded(&x[full..]).as_ptr());
-            for (acc, row) in acc.iter_mut().zip(rows) {
-                *acc = acc.fma(S::load(padded(&row[full..]).as_ptr()), x);
+        if full < len {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = S::load(padded(&x[full..]).as_ptr());
+                for (acc, row) in acc.iter_mut().zip(rows) {
+                    *acc = acc.fma(S::load(padded(&row[full..]).as_ptr()), x);
+                }
             }
         }
-        S::sums(acc)
+        let mut sums = [[0.0; TILE]; K];
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            *sums = S::sums(acc);
+        }
+        sums
+    }
+}
+
+/// [`dot_tile`] of `stream[first..first + K]`, to columns `first..` of rows of `out`, `n` apart.
+#[inline(always)]
+fn dots_of_tile<S: Simd, const K: usize>(
+    tile: [&[f32]; TILE],
+    stream: Vectors,
+    first: usize,
+    out: &mut [f32],
+    n: usize,
+) {
+    let sums = dot_tile::<S, K>(tile, std::array::from_fn(|k| stream.get(first + k)));
+    for (i, sums) in (first..).zip(sums) {
+        for (r, sum) in sums.into_iter().enumerate() {
+            out[r * n + i] = sum;
+        }
     }
 }
 
@@ -80,11 +106,14 @@ fn dots<S: Simd>(rows: Vectors, stream: Vectors, seen: &[Range<usize>], out: &mu
             let tile: [&[f32]; TILE] = std::array::from_fn(|i| rows.get(r + i));
             let first = seen[r..r + TILE].iter().map(|s| s.start).min().unwrap_or(0);
             let end = seen[r..r + TILE].iter().map(|s| s.end).max().unwrap_or(0);
-            for i in first.max(chunk.start)..end.min(chunk.end) {
-                let s = dot_tile::<S>(tile, stream.get(i));
-                for (k, s) in s.into_iter().enumerate() {
-                    out[(r + k) * n + i] = s;
-                }
+            let (mut i, end) = (first.max(chunk.start), end.min(chunk.end));
+            // As many sums as there are registers.
+            while S::ROWS == 8 && i + 4 <= end {
+                dots_of_tile::<S, 4>(tile, stream, i, &mut out[r * n..], n);
+                i += 4;
+            }
+            for i in i..end {
+                dots_of_tile::<S, 1>(tile, stream, i, &mut out[r * n..], n);
             }
             r += TILE;
         }
@@ -148,18 +177,40 @@ fn weighted_sum(coefficients: &[f32], stream: Vectors, range: Range<usize>, out:
     }
 }
 
-/// [`weighted_sum`] of [`TILE`] rows at once, bit for bit: two vectors of columns of each stay in registers.
+/// [`weighted_sum`] of [`TILE`] rows at once, bit for bit: vectors of columns of each stay in registers.
 #[inline(always)]
 fn weighted_sum_tile<S: Simd>(coefficients: &[f32], stream: Vectors, range: Range<usize>, out: &mut [f32]) {
-    const VECTORS: usize = 2;
-    let (n, dim) = (stream.len(), stream.dim);
+    let dim = stream.dim;
     if range.is_empty() {
         return;
     }
+    let full = if S::ROWS == 8 && dim.is_multiple_of(4 * LANES) {
+        weighted_sum_columns::<S, 4>(coefficients, stream, range.clone(), out)
+    } else {
+        weighted_sum_columns::<S, 2>(coefficients, stream, range.clone(), out)
+    };
+    if full < dim {
+        for i in range {
+            for (r, out) in out.chunks_exact_mut(dim).enumerate() {
+                axpy(coefficients[r * stream.len() + i], &stream.get(i)[full..], &mut out[full..]);
+            }
+        }
+    }
+}
+
+/// The columns of [`weighted_sum_tile`] that make whole blocks of so many vectors. Returns how many.
+#[inline(always)]
+fn weighted_sum_columns<S: Simd, const VECTORS: usize>(
+    coefficients: &[f32],
+    stream: Vectors,
+    range: Range<usize>,
+    out: &mut [f32],
+) -> usize {
+    let (n, dim) = (stream.len(), stream.dim);
     assert!(out.len() == TILE * dim && range.end <= n && coefficients.len() >= TILE * n);
     let full = dim / (VECTORS * LANES) * VECTORS * LANES;
     for column in (0..full).step_by(VECTORS * LANES) {
-        // SAFETY: `S` is the set that `multiversion!` found; columns column..column + 32 are within the TILE rows of
+        // SAFETY: `S` is the set that `multiversion!` found; the block's columns are within the TILE rows of
         // `out` and the vectors of `stream`, and r * n + i within `coefficients`, by the assertion.
         unsafe {
             let at = |r: usize, v: usize| r * dim + column + v * LANES;
@@ -182,13 +233,7 @@ fn weighted_sum_tile<S: Simd>(coefficients: &[f32], stream: Vectors, range: Rang
             }
         }
     }
-    if full < dim {
-        for i in range {
-            for (r, out) in out.chunks_exact_mut(dim).enumerate() {
-                axpy(coefficients[r * n + i], &stream.get(i)[full..], &mut out[full..]);
-            }
-        }
-    }
+    full
 }
 
 /// Scores from dot products, in place: scale, then soft-cap.
@@ -455,9 +500,13 @@ impl<'a> Layout<'a> {
 
 /// Copies the rows of a task's result, `width` floats per token, to where they belong: token t to
 /// out\[(row + t) * stride + column..\].
-fn place(out: &mut [f32], part: &[f32], row: usize, stride: usize, column: usize, width: usize) {
+///
+/// # Safety
+/// There is such a place for each token, and nobody else uses it.
+unsafe fn place(out: Out, part: &[f32], row: usize, stride: usize, column: usize, width: usize) {
     for (t, part) in part.chunks_exact(width).enumerate() {
-        out[(row + t) * stride + column..][..width].copy_from_slice(part);
+        // SAFETY: the caller's word.
+        unsafe { out.write((row + t) * stride + column, part) };
     }
 }
 
@@ -478,26 +527,27 @@ pub fn forward(
     assert!(segments.rows() <= k.rows.min(v.rows));
     let (qs, ks, vs) = (q.as_f32(), k.as_f32(), v.as_f32());
     let tasks = tasks(segments, runs, layout.queries(), spec.kv_heads);
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
-        .par_iter()
-        .map_init(Scratch::default, |scratch, task| {
-            layout.set_queries(task, scratch);
-            let rows = Vectors { base: qs, offsets: &scratch.rows, dim };
-            let keys = Vectors { base: ks, offsets: &scratch.stream, dim };
-            scratch.s.resize(rows.len() * keys.len(), 0.0);
-            let (mut o, mut lse) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len()]);
-            let values = Vectors { base: vs, ..keys };
-            forward_rows(rows, keys, values, &scratch.seen, spec, &mut scratch.s, &mut o, &mut lse);
-            (o, lse)
-        })
-        .collect();
     let mut o = vec![0.0; q.rows * heads * dim];
     let mut lse = vec![f32::NEG_INFINITY; q.rows * heads];
-    for (task, (o_part, lse_part)) in tasks.iter().zip(&parts) {
+    let (to_o, to_lse) = (Out::new(&mut o), Out::new(&mut lse));
+    let init = || (Scratch::default(), Vec::new(), Vec::new());
+    for_each(tasks.len(), init, |(scratch, o, lse), i| {
+        let task = &tasks[i];
+        layout.set_queries(task, scratch);
+        let rows = Vectors { base: qs, offsets: &scratch.rows, dim };
+        let keys = Vectors { base: ks, offsets: &scratch.stream, dim };
+        scratch.s.resize(rows.len() * keys.len(), 0.0);
+        refill(o, std::iter::repeat_n(0.0, rows.len() * dim));
+        refill(lse, std::iter::repeat_n(0.0, rows.len()));
+        let values = Vectors { base: vs, ..keys };
+        forward_rows(rows, keys, values, &scratch.seen, spec, &mut scratch.s, o, lse);
         let head = task.kv_head * group;
-        place(&mut o, o_part, task.row, heads * dim, head * dim, group * dim);
-        place(&mut lse, lse_part, task.row, heads, head, group);
-    }
+        // SAFETY: this task alone owns its tokens' parts of these heads.
+        unsafe {
+            place(to_o, o, task.row, heads * dim, head * dim, group * dim);
+            place(to_lse, lse, task.row, heads, head, group);
+        }
+    });
     (Tensor::f32(q.rows, heads * dim, o), Tensor::f32(q.rows, heads, lse))
 }
 
@@ -520,97 +570,91 @@ pub fn backward(
     assert!(q.cols == heads * dim && k.cols == kv_heads * dim && v.cols == k.cols);
     assert!(segments.rows() <= k.rows && k.rows == v.rows);
     let (d_os, qs, ks, vs, lses) = (d_o.as_f32(), q.as_f32(), k.as_f32(), v.as_f32(), lse.as_f32());
-    let mut delta = vec![0.0; q.rows * heads];
-    for_row_blocks(&mut delta, 1, |first, block| {
+    let delta = new_rows(q.rows * heads, 1, |first, block| {
         let range = first * dim..(first + block.len()) * dim;
         deltas(&d_os[range.clone()], &o.as_f32()[range], dim, block);
     });
 
     let by_query = tasks(segments, runs, layout.queries(), kv_heads);
-    let dq_parts: Vec<Vec<f32>> = by_query
-        .par_iter()
-        .map_init(Scratch::default, |scratch, task| {
-            layout.set_queries(task, scratch);
-            let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp } = scratch;
-            refill(lse, rows.iter().map(|x| lses[x / dim]));
-            refill(delta_rows, rows.iter().map(|x| delta[x / dim]));
-            let mut dq = vec![0.0; rows.len() * dim];
-            for (i, chunk) in stream.chunks(STREAM).enumerate() {
-                let local = |x: usize| x.saturating_sub(i * STREAM).min(chunk.len());
-                refill(seen_chunk, seen.iter().map(|s| local(s.start)..local(s.end)));
-                s.resize(rows.len() * chunk.len(), 0.0);
-                dp.resize(rows.len() * chunk.len(), 0.0);
-                let queries = Vectors { base: qs, offsets: rows, dim };
-                let keys = Vectors { base: ks, offsets: chunk, dim };
-                let (d_o, values) = (Vectors { base: d_os, ..queries }, Vectors { base: vs, ..keys });
-                backward_query_rows(
-                    queries, d_o, keys, values, seen_chunk, lse, delta_rows, spec, s, dp, &mut dq,
-                );
-            }
-            dq
-        })
-        .collect();
     let mut dq = vec![0.0; qs.len()];
-    for (task, part) in by_query.iter().zip(&dq_parts) {
-        place(&mut dq, part, task.row, heads * dim, task.kv_head * group * dim, group * dim);
-    }
-    drop(dq_parts);
+    let to = Out::new(&mut dq);
+    for_each(by_query.len(), Scratch::default, |scratch, i| {
+        let task = &by_query[i];
+        layout.set_queries(task, scratch);
+        let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp } = scratch;
+        refill(lse, rows.iter().map(|x| lses[x / dim]));
+        refill(delta_rows, rows.iter().map(|x| delta[x / dim]));
+        let mut dq = vec![0.0; rows.len() * dim];
+        for (i, chunk) in stream.chunks(STREAM).enumerate() {
+            let local = |x: usize| x.saturating_sub(i * STREAM).min(chunk.len());
+            refill(seen_chunk, seen.iter().map(|s| local(s.start)..local(s.end)));
+            s.resize(rows.len() * chunk.len(), 0.0);
+            dp.resize(rows.len() * chunk.len(), 0.0);
+            let queries = Vectors { base: qs, offsets: rows, dim };
+            let keys = Vectors { base: ks, offsets: chunk, dim };
+            let (d_o, values) = (Vectors { base: d_os, ..queries }, Vectors { base: vs, ..keys });
+            backward_query_rows(
+                queries, d_o, keys, values, seen_chunk, lse, delta_rows, spec, s, dp, &mut dq,
+            );
+        }
+        // SAFETY: this task alone owns its queries' parts of these heads.
+        unsafe { place(to, &dq, task.row, heads * dim, task.kv_head * group * dim, group * dim) };
+    });
 
     let seen_by = seen_by(segments);
     let queries = by_segment(segments, runs);
     let by_key = tasks(segments, &segments.all_queries(), ROWS, kv_heads);
-    let dkv_parts: Vec<(Vec<f32>, Vec<f32>)> = by_key
-        .par_iter()
-        .map_init(Scratch::default, |scratch, task| {
-            let Scratch { rows, stream, seen, lse, delta: delta_stream, s, dp, .. } = scratch;
-            refill(rows, (task.row..task.row + task.len).map(|row| layout.key(row, task.kv_head)));
-            let (mut dk, mut dv) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len() * dim]);
-            // One past the last position that sees the key at `position`.
-            let horizon = |position: usize| spec.window.map_or(usize::MAX, |w| position.saturating_add(w));
-            for run in seen_by[task.segment].iter().flat_map(|&segment| &queries[segment]) {
-                let begin = segments.list()[run.segment].position + run.first;
-                let first = begin.max(task.position);
-                let end = (begin + run.len).min(horizon(task.position + task.len - 1));
-                let step = (STREAM / group).max(1);
-                for first in (first..end).step_by(step) {
-                    let end = end.min(first + step);
-                    let row = |position: usize| run.row + (position - begin);
-                    stream.clear();
-                    layout.push_queries(row(first)..row(end), task.kv_head, stream);
-                    refill(lse, stream.iter().map(|x| lses[x / dim]));
-                    refill(delta_stream, stream.iter().map(|x| delta[x / dim]));
-                    let local = |position: usize| (position.clamp(first, end) - first) * group;
-                    let positions = task.position..task.position + task.len;
-                    refill(seen, positions.map(|p| local(p)..local(horizon(p))));
-                    s.resize(rows.len() * stream.len(), 0.0);
-                    dp.resize(rows.len() * stream.len(), 0.0);
-                    let keys = Vectors { base: ks, offsets: rows, dim };
-                    let queries = Vectors { base: qs, offsets: stream, dim };
-                    let (values, d_o) = (Vectors { base: vs, ..keys }, Vectors { base: d_os, ..queries });
-                    backward_key_rows(
-                        keys,
-                        values,
-                        queries,
-                        d_o,
-                        seen,
-                        lse,
-                        delta_stream,
-                        spec,
-                        s,
-                        dp,
-                        &mut dk,
-                        &mut dv,
-                    );
-                }
-            }
-            (dk, dv)
-        })
-        .collect();
     let (mut dk, mut dv) = (vec![0.0; ks.len()], vec![0.0; ks.len()]);
-    for (task, (dk_part, dv_part)) in by_key.iter().zip(&dkv_parts) {
-        place(&mut dk, dk_part, task.row, kv_heads * dim, task.kv_head * dim, dim);
-        place(&mut dv, dv_part, task.row, kv_heads * dim, task.kv_head * dim, dim);
-    }
+    let (to_dk, to_dv) = (Out::new(&mut dk), Out::new(&mut dv));
+    for_each(by_key.len(), Scratch::default, |scratch, i| {
+        let task = &by_key[i];
+        let Scratch { rows, stream, seen, lse, delta: delta_stream, s, dp, .. } = scratch;
+        refill(rows, (task.row..task.row + task.len).map(|row| layout.key(row, task.kv_head)));
+        let (mut dk, mut dv) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len() * dim]);
+        // One past the last position that sees the key at `position`.
+        let horizon = |position: usize| spec.window.map_or(usize::MAX, |w| position.saturating_add(w));
+        for run in seen_by[task.segment].iter().flat_map(|&segment| &queries[segment]) {
+            let begin = segments.list()[run.segment].position + run.first;
+            let first = begin.max(task.position);
+            let end = (begin + run.len).min(horizon(task.position + task.len - 1));
+            let step = (STREAM / group).max(1);
+            for first in (first..end).step_by(step) {
+                let end = end.min(first + step);
+                let row = |position: usize| run.row + (position - begin);
+                stream.clear();
+                layout.push_queries(row(first)..row(end), task.kv_head, stream);
+                refill(lse, stream.iter().map(|x| lses[x / dim]));
+                refill(delta_stream, stream.iter().map(|x| delta[x / dim]));
+                let local = |position: usize| (position.clamp(first, end) - first) * group;
+                let positions = task.position..task.position + task.len;
+                refill(seen, positions.map(|p| local(p)..local(horizon(p))));
+                s.resize(rows.len() * stream.len(), 0.0);
+                dp.resize(rows.len() * stream.len(), 0.0);
+                let keys = Vectors { base: ks, offsets: rows, dim };
+                let queries = Vectors { base: qs, offsets: stream, dim };
+                let (values, d_o) = (Vectors { base: vs, ..keys }, Vectors { base: d_os, ..queries });
+                backward_key_rows(
+                    keys,
+                    values,
+                    queries,
+                    d_o,
+                    seen,
+                    lse,
+                    delta_stream,
+                    spec,
+                    s,
+                    dp,
+                    &mut dk,
+                    &mut dv,
+                );
+            }
+        }
+        // SAFETY: this task alone owns these keys' parts of this head.
+        unsafe {
+            place(to_dk, &dk, task.row, kv_heads * dim, task.kv_head * dim, dim);
+            place(to_dv, &dv, task.row, kv_heads * dim, task.kv_head * dim, dim);
+        }
+    });
     (Tensor::f32(q.rows, q.cols, dq), Tensor::f32(k.rows, k.cols, dk), Tensor::f32(v.rows, v.cols, dv))
 }
 

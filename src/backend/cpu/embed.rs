@@ -3,6 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::packed::unpack_row;
 use super::rows::for_row_blocks;
 use super::simd::{f32_from_bf16, multiversion};
 use super::sums::Sums;
@@ -49,11 +50,17 @@ pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
         return Tensor::f32(ids.len(), cols, out);
     }
     for_row_blocks(&mut out, cols, |first, block| {
+        let mut unpacked = Vec::new();
         for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
             let row = id as usize * cols..(id as usize + 1) * cols;
             match table.data() {
                 Data::F32(t) => scale_f32(&t[row], scale, out),
                 Data::Bf16(t) => scale_bf16(&t[row], scale, out),
+                Data::Packed(t) => {
+                    unpacked.resize(cols, bf16::ZERO);
+                    unpack_row(t, cols, id as usize, &mut unpacked);
+                    scale_bf16(&unpacked, scale, out);
+                }
             }
         }
     });

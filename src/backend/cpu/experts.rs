@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::matmul::{backward_input_groups, backward_weight_groups, forward_groups};
-use super::rows::{self, for_row_blocks};
+use super::rows::{self, new_rows};
 use super::simd::{exp, multiversion};
 use super::{Tensor, geglu, zeroed};
 use crate::backend::{Compute, ExpertTrace, Routing};
@@ -140,8 +140,7 @@ multiversion! {
 fn combined(x: &Tensor, routes: &Routes, factor: impl Fn(usize) -> f32 + Sync) -> Tensor {
     let (from, cols, top) = (x.as_f32(), x.cols, routes.top);
     let rows = routes.rows();
-    let mut y = zeroed(rows.len() / top * cols);
-    for_row_blocks(&mut y, cols, |first, block| {
+    let y = new_rows(rows.len() / top, cols, |first, block| {
         for (i, y) in block.chunks_exact_mut(cols).enumerate() {
             for route in (first + i) * top..(first + i + 1) * top {
                 add_scaled(factor(route), &from[rows[route] as usize * cols..][..cols], y);

@@ -12,15 +12,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 
-use super::simd::{Block, Isa, LANES, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
-use super::{Data, Tensor, zeroed};
+use super::packed::{unpack_columns, unpacked_rows};
+use super::simd::{Isa, LANES, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
+use super::tasks::filled;
+use super::{Data, Tensor};
 use crate::backend::adamw::LEAST_WEIGHT;
 use crate::backend::{Compute, DType};
 
 /// The least magnitude of a bf16 operand that is not zero: 2^-56.
 pub const SMALL: f32 = LEAST_WEIGHT;
+
+/// Rows that a task rounds.
+const BLOCK: usize = 48;
 
 /// Bytes in a line of the cache.
 pub(super) const LINE: usize = 64;
@@ -200,9 +204,6 @@ pub(super) struct Rows<'a> {
     data: Cow<'a, [f32]>,
     /// Floats from row to row.
     pub(super) stride: usize,
-    /// Transposed, [`LANES`] rows at a time: `[panels, stride, LANES]`, rows beyond the last zero. Empty where no product reads
-    /// them.
-    panels: Vec<f32>,
 }
 
 impl<'a> Rows<'a> {
@@ -212,36 +213,15 @@ impl<'a> Rows<'a> {
         let data = if form == Form::F32 {
             Cow::Borrowed(x)
         } else {
-            let mut data = zeroed(x.len().checked_div(cols).unwrap_or(0) * stride);
-            let rows = data.par_chunks_exact_mut(stride.max(1)).zip(x.par_chunks_exact(cols.max(1)));
-            rows.with_min_len(32).for_each(|(out, x)| put(form, x, out));
+            let rows = x.len().checked_div(cols).unwrap_or(0);
+            let all = |first: usize, block: &mut [f32]| {
+                let x = x[first / stride * cols..].chunks_exact(cols);
+                x.zip(block.chunks_exact_mut(stride)).for_each(|(x, out)| put(form, x, out));
+            };
+            let data = filled(rows * stride, BLOCK * stride, all);
             Cow::Owned(data)
         };
-        Self { form, data, stride, panels: Vec::new() }
-    }
-
-    /// [`Rows::new`] of rows that are multiplied with weights as these lie in memory, where there are enough for that.
-    pub(super) fn for_products(form: Form, x: &'a [f32], cols: usize) -> Self {
-        let rows = Self::new(form, x, cols);
-        let wide = match isa() {
-            Isa::Avx512Bf16 | Isa::Avx512 => form != Form::Widened,
-            Isa::Avx2 | Isa::Portable => false,
-        };
-        let n = rows.data.len().checked_div(rows.stride).unwrap_or(0);
-        if !wide || n <= few_rows() {
-            return rows;
-        }
-        let stride = rows.stride;
-        let mut panels = zeroed(n.div_ceil(LANES) * LANES * stride);
-        let of_panels = panels.par_chunks_exact_mut(LANES * stride).zip(rows.data.par_chunks(LANES * stride));
-        of_panels.for_each(|(out, x)| transposed::<Floats>(x, stride, &(0..stride), out, LANES));
-        Self { panels, ..rows }
-    }
-
-    /// The panels from row `first` on, where there are some and one begins there.
-    pub(super) fn panels_from(&self, first: usize) -> Option<&[f32]> {
-        let begins = !self.panels.is_empty() && first.is_multiple_of(LANES);
-        begins.then(|| &self.panels[first * self.stride..])
+        Self { form, data, stride }
     }
 
     /// From row `first` on.
@@ -249,6 +229,9 @@ impl<'a> Rows<'a> {
         &self.data[first * self.stride..]
     }
 }
+
+/// Columns that [`pack_weights`] takes of packed weights at a time.
+const COLUMNS: usize = 64;
 
 /// Columns `lanes` of rows `terms` of W, for products in which W's rows are the terms: rows of `ld` floats, zero
 /// beyond the lanes.
@@ -260,16 +243,41 @@ pub(super) fn pack_weights(
     out: &mut [f32],
     ld: usize,
 ) {
-    let n = w.cols;
-    let end = terms.end;
-    for (r, out) in terms.step_by(2).zip(out.chunks_mut(form.steps(2) * ld)) {
-        out.fill(0.0);
-        let even = r * n + lanes.start..r * n + lanes.end;
-        let odd = if r + 1 < end { even.start + n..even.end + n } else { 0..0 };
-        match w.data() {
-            Data::F32(w) => put_rows(form, &w[even], &w[odd], out, ld),
-            Data::Bf16(w) => put_rows(form, &w[even], &w[odd], out, ld),
+    let cols = w.cols;
+    if let Data::Packed(w) = w.data() {
+        if !terms.start.is_multiple_of(LANES) {
+            let w = unpacked_rows(w, cols, terms.clone());
+            return pack_weights(form, &w, 0..terms.len(), lanes, out, ld);
         }
+        // The panels' rows, column by column.
+        let mut rows = [bf16::ZERO; LANES * COLUMNS];
+        for first in terms.clone().step_by(LANES) {
+            let panel = &w[first * cols..][..LANES * cols];
+            let n = LANES.min(terms.end - first);
+            let out = &mut out[form.steps(first - terms.start) * ld..][..form.steps(n) * ld];
+            out.fill(0.0);
+            for at in lanes.clone().step_by(COLUMNS) {
+                let width = COLUMNS.min(lanes.end - at);
+                unpack_columns(panel, at, &mut rows, width);
+                put_pairs(form, &rows[..n * width], width, 0..width, &mut out[at - lanes.start..], ld);
+            }
+        }
+        return;
+    }
+    out.fill(0.0);
+    let rows = terms.start * cols..terms.end * cols;
+    match w.data() {
+        Data::F32(w) => put_pairs(form, &w[rows], cols, lanes, out, ld),
+        Data::Bf16(w) => put_pairs(form, &w[rows], cols, lanes, out, ld),
+        Data::Packed(_) => unreachable!("seen to"),
+    }
+}
+
+/// Columns `lanes` of all rows of w, two at a time.
+fn put_pairs<T: Term>(form: Form, w: &[T], cols: usize, lanes: Range<usize>, out: &mut [f32], ld: usize) {
+    for (two, out) in w.chunks(2 * cols).zip(out.chunks_mut(form.steps(2) * ld)) {
+        let (even, odd) = two.split_at(cols);
+        put_rows(form, &even[lanes.clone()], if odd.is_empty() { odd } else { &odd[lanes.clone()] }, out, ld);
     }
 }
 
@@ -294,6 +302,8 @@ pub(super) trait Layout {
     const WEIGHTS: usize = 4 / size_of::<Self::Weight>();
     /// Floats that a word becomes.
     const FLOATS: usize;
+    /// Whether words are read where weights lie in memory.
+    const STREAMED: bool = true;
 
     /// What a word in every lane becomes: [`Layout::FLOATS`] vectors, the rest is not used.
     ///
@@ -308,6 +318,7 @@ pub(super) struct Floats;
 impl Layout for Floats {
     type Weight = f32;
     const FLOATS: usize = 1;
+    const STREAMED: bool = false;
 
     #[inline(always)]
     unsafe fn floats<S: Simd>(words: S) -> [S; 2] {
@@ -419,19 +430,5 @@ unsafe fn put_words<S: Simd, L: Layout>(words: impl IntoIterator<Item = S>, to: 
 multiversion! {
     pub(super) fn transposed<L: Layout>(w: &[L::Weight], cols: usize, ks: &Range<usize>, out: &mut [f32], ld: usize) {
         transpose::<S, L>(w, cols, ks, out, ld);
-    }
-}
-
-/// The most rows of X that are multiplied with weights in registers; [`Simd::FEW`] on this machine.
-pub(super) const FEW: usize = 10;
-
-/// [`Simd::FEW`] of the instruction set in use.
-pub(super) fn few_rows() -> usize {
-    match isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => super::simd::x86::Avx512::FEW,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::simd::x86::Avx2::FEW,
-        _ => Block::FEW,
     }
 }

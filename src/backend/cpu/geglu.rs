@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::Tensor;
-use super::rows::for_row_blocks;
+use super::rows::new_rows;
 use super::simd::{exp, multiversion};
 
 /// sqrt(2 / pi) * 2.
@@ -48,8 +48,7 @@ multiversion! {
 pub fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     assert_eq!((gate.rows, gate.cols), (up.rows, up.cols));
     let (g, u) = (gate.as_f32(), up.as_f32());
-    let mut h = vec![0.0; g.len()];
-    for_row_blocks(&mut h, 1, |first, h| {
+    let h = new_rows(g.len(), 1, |first, h| {
         let range = first..first + h.len();
         forward_slices(&g[range.clone()], &u[range], h);
     });
@@ -60,8 +59,7 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
 pub fn product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
     assert!(gate.rows == inputs.rows && first + gate.cols <= inputs.cols);
     let (g, u, cols) = (gate.as_f32(), inputs.as_f32(), gate.cols);
-    let mut h = vec![0.0; g.len()];
-    for_row_blocks(&mut h, cols, |row, block| {
+    let h = new_rows(gate.rows, cols, |row, block| {
         for (i, h) in block.chunks_exact_mut(cols).enumerate() {
             let row = row + i;
             forward_slices(&g[row * cols..][..cols], &u[row * inputs.cols + first..][..cols], h);

@@ -15,12 +15,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::form::{Form, Rows, pack_weights, put};
-use super::matmul::{Out, PANEL, Panels, accumulate, products, tile};
-use super::simd::{LANES, exp, ln, map, multiversion, sum, tanh};
+use super::matmul::{PANEL, Panels, accumulate, products, tile};
+use super::simd::{Block, LANES, exp, ln, map, multiversion, sum, tanh};
 use super::sums::Sums;
+use super::tasks::Out;
 use super::{Tensor, zeroed};
 use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
-use crate::rng::{DrawKey, PHILOX_ROUNDS, philox_next_key, philox_round, philox4x32};
+use crate::rng::{DrawKey, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, philox_next_key, philox4x32};
 
 /// Tokens per task.
 const CHUNK: usize = 8192;
@@ -98,21 +99,31 @@ fn gumbel(bits: u32) -> f32 {
 /// vectorises.
 #[inline(always)]
 fn philox_block(counter: u32, key: &DrawKey) -> [u32; DRAWS] {
-    let mut c0 = [counter; COUNTERS];
-    for (l, c) in c0.iter_mut().enumerate() {
-        *c += l as u32;
-    }
-    let [mut c1, mut c2, mut c3] = [key.position, key.stream, key.prompt].map(|c| [c; COUNTERS]);
+    /// The counter in each lane: even lanes hold the first half, because pairs of words are then put in order by one
+    /// instruction.
+    const ORDER: [u32; COUNTERS] = [0, 4, 1, 5, 2, 6, 3, 7];
+    const LOW: u64 = 0xffff_ffff;
+    let [m0, m1] = PHILOX_MULTIPLIERS;
+    // Words lie in the lower halves of lanes of 64 bits, where they are multiplied; upper halves hold anything.
+    let mut c0 = ORDER.map(|i| u64::from(counter + i));
+    let [mut c1, mut c2, mut c3] = [key.position, key.stream, key.prompt].map(|c| [u64::from(c); COUNTERS]);
     let mut k = key.key;
     for _ in 0..PHILOX_ROUNDS {
         for l in 0..COUNTERS {
-            [c0[l], c1[l], c2[l], c3[l]] = philox_round([c0[l], c1[l], c2[l], c3[l]], k);
+            let (p0, p1) = (m0 * (c0[l] & LOW), m1 * (c2[l] & LOW));
+            c0[l] = p1 >> 32 ^ c1[l] ^ u64::from(k[0]);
+            c2[l] = p0 >> 32 ^ c3[l] ^ u64::from(k[1]);
+            (c1[l], c3[l]) = (p1, p0);
         }
         k = philox_next_key(k);
     }
+    let mut pairs = [[0; 2]; COUNTERS];
+    for l in 0..COUNTERS {
+        pairs[l / 2 + COUNTERS / 2 * (l % 2)] = [c0[l] & LOW | c1[l] << 32, c2[l] & LOW | c3[l] << 32];
+    }
     let mut bits = [0; DRAWS];
-    for (l, bits) in bits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *bits = [c0[l], c1[l], c2[l], c3[l]];
+    for (bits, pair) in bits.as_chunks_mut::<2>().0.iter_mut().zip(pairs.as_flattened()) {
+        *bits = [*pair as u32, (pair >> 32) as u32];
     }
     bits
 }
@@ -148,7 +159,7 @@ multiversion! {
                 lanes[l] = lanes[l].max(x[l]);
             }
         }
-        let max = lanes.into_iter().fold(lse.max, f32::max);
+        let max = lse.max.max(largest(lanes));
         let mut sums = [0.0; LANES];
         for (x, term) in logits.as_chunks::<LANES>().0.iter().zip(terms.as_chunks_mut::<LANES>().0) {
             *term = map(*x, |x| exp(x - max));
@@ -157,7 +168,8 @@ multiversion! {
             }
         }
         // The block's own sum first: added one by one to a sum near 1, a long tail would be rounded away.
-        *lse = Lse { max, sum: sum(sums) + lse.sum * exp(lse.max - max) };
+        let before = if max == lse.max && max.is_finite() { lse.sum } else { lse.sum * exp(lse.max - max) };
+        *lse = Lse { max, sum: sum(sums) + before };
     }
 }
 
@@ -178,10 +190,26 @@ multiversion! {
     }
 }
 
+/// The largest lane.
+#[inline(always)]
+fn largest(x: Block) -> f32 {
+    let x: [f32; 8] = std::array::from_fn(|l| x[l].max(x[l + 8]));
+    let x: [f32; 4] = std::array::from_fn(|l| x[l].max(x[l + 4]));
+    x[0].max(x[2]).max(x[1].max(x[3]))
+}
+
 /// A score's distance from the best below which a token is looked at, beyond what the exponentials say: covers their
 /// errors and those of the noise (1e-5 at most), and of adding it to a logit.
 fn margin(max: f32, best: f32) -> f32 {
     0.01 + 4.0 * f32::EPSILON * max.abs().max(best.abs())
+}
+
+/// The bound on 2^32 u / e^(logit - max) of tokens that may win; infinity where all have to be looked at.
+#[inline(always)]
+fn reach(max: f32, best: f32) -> f32 {
+    let ahead = max - best + margin(max, best);
+    // u = bits / 2^32 < e^(logit - max) e^(max - best)
+    if ahead.is_nan() || ahead > FAR { f32::INFINITY } else { exp(ahead) * 4_294_967_296.0 }
 }
 
 /// Exponents beyond which float products of exponentials are not relied upon.
@@ -191,16 +219,13 @@ multiversion! {
     /// Adds a row's logits of tokens `v0..`, whole vectors, to the running argmax of logit + noise; `terms` are
     /// e^(logit - max).
     fn update_best(logits: &[f32], terms: &[f32], max: f32, v0: usize, key: &DrawKey, best: &mut Best) {
+        let mut reach = self::reach(max, best.score);
         for (i, (logits, terms)) in logits.chunks(DRAWS).zip(terms.chunks(DRAWS)).enumerate() {
             let first = v0 + i * DRAWS;
-            let ahead = max - best.score + margin(max, best.score);
-            let all = ahead.is_nan() || ahead > FAR;
-            // u = bits / 2^32 < e^(logit - max) e^(max - best)
-            let reach = if all { f32::INFINITY } else { exp(ahead) * 4_294_967_296.0 };
             let bits = philox_block((first / 4) as u32, key);
             let vectors = logits.as_chunks::<LANES>().0.iter().zip(terms.as_chunks::<LANES>().0);
             for (v, ((x, term), bits)) in vectors.zip(bits.as_chunks::<LANES>().0).enumerate() {
-                let mut any = all;
+                let mut any = reach == f32::INFINITY;
                 for l in 0..LANES {
                     any |= (bits[l] as f32) < term[l] * reach;
                 }
@@ -212,6 +237,7 @@ multiversion! {
                     for l in 0..LANES {
                         best.offer(scores[l], x[l], (first + v * LANES + l) as u32);
                     }
+                    reach = self::reach(max, best.score);
                 }
             }
         }
@@ -267,11 +293,17 @@ fn for_each_row(
     let mut raw = vec![0.0; ROWS.min(rows) * BLOCK];
     let mut finished = [0.0; BLOCK];
     for tokens in blocks(chunk, table.rows) {
+        let as_they_are =
+            head.softcap.is_none() && head.temperature == 1.0 && tokens.len().is_multiple_of(LANES);
         for first in (0..rows).step_by(ROWS) {
             let m = ROWS.min(rows - first);
             products(m, x, first, table, tokens.clone(), &mut packed, &mut raw, BLOCK);
             for (row, raw) in (first..).zip(raw.chunks_exact(BLOCK).take(m)) {
                 let raw = &raw[..tokens.len()];
+                if as_they_are {
+                    visit(tokens.clone(), row, raw, raw);
+                    continue;
+                }
                 let finished = &mut finished[..tokens.len().next_multiple_of(LANES)];
                 finished[..raw.len()].copy_from_slice(raw);
                 finished[raw.len()..].fill(0.0);
@@ -319,13 +351,14 @@ pub fn sample(
         let tiles = x.as_f32().chunks(TRUNCATED_TILE * x.cols).zip(choices.chunks(TRUNCATED_TILE));
         return tiles
             .flat_map(|(tile, choices)| {
-                sample_truncated(&Rows::for_products(form, tile, x.cols), table, head, truncation, choices)
+                sample_truncated(&Rows::new(form, tile, x.cols), table, head, truncation, choices)
             })
             .collect();
     }
-    let rows = Rows::for_products(form, x.as_f32(), x.cols);
+    let rows = Rows::new(form, x.as_f32(), x.cols);
     let parts: Vec<(Vec<Lse>, Vec<Best>)> = (0..chunks(table))
         .into_par_iter()
+        .with_max_len(1)
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; x.rows];
             let mut best = vec![Best::NONE; x.rows];
@@ -366,6 +399,7 @@ fn sample_truncated(
     let out = Out::new(&mut logits);
     let parts: Vec<Vec<Lse>> = (0..chunks(table))
         .into_par_iter()
+        .with_max_len(1)
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; rows];
             let mut terms = [0.0; BLOCK];
@@ -445,12 +479,13 @@ pub fn logprob_forward(
     compute: Compute,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
     let vocab = table.rows;
-    let rows = Rows::for_products(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
+    let rows = Rows::new(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
     let by_row = by_row(targets, x.rows);
     let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
     let kept = Out::new(&mut logits);
     let parts: Vec<_> = (0..chunks(table))
         .into_par_iter()
+        .with_max_len(1)
         .map(|chunk| {
             let mut lse = vec![Lse::EMPTY; x.rows];
             let mut terms = [0.0; BLOCK];
@@ -545,7 +580,7 @@ impl Pass<'_> {
         let padded = d.next_multiple_of(LANES);
         let with_weights = Form::with_weights(self.compute, &[table]);
         let of_activations = Form::of_activations(self.compute);
-        let x = Rows::for_products(with_weights, self.x, d);
+        let x = Rows::new(with_weights, self.x, d);
         let columns = Panels::from_cols(of_activations, self.x, d);
         let lse = &self.trace.lse.as_f32()[self.rows.clone()];
         let mut total = vec![0.0; rows];
@@ -560,6 +595,7 @@ impl Pass<'_> {
         of_chunks.resize_with(table.rows.div_ceil(CHUNK), Default::default);
         let parts: Vec<Vec<f32>> = of_chunks
             .into_par_iter()
+            .with_max_len(1)
             .enumerate()
             .map(|(chunk, dtable)| {
                 let mut dx = vec![0.0; rows * padded];

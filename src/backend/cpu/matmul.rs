@@ -8,67 +8,115 @@
 //!
 //! | op | A (broadcast) | B (lanes) | k |
 //! |---|---|---|---|
-//! | forward Y, few rows | rows of X | W, transposed a block at a time | in |
-//! | forward Y, more rows, on AVX-512 | W, as it is | X, transposed once | in |
+//! | forward Y | rows of X | W, as it lies in memory ([`super::packed`]), or transposed a block at a time | in |
 //! | dX += dY W | rows of dY | W, packed a block at a time | out |
 //! | dW += dY^T X | columns of dY, transposed a block at a time | X, packed once | tokens |
 //!
-//! Weights stream through once and become a product's operands in cache. Where lanes are outputs, one row of X costs one row's
-//! work; where they are rows of X, sixteen rows cost the same as one, and weights are read as they lie in memory.
+//! Lanes are outputs, so that one row of X costs one row's work. Weights stream through once: a tile asks for the next one's while
+//! it computes, because memory and registers are then busy at the same time.
 
+use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::form::{
-    FEW, Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, few_rows, pack_weights, put_rows,
-    transposed,
+    Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, pack_weights, put_rows, transposed,
 };
-use super::simd::{Block, Isa, LANES, Simd, isa, multiversion};
+use super::packed::unpacked_rows;
+use super::simd::{LANES, Simd, multiversion, prefetch};
 use super::sums::Sums;
-use super::{Data, Tensor, form, zeroed};
+use super::tasks::{Out, filled};
+use super::{Data, Tensor, form, tasks, zeroed};
 use crate::backend::Compute;
 
-/// Lanes of a packed panel: four vectors.
-pub(super) const PANEL: usize = 4 * LANES;
-/// Rows of A per register tile: 6 x 4 accumulators + 4 vectors of B + 1 broadcast fit AVX-512's 32 registers.
-const MR: usize = 6;
+/// Lanes of a panel of B, and outputs per task: twice the vectors of a register tile, of which eight rows, 24 accumulators, fit
+/// AVX-512's 32 registers.
+pub(super) const PANEL: usize = 6 * LANES;
 /// Rows of A per block: the block and one panel of B stay in a 1 MiB L2.
 const ROWS: usize = 48;
-/// Terms per chain of the gradients: a panel of B is at most KC * PANEL * 4 = 128 KiB.
+/// Terms per chain of the gradients: a panel of B is at most KC * PANEL * 4 = 192 KiB.
 const KC: usize = 512;
+/// The most rows of X for which f32 weights are transposed in registers: six accumulators beside 16 x 4 words.
+const FEW: usize = 6;
+/// Words of packed weights per pass, where rows of X are many: these take 384 KiB of a 1 MiB L2, the weights 96.
+const WORDS: usize = 512;
+/// Rows of X up to which a pass takes all words.
+const MANY: usize = 64;
+/// Rows of X up to which each thread rounds them for itself.
+const ALONE: usize = 48;
 /// k per pass over transposed weights: 16 lanes of them take 8 KiB of the first cache.
 const TRANSPOSED: usize = 128;
-/// Rows of A that share a packing of W: beyond, batches are cut so that there are tasks enough.
+/// Rows of X per task: beyond, batches are cut so that there are tasks enough.
 const T_CUT: usize = 4 * ROWS;
+/// Rows of dY per task, which share a packing of W.
+const DX_CUT: usize = 8 * ROWS;
+/// Tasks below which outputs are shared out by half panels: threads then finish closer together.
+const TASKS: usize = 16;
 
-/// Operands of one tile product. `a`: M rows of k floats, `lda` apart. `b`: k rows of vectors, `ldb` apart. `c`: M
-/// rows, `ldc` apart. A float holds a pair of bf16 where the form says so.
+/// Vectors of words that tiles read: rows `row` floats apart, and vectors of a row `next` floats apart.
+#[derive(Clone, Copy)]
+struct Vectors<'a> {
+    first: *const f32,
+    floats: usize,
+    row: usize,
+    next: usize,
+    of: PhantomData<&'a [f32]>,
+}
+
+impl<'a> Vectors<'a> {
+    /// Of rows of floats, `ld` apart.
+    fn in_rows(x: &'a [f32], ld: usize) -> Self {
+        Self { first: x.as_ptr(), floats: x.len(), row: ld, next: LANES, of: PhantomData }
+    }
+
+    /// Of panels of a packed matrix, from word `word` on.
+    fn in_panels(w: &'a [bf16], cols: usize, word: usize) -> Self {
+        let w = &w[2 * word * LANES..];
+        let (first, floats) = (w.as_ptr().cast(), w.len() / 2);
+        Self { first, floats, row: LANES, next: cols / 2 * LANES, of: PhantomData }
+    }
+}
+
+/// Operands of one tile product. `a`: M rows of floats, `lda` apart. `b`: `words` rows of vectors. `c`: M rows, `ldc` apart.
+/// A float holds a pair of bf16 where the form says so.
 #[derive(Clone, Copy)]
 struct Tile {
-    k: usize,
+    words: usize,
     a: *const f32,
     lda: usize,
     b: *const f32,
-    ldb: usize,
+    row: usize,
+    next: usize,
     c: *mut f32,
     ldc: usize,
 }
 
 /// C\[M, 16 NV\] += A B, accumulators in registers.
 #[inline(always)]
-unsafe fn kernel<S: Simd, const M: usize, const NV: usize>(t: Tile) {
-    // SAFETY: the caller owns M rows of a and c and k rows of b with the strides of `t`, 16 NV lanes wide.
+unsafe fn kernel<S: Simd, L: Layout, const M: usize, const NV: usize>(t: Tile) {
+    // SAFETY: the caller owns M rows of a and c and the words of NV vectors of b, with the strides of `t`.
     unsafe {
         let mut acc: [[S; NV]; M] =
             std::array::from_fn(|i| std::array::from_fn(|v| S::load(t.c.add(i * t.ldc + v * LANES))));
-        for k in 0..t.k {
-            let b: [S; NV] = std::array::from_fn(|v| S::load(t.b.add(k * t.ldb + v * LANES)));
-            for (i, row) in acc.iter_mut().enumerate() {
-                let a = S::splat(*t.a.add(i * t.lda + k));
-                for (acc, b) in row.iter_mut().zip(b) {
-                    *acc = acc.fma(a, b);
+        for k in 0..t.words {
+            let words: [S; NV] = std::array::from_fn(|v| S::load(t.b.add(k * t.row + v * t.next)));
+            if L::STREAMED && M > 2 {
+                // The next NV vectors, as far as these ones have come: while few rows are multiplied, the processor asks for less
+                // than memory can give.
+                for v in 0..NV {
+                    S::prefetch(t.b.wrapping_add(k * t.row + (NV + v) * t.next).cast());
+                }
+            }
+            for f in 0..L::FLOATS {
+                let b = words.map(|word| L::floats(word)[f]);
+                for (i, row) in acc.iter_mut().enumerate() {
+                    let a = S::splat(*t.a.add(i * t.lda + k * L::FLOATS + f));
+                    for (acc, b) in row.iter_mut().zip(b) {
+                        *acc = acc.fma(a, b);
+                    }
                 }
             }
         }
@@ -82,81 +130,89 @@ unsafe fn kernel<S: Simd, const M: usize, const NV: usize>(t: Tile) {
 
 /// All `m` rows of A against NV vectors.
 #[inline(always)]
-unsafe fn rows<S: Simd, const NV: usize>(m: usize, mut t: Tile) {
+unsafe fn rows<S: Simd, L: Layout, const NV: usize>(mut m: usize, mut t: Tile) {
     // SAFETY: each call stays inside the m rows that the caller owns.
     unsafe {
-        for _ in 0..m / MR {
-            kernel::<S, MR, NV>(t);
-            t.a = t.a.add(MR * t.lda);
-            t.c = t.c.add(MR * t.ldc);
-        }
-        match m % MR {
-            1 => kernel::<S, 1, NV>(t),
-            2 => kernel::<S, 2, NV>(t),
-            3 => kernel::<S, 3, NV>(t),
-            4 => kernel::<S, 4, NV>(t),
-            5 => kernel::<S, 5, NV>(t),
-            _ => {}
+        while m > 0 {
+            let now = m.min(S::ROWS);
+            match now {
+                1 => kernel::<S, L, 1, NV>(t),
+                2 => kernel::<S, L, 2, NV>(t),
+                3 => kernel::<S, L, 3, NV>(t),
+                4 => kernel::<S, L, 4, NV>(t),
+                5 => kernel::<S, L, 5, NV>(t),
+                6 if S::ROWS == 8 => kernel::<S, L, 6, NV>(t),
+                7 if S::ROWS == 8 => kernel::<S, L, 7, NV>(t),
+                8 if S::ROWS == 8 => kernel::<S, L, 8, NV>(t),
+                _ => unreachable!("rows of a tile"),
+            }
+            (t.a, t.c, m) = (t.a.wrapping_add(now * t.lda), t.c.wrapping_add(now * t.ldc), m - now);
         }
     }
 }
 
-/// Four vectors of lanes at a time.
+/// C\[m, 16 nv\] += A\[m, _\] B\[words, 16 nv\].
 #[inline(always)]
-unsafe fn panels<S: Simd>(m: usize, nv: usize, mut t: Tile) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut left = nv;
-        while left >= 4 {
-            rows::<S, 4>(m, t);
-            (t.b, t.c, left) = (t.b.add(PANEL), t.c.add(PANEL), left - 4);
+#[allow(clippy::too_many_arguments)]
+fn tiles<S: Simd, L: Layout>(
+    m: usize,
+    nv: usize,
+    words: usize,
+    a: &[f32],
+    lda: usize,
+    b: Vectors,
+    c: &mut [f32],
+    ldc: usize,
+) {
+    if m == 0 || nv == 0 || words == 0 {
+        return;
+    }
+    assert!(a.len() >= (m - 1) * lda + words * L::FLOATS && c.len() >= (m - 1) * ldc + nv * LANES);
+    assert!(b.floats >= (words - 1) * b.row + (nv - 1) * b.next + LANES);
+    let Vectors { first, row, next, .. } = b;
+    let mut t = Tile { words, a: a.as_ptr(), lda, b: first, row, next, c: c.as_mut_ptr(), ldc };
+    let mut left = nv;
+    while left > 0 {
+        let now = left.min(S::VECTORS);
+        // SAFETY: the assertions are the kernels' contract, and the caller has found `S`.
+        unsafe {
+            match now {
+                1 => rows::<S, L, 1>(m, t),
+                2 if S::VECTORS == 3 => rows::<S, L, 2>(m, t),
+                3 if S::VECTORS == 3 => rows::<S, L, 3>(m, t),
+                _ => unreachable!("vectors of a tile"),
+            }
         }
-        match left {
-            1 => rows::<S, 1>(m, t),
-            2 => rows::<S, 2>(m, t),
-            3 => rows::<S, 3>(m, t),
-            _ => {}
-        }
+        (t.b, t.c, left) = (t.b.wrapping_add(now * next), t.c.wrapping_add(now * LANES), left - now);
+    }
+}
+
+multiversion! {
+    fn tiles_of<L: Layout>(m: usize, nv: usize, words: usize, a: &[f32], lda: usize, b: Vectors, c: &mut [f32], ldc: usize) {
+        tiles::<S, L>(m, nv, words, a, lda, b, c, ldc);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn rows_avx512(m: usize, nv: usize, t: Tile) {
-    // SAFETY: the caller's contract, and AVX-512F is on.
-    unsafe { panels::<super::simd::x86::Avx512>(m, nv, t) }
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[allow(clippy::too_many_arguments)]
+fn tiles_of_pairs<L: Layout>(
+    m: usize,
+    nv: usize,
+    words: usize,
+    a: &[f32],
+    lda: usize,
+    b: Vectors,
+    c: &mut [f32],
+    ldc: usize,
+) {
+    tiles::<super::simd::x86::Pairs, L>(m, nv, words, a, lda, b, c, ldc);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn rows_pairs(m: usize, nv: usize, t: Tile) {
-    // SAFETY: the caller's contract, and AVX-512 with bf16 is on.
-    unsafe { panels::<super::simd::x86::Pairs>(m, nv, t) }
-}
-
-/// 16 registers hold one vector of lanes (two ymm) at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn rows_avx2(m: usize, nv: usize, mut t: Tile) {
-    // SAFETY: the caller's contract, and AVX2 and FMA are on.
-    unsafe {
-        for _ in 0..nv {
-            rows::<super::simd::x86::Avx2, 1>(m, t);
-            t.b = t.b.add(LANES);
-            t.c = t.c.add(LANES);
-        }
-    }
-}
-
-unsafe fn rows_portable(m: usize, nv: usize, mut t: Tile) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        for _ in 0..nv {
-            rows::<Block, 1>(m, t);
-            t.b = t.b.add(LANES);
-            t.c = t.c.add(LANES);
-        }
-    }
+#[cfg(not(target_arch = "x86_64"))]
+#[allow(clippy::too_many_arguments)]
+fn tiles_of_pairs(_: usize, _: usize, _: usize, _: &[f32], _: usize, _: Vectors, _: &mut [f32], _: usize) {
+    unreachable!("pairs are x86's");
 }
 
 /// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\] on slices: `a`, `b`, `c` are row-major with row strides `lda`, `ldb`, `ldc`,
@@ -174,55 +230,37 @@ pub(super) fn tile(
     c: &mut [f32],
     ldc: usize,
 ) {
-    if m == 0 || nv == 0 || k == 0 {
-        return;
-    }
-    let lanes = nv * LANES;
-    assert!(a.len() >= (m - 1) * lda + k);
-    assert!(b.len() >= (k - 1) * ldb + lanes && c.len() >= (m - 1) * ldc + lanes);
-    let t = Tile { k, a: a.as_ptr(), lda, b: b.as_ptr(), ldb, c: c.as_mut_ptr(), ldc };
-    // SAFETY: the assertions are the kernels' contract, and isa() says what the processor has.
-    unsafe {
-        match (form, isa()) {
-            #[cfg(target_arch = "x86_64")]
-            (Form::Pairs, _) => rows_pairs(m, nv, t),
-            #[cfg(target_arch = "x86_64")]
-            (_, Isa::Avx512 | Isa::Avx512Bf16) => rows_avx512(m, nv, t),
-            #[cfg(target_arch = "x86_64")]
-            (_, Isa::Avx2) => rows_avx2(m, nv, t),
-            _ => rows_portable(m, nv, t),
-        }
+    let b = Vectors::in_rows(b, ldb);
+    match form {
+        // SAFETY: the form is chosen where the machine has the instruction.
+        #[allow(unused_unsafe)]
+        Form::Pairs => unsafe { tiles_of_pairs::<Floats>(m, nv, k, a, lda, b, c, ldc) },
+        _ => tiles_of::<Floats>(m, nv, k, a, lda, b, c, ldc),
     }
 }
 
-/// M rows of X, `ldx` apart, times 16 rows of W `[_, k]`, which are transposed in registers.
+/// M rows of X, `ldx` apart, times 16 rows of f32 W `[_, k]`, which are transposed in registers.
 #[inline(always)]
-unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
+unsafe fn in_registers<S: Simd, const M: usize>(
     x: *const f32,
     ldx: usize,
-    w: *const L::Weight,
+    w: *const f32,
     k: usize,
     y: *mut f32,
     ldy: usize,
 ) {
-    // SAFETY: the caller owns M rows of x and y, and 16 of w; 16 bytes divide a row of w.
+    // SAFETY: the caller owns M rows of x and y, and 16 of w; 4 divides k.
     unsafe {
-        let (w, row) = (w.cast::<u8>(), k * size_of::<L::Weight>());
+        let row = k * size_of::<f32>();
         let mut acc = [S::splat(0.0); M];
-        for at in (0..row).step_by(16) {
+        for at in (0..k).step_by(4) {
             // The next 16 rows, as far as these ones have come.
-            for line in (0..16 * LANES).step_by(LINE) {
-                S::prefetch(w.wrapping_add((row + at) * LANES + line));
+            for line in (0..4 * LANES).step_by(LINE / size_of::<f32>()) {
+                S::prefetch(w.wrapping_add((k + at) * LANES + line).cast());
             }
-            let words = S::transposed(w.add(at), row);
-            let mut x = x.add(at / 4 * L::FLOATS);
-            for word in words {
-                let floats = L::floats(word);
-                for float in floats.into_iter().take(L::FLOATS) {
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        *acc = acc.fma_at(x.add(i * ldx), float);
-                    }
-                    x = x.add(1);
+            for (i, w) in S::transposed(w.add(at).cast(), row).into_iter().enumerate() {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = acc.fma(S::splat(*x.add(r * ldx + at + i)), w);
                 }
             }
         }
@@ -232,160 +270,62 @@ unsafe fn in_registers<S: Simd, L: Layout, const M: usize>(
     }
 }
 
-/// y\[m, outputs\] = X W^T for m <= [`Simd::FEW`] rows of X, `ldx` apart; outputs come in whole vectors, rows of W in
-/// blocks of 16 bytes.
-#[inline(always)]
+multiversion! {
+    /// y\[m, outputs\] = X W^T for m <= [`Simd::FEW`] rows of X, `ldx` apart, and f32 W; outputs come in whole vectors, k in
+    /// blocks of 4.
+    fn products_of_few(m: usize, x: &[f32], ldx: usize, w: &[f32], k: usize, y: &mut [f32], ldy: usize) {
+        let outputs = w.len() / k;
+        assert!(outputs.is_multiple_of(LANES) && k.is_multiple_of(4));
+        assert!(x.len() >= (m - 1) * ldx + k && y.len() >= (m - 1) * ldy + outputs);
+        for at in (0..outputs).step_by(LANES) {
+            let (x, w, y) = (x.as_ptr(), w[at * k..].as_ptr(), y[at..].as_mut_ptr());
+            // SAFETY: by the assertions; `multiversion!` found `S`.
+            unsafe {
+                match m {
+                    1 => in_registers::<S, 1>(x, ldx, w, k, y, ldy),
+                    2 => in_registers::<S, 2>(x, ldx, w, k, y, ldy),
+                    3 => in_registers::<S, 3>(x, ldx, w, k, y, ldy),
+                    4 => in_registers::<S, 4>(x, ldx, w, k, y, ldy),
+                    5 => in_registers::<S, 5>(x, ldx, w, k, y, ldy),
+                    FEW => in_registers::<S, FEW>(x, ldx, w, k, y, ldy),
+                    _ => unreachable!("few rows"),
+                }
+            }
+        }
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
-fn few<S: Simd, L: Layout>(
+/// y\[m, outputs\] = X W\[outputs\]^T of packed W, whose outputs begin at a panel.
+fn products_of_packed(
     m: usize,
-    x: &[f32],
-    ldx: usize,
-    w: &[L::Weight],
-    k: usize,
+    x: &Rows,
+    first: usize,
+    w: &[bf16],
+    cols: usize,
     y: &mut [f32],
     ldy: usize,
+    nv: usize,
 ) {
-    let (words, outputs) = (k / L::WEIGHTS, w.len() / k);
-    assert!(outputs.is_multiple_of(LANES) && k.is_multiple_of(4 * L::WEIGHTS));
-    assert!(x.len() >= (m - 1) * ldx + words * L::FLOATS && y.len() >= (m - 1) * ldy + outputs);
-    for at in (0..outputs).step_by(LANES) {
-        let (x, w, y) = (x.as_ptr(), w[at * k..].as_ptr(), y[at..].as_mut_ptr());
-        // SAFETY: by the assertions.
-        unsafe {
-            match m {
-                1 => in_registers::<S, L, 1>(x, ldx, w, k, y, ldy),
-                2 => in_registers::<S, L, 2>(x, ldx, w, k, y, ldy),
-                3 => in_registers::<S, L, 3>(x, ldx, w, k, y, ldy),
-                4 => in_registers::<S, L, 4>(x, ldx, w, k, y, ldy),
-                5 => in_registers::<S, L, 5>(x, ldx, w, k, y, ldy),
-                6 => in_registers::<S, L, 6>(x, ldx, w, k, y, ldy),
-                7 if S::FEW == FEW => in_registers::<S, L, 7>(x, ldx, w, k, y, ldy),
-                8 if S::FEW == FEW => in_registers::<S, L, 8>(x, ldx, w, k, y, ldy),
-                9 if S::FEW == FEW => in_registers::<S, L, 9>(x, ldx, w, k, y, ldy),
-                FEW if S::FEW == FEW => in_registers::<S, L, FEW>(x, ldx, w, k, y, ldy),
-                _ => unreachable!("few rows"),
-            }
+    for y in y.chunks_mut(ldy).take(m) {
+        y[..nv * LANES].fill(0.0);
+    }
+    let (words, form) = (cols / 2, x.form);
+    let pass = if m <= MANY { words } else { WORDS };
+    for word in (0..words).step_by(pass.max(1)) {
+        let (n, a, b) = (
+            pass.min(words - word),
+            &x.from(first)[form.steps(2 * word)..],
+            Vectors::in_panels(w, cols, word),
+        );
+        match form {
+            Form::F32 => tiles_of::<InOrder>(m, nv, n, a, x.stride, b, y, ldy),
+            Form::Widened => tiles_of::<OddFirst>(m, nv, n, a, x.stride, b, y, ldy),
+            // SAFETY: the form is chosen where the machine has the instruction.
+            #[allow(unused_unsafe)]
+            Form::Pairs => unsafe { tiles_of_pairs::<InPairs>(m, nv, n, a, x.stride, b, y, ldy) },
         }
     }
-}
-
-multiversion! {
-    fn products_of_few<L: Layout>(
-        m: usize,
-        x: &[f32],
-        ldx: usize,
-        w: &[L::Weight],
-        k: usize,
-        y: &mut [f32],
-        ldy: usize,
-    ) {
-        few::<S, L>(m, x, ldx, w, k, y, ldy);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn products_of_few_pairs(m: usize, x: &[f32], ldx: usize, w: &[bf16], k: usize, y: &mut [f32], ldy: usize) {
-    few::<super::simd::x86::Pairs, InPairs>(m, x, ldx, w, k, y, ldy);
-}
-
-/// Rows of W per register tile of [`in_lanes`]: 8 x 3 accumulators + 3 vectors of X + 1 broadcast fit AVX-512's 32 registers.
-const OR: usize = 8;
-/// Words of k per pass of [`in_lanes`]: 192 rows of X take 384 KiB of a 1 MiB L2.
-const K_WORDS: usize = 512;
-
-/// C\[O, 16 NV\] += W X^T for O rows of W, `row` bytes apart, and NV vectors of rows of X, `panel` floats apart, over `words` words
-/// of W; accumulators in registers.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn kernel_in_lanes<S: Simd, L: Layout, const O: usize, const NV: usize>(
-    words: usize,
-    w: *const u8,
-    row: usize,
-    x: *const f32,
-    panel: usize,
-    c: *mut f32,
-    ldc: usize,
-) {
-    // SAFETY: the caller owns `words` words of O rows of W, as many of NV panels of X, and O rows of c, 16 NV lanes wide.
-    unsafe {
-        let mut acc: [[S; NV]; O] =
-            std::array::from_fn(|o| std::array::from_fn(|v| S::load(c.add(o * ldc + v * LANES))));
-        for k in 0..words {
-            if k.is_multiple_of(LINE / 4) {
-                // The next O rows, as far as these ones have come.
-                for o in 0..O {
-                    S::prefetch(w.wrapping_add((O + o) * row + 4 * k));
-                }
-            }
-            let x = x.add(k * L::FLOATS * LANES);
-            let x: [[S; NV]; 2] = std::array::from_fn(|f| {
-                std::array::from_fn(|v| S::load(x.add(v * panel + f.min(L::FLOATS - 1) * LANES)))
-            });
-            for (o, acc) in acc.iter_mut().enumerate() {
-                let word = S::splat(w.add(o * row + 4 * k).cast::<f32>().read_unaligned());
-                let floats = L::floats(word);
-                for (float, x) in floats.into_iter().zip(x).take(L::FLOATS) {
-                    for (acc, x) in acc.iter_mut().zip(x) {
-                        *acc = acc.fma(float, x);
-                    }
-                }
-            }
-        }
-        for (o, row) in acc.into_iter().enumerate() {
-            for (v, acc) in row.into_iter().enumerate() {
-                acc.store(c.add(o * ldc + v * LANES));
-            }
-        }
-    }
-}
-
-/// c\[outputs, 16 nv\] = W X^T for the rows of w, and `nv` panels of X, each of [`Rows::PANEL`] rows.
-#[inline(always)]
-fn in_lanes<S: Simd, L: Layout>(w: &[L::Weight], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
-    let (words, outputs, ldc) = (k / L::WEIGHTS, w.len() / k, nv * LANES);
-    let (row, panel) = (k * size_of::<L::Weight>(), words * L::FLOATS * LANES);
-    assert!(k.is_multiple_of(L::WEIGHTS) && x.len() >= nv * panel && c.len() >= outputs * ldc);
-    c[..outputs * ldc].fill(0.0);
-    for k0 in (0..words).step_by(K_WORDS) {
-        let words = K_WORDS.min(words - k0);
-        let mut o = 0;
-        while o < outputs {
-            let rows = if outputs - o < OR { 1 } else { OR };
-            let mut v = 0;
-            while v < nv {
-                let vectors = (nv - v).min(3);
-                // SAFETY: by the assertion, of these words of `rows` rows of w and of `vectors` panels of x.
-                unsafe {
-                    let w = w.as_ptr().add(o * k).cast::<u8>().add(4 * k0);
-                    let x = x.as_ptr().add(v * panel + k0 * L::FLOATS * LANES);
-                    let c = c.as_mut_ptr().add(o * ldc + v * LANES);
-                    match (rows, vectors) {
-                        (OR, 1) => kernel_in_lanes::<S, L, OR, 1>(words, w, row, x, panel, c, ldc),
-                        (OR, 2) => kernel_in_lanes::<S, L, OR, 2>(words, w, row, x, panel, c, ldc),
-                        (OR, _) => kernel_in_lanes::<S, L, OR, 3>(words, w, row, x, panel, c, ldc),
-                        (_, 1) => kernel_in_lanes::<S, L, 1, 1>(words, w, row, x, panel, c, ldc),
-                        (_, 2) => kernel_in_lanes::<S, L, 1, 2>(words, w, row, x, panel, c, ldc),
-                        _ => kernel_in_lanes::<S, L, 1, 3>(words, w, row, x, panel, c, ldc),
-                    }
-                }
-                v += vectors;
-            }
-            o += rows;
-        }
-    }
-}
-
-multiversion! {
-    fn products_in_lanes<L: Layout>(w: &[L::Weight], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
-        in_lanes::<S, L>(w, k, x, nv, c);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn products_in_lanes_of_pairs(w: &[bf16], k: usize, x: &[f32], nv: usize, c: &mut [f32]) {
-    in_lanes::<super::simd::x86::Pairs, InPairs>(w, k, x, nv, c);
 }
 
 /// y\[m, outputs\] = X W\[outputs\]^T for m rows of X from row `first` on; y's rows are `ldy` apart and have room for
@@ -403,40 +343,21 @@ pub(super) fn products(
 ) {
     let (k, lanes) = (w.cols, outputs.len().next_multiple_of(LANES));
     let (form, ldx, rows) = (x.form, x.stride, x.from(first));
-    let weights = outputs.start * k..outputs.end * k;
-    if m <= few_rows() && lanes == outputs.len() && k.is_multiple_of(16 / w.dtype().bytes()) {
-        return match (w.data(), form) {
-            (Data::F32(w), _) => products_of_few::<Floats>(m, rows, ldx, &w[weights], k, y, ldy),
-            (Data::Bf16(w), Form::F32) => products_of_few::<InOrder>(m, rows, ldx, &w[weights], k, y, ldy),
-            (Data::Bf16(w), Form::Widened) => {
-                products_of_few::<OddFirst>(m, rows, ldx, &w[weights], k, y, ldy)
-            }
-            // SAFETY: the form is chosen where the machine has the instruction.
-            #[cfg(target_arch = "x86_64")]
-            (Data::Bf16(w), Form::Pairs) => unsafe {
-                products_of_few_pairs(m, rows, ldx, &w[weights], k, y, ldy)
-            },
-            #[cfg(not(target_arch = "x86_64"))]
-            (Data::Bf16(_), Form::Pairs) => unreachable!("pairs are x86's"),
-        };
-    }
-    if let Some(x) = x.panels_from(first).filter(|_| (k * w.dtype().bytes()).is_multiple_of(4)) {
-        let nv = m.div_ceil(LANES);
-        packed.resize(packed.len().max(outputs.len() * nv * LANES), 0.0);
-        match (w.data(), form) {
-            (Data::F32(w), _) => products_in_lanes::<Floats>(&w[weights], k, x, nv, packed),
-            (Data::Bf16(w), Form::F32) => products_in_lanes::<InOrder>(&w[weights], k, x, nv, packed),
-            (Data::Bf16(w), Form::Widened) => products_in_lanes::<OddFirst>(&w[weights], k, x, nv, packed),
-            // SAFETY: the form is chosen where the machine has the instruction.
-            #[cfg(target_arch = "x86_64")]
-            (Data::Bf16(w), Form::Pairs) => unsafe {
-                products_in_lanes_of_pairs(&w[weights], k, x, nv, packed)
-            },
-            #[cfg(not(target_arch = "x86_64"))]
-            (Data::Bf16(_), Form::Pairs) => unreachable!("pairs are x86's"),
+    if let Data::Packed(w) = w.data() {
+        if !outputs.start.is_multiple_of(LANES) {
+            // A pile of odd size; no published model has such.
+            let w = unpacked_rows(w, k, outputs.clone());
+            return products(m, x, first, &w, 0..outputs.len(), packed, y, ldy);
         }
-        let c = &packed[..outputs.len() * nv * LANES];
-        return transposed::<Floats>(c, nv * LANES, &(0..m), y, ldy);
+        return products_of_packed(m, x, first, &w[outputs.start * k..], k, y, ldy, lanes / LANES);
+    }
+    let weights = outputs.start * k..outputs.end * k;
+    if let Data::F32(w) = w.data()
+        && m <= FEW
+        && lanes == outputs.len()
+        && k.is_multiple_of(4)
+    {
+        return products_of_few(m, rows, ldx, &w[weights], k, y, ldy);
     }
     packed.resize(packed.len().max(TRANSPOSED * lanes), 0.0);
     for y in y.chunks_mut(ldy).take(m) {
@@ -451,6 +372,7 @@ pub(super) fn products(
                 transposed::<OddFirst>(&w[weights.clone()], k, &ks, packed, lanes)
             }
             (Data::Bf16(w), Form::Pairs) => transposed::<InPairs>(&w[weights.clone()], k, &ks, packed, lanes),
+            (Data::Packed(_), _) => unreachable!("seen to"),
         }
         for i in (0..m).step_by(ROWS) {
             let (m, x, y) = (ROWS.min(m - i), &rows[i * ldx + form.steps(k0)..], &mut y[i * ldy..]);
@@ -459,7 +381,7 @@ pub(super) fn products(
     }
 }
 
-/// A matrix cut into panels of 64 lanes, each `[steps, 64]`, lanes beyond the matrix zero.
+/// A matrix cut into panels of [`PANEL`] lanes, each `[steps, PANEL]`, lanes beyond the matrix zero.
 pub(super) struct Panels {
     data: Vec<f32>,
     form: Form,
@@ -474,9 +396,8 @@ impl Panels {
     pub(super) fn from_cols(form: Form, x: &[f32], n: usize) -> Self {
         let k = x.len().checked_div(n).unwrap_or(0);
         let steps = form.steps(k);
-        let mut data = vec![0.0; n.div_ceil(PANEL) * PANEL * steps];
-        data.par_chunks_mut((PANEL * steps).max(1)).enumerate().for_each(|(p, out)| {
-            let lanes = p * PANEL..n.min((p + 1) * PANEL);
+        let data = filled(n.div_ceil(PANEL) * PANEL * steps, PANEL * steps, |first, out| {
+            let lanes = first / steps..n.min(first / steps + PANEL);
             for (two, out) in x.chunks(2 * n).zip(out.chunks_mut(form.steps(2) * PANEL)) {
                 let (even, odd) = two.split_at(n);
                 let odd = if odd.is_empty() { odd } else { &odd[lanes.clone()] };
@@ -484,34 +405,6 @@ impl Panels {
             }
         });
         Self { data, form, steps, n }
-    }
-}
-
-/// A raw pointer that tasks write through; each task owns its own elements.
-#[derive(Clone, Copy)]
-pub(super) struct Out(*mut f32);
-// SAFETY: tasks that share an `Out` write disjoint elements; each use says which.
-unsafe impl Send for Out {}
-// SAFETY: as above.
-unsafe impl Sync for Out {}
-
-impl Out {
-    pub(super) fn new(x: &mut [f32]) -> Self {
-        Self(x.as_mut_ptr())
-    }
-
-    fn at(self, i: usize) -> *mut f32 {
-        // Method, not field access: closures then capture the wrapper, which is Sync.
-        self.0.wrapping_add(i)
-    }
-
-    /// Elements `i..i + len`.
-    ///
-    /// # Safety
-    /// They are there, and nobody else uses them.
-    pub(super) unsafe fn slice<'a>(self, i: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.at(i), len) }
     }
 }
 
@@ -541,6 +434,7 @@ pub fn forward_groups<const N: usize>(
 ) -> [Tensor; N] {
     let groups = first.len() - 1;
     let out = w.rows / (groups * N);
+    assert!(first[0] == 0 && first[groups] == x.rows && w.rows == groups * N * out, "groups of all rows");
     let part = |i: usize, y: usize| {
         let pile = (i * N + y) * out;
         Part { rows: first[i]..first[i + 1], w: 0, outputs: pile..pile + out, y }
@@ -549,7 +443,7 @@ pub fn forward_groups<const N: usize>(
     forward_parts(x, &[w], [out; N], parts, compute)
 }
 
-/// The parts of Y `[T, out]`.
+/// The parts of Y `[T, out]`, which are all rows and columns of each, once.
 fn forward_parts<const N: usize>(
     x: &Tensor,
     w: &[&Tensor],
@@ -561,36 +455,63 @@ fn forward_parts<const N: usize>(
         assert_eq!(x.cols, w.cols, "matmul: X is [T, {}], W is [out, {}]", x.cols, w.cols);
     }
     let t = x.rows;
-    let mut y = out.map(|out| zeroed(t * out));
-    if x.cols > 0 {
-        let x = Rows::for_products(Form::with_weights(compute, w), x.as_f32(), x.cols);
-        let to = y.each_mut().map(|y| Out::new(y));
+    if x.cols == 0 {
+        return out.map(|out| Tensor::f32(t, out, zeroed(t * out)));
+    }
+    let mut y = out.map(|out| Vec::with_capacity(t * out));
+    {
+        let form = Form::with_weights(compute, w);
+        // A few rows each thread rounds by itself, because it would wait for each line of them that another core has written.
+        let rounded = || Rows::new(form, x.as_f32(), x.cols);
+        let shared = (t > ALONE).then(rounded);
+        let to = y.each_mut().map(Out::of_room);
+        let parts: Vec<Part> = parts.collect();
+        let total: usize = parts.iter().map(|part| part.outputs.len()).sum();
+        let width = if total < PANEL * TASKS { PANEL / 2 } else { PANEL };
         // Panels of all parts side by side, because each wait for the other threads costs as much as a small panel.
         let mut tasks = Vec::new();
-        for part in parts {
-            for p in (0..part.outputs.len()).step_by(PANEL) {
-                let columns = p..part.outputs.len().min(p + PANEL);
-                for cut in part.rows.clone().step_by(T_CUT) {
-                    let rows = cut..part.rows.end.min(cut + T_CUT);
-                    tasks.push((rows, part.w, part.outputs.start, columns.clone(), part.y));
-                }
+        for part in &parts {
+            for p in (0..part.outputs.len()).step_by(width) {
+                let columns = p..part.outputs.len().min(p + width);
+                tasks.extend(cuts(part.rows.clone(), T_CUT).map(|rows| (part, columns.clone(), rows)));
             }
         }
-        tasks.into_par_iter().for_each_init(
-            || (Vec::new(), vec![0.0; T_CUT.min(t) * PANEL]),
-            |(packed, c), (rows, i, first, columns, y)| {
-                let outputs = first + columns.start..first + columns.end;
-                products(rows.len(), &x, rows.start, w[i], outputs, packed, c, PANEL);
-                for (row, c) in rows.zip(c.chunks_exact(PANEL)) {
+        tasks::for_each(
+            tasks.len(),
+            || {
+                if let Some(shared) = &shared {
+                    prefetch(shared.from(0));
+                }
+                let own = if shared.is_none() { Some(rounded()) } else { None };
+                (own, Vec::new(), vec![0.0; T_CUT.min(t) * PANEL])
+            },
+            |(own, packed, c), i| {
+                let x = own.as_ref().or(shared.as_ref()).expect("one of both");
+                let (part, columns, rows) = &tasks[i];
+                let &Part { w: matrix, y, .. } = *part;
+                let outputs = part.outputs.start + columns.start..part.outputs.start + columns.end;
+                products(rows.len(), x, rows.start, w[matrix], outputs, packed, c, PANEL);
+                for (row, c) in rows.clone().zip(c.chunks_exact(PANEL)) {
                     // SAFETY: this task alone owns these rows and columns of this Y.
-                    let y = unsafe { to[y].slice(row * out[y] + columns.start, columns.len()) };
-                    y.copy_from_slice(&c[..columns.len()]);
+                    unsafe { to[y].write(row * out[y] + columns.start, &c[..columns.len()]) };
                 }
             },
         );
     }
-    let mut y = y.into_iter();
-    out.map(|out| Tensor::f32(t, out, y.next().unwrap_or_default()))
+    let mut y = y.into_iter().zip(out).map(|(mut y, out)| {
+        // SAFETY: parts are all rows and columns of each Y.
+        unsafe { y.set_len(t * out) };
+        Tensor::f32(t, out, y)
+    });
+    std::array::from_fn(|_| y.next().expect("N of them"))
+}
+
+multiversion! {
+    fn add(x: &[f32], sum: &mut [f32]) {
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
 }
 
 /// c\[m, cols\] += a\[m, k\] b\[k, cols..\] where c is a block of a larger matrix (row stride `ldc`), k counts steps of at
@@ -610,13 +531,14 @@ fn add_product(
 ) {
     for i0 in (0..m).step_by(ROWS) {
         let rows = ROWS.min(m - i0);
+        // SAFETY: the caller's task alone owns rows i of c at these columns.
+        let of_c = |i: usize| unsafe { c.slice(at + (i0 + i) * ldc, cols) };
+        // They arrive while chains are computed.
+        (0..rows).for_each(|i| prefetch(of_c(i)));
         let mut chains = [0.0; ROWS * PANEL];
         tile(form, rows, cols.div_ceil(LANES), k, &a[i0 * lda..], lda, b, PANEL, &mut chains, PANEL);
         for (i, chains) in chains.chunks_exact(PANEL).take(rows).enumerate() {
-            for (j, chain) in chains.iter().take(cols).enumerate() {
-                // SAFETY: the caller's task alone owns rows i of c at these columns.
-                unsafe { *c.at(at + (i0 + i) * ldc + j) += chain };
-            }
+            add(&chains[..cols], of_c(i));
         }
     }
 }
@@ -646,14 +568,18 @@ pub fn backward_input_groups(
     let mut tasks = Vec::new();
     for lanes in (0..n).step_by(PANEL) {
         for i in 0..groups {
-            let cuts = (first[i]..first[i + 1]).step_by(T_CUT);
-            tasks
-                .extend(cuts.map(|cut| (lanes..n.min(lanes + PANEL), i, cut..first[i + 1].min(cut + T_CUT))));
+            let rows = cuts(first[i]..first[i + 1], DX_CUT);
+            tasks.extend(rows.map(|rows| (lanes..n.min(lanes + PANEL), i, rows)));
         }
     }
-    tasks.into_par_iter().for_each_init(
-        || vec![0.0; KC * PANEL],
-        |b, (lanes, i, rows)| {
+    tasks::for_each(
+        tasks.len(),
+        || {
+            prefetch(dy.from(0));
+            vec![0.0; KC * PANEL]
+        },
+        |b, task| {
+            let (lanes, i, rows) = &tasks[task];
             let pile = (i * of + at) * k;
             for k0 in (0..k).step_by(KC) {
                 let terms = pile + k0..pile + k.min(k0 + KC);
@@ -666,6 +592,13 @@ pub fn backward_input_groups(
             }
         },
     );
+}
+
+/// Rows in parts of one size, but for the last, of at most `most`.
+fn cuts(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = rows.len().div_ceil(rows.len().div_ceil(most).max(1)).next_multiple_of(LANES);
+    let end = rows.end;
+    rows.step_by(size.max(1)).map(move |cut| cut..end.min(cut + size))
 }
 
 /// dW += dY^T X: dY `[T, out]`, X `[T, in]`, dW `[out, in]`.
@@ -707,18 +640,18 @@ fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: Sums, comp
     }
     let form = Form::of_activations(compute);
     let panels = Panels::from_cols(form, x, n);
-    dw.chunks(ROWS * n).into_par_iter().enumerate().for_each_init(
-        || (vec![0.0; ROWS * k], vec![0.0; ROWS * form.steps(k)]),
-        |(columns, a), (block, mut dw)| {
+    let blocks: Vec<Mutex<Sums>> = dw.chunks(ROWS * n).into_iter().map(Mutex::new).collect();
+    tasks::for_each(
+        blocks.len(),
+        || (vec![0.0; ROWS * k.next_multiple_of(LANES)], vec![0.0; ROWS * form.steps(k)]),
+        |(columns, a), block| {
+            let mut dw = blocks[block].try_lock().expect("one task has the block");
             let rows = dw.len() / n;
-            for (t, row) in dy.chunks_exact(m).enumerate() {
-                for (i, v) in row[block * ROWS..][..rows].iter().enumerate() {
-                    columns[i * k + t] = *v;
-                }
-            }
-            let lda = form.steps(k);
-            for (column, a) in columns.chunks_exact(k).zip(a.chunks_exact_mut(lda)).take(rows) {
-                form::put(form, column, a);
+            let first = block * ROWS;
+            let (lda, tokens) = (form.steps(k), k.next_multiple_of(LANES));
+            transposed::<Floats>(dy, m, &(first..first + rows), columns, tokens);
+            for (column, a) in columns.chunks_exact(tokens).zip(a.chunks_exact_mut(lda)).take(rows) {
+                form::put(form, &column[..k], a);
             }
             dw.add(|dw| accumulate(&panels, rows, a, lda, dw));
         },

@@ -9,6 +9,7 @@ pub mod form;
 pub mod geglu;
 pub mod lm_head;
 pub mod matmul;
+pub mod packed;
 pub mod random;
 pub mod reduce;
 pub mod rms_norm;
@@ -16,6 +17,7 @@ pub mod rope;
 pub mod rows;
 pub mod simd;
 pub mod sums;
+mod tasks;
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -60,6 +62,8 @@ pub enum Data {
     F32(Vec<f32>),
     /// Parameters.
     Bf16(Vec<bf16>),
+    /// Weights of linear maps, as [`packed`] lays them out.
+    Packed(Vec<bf16>),
 }
 
 impl Tensor {
@@ -67,8 +71,12 @@ impl Tensor {
     pub fn new(rows: usize, cols: usize, data: Data) -> Self {
         let len = match &data {
             Data::F32(data) => data.len(),
-            Data::Bf16(data) => data.len(),
+            Data::Bf16(data) | Data::Packed(data) => data.len(),
         };
+        assert!(
+            packed::fits(rows, cols) || !matches!(data, Data::Packed(_)),
+            "[{rows}, {cols}] is not packed"
+        );
         assert_eq!(len, rows * cols, "the elements of a [{rows}, {cols}] matrix");
         Self { rows, cols, data, mapped: None, small: OnceLock::new() }
     }
@@ -114,7 +122,9 @@ impl Tensor {
         const CHUNK: usize = 1 << 16;
         match &self.data {
             Data::F32(_) => false,
-            Data::Bf16(x) => *self.small.get_or_init(|| x.par_chunks(CHUNK).any(form::any_small)),
+            Data::Bf16(x) | Data::Packed(x) => {
+                *self.small.get_or_init(|| x.par_chunks(CHUNK).any(form::any_small))
+            }
         }
     }
 
@@ -122,7 +132,7 @@ impl Tensor {
     pub fn dtype(&self) -> DType {
         match self.data {
             Data::F32(_) => DType::F32,
-            Data::Bf16(_) => DType::Bf16,
+            Data::Bf16(_) | Data::Packed(_) => DType::Bf16,
         }
     }
 
@@ -130,7 +140,7 @@ impl Tensor {
     pub fn as_f32(&self) -> &[f32] {
         match &self.data {
             Data::F32(d) => d,
-            Data::Bf16(_) => panic!("the op's contract says f32"),
+            Data::Bf16(_) | Data::Packed(_) => panic!("the op's contract says f32"),
         }
     }
 
@@ -138,7 +148,7 @@ impl Tensor {
     pub fn as_f32_mut(&mut self) -> &mut [f32] {
         match &mut self.data {
             Data::F32(d) => d,
-            Data::Bf16(_) => panic!("the op's contract says f32"),
+            Data::Bf16(_) | Data::Packed(_) => panic!("the op's contract says f32"),
         }
     }
 }
@@ -190,9 +200,10 @@ fn collected<T: bytemuck::Pod + Send>(bytes: &[u8]) -> Vec<T> {
 
 /// Makes the calling thread, a program's main one, one of the thread pool's, because an op that is called from outside
 /// hands itself over and waits: two switches of threads for each, after which two of the pool may share a core.
-/// Does nothing where there is a pool already.
+/// A pool that is there already stays. The threads of the pool wait awake for a step's next op.
 pub fn compute_on_this_thread() {
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    tasks::stay_awake();
 }
 
 /// The CPU as a device; the thread pool is rayon's.
@@ -253,6 +264,13 @@ impl Backend for Cpu {
         Tensor::new(rows, cols, data)
     }
 
+    fn upload_weight(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
+        if dtype != DType::Bf16 || !packed::fits(rows, cols) {
+            return self.upload(dtype, rows, cols, bytes);
+        }
+        Tensor::new(rows, cols, Data::Packed(packed::pack(bytes, cols)))
+    }
+
     fn upload_to_host(
         &self,
         dtype: DType,
@@ -274,6 +292,7 @@ impl Backend for Cpu {
         match &x.data {
             Data::F32(d) => bytemuck::cast_slice(d).to_vec(),
             Data::Bf16(d) => bytemuck::cast_slice(d).to_vec(),
+            Data::Packed(d) => bytemuck::cast_slice(&packed::unpacked(d, x.cols)).to_vec(),
         }
     }
 
@@ -568,6 +587,7 @@ impl Backend for Cpu {
 
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
         assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
+        assert!(!matches!(x.data, Data::Packed(_)), "weights keep their shape");
         Tensor { rows, cols, ..x }
     }
 

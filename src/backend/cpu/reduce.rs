@@ -51,6 +51,7 @@ pub fn sum_squares(x: &Tensor) -> f64 {
         Data::F32(x) if x.len() <= CHUNK => return chunk_sum_squares(x),
         Data::F32(x) => x.par_chunks(CHUNK).map(chunk_sum_squares).collect(),
         Data::Bf16(x) => x.par_chunks(CHUNK).map(chunk_sum_squares_bf16).collect(),
+        Data::Packed(_) => unreachable!("gradients are not packed"),
     };
     partial.iter().sum()
 }

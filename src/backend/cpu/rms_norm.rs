@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::rows::for_row_blocks;
+use super::rows::new_rows;
 use super::simd::{LANES, dot, f32_from_bf16, multiversion, sum};
 use super::{Data, Tensor};
 use crate::backend::NormSpec;
@@ -16,6 +16,7 @@ fn scales(w: Option<&Tensor>, n: usize, offset: f32) -> Vec<f32> {
     assert_eq!(w.cols, n, "a weight for every column of a group");
     let w: Cow<[f32]> = match w.data() {
         Data::F32(w) => Cow::Borrowed(w),
+        Data::Packed(_) => unreachable!("norms are not packed"),
         Data::Bf16(w) => w.iter().map(|&w| f32_from_bf16(w)).collect(),
     };
     w.iter().map(|w| offset + w).collect()
@@ -44,8 +45,7 @@ pub fn forward(x: &Tensor, w: Option<&Tensor>, n: usize, norm: NormSpec) -> Tens
     let scale = scales(w, n, norm.offset);
     assert!(x.cols.is_multiple_of(n), "groups of {n} columns in rows of {}", x.cols);
     let data = x.as_f32();
-    let mut y = vec![0.0; data.len()];
-    for_row_blocks(&mut y, x.cols, |first, block| {
+    let y = new_rows(x.rows, x.cols, |first, block| {
         forward_groups(&data[first * x.cols..][..block.len()], &scale, norm.eps, block);
     });
     Tensor::f32(x.rows, x.cols, y)
@@ -109,16 +109,14 @@ pub fn backward(
     let (scale, eps) = (scales(w, n, norm.offset), norm.eps);
     assert!(x.cols.is_multiple_of(n) && (dy.rows, dy.cols) == (x.rows, x.cols));
     let (dy, data) = (dy.as_f32(), x.as_f32());
-    let mut dx = vec![0.0; data.len()];
-    for_row_blocks(&mut dx, x.cols, |first, block| {
+    let dx = new_rows(x.rows, x.cols, |first, block| {
         let range = first * x.cols..first * x.cols + block.len();
         backward_groups(&dy[range.clone()], &data[range], &scale, eps, block);
     });
     let dx = Tensor::f32(x.rows, x.cols, dx);
     let Some(dw) = dw.filter(|dw| dw.rows > 0) else { return dx };
     assert_eq!(dw.cols, n, "a gradient for every column of a group");
-    let mut r = vec![0.0; data.len() / n];
-    for_row_blocks(&mut r, 1, |first, block| {
+    let r = new_rows(data.len() / n, 1, |first, block| {
         reciprocal_rms_of_groups(&data[first * n..][..block.len() * n], n, eps, block);
     });
     dw.as_f32_mut()

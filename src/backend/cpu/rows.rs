@@ -1,26 +1,40 @@
 //! Moving, adding and widening rows, and how the other ops split rows among threads.
 
 use half::bf16;
-use rayon::prelude::*;
 
+use super::packed::unpacked;
 use super::simd::{f32_from_bf16, multiversion};
-use super::{Data, Tensor, zeroed};
+use super::tasks::{self, Out};
+use super::{Data, Tensor};
 
-/// Elements per task: a few microseconds of work, so that a decode step's small matrices stay on one thread.
-const TASK: usize = 16 * 1024;
+/// Elements per task: a microsecond of work or more.
+const TASK: usize = 4 * 1024;
+
+/// Rows per task, of so many columns.
+fn per_task(cols: usize) -> usize {
+    (TASK / cols.max(1)).max(1)
+}
 
 /// Calls `f(first_row, rows)` on consecutive blocks of rows of `out`, in parallel. How rows fall into blocks is not
 /// specified; `f` must compute each row from that row's data alone.
 pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    if out.is_empty() {
-        return;
-    }
-    let rows = (TASK / cols).max(1);
-    if out.len() <= rows * cols {
-        f(0, out);
-    } else {
-        out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, block)| f(i * rows, block));
-    }
+    let rows = per_task(cols);
+    let blocks = out.len().div_ceil(rows * cols.max(1));
+    let (len, out) = (out.len(), Out::new(out));
+    tasks::for_each(
+        blocks,
+        || (),
+        |(), i| {
+            let first = i * rows * cols;
+            // SAFETY: this task alone owns the block.
+            f(i * rows, unsafe { out.slice(first, (rows * cols).min(len - first)) });
+        },
+    );
+}
+
+/// A matrix of so many rows and columns, made by [`for_row_blocks`] of zeros.
+pub(crate) fn new_rows(rows: usize, cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    tasks::filled(rows * cols, per_task(cols) * cols, |first, block| f(first / cols, block))
 }
 
 multiversion! {
@@ -85,12 +99,13 @@ multiversion! {
 pub fn to_f32(x: &Tensor) -> Vec<f32> {
     match x.data() {
         Data::F32(x) => x.clone(),
-        Data::Bf16(x) => {
-            let mut y = zeroed(x.len());
-            for_row_blocks(&mut y, 1, |at, block| widen(&x[at..], block));
-            y
-        }
+        Data::Bf16(x) => all_widened(x),
+        Data::Packed(packed) => all_widened(&unpacked(packed, x.cols)),
     }
+}
+
+fn all_widened(x: &[bf16]) -> Vec<f32> {
+    new_rows(x.len(), 1, |at, block| widen(&x[at..], block))
 }
 
 /// x in f32.

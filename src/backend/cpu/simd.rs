@@ -94,8 +94,10 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
 ///
 /// Safety of all of it: the instruction set that the type stands for must be on.
 pub(crate) trait Simd: Copy {
-    /// Sums that stay in registers beside a block of 16 x 4 words while it is transposed.
-    const FEW: usize;
+    /// Rows of a register tile.
+    const ROWS: usize;
+    /// Vectors in such a row: their product's accumulators fit the registers beside operands.
+    const VECTORS: usize;
     /// The 16 floats at `p`, which the caller may read.
     unsafe fn load(p: *const f32) -> Self;
     /// Writes the 16 floats at `p`, which the caller may write.
@@ -104,12 +106,6 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self;
     /// self + a * b, rounded once.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
-    /// [`Simd::fma`] of the float at `a`, which the caller may read, in every lane.
-    #[inline(always)]
-    unsafe fn fma_at(self, a: *const f32, b: Self) -> Self {
-        // SAFETY: the caller's word.
-        unsafe { self.fma(Self::splat(*a), b) }
-    }
     /// [`sum`] of each of four vectors.
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
     /// Words of 32 bits: vector i holds word i of each of 16 rows `stride` bytes apart, the first at `p`.
@@ -123,7 +119,8 @@ pub(crate) trait Simd: Copy {
 }
 
 impl Simd for Block {
-    const FEW: usize = 6;
+    const ROWS: usize = 5;
+    const VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
@@ -232,29 +229,13 @@ pub(crate) mod x86 {
         })
     }
 
-    /// [`_mm512_dpbf16_ps`] of the pair at `a` in every lane, which the instruction itself reads: the compiler would rather hold
-    /// broadcasts of many pairs in registers, and spill them.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn dpbf16_at(mut sum: __m512, a: *const f32, b: __m512) -> __m512 {
-        unsafe {
-            std::arch::asm!(
-                "vdpbf16ps {sum}, {b}, dword ptr [{a}]{{1to16}}",
-                sum = inout(zmm_reg) sum,
-                b = in(zmm_reg) b,
-                a = in(reg) a,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-        sum
-    }
-
     /// Lanes whose `fma` adds two products, of a pair of bf16 in every lane: VDPBF16PS.
     #[derive(Clone, Copy)]
     pub(crate) struct Pairs(__m512);
 
     impl Simd for Pairs {
-        const FEW: usize = Avx512::FEW;
+        const ROWS: usize = Avx512::ROWS;
+        const VECTORS: usize = Avx512::VECTORS;
 
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
@@ -277,18 +258,14 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn fma_at(self, a: *const f32, b: Self) -> Self {
-            unsafe { Self(dpbf16_at(self.0, a, b.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
-            unsafe { Avx512::sums(x.map(|x| x.0)) }
+        unsafe fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            unsafe { Avx512::sums([a.0, b.0, c.0, d.0]) }
         }
 
         #[inline(always)]
         unsafe fn transposed(p: *const u8, stride: usize) -> [Self; 4] {
-            unsafe { Avx512::transposed(p, stride).map(Self) }
+            let [a, b, c, d] = unsafe { Avx512::transposed(p, stride) };
+            [Self(a), Self(b), Self(c), Self(d)]
         }
 
         #[inline(always)]
@@ -311,12 +288,26 @@ pub(crate) mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
 
-    /// The rest of [`sum`](super::sum) once 16 lanes have become 8, four vectors at a time.
+    /// The upper half of 16 lanes onto the lower.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    fn eight(x: __m512) -> __m256 {
+        _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x))
+    }
+
+    /// The upper half of 8 lanes onto the lower.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn four(x: __m256) -> __m128 {
+        _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x))
+    }
+
+    /// The rest of [`sum`](super::sum) once 16 lanes have become 8, four vectors at a time. (`map` would not be inlined, because
+    /// closures have no instruction set of their own.)
     #[inline(always)]
-    unsafe fn sums_of_eight(x: [__m256; 4]) -> [f32; 4] {
+    unsafe fn sums_of_eight([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
         unsafe {
-            let [mut a, mut b, mut c, mut d] =
-                x.map(|x| _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
+            let (mut a, mut b, mut c, mut d) = (four(a), four(b), four(c), four(d));
             _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
             let sums = _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
             let mut out = [0.0; 4];
@@ -326,7 +317,8 @@ pub(crate) mod x86 {
     }
 
     impl Simd for __m512 {
-        const FEW: usize = 10;
+        const ROWS: usize = 8;
+        const VECTORS: usize = 3;
 
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
@@ -349,12 +341,8 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
-            unsafe {
-                sums_of_eight(
-                    x.map(|x| _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x))),
-                )
-            }
+        unsafe fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            unsafe { sums_of_eight([eight(a), eight(b), eight(c), eight(d)]) }
         }
 
         #[inline(always)]
@@ -400,7 +388,8 @@ pub(crate) mod x86 {
     }
 
     impl Simd for Avx2 {
-        const FEW: usize = 6;
+        const ROWS: usize = 5;
+        const VECTORS: usize = 1;
 
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
@@ -427,8 +416,15 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
-            unsafe { sums_of_eight(x.map(|x| _mm256_add_ps(x.0, x.1))) }
+        unsafe fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            unsafe {
+                sums_of_eight([
+                    _mm256_add_ps(a.0, a.1),
+                    _mm256_add_ps(b.0, b.1),
+                    _mm256_add_ps(c.0, c.1),
+                    _mm256_add_ps(d.0, d.1),
+                ])
+            }
         }
 
         #[inline(always)]
@@ -526,6 +522,15 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+multiversion! {
+    /// Asks for all of x, which another core may have written: line by line as a kernel comes to it, each would be waited for.
+    pub(super) fn prefetch(x: &[f32]) {
+        for line in x.chunks(LANES) {
+            S::prefetch(line.as_ptr().cast());
+        }
+    }
+}
 
 /// `f` of every lane.
 #[inline(always)]

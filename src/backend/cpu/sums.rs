@@ -37,6 +37,7 @@ impl<'a> Sums<'a> {
         match x.data_mut() {
             Data::F32(x) => Self::F32(x),
             Data::Bf16(x) => Self::Bf16(x),
+            Data::Packed(_) => unreachable!("gradients are not packed"),
         }
     }
 

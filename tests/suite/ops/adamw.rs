@@ -5,7 +5,7 @@ use bon_engine::backend::{AdamW, Backend, DynamicCode, Moments, Quantised, Updat
 use bon_engine::rng::philox4x32;
 use half::bf16;
 
-use super::{random, randoms, same_everywhere, wide};
+use super::{laid_out, random, random_bf16, randoms, same_everywhere, wide};
 use crate::tolerance::{EPS, assert_within};
 
 const WEIGHT_DECAY: f32 = 0.1;
@@ -223,6 +223,39 @@ fn the_least_weights_are_zero_in_bf16_alone() {
             Weight::Bf16 { weight: &mut weight, number: 0 },
         );
         assert_eq!(weight.data(), &Data::Bf16(vec![bits(want)]), "{start:e}");
+    }
+}
+
+/// Weights in panels become what row-major ones do, with f32 moments and 8-bit ones, with masters and without.
+#[test]
+fn weights_in_panels_are_updated_as_others_are() {
+    for (rows, cols) in [(16, 32), (48, 96), (208, 640)] {
+        let n = rows * cols;
+        let (start, master) = random_bf16(5, rows, cols);
+        let master: Vec<f32> = master.into_iter().map(|x| x as f32).collect();
+        let grad = random(6, rows, cols);
+        for blockwise in [false, true] {
+            let moments = || {
+                let matrix = || Tensor::f32(rows, cols, vec![0.0; n]);
+                if blockwise { blockwise_moments(n) } else { Moments::F32 { m: matrix(), v: matrix() } }
+            };
+            let all = |start: &Tensor| {
+                let mut results = Vec::new();
+                for t in 1..=2 {
+                    let (mut copy, mut master) = (start.clone(), Tensor::f32(rows, cols, master.clone()));
+                    let weight = Weight::Master { master: &mut master, copy: &mut copy };
+                    step_one(&hyper(t), WEIGHT_DECAY, &grad, &mut moments(), weight);
+                    let mut alone = start.clone();
+                    let weight = Weight::Bf16 { weight: &mut alone, number: 9 };
+                    step_one(&hyper(t), WEIGHT_DECAY, &grad, &mut moments(), weight);
+                    results.extend([master, copy, alone].map(|x| Cpu::F32.download(&x)));
+                }
+                results
+            };
+            let packed = laid_out(&start);
+            assert!(matches!(packed.data(), Data::Packed(_)));
+            assert!(all(&packed) == all(&start), "[{rows}, {cols}], 8-bit moments: {blockwise}");
+        }
     }
 }
 

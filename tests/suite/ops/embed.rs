@@ -1,7 +1,7 @@
 use bon_engine::backend::cpu::Tensor;
 use bon_engine::backend::cpu::embed::{backward, forward};
 
-use super::{random, random_bf16, same_everywhere, wide};
+use super::{laid_out, random, random_bf16, same_everywhere, wide};
 use crate::tolerance::{EPS, assert_within};
 
 /// Repeats, both ends of the table, no order.
@@ -12,10 +12,14 @@ fn ids(n: usize, vocabulary: u32) -> Vec<u32> {
 #[test]
 fn forward_scales_rows_of_f32_and_bf16_tables() {
     for cols in (1..=40).chain([640]) {
-        let ids = ids(50, 600);
-        let f32_table = random(1, 600, cols);
-        let (bf16_table, bf16_values) = random_bf16(2, 600, cols);
-        for (table, values) in [(&f32_table, wide(&f32_table)), (&bf16_table, bf16_values)] {
+        let ids = ids(50, 608);
+        let f32_table = random(1, 608, cols);
+        let (bf16_table, bf16_values) = random_bf16(2, 608, cols);
+        let as_held = laid_out(&bf16_table);
+        let f32_values = wide(&f32_table);
+        for (table, values) in
+            [(&f32_table, f32_values), (&bf16_table, bf16_values.clone()), (&as_held, bf16_values)]
+        {
             let x = &same_everywhere(|| vec![forward(table, &ids, 25.3)])[0];
             let row = |&id: &u32| values[id as usize * cols..][..cols].to_vec();
             let want: Vec<f64> = ids.iter().flat_map(row).map(|x| x * f64::from(25.3f32)).collect();

@@ -6,7 +6,7 @@ use bon_engine::backend::cpu::{Cpu, Tensor};
 use bon_engine::backend::{Backend, Compute, Routing};
 use half::bf16;
 
-use super::{bits, random, random_bf16, randoms, same_everywhere, wide};
+use super::{bits, laid_out, random, random_bf16, randoms, same_everywhere, wide};
 use crate::tolerance::{BF16_ROUNDOFF, DERIVATIVE_ERROR, EPS, assert_within, derivative};
 
 /// What weights are stored in, and what products are computed in.
@@ -117,7 +117,7 @@ fn values(x: &Tensor) -> Vec<f64> {
 impl Case {
     fn new([t, e, top, d, width]: [usize; 5], (bf16, compute): (bool, Compute)) -> Self {
         let weights = |seed, rows, cols| match bf16 {
-            true => random_bf16(seed, rows, cols).0,
+            true => laid_out(&random_bf16(seed, rows, cols).0),
             false => random(seed, rows, cols),
         };
         // In each row a permutation, so that no score is near another.
@@ -270,8 +270,9 @@ impl Case {
     }
 }
 
-/// One of everything; all experts; a few of many, most without a row; beyond a pass and a tile of the products.
-const SHAPES: [[usize; 5]; 7] = [
+/// One of everything; all experts; a few of many, most without a row; beyond a pass and a tile of the products; weights in panels,
+/// whose piles begin with them or, in the two cases before the last, within them.
+const SHAPES: [[usize; 5]; 10] = [
     [1, 1, 1, 1, 1],
     [1, 8, 8, 5, 3],
     [5, 3, 2, 7, 9],
@@ -279,6 +280,9 @@ const SHAPES: [[usize; 5]; 7] = [
     [33, 16, 3, 40, 24],
     [50, 4, 2, 17, 33],
     [60, 2, 1, 130, 70],
+    [9, 2, 1, 32, 24],
+    [9, 2, 2, 24, 32],
+    [70, 4, 2, 64, 96],
 ];
 
 #[test]

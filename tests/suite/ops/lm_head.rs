@@ -5,7 +5,7 @@ use bon_engine::rng::DrawKey;
 
 use half::bf16;
 
-use super::{bits, random, random_bf16, randoms, same_everywhere, wide};
+use super::{bits, laid_out, random, random_bf16, randoms, same_everywhere, wide};
 use crate::tolerance::{BF16_ROUNDOFF, EPS, assert_within};
 
 const PLAIN: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
@@ -28,11 +28,17 @@ struct Case {
     before: Tensor,
 }
 
+/// The table as models hold it.
+fn in_panels((table, values): (Tensor, Vec<f64>)) -> (Tensor, Vec<f64>) {
+    (laid_out(&table), values)
+}
+
 impl Case {
     fn new(r: usize, v: usize, d: usize, head: HeadSpec, bf16: bool) -> Self {
         // Logits of size 4 or so: the caps bite and probabilities differ.
         let x = Tensor::f32(r, d, randoms(1, r * d).iter().map(|x| 4.0 * x).collect());
-        let (table, e) = if bf16 { random_bf16(2, v, d) } else { (random(2, v, d), wide(&random(2, v, d))) };
+        let (table, e) =
+            if bf16 { in_panels(random_bf16(2, v, d)) } else { (random(2, v, d), wide(&random(2, v, d))) };
         let target =
             |i: usize| Target { row: (i * 7 % r) as u32, token: ((i * 31 + 1) * (v / 3 + 1) % v) as u32 };
         let mut targets: Vec<Target> = (0..r + 2).filter(|i| i % 5 != 3).map(target).collect();
@@ -193,6 +199,8 @@ fn agrees_beyond_a_chunk_and_a_pass() {
     for compute in BOTH {
         Case::new(3, 8192 + 97, 24, CAPPED, true).computing(compute).check();
         Case::new(2 * 256, 97, 16, PLAIN, true).computing(compute).check();
+        // In panels.
+        Case::new(256 + 9, 8192 + 112, 64, CAPPED, true).computing(compute).check();
     }
     Case::new(3, 2 * 8192 + 1, 10, PLAIN, false).check();
     Case::new(256 + 67, 203, 17, CAPPED, false).check();
@@ -201,19 +209,19 @@ fn agrees_beyond_a_chunk_and_a_pass() {
 /// What a row gives must not depend on the rows beside it: sampling and training meet a row in different company.
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for compute in BOTH {
-        let case = Case::new(140, 8192 + 97, 20, CAPPED, true).computing(compute);
+    for (compute, v, d) in BOTH.iter().flat_map(|c| [(*c, 8192 + 97, 20), (*c, 8192 + 112, 32)]) {
+        let case = Case::new(140, v, d, CAPPED, true).computing(compute);
         let [logprobs, lse, dx, _] = case.run();
         for row in [0, 15, 16, 63, 64, 139] {
-            let mut alone = Case::new(140, 8192 + 97, 20, CAPPED, true).computing(compute);
-            alone.x = Tensor::f32(1, 20, case.x.as_f32()[row * 20..(row + 1) * 20].to_vec());
+            let mut alone = Case::new(140, v, d, CAPPED, true).computing(compute);
+            alone.x = Tensor::f32(1, d, case.x.as_f32()[row * d..(row + 1) * d].to_vec());
             let mine: Vec<usize> =
                 (0..case.targets.len()).filter(|&i| case.targets[i].row as usize == row).collect();
             alone.targets = mine.iter().map(|&i| Target { row: 0, ..case.targets[i] }).collect();
             alone.weights = mine.iter().map(|&i| case.weights[i]).collect();
             let [logprobs_alone, lse_alone, dx_alone, _] = alone.run();
             assert_eq!(lse_alone.as_f32()[0].to_bits(), lse.as_f32()[row].to_bits(), "row {row}");
-            assert_eq!(bits(&dx_alone), bits(&dx)[row * 20..(row + 1) * 20], "row {row}");
+            assert_eq!(bits(&dx_alone), bits(&dx)[row * d..(row + 1) * d], "row {row}");
             let want: Vec<u32> = mine.iter().map(|&i| logprobs.as_f32()[i].to_bits()).collect();
             assert_eq!(bits(&logprobs_alone), want, "row {row}");
         }
@@ -239,8 +247,12 @@ const TRUNCATIONS: [Truncation; 2] =
 
 #[test]
 fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
-    for (compute, truncation) in BOTH.iter().flat_map(|c| TRUNCATIONS.iter().map(move |t| (*c, t))) {
-        let case = Case::new(83, 8192 + 97, 20, CAPPED, true).computing(compute);
+    let shapes = [(8192 + 97, 20), (8192 + 112, 32)];
+    let with_shapes =
+        |(compute, truncation)| shapes.into_iter().map(move |shape| (compute, truncation, shape));
+    let cases = BOTH.iter().flat_map(|c| TRUNCATIONS.iter().map(move |t| (*c, t)));
+    for (compute, truncation, (v, d)) in cases.flat_map(with_shapes) {
+        let case = Case::new(83, v, d, CAPPED, true).computing(compute);
         let choices = draws(83);
         let out = same_everywhere(|| sampled(&case, truncation, &choices));
         let tokens = bits(&out[0]);

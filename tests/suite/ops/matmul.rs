@@ -2,13 +2,14 @@
 //! before the even one); one of dX and dW is what was there and such chains of 512 terms. So equality of bits proves at
 //! once that batch, tiles, threads and instruction set do not matter.
 
-use bon_engine::backend::Compute;
 use bon_engine::backend::cpu::form::SMALL;
 use bon_engine::backend::cpu::matmul::{backward_input, backward_weight, forward};
-use bon_engine::backend::cpu::{Data, Tensor};
+use bon_engine::backend::cpu::packed::fits;
+use bon_engine::backend::cpu::{Cpu, Data, Tensor};
+use bon_engine::backend::{Backend, Compute, DType};
 use half::bf16;
 
-use super::{bits, random, random_bf16, same_everywhere};
+use super::{bits, laid_out, random, random_bf16, same_everywhere};
 
 /// X `[t, k]`, W `[n, k]` and dY `[t, n]`; what dX and dW hold before.
 struct Case {
@@ -40,12 +41,21 @@ impl Case {
         Self { compute, x: random(1, t, k), w, dy: random(3, t, n), dx: random(4, t, k), dw: random(5, n, k) }
     }
 
-    /// Y, dX, dW.
+    /// Y, dX, dW. The first two are the same of weights in panels.
     fn run(&self) -> [Tensor; 3] {
-        let (mut dx, mut dw) = (self.dx.clone(), self.dw.clone());
-        backward_input(&self.dy, &self.w, &mut dx, self.compute);
+        let of_weights = |w: &Tensor| {
+            let mut dx = self.dx.clone();
+            backward_input(&self.dy, w, &mut dx, self.compute);
+            let [y] = forward(&self.x, [w], self.compute);
+            [y, dx]
+        };
+        let [y, dx] = of_weights(&self.w);
+        if self.w.dtype() == DType::Bf16 && fits(self.w.rows, self.w.cols) {
+            let packed = of_weights(&laid_out(&self.w));
+            assert!(packed.iter().map(bits).eq([&y, &dx].map(bits)), "other bits of weights in panels");
+        }
+        let mut dw = self.dw.clone();
         backward_weight(&self.dy, &self.x, &mut dw, self.compute);
-        let [y] = forward(&self.x, [&self.w], self.compute);
         [y, dx, dw]
     }
 
@@ -56,6 +66,7 @@ impl Case {
         let w: Vec<f32> = match self.w.data() {
             Data::F32(w) => w.clone(),
             Data::Bf16(w) => w.iter().map(|w| w.to_f32()).collect(),
+            Data::Packed(_) => unreachable!("cases are row-major"),
         };
         [
             self.chains(
@@ -120,9 +131,9 @@ fn check(shapes: impl Iterator<Item = (usize, usize, usize)>) {
     check_cases(&cases.collect::<Vec<_>>());
 }
 
-/// Lengths around every tile: 6 rows of A per register tile, 48 per block, 16 lanes per vector, 64 per panel.
+/// Lengths around every tile: 5 or 8 rows of A per register tile, 48 per block, 16 lanes per vector, 96 per panel.
 fn lengths() -> impl Iterator<Item = usize> + Clone {
-    (1..=20).chain([47, 48, 49, 63, 64, 65, 97])
+    (1..=20).chain([47, 48, 49, 64, 65, 95, 96, 97])
 }
 
 /// Every pair of lengths, the third running through the list beside them.
@@ -156,7 +167,30 @@ fn long_reductions_and_many_tokens() {
     );
 }
 
-/// Up to six or ten tokens meet weights that are transposed in registers, if these come in whole blocks of 16 by 8.
+/// Weights in panels of 16 rows, of 32 columns: every remainder of a register tile of 3 vectors and of a panel, more words than a
+/// pass takes, more terms than a chain has, and more tokens than a cut.
+#[test]
+fn weights_in_panels() {
+    check((1..=17).flat_map(|t| [(32, 16), (64, 32), (96, 48), (640, 64), (32, 80)].map(|(k, n)| (t, k, n))));
+    check(
+        [(8, 2048, 96), (49, 1088, 112), (65, 2048, 32), (97, 64, 544), (193, 1088, 208), (409, 32, 592)]
+            .into_iter(),
+    );
+}
+
+/// What a panel cannot hold is not put into one.
+#[test]
+fn only_whole_panels_are_packed() {
+    for (rows, cols, packed) in [(16, 32, true), (17, 32, false), (16, 48, false), (1, 640, false)] {
+        let w = laid_out(&random_bf16(1, rows, cols).0);
+        assert_eq!(matches!(w.data(), Data::Packed(_)), packed, "[{rows}, {cols}]");
+        assert_eq!(Cpu::F32.download(&w), Cpu::F32.download(&random_bf16(1, rows, cols).0));
+        assert_eq!(Cpu::F32.to_f32(&w), Cpu::F32.to_f32(&random_bf16(1, rows, cols).0));
+    }
+    assert!(matches!(laid_out(&random(1, 16, 32)).data(), Data::F32(_)));
+}
+
+/// Up to six tokens meet f32 weights that are transposed in registers, if these come in whole blocks of 16 by 4.
 #[test]
 fn few_tokens() {
     check((1..=11).flat_map(|t| {
@@ -176,6 +210,7 @@ fn small_numbers_have_the_same_bits_everywhere() {
             Data::Bf16(x) => {
                 x.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(x.to_f32() * factor(i)));
             }
+            Data::Packed(_) => unreachable!("cases are row-major"),
         }
     };
     let mut cases = Vec::new();

@@ -13,8 +13,9 @@ mod rms_norm;
 mod rope;
 mod rows;
 
+use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::simd::{Isa, detect, with_isa};
-use bon_engine::backend::cpu::{Data, Tensor};
+use bon_engine::backend::cpu::{Cpu, Data, Tensor};
 use bon_engine::rng::philox4x32;
 use bon_engine::segments::{Segment, Segments};
 use half::bf16;
@@ -36,6 +37,11 @@ pub(crate) fn random_bf16(seed: u32, rows: usize, cols: usize) -> (Tensor, Vec<f
     (Tensor::new(rows, cols, Data::Bf16(data)), values)
 }
 
+/// The same matrix as models hold their weights: packed, where its shape allows.
+pub(crate) fn laid_out(x: &Tensor) -> Tensor {
+    Cpu::F32.upload_weight(x.dtype(), x.rows, x.cols, &Cpu::F32.download(x))
+}
+
 /// In f64.
 pub(crate) fn wide(x: &Tensor) -> Vec<f64> {
     x.as_f32().iter().map(|&x| f64::from(x)).collect()
@@ -45,7 +51,7 @@ pub(crate) fn wide(x: &Tensor) -> Vec<f64> {
 pub(crate) fn bits(x: &Tensor) -> Vec<u32> {
     match x.data() {
         Data::F32(x) => x.iter().map(|x| x.to_bits()).collect(),
-        Data::Bf16(x) => x.iter().map(|x| u32::from(x.to_bits())).collect(),
+        Data::Bf16(x) | Data::Packed(x) => x.iter().map(|x| u32::from(x.to_bits())).collect(),
     }
 }
 

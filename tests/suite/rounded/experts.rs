@@ -1,6 +1,7 @@
 //! A mixture of experts, one expert and one row of its sum after the other.
 
 use bon_engine::backend::cpu::experts::Routes;
+use bon_engine::backend::cpu::packed::unpacked;
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
 use bon_engine::backend::{Backend, ExpertTrace};
 
@@ -8,10 +9,12 @@ use super::{Rounded, add, add_rounded, round, scale};
 
 /// Rows `first..first + n`.
 fn part(x: &Tensor, first: usize, n: usize) -> Tensor {
+    let cols = x.cols;
     let range = first * x.cols..(first + n) * x.cols;
     let data = match x.data() {
         Data::F32(x) => Data::F32(x[range].to_vec()),
         Data::Bf16(x) => Data::Bf16(x[range].to_vec()),
+        Data::Packed(x) => Data::Bf16(unpacked(x, cols)[range].to_vec()),
     };
     Tensor::new(n, x.cols, data)
 }

@@ -79,6 +79,7 @@ fn add_rounded(dw: &mut Tensor, compute: impl FnOnce(&mut Tensor)) {
         Data::Bf16(dw) => {
             dw.iter_mut().zip(new.as_f32()).for_each(|(dw, new)| *dw = bf16::from_f32(dw.to_f32() + new));
         }
+        Data::Packed(_) => unreachable!("gradients are not packed"),
     }
 }
 

@@ -55,10 +55,13 @@ fn dot_tile<S: Simd, const K: usize>(rows: [&[f32]; TILE], x: [&[f32]; K]) -> [[
     unsafe {
         let mut acc = [[S::splat(0.0); TILE]; K];
         for i in (0..full).step_by(LANES) {
-            let rows: [S; TILE] = std::array::from_fn(|r| S::load(rows[r].as_ptr().add(i)));
+            let mut of_rows = [S::splat(0.0); TILE];
+            for (x, row) in of_rows.iter_mut().zip(rows) {
+                *x = S::load(row.as_ptr().add(i));
+            }
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = S::load(x.as_ptr().add(i));
-                for (acc, row) in acc.iter_mut().zip(rows) {
+                for (acc, row) in acc.iter_mut().zip(of_rows) {
                     *acc = acc.fma(row, x);
                 }
             }
@@ -214,11 +217,13 @@ fn weighted_sum_columns<S: Simd, const VECTORS: usize>(
         // `out` and the vectors of `stream`, and r * n + i within `coefficients`, by the assertion.
         unsafe {
             let at = |r: usize, v: usize| r * dim + column + v * LANES;
-            let mut acc: [[S; VECTORS]; TILE] =
-                std::array::from_fn(|r| std::array::from_fn(|v| S::load(out.as_ptr().add(at(r, v)))));
+            let mut acc = [[S::splat(0.0); VECTORS]; TILE];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = S::load_all(out.as_ptr().add(at(r, 0)), LANES);
+            }
             for i in range.clone() {
                 let x = stream.get(i);
-                let x: [S; VECTORS] = std::array::from_fn(|v| S::load(x.as_ptr().add(column + v * LANES)));
+                let x: [S; VECTORS] = S::load_all(x.as_ptr().add(column), LANES);
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let c = S::splat(*coefficients.get_unchecked(r * n + i));
                     for (acc, x) in acc.iter_mut().zip(x) {

@@ -26,10 +26,10 @@ use super::form::{
     Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, pack_weights, put_rows, transposed,
 };
 use super::packed::unpacked_rows;
-use super::simd::{LANES, Simd, multiversion, prefetch};
+use super::simd::{Isa, LANES, Simd, isa, multiversion, prefetch};
 use super::sums::Sums;
 use super::tasks::{Out, filled};
-use super::{Data, Tensor, form, tasks, zeroed};
+use super::{Data, Tensor, form, room, tasks, zeroed};
 use crate::backend::Compute;
 
 /// Lanes of a panel of B, and outputs per task: twice the vectors of a register tile, of which eight rows, 24 accumulators, fit
@@ -45,6 +45,8 @@ const FEW: usize = 6;
 const WORDS: usize = 512;
 /// Rows of X up to which a pass takes all words.
 const MANY: usize = 64;
+/// Words of packed weights per pass where they are widened first.
+const WIDENED: usize = 128;
 /// Rows of X up to which each thread rounds them for itself.
 const ALONE: usize = 48;
 /// k per pass over transposed weights: 16 lanes of them take 8 KiB of the first cache.
@@ -99,10 +101,12 @@ struct Tile {
 unsafe fn kernel<S: Simd, L: Layout, const M: usize, const NV: usize>(t: Tile) {
     // SAFETY: the caller owns M rows of a and c and the words of NV vectors of b, with the strides of `t`.
     unsafe {
-        let mut acc: [[S; NV]; M] =
-            std::array::from_fn(|i| std::array::from_fn(|v| S::load(t.c.add(i * t.ldc + v * LANES))));
+        let mut acc = [[S::splat(0.0); NV]; M];
+        for (i, row) in acc.iter_mut().enumerate() {
+            *row = S::load_all(t.c.add(i * t.ldc), LANES);
+        }
         for k in 0..t.words {
-            let words: [S; NV] = std::array::from_fn(|v| S::load(t.b.add(k * t.row + v * t.next)));
+            let words = S::load_all::<NV>(t.b.add(k * t.row), t.next);
             if L::STREAMED && M > 2 {
                 // The next NV vectors, as far as these ones have come: while few rows are multiplied, the processor asks for less
                 // than memory can give.
@@ -111,7 +115,10 @@ unsafe fn kernel<S: Simd, L: Layout, const M: usize, const NV: usize>(t: Tile) {
                 }
             }
             for f in 0..L::FLOATS {
-                let b = words.map(|word| L::floats(word)[f]);
+                let mut b = words;
+                for b in &mut b {
+                    *b = L::floats(*b)[f];
+                }
                 for (i, row) in acc.iter_mut().enumerate() {
                     let a = S::splat(*t.a.add(i * t.lda + k * L::FLOATS + f));
                     for (acc, b) in row.iter_mut().zip(b) {
@@ -141,7 +148,7 @@ unsafe fn rows<S: Simd, L: Layout, const NV: usize>(mut m: usize, mut t: Tile) {
                 3 => kernel::<S, L, 3, NV>(t),
                 4 => kernel::<S, L, 4, NV>(t),
                 5 => kernel::<S, L, 5, NV>(t),
-                6 if S::ROWS == 8 => kernel::<S, L, 6, NV>(t),
+                6 if S::ROWS >= 6 => kernel::<S, L, 6, NV>(t),
                 7 if S::ROWS == 8 => kernel::<S, L, 7, NV>(t),
                 8 if S::ROWS == 8 => kernel::<S, L, 8, NV>(t),
                 _ => unreachable!("rows of a tile"),
@@ -211,7 +218,16 @@ fn tiles_of_pairs<L: Layout>(
 
 #[cfg(not(target_arch = "x86_64"))]
 #[allow(clippy::too_many_arguments)]
-fn tiles_of_pairs(_: usize, _: usize, _: usize, _: &[f32], _: usize, _: Vectors, _: &mut [f32], _: usize) {
+fn tiles_of_pairs<L: Layout>(
+    _: usize,
+    _: usize,
+    _: usize,
+    _: &[f32],
+    _: usize,
+    _: Vectors,
+    _: &mut [f32],
+    _: usize,
+) {
     unreachable!("pairs are x86's");
 }
 
@@ -295,14 +311,39 @@ multiversion! {
     }
 }
 
+/// Rows of X beyond which bf16 weights are widened once for all of them: more than a register tile.
+fn widen_beyond() -> usize {
+    if isa() >= Isa::Avx512 { 8 } else { 5 }
+}
+
+multiversion! {
+    /// The floats that `n` words of each of `nv` panels of packed W become, from word `word` on: `[floats, 16 nv]`.
+    fn widened<L: Layout>(w: &[bf16], cols: usize, word: usize, n: usize, nv: usize, out: &mut [f32]) {
+        let b = Vectors::in_panels(w, cols, word);
+        assert!(b.floats >= (n - 1) * b.row + (nv - 1) * b.next + LANES && out.len() >= n * L::FLOATS * nv * LANES);
+        for k in 0..n {
+            for v in 0..nv {
+                // SAFETY: by the assertion; `multiversion!` found `S`.
+                unsafe {
+                    let floats = L::floats(S::load(b.first.add(k * b.row + v * b.next)));
+                    for (f, float) in floats.into_iter().take(L::FLOATS).enumerate() {
+                        float.store(out.as_mut_ptr().add(((k * L::FLOATS + f) * nv + v) * LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// y\[m, outputs\] = X W\[outputs\]^T of packed W, whose outputs begin at a panel. `scratch` is scratch.
 #[allow(clippy::too_many_arguments)]
-/// y\[m, outputs\] = X W\[outputs\]^T of packed W, whose outputs begin at a panel.
 fn products_of_packed(
     m: usize,
     x: &Rows,
     first: usize,
     w: &[bf16],
     cols: usize,
+    scratch: &mut Vec<f32>,
     y: &mut [f32],
     ldy: usize,
     nv: usize,
@@ -311,8 +352,23 @@ fn products_of_packed(
         y[..nv * LANES].fill(0.0);
     }
     let (words, form) = (cols / 2, x.form);
+    if form != Form::Pairs && m > widen_beyond() {
+        scratch.resize(scratch.len().max(2 * WIDENED * nv * LANES), 0.0);
+        for word in (0..words).step_by(WIDENED) {
+            let n = WIDENED.min(words - word);
+            match form {
+                Form::F32 => widened::<InOrder>(w, cols, word, n, nv, scratch),
+                _ => widened::<OddFirst>(w, cols, word, n, nv, scratch),
+            }
+            for i in (0..m).step_by(ROWS) {
+                let (m, a) = (ROWS.min(m - i), &x.from(first + i)[2 * word..]);
+                tile(form, m, nv, 2 * n, a, x.stride, scratch, nv * LANES, &mut y[i * ldy..], ldy);
+            }
+        }
+        return;
+    }
     let pass = if m <= MANY { words } else { WORDS };
-    for word in (0..words).step_by(pass.max(1)) {
+    for word in (0..words).step_by(pass) {
         let (n, a, b) = (
             pass.min(words - word),
             &x.from(first)[form.steps(2 * word)..],
@@ -349,7 +405,7 @@ pub(super) fn products(
             let w = unpacked_rows(w, k, outputs.clone());
             return products(m, x, first, &w, 0..outputs.len(), packed, y, ldy);
         }
-        return products_of_packed(m, x, first, &w[outputs.start * k..], k, y, ldy, lanes / LANES);
+        return products_of_packed(m, x, first, &w[outputs.start * k..], k, packed, y, ldy, lanes / LANES);
     }
     let weights = outputs.start * k..outputs.end * k;
     if let Data::F32(w) = w.data()
@@ -458,7 +514,7 @@ fn forward_parts<const N: usize>(
     if x.cols == 0 {
         return out.map(|out| Tensor::f32(t, out, zeroed(t * out)));
     }
-    let mut y = out.map(|out| Vec::with_capacity(t * out));
+    let mut y = out.map(|out| room(t * out));
     {
         let form = Form::with_weights(compute, w);
         // A few rows each thread rounds by itself, because it would wait for each line of them that another core has written.

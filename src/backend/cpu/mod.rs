@@ -173,20 +173,32 @@ pub struct Draws {
 /// So many zeros. Large ones lie in huge pages where the system grants them: then their first use faults once per 2 MiB,
 /// not once per 4 KiB.
 pub(crate) fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Vec<T> {
-    let x: Vec<T> = bytemuck::zeroed_vec(len);
+    let x = bytemuck::zeroed_vec(len);
+    in_huge_pages(&x);
+    x
+}
+
+/// Room for so many elements, likewise.
+fn room<T>(len: usize) -> Vec<T> {
+    let x = Vec::with_capacity(len);
+    in_huge_pages(&x);
+    x
+}
+
+/// Asks for huge pages below all of a vector's room.
+fn in_huge_pages<T>(x: &Vec<T>) {
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
-        let bytes = size_of_val(&x[..]);
+        let bytes = x.capacity() * size_of::<T>();
         let first = x.as_ptr().addr().next_multiple_of(HUGE);
         let end = (x.as_ptr().addr() + bytes) / HUGE * HUGE;
         if first < end {
             let at = x.as_ptr().with_addr(first).cast_mut().cast();
-            // SAFETY: whole pages of a vector that this function owns; the advice changes nothing that they hold.
+            // SAFETY: whole pages of the vector's room; the advice changes nothing that they hold.
             let _ = unsafe { rustix::mm::madvise(at, end - first, rustix::mm::Advice::LinuxHugepage) };
         }
     }
-    x
 }
 
 /// The elements that `bytes` hold, which may lie at any address. Copied by all threads.

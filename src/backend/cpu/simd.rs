@@ -100,6 +100,19 @@ pub(crate) trait Simd: Copy {
     const VECTORS: usize;
     /// The 16 floats at `p`, which the caller may read.
     unsafe fn load(p: *const f32) -> Self;
+    /// N vectors, `stride` floats apart. A loop, as all on vectors is that has to be inlined: closures have no instruction set of
+    /// their own, so that what they call is inlined into them too late, if at all.
+    #[inline(always)]
+    unsafe fn load_all<const N: usize>(p: *const f32, stride: usize) -> [Self; N] {
+        // SAFETY: the caller's word.
+        unsafe {
+            let mut all = [Self::splat(0.0); N];
+            for (i, x) in all.iter_mut().enumerate() {
+                *x = Self::load(p.add(i * stride));
+            }
+            all
+        }
+    }
     /// Writes the 16 floats at `p`, which the caller may write.
     unsafe fn store(self, p: *mut f32);
     /// x in every lane.
@@ -119,7 +132,7 @@ pub(crate) trait Simd: Copy {
 }
 
 impl Simd for Block {
-    const ROWS: usize = 5;
+    const ROWS: usize = 6;
     const VECTORS: usize = 1;
 
     #[inline(always)]
@@ -302,8 +315,7 @@ pub(crate) mod x86 {
         _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x))
     }
 
-    /// The rest of [`sum`](super::sum) once 16 lanes have become 8, four vectors at a time. (`map` would not be inlined, because
-    /// closures have no instruction set of their own.)
+    /// The rest of [`sum`](super::sum) once 16 lanes have become 8, four vectors at a time.
     #[inline(always)]
     unsafe fn sums_of_eight([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
         unsafe {
@@ -388,7 +400,7 @@ pub(crate) mod x86 {
     }
 
     impl Simd for Avx2 {
-        const ROWS: usize = 5;
+        const ROWS: usize = 6;
         const VECTORS: usize = 1;
 
         #[inline(always)]

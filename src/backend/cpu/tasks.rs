@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::room;
+
 /// Nanoseconds that threads look for work before they sleep: the host's part of a decoding step is shorter.
 const AWAKE: u64 = 500_000;
 
@@ -144,7 +146,7 @@ pub(super) fn for_each<S>(tasks: usize, init: impl Fn() -> S + Sync, work: impl 
 /// `len` floats in blocks of `block`, of which the last may have fewer: `f(first, floats)` fills each, which comes as zeros.
 /// A block's thread is the first to write it, because memory that another core has just written is slow to write.
 pub(super) fn filled(len: usize, block: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut x = Vec::with_capacity(len);
+    let mut x = room(len);
     let to = Out::of_room(&mut x);
     for_each(
         len.div_ceil(block.max(1)),

@@ -32,27 +32,23 @@ struct Operands {  // shared
 };
 static_assert(sizeof(Operands) == 32);
 
-// The tiles of a block of 2 WARPS warps: WARPS along the rows times two along the tokens, 64 tokens each.
+// The tiles of a block of 2 WARPS warps: WARPS along the rows times two along the tokens, 64 tokens each. `sum` has the logits of
+// the thread's eight tokens and 2 N columns.
 template <int ROWS_, int WARPS_, int STAGES_>
-struct Walk {
-    static constexpr int ROWS = ROWS_, WARPS = WARPS_, STAGES = STAGES_;
-    static constexpr int THREADS = 64 * WARPS;
-    static constexpr int COLUMNS = ROWS / WARPS;  // of a warp; rows of x are columns of the product
-    static constexpr int N = COLUMNS / 8;
-    static constexpr int A_BYTES = TILE_V * TILE_K * int(sizeof(bf16));
-    static constexpr int STAGE = A_BYTES + ROWS * TILE_K * int(sizeof(bf16));
-    static constexpr int SHARED = STAGES * STAGE;
-    static_assert(N % 2 == 0 && STAGES >= 2);
+struct Walk : Tile<TILE_V, ROWS_, 2, WARPS_, TILE_K, STAGES_, Layout::ROWS, Layout::ROWS> {
+    using Tile = ::Tile<TILE_V, ROWS_, 2, WARPS_, TILE_K, STAGES_, Layout::ROWS, Layout::ROWS>;
+    using Tile::sum, Tile::warp_column, Tile::THREADS;
+    static constexpr int ROWS = ROWS_;
+    static constexpr int COLUMNS = Tile::WN;  // of a warp; rows of x are columns of the product
+    static constexpr int N = Tile::NT;
 
-    // Logits of the thread's eight tokens and 2 N columns, in the layout of mma's c.
-    float sum[4][N][4];
+    __device__ __forceinline__ Walk() : Tile(Tile::UNSET) {}
 
     // The logit of the thread's token i in its column (n, j).
     __device__ __forceinline__ float &at(int n, int j, int i) { return sum[i / 2][n][i % 2 * 2 + j]; }
-    // In the tile: the warp's half of the tokens, the thread's first token, the warp's first column, the thread's columns.
+    // In the tile: the warp's half of the tokens, the thread's first token, the thread's columns.
     static __device__ __forceinline__ unsigned half() { return threadIdx.x / WARP % 2; }
     static __device__ __forceinline__ unsigned token() { return half() * 64 + threadIdx.x % WARP / 4 * 8; }
-    static __device__ __forceinline__ unsigned warp_column() { return threadIdx.x / WARP / 2 * COLUMNS; }
     static __device__ __forceinline__ unsigned column(int n, int j) {
         return warp_column() + n * 8 + threadIdx.x % 4 * 2 + j;
     }
@@ -76,103 +72,70 @@ struct Walk {
     template <typename Visit>
     __device__ __forceinline__ void tiles(const Operands &o, unsigned begin, unsigned end, unsigned row0, void *memory,
                                           Visit &&visit) {
-        // Eight threads copy the eight vectors of a line: 128 contiguous bytes of a row.
-        constexpr unsigned LINES = THREADS / 8, COUNT_A = TILE_V / LINES, COUNT_B = ROWS / LINES;
-        constexpr int LINE_BYTES = TILE_K * int(sizeof(bf16));
-        const unsigned first_k = threadIdx.x % 8 * VECTOR, line = threadIdx.x / 8;
-        const unsigned shared = shared_address(memory);
-        const unsigned to = swizzled(line, threadIdx.x % 8) * sizeof(bf16);
-        const bf16 *from_a = o.embedding + size_t(begin + token_of(line)) * o.width + first_k;
-        const bf16 *from_b = o.x + size_t(row0 + line) * o.width + first_k;
-        const size_t next_tile = size_t(TILE_V) * o.width;
-        const int rows = int(o.rows) - int(row0 + line);
-        int tokens = int(min(o.vocab, end)) - int(begin + token_of(line));  // that exist from this thread's first on
-        unsigned k = 0, left = (end - begin + TILE_V - 1) / TILE_V;  // k of the next stage to copy, and tiles from it on
-        // Starts a part of the stage's copies: number `part` of `parts`. Copies of lines that do not exist write zeros.
-        auto copies = [&](int part, int parts, unsigned stage) {
-            const bool inside = left > 0 && k + first_k < o.width;
+        Copies source(o, begin, end, row0);
+        typename Tile::Pipeline pipeline(source, memory);
+        for (unsigned v0 = begin; v0 < end; v0 += TILE_V) {
+            Tile::zero();
+            pipeline.multiply(sum, source, o.width);
+            visit(v0);
+        }
+        pipeline.finish();
+    }
+
+private:
+    // The copies of the stages of all tiles, one tile after the other. Eight threads copy the eight vectors of a line: 128
+    // contiguous bytes of a row.
+    struct Copies {
+        static constexpr unsigned LINES = THREADS / 8, COUNT_A = TILE_V / LINES, COUNT_B = ROWS / LINES;
+        static constexpr int LINE_BYTES = TILE_K * int(sizeof(bf16));
+
+        const unsigned width;
+        const unsigned first_k, line, to;       // k, line and offset in bytes of the thread's first vector in a stage
+        const bf16 *from_a, *const from_b;      // that vector in the matrices, in the next stage's tile at k = 0
+        const size_t next_tile;                 // elements from tile to tile
+        const int rows;                         // that exist from this thread's first on
+        int tokens;                             // the same, in the next stage's tile
+        unsigned k, left;                       // k of the next stage, and tiles from its tile on
+
+        __device__ __forceinline__ Copies(const Operands &o, unsigned begin, unsigned end, unsigned row0)
+            : width(o.width),
+              first_k(threadIdx.x % 8 * VECTOR),
+              line(threadIdx.x / 8),
+              to(swizzled(line, threadIdx.x % 8) * sizeof(bf16)),
+              from_a(o.embedding + size_t(begin + token_of(line)) * width + first_k),
+              from_b(o.x + size_t(row0 + line) * width + first_k),
+              next_tile(size_t(TILE_V) * width),
+              rows(int(o.rows) - int(row0 + line)),
+              tokens(int(min(o.vocab, end)) - int(begin + token_of(line))),
+              k(0),
+              left((end - begin + TILE_V - 1) / TILE_V) {}
+
+        // Whether the thread's vectors of the next stage lie in a tile's rows. Copies of lines that do not exist write zeros.
+        using Inside = bool;
+        __device__ __forceinline__ bool inside() const { return left > 0 && k + first_k < width; }
+
+        template <int part, int parts>
+        __device__ __forceinline__ void copies(unsigned stage, bool inside) const {
             const int a = inside ? tokens : 0, b = inside ? rows : 0;
             unroll<COUNT_A>([&](auto i) {
                 constexpr unsigned more = token_of(i.value * LINES);
                 if (i.value % parts == part)
-                    copy_async_at<i.value * LINES * LINE_BYTES>(stage + to, from_a + k + size_t(more) * o.width,
+                    copy_async_at<i.value * LINES * LINE_BYTES>(stage + to, from_a + k + size_t(more) * width,
                                                                 int(more) < a ? 16 : 0);
             });
             unroll<COUNT_B>([&](auto i) {
                 constexpr unsigned more = i.value * LINES;
                 if (i.value % parts == part)
-                    copy_async_at<A_BYTES + more * LINE_BYTES>(stage + to, from_b + k + size_t(more) * o.width,
-                                                               int(more) < b ? 16 : 0);
+                    copy_async_at<Tile::FeedA::BYTES + more * LINE_BYTES>(stage + to, from_b + k + size_t(more) * width,
+                                                                          int(more) < b ? 16 : 0);
             });
-        };
-        auto next = [&] {
+        }
+
+        __device__ __forceinline__ void next() {
             k += TILE_K;
-            if (k >= o.width && left > 0) k = 0, left--, tokens -= TILE_V, from_a += next_tile;
-        };
-        auto advance = [&](unsigned stage) { return stage + STAGE == shared + SHARED ? shared : stage + STAGE; };
-
-        unsigned write = shared, read = shared;
-#pragma unroll
-        for (int s = 0; s < STAGES - 1; s++) {
-            copies(0, 1, write);
-            copy_commit();
-            next();
-            write += STAGE;
+            if (k >= width && left > 0) k = 0, left--, tokens -= TILE_V, from_a += next_tile;
         }
-        using FragmentsA = Fragments<TILE_V, TILE_K, Layout::ROWS, false>;
-        using FragmentsB = Fragments<ROWS, TILE_K, Layout::ROWS, true>;
-        const FragmentsA fragments_a(half() * 64);
-        const FragmentsB fragments_b(warp_column());
-        for (unsigned v0 = begin; v0 < end; v0 += TILE_V) {
-            zero();
-            for (unsigned at = 0; at < o.width; at += TILE_K) {
-                copy_wait<STAGES - 2>();
-                // Barrier: all threads' copies of this stage are complete, and all warps have read the stage before it, which
-                // the copies below overwrite.
-                __syncthreads();
-                unsigned address_a[4], address_b[4], x[2][4][4], y[2][N / 2][4];
-                fragments_a.addresses(address_a, read);
-                fragments_b.addresses(address_b, read + A_BYTES);
-                auto load = [&](auto step) {
-                    constexpr int s = step.value;
-                    unroll<4>([&](auto i) { FragmentsA::template load<i.value, s>(x[s % 2][i.value], address_a); });
-                    unroll<N / 2>([&](auto j) { FragmentsB::template load<j.value, s>(y[s % 2][j.value], address_b); });
-                };
-                load(Int<0>{});
-                unroll<TILE_K / 16>([&](auto step) {
-                    constexpr int s = step.value, STEPS = TILE_K / 16;
-                    // Loads the fragments of the next step while this step's are multiplied, and starts copies in the first
-                    // half of the steps, because where STAGES is 2 they must complete in the second half.
-                    if constexpr (s + 1 < STEPS) load(Int<s + 1>{});
-                    if constexpr (s < STEPS / 2) copies(s, STEPS / 2, write);
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-#pragma unroll
-                        for (int n = 0; n < N; n++)
-                            mma(sum[i][n], x[s % 2][i], y[s % 2][n / 2][n % 2 * 2], y[s % 2][n / 2][n % 2 * 2 + 1]);
-                });
-                copy_commit();
-                next();
-                read = advance(read);
-                write = advance(write);
-            }
-            visit(v0);
-        }
-        // The copies behind the last stage read nothing, but they write zeros.
-        copy_wait<0>();
-        // Barrier: no thread reads the stages or copies to them any more.
-        __syncthreads();
-    }
-
-private:
-    __device__ __forceinline__ void zero() {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int c = 0; c < 4; c++) sum[i][n][c] = 0;
-    }
+    };
 };
 
 // ------------------------------------------------------------------------------------------------------- of one logit

@@ -1,6 +1,6 @@
 // A block's tile of a matrix product: C[m, n] += sum over k of A[m, k] B[n, k]. The M x N tile of C is held in the registers of
 // the block's threads; operands are bf16, sums f32. The kernels of matmul.cu are this tile with different epilogues;
-// lm_head.cuh uses its fragments and copies.
+// that of lm_head.cuh has another source of copies for the pipeline.
 //
 // **One chain.** Every element of C is one chain of m16n8k16 products in ascending k, whatever the shape of the tile, the
 // tile's position in the matrix, and the rest of the batch. The bits of an element are a function of its row of A, its row of B
@@ -231,7 +231,13 @@ struct Tile {
     // sum[i][j] in the layout of mma's c: {(r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1)}, r = row(i), c = column(j).
     float sum[MT][NT][4];
 
-    __device__ __forceinline__ Tile() {
+    __device__ __forceinline__ Tile() { zero(); }
+
+    // Sums that are not set, for those who zero them themselves.
+    enum Unset { UNSET };
+    __device__ __forceinline__ explicit Tile(Unset) {}
+
+    __device__ __forceinline__ void zero() {
 #pragma unroll
         for (int i = 0; i < MT; i++)
 #pragma unroll
@@ -247,65 +253,99 @@ struct Tile {
     static __device__ __forceinline__ int row(int i) { return warp_row() + i * 16 + int(threadIdx.x % WARP) / 4; }
     static __device__ __forceinline__ int column(int j) { return warp_column() + j * 8 + int(threadIdx.x) % 4 * 2; }
 
+    // The pipeline of stages. Its source S of copies has
+    //     S::Inside inside() const                                 what of the next stage exists in the matrices
+    //     void copies<part, parts>(unsigned stage, S::Inside)      starts number `part` of `parts` parts of its copies
+    //     void next()                                              goes on to the stage behind it
+    // A lies at the beginning of a stage and B behind it, both as Feed stores them. Elements that do not exist are zeros. The pipeline
+    // also asks for stages behind the last one; no warp reads them.
+    struct Pipeline {
+        const unsigned begin, end;  // of the stages
+        unsigned read, write;       // the stage to multiply next, and the stage to copy to next
+        FragmentsA a;
+        FragmentsB b;
+
+        // Starts the copies of all stages but one.
+        template <typename S>
+        __device__ __forceinline__ Pipeline(S &source, void *memory)
+            : begin(shared_address(memory)),
+              end(begin + SHARED),
+              read(begin),
+              write(begin),
+              a(warp_row()),
+              b(warp_column()) {
+#pragma unroll
+            for (int s = 0; s < STAGES - 1; s++) {
+                source.template copies<0, 1>(write, source.inside());
+                copy_commit();
+                source.next();
+                write += STAGE;
+            }
+        }
+
+        // sum += A B^T over the next k, rounded up to whole stages, while copies fill the stages after them.
+        template <typename S>
+        __device__ __forceinline__ void multiply(float (&sum)[MT][NT][4], S &source, int k) {
+            // Variables, because with members in their place nvcc 13.2 orders the loop's instructions otherwise.
+            const unsigned shared = begin, shared_end = end;
+            unsigned from = read, to = write;
+#pragma unroll 1  // the body is long: a copy of it would only cost instruction cache
+            for (int at = 0; at < k; at += DEPTH) {
+                copy_wait<STAGES - 2>();
+                // Barrier: all threads' copies of this stage are complete, and all warps have read the stage before it, which
+                // the copies below overwrite.
+                __syncthreads();
+                unsigned address_a[4], address_b[4];
+                a.addresses(address_a, from);
+                b.addresses(address_b, from + FeedA::BYTES);
+                unsigned x[2][MT][4], y[2][NT / 2][4];
+                load<0>(x[0], y[0], address_a, address_b);
+                const auto inside = source.inside();
+                unroll<STEPS>([&](auto step) {
+                    constexpr int s = decltype(step)::value;
+                    // Loads the fragments of the next step while this step's are multiplied.
+                    if constexpr (s + 1 < STEPS) load<s + 1>(x[(s + 1) % 2], y[(s + 1) % 2], address_a, address_b);
+                    // Copies are spread over the steps of the first half, because they then do not delay the products and,
+                    // where STAGES is 2, have the time of the second half to complete.
+                    if constexpr (s < STEPS / 2) source.template copies<s, STEPS / 2>(to, inside);
+#pragma unroll
+                    for (int i = 0; i < MT; i++)
+#pragma unroll
+                        for (int j = 0; j < NT; j++)
+                            mma(sum[i][j], x[s % 2][i], y[s % 2][j / 2][j % 2 * 2], y[s % 2][j / 2][j % 2 * 2 + 1]);
+                });
+                copy_commit();
+                source.next();
+                from = from + STAGE == shared_end ? shared : from + STAGE;
+                to = to + STAGE == shared_end ? shared : to + STAGE;
+            }
+            read = from;
+            write = to;
+        }
+
+        // Waits for the copies behind the last stage: they read nothing, but they write zeros. Afterwards the block may use the
+        // memory for anything.
+        static __device__ __forceinline__ void finish() {
+            copy_wait<0>();
+            // Barrier: no thread reads the stages or copies to them any more.
+            __syncthreads();
+        }
+
+    private:
+        template <int step>
+        static __device__ __forceinline__ void load(unsigned (&x)[MT][4], unsigned (&y)[NT / 2][4],
+                                                    const unsigned (&address_a)[4], const unsigned (&address_b)[4]) {
+            unroll<MT>([&](auto i) { FragmentsA::template load<i.value, step>(x[i.value], address_a); });
+            unroll<NT / 2>([&](auto j) { FragmentsB::template load<j.value, step>(y[j.value], address_b); });
+        }
+    };
+
     // sum += A B^T over k. All threads of the block call it. Afterwards the block may use `memory` for anything.
     __device__ __forceinline__ void multiply(const Operand &a, const Operand &b, int k, void *memory) {
-        const unsigned shared = shared_address(memory), end = shared + SHARED;
-        FeedA feed_a(a);
-        FeedB feed_b(b);
-        const FragmentsA fragments_a(warp_row());
-        const FragmentsB fragments_b(warp_column());
-
-        // Elements of k from the next stage to copy on. The copies of stages beyond k write zeros that no warp reads.
-        int left = k;
-        unsigned write = shared;
-#pragma unroll
-        for (int s = 0; s < STAGES - 1; s++) {
-            const int lines_a = feed_a.lines(left), lines_b = feed_b.lines(left);
-            unroll<FeedA::COUNT>([&](auto i) { feed_a.template copy<i.value>(write, lines_a); });
-            unroll<FeedB::COUNT>([&](auto i) { feed_b.template copy<i.value>(write + FeedA::BYTES, lines_b); });
-            copy_commit();
-            next(feed_a, feed_b, left);
-            write += STAGE;
-        }
-        unsigned read = shared;
-#pragma unroll 1  // the body is long: a copy of it would only cost instruction cache
-        for (int at = 0; at < k; at += DEPTH) {
-            copy_wait<STAGES - 2>();
-            // Barrier: all threads' copies of this stage are complete, and all warps have read the stage before it, which the
-            // copies below overwrite.
-            __syncthreads();
-            unsigned address_a[4], address_b[4];
-            fragments_a.addresses(address_a, read);
-            fragments_b.addresses(address_b, read + FeedA::BYTES);
-            unsigned x[2][MT][4], y[2][NT / 2][4];
-            load<0>(x[0], y[0], address_a, address_b);
-            const int lines_a = feed_a.lines(left), lines_b = feed_b.lines(left);
-            unroll<STEPS>([&](auto step) {
-                constexpr int s = decltype(step)::value;
-                // Loads the fragments of the next step while this step's are multiplied.
-                if constexpr (s + 1 < STEPS) load<s + 1>(x[(s + 1) % 2], y[(s + 1) % 2], address_a, address_b);
-                // Copies are spread over the steps of the first half, because they then do not delay the products and,
-                // where STAGES is 2, have the time of the second half to complete.
-                unroll<share(FeedA::COUNT, s)>([&](auto i) {
-                    feed_a.template copy<begin(FeedA::COUNT, s) + i.value>(write, lines_a);
-                });
-                unroll<share(FeedB::COUNT, s)>([&](auto i) {
-                    feed_b.template copy<begin(FeedB::COUNT, s) + i.value>(write + FeedA::BYTES, lines_b);
-                });
-#pragma unroll
-                for (int i = 0; i < MT; i++)
-#pragma unroll
-                    for (int j = 0; j < NT; j++)
-                        mma(sum[i][j], x[s % 2][i], y[s % 2][j / 2][j % 2 * 2], y[s % 2][j / 2][j % 2 * 2 + 1]);
-            });
-            copy_commit();
-            next(feed_a, feed_b, left);
-            read = read + STAGE == end ? shared : read + STAGE;
-            write = write + STAGE == end ? shared : write + STAGE;
-        }
-        copy_wait<0>();
-        // Barrier: no thread reads the stages or copies to them any more.
-        __syncthreads();
+        Feeds source{FeedA(a), FeedB(b), k};
+        Pipeline pipeline(source, memory);
+        pipeline.multiply(sum, source, k);
+        pipeline.finish();
     }
 
     // Calls f(m, n, C[m, n], C[m, n + 1]) for each pair of neighbours that this thread holds; m and n count in the tile.
@@ -434,22 +474,30 @@ private:
         return odd ? make_float4(p, q, c[2], c[3]) : make_float4(c[0], c[1], p, q);
     }
 
-    // Number of the first of `count` copies that step s starts, and how many it starts.
-    static __host__ __device__ constexpr int begin(int count, int s) {
-        return s < STEPS / 2 ? count * s / (STEPS / 2) : count;
-    }
-    static __host__ __device__ constexpr int share(int count, int s) { return begin(count, s + 1) - begin(count, s); }
+    // The copies of two operands in memory.
+    struct Feeds {
+        FeedA a;
+        FeedB b;
+        int left;  // elements of k from the next stage on
 
-    static __device__ __forceinline__ void next(FeedA &a, FeedB &b, int &left) {
-        a.next();
-        b.next();
-        left -= DEPTH;
-    }
+        struct Inside {
+            int a, b;  // lines
+        };
 
-    template <int step>
-    static __device__ __forceinline__ void load(unsigned (&x)[MT][4], unsigned (&y)[NT / 2][4],
-                                                const unsigned (&address_a)[4], const unsigned (&address_b)[4]) {
-        unroll<MT>([&](auto i) { FragmentsA::template load<i.value, step>(x[i.value], address_a); });
-        unroll<NT / 2>([&](auto j) { FragmentsB::template load<j.value, step>(y[j.value], address_b); });
-    }
+        __device__ __forceinline__ Inside inside() const { return {a.lines(left), b.lines(left)}; }
+
+        template <int part, int parts>
+        __device__ __forceinline__ void copies(unsigned stage, const Inside &lines) {
+            constexpr int first_a = FeedA::COUNT * part / parts, end_a = FeedA::COUNT * (part + 1) / parts;
+            constexpr int first_b = FeedB::COUNT * part / parts, end_b = FeedB::COUNT * (part + 1) / parts;
+            unroll<end_a - first_a>([&](auto i) { a.template copy<first_a + i.value>(stage, lines.a); });
+            unroll<end_b - first_b>([&](auto i) { b.template copy<first_b + i.value>(stage + FeedA::BYTES, lines.b); });
+        }
+
+        __device__ __forceinline__ void next() {
+            a.next();
+            b.next();
+            left -= DEPTH;
+        }
+    };
 };

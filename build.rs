@@ -1,6 +1,6 @@
 //! Compiles every `kernels/*.cu` to PTX and writes an index of their entry points, so that a launcher that names a
 //! kernel which does not exist does not compile, and of the constants and sizes of structs that a kernel shares with its
-//! launcher, so that each stands in the kernel alone ([`shared`]). Without nvcc the index is the same and the PTX is missing: the program
+//! launcher, so that each stands in the kernel alone (build/source.rs). Without nvcc the index is the same and the PTX is missing: the program
 //! then computes on the CPU alone and says so.
 //!
 //! A release build also holds machine code for [`ARCHITECTURES`], so that its first start waits for no compiler; the
@@ -21,6 +21,11 @@ use std::{env, fs};
 #[allow(unreachable_pub)] // it is the library's
 #[path = "src/device/dependent.rs"]
 mod dependent;
+#[allow(dead_code, unreachable_pub)] // tests use it, and more of an entry point
+#[path = "build/source.rs"]
+mod source;
+
+use source::{EntryPoint, Shared, Value};
 
 /// -arch: runs on Ampere, Ada, Hopper and Blackwell, through the driver's compiler.
 /// -fmad=false: a multiply-add is one where the kernel says `fmaf`. Otherwise ptxas may fuse what it likes, differently
@@ -47,6 +52,7 @@ const VARIABLES: [&str; 5] = ["NVCC", "PATH", "CUDA_HOME", "CUDA_PATH", "NVCC_CC
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/device/dependent.rs");
     println!("cargo:rustc-check-cfg=cfg(has_kernels)");
@@ -304,20 +310,10 @@ fn stem(source: &Path) -> &str {
     source.file_stem().and_then(|s| s.to_str()).expect("kernels have plain names")
 }
 
-/// Names of the entry points: `extern "C" __global__ void [__launch_bounds__(..)] name(`.
-fn entries(source: &Path) -> Vec<String> {
-    let text = fs::read_to_string(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-    text.split("extern \"C\" __global__")
-        .skip(1)
-        .map(|rest| {
-            let rest = rest.trim_start().strip_prefix("void").expect("a kernel returns void").trim_start();
-            let rest = match rest.strip_prefix("__launch_bounds__(") {
-                Some(rest) => rest.split_once(')').expect("__launch_bounds__ closes").1.trim_start(),
-                None => rest,
-            };
-            rest.split_once('(').expect("a kernel has parameters").0.trim().to_owned()
-        })
-        .collect()
+/// The text of a kernel file; a problem that is found in it, as `line: what`, ends the build.
+fn read<T>(path: &Path, f: impl FnOnce(&str) -> Result<T, String>) -> T {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    f(&text).unwrap_or_else(|problem| panic!("{}:{problem}", path.display()))
 }
 
 /// rms_norm_forward -> RmsNormForward.
@@ -326,80 +322,29 @@ fn camel(name: &str) -> String {
     name.split('_').filter(|w| !w.is_empty()).map(word).collect()
 }
 
-/// A file's constants and sizes by name.
-type Shared = BTreeMap<String, u64>;
-
-/// What lines of a .cu or .cuh mark with `// shared`: constants, `constexpr <type> NAME = <number>;`, and the sizes in bytes of
-/// structs, `struct Name {` with `static_assert(sizeof(Name) == <number>);`, which becomes NAME_BYTES.
-fn shared(path: &Path, into: &mut Shared) {
-    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    for (i, line) in text.lines().enumerate() {
-        let Some((code, rest)) = line.split_once("// shared") else { continue };
-        // Not a sentence that begins so.
-        if code.trim().is_empty() || !(rest.is_empty() || rest.starts_with(':')) {
-            continue;
-        }
-        let (name, value) = shared_line(code.trim(), &text).unwrap_or_else(|problem| {
-            panic!("{}:{}: `// shared`: {problem}", path.display(), i + 1);
-        });
-        if let Some(other) = into.insert(name.clone(), value) {
-            assert!(other == value, "{}:{}: `{name}` is {other} elsewhere", path.display(), i + 1);
-        }
-    }
-}
-
-fn shared_line(code: &str, text: &str) -> Result<(String, u64), String> {
-    if let Some(constant) = code.strip_prefix("constexpr ") {
-        let parts = constant.strip_suffix(';').and_then(|c| c.split_once(" = "));
-        let name = parts.and_then(|(declared, _)| declared.split_whitespace().last());
-        let value = parts.and_then(|(_, value)| value.parse().ok());
-        return name
-            .map(str::to_owned)
-            .zip(value)
-            .ok_or_else(|| format!("want `constexpr <type> NAME = <decimal number>;`, not `{code}`"));
-    }
-    let name = code.strip_suffix(" {").filter(|code| code.starts_with("struct "));
-    let name = name.and_then(|code| code.split_whitespace().last());
-    let Some(name) = name else {
-        return Err(format!("stands behind a constexpr or a struct, not `{code}`"));
-    };
-    let size = format!("static_assert(sizeof({name}) == ");
-    let size = text.split_once(&size).and_then(|(_, rest)| rest.split(')').next()?.parse().ok());
-    let size =
-        size.ok_or_else(|| format!("want `static_assert(sizeof({name}) == <number>);` in this file"))?;
-    Ok((format!("{}_BYTES", snake(name).to_uppercase()), size))
-}
-
-/// KeyItem -> key_item.
-fn snake(name: &str) -> String {
-    let mut out = String::new();
-    for c in name.chars() {
-        if c.is_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.extend(c.to_lowercase());
-    }
-    out
-}
-
 /// The module `shared` of the index: a module for each stem.
 fn shared_index() -> String {
     let mut stems: BTreeMap<String, Shared> = BTreeMap::new();
     for entry in fs::read_dir("kernels").expect("kernels/ is part of the project") {
         let path = entry.expect("kernels/ can be read").path();
         if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
-            shared(&path, stems.entry(stem(&path).to_owned()).or_default());
+            let shared = stems.entry(stem(&path).to_owned()).or_default();
+            read(&path, |text| source::add_shared(text, shared));
         }
     }
     let mut text = String::from(
-        "/// Constants of kernels, and sizes of structs in bytes (..`_BYTES`), that launchers use: by the stem of the file that\n\
-         /// marks them with `// shared`.\npub mod shared {\n",
+        "/// Constants of kernels, sizes of structs in bytes (..`_BYTES`), and arguments of templates, that launchers use: by the\n\
+         /// stem of the file that marks them with `// shared`.\npub mod shared {\n",
     );
     for (stem, shared) in stems.iter().filter(|(_, shared)| !shared.is_empty()) {
         writeln!(text, "    /// Of kernels/{stem}.cu and kernels/{stem}.cuh.\n    pub mod {stem} {{")
             .expect("a string");
         for (name, value) in shared {
-            writeln!(text, "        /// See there.\n        pub const {name}: usize = {value};")
+            let (of, value) = match value {
+                Value::Number(number) => ("usize".to_owned(), number.to_string()),
+                Value::Numbers(numbers) => (format!("[usize; {}]", numbers.len()), format!("{numbers:?}")),
+            };
+            writeln!(text, "        /// See there.\n        pub const {name}: {of} = {value};")
                 .expect("a string");
         }
         text.push_str("    }\n");
@@ -411,13 +356,13 @@ fn index(sources: &[PathBuf], nvcc: Option<&Path>, cubins: &[Cubin]) -> String {
     let (mut variants, mut names, mut modules) = (String::new(), String::new(), String::new());
     for source in sources {
         let stem = stem(source);
-        let entries = entries(source);
-        for name in &entries {
+        let entries = read(source, source::entries);
+        for EntryPoint { name, .. } in &entries {
             let variant = camel(name);
             writeln!(variants, "    /// `{name}` of kernels/{stem}.cu.\n    {variant},").expect("a string");
             writeln!(names, "            Entry::{variant} => {name:?},").expect("a string");
         }
-        let list: String = entries.iter().map(|name| format!("Entry::{}, ", camel(name))).collect();
+        let list: String = entries.iter().map(|e| format!("Entry::{}, ", camel(&e.name))).collect();
         let ptx = match nvcc {
             Some(_) => format!("Some(include_str!(concat!(env!(\"OUT_DIR\"), \"/{stem}.ptx\")))"),
             None => "None".to_owned(),

@@ -397,7 +397,7 @@ __device__ __forceinline__ void make_dk_dv(
 
 // Adds up the sums of parts of tiles of KEYS x DIM, in ascending order of slots. Grid: (tiles x KEYS DIM / 1024, kv heads, dV and
 // dK); a thread adds 4 columns.
-template <int DIM, int KEYS = STAY>
+template <int DIM, int KEYS>
 __device__ __forceinline__ void add_parts(
     const float *partial, const SumItem *items, bf16 *dk, bf16 *dv, unsigned kv_heads) {
     constexpr unsigned BLOCKS = KEYS * DIM / 4 / THREADS; // of a tile
@@ -994,132 +994,61 @@ __device__ __forceinline__ void make_dq_wide(
 
 } // namespace
 
-// q, o, d_o, dq [T, H, Dh], k, v, dk, dv [T, K, Dh] bf16; lse [T, H] f32; stats [T, H] float2; positions [T].
+// Entry points for heads of DH: q, o, d_o, dq [T, H, Dh], k, v, dk, dv [T, K, Dh] bf16; lse [T, H] f32; stats [T, H] float2;
+// positions [T].
 
-// Dh = 64.
 // Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_64(
-    const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
-    unsigned count) {
-    make_stats<64>(d_o, o, lse, out, count);
-}
+#define STATS(DH)                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_##DH(                                       \
+        const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out, \
+        unsigned count) {                                                                                                  \
+        make_stats<DH>(d_o, o, lse, out, count);                                                                           \
+    }
+
+STATS(64)
+STATS(128)
+STATS(256)
+STATS(512)
 
 // Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_64(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
-    const unsigned *__restrict__ tokens, bf16 *__restrict__ dk, bf16 *__restrict__ dv, float *__restrict__ partial,
-    unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dk_dv<64>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
-}
+#define KEYS(DH, MAKE)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_##DH(                                       \
+        const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o, \
+        const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,      \
+        const unsigned *__restrict__ tokens, bf16 *__restrict__ dk, bf16 *__restrict__ dv, float *__restrict__ partial,   \
+        unsigned heads, unsigned kv_heads, Scores scores) {                                                               \
+        MAKE(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);                    \
+    }
 
-// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_64(
-    const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
-    unsigned kv_heads) {
-    add_parts<64>(partial, items, dk, dv, kv_heads);
-}
+KEYS(64, make_dk_dv<64>)
+KEYS(128, make_dk_dv<128>)
+KEYS(256, make_dk_dv<256>)
+KEYS(512, make_dk_dv_wide)
 
-// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_64(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
-    bf16 *__restrict__ dq, unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dq<64>(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
-}
+// ROWS: keys of a block of the kernel before.
+// Launched by cuda/attention_backward.rs: backward; grid (sum items ROWS Dh / 1024, K, 2), 256 threads.
+#define SUM(DH, ROWS)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_##DH(                                          \
+        const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv, \
+        unsigned kv_heads) {                                                                                                \
+        add_parts<DH, ROWS>(partial, items, dk, dv, kv_heads);                                                              \
+    }
 
-// Dh = 128.
-// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_128(
-    const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
-    unsigned count) {
-    make_stats<128>(d_o, o, lse, out, count);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_128(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
-    const unsigned *__restrict__ tokens, bf16 *__restrict__ dk, bf16 *__restrict__ dv, float *__restrict__ partial,
-    unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dk_dv<128>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_128(
-    const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
-    unsigned kv_heads) {
-    add_parts<128>(partial, items, dk, dv, kv_heads);
-}
+SUM(64, STAY)
+SUM(128, STAY)
+SUM(256, STAY)
+SUM(512, WIDE_KEYS)
 
 // Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_128(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
-    bf16 *__restrict__ dq, unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dq<128>(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
-}
+#define QUERIES(DH, MAKE)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_##DH(                                    \
+        const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o, \
+        const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,      \
+        bf16 *__restrict__ dq, unsigned heads, unsigned kv_heads, Scores scores) {                                        \
+        MAKE(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);                                            \
+    }
 
-// Dh = 256.
-// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_256(
-    const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
-    unsigned count) {
-    make_stats<256>(d_o, o, lse, out, count);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_256(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
-    const unsigned *__restrict__ tokens, bf16 *__restrict__ dk, bf16 *__restrict__ dv, float *__restrict__ partial,
-    unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dk_dv<256>(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 16, K, 2), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_256(
-    const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
-    unsigned kv_heads) {
-    add_parts<256>(partial, items, dk, dv, kv_heads);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_256(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
-    bf16 *__restrict__ dq, unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dq<256>(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
-}
-
-// Dh = 512.
-// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_512(
-    const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out,
-    unsigned count) {
-    make_stats<WIDE>(d_o, o, lse, out, count);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_512(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const unsigned *__restrict__ positions, const KeyItem *__restrict__ items,
-    const unsigned *__restrict__ tokens, bf16 *__restrict__ dk, bf16 *__restrict__ dv, float *__restrict__ partial,
-    unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dk_dv_wide(q, k, v, d_o, stats, positions, items, tokens, dk, dv, partial, heads, kv_heads, scores);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (sum items Dh / 32, K, 2), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_512(
-    const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv,
-    unsigned kv_heads) {
-    add_parts<WIDE, WIDE_KEYS>(partial, items, dk, dv, kv_heads);
-}
-
-// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_512(
-    const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o,
-    const float2 *__restrict__ stats, const QueryItem *__restrict__ items, const ChainItem *__restrict__ chains,
-    bf16 *__restrict__ dq, unsigned heads, unsigned kv_heads, Scores scores) {
-    make_dq_wide(q, k, v, d_o, stats, items, chains, dq, heads, kv_heads, scores);
-}
+QUERIES(64, make_dq<64>)
+QUERIES(128, make_dq<128>)
+QUERIES(256, make_dq<256>)
+QUERIES(512, make_dq_wide)

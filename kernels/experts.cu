@@ -294,26 +294,18 @@ __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate_up, bf16
     store_geglu<P>(x, w, w + size_t(features) * in, h, gate, up, at.row, at.end, at.column * (P::N / 2), features, in, memory);
 }
 
-// Launched by cuda/experts.rs: geglu_forward; grid (tiles of rows, at most, times 2 Fe / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_geglu_forward_32x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate_up, bf16 *__restrict__ h, bf16 *__restrict__ gate,
-    bf16 *__restrict__ up, const unsigned *__restrict__ first, unsigned experts, unsigned features, unsigned in) {
-    geglu<Tile32x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate_up, h, gate, up, first, experts, features, in);
-}
+// Launched by cuda/experts.rs: geglu_forward; grid (tiles of rows, at most, times 2 Fe / N), P::THREADS threads.
+#define GEGLU_FORWARD(TILE)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::INTERLEAVED>::THREADS)                   \
+        experts_geglu_forward_##TILE(const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate_up, bf16 *__restrict__ h, \
+                                     bf16 *__restrict__ gate, bf16 *__restrict__ up, const unsigned *__restrict__ first,   \
+                                     unsigned experts, unsigned features, unsigned in) {                                   \
+        geglu<Tile##TILE<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate_up, h, gate, up, first, experts, features, in);     \
+    }
 
-// Launched by cuda/experts.rs: geglu_forward; grid (tiles of rows, at most, times 2 Fe / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_geglu_forward_64x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate_up, bf16 *__restrict__ h, bf16 *__restrict__ gate,
-    bf16 *__restrict__ up, const unsigned *__restrict__ first, unsigned experts, unsigned features, unsigned in) {
-    geglu<Tile64x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate_up, h, gate, up, first, experts, features, in);
-}
-
-// Launched by cuda/experts.rs: geglu_forward; grid (tiles of rows, at most, times 2 Fe / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_geglu_forward_128x128(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate_up, bf16 *__restrict__ h, bf16 *__restrict__ gate,
-    bf16 *__restrict__ up, const unsigned *__restrict__ first, unsigned experts, unsigned features, unsigned in) {
-    geglu<Tile128x128<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate_up, h, gate, up, first, experts, features, in);
-}
+GEGLU_FORWARD(32x64)
+GEGLU_FORWARD(64x64)
+GEGLU_FORWARD(128x128)
 
 // x [T G, in], w [E, out, in], y [T G, out].
 template <typename P>
@@ -325,26 +317,17 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *w, bf16 *y, c
     store_product<P>(x, w + size_t(at.expert) * out * in, y, at.row, at.end, at.column * P::N, out, in, memory);
 }
 
-// Launched by cuda/experts.rs: matmul_forward; grid (tiles of rows, at most, times D / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_forward_32x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, const unsigned *__restrict__ first,
-    unsigned experts, unsigned out, unsigned in) {
-    forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, w, y, first, experts, out, in);
-}
+// Launched by cuda/experts.rs: matmul_forward; grid (tiles of rows, at most, times D / N), P::THREADS threads.
+#define FORWARD(TILE)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::ROWS>::THREADS)                        \
+        experts_matmul_forward_##TILE(const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y,      \
+                                      const unsigned *__restrict__ first, unsigned experts, unsigned out, unsigned in) { \
+        forward<Tile##TILE<Layout::ROWS, Layout::ROWS>>(x, w, y, first, experts, out, in);                               \
+    }
 
-// Launched by cuda/experts.rs: matmul_forward; grid (tiles of rows, at most, times D / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_forward_64x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, const unsigned *__restrict__ first,
-    unsigned experts, unsigned out, unsigned in) {
-    forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, w, y, first, experts, out, in);
-}
-
-// Launched by cuda/experts.rs: matmul_forward; grid (tiles of rows, at most, times D / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_forward_128x128(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, const unsigned *__restrict__ first,
-    unsigned experts, unsigned out, unsigned in) {
-    forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, w, y, first, experts, out, in);
-}
+FORWARD(32x64)
+FORWARD(64x64)
+FORWARD(128x128)
 
 // dX [T G, in] = dY W: dY [T G, out], W [E, out, in].
 template <typename P>
@@ -360,19 +343,17 @@ __device__ __forceinline__ void backward_input(const bf16 *dy, const bf16 *w, bf
     p.store(dx + size_t(at.row) * in + n, in, at.end - at.row, in - n);
 }
 
-// Launched by cuda/experts.rs: matmul_backward_input; grid (tiles of rows, at most, times in / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_input_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, bf16 *__restrict__ dx, const unsigned *__restrict__ first,
-    unsigned experts, unsigned out, unsigned in) {
-    backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, first, experts, out, in);
-}
+// Launched by cuda/experts.rs: matmul_backward_input; grid (tiles of rows, at most, times in / N), P::THREADS threads.
+#define BACKWARD_INPUT(TILE)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::COLUMNS>::THREADS)                         \
+        experts_matmul_backward_input_##TILE(const bf16 *__restrict__ dy, const bf16 *__restrict__ w, bf16 *__restrict__ dx, \
+                                             const unsigned *__restrict__ first, unsigned experts, unsigned out,             \
+                                             unsigned in) {                                                                  \
+        backward_input<Tile##TILE<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, first, experts, out, in);                       \
+    }
 
-// Launched by cuda/experts.rs: matmul_backward_input; grid (tiles of rows, at most, times in / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_input_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ w, bf16 *__restrict__ dx, const unsigned *__restrict__ first,
-    unsigned experts, unsigned out, unsigned in) {
-    backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(dy, w, dx, first, experts, out, in);
-}
+BACKWARD_INPUT(64x64)
+BACKWARD_INPUT(128x128)
 
 // dW [E, out, in] += dY^T X of each expert's rows: dY [T G, out], X [T G, in]. What no row of an expert adds to stays as it is. Grid:
 // (tiles of in, tiles of out, experts).
@@ -386,33 +367,18 @@ __device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, W
                     blockIdx.y * P::M, out, out, blockIdx.x * P::N, in, memory);
 }
 
-// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 64, out / 64, E), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, const unsigned *__restrict__ first,
-    unsigned out, unsigned in) {
-    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
-}
+// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / N, out / M, E), P::THREADS threads.
+#define BACKWARD_WEIGHT(NAME, TILE, W)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>::THREADS)                    \
+        experts_matmul_backward_weight_##NAME(const bf16 *__restrict__ dy, const bf16 *__restrict__ x, W *__restrict__ dw, \
+                                              const unsigned *__restrict__ first, unsigned out, unsigned in) {             \
+        backward_weight<Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);                          \
+    }
 
-// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 128, out / 128, E), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, const unsigned *__restrict__ first,
-    unsigned out, unsigned in) {
-    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
-}
-
-// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 64, out / 64, E), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_bf16_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, const unsigned *__restrict__ first,
-    unsigned out, unsigned in) {
-    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
-}
-
-// Launched by cuda/experts.rs: matmul_backward_weight; grid (in / 128, out / 128, E), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) experts_matmul_backward_weight_bf16_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, const unsigned *__restrict__ first,
-    unsigned out, unsigned in) {
-    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, first, out, in);
-}
+BACKWARD_WEIGHT(64x64, 64x64, float)
+BACKWARD_WEIGHT(128x128, 128x128, float)
+BACKWARD_WEIGHT(bf16_64x64, 64x64, bf16)
+BACKWARD_WEIGHT(bf16_128x128, 128x128, bf16)
 
 // A warp for each row. With w the weight of its route: d_weight = dh . h, weighted = w h, and the gradients of gate and up from
 // w dh. dh, gate, up, h and weighted [T G, features], d_gate_up [T G, 2 features]; weights and d_weights by route.

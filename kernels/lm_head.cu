@@ -172,26 +172,26 @@ __device__ __forceinline__ void sample(const Operands &o, const Head &head, cons
     }
 }
 
-using Rows16 = Walk<16, 1, 4>;
-using Rows32 = Walk<32, 2, 4>;
-using Rows64 = Walk<64, 4, 3>;
+using Walk16 = Walk<16, 1, 4>;  // shared
+using Walk32 = Walk<32, 2, 4>;  // shared
+using Walk64 = Walk<64, 4, 3>;  // shared
 
 // Launched by cuda/lm_head.rs: sample_all; grid (R / 16, chunks), 64 threads.
 extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_16(Operands o, Head head, const Draw *draws,
                                                                       Sum *sums, uint4 *best) {
-    sample<Rows16>(o, head, draws, sums, best);
+    sample<Walk16>(o, head, draws, sums, best);
 }
 
 // Launched by cuda/lm_head.rs: sample_all; grid (R / 32, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_sample_32(Operands o, Head head, const Draw *draws, Sum *sums,
                                                                     uint4 *best) {
-    sample<Rows32>(o, head, draws, sums, best);
+    sample<Walk32>(o, head, draws, sums, best);
 }
 
 // Launched by cuda/lm_head.rs: sample_all; grid (R / 64, chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_64(Operands o, Head head, const Draw *draws,
                                                                        Sum *sums, uint4 *best) {
-    sample<Rows64>(o, head, draws, sums, best);
+    sample<Walk64>(o, head, draws, sums, best);
 }
 
 // Merging chunks: a block of 256 threads takes 8 rows. Thread (slot, row) merges the chunks slot, slot + 32, ... in ascending
@@ -285,19 +285,19 @@ __device__ __forceinline__ void write_logits(const Operands &o, const Head &head
 // Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 64 threads.
 extern "C" __global__ void __launch_bounds__(64, 2) lm_head_sample_logits_16(Operands o, Head head, Sum *sums,
                                                                              float *logits, unsigned length) {
-    write_logits<Rows16>(o, head, sums, logits, length);
+    write_logits<Walk16>(o, head, sums, logits, length);
 }
 
 // Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_sample_logits_32(Operands o, Head head, Sum *sums,
                                                                            float *logits, unsigned length) {
-    write_logits<Rows32>(o, head, sums, logits, length);
+    write_logits<Walk32>(o, head, sums, logits, length);
 }
 
 // Launched by cuda/lm_head.rs: sample_truncated; grid (1, chunks), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 2) lm_head_sample_logits_64(Operands o, Head head, Sum *sums,
                                                                               float *logits, unsigned length) {
-    write_logits<Rows64>(o, head, sums, logits, length);
+    write_logits<Walk64>(o, head, sums, logits, length);
 }
 
 // A row's largest logit and log-sum-exp.
@@ -754,7 +754,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) lm_head_sample_truncated(
 
 // A warp has 64 x 64 logits. A block takes 64 KiB of shared memory, so that an SM with 128 KiB holds two blocks, of which one
 // multiplies while the other finishes its logits.
-using Rows128 = Walk<128, 2, 2>;
+using Walk128 = Walk<128, 2, 2>;  // shared
 
 // found[target.index] = the target's finished logit. sums as for `sample`. logits [rows][ld] receives the logits before they are
 // finished, where ld is the number of tokens of all chunks; null if they are not kept.
@@ -763,7 +763,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operan
                                                                           Sum *__restrict__ sums,
                                                                           float *__restrict__ found,
                                                                           float *__restrict__ logits, unsigned ld) {
-    using W = Rows128;
+    using W = Walk128;
     const unsigned row0 = blockIdx.x * W::ROWS, begin = blockIdx.y * CHUNK, end = min(begin + CHUNK, o.vocab);
     const unsigned list = blockIdx.y * gridDim.x + blockIdx.x;
     const unsigned first = targets.offsets[list], last = targets.offsets[list + 1];
@@ -870,7 +870,7 @@ struct Share {
 
 // Launched by cuda/lm_head.rs: logprob_backward_within; grid (R / 128, chunks of the range), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Operands o, Head head, Gradient g) {
-    using W = Rows128;
+    using W = Walk128;
     const Share<W> share(g, o.vocab);
     W w;
     w.tiles(o, share.begin, share.end, share.row0, memory,
@@ -882,7 +882,7 @@ extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward(Opera
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_backward_kept(Operands o, Head head, Gradient g,
                                                                                 const float *__restrict__ logits,
                                                                                 unsigned kept_ld) {
-    using W = Rows128;
+    using W = Walk128;
     const Share<W> share(g, o.vocab);
     W w;
     for (unsigned v0 = share.begin; v0 < share.end; v0 += TILE_V) {

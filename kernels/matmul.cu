@@ -81,41 +81,19 @@ __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, u
     store_product<P>(x, own.w, own.y, blockIdx.x * P::M, tokens, (blockIdx.y - own.first) * P::N, own.out, in, memory);
 }
 
-// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 16 of all weights), 64 threads.
-extern "C" __global__ void __launch_bounds__(64) matmul_forward_32x16(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile32x16<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
+// Launched by cuda/matmul.rs: forward; grid (T / M, features / N of all weights), P::THREADS threads.
+#define FORWARD(TILE)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::ROWS>::THREADS) matmul_forward_##TILE( \
+        const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {                               \
+        forward<Tile##TILE<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);                                         \
+    }
 
-// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 32 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x32(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile32x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
-
-// Launched by cuda/matmul.rs: forward; grid (T / 32, features / 64 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_forward_32x64(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
-
-// Launched by cuda/matmul.rs: forward; grid (T / 64, features / 32 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x32(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile64x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
-
-// Launched by cuda/matmul.rs: forward; grid (T / 64, features / 64 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_forward_64x64(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
-
-// Launched by cuda/matmul.rs: forward; grid (T / 128, features / 128 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_forward_128x128(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {
-    forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in);
-}
+FORWARD(32x16)
+FORWARD(32x32)
+FORWARD(32x64)
+FORWARD(64x32)
+FORWARD(64x64)
+FORWARD(128x128)
 
 // What low-rank adapters add to the product of weight i: H_i B_i^T, with H_i [T, rank] and B_i [out_i, rank]. h[i] is null if there
 // is no such adapter.
@@ -148,41 +126,20 @@ __device__ __forceinline__ void low_rank_forward(const bf16 *x, const Weights &w
     p.store(own.y + size_t(m) * own.out + n, own.out, tokens - m, own.out - n);
 }
 
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 16 of all weights), 64 threads.
-extern "C" __global__ void __launch_bounds__(64) matmul_low_rank_forward_32x16(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile32x16<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
+// Launched by cuda/matmul.rs: launch_forward; grid (T / M, features / N of all weights), P::THREADS threads.
+#define LOW_RANK_FORWARD(TILE)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::ROWS>::THREADS)                       \
+        matmul_low_rank_forward_##TILE(const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, \
+                                       const LowRank low_rank) {                                                        \
+        low_rank_forward<Tile##TILE<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);                     \
+    }
 
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 32 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_32x32(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile32x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
-
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 32, features / 64 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_32x64(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile32x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
-
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 64, features / 32 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_64x32(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile64x32<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
-
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 64, features / 64 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_64x64(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile64x64<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
-
-// Launched by cuda/matmul.rs: launch_forward; grid (T / 128, features / 128 of all weights), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_low_rank_forward_128x128(
-    const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in, const LowRank low_rank) {
-    low_rank_forward<Tile128x128<Layout::ROWS, Layout::ROWS>>(x, weights, tokens, in, low_rank);
-}
+LOW_RANK_FORWARD(32x16)
+LOW_RANK_FORWARD(32x32)
+LOW_RANK_FORWARD(32x64)
+LOW_RANK_FORWARD(64x32)
+LOW_RANK_FORWARD(64x64)
+LOW_RANK_FORWARD(128x128)
 
 // Grid as in `forward`, with N / 2 features for each tile.
 template <typename P>
@@ -192,26 +149,17 @@ __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const b
     store_geglu<P>(x, w_gate, w_up, h, gate, up, blockIdx.x * P::M, tokens, blockIdx.y * (P::N / 2), features, in, memory);
 }
 
-// Launched by cuda/matmul.rs: geglu_forward; grid (T / 32, 2 F / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) geglu_forward_32x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
-    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile32x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
-}
+// Launched by cuda/matmul.rs: geglu_forward; grid (T / M, 2 F / N), P::THREADS threads.
+#define GEGLU_FORWARD(TILE)                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::INTERLEAVED>::THREADS) geglu_forward_##TILE( \
+        const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,      \
+        bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {                     \
+        geglu<Tile##TILE<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);              \
+    }
 
-// Launched by cuda/matmul.rs: geglu_forward; grid (T / 64, 2 F / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) geglu_forward_64x64(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
-    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile64x64<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
-}
-
-// Launched by cuda/matmul.rs: geglu_forward; grid (T / 128, 2 F / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) geglu_forward_128x128(
-    const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,
-    bf16 *__restrict__ gate, bf16 *__restrict__ up, unsigned tokens, unsigned features, unsigned in) {
-    geglu<Tile128x128<Layout::ROWS, Layout::INTERLEAVED>>(x, w_gate, w_up, h, gate, up, tokens, features, in);
-}
+GEGLU_FORWARD(32x64)
+GEGLU_FORWARD(64x64)
+GEGLU_FORWARD(128x128)
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
@@ -256,17 +204,15 @@ __device__ __forceinline__ void backward_input(const Terms &terms, bf16 *dx, uns
     p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
 }
 
-// Launched by cuda/matmul.rs: backward_input; grid (T / 64, in / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_64x64(
-    const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
-    backward_input<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
-}
+// Launched by cuda/matmul.rs: backward_input; grid (T / M, in / N), P::THREADS threads.
+#define BACKWARD_INPUT(TILE)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::COLUMNS>::THREADS)           \
+        matmul_backward_input_##TILE(const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) { \
+        backward_input<Tile##TILE<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);                      \
+    }
 
-// Launched by cuda/matmul.rs: backward_input; grid (T / 128, in / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_128x128(
-    const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) {
-    backward_input<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, dx, tokens, in);
-}
+BACKWARD_INPUT(64x64)
+BACKWARD_INPUT(128x128)
 
 // The same contraction in parts of `length`, a multiple of 64: partials [parts][T, in] in f32. The caller may pass k in several
 // ranges, one for each launch, of which this one begins at k = `first`, a multiple of 16. A part that an earlier range began is
@@ -284,17 +230,16 @@ __device__ __forceinline__ void backward_input_part(const Terms &terms, float *p
     p.store(partial, in, tokens - m, in - n);
 }
 
-// Launched by cuda/matmul.rs: launch; grid (T / 64, in / 64, parts of the range), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_64x64(
-    const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
-    backward_input_part<Tile64x64<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
-}
+// Launched by cuda/matmul.rs: launch; grid (T / M, in / N, parts of the range), P::THREADS threads.
+#define BACKWARD_INPUT_PART(TILE)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::COLUMNS>::THREADS)                     \
+        matmul_backward_input_part_##TILE(const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, \
+                                          unsigned first, unsigned length) {                                             \
+        backward_input_part<Tile##TILE<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);      \
+    }
 
-// Launched by cuda/matmul.rs: launch; grid (T / 128, in / 128, parts of the range), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_input_part_128x128(
-    const Terms terms, float *__restrict__ partials, unsigned tokens, unsigned in, unsigned first, unsigned length) {
-    backward_input_part<Tile128x128<Layout::ROWS, Layout::COLUMNS>>(terms, partials, tokens, in, first, length);
-}
+BACKWARD_INPUT_PART(64x64)
+BACKWARD_INPUT_PART(128x128)
 
 // The sums over the parts, in ascending order, of four neighbouring elements from i on.
 __device__ __forceinline__ float4 sum_parts(const float *partials, unsigned parts, size_t n, size_t i) {
@@ -326,33 +271,18 @@ __device__ __forceinline__ void backward_weight(const bf16 *dy, const bf16 *x, W
     add_gradient<P>(dy, x, dw, tokens, blockIdx.y * P::M, out, ld, blockIdx.x * P::N, in, memory);
 }
 
-// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 64, out / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
-}
+// Launched by cuda/matmul.rs: add_backward_weight; grid (in / N, out / M), P::THREADS threads.
+#define BACKWARD_WEIGHT(NAME, TILE, W)                                                                             \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>::THREADS)            \
+        matmul_backward_weight_##NAME(const bf16 *__restrict__ dy, const bf16 *__restrict__ x, W *__restrict__ dw, \
+                                      unsigned tokens, unsigned out, unsigned ld, unsigned in) {                   \
+        backward_weight<Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);             \
+    }
 
-// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 128, out / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ dw, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
-}
-
-// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 64, out / 64), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_bf16_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_weight<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
-}
-
-// Launched by cuda/matmul.rs: add_backward_weight; grid (in / 128, out / 128), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_bf16_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, bf16 *__restrict__ dw, unsigned tokens, unsigned out,
-    unsigned ld, unsigned in) {
-    backward_weight<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, dw, tokens, out, ld, in);
-}
+BACKWARD_WEIGHT(64x64, 64x64, float)
+BACKWARD_WEIGHT(128x128, 128x128, float)
+BACKWARD_WEIGHT(bf16_64x64, 64x64, bf16)
+BACKWARD_WEIGHT(bf16_128x128, 128x128, bf16)
 
 // The same contraction in parts of `length` tokens: partials [parts][out, in] in f32. Grid: (tiles of in, tiles of out,
 // parts).
@@ -367,19 +297,16 @@ __device__ __forceinline__ void backward_weight_part(const bf16 *dy, const bf16 
     p.store(partials + (size_t(blockIdx.z) * out + m) * in + n, in, out - m, in - n);
 }
 
-// Launched by cuda/matmul.rs: backward_weight; grid (in / 64, out / 64, parts), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_64x64(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
-    unsigned out, unsigned ld, unsigned in, unsigned length) {
-    backward_weight_part<Tile64x64<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
-}
+// Launched by cuda/matmul.rs: backward_weight; grid (in / N, out / M, parts), P::THREADS threads.
+#define BACKWARD_WEIGHT_PART(TILE)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>::THREADS)                           \
+        matmul_backward_weight_part_##TILE(const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, \
+                                           unsigned tokens, unsigned out, unsigned ld, unsigned in, unsigned length) {            \
+        backward_weight_part<Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);         \
+    }
 
-// Launched by cuda/matmul.rs: backward_weight; grid (in / 128, out / 128, parts), 128 threads.
-extern "C" __global__ void __launch_bounds__(128) matmul_backward_weight_part_128x128(
-    const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, unsigned tokens,
-    unsigned out, unsigned ld, unsigned in, unsigned length) {
-    backward_weight_part<Tile128x128<Layout::COLUMNS, Layout::COLUMNS>>(dy, x, partials, tokens, out, ld, in, length);
-}
+BACKWARD_WEIGHT_PART(64x64)
+BACKWARD_WEIGHT_PART(128x128)
 
 // dW += the sum of its parts. n elements, a multiple of 8.
 // Launched by cuda/matmul.rs: add_parts; grid (n / 1024), 256 threads.

@@ -6,17 +6,17 @@
 
 // The variants; LA and LB are the layouts of the operands.
 template <Layout LA, Layout LB>
-using Tile32x16 = Tile<32, 16, 2, 1, 64, 12, LA, LB>;
+using Tile32x16 = Tile<32, 16, 2, 1, 64, 12, LA, LB>;  // shared
 template <Layout LA, Layout LB>
-using Tile32x32 = Tile<32, 32, 2, 2, 128, 5, LA, LB>;
+using Tile32x32 = Tile<32, 32, 2, 2, 128, 5, LA, LB>;  // shared
 template <Layout LA, Layout LB>
-using Tile32x64 = Tile<32, 64, 2, 2, 64, 4, LA, LB>;
+using Tile32x64 = Tile<32, 64, 2, 2, 64, 4, LA, LB>;  // shared
 template <Layout LA, Layout LB>
-using Tile64x32 = Tile<64, 32, 2, 2, 128, 4, LA, LB>;
+using Tile64x32 = Tile<64, 32, 2, 2, 128, 4, LA, LB>;  // shared
 template <Layout LA, Layout LB>
-using Tile64x64 = Tile<64, 64, 2, 2, 64, 3, LA, LB>;
+using Tile64x64 = Tile<64, 64, 2, 2, 64, 3, LA, LB>;  // shared
 template <Layout LA, Layout LB>
-using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;
+using Tile128x128 = Tile<128, 128, 2, 2, 64, 2, LA, LB>;  // shared
 
 // Y[m .., n ..] = X W^T of the rows m .. end - 1, as many as the tile has: X [.., in], W [out, in], Y [.., out].
 template <typename P>

@@ -41,6 +41,8 @@ mod grid;
 mod inputs;
 #[path = "suite/judging.rs"]
 mod judging;
+#[path = "suite/kernel_source.rs"]
+mod kernel_source;
 #[path = "suite/kernels/mod.rs"]
 mod kernels;
 #[path = "suite/kernels_readme.rs"]

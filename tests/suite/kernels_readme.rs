@@ -5,6 +5,7 @@ use std::fs;
 
 use bon_engine::backend::cuda::entries::{Entry, MODULES};
 
+use crate::kernel_source::source::{EntryPoint, entries};
 use crate::places::checkout;
 
 fn read(path: &str) -> String {
@@ -95,22 +96,19 @@ fn the_table_of_methods_is_that_of_the_tree() {
     assert!(missing.is_empty(), "entry points that no line of the table names: {missing:?}");
 }
 
-/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point; the file has
+/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point or family; the file has
 /// the function and names the entry point, and N is the number of its launch bounds.
 #[test]
 fn every_kernel_names_its_launcher() {
     for module in MODULES {
         let source = read(&format!("kernels/{}.cu", module.name));
         let lines: Vec<&str> = source.lines().collect();
-        for entry in module.entries {
-            let name = entry.name();
+        let found = entries(&source).unwrap();
+        assert_eq!(found.len(), module.entries.len(), "kernels/{}.cu", module.name);
+        for (entry, EntryPoint { name, line, threads: bound }) in module.entries.iter().zip(&found) {
+            assert_eq!(entry.name(), name);
             let what = format!("kernels/{}.cu: {name}", module.name);
-            let declares = |i: &usize| {
-                let text = lines[*i..].iter().take(2).copied().collect::<Vec<_>>().join(" ");
-                lines[*i].starts_with("extern \"C\" __global__") && text.contains(&format!(" {name}("))
-            };
-            let at = (0..lines.len()).find(declares).unwrap_or_else(|| panic!("{what}: not found"));
-            let above = lines[..at].iter().rev();
+            let above = lines[..line - 1].iter().rev();
             let line = above
                 .take_while(|line| line.starts_with("//"))
                 .find_map(|line| line.strip_prefix("// Launched by cuda/"))
@@ -122,12 +120,10 @@ fn every_kernel_names_its_launcher() {
             assert!(has_function(&launcher, function), "{what}: no function {function} in {file}.rs");
             assert!(launcher.contains(&format!("Entry::{entry:?}")), "{what}: {file}.rs does not launch it");
             let threads = threads.strip_suffix(" threads.").unwrap_or_else(|| panic!("{what}: {line}"));
-            // A formula says how many of those that the bounds allow.
+            // A formula says how many of those that the bounds allow, or what bounds and launcher have from one place.
             let Ok(number) = threads.rsplit(' ').next().unwrap().parse::<u32>() else { continue };
-            let bounds = lines[at].split("__launch_bounds__(").nth(1).unwrap();
-            let bound = bounds.split([',', ')']).next().unwrap();
             assert_eq!(
-                bound.trim(),
+                *bound,
                 number.to_string(),
                 "{what}: __launch_bounds__({bound}) and {threads} threads"
             );

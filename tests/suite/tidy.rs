@@ -564,6 +564,7 @@ fn nothing_is_left_to_do_and_no_package_host_is_named() {
         "benches",
         "examples",
         ".ci",
+        "build",
         "build.rs",
         "Makefile",
         "Cargo.toml",

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::entries::shared::lm_head::{BINS, CHUNK, CUT_BYTES, MAX_BLOCKS, MERGE_ROWS, TILE_V};
+use super::entries::shared::lm_head::{
+    BINS, CHUNK, CUT_BYTES, MAX_BLOCKS, MERGE_ROWS, TILE_V, WALK16, WALK32, WALK64, WALK128,
+};
 use super::entries::shared::mma::TILE_K;
 use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tensor, VECTOR, matmul, narrow};
@@ -20,25 +22,30 @@ pub(super) const MAX_TOKENS: usize = 1 << 22;
 const MIN_WORKSPACE: u64 = 64 << 20;
 const MAX_WORKSPACE: u64 = 4 << 30;
 
-/// A kernel's tiling: rows of a tile, threads and stages, as kernels/lm_head.cu has them.
+/// A kernel's tiling: rows of a tile, warps along the rows, of which there are two along the tokens each, and stages.
 #[derive(Debug, Clone, Copy)]
 struct Walk {
     rows: usize,
-    threads: u32,
+    warps: usize,
     stages: usize,
 }
 
-const ROWS_16: Walk = Walk { rows: 16, threads: 64, stages: 4 };
-const ROWS_32: Walk = Walk { rows: 32, threads: 128, stages: 4 };
-const ROWS_64: Walk = Walk { rows: 64, threads: 256, stages: 3 };
-const ROWS_128: Walk = Walk { rows: 128, threads: 128, stages: 2 };
+const ROWS_16: Walk = Walk::of(WALK16);
+const ROWS_32: Walk = Walk::of(WALK32);
+const ROWS_64: Walk = Walk::of(WALK64);
+const ROWS_128: Walk = Walk::of(WALK128);
 
 impl Walk {
+    /// Of the arguments of `Walk` of kernels/lm_head.cuh.
+    const fn of([rows, warps, stages]: [usize; 3]) -> Self {
+        Self { rows, warps, stages }
+    }
+
     /// A grid of all tiles of `rows` times `chunks`.
     fn launch(self, rows: usize, chunks: usize) -> Launch {
         // CUDA's limit.
         assert!(chunks < 1 << 16, "{chunks} chunks along y");
-        let mut launch = Launch::linear(rows.div_ceil(self.rows), self.threads);
+        let mut launch = Launch::linear(rows.div_ceil(self.rows), narrow(64 * self.warps));
         launch.grid[1] = chunks as u32;
         launch.shared((TILE_V + self.rows) * TILE_K * DType::Bf16.bytes() * self.stages)
     }

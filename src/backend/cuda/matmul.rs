@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::entries::shared::products;
 use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor, VECTOR, narrow};
 use crate::backend::DType;
@@ -22,28 +23,34 @@ const PART_UNIT: usize = 64;
 const BYTES_PER_CLOCK: usize = 1830;
 const LAUNCH_CLOCKS: usize = 2700;
 
-/// A tile of kernels/products.cuh: M x N, `warps` x 2 warps, and `stages` stages of `depth` columns of k.
+/// A tile of kernels/products.cuh: M x N, as many warps along each, and `stages` stages of `depth` columns of k.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Variant {
     pub(super) m: usize,
     pub(super) n: usize,
-    warps: usize,
+    warps_m: usize,
+    warps_n: usize,
     depth: usize,
     stages: usize,
 }
 
-const T32X16: Variant = Variant { m: 32, n: 16, warps: 1, depth: 64, stages: 12 };
-const T32X32: Variant = Variant { m: 32, n: 32, warps: 2, depth: 128, stages: 5 };
-pub(super) const T32X64: Variant = Variant { m: 32, n: 64, warps: 2, depth: 64, stages: 4 };
-const T64X32: Variant = Variant { m: 64, n: 32, warps: 2, depth: 128, stages: 4 };
-pub(super) const T64X64: Variant = Variant { m: 64, n: 64, warps: 2, depth: 64, stages: 3 };
-pub(super) const T128X128: Variant = Variant { m: 128, n: 128, warps: 2, depth: 64, stages: 2 };
+const T32X16: Variant = Variant::of(products::TILE32X16);
+const T32X32: Variant = Variant::of(products::TILE32X32);
+pub(super) const T32X64: Variant = Variant::of(products::TILE32X64);
+const T64X32: Variant = Variant::of(products::TILE64X32);
+pub(super) const T64X64: Variant = Variant::of(products::TILE64X64);
+pub(super) const T128X128: Variant = Variant::of(products::TILE128X128);
 
 impl Variant {
+    /// Of the arguments of `Tile`.
+    const fn of([m, n, warps_m, warps_n, depth, stages]: [usize; 6]) -> Self {
+        Self { m, n, warps_m, warps_n, depth, stages }
+    }
+
     /// A grid of `x` by `y` tiles.
     pub(super) fn launch(self, x: usize, y: usize) -> Launch {
         assert!(y <= MAX_TILES, "{y} tiles along y");
-        let mut launch = Launch::linear(x, narrow(2 * self.warps * 32));
+        let mut launch = Launch::linear(x, narrow(32 * self.warps_m * self.warps_n));
         launch.grid[1] = narrow(y);
         launch.shared((self.m + self.n) * self.depth * self.stages * DType::Bf16.bytes())
     }
@@ -51,7 +58,7 @@ impl Variant {
     /// Clocks of a multiprocessor for 16 of k, modelled: the larger of the wavefronts of shared memory that copies write and warps
     /// read (each is 4 rows of an operand), and of the products at 1.6 clocks, which is the rate of `mma.sync` on an H100.
     fn clocks(self) -> usize {
-        ((self.m * (1 + self.warps) + self.n * (1 + 2)) / 4).max(self.m * self.n / 80)
+        ((self.m * (1 + self.warps_n) + self.n * (1 + self.warps_m)) / 4).max(self.m * self.n / 80)
     }
 
     /// Half-clocks of a product [rows, cols] for each 16 of k, modelled, if `parts` parts run at the same time: the time of the

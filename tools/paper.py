@@ -4,16 +4,22 @@
     make paper                                      # run what examples/paper/results lacks, and write the tables
     python3 tools/paper.py list                     # what there is to run, in its order, and what is done
     python3 tools/paper.py run --only 'sum.*seed1'  # only runs whose names this pattern finds
-    python3 tools/paper.py tables                   # write examples/paper/README.md from the results that there are
+    python3 tools/paper.py tables                   # write tables and plots from the results that there are
     python3 tools/paper.py tasks                    # write the tasks anew
 
 A run trains with examples/paper/TASK.toml and its method's settings, evaluates the trained model on held-out problems,
-and leaves some kB of JSON in examples/paper/results: how many of each problem's samples are right, and means of the
-training's metrics. Whatever the tables say is computed from these files. Weights are deleted. An interrupted run goes on
-from its last checkpoint; a finished one is run again if its file is deleted.
+and leaves some kB of JSON in examples/paper/results: how many of each problem's samples are right, what the learned
+verifier chooses among them, and means of the training's metrics. Whatever the tables say is computed from these files
+(tools/paper_tables.py). Weights are deleted. An interrupted run goes on from its last checkpoint; a finished one is run
+again if its file is deleted.
+
+TASK.verifier is a reward model, made first: examples/paper/TASK.verifier.toml on samples of the model as it was. It stays
+in runs/paper while runs of its task are missing, is deleted after the last, and made again, to the same bits, if another is
+wanted.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -24,10 +30,10 @@ from pathlib import Path
 
 from venv_setup import REPO, UserError, run_main
 
+import paper_tables
+
 HOME = REPO / "examples" / "paper"
 RESULTS = HOME / "results"
-README = HOME / "README.md"
-TABLES = "<!-- What follows is written by `python3 tools/paper.py tables`. -->\n"
 RUNS = REPO / "runs" / "paper"
 ENGINE = REPO / "target" / "release" / "bon-engine"
 DEVICE = "auto"
@@ -38,46 +44,78 @@ TASKS = {
 }
 # N of the objectives and of the headline figures, unless a method says otherwise.
 N = 8
-# What the tables tell: N of evaluation.
-AT = (1, 2, 4, 8, 16, 32)
-BASE = "base"
-BOOTSTRAPS = 2000
+BASE, VERIFIER = "base", "verifier"
+# What is right, where the reward model is the verifier.
+ENVIRONMENT = 'environment={kind="numeric", pick="first"}'
+# Of the model as it was, each problem's samples that the reward model learns from.
+SCORED_SAMPLES = 16
+MOST_WRONG = 7
+# What the reward model is taught before.
+TAUGHT = ['objective={kind="sft"}', "generate.prompts_per_step=32", "train.steps=120", "optimizer.lr=1e-5", "train.seed=1"]
+# Beside 1, which all figures but those of co-scaling are at.
+TEMPERATURES = (0.4, 0.7, 1.0, 1.3)
+# What is kept problem by problem of what the verifier chooses, so that differences have intervals.
+CHOSEN_AT = (N, 32)
 
 
 class Method:
-    """One way of training: its settings, and how many seeds it is run with."""
+    """One way of training: its settings, how many seeds it is run with, whether the reward model takes part, and whether it is
+    evaluated at several temperatures."""
 
-    def __init__(self, name, kind, n=N, seeds=3, **settings):
-        self.name, self.n, self.seeds = name, n, seeds
+    def __init__(self, name, kind, n=N, seeds=3, learned=False, grid=False, also=None, **settings):
+        self.name, self.n, self.seeds, self.learned, self.grid = name, n, seeds, learned, grid
         self.set = [f"objective.kind={kind}", *([f"objective.n={n}"] if n else [])]
         self.set += [f"objective.{key}={value}" for key, value in settings.items()]
+        self.set += [f"{key}={value}" for key, value in (also or {}).items()]
 
 
-METHODS = [
-    Method("sft", "sft", n=None),
-    Method("rl", "rl", n=None),
-    Method("bon-sft", "bon-sft"),
-    Method("bon-rl-s", "bon-rl-s"),
-    Method("bon-rl-s, variational", "bon-rl-s", estimator="variational"),
-    Method("bon-rlb", "bon-rlb"),
-    # Under such a verifier this is `bon-rl-s`, coefficient by coefficient, so one seed shows it.
-    Method("bon-rlb-p", "bon-rlb-p", seeds=1),
-    Method("grpo", "grpo", n=None, seeds=1),
-    Method("max-rl", "max-rl", n=None, seeds=1),
-    Method("pkpo", "pkpo", seeds=1),
-    *(Method(f"bon-rl-s, N = {n}", "bon-rl-s", n=n, seeds=1) for n in (2, 4, 16)),
+# A later stage is run when all seeds of the ones before it are done.
+STAGES = [
+    [
+        Method("rl", "rl", n=None, grid=True),
+        Method("bon-rl-s", "bon-rl-s", grid=True),
+        Method("bon-sft", "bon-sft"),
+        Method("bon-rlb", "bon-rlb"),
+    ],
+    [
+        Method("bon-rl", "bon-rl", learned=True, selector="verifier", reward="environment"),
+        Method("bon-rl-v", "bon-rl-v", learned=True),
+    ],
+    [
+        Method("max-rl", "max-rl", n=None, seeds=1),
+        Method("pkpo", "pkpo", seeds=1),
+        Method("grpo", "grpo", n=None, seeds=1),
+        *(Method(f"bon-rl-s, N = {n}", "bon-rl-s", n=n, seeds=1) for n in (2, 4, 16)),
+    ],
+    [
+        Method("sft", "sft", n=None),
+        Method("bon-rl-s, variational", "bon-rl-s", estimator="variational"),
+        # Where verifier and environment are the same this is `bon-rl-s`, coefficient by coefficient, so one seed shows it.
+        Method("bon-rlb-p", "bon-rlb-p", seeds=1),
+    ],
+    [
+        Method("rl, KL = 0.1", "rl", n=None, seeds=1, also={"train.kl_coefficient": 0.1}),
+        Method("bon-rl-s, KL = 0.1", "bon-rl-s", seeds=1, also={"train.kl_coefficient": 0.1}),
+        Method("bon-rl-s, M = 8", "bon-rl-s", seeds=1, also={"generate.samples": 8, "generate.prompts_per_step": 16}),
+        Method("bon-rl-s, M = 32", "bon-rl-s", seeds=1, also={"generate.samples": 32, "generate.prompts_per_step": 4}),
+        Method("bon-rlb, penalize", "bon-rlb", seeds=1, negative_sign="penalize"),
+        Method("bon-rlb, clip = 2", "bon-rlb", seeds=1, weight_clip=2.0),
+        Method("bon-rlb, clip = inf", "bon-rlb", seeds=1, weight_clip="inf"),
+    ],
 ]
+# What the project's README tells of.
+HEADLINE = ["rl", "bon-sft", "bon-rl-s", "bon-rlb", "bon-rl", "bon-rl-v"]
+METHODS = [method for stage in STAGES for method in stage]
 
 
 class Run:
-    """A method on a task with a seed, or the model as it was before."""
+    """A method on a task with a seed; the model as it was, `base`; or the task's reward model."""
 
-    def __init__(self, task, method, seed):
+    def __init__(self, task, method, seed=0, name=None):
         self.task, self.method, self.seed = task, method, seed
-        name = BASE if method is None else method.name
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        self.name = f"{task}.{slug}" + ("" if method is None else f".seed{seed}")
-        self.title = name
+        self.title = name or method.name
+        slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        self.name = f"{task}.{slug}" + (f".seed{seed}" if method else "")
 
     @property
     def result(self):
@@ -85,11 +123,13 @@ class Run:
 
 
 def all_runs():
-    """Everything, the most telling first: each method's first seed before any method's second."""
-    runs = [Run(task, None, 0) for task in TASKS]
-    for seed in range(1, 1 + max(method.seeds for method in METHODS)):
-        for task in TASKS:
-            runs += [Run(task, method, seed) for method in METHODS if seed <= method.seeds]
+    """Everything, the most telling first."""
+    runs = []
+    for task in TASKS:
+        runs += [Run(task, None, name=name) for name in (VERIFIER, BASE)]
+        for stage in STAGES:
+            for seed in range(1, 1 + max(method.seeds for method in stage)):
+                runs += [Run(task, method, seed) for method in stage if seed <= method.seeds]
     return runs
 
 
@@ -100,230 +140,251 @@ def engine(*arguments):
         raise UserError(f"bon-engine {arguments[0]} ended with status {done.returncode}; run again to go on from there")
 
 
-def execute(run, settings):
+def trained(config, place, settings):
+    """Trains, or goes on with that, and returns the model's directory and the metrics of the steps."""
+    if not (place / "final").exists():
+        resume = ["--resume"] if any(place.glob("checkpoints/step-*")) else []
+        engine("train", config, *settings, f"--set=train.output={place}", *resume)
+        (place / "final").touch()
+    lines = (place / "metrics.jsonl").read_text().splitlines()
+    return sorted(place.glob("checkpoints/step-*/model"))[-1], [json.loads(line) for line in lines]
+
+
+def flags(settings):
+    return [f"--set={setting}" for setting in settings]
+
+
+def execute(run, extra):
     """Trains, evaluates, writes the result, and deletes the weights."""
+    verifier, verified = reward_model(run.task, extra)
+    if run.title == VERIFIER:
+        return
+    judged = flags([f'verifier={{kind="model", path="{verifier}"}}', ENVIRONMENT])
     config = HOME / f"{run.task}.toml"
     place = RUNS / run.name
-    chosen = [f"--set={setting}" for setting in settings]
-    if run.method is None:
-        place.mkdir(parents=True, exist_ok=True)
-        model, metrics = [], []
-    else:
-        training = [f"--set={setting}" for setting in run.method.set]
-        training += [f"--set=train.seed={run.seed}", f"--set=train.output={place}", *chosen]
-        if not (place / "final").exists():
-            resume = ["--resume"] if any(place.glob("checkpoints/step-*")) else []
-            engine("train", config, *training, *resume)
-            (place / "final").touch()
-        model = ["--model", sorted(place.glob("checkpoints/step-*/model"))[-1]]
-        metrics = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    place.mkdir(parents=True, exist_ok=True)
+    model, metrics = [], []
+    if run.method:
+        settings = flags(run.method.set) + (judged if run.method.learned else [])
+        found, metrics = trained(config, place, [*settings, f"--set=train.seed={run.seed}", *flags(extra)])
+        model = ["--model", found]
     report = place / "report.json"
-    engine("eval", config, *model, *chosen, "--tasks", HOME / f"{run.task}.eval.jsonl", "--output", report)
-    result = summary(run, json.loads(report.read_text()), metrics)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write(run.result, compact(result))
+    grid = ["--temperatures", ",".join(map(str, TEMPERATURES))] if run.method is None or run.method.grid else []
+    tasks = ["--tasks", HOME / f"{run.task}.eval.jsonl"]
+    engine("eval", config, *model, *judged, *flags(extra), *tasks, "--examples", "0", *grid, "--output", report)
+    write(run.result, compact(summary(run, json.loads(report.read_text()), metrics, verified["weights"])))
     shutil.rmtree(place)
 
 
-def summary(run, report, metrics):
-    """What is kept of a run."""
-    problems, figures = report["problems"], report["figures"]
-    settings = dict(report["provenance"]["settings"])
-    kept = {
-        "task": run.task,
-        "method": run.title,
-        "settings": [] if run.method is None else run.method.set,
-        "seed": run.seed,
-        "program": settings["program"],
-        "device": settings["device"],
-        "samples": problems[0]["samples"],
-        # Right samples of each problem, in the order of the task file.
-        "passes": [round(problem["pass_at_n"][0] * problem["samples"]) for problem in problems],
+def reward_model(task, extra):
+    """The task's reward model and its result; made if it is not there."""
+    place = RUNS / f"{task}.{VERIFIER}"
+    model, result = place / "model", RESULTS / f"{task}.{VERIFIER}.json"
+    if model.exists() and result.exists():
+        return model, json.loads(result.read_text())
+    place.mkdir(parents=True, exist_ok=True)
+    tasks, part, samples, scored, checked = (
+        place / f"{name}.jsonl" for name in ("tasks", "taught", "samples", "scored", "checked")
+    )
+    problems = verifier_problems(task)
+    own = len(problems) // 10
+    write(tasks, as_lines(problems))
+    write(part, as_lines(problems[own:]))
+    if not samples.exists():
+        drawn = ["--tasks", tasks, "--samples", SCORED_SAMPLES, "--save-samples", samples]
+        engine("eval", HOME / f"{task}.toml", *flags(extra), *drawn, "--output", place / "samples.json")
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    write(checked, "".join(json.dumps(line) + "\n" for line in lines[:own]))
+    write(scored, "".join(json.dumps(distinct(line)) + "\n" for line in lines[own:]))
+    # First the right answers, then which responses are right.
+    taught = [*flags(TAUGHT), f"--set=data.tasks={part}", *flags(extra)]
+    taught, _ = trained(HOME / f"{task}.toml", place / "taught", taught)
+    config = HOME / f"{task}.{VERIFIER}.toml"
+    settings = [
+        f"--set=data.tasks={scored}",
+        f"--set=data.eval_tasks={checked}",
+        *flags(extra),
+        f"--set=model.path={taught}",
+    ]
+    found, metrics = trained(config, place / "trained", settings)
+    kept = verifier_summary(task, scored, place / "trained", found, metrics)
+    if result.exists() and (before := json.loads(result.read_text()))["weights"] != kept["weights"]:
+        raise UserError(
+            f"the reward model made here ({kept['weights']}) is not that of {result} ({before['weights']}): another program or "
+            f"device made it. To begin anew with this one, delete the results of task {task}"
+        )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write(result, compact(kept))
+    shutil.rmtree(model, ignore_errors=True)
+    found.replace(model)
+    shutil.rmtree(place / "taught")
+    shutil.rmtree(place / "trained")
+    return model, kept
+
+
+def forget_reward_models():
+    """Deletes those of tasks that nothing is missing of."""
+    for task in TASKS:
+        place = RUNS / f"{task}.{VERIFIER}"
+        if place.exists() and all(run.result.exists() for run in all_runs() if run.task == task):
+            shutil.rmtree(place)
+            print(
+                f"{place.relative_to(RUNS.parent)} is deleted, a reward model: {RESULTS.name}/{place.name}.json has its figures",
+                file=sys.stderr,
+            )
+
+
+def distinct(problem):
+    """A problem with the right one of its samples, or the right answer if none is, and the first wrong ones that differ: what a
+    selector has to tell apart, in shares that it can learn from."""
+    texts = {}
+    for response in problem["responses"]:
+        texts.setdefault(response["text"].strip(), response)
+    right = [response for response in texts.values() if response["score"] == 1]
+    wrong = [response for response in texts.values() if response["score"] != 1]
+    answer = {"text": problem["response"].rstrip("\n"), "score": 1.0}
+    return {**problem, "responses": (right or [answer])[:1] + wrong[:MOST_WRONG]}
+
+
+CHECKED = ("tasks", "samples", "n", "pass_at_1", "pass_at_n", "best_of_n", "auc", "pair_accuracy")
+
+
+def rounded(value):
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def verifier_summary(task, scored, run, model, metrics):
+    """What is kept of a reward model, with what it says of samples of problems that it was not trained on."""
+    checked = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    config = json.loads((model / "config.json").read_text())
+    lines = [json.loads(line)["responses"] for line in scored.read_text().splitlines()]
+    return {
+        "task": task,
+        "method": VERIFIER,
+        "config": f"examples/paper/{task}.{VERIFIER}.toml",
+        "architecture": config["architectures"][0],
+        "weights": weights_hash(model),
+        "problems": len(lines),
+        "responses": sum(map(len, lines)),
+        "right": sum(response["score"] == 1 for responses in lines for response in responses),
+        "checked": {key: rounded(checked.get(key)) for key in CHECKED},
+        # Means over a tenth of the steps each, of what was said of responses before they were learnt from.
+        "training": tenths(metrics, lambda step: step["verifier"], ("accuracy", "auc", "pair_accuracy"), ("loss",)),
     }
-    for key in ("answer_entropy", "distinct_answers", "unanswered"):
-        kept[key] = round(figures[key]["mean"], 4)
-    # Means over a tenth of the steps each.
+
+
+def weights_hash(model):
+    """The first half of SHA-256 of a model's weights."""
+    found = hashlib.sha256()
+    for path in sorted(model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()[:32]
+
+
+def tenths(metrics, of, keys, of_step=(), most=()):
+    """Means, and largest values, over a tenth of the steps each."""
     width = max(1, len(metrics) // 10)
-    kept["training"] = [
+    return [
         {
             "step": part[-1]["step"],
-            **{
-                key: round(sum(step[key] for step in part) / len(part), 4)
-                for key in ("reward_mean", "pass_at_1", "pass_at_n", "answer_entropy", "token_entropy", "grad_norm")
-            },
-            "logprob_gap_max": max(step["logprob_gap_max"] for step in part),
+            **{key: mean_of([of(step)[key] for step in part]) for key in keys},
+            **{key: mean_of([step[key] for step in part]) for key in of_step},
+            **{key: max(step[key] for step in part) for key in most},
         }
         for part in (metrics[at : at + width] for at in range(0, len(metrics), width))
     ]
+
+
+def mean_of(values):
+    """Of those that there are."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known else None
+
+
+def summary(run, written, metrics, verifier):
+    """What is kept of a run: figures at temperature 1 and, of a grid, at each."""
+    reports = {
+        float(report["provenance"]["settings"]["generate.temperature"]): report
+        for report in written.get("reports", [written])
+    }
+    report = reports[1.0]
+    settings, figures = report["provenance"]["settings"], report["figures"]
+    kept = {
+        "task": run.task,
+        "method": run.title,
+        "settings": run.method.set if run.method else [],
+        "seed": run.seed,
+        "program": settings["program"],
+        "device": settings["device"],
+        "samples": report["problems"][0]["samples"],
+        # Right samples of each problem, in the order of the task file.
+        "passes": passes(report),
+    }
+    for key in ("answer_entropy", "distinct_answers", "unanswered"):
+        kept[key] = round(figures[key]["mean"], 4)
+    kept["verifier"] = {"weights": verifier, **calibration(report)}
+    # Whether what the verifier chooses among so many is right, and by problem.
+    kept["best_of_n"] = {n: round(chosen["mean"], 4) for n, chosen in zip(report["ns"], figures["best_of_n"])}
+    kept["chosen"] = {n: by_problem(report, "best_of_n", n) for n in CHOSEN_AT if n in report["ns"]}
+    if len(reports) > 1:
+        kept["temperatures"] = [at_temperature(temperature, report) for temperature, report in reports.items()]
+        kept["best_temperatures"] = [
+            {
+                "n": best["n"],
+                **{
+                    key: {"temperature": best[key]["temperature"], "share": round(best[key]["share"], 3)}
+                    for key in ("pass_at_n", "best_of_n")
+                },
+            }
+            for best in written["best"]
+        ]
+    keys = ("reward_mean", "pass_at_1", "pass_at_n", "best_of_n_reward", "answer_entropy", "token_entropy", "grad_norm")
+    kept["training"] = tenths(metrics, lambda step: step, keys, most=("logprob_gap_max",))
+    return kept
+
+
+def passes(report):
+    return [round(problem["pass_at_n"][0] * problem["samples"]) for problem in report["problems"]]
+
+
+def by_problem(report, key, n):
+    at = report["ns"].index(n)
+    return [round(problem[key][at], 4) for problem in report["problems"]]
+
+
+def calibration(report):
+    """How far the verifier tells right from wrong; where all are right or all wrong there is nothing to tell."""
+    found = report["calibration"]
+    flat = {**found, **(found["probabilities"] or {})}
+    return {
+        key: flat[key] and round(flat[key], 4) for key in ("auc", "pair_accuracy", "mean_score", "accuracy", "brier", "ece")
+    }
+
+
+def at_temperature(temperature, report):
+    """pass@N and what the verifier chooses, with the fit pass@N ~ exp(a N^b)."""
+    figures, fit = report["figures"], report["scaling"] or {}
+    kept = {"temperature": temperature}
+    for key in ("pass_at_n", "best_of_n"):
+        kept[key] = {n: round(figure["mean"], 4) for n, figure in zip(report["ns"], figures[key])}
+    for key in ("a", "b"):
+        kept[key] = fit and [round(value, 4) for value in (fit[key]["mean"], *(fit[key]["ci95"] or []))]
+    kept["fitted"] = {point["n"]: round(point["fitted"], 4) for point in fit.get("points", [])}
+    kept["distinct_answers"] = round(figures["distinct_answers"]["mean"], 2)
     return kept
 
 
 def compact(result):
-    """JSON with a line per key and per tenth of the training."""
-    training = ",\n".join("  " + json.dumps(part) for part in result["training"])
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items() if key != "training"]
-    return "{\n" + ",\n".join(lines) + ',\n "training": [\n' + training + "\n ]\n}\n"
+    """JSON with a line per key, and per item of a list of objects."""
 
+    def shown(value):
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join("  " + json.dumps(part) for part in value) + "\n ]"
+        return json.dumps(value)
 
-def pass_at(n, samples, right):
-    """1 - C(M - c, n) / C(M, n), unbiased (Chen et al., arXiv 2107.03374)."""
-    fail = 1.0
-    for i in range(n):
-        fail *= (samples - right - i) / (samples - i)
-        if fail <= 0:
-            return 1.0
-    return 1 - fail
-
-
-class Results:
-    """The results that there are, and what is computed from them."""
-
-    def __init__(self, directory):
-        self.runs = {}
-        for path in sorted(directory.glob("*.json")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            key = result["task"], result["method"]
-            self.runs.setdefault(key, []).append(result)
-
-    def of(self, task, method):
-        return self.runs.get((task, method), [])
-
-    def per_problem(self, task, method, n):
-        """pass@n of each problem: one list per seed."""
-        found = self.of(task, method)
-        return [[pass_at(n, run["samples"], right) for right in run["passes"]] for run in found]
-
-    def mean(self, task, method, key):
-        found = self.of(task, method)
-        return sum(run[key] for run in found) / len(found)
-
-
-def average(values):
-    return sum(values) / len(values)
-
-
-def estimate(*terms):
-    """The sum of sign x mean over `terms` (sign, lists per seed), and its 95 % interval by a bootstrap over problems,
-    which all terms share, and within each term over seeds."""
-    rng = random.Random(1)
-    size = len(terms[0][1][0])
-    drawn = []
-    for _ in range(BOOTSTRAPS):
-        problems = [int(rng.random() * size) for _ in range(size)]
-        total = 0.0
-        for sign, seeds in terms:
-            chosen = [seeds[int(rng.random() * len(seeds))] for _ in seeds]
-            total += sign * average([average([run[i] for i in problems]) for run in chosen])
-        drawn.append(total)
-    drawn.sort()
-    mean = sum(sign * average([average(run) for run in seeds]) for sign, seeds in terms)
-    return mean, drawn[round(0.025 * (BOOTSTRAPS - 1))], drawn[round(0.975 * (BOOTSTRAPS - 1))]
-
-
-def row(*cells):
-    return "| " + " | ".join(cells) + " |\n"
-
-
-def head(*titles):
-    return row(*titles) + "|" + "---|" * len(titles) + "\n"
-
-
-def plain(figures):
-    mean, low, high = figures
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def signed(figures):
-    mean, low, high = figures
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def verdict(figures):
-    _, low, high = figures
-    return "holds" if low > 0 else "the opposite holds" if high < 0 else "undecided"
-
-
-def methods_table(results, task):
-    text = head("method", "seeds", "pass@1", f"pass@{N}", "pass@32", "pass@32 against `rl`", "distinct answers in 32")
-    for name in [BASE, *(method.name for method in METHODS)]:
-        seeds = results.of(task, name)
-        if not seeds:
-            continue
-        against = ""
-        if name != "rl" and results.of(task, "rl"):
-            terms = [(1, results.per_problem(task, name, 32)), (-1, results.per_problem(task, "rl", 32))]
-            against = signed(estimate(*terms))
-        figures = [plain(estimate((1, results.per_problem(task, name, n)))) for n in (1, N, 32)]
-        count = "" if name == BASE else str(len(seeds))
-        text += row(f"`{name}`", count, *figures, against, f"{results.mean(task, name, 'distinct_answers'):.1f}")
-    return text
-
-
-def matrix(results, task):
-    """N of training against N of evaluation."""
-    rows = [("1 (`rl`)", "rl"), ("2", "bon-rl-s, N = 2"), ("4", "bon-rl-s, N = 4"), ("8", "bon-rl-s"), ("16", "bon-rl-s, N = 16")]
-    rows = [(label, name) for label, name in rows if results.of(task, name)]
-    if len(rows) < 2:
-        return ""
-    means = {name: [average([average(run) for run in results.per_problem(task, name, n)]) for n in AT] for _, name in rows}
-    text = head("N of training", *(f"pass@{n}" for n in AT))
-    for label, name in rows:
-        best = [means[name][i] == max(all_[i] for all_ in means.values()) for i in range(len(AT))]
-        text += row(label, *(f"**{x:.3f}**" if b else f"{x:.3f}" for x, b in zip(means[name], best)))
-    return text
-
-
-CLAIMS = [
-    # What the paper says, and the difference that is above 0 if it is so: (better, worse, n).
-    ("RL for one sample gains pass@1", "rl", BASE, 1),
-    ("RL for one sample loses pass@32", BASE, "rl", 32),
-    ("SFT loses pass@32", BASE, "sft", 32),
-    ("BoN-RL gains pass@8 over RL", "bon-rl-s", "rl", N),
-    ("BoN-RL gains pass@32 over RL", "bon-rl-s", "rl", 32),
-    ("BoN-RLB gains pass@32 over RL", "bon-rlb", "rl", 32),
-    ("BoN-RLB(P) gains pass@32 over RL", "bon-rlb-p", "rl", 32),
-    ("BoN-SFT gains pass@32 over SFT", "bon-sft", "sft", 32),
-    ("BoN-RL gains pass@32 over BoN-SFT", "bon-rl-s", "bon-sft", 32),
-    ("Ours: the exact estimator gains pass@8 over the variational one", "bon-rl-s", "bon-rl-s, variational", N),
-]
-
-
-def claims_table(results, task):
-    text = ""
-    for claim, better, worse, n in CLAIMS:
-        if results.of(task, better) and results.of(task, worse):
-            found = estimate((1, results.per_problem(task, better, n)), (-1, results.per_problem(task, worse, n)))
-            text += row(claim, signed(found), verdict(found))
-    return text and "\n" + head("claim", "difference", "here") + text
-
-
-def tables(directory):
-    results = Results(directory)
-    text = TABLES
-    for task, words in TASKS.items():
-        if not results.of(task, BASE):
-            continue
-        problems, samples = len(results.of(task, BASE)[0]["passes"]), results.of(task, BASE)[0]["samples"]
-        text += f"\n## {task}: {words}\n\n"
-        text += f"{problems} held-out problems, {samples} samples of each.\n\n"
-        text += methods_table(results, task)
-        text += claims_table(results, task)
-        if found := matrix(results, task):
-            text += "\nTrained for N, evaluated at N; the best of each column is bold:\n\n" + found
-    done, wanted = sum(run.result.exists() for run in all_runs()), len(all_runs())
-    return text + f"\n{done} of {wanted} runs are done.\n"
-
-
-def write_tables(readme, check):
-    """Replaces what follows the mark in the file, or checks that it is what the results say."""
-    old = readme.read_text(encoding="utf-8")
-    before, mark, _ = old.partition(TABLES)
-    if not mark:
-        raise UserError(f"{readme} does not hold the line {TABLES.strip()}")
-    new = before + tables(RESULTS)
-    if check and new != old:
-        raise UserError(f"{readme} is not what the results say; run python3 tools/paper.py tables")
-    write(readme, new)
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {shown(value)}" for key, value in result.items()) + "\n}\n"
 
 
 def write(path, text):
@@ -336,24 +397,66 @@ def write(path, text):
 HELD_OUT, MOST_TRAINED = 200, 1500
 
 
-def write_tasks():
-    """In a fixed shuffle; the first are held out. What a configuration's prefix shows is not asked for."""
+def problems_of(task):
+    """Prompts and answers in a fixed shuffle: those held out, those trained on, and the others. What a configuration's prefix
+    shows is not asked for."""
     everything = {
         "sum": [(f"{a} + {b} =", a + b) for a in range(11, 100) for b in range(2, 10)],
         "difference": [(f"{a} - {b} =", a - b) for a in range(21, 100) for b in range(11, a - 9)],
-    }
-    for task, problems in everything.items():
-        config = (HOME / f"{task}.toml").read_text(encoding="utf-8")
-        problems = [problem for problem in problems if f"\n{problem[0]} " not in config]
-        random.Random(1).shuffle(problems)
-        parts = {"eval": problems[:HELD_OUT], "train": problems[HELD_OUT : HELD_OUT + MOST_TRAINED]}
-        for part, chosen in parts.items():
-            # The expert's response is what few-shot examples look like: a blank, the answer, the end of the line.
-            lines = (
-                json.dumps({"prompt": prompt, "answer": str(answer), "response": f" {answer}\n"}) + "\n"
-                for prompt, answer in chosen
-            )
-            write(HOME / f"{task}.{part}.jsonl", "".join(lines))
+    }[task]
+    config = (HOME / f"{task}.toml").read_text(encoding="utf-8")
+    problems = [problem for problem in everything if f"\n{problem[0]} " not in config]
+    random.Random(1).shuffle(problems)
+    trained = HELD_OUT + MOST_TRAINED
+    return {"eval": problems[:HELD_OUT], "train": problems[HELD_OUT:trained], "others": problems[trained:]}
+
+
+def verifier_problems(task):
+    """What the reward model learns from: none that is held out, and none that policies are trained on where there are others."""
+    problems = problems_of(task)
+    return problems["others"] or problems["train"]
+
+
+def as_lines(problems):
+    """The expert's response is what few-shot examples look like: a blank, the answer, the end of the line."""
+    lines = ({"prompt": prompt, "answer": str(answer), "response": f" {answer}\n"} for prompt, answer in problems)
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def write_tasks():
+    for task in TASKS:
+        problems = problems_of(task)
+        for part in ("eval", "train"):
+            write(HOME / f"{task}.{part}.jsonl", as_lines(problems[part]))
+
+
+def write_tables(readme, check):
+    """Replaces what follows the mark in the file, the plots beside it and the table in the project's README, or checks that they
+    are what the results say."""
+    results = paper_tables.Results(RESULTS)
+    text, plots = paper_tables.document(results, TASKS, [method.name for method in METHODS])
+    runs = all_runs()
+    text += f"\n{sum(run.result.exists() for run in runs)} of {len(runs)} runs are done.\n"
+    before, mark, _ = parted(readme, paper_tables.MARK)
+    wanted = {readme: before + mark + text, **{readme.parent / name: plot for name, plot in plots.items()}}
+    if readme == HOME / "README.md":
+        begin, end = paper_tables.BETWEEN
+        before, mark, rest = parted(REPO / "README.md", begin)
+        _, mark_of_end, after = parted(REPO / "README.md", end)
+        table = paper_tables.headline(results, next(iter(TASKS)), HEADLINE)
+        wanted[REPO / "README.md"] = f"{before}{mark}\n{table}\n{mark_of_end}{after}"
+    for path, new in wanted.items():
+        if not check:
+            write(path, new)
+        elif not path.exists() or path.read_text(encoding="utf-8") != new:
+            raise UserError(f"{path} is not what the results say; run python3 tools/paper.py tables")
+
+
+def parted(path, mark):
+    parts = path.read_text(encoding="utf-8").partition(mark)
+    if not parts[1]:
+        raise UserError(f"{path} does not hold the line {mark.strip()}")
+    return parts
 
 
 def main():
@@ -366,9 +469,12 @@ def main():
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are while they last [default: runs/paper]")
     parser.add_argument("--device", default="auto", help="what computes, as the engine's --device [default: auto]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for every run")
-    parser.add_argument("--readme", type=Path, default=README, help="tables: where they go [default: examples/paper/README.md]")
-    parser.add_argument("--check", action="store_true", help="tables: fail if the file says something else")
+    parser.add_argument(
+        "--readme", type=Path, default=HOME / "README.md", help="tables: where they go [default: examples/paper/README.md]"
+    )
+    parser.add_argument("--check", action="store_true", help="tables: fail if the files say something else")
     arguments = parser.parse_args()
+    own = arguments.results == RESULTS
     ENGINE, RESULTS, RUNS = (path.resolve() for path in (arguments.engine, arguments.results, arguments.runs))
     DEVICE = arguments.device
     try:
@@ -389,8 +495,9 @@ def main():
         for i, run in enumerate(missing, 1):
             print(f"[{i}/{len(missing)}] {run.name}", file=sys.stderr, flush=True)
             execute(run, arguments.set)
-            if RESULTS == README.parent / "results":
-                write_tables(README, check=False)
+            if own:
+                write_tables(arguments.readme, check=False)
+        forget_reward_models()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ SCORED_SAMPLES = 16
 MOST_WRONG = 7
 # What the reward model is taught before.
 TAUGHT = ['objective={kind="sft"}', "generate.prompts_per_step=32", "train.steps=120", "optimizer.lr=1e-5", "train.seed=1"]
-# Beside 1, which all figures but those of co-scaling are at.
+# Of the runs that are evaluated at several; all other figures are at 1.
 TEMPERATURES = (0.4, 0.7, 1.0, 1.3)
 # What is kept problem by problem of what the verifier chooses, so that differences have intervals.
 CHOSEN_AT = (N, 32)

@@ -35,6 +35,8 @@ mod conformance_half;
 mod conformance_integer;
 #[path = "suite/conformance_logic.rs"]
 mod conformance_logic;
+#[path = "suite/conformance_mixed.rs"]
+mod conformance_mixed;
 #[path = "suite/conformance_moves.rs"]
 mod conformance_moves;
 #[path = "suite/conformance_video.rs"]

@@ -345,6 +345,22 @@ impl<const MAX: bool> Binary for Extremum32<MAX> {
     }
 }
 
+/// min or max of three f32 (sm_100): that of the first two with the third. `.abs` takes the sources without their signs.
+struct Extremum3<const MAX: bool>;
+impl<const MAX: bool> Ternary for Extremum3<MAX> {
+    type A = u32;
+    type B = u32;
+    type C = u32;
+    type D = u32;
+    #[inline(always)]
+    fn eval(imm: u64, a: u32, b: u32, c: u32) -> u32 {
+        let [a, b, c] = [a, b, c].map(|v| if imm & flag::XORSIGN_ABS != 0 { v & 0x7fff_ffff } else { v });
+        let imm = imm & !flag::XORSIGN_ABS;
+        let two = Extremum32::<MAX>::eval(imm, a, b);
+        Extremum32::<MAX>::eval(imm, two, c)
+    }
+}
+
 struct Extremum64<const MAX: bool>;
 impl<const MAX: bool> Binary for Extremum64<MAX> {
     type A = f64;
@@ -437,6 +453,19 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         }
         "min" | "max" if ty != Type::F32X2 => {
             let max = inst.opcode == "max";
+            if inst.operands.len() == 4 && ty == Type::F32 {
+                let mut imm = 0;
+                for (name, flag) in [("ftz", flag::FTZ), ("NaN", flag::NAN), ("abs", flag::XORSIGN_ABS)] {
+                    imm |= if mods.take(name) { flag } else { 0 };
+                }
+                mods.finish()?;
+                let f = match max {
+                    true => lane::ternary::<Extremum3<true>>(isa),
+                    false => lane::ternary::<Extremum3<false>>(isa),
+                };
+                emit::<3>(d, inst, ty, f, class, imm)?;
+                return Ok(());
+            }
             let imm = if ty == Type::F32 { extremum_flags(&mut mods, true)? } else { 0 };
             mods.finish()?;
             let f = match (ty, max) {
@@ -445,9 +474,6 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
                 (_, true) => lane::binary::<Extremum64<true>>(isa),
                 (_, false) => lane::binary::<Extremum64<false>>(isa),
             };
-            if inst.operands.len() == 4 {
-                return Err(unsupported(format!("`{}` of three sources", inst.opcode)));
-            }
             emit::<2>(d, inst, ty, f, class, imm)?;
         }
         "abs" | "neg" if ty != Type::F32X2 => {

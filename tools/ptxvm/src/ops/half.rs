@@ -298,9 +298,6 @@ fn decode_as<F: Format16>(
         "min" | "max" => {
             imm = float::extremum_flags(&mut mods, is_f16)?;
             mods.finish()?;
-            if inst.operands.len() == 4 {
-                return Err(unsupported(format!("`{}` of three sources", inst.opcode)));
-            }
             let f = match inst.opcode {
                 "max" => binary::<Extremum<F, true>>(isa, packed),
                 _ => binary::<Extremum<F, false>>(isa, packed),
@@ -318,6 +315,94 @@ fn decode_as<F: Format16>(
         }
         _ => return Err(unsupported(format!("`{}`", mods.written()))),
     }
+    Ok(())
+}
+
+/// An operation of f32 whose first source is f16 or bf16 (sm_100), which is exact in f32.
+struct Mixed<F, O>(PhantomData<(F, O)>);
+
+impl<F: Format16, O: Binary<A = f32, B = f32, D = f32>> Binary for Mixed<F, O> {
+    type A = u32;
+    type B = f32;
+    type D = f32;
+    #[inline(always)]
+    fn eval(imm: u64, a: u32, b: f32) -> f32 {
+        O::eval(imm, F::wide(a), b)
+    }
+}
+
+/// The same of a fused product of two.
+impl<F: Format16, O: Ternary<A = f32, B = f32, C = f32, D = f32>> Ternary for Mixed<F, O> {
+    type A = u32;
+    type B = u32;
+    type C = f32;
+    type D = f32;
+    #[inline(always)]
+    fn eval(imm: u64, a: u32, b: u32, c: f32) -> f32 {
+        O::eval(imm, F::wide(a), F::wide(b), c)
+    }
+}
+
+/// Whether an instruction computes in f32 with sources of f16 or bf16.
+pub(super) fn is_mixed(inst: &Instruction<'_>) -> bool {
+    matches!(inst.opcode, "add" | "sub" | "fma")
+        && matches!(inst.modifiers.as_slice(), [.., "f32", "f16" | "bf16"])
+}
+
+/// Decodes `add`, `sub` and `fma` of f32 with sources of f16 or bf16.
+///
+/// # Errors
+/// The instruction is wrong.
+pub(super) fn mixed(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
+    let mut mods = Mods::new(inst);
+    match mods.take("f16") {
+        true => mixed_of::<F16>(d, inst, mods, Type::F16),
+        false => mixed_of::<Bf16>(d, inst, mods, Type::BF16),
+    }
+}
+
+fn mixed_of<F: Format16>(
+    d: &mut Decoder<'_, '_>,
+    inst: &Instruction<'_>,
+    mut mods: Mods<'_, '_>,
+    ty: Type,
+) -> Result<(), Refusal> {
+    use float::{Directed, Fma, NearFlags};
+    mods.take("bf16");
+    mods.take("f32");
+    let isa = d.isa;
+    let fused = inst.opcode == "fma";
+    let mode = if fused {
+        float::rounding(&mut mods)?
+    } else {
+        mods.one_of(&Mode::ARITHMETIC).unwrap_or(Mode::Even)
+    };
+    let imm = mode as u64 | taken(&mut mods, true, "sat", flag::SAT);
+    mods.finish()?;
+    let f = match (inst.opcode, mode) {
+        ("add", Mode::Even) => lane::binary::<Mixed<F, NearFlags<Add, f32>>>(isa),
+        ("add", _) => lane::binary::<Mixed<F, Directed<Add, f32>>>(isa),
+        ("sub", Mode::Even) => lane::binary::<Mixed<F, NearFlags<Sub, f32>>>(isa),
+        ("sub", _) => lane::binary::<Mixed<F, Directed<Sub, f32>>>(isa),
+        (_, Mode::Even) => lane::ternary::<Mixed<F, NearFlags<Fma, f32>>>(isa),
+        _ => lane::ternary::<Mixed<F, Directed<Fma, f32>>>(isa),
+    };
+    let (dst, sources) = match inst.operands.as_slice() {
+        [dst, sources @ ..] if sources.len() == if fused { 3 } else { 2 } => (dst, sources),
+        _ => {
+            return Err(invalid(format!(
+                "`{}`: wrong number of operands",
+                crate::decode::mods::written(inst)
+            )));
+        }
+    };
+    let dst = d.dst(dst, Type::F32)?;
+    let mut srcs = Vec::new();
+    for (i, source) in sources.iter().enumerate() {
+        let last = i + 1 == sources.len();
+        srcs.push(d.src(source, if last { Type::F32 } else { ty })?);
+    }
+    d.lane(f, Class::Float32, &[dst], &srcs, imm).flops = if fused { 2 } else { 1 };
     Ok(())
 }
 

@@ -44,6 +44,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     };
     let family: Decode = match inst.opcode {
         "st" | "red" if inst.modifiers.first() == Some(&"async") => bulk::small::decode,
+        "add" | "sub" | "fma" if half::is_mixed(inst) => half::mixed,
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "abs" | "neg" | "min" | "max" => arithmetic,
         "addc" | "subc" | "madc" | "mul24" | "mad24" | "sad" | "rem" | "popc" | "clz" | "bfind" | "fns"
         | "brev" | "bfe" | "bfi" | "bmsk" | "szext" | "dp4a" | "dp2a" => integer::decode,
@@ -62,6 +63,9 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "mma" | "wmma" | "wgmma" | "setmaxnreg" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
         opcode if opcode.starts_with('v') => video::decode,
+        "tcgen05" => {
+            return Err(unsupported("the instruction `tcgen05`: tensor memory and its products, of sm_100"));
+        }
         opcode => return Err(unsupported(format!("the instruction `{opcode}`"))),
     };
     family(d, inst)?;

@@ -6,6 +6,8 @@
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
 #![allow(clippy::needless_range_loop)]
 
+use super::float::extremum;
+use super::rounding::flag;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -341,7 +343,18 @@ impl WarpOp for Match {
 
 /// Sources: a, membermask.
 #[derive(Debug)]
-struct Redux(fn(u32, u32) -> u32);
+struct Redux {
+    combine: fn(u32, u32) -> u32,
+    /// Bits of a that count: `.abs` takes the sign away.
+    keep: u32,
+    /// Whether a NaN of a single lane becomes the canonical one.
+    float: bool,
+}
+
+/// The lesser or greater of two f32 (sm_100).
+fn of_floats<const MAX: bool, const FLAGS: u64>(a: u32, b: u32) -> u32 {
+    extremum::<MAX>(FLAGS, a, b, 1 << 31, 0x7f80_0000)
+}
 
 fn redux(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
@@ -349,6 +362,7 @@ fn redux(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal>
     let op = mods.any().unwrap_or_default();
     let ty = mods.ty()?;
     let written = mods.written();
+    let flags = if ty == Type::F32 { (mods.take("abs"), mods.take("NaN")) } else { (false, false) };
     mods.finish()?;
     let combine: fn(u32, u32) -> u32 = match (op, ty) {
         ("add", Type::U32 | Type::S32) => u32::wrapping_add,
@@ -359,12 +373,22 @@ fn redux(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal>
         ("and", Type::B32) => |a, b| a & b,
         ("or", Type::B32) => |a, b| a | b,
         ("xor", Type::B32) => |a, b| a ^ b,
+        ("min", Type::F32) if flags.1 => of_floats::<false, { flag::NAN }>,
+        ("min", Type::F32) => of_floats::<false, 0>,
+        ("max", Type::F32) if flags.1 => of_floats::<true, { flag::NAN }>,
+        ("max", Type::F32) => of_floats::<true, 0>,
         _ => return Err(unsupported(format!("`{written}`"))),
     };
     let [to, a, members] = operands::<3>(inst)?;
     let dst = d.dst(to, Type::B32)?;
     let srcs = [d.src(a, ty)?, d.src(members, Type::U32)?];
-    d.warp(Redux(combine), Class::Warp, &[dst], &srcs).convergence = Convergence::Mask(1);
+    d.warp(
+        Redux { combine, keep: if flags.0 { 0x7fff_ffff } else { u32::MAX }, float: ty == Type::F32 },
+        Class::Warp,
+        &[dst],
+        &srcs,
+    )
+    .convergence = Convergence::Mask(1);
     Ok(())
 }
 
@@ -373,7 +397,10 @@ impl WarpOp for Redux {
         members_only(ctx, inst.src(1), mask)?;
         let regs = &mut ctx.warp.regs;
         let a = regs.get::<u32>(inst.src(0));
-        let Some(value) = lanes(mask).map(|lane| a[lane]).reduce(self.0) else { return Ok(()) };
+        let Some(value) = lanes(mask).map(|lane| a[lane] & self.keep).reduce(self.combine) else {
+            return Ok(());
+        };
+        let value = if self.float { (self.combine)(value, value) } else { value };
         let known = all_if(regs.defined(inst.src(0)) & mask == mask);
         regs.set::<u32>(inst.dst(0), mask, &[value; LANES]);
         regs.set_defined(inst.dst(0), mask, known);

@@ -283,8 +283,8 @@ fn undefined_inputs_make_undefined_what_depends_on_them() {
 fn what_is_not_built_is_refused() {
     for (text, kind) in [
         ("shfl.bfly.b32 %out0, %in0, 1, 31;", ErrorKind::Unsupported),
-        ("redux.sync.min.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
-        ("redux.sync.min.NaN.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
+        ("redux.sync.add.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
+        ("redux.sync.xor.f32 %out0, %in0, -1;", ErrorKind::Unsupported),
         ("redux.sync.add.b32 %out0, %in0, -1;", ErrorKind::Unsupported),
         ("shfl.sync.bfly.b64 %out0, %in0, 1, 31, -1;", ErrorKind::Invalid),
         ("elect.sync %out0, -1;", ErrorKind::Invalid),

@@ -154,6 +154,7 @@ impl Device for Vm {
             block: launch.block,
             shared_bytes: launch.shared_bytes,
             cooperative: false,
+            cluster: None,
         };
         let args: Vec<ptxvm::Arg> = args
             .iter()

@@ -52,7 +52,10 @@ impl Device {
             "reduce" => (Launch::linear(side * side / 256, 256), copying.into()),
             "transpose" => {
                 let grid = [side / 32, side / 32, 1];
-                (Launch { grid, block: [32, 8, 1], shared_bytes: 0, cooperative: false }, copying.into())
+                (
+                    Launch { grid, block: [32, 8, 1], shared_bytes: 0, cooperative: false, cluster: None },
+                    copying.into(),
+                )
             }
             other => unreachable!("no kernel {other}"),
         };

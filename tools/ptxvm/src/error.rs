@@ -45,6 +45,8 @@ pub enum ErrorKind {
     Barrier,
     /// An mbarrier that is used before its init or after its inval, with wrong counts or states, or by ordinary accesses.
     Mbarrier,
+    /// Shared memory of another block of the cluster that may not have started or may have left, or of none that there is.
+    Cluster,
     /// A `wgmma` without its fence, or registers touched that one under way uses.
     Wgmma,
     /// A warp-wide instruction whose mask names lanes that do not take part.

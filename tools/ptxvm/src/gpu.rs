@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::compile::module::{error as load_error, load};
 use crate::error::{Error, ErrorKind, Finding, Place};
+use crate::machine::cluster::MAX_CLUSTER;
 use crate::machine::grid;
 use crate::machine::heap::{HEAP_BYTES, Heap};
 use crate::machine::launch::LaunchState;
@@ -12,7 +13,7 @@ use crate::machine::layout::FUNCTION_WINDOW;
 use crate::machine::memory::global::GlobalMemory;
 use crate::machine::module::Module as Inner;
 use crate::machine::options::Options;
-use crate::machine::program::{Constant, Function};
+use crate::machine::program::{ClusterShape, Constant, Function};
 use crate::report::Report;
 
 /// Most threads of a block.
@@ -62,6 +63,17 @@ impl Module {
         let f = self.0.kernels().find(|f| f.name == kernel)?;
         let allowed = f.required_threads.or(f.max_threads);
         Some(allowed.map_or(MAX_THREADS, |[x, y, z]| x.saturating_mul(y).saturating_mul(z).min(MAX_THREADS)))
+    }
+
+    /// The clusters that a kernel asks for, in blocks.
+    pub fn cluster(&self, kernel: &str) -> Option<[u32; 3]> {
+        self.0.kernels().find(|f| f.name == kernel).and_then(|f| f.cluster.required)
+    }
+
+    /// Whether a launch of a kernel must say the size of its clusters, since the kernel has them and does not.
+    pub fn needs_cluster(&self, kernel: &str) -> bool {
+        let asks = |cluster: ClusterShape| cluster.explicit && cluster.required.is_none();
+        self.0.kernels().any(|f| f.name == kernel && asks(f.cluster))
     }
 
     /// A kernel's static shared memory in bytes.
@@ -134,12 +146,20 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// Whether all blocks run at the same time and may wait for each other.
     pub cooperative: bool,
+    /// Blocks of a cluster; `None` for what the kernel says, or one block.
+    pub cluster: Option<[u32; 3]>,
 }
 
 impl Launch {
     /// A launch of `blocks` blocks of `threads` threads, in one dimension.
     pub const fn linear(blocks: u32, threads: u32) -> Self {
-        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0, cooperative: false }
+        Self {
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            shared_bytes: 0,
+            cooperative: false,
+            cluster: None,
+        }
     }
 }
 
@@ -262,6 +282,7 @@ impl Gpu {
         let m = &module.0;
         if m.program.calls_heap() && self.heap.is_none() {
             let start = self.memory.alloc(HEAP_BYTES, "the device heap")?;
+            self.memory.make_heap(start);
             self.heap = Some(Mutex::new(Heap::at(start)));
         }
         let mut globals: Vec<u64> = Vec::with_capacity(m.globals.len());
@@ -355,7 +376,14 @@ impl Gpu {
             return Err(load_error(module.refused(f)));
         }
         self.printed.clear();
-        self.check_shape(f, shape)?;
+        let cluster = cluster_of(f, shape)?;
+        let mut shape = *shape;
+        if f.cluster.counted {
+            let blocks = |i: usize| shape.grid[i].saturating_mul(cluster[i]);
+            shape.grid = [blocks(0), blocks(1), blocks(2)];
+        }
+        let shape = &shape;
+        self.check_shape(f, shape, cluster)?;
         let params = pack(f, args)?;
         let align = f.dynamic_align.max(1);
         let too_much = |bytes: u64| {
@@ -390,6 +418,8 @@ impl Gpu {
             mma: self.options.mma,
             grid: shape.grid,
             block: shape.block,
+            cluster,
+            explicit_cluster: shape.cluster.is_some() || f.cluster.required.is_some(),
             shared_bytes: total as u32,
             dynamic_shared: dynamic_shared.min(total) as u32,
             workspace,
@@ -423,7 +453,7 @@ impl Gpu {
         Ok(place)
     }
 
-    fn check_shape(&self, f: &Function, shape: &Launch) -> Result<(), Error> {
+    fn check_shape(&self, f: &Function, shape: &Launch, cluster: [u32; 3]) -> Result<(), Error> {
         let Launch { grid, block, .. } = shape;
         let told = |[x, y, z]: [u32; 3]| format!("({x},{y},{z})");
         if grid.contains(&0) || grid.iter().zip(MAX_BLOCKS).any(|(n, most)| *n > most) {
@@ -446,6 +476,11 @@ impl Gpu {
                 return refuse(&f.name, message);
             }
         }
+        if grid.iter().zip(cluster).any(|(blocks, n)| !blocks.is_multiple_of(n)) {
+            let message =
+                format!("a grid of {}: no multiple of the cluster of {}", told(*grid), told(cluster));
+            return refuse(&f.name, message);
+        }
         let blocks: u64 = grid.iter().map(|n| u64::from(*n)).product();
         let most = u64::from(self.options.multiprocessors) * 32;
         if shape.cooperative && blocks > most {
@@ -456,6 +491,28 @@ impl Gpu {
         }
         Ok(())
     }
+}
+
+/// The blocks of a cluster of a launch.
+fn cluster_of(f: &Function, shape: &Launch) -> Result<[u32; 3], Error> {
+    let told = |[x, y, z]: [u32; 3]| format!("({x},{y},{z})");
+    let cluster = match (shape.cluster, f.cluster.required) {
+        (Some(asked), Some(required)) if asked != required => {
+            let message = format!("clusters of {}: the kernel requires {}", told(asked), told(required));
+            return refuse(&f.name, message);
+        }
+        (None, None) if f.cluster.explicit => {
+            let message = "the kernel runs in clusters, and the launch names no size of them".to_owned();
+            return refuse(&f.name, message);
+        }
+        (asked, required) => asked.or(required).unwrap_or([1; 3]),
+    };
+    let most = f.cluster.most.map_or(MAX_CLUSTER, |most| most.min(MAX_CLUSTER));
+    let blocks = cluster.iter().fold(1u32, |all, n| all.saturating_mul(*n));
+    if blocks == 0 || blocks > most {
+        return refuse(&f.name, format!("clusters of {}: 1 to {most} blocks", told(cluster)));
+    }
+    Ok(cluster)
 }
 
 /// Puts the arguments where the kernel reads its parameters.

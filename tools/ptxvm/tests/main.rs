@@ -23,6 +23,8 @@ mod calls;
 #[cfg(feature = "cli")]
 #[path = "suite/cli.rs"]
 mod cli;
+#[path = "suite/cluster.rs"]
+mod cluster;
 #[path = "suite/conformance_approx.rs"]
 mod conformance_approx;
 #[path = "suite/conformance_convert.rs"]
@@ -51,6 +53,8 @@ mod fuzz;
 mod kernels;
 #[path = "suite/kernels_bulk.rs"]
 mod kernels_bulk;
+#[path = "suite/kernels_cluster.rs"]
+mod kernels_cluster;
 #[path = "suite/kernels_collective.rs"]
 mod kernels_collective;
 #[path = "suite/kernels_elementwise.rs"]

@@ -97,6 +97,7 @@ pub(crate) fn launch(args: &LaunchArgs) -> Result<Done, Failure> {
         block: args.block,
         shared_bytes: args.shared,
         cooperative: args.cooperative,
+        cluster: args.cluster,
     };
     let report = gpu.launch(&loaded, kernel, &shape, &values)?;
     drop(tree);

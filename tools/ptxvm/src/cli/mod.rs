@@ -74,6 +74,9 @@ struct LaunchArgs {
     /// All blocks run at the same time and may wait for each other.
     #[arg(long)]
     cooperative: bool,
+    /// Blocks of a cluster, which reach each other's shared memory (sm_90).
+    #[arg(long, value_name = "X[,Y[,Z]]", value_parser = dims)]
+    cluster: Option<[u32; 3]>,
     /// Checks of uninitialised values and of races; bounds and alignment are always checked.
     #[arg(long, value_enum, default_value_t = Which::All)]
     checks: Which,

@@ -8,10 +8,11 @@ use crate::decode::decoder::{Decoder, Virtual, operands};
 use crate::decode::mods::{Mods, written};
 use crate::decode::symbols::{Symbol, Symbols};
 use crate::decode::{Refusal, invalid, unsupported};
+use crate::machine::cluster::MAX_CLUSTER;
 use crate::machine::inst::{BarrierKind, Class, Control, Exec, Guard, Inst, ParamCopy, System};
 use crate::machine::isa::Isa;
 use crate::machine::layout::{LOCAL_LIMIT, LOCAL_WINDOW, PARAM_WINDOW};
-use crate::machine::program::{Constant, Function, Param, PlaceLine, SystemMemory};
+use crate::machine::program::{ClusterShape, Constant, Function, Param, PlaceLine, SystemMemory};
 use crate::machine::registers::{Reg, Width};
 use crate::ops;
 use crate::ptx::ast::{self, Instruction, Operand, Statement, Variable};
@@ -83,6 +84,8 @@ struct Walk<'m, 'a> {
     places: Vec<PlaceLine>,
     calls: Vec<u32>,
     calls_any: bool,
+    /// Whether it uses the barrier of a cluster.
+    meets_cluster: bool,
     refusals: Vec<At>,
     index: u32,
 }
@@ -107,7 +110,7 @@ pub struct Signature {
 }
 
 /// Lays out a function's parameters: in the parameter bank for a kernel, in its frame for others. Too many bytes, parameters in
-/// registers and clusters of blocks are refused.
+/// registers and clusters of more blocks than there are on a GPU are refused.
 pub fn signature(f: &ast::Function<'_>) -> Signature {
     let whole = lay_out(f).and_then(|whole| clusters(f).map(|()| whole));
     whole.unwrap_or_else(|refused| Signature {
@@ -119,12 +122,19 @@ pub fn signature(f: &ast::Function<'_>) -> Signature {
     })
 }
 
-/// A kernel runs in single blocks.
+/// A kernel's clusters have a size that a GPU has.
 fn clusters(f: &ast::Function<'_>) -> Result<(), At> {
     let blocks =
         f.cluster.required.map_or(1, |r| r.iter().fold(1u64, |n, d| n.saturating_mul(u64::from(*d))));
-    if blocks != 1 || f.cluster.explicit || f.cluster.blocks_are_clusters {
-        return Err((f.line, unsupported(format!("`{}` runs in clusters of several blocks", f.name))));
+    if !(1..=u64::from(MAX_CLUSTER)).contains(&blocks) {
+        let message = format!("`{}` runs in clusters of {blocks} blocks: 1 to {MAX_CLUSTER}", f.name);
+        return Err((f.line, invalid(message)));
+    }
+    if f.cluster.blocks_are_clusters && f.cluster.required.is_none() {
+        return Err((
+            f.line,
+            invalid(format!("`{}`: .blocksareclusters without .reqnctapercluster", f.name)),
+        ));
     }
     Ok(())
 }
@@ -195,6 +205,7 @@ pub fn decode<'m, 'a>(
         places: vec![PlaceLine { line: f.line, function: index, ..PlaceLine::default() }],
         calls: Vec::new(),
         calls_any: false,
+        meets_cluster: false,
         refusals: Vec::new(),
         index,
     };
@@ -409,7 +420,22 @@ impl<'m, 'a> Walk<'m, 'a> {
 
     fn barrier(&mut self, i: &Instruction<'a>, mut mods: Mods<'_, 'a>) -> Result<(), Refusal> {
         if mods.take("cluster") {
-            return Err(unsupported(format!("`{}`: clusters", written(i))));
+            let arrives = mods.one_of(&[("arrive", true), ("wait", false)]);
+            let arrives =
+                arrives.ok_or_else(|| invalid(format!("`{}` neither arrives nor waits", written(i))))?;
+            let orders = match arrives {
+                true => mods.one_of(&[("release", true), ("relaxed", false)]).unwrap_or(true),
+                false => {
+                    mods.take("acquire");
+                    true
+                }
+            };
+            let aligned = mods.take("aligned");
+            mods.finish()?;
+            operands::<0>(i)?;
+            self.meets_cluster = true;
+            self.emit(Control::ClusterBarrier { arrives, aligned, orders }, Class::Sync, &[], &[]);
+            return Ok(());
         }
         mods.take("cta");
         if mods.take("warp") {
@@ -598,6 +624,13 @@ impl<'m, 'a> Walk<'m, 'a> {
             dynamic_align: self.dynamic_align,
             max_threads: f.max_threads,
             required_threads: f.required_threads,
+            cluster: ClusterShape {
+                required: f.cluster.required,
+                most: f.cluster.max_rank,
+                explicit: f.cluster.explicit,
+                counted: f.cluster.blocks_are_clusters,
+            },
+            meets_cluster: self.meets_cluster,
             ordered: self.d.ordered,
             shared_grain: self.d.shared_grain,
             asynchronous: self.d.asynchronous,

@@ -293,6 +293,7 @@ impl Module {
                     f.dynamic_align = f.dynamic_align.max(callee.dynamic_align);
                     f.ordered |= callee.ordered;
                     f.asynchronous |= callee.asynchronous;
+                    f.meets_cluster |= callee.meets_cluster;
                     f.system = f.system.and(callee.system);
                     f.shared_grain = f.shared_grain.min(callee.shared_grain);
                     f.refused.extend(callee.refused.iter().cloned());

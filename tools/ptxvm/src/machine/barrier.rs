@@ -5,6 +5,9 @@ use super::inst::BarrierKind;
 /// Barriers of a block.
 pub(crate) const BARRIERS: usize = 16;
 
+/// Stands for the barrier of the cluster.
+pub(crate) const CLUSTER: u8 = u8::MAX;
+
 /// Warps of a warpgroup: the first has a number that 4 divides.
 pub(crate) const WARPS: u32 = 4;
 

@@ -3,10 +3,11 @@
 use super::bulk::BulkQueue;
 use std::collections::HashMap;
 
+use super::cluster::Cluster;
 use super::counters::BlockWork;
 use super::flights::Flights;
 use super::memory::mbarrier::Awaited;
-use super::memory::race::Clocks;
+use super::memory::race::{BlockClock, Clocks};
 use super::memory::shared::SharedMemory;
 use super::products::GroupReads;
 
@@ -17,6 +18,8 @@ pub struct Block {
     pub index: [u32; 3],
     /// Number in the grid: x fastest.
     pub number: u64,
+    /// When it is started among the blocks of the grid: clusters follow each other.
+    pub(crate) order: u64,
     /// Its warps.
     pub warps: u32,
     /// Instructions that its warps have executed.
@@ -25,8 +28,12 @@ pub struct Block {
     pub work: BlockWork,
     /// Shared memory, static then dynamic.
     pub shared: SharedMemory,
-    /// Vector clocks of the race check.
+    /// Vector clocks of the race check, those of all blocks of the cluster while the block runs.
     pub clocks: Clocks,
+    /// How far its accesses to global memory have been published.
+    pub(crate) epochs: BlockClock,
+    /// The state of its cluster, while it runs, where it has other blocks or uses the cluster's barrier.
+    pub(crate) cluster: Option<Box<Cluster>>,
     /// Asynchronous work whose end mbarriers tell.
     pub(crate) flights: Flights,
     /// Bulk copies under way.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::context::{Context, Stop};
 use super::memory::access::{Access, Act, Order, Span};
 use super::memory::buffer::{Cell, Word};
-use super::memory::race::{Nothing, Who};
+use super::memory::race::Nothing;
 use super::registers::LANES;
 use crate::error::ErrorKind;
 
@@ -41,7 +41,8 @@ pub(crate) struct Reduction {
 pub(crate) enum Way {
     /// From global to shared memory; then the mbarrier at this address.
     Load(u64),
-    /// From shared memory (the other side) to shared memory; then the mbarrier at this address.
+    /// From shared memory (the other side) to shared memory, of the own or another block of the cluster; then the mbarrier at
+    /// this address.
     Within(u64),
     /// From shared to global memory; the issuer's bulk group.
     Store,
@@ -59,6 +60,11 @@ pub(crate) struct Bulk {
     pub(crate) reduction: Option<Reduction>,
     /// What a load writes where there is no other side, again and again: outside the tensor; or the values of registers.
     pub(crate) fill: Cow<'static, [u8]>,
+    /// Whether another copy of the same instruction has read the same global memory: a multicast.
+    pub(crate) repeats: bool,
+    /// The issuer's block in the cluster, and its warp to the race check.
+    rank: usize,
+    party: u32,
     warp: u32,
     lane: usize,
     pc: u32,
@@ -81,6 +87,9 @@ impl Bulk {
             bytes,
             reduction: None,
             fill: Cow::Borrowed(&[0]),
+            repeats: false,
+            rank: 0,
+            party: 0,
             warp: 0,
             lane: 0,
             pc: 0,
@@ -141,6 +150,11 @@ impl BulkQueue {
         self.copies.is_empty()
     }
 
+    /// The instruction of a copy that reads the shared memory of another block of the cluster.
+    pub(super) fn reads_from(&self, rank: usize) -> Option<u32> {
+        self.copies.iter().find(|b| matches!(b.way, Way::Within(_)) && b.rank == rank).map(|b| b.pc)
+    }
+
     /// There is none, for a new block.
     pub(super) fn clear(&mut self) {
         self.copies.clear();
@@ -149,36 +163,58 @@ impl BulkQueue {
 }
 
 impl Context<'_> {
-    /// A lane issues a copy. Checks both sides, and that what it reads and writes is ordered before.
-    pub(crate) fn issue_bulk(&mut self, lane: usize, mut bulk: Bulk) -> Result<(), Stop> {
+    /// A lane issues a copy, which writes to the shared memory of a block of the cluster unless it is a store. Checks both sides,
+    /// and that what it reads and writes is ordered before.
+    pub(crate) fn issue_bulk(&mut self, lane: usize, rank: usize, mut bulk: Bulk) -> Result<(), Stop> {
         let mask = 1 << lane;
-        let have = self.block.shared.len();
-        let own: Vec<(u64, u64)> = bulk.sources().into_iter().chain(bulk.targets()).collect();
-        // What a border of the tensor cuts off a store's box must lie there, too.
-        if let Some((at, n)) = own.iter().chain(&bulk.cover).find(|(at, n)| at.saturating_add(*n) > have) {
-            return Err(self.beyond(mask, &[*at; LANES], *n, have, "shared memory of the block"));
+        (bulk.warp, bulk.lane, bulk.pc) = (self.warp.id, lane, self.pc);
+        (bulk.rank, bulk.party) = (self.block.rank(), self.block.clocks.party(bulk.warp));
+        let within = matches!(bulk.way, Way::Within(_));
+        if within {
+            self.fits(mask, &bulk.sources())?;
+        } else if bulk.way == Way::Store {
+            // What a border of the tensor cuts off a store's box must lie there, too.
+            self.fits(mask, &bulk.sources())?;
+            self.fits(mask, &bulk.cover)?;
         }
+        if within && rank != bulk.rank {
+            self.order_sources(&bulk, mask);
+            return self.at_rank(rank, mask, |ctx| ctx.issue_bulk_here(lane, bulk, false));
+        }
+        self.at_rank(rank, mask, |ctx| ctx.issue_bulk_here(lane, bulk, true))
+    }
+
+    /// Pieces of shared memory must lie in the block's.
+    fn fits(&self, mask: u32, pieces: &[(u64, u64)]) -> Result<(), Stop> {
+        let have = self.block.shared.len();
+        match pieces.iter().find(|(at, n)| at.saturating_add(*n) > have) {
+            None => Ok(()),
+            Some((at, n)) => Err(self.beyond(mask, &[*at; LANES], *n, have, "shared memory of the block")),
+        }
+    }
+
+    /// The copy is issued in the block that it writes to; `sources` says whether what it reads has still to be checked.
+    fn issue_bulk_here(&mut self, lane: usize, mut bulk: Bulk, sources: bool) -> Result<(), Stop> {
+        let mask = 1 << lane;
+        let targets = bulk.targets();
+        self.fits(mask, &targets)?;
         if let Some(at) = bulk.mbarrier() {
             self.with_mbarrier(lane, at, |_| Ok(()))?;
         }
-        if !matches!(bulk.way, Way::Within(_)) {
+        if !matches!(bulk.way, Way::Within(_)) && !bulk.repeats {
             let access = if bulk.way == Way::Store { Access::write(1) } else { Access::read(1) };
             for (run, at) in bulk.present() {
                 self.outside(lane, at, run.bytes, &access)?;
             }
         }
-        for (at, n) in &own {
+        if sources {
+            self.order_sources(&bulk, mask);
+        }
+        for (at, n) in &targets {
             self.meets_mbarrier(mask, &[*at; LANES], *n);
         }
-        (bulk.warp, bulk.lane, bulk.pc) = (self.warp.id, lane, self.pc);
-        if self.launch.checks.init {
-            let shared = &self.block.shared;
-            if bulk.way == Way::Store && bulk.sources().iter().any(|(at, n)| !shared.all_written(*at, *n)) {
-                self.report_undefined(mask, "a part of what a bulk copy stores to global memory");
-            }
-        }
         if self.launch.checks.race {
-            self.order_bulk(&bulk, mask);
+            self.order_targets(&bulk, mask);
             bulk.clocks = self.block.clocks.released(bulk.warp, true).to_vec();
         }
         bulk.group = self.block.bulk.closed.get(&(bulk.warp, lane)).copied().unwrap_or(0);
@@ -226,17 +262,29 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Looks for accesses that a new copy is not ordered after, and marks its bytes.
-    fn order_bulk(&mut self, bulk: &Bulk, mask: u32) {
-        let by = Who::new(bulk.warp as usize, bulk.lane);
+    /// Looks for accesses that a new copy's reads of shared memory are not ordered after, and marks what it reads.
+    fn order_sources(&mut self, bulk: &Bulk, mask: u32) {
+        for (at, n) in bulk.sources() {
+            self.meets_mbarrier(mask, &[at; LANES], n);
+        }
+        if self.launch.checks.init {
+            let shared = &self.block.shared;
+            if bulk.way == Way::Store && bulk.sources().iter().any(|(at, n)| !shared.all_written(*at, *n)) {
+                self.report_undefined(mask, "a part of what a bulk copy stores to global memory");
+            }
+        }
+        if !self.launch.checks.race {
+            return;
+        }
+        let by = self.block.clocks.who(bulk.warp, bulk.lane);
         for (at, n) in bulk.whole_sources() {
             let access = Access { size: n, ..Access::read(1) };
             self.race_shared(mask, &[at; LANES], &access, true, |_, _| None);
             let block = &mut *self.block;
             let (shadow, _) = block.shared.parts();
             if let Some((who, pc)) = shadow.unseen(&block.clocks, bulk.warp, at, n) {
+                let who = self.block.clocks.describe(who);
                 self.finding(ErrorKind::AsyncRace, mask, Some(pc), || {
-                    let who = who.describe();
                     format!(
                         "shared memory at {at:#x}: a bulk copy reads what {who} stored, and no fence.proxy.async stands between"
                     )
@@ -244,6 +292,11 @@ impl Context<'_> {
             }
             self.block.shared.begin_reading(at, n, by, bulk.pc);
         }
+    }
+
+    /// The same of what it writes.
+    fn order_targets(&mut self, bulk: &Bulk, mask: u32) {
+        let by = self.block.clocks.who(bulk.warp, bulk.lane);
         for (at, n) in bulk.targets() {
             let access = Access { size: n, ..Access::write(1) };
             self.race_shared(mask, &[at; LANES], &access, false, |_, _| None);
@@ -285,13 +338,13 @@ impl Context<'_> {
         if self.launch.checks.race {
             for (at, n) in bulk.whole_sources() {
                 self.block.shared.end_reading(at, n);
-                if bulk.warp == self.warp.id {
+                if bulk.party == self.block.clocks.party(self.warp.id) {
                     // Others may write there when they are ordered after this wait; who has written has been told so.
                     let access = Access { size: n, ..Access::read(1) };
                     let block = &mut *self.block;
                     let (shadow, _) = block.shared.parts();
                     let (clocks, mask, at) = (&block.clocks, 1 << bulk.lane, [at; LANES]);
-                    shadow.touch(clocks, bulk.warp, bulk.pc, mask, &at, &access, true, &Nothing);
+                    shadow.touch(clocks, bulk.party, bulk.pc, mask, &at, &access, true, &Nothing);
                 }
             }
         }
@@ -356,8 +409,9 @@ impl Context<'_> {
                     }
                 }
                 (Some(from), Way::Within(_)) => {
-                    bytes.copy_from_slice(self.block.shared.bytes(from, run.bytes));
-                    written = self.block.shared.all_written(from, run.bytes);
+                    let source = self.block.shared_of(bulk.rank);
+                    bytes.copy_from_slice(source.bytes(from, run.bytes));
+                    written = source.all_written(from, run.bytes);
                 }
                 (Some(from), _) => {
                     // Bounds were checked when the copy was issued, and nothing is freed while a kernel runs.
@@ -388,7 +442,7 @@ impl Context<'_> {
         }
         if let Some(agent) = agent {
             for (at, n) in bulk.whole_sources() {
-                self.block.shared.end_reading(at, n);
+                self.block.shared_of(bulk.rank).end_reading(at, n);
             }
             for (at, n) in bulk.targets() {
                 self.block.shared.end_copy(at, n);

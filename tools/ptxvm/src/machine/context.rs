@@ -81,6 +81,6 @@ impl<'a> Context<'a> {
         }
         let mut finding = self.make(self.pc, kind, lanes, message());
         finding.other = other.map(|pc| self.launch.place(pc));
-        self.worker.record(self.pc, self.block.number, finding);
+        self.worker.record(self.pc, self.block.order, finding);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::context::Stop;
 use super::counters::Counters;
 use super::launch::{LaunchState, Worker};
-use super::run::{BlockRun, Progress};
+use super::run::{ClusterRun, Progress};
 use crate::error::Finding;
 
 /// Results of a launch.
@@ -23,7 +23,8 @@ pub(crate) struct Outcome {
 /// The result does not depend on their number: counters are sums, of several faults that of the first block counts, and
 /// kernels in which the order of blocks shows run on one thread, block after block.
 pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -> Outcome {
-    let blocks: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
+    // Clusters, mostly of one block, are started together and run on one host thread.
+    let blocks = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>() / launch.cluster_blocks();
     let instructions = launch.program.code.len();
     let next = AtomicU64::new(0);
     // The lowest block that ended in a fault: later blocks need not run, earlier ones must.
@@ -31,7 +32,7 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
     let work = || {
         let mut worker = Worker::new(instructions);
         let mut fault: Option<(u64, Box<Finding>)> = None;
-        let mut run = BlockRun::new(launch);
+        let mut run = ClusterRun::new(launch);
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= blocks || number > fault_block.load(Ordering::Relaxed) {
@@ -43,7 +44,7 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
                 fault = Some((number, finding));
                 return (worker, fault);
             }
-            worker.counters.end(run.work());
+            run.work().for_each(|work| worker.counters.end(work));
         }
     };
     let parts = if cooperative {
@@ -79,9 +80,10 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
     if let Some((last, _)) = &fault {
         // Findings of blocks after the faulting one are dropped, and counts become 1, because how far other host threads
         // had come is chance.
-        findings.retain(|(_, block, _)| block <= last);
+        let unit = |order: u64| order / launch.cluster_blocks();
+        findings.retain(|(_, block, _)| unit(*block) <= *last);
         findings.iter_mut().for_each(|(.., f)| f.count = 1);
-        all.printed.retain(|(block, _)| block <= last);
+        all.printed.retain(|(block, _)| unit(*block) <= *last);
     }
     Outcome {
         counters: all.counters,
@@ -94,9 +96,9 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
 /// other.
 fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<Finding>)>) {
     let mut worker = Worker::new(launch.program.code.len());
-    let mut runs: Vec<(u64, BlockRun)> = Vec::new();
+    let mut runs: Vec<(u64, ClusterRun)> = Vec::new();
     for number in 0..blocks {
-        let mut run = BlockRun::new(launch);
+        let mut run = ClusterRun::new(launch);
         run.start(launch, number);
         runs.push((number, run));
     }
@@ -104,9 +106,9 @@ fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<
         let mut i = 0;
         while i < runs.len() {
             match runs[i].1.run(launch, &mut worker, false) {
-                Ok(Progress::Ready) => i += 1,
+                Ok(Progress::Ready | Progress::Stuck) => i += 1,
                 Ok(Progress::Done) => {
-                    worker.counters.end(runs[i].1.work());
+                    runs[i].1.work().for_each(|work| worker.counters.end(work));
                     runs.remove(i);
                 }
                 Err(Stop(finding)) => return (worker, Some((runs[i].0, finding))),

@@ -239,6 +239,15 @@ pub enum Control {
         /// Whether a thread count was given (source 1).
         counted: bool,
     },
+    /// `barrier.cluster.arrive` and, where it does not arrive, `.wait`.
+    ClusterBarrier {
+        /// Whether it arrives.
+        arrives: bool,
+        /// Whether all lanes of the warp must reach it together.
+        aligned: bool,
+        /// Whether it releases: an arrival that is not `.relaxed`.
+        orders: bool,
+    },
     /// `bar.warp.sync`, source 0 the membermask.
     WarpBarrier,
     /// Behind a product of a warpgroup: its warps wait for each other, since none's part is done before all are.

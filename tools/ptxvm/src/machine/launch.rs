@@ -46,6 +46,10 @@ pub struct LaunchState<'a> {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// Whether the launch or the kernel asked for clusters.
+    pub explicit_cluster: bool,
     /// Bytes of shared memory of a block.
     pub shared_bytes: u32,
     /// Where dynamic shared memory begins.
@@ -76,21 +80,23 @@ impl LaunchState<'_> {
         self.module.place(pc)
     }
 
-    /// The value of a constant in a frame whose local memory begins at `local_base`.
-    pub fn resolve(&self, constant: Constant, local_base: u32) -> u64 {
+    /// The value of a constant in a frame whose local memory begins at `local_base`, of a block whose shared memory begins at
+    /// `shared_base` in that of the cluster.
+    pub fn resolve(&self, constant: Constant, local_base: u32, shared_base: u64) -> u64 {
         match constant {
             Constant::Bits(bits) => bits,
             Constant::Global(i, addend) => self.globals[i as usize].wrapping_add_signed(addend),
             Constant::Function(i) => FUNCTION_WINDOW + u64::from(i),
             Constant::Local(at, window) => window.wrapping_add(u64::from(local_base) + u64::from(at)),
             Constant::DynamicShared(addend, window) => {
-                window.wrapping_add(u64::from(self.dynamic_shared)).wrapping_add_signed(addend)
+                let base = window.wrapping_add(shared_base);
+                base.wrapping_add(u64::from(self.dynamic_shared)).wrapping_add_signed(addend)
             }
             Constant::Shared(i, window) => {
                 let used = &self.kernel.shared;
                 // The linker has listed all that the kernel and its callees name.
                 let at = used.binary_search_by_key(&i, |(index, _)| *index).map_or(0, |at| used[at].1);
-                window.wrapping_add(u64::from(at))
+                window.wrapping_add(shared_base).wrapping_add(u64::from(at))
             }
         }
     }
@@ -101,9 +107,9 @@ impl LaunchState<'_> {
 pub struct Worker {
     /// Counters.
     pub counters: Counters,
-    /// Text that the kernel printed: (block number, text) in the order of printing.
+    /// Text that the kernel printed, with the block's place in the order of their start.
     pub printed: Vec<(u64, String)>,
-    /// By kind and instruction, with the block of the first.
+    /// By kind and instruction, with the place of the first one's block in the order of their start.
     pub(super) findings: HashMap<(ErrorKind, u32), (u64, Finding)>,
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod barrier;
 pub mod block;
 pub(crate) mod bulk;
+pub(crate) mod cluster;
 pub mod context;
 pub mod copies;
 pub mod counters;

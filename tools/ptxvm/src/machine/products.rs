@@ -270,9 +270,8 @@ impl Context<'_> {
         let (shadow, _) = block.shared.parts();
         let unseen = |lane: usize| Some((lane, shadow.unseen(&block.clocks, self.warp.id, at[lane], UNIT)?));
         let Some((lane, (who, pc))) = lanes(mask).find_map(unseen) else { return };
-        let at = at[lane];
+        let (at, who) = (at[lane], self.block.clocks.describe(who));
         self.finding(ErrorKind::AsyncRace, u32::MAX, Some(pc), || {
-            let who = who.describe();
             format!("shared memory at {at:#x}: a wgmma reads what {who} stored, and no fence.proxy.async stands between")
         });
     }

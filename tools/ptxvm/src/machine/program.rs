@@ -178,9 +178,26 @@ pub struct Function {
     pub shared_grain: u32,
     /// What it may use that is the system's.
     pub system: SystemMemory,
+    /// Its directives about clusters.
+    pub cluster: ClusterShape,
+    /// Whether it may use the barrier of a cluster.
+    pub meets_cluster: bool,
     /// Whether copies arrive at mbarriers, or the asynchronous proxy touches shared memory: the race check follows it as a party
     /// of its own.
     pub asynchronous: bool,
+}
+
+/// What a kernel says of the clusters that it runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterShape {
+    /// `.reqnctapercluster`: the exact cluster, in blocks.
+    pub required: Option<[u32; 3]>,
+    /// `.maxclusterrank`: the most blocks of a cluster.
+    pub most: Option<u32>,
+    /// `.explicitcluster`: the launch must ask for clusters, or the kernel does.
+    pub explicit: bool,
+    /// `.blocksareclusters`: a launch counts its grid in clusters.
+    pub counted: bool,
 }
 
 /// Memory of the system that cooperative groups use, and for that read the special registers that tell where it is.

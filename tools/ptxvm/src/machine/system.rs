@@ -45,7 +45,7 @@ pub(crate) fn call(
             System::Vprintf => {
                 let format = text(ctx, arg(0), lane)?;
                 let (line, count) = format_text(ctx, &format, arg(1), lane)?;
-                ctx.worker.printed.push((ctx.block.number, line));
+                ctx.worker.printed.push((ctx.block.order, line));
                 count
             }
             System::AssertFail => {
@@ -58,11 +58,17 @@ pub(crate) fn call(
             }
             System::Malloc => {
                 let bytes = arg(0);
-                ctx.launch.heap(|heap| heap.malloc(bytes))
+                let at = ctx.launch.heap(|heap| heap.malloc(bytes));
+                if at != 0 {
+                    ctx.launch.memory.heap_block(at, bytes.max(1), true);
+                }
+                at
             }
             System::Free => {
                 let address = arg(0);
-                if !ctx.launch.heap(|heap| heap.free(address)) {
+                if let Some(bytes) = ctx.launch.heap(|heap| heap.free(address)) {
+                    ctx.launch.memory.heap_block(address, bytes, false);
+                } else if address != 0 {
                     let message =
                         format!("free({address:#x}): `malloc` gave no such block, or it was freed before");
                     return Err(ctx.fault(ErrorKind::UseAfterFree, 1 << lane, message));
@@ -101,8 +107,8 @@ fn read(ctx: &Context<'_>, address: u64, to: &mut [u8], lane: usize) -> Result<(
             return outside();
         }
         (0..).zip(to.iter_mut()).for_each(|(i, b)| *b = ctx.warp.local.read(at + i, lane));
-    } else if let Some(at) = within(SHARED_WINDOW) {
-        if end(at) > ctx.block.shared.len() {
+    } else if let Some(at) = within(SHARED_WINDOW).map(|at| at.wrapping_sub(ctx.block.shared_base())) {
+        if at > ctx.block.shared.len() || end(at) > ctx.block.shared.len() {
             return outside();
         }
         (0..).zip(to.iter_mut()).for_each(|(i, b)| *b = ctx.block.shared.read(at + i));

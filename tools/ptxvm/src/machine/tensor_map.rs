@@ -325,6 +325,18 @@ impl TensorMap {
         })
     }
 
+    /// The same map of a tensor at another address.
+    ///
+    /// # Errors
+    /// The bytes are no map, or the address is none that it can have.
+    pub fn at_address(
+        bytes: &[u8; TENSOR_MAP_BYTES],
+        address: u64,
+    ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        let map = Self::decode(bytes).ok_or("the bytes are no tensor map of this machine")?;
+        map.replace(Field::Address, 0, address)
+    }
+
     /// The map with another value of a field, that of dimension `number` where there are several.
     pub(crate) fn replace(
         mut self,

@@ -13,7 +13,6 @@ use crate::machine::context::{Context, Stop};
 use crate::machine::copies::{Copies, Party};
 use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::memory::access::{Access, Span};
-use crate::machine::memory::race::Who;
 use crate::machine::memory::{lanes, pick};
 use crate::machine::registers::{LANES, Reg, Width};
 use crate::ptx::ast::{Instruction, Operand};
@@ -142,6 +141,7 @@ impl WarpOp for Issue {
         let to = ctx.addresses(mask, inst.src(0), self.to);
         let reading = pick(mask, |lane| read[lane] != 0);
         let from = ctx.addresses(reading, inst.src(1), self.from);
+        let to = ctx.own_shared(mask, to)?;
         ctx.bound_shared(mask, &to, bytes)?;
         ctx.meets_mbarrier(mask, &to, bytes);
         if reading != 0 {
@@ -152,7 +152,7 @@ impl WarpOp for Issue {
             // when it lands.
             ctx.race_shared(mask, &to, &Access::write(bytes as u32), false, |_, _| None);
             for lane in lanes(mask) {
-                let by = Who::new(ctx.warp.id as usize, lane);
+                let by = ctx.block.clocks.who(ctx.warp.id, lane);
                 ctx.block.shared.begin_copy(to[lane], bytes, by, ctx.pc);
             }
         }

@@ -5,7 +5,7 @@
 
 use super::float::Real;
 use super::half::{Bf16, F16, Format16};
-use super::memory::operands::{each_space, scope, space, values, without_policy};
+use super::memory::operands::{Scope, each_space, remote, scope, space, values, without_policy};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -117,6 +117,8 @@ impl Update {
 #[derive(Debug)]
 struct Atomic {
     space: Space,
+    /// Whether it may reach the shared memory of other blocks.
+    remote: bool,
     update: Update,
     /// Bytes of an element.
     bytes: u32,
@@ -210,7 +212,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     d.note_access(space, ty.bytes(), used || update.rounds());
     let act = if update == Update::Cas { Act::Swap } else { Act::Atomic };
     let access = Access { size: u64::from(ty.bytes()) * n as u64, act, order };
-    let op = Atomic { space, update, bytes: ty.bytes(), n, access, offset: address.offset };
+    let remote = remote(inst, space);
+    let op = Atomic { space, remote, update, bytes: ty.bytes(), n, access, offset: address.offset };
     d.warp(op, Class::Atomic, &dsts, &srcs);
     Ok(())
 }
@@ -220,7 +223,8 @@ fn order(mods: &mut Mods<'_, '_>) -> Order {
     let semantics = [("relaxed", (false, false)), ("acquire", (true, false)), ("release", (false, true))];
     let found = mods.one_of(&semantics).or_else(|| mods.take("acq_rel").then_some((true, true)));
     let (acquire, release) = found.unwrap_or_default();
-    Order { strong: true, acquire, release, gpu: scope(mods).unwrap_or(true) }
+    let Scope { gpu, cluster } = scope(mods).unwrap_or(Scope { gpu: true, cluster: true });
+    Order { strong: true, acquire, release, gpu, cluster }
 }
 
 fn operation(mods: &mut Mods<'_, '_>, written: &str) -> Result<(Update, Type), Refusal> {
@@ -355,10 +359,15 @@ impl WarpOp for Atomic {
                 let message = "a vector atomic of shared memory".to_owned();
                 return Err(ctx.fault(ErrorKind::WrongSpace, mask, message));
             }
-            match self.bytes {
+            let run = |ctx: &mut Context<'_>, mask, at: &[u64; LANES]| match self.bytes {
                 2 => self.run::<u16>(ctx, inst, mask, space, at),
                 4 => self.run::<u32>(ctx, inst, mask, space, at),
                 _ => self.run::<u64>(ctx, inst, mask, space, at),
+            };
+            if space == Space::Shared {
+                ctx.each_block(mask, at, self.remote, run)
+            } else {
+                run(ctx, mask, at)
             }
         })
     }

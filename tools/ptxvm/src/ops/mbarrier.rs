@@ -52,6 +52,8 @@ struct Mbarrier {
     action: Action,
     space: Space,
     offset: i64,
+    /// Whether it may lie in the shared memory of another block.
+    remote: bool,
     /// Whether an arrival releases, or a wait acquires.
     orders: bool,
 }
@@ -130,7 +132,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
             let (space, base, offset) = object(d, &mut mods, at)?;
             finish(mods)?;
             let count = d.src(count, Type::U32)?;
-            let op = Mbarrier { action, space, offset, orders: false };
+            let remote = inst.modifiers.contains(&"shared::cluster");
+            let op = Mbarrier { action, space, offset, remote, orders: false };
             d.warp(op, Class::Sync, &[], &[base, count]);
             Ok(())
         }
@@ -138,7 +141,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
             let [at] = operands(inst)?;
             let (space, base, offset) = object(d, &mut mods, at)?;
             finish(mods)?;
-            let op = Mbarrier { action: Action::Inval, space, offset, orders: false };
+            let op = Mbarrier { action: Action::Inval, space, offset, remote: false, orders: false };
             d.warp(op, Class::Sync, &[], &[base]);
             Ok(())
         }
@@ -181,7 +184,7 @@ fn arrive(
         true => Action::ArriveExpecting { drop },
         false => Action::Arrive { drop, may_complete },
     };
-    d.warp(Mbarrier { action, space, offset, orders }, Class::Sync, &[state], &[base, count]);
+    d.warp(Mbarrier { action, space, offset, remote, orders }, Class::Sync, &[state], &[base, count]);
     Ok(())
 }
 
@@ -205,7 +208,7 @@ fn wait(
     let done = d.dst(done, Type::Pred)?;
     let awaited = d.src(awaited, if parity { Type::U32 } else { Type::B64 })?;
     let hint = hint.first().map_or(Ok(Reg::NONE), |op| d.src(op, Type::U32))?;
-    let op = Mbarrier { action: Action::Wait { parity }, space, offset, orders };
+    let op = Mbarrier { action: Action::Wait { parity }, space, offset, remote: false, orders };
     d.warp(op, Class::Sync, &[done], &[base, awaited, hint]);
     Ok(())
 }
@@ -224,7 +227,7 @@ pub(super) fn copies_arrive(
     let (space, base, offset) = object(d, &mut mods, at)?;
     finish(mods)?;
     d.asynchronous = true;
-    let op = Mbarrier { action: Action::CopiesArrive { noinc }, space, offset, orders: true };
+    let op = Mbarrier { action: Action::CopiesArrive { noinc }, space, offset, remote: false, orders: true };
     d.warp(op, Class::Sync, &[], &[base]);
     Ok(())
 }
@@ -242,7 +245,12 @@ impl Mbarrier {
             }
             at = in_window(&at);
         }
-        ctx.bound_shared(mask, &at, MBARRIER_BYTES)?;
+        Ok(at)
+    }
+
+    /// Checks an access to the objects at `at`.
+    fn check(&self, ctx: &mut Context<'_>, mask: u32, at: &[u64; LANES]) -> Result<(), Stop> {
+        ctx.bound_shared(mask, at, MBARRIER_BYTES)?;
         if ctx.launch.checks.race {
             if self.action == Action::Inval {
                 // Lanes of one warp are done with the object when one of them ends it, because libcu++ chooses that lane by
@@ -253,9 +261,9 @@ impl Mbarrier {
             let order = Order { strong: !plain, ..Order::default() };
             let act = if plain { Act::Write } else { Act::Atomic };
             let access = Access { size: MBARRIER_BYTES, act, order };
-            ctx.race_shared(mask, &at, &access, true, |_, _| None);
+            ctx.race_shared(mask, at, &access, true, |_, _| None);
         }
-        Ok(at)
+        Ok(())
     }
 
     /// A number of source 1, 1 where there is none.
@@ -281,6 +289,9 @@ impl Mbarrier {
         let counts = self.counts(ctx, inst, mask, "the count of an arrival");
         let mut states = [0; LANES];
         if ctx.launch.checks.race {
+            if self.orders && ctx.cluster_blocks() > 1 {
+                ctx.publish();
+            }
             let clocks = ctx.block.clocks.released(ctx.warp.id, self.orders);
             for lane in lanes(mask) {
                 if let Ok(object) = ctx.block.shared.mbarriers.at(at[lane]) {
@@ -337,6 +348,9 @@ impl Mbarrier {
                 && let Ok(object) = ctx.block.shared.mbarriers.at(at[lane])
             {
                 ctx.block.clocks.acquired(ctx.warp.id, object.completed(), self.orders);
+                if ctx.block.cluster.is_some() {
+                    ctx.launch.memory.releases.strong_read(&mut ctx.block.epochs, true);
+                }
             }
         }
         ctx.regs().set_pred(inst.dst(0), mask, done);
@@ -353,6 +367,14 @@ impl Mbarrier {
 impl WarpOp for Mbarrier {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let at = self.objects(ctx, inst, mask)?;
+        ctx.each_block(mask, &at, self.remote, |ctx, mask, at| self.act(ctx, inst, mask, *at))
+    }
+}
+
+impl Mbarrier {
+    /// The lanes of `mask`, whose objects lie at `at` in the memory of one block.
+    fn act(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32, at: [u64; LANES]) -> Result<(), Stop> {
+        self.check(ctx, mask, &at)?;
         match self.action {
             Action::Wait { parity } => return self.wait(ctx, inst, mask, &at, parity),
             Action::Arrive { drop, may_complete } => {

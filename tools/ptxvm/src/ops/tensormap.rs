@@ -31,7 +31,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         if !rest.iter().all(|name| mods.take(name)) {
             return Err(invalid(format!("`{written}` lacks a modifier")));
         }
-        let gpu = scope(&mut mods).ok_or_else(|| invalid(format!("`{written}` names no scope")))?;
+        let gpu = scope(&mut mods).ok_or_else(|| invalid(format!("`{written}` names no scope")))?.gpu;
         mods.finish()?;
         let [to, from, Operand::Integer(128)] = operands(inst)? else {
             return Err(invalid(format!("`{written}` copies 128 bytes")));
@@ -110,6 +110,7 @@ impl WarpOp for Replace {
         let wide = matches!(self.field, Field::Address | Field::Stride);
         let values: [u64; LANES] =
             if wide { *ctx.regs().get::<u64>(reg) } else { ctx.regs().get::<u32>(reg).map(u64::from) };
+        let at = if self.space == Space::Shared { ctx.own_shared(mask, at)? } else { at };
         for lane in lanes(mask) {
             let (at, n) = (at[lane], TENSOR_MAP_BYTES as u64);
             check_place(ctx, lane, at)?;
@@ -150,6 +151,7 @@ impl WarpOp for Publish {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let to = ctx.addresses(mask, inst.src(0), self.to);
         let from = ctx.addresses(mask, inst.src(1), self.from);
+        let from = ctx.own_shared(mask, from)?;
         let lane = mask.trailing_zeros() as usize;
         let (to, from, n) = (to[lane], from[lane], TENSOR_MAP_BYTES as u64);
         check_place(ctx, lane, to)?;
@@ -163,7 +165,7 @@ impl WarpOp for Publish {
         if ctx.launch.checks.race {
             ctx.block.clocks.fence(ctx.warp.id);
             if self.gpu {
-                Releases::fence(&mut ctx.block.clocks.block);
+                Releases::fence(&mut ctx.block.epochs);
             }
         }
         Ok(())

@@ -268,7 +268,8 @@ again:
     always(&k, &Launch::linear(1, 40), &each(40, |_| 40 * 39 / 2));
 }
 
-const COOPERATIVE: Launch = Launch { grid: [6, 1, 1], block: [16, 1, 1], shared_bytes: 0, cooperative: true };
+const COOPERATIVE: Launch =
+    Launch { grid: [6, 1, 1], block: [16, 1, 1], shared_bytes: 0, cooperative: true, cluster: None };
 
 #[test]
 fn a_lock_between_blocks() {

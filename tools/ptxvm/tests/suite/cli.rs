@@ -535,11 +535,11 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
     let (code, out, err) = place.run("check mixed.ptx");
     assert_eq!((code, err.as_str()), (1, ""));
     for part in [
-        "mixed.ptx: 1 of 6 kernels run, 1 wrong, ",
+        "mixed.ptx: 2 of 6 kernels run, 1 wrong, ",
         "\n  kernel works(p .u64)\n",
         "\n  kernel lacks(): does not run\n",
         "\n  kernel calls(): does not run\n",
-        "\n  kernel clusters(): does not run\n",
+        "\n  kernel clusters()\n",
         "\n  kernel reads(): does not run\n",
         "\n  kernel wrong(): does not run\n",
         "`.texref` is not supported",
@@ -552,11 +552,20 @@ fn what_the_program_does_wrong_ends_with_1_and_what_is_missing_with_3() {
     for (entry, code, part) in [
         ("lacks", 3, "tcgen05"),
         ("calls", 3, "frobnicate"),
-        ("clusters", 3, "clusters"),
         ("reads", 3, "link first"),
         ("wrong", 1, "nobody"),
     ] {
         place.bad(&format!("run mixed.ptx --entry {entry} --grid 1 --block 1"), code, &[part]);
+    }
+    place.good("run mixed.ptx --entry clusters --grid 2 --block 1");
+    place.good("run mixed.ptx --entry works --grid 4 --block 1 --cluster 1,1 --arg zeros:4 --checks init");
+    for (options, part) in [
+        ("--entry clusters --grid 3 --block 1", "no multiple of the cluster"),
+        ("--entry clusters --grid 4 --block 1 --cluster 4", "the kernel requires (2,1,1)"),
+        ("--entry works --grid 4 --block 1 --cluster 4,4,4 --arg zeros:4", "1 to 16 blocks"),
+        ("--entry works --grid 4 --block 1 --cluster two --arg zeros:4", "--cluster"),
+    ] {
+        place.bad(&format!("run mixed.ptx {options}"), 2, &[part]);
     }
     place.ptx("syntax.ptx", ".visible .entry k( { ret; }\n");
     place.bad("run syntax.ptx --grid 1 --block 1", 1, &["syntax.ptx:4", "Syntax"]);

@@ -287,6 +287,30 @@ skip:
         ),
     ];
     all.push(Case {
+        name: "a ring of a cluster",
+        functions: "",
+        body: "
+    .reg .b32 rank, far;
+    .shared .align 4 .b32 tile[64];
+    mov.u32 j, %tid.x;
+    mov.u32 s, tile;
+    mad.lo.u32 t, j, 4, s;
+    mul.lo.u32 w, i, 5;
+    st.shared.u32 [t], w;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    mov.u32 rank, %cluster_ctarank;
+    add.u32 rank, rank, 1;
+    rem.u32 rank, rank, 4;
+    mapa.shared::cluster.u32 far, t, rank;
+    red.shared::cluster.add.u32 [far], j;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    ld.shared.u32 v, [t];",
+        launch: Launch { cluster: Some([4, 1, 1]), ..Launch::linear(12, 64) },
+        any_order: true,
+    });
+    all.push(Case {
         name: "a barrier of the grid",
         functions: ".global .align 4 .u32 arrived;",
         body: "

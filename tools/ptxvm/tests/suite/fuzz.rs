@@ -57,6 +57,20 @@ static WORDS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
         "18446744073709551615",
         "0x7d0000000000",
         "0f7fc00000",
+        // What no seed has.
+        "max.NaN.abs.f32",
+        "redux.sync.min.abs.NaN.f32",
+        "add.rz.sat.f32.bf16",
+        "fma.rn.f32.f16",
+        "tcgen05.mma.cta_group::1.kind::f16",
+        "barrier.cluster.arrive.relaxed.aligned",
+        "getctarank.shared::cluster.u32",
+        "isspacep.shared::cluster",
+        "%cluster_nctaid.x",
+        "%is_explicit_cluster",
+        ".blocksareclusters",
+        ".maxclusterrank",
+        ".explicitcluster",
     ]);
     words
 });
@@ -135,6 +149,7 @@ fn exercise(text: &str, seed: u64) -> Result<(), String> {
             Launch::linear(1, 32),
             Launch { shared_bytes: 512, ..Launch::linear(2, 64) },
             Launch { cooperative: seed.is_multiple_of(2), ..Launch::linear(2, 40) },
+            Launch { cluster: Some([2, 1, 1]), cooperative: seed.is_multiple_of(7), ..Launch::linear(4, 40) },
         ] {
             match gpu.launch(&loaded, &kernel, &launch, &args) {
                 Ok(report) => drop(report.to_string()),

@@ -39,6 +39,8 @@ pub(crate) struct Device {
     pub(crate) gpu: Gpu,
     module: LoadedModule,
     entries: Vec<String>,
+    /// Blocks of a cluster of the launches.
+    pub(crate) cluster: Option<[u32; 3]>,
 }
 
 impl Device {
@@ -53,7 +55,7 @@ impl Device {
         let name_of = |rest: &str| rest.split('(').next().unwrap().trim().to_owned();
         let entries =
             text.lines().filter_map(|line| line.split_once(".entry ")).map(|(_, rest)| name_of(rest));
-        Self { gpu, module, entries: entries.collect() }
+        Self { gpu, module, entries: entries.collect(), cluster: None }
     }
 
     /// The kernel of that name, or the only one with `name` in its mangled name.
@@ -94,7 +96,8 @@ impl Device {
     ) -> Result<Report, Error> {
         let entry = self.entry(name);
         let args: Vec<Arg> = args.iter().map(|arg| arg.to_arg()).collect();
-        self.gpu.launch(&self.module, &entry, &Launch { grid, block, shared_bytes, cooperative }, &args)
+        let launch = Launch { grid, block, shared_bytes, cooperative, cluster: self.cluster };
+        self.gpu.launch(&self.module, &entry, &launch, &args)
     }
 
     /// A launch that must go well.

@@ -177,7 +177,7 @@ fn addresses_of_a_cluster() {
     let out = k.words("out", &[9; 5]);
     k.ok(1, 1, &[out.0]);
     assert_eq!(k.read_words(out, 5), [1, 0, 0, 5, 1]);
-    let found = Kernel::new("mapa.u64 %rd5, %rd1, 1;").wrong(1, 1, &[0], ErrorKind::WrongSpace);
+    let found = Kernel::new("mapa.u64 %rd5, %rd1, 1;").wrong(1, 1, &[0], ErrorKind::Cluster);
     assert!(found.message.contains("block 1 of the cluster"), "{found}");
 }
 

@@ -4,7 +4,7 @@
 //! lines that begin with `// fix:` (less that mark) in the corrected one only, so that both have the same line numbers.
 //! The head tells in lines that begin with `//>`:
 //!
-//! - `launch: grid 1 2, block 32, shared 64, cooperative`: dimensions are separated by blanks.
+//! - `launch: grid 1 2, block 32, shared 64, cluster 1 2, cooperative`: dimensions are separated by blanks.
 //! - `entry: k` (the kernel; `k` if it is not told), `budget: 1000` (of instructions).
 //! - `args: in[8], out[8], 5, 5u64, bytes 0500`: buffers of words, or values. A buffer's name tells what it holds:
 //!   `in` 1, 4, 7, ...; `zero` zeros; `out` and `raw` nothing that anybody wrote; `old` is freed before the launch.
@@ -113,6 +113,11 @@ impl Version {
                 "block" => launch.block[..numbers.len()].copy_from_slice(&numbers),
                 "shared" => launch.shared_bytes = numbers[0],
                 "cooperative" => launch.cooperative = true,
+                "cluster" => {
+                    let mut cluster = [1; 3];
+                    cluster[..numbers.len()].copy_from_slice(&numbers);
+                    launch.cluster = Some(cluster);
+                }
                 _ => panic!("{}: {part}", self.name),
             }
         }
@@ -389,6 +394,7 @@ fn all_kinds_are_planted() {
         ErrorKind::AsyncRace,
         ErrorKind::Barrier,
         ErrorKind::Mbarrier,
+        ErrorKind::Cluster,
         ErrorKind::Wgmma,
         ErrorKind::WarpMask,
         ErrorKind::Deadlock,

@@ -100,12 +100,7 @@ pub(crate) fn run_with(
         results.push((at, *ty));
         args.push(Arg::Ptr(at));
     }
-    let shape = Launch {
-        grid: [n.div_ceil(128) as u32, 1, 1],
-        block: [128, 1, 1],
-        shared_bytes: 0,
-        cooperative: false,
-    };
+    let shape = Launch::linear(n.div_ceil(128) as u32, 128);
     let error = gpu.launch(&loaded, "k", &shape, &args).err();
     let read = |(at, ty): (ptxvm::DevicePtr, Type)| {
         let width = ty.bytes() as usize;

@@ -118,7 +118,7 @@ impl Config {
 /// As the driver's documentation says of cuLaunchKernelEx's configuration.
 pub unsafe fn configured(config: &Config) -> Result<(Launch, Handle, bool), Code> {
     let Config { grid, block, shared_bytes, stream, attributes, count } = *config;
-    let mut shape = Launch { grid, block, shared_bytes, cooperative: false };
+    let mut shape = Launch { grid, block, shared_bytes, cooperative: false, cluster: None };
     let mut early = false;
     for i in 0..count as usize {
         // SAFETY: the caller's word.
@@ -311,7 +311,7 @@ export! { TABLE:
         extra: *mut Handle,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        let shape = Launch { grid, block, shared_bytes, cooperative: false };
+        let shape = Launch { grid, block, shared_bytes, cooperative: false, cluster: None };
         launch(function, shape, stream, params, extra)
     }
 
@@ -341,7 +341,7 @@ export! { TABLE:
         params: *mut Handle,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        let shape = Launch { grid, block, shared_bytes, cooperative: true };
+        let shape = Launch { grid, block, shared_bytes, cooperative: true, cluster: None };
         launch(function, shape, stream, params, std::ptr::null_mut())
     }
 

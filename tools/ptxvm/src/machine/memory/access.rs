@@ -26,6 +26,8 @@ pub(crate) struct Order {
     pub(crate) release: bool,
     /// Whether the scope reaches other blocks (`.gpu`, `.sys`).
     pub(crate) gpu: bool,
+    /// Whether it reaches those of the cluster alone.
+    pub(crate) cluster: bool,
 }
 
 /// The kind of an access.
@@ -318,7 +320,7 @@ impl<'a> Context<'a> {
             self.count_global(mask, at, &span, access.size);
         }
         if access.order.strong && self.launch.checks.race {
-            self.synchronise(mask, at, access, access.order.gpu);
+            self.synchronise(mask, at, access, self.reaches(access.order), 0);
         }
         Ok(span)
     }
@@ -382,6 +384,9 @@ impl<'a> Context<'a> {
             },
             None => self.scattered_part(rest, at, size)?,
         };
+        if part.allocation.is_heap() {
+            self.check_heap(&part, at, size)?;
+        }
         self.part_checks(&part, at, access);
         Ok(part)
     }
@@ -419,10 +424,10 @@ impl<'a> Context<'a> {
         // Saturates: strong accesses from number 2^32 - 1 on share one time, and a block that acquired at that time counts
         // them all as ordered. A race between such accesses may be missed; none is invented.
         let time = |t: u64| t.min(u64::from(u32::MAX)) as u32;
-        let block = &mut self.block.clocks.block;
+        let strong = access.order.strong && self.reaches(access.order);
+        let block = &mut self.block.epochs;
         block.used = true;
-        let acquired = block.acquired;
-        let strong = access.order.strong && access.order.gpu;
+        let (acquired, seen) = (block.acquired, block.acquired.max(block.seen));
         let mut mine = Record {
             bytes: 0,
             block: self.block.number as u32,
@@ -435,7 +440,7 @@ impl<'a> Context<'a> {
             swap: access.act == Act::Swap,
         };
         let ordered = |r: &Record| match r.strong {
-            true => r.epoch <= time(acquired),
+            true => r.epoch <= time(seen),
             false => launch.memory.releases.known(launch.serial, r.block, r.epoch, acquired),
         };
         let mut found: Option<(u64, Record)> = None;
@@ -510,13 +515,20 @@ impl<'a> Context<'a> {
             message,
             count: 1,
         };
-        self.worker.record(second.pc, number, finding);
+        self.worker.record(second.pc, self.launch.order_of(number), finding);
     }
 
-    /// A strong access publishes the warp's clocks (release) and merges published ones into them (acquire).
-    fn synchronise(&mut self, mask: u32, at: &[u64; LANES], access: &Access, blocks: bool) {
+    /// Whether an order's scope reaches other blocks. That of a cluster counts as all where there are clusters.
+    #[inline(always)]
+    pub(crate) fn reaches(&self, order: Order) -> bool {
+        order.gpu || order.cluster && self.block.cluster.is_some()
+    }
+
+    /// A strong access publishes the warp's clocks (release) and merges published ones into them (acquire); addresses count from
+    /// `base`.
+    fn synchronise(&mut self, mask: u32, at: &[u64; LANES], access: &Access, blocks: bool, base: u64) {
         let warp = self.warp.id;
-        let clocks = &mut self.block.clocks;
+        let (clocks, epochs) = (&mut self.block.clocks, &mut self.block.epochs);
         if access.order.release {
             clocks.fence(warp);
         }
@@ -527,22 +539,23 @@ impl<'a> Context<'a> {
             }
             last = Some(at[lane]);
             if access.act != Act::Write {
-                clocks.strong_read(warp, at[lane], access.order.acquire);
+                clocks.strong_read(warp, base + at[lane], access.order.acquire);
             }
             if access.act != Act::Read {
-                clocks.strong_write(warp, at[lane]);
+                clocks.strong_write(warp, base + at[lane]);
             }
         }
         if blocks {
             let releases = &self.launch.memory.releases;
             if access.order.release {
-                Releases::fence(&mut clocks.block);
+                Releases::fence(epochs);
             }
             if access.act != Act::Read {
-                releases.strong_write(self.launch.serial, self.block.number as u32, &mut clocks.block);
+                releases.strong_write(self.launch.serial, self.block.number as u32, epochs);
             }
             if access.act != Act::Write {
-                releases.strong_read(&mut clocks.block);
+                // An atomic that reads counts as one that acquires; a load must, or be followed by a fence or a barrier.
+                releases.strong_read(epochs, access.order.acquire || access.act != Act::Read);
             }
         }
     }
@@ -566,6 +579,9 @@ impl<'a> Context<'a> {
             return Err(self.fault(kind, 1 << lane, message));
         };
         let part = Part { allocation, lanes: 1 << lane, run: Some((address - allocation.start, bytes)) };
+        if allocation.is_heap() {
+            self.check_heap(&part, &[address; LANES], bytes)?;
+        }
         self.part_checks(&part, &[address; LANES], &Access { size: bytes, ..*access });
         Ok(part)
     }
@@ -656,28 +672,28 @@ impl<'a> Context<'a> {
         value: impl Fn(&Registers, usize) -> Option<Value>,
     ) -> bool {
         if access.order.strong {
-            self.synchronise(mask, at, access, false);
+            self.synchronise(mask, at, access, false, self.block.shown_base());
         }
         let block = &mut *self.block;
         let copying = block.shared.copying(mask, at, access.size);
         let reading = if access.writes() { block.shared.reading(mask, at, access.size) } else { None };
-        let (warp, pc) = (self.warp.id, self.pc);
+        let (party, pc) = (block.clocks.party(self.warp.id), self.pc);
         let (shadow, contents) = block.shared.parts();
         let stored =
             Values { value: |lane| value(&self.warp.regs, lane), at, contents, checks: self.launch.checks };
-        let found = shadow.touch(&block.clocks, warp, pc, mask, at, access, note, &stored);
+        let found = shadow.touch(&block.clocks, party, pc, mask, at, access, note, &stored);
         if let Some((lanes, by, pc)) = copying {
             let first = at[lanes.trailing_zeros() as usize];
+            let (by, place) = (self.block.clocks.describe(by), self.block.place(first));
             self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {
-                let by = by.describe();
-                format!("shared memory at {first:#x}: a cp.async of {by} has not been waited for")
+                format!("{place}: a cp.async of {by} has not been waited for")
             });
         }
         if let Some((lanes, by, pc)) = reading {
             let first = at[lanes.trailing_zeros() as usize];
+            let (by, place) = (self.block.clocks.describe(by), self.block.place(first));
             self.finding(ErrorKind::AsyncRace, lanes, Some(pc), || {
-                let by = by.describe();
-                format!("shared memory at {first:#x}: a bulk copy of {by} may still read it")
+                format!("{place}: a bulk copy of {by} may still read it")
             });
         }
         if let Some(conflict) = &found {
@@ -691,8 +707,8 @@ impl<'a> Context<'a> {
         let (lane, warp) = (c.lane, self.warp.id);
         let verb = if access.writes() { "writes" } else { "reads" };
         let agent = self.block.clocks.is_agent(c.who);
+        let (place, other) = (self.block.place(at[lane]), self.block.clocks.describe(c.who));
         let message = || {
-            let place = format!("shared memory at {:#x}", at[lane]);
             if agent && !c.wrote {
                 return format!("{place}: lane {lane} of warp {warp} writes what a wgmma may still read");
             }
@@ -701,7 +717,6 @@ impl<'a> Context<'a> {
                     "{place}: lane {lane} of warp {warp} {verb} what an asynchronous copy wrote, and did not wait at its mbarrier"
                 );
             }
-            let other = c.who.describe();
             if c.same {
                 return format!(
                     "{place}: lane {lane} of warp {warp} and {other} write different values at once"

@@ -25,6 +25,8 @@ pub(crate) struct Allocation {
     pub(crate) data: Buffer,
     /// Initialised bytes; `None` without the check.
     written: Option<Bits>,
+    /// Of the device heap, the bytes that belong to blocks.
+    live: Option<Bits>,
     /// All bytes are initialised, so that `written` need not be read.
     all_written: AtomicBool,
     /// `written` has changed since `all_written` was worked out.
@@ -41,6 +43,17 @@ impl Allocation {
     fn holds(&self, address: u64, bytes: u64) -> bool {
         let at = address.wrapping_sub(self.start);
         at <= self.bytes && bytes <= self.bytes - at && !self.freed
+    }
+
+    /// Whether only a part of the bytes may be touched: those of the heap's blocks.
+    #[inline(always)]
+    pub(crate) fn is_heap(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Whether all of these bytes belong to blocks of the heap.
+    pub(crate) fn is_live(&self, at: u64, bytes: u64) -> bool {
+        self.live.as_ref().is_none_or(|live| live.all(at, at + bytes))
     }
 
     /// Whether all bytes are known to be written.
@@ -186,6 +199,7 @@ impl GlobalMemory {
                 freed: false,
                 data: Buffer::for_bytes(bytes)?,
                 written: if self.checks.init { Some(Bits::zeroed(bytes)?) } else { None },
+                live: None,
                 all_written: AtomicBool::new(!self.checks.init),
                 news: AtomicBool::new(false),
                 sectors: if self.counters { Some(Sectors::new(bytes)?) } else { None },
@@ -208,6 +222,28 @@ impl GlobalMemory {
         self.slots[slots].fill(index + 1);
         self.used += bytes;
         Ok(start)
+    }
+
+    /// The allocation that starts at an address becomes the device heap, without any block.
+    pub(crate) fn make_heap(&mut self, start: u64) {
+        if let Some(i) = self.index(start) {
+            let a = &mut self.allocations[i];
+            a.live = Bits::zeroed(a.bytes);
+        }
+    }
+
+    /// A block of the heap begins to live, whose bytes nobody has written, or ends.
+    pub(crate) fn heap_block(&self, address: u64, bytes: u64, lives: bool) {
+        let Some(a) = self.find(address, bytes) else { return };
+        let (from, to) = (address - a.start, address - a.start + bytes);
+        if let Some(live) = &a.live {
+            if lives {
+                a.forget(from, bytes);
+                live.set(from, to);
+            } else {
+                live.clear(from, to);
+            }
+        }
     }
 
     /// Finds `n` slots in a row. Slots of freed allocations are taken again only when the search comes round, so that

@@ -47,6 +47,14 @@ impl Context<'_> {
         at: &[u64; LANES],
         bytes: u32,
     ) -> Result<([u128; LANES], u32), Stop> {
+        let own;
+        let at = match self.block.cluster {
+            None => at,
+            Some(_) => {
+                own = self.own_shared(mask, *at)?;
+                &own
+            }
+        };
         self.check_shared(mask, at, &Access::read(bytes), |_, _| None)?;
         let mut values = [0; LANES];
         for lane in lanes(mask) {
@@ -74,6 +82,14 @@ impl Context<'_> {
         values: &[u128; LANES],
         defined: u32,
     ) -> Result<(), Stop> {
+        let own;
+        let at = match self.block.cluster {
+            None => at,
+            Some(_) => {
+                own = self.own_shared(mask, *at)?;
+                &own
+            }
+        };
         self.check_shared(mask, at, &Access::write(bytes), |_, lane| Some(access::value([values[lane]])))?;
         for lane in lanes(mask) {
             let shared = &mut self.block.shared;

@@ -11,6 +11,10 @@
 //! wait for the products. With an agent a vector has a second half: the latest clock of each warp whose writes
 //! a proxy fence has made visible to the asynchronous proxy.
 //!
+//! The blocks of a cluster have one set of clocks, since their warps reach each other's shared memory: a *party* is a warp, an
+//! agent (each block has its own) or a warpgroup's products, of any of the blocks. Numbers of warps are those of the block that
+//! runs.
+//!
 //! Between blocks the knowledge is coarser still: see `Releases`.
 
 use std::collections::HashMap;
@@ -32,11 +36,20 @@ static ERAS: AtomicU64 = AtomicU64::new(1);
 pub struct Clocks {
     /// Shadow memory of another era says nothing about these clocks.
     pub(crate) era: u64,
-    /// Warps, and where there is one the agent, and a party for the products of each warpgroup.
+    /// All parties: warps, and where there are agents these, and one for the products of each warpgroup.
     warps: usize,
+    /// Warps of a block.
+    own: usize,
+    /// Blocks of the cluster, and which of them runs.
+    blocks: usize,
+    rank: usize,
+    /// The running block's first party.
+    base: usize,
+    /// All that happened before the cluster began has a clock up to this.
+    origin: u32,
     /// Entries of a vector: one for each of `warps`, or two with an agent.
     width: usize,
-    /// The agent's number, behind the warps.
+    /// The first agent's number, behind the warps.
     agent: Option<usize>,
     /// Each warp's own.
     clock: Vec<u32>,
@@ -52,8 +65,6 @@ pub struct Clocks {
     sync: HashMap<u64, Vec<u32>>,
     /// One vector for all addresses beyond [`MAX_SYNC_CLOCKS`].
     sync_rest: Vec<u32>,
-    /// The block's side of [`Releases`].
-    pub(crate) block: BlockClock,
 }
 
 /// The later of each two clocks.
@@ -64,21 +75,25 @@ pub(crate) fn join(to: &mut [u32], from: &[u32]) {
 }
 
 impl Clocks {
-    /// All that touch shared memory: warps, with an agent also it and the products of each warpgroup.
-    pub(crate) fn parties(warps: u32, agent: bool) -> u32 {
-        if agent { warps + 1 + warps.div_ceil(WARPS) } else { warps }
+    /// All that touch shared memory: warps, with agents also these and the products of each warpgroup.
+    pub(crate) fn parties(blocks: u32, warps: u32, agent: bool) -> u32 {
+        blocks * if agent { warps + 1 + warps.div_ceil(WARPS) } else { warps }
     }
 
-    /// Prepares for a block of `warps` warps, and of an agent if it has one; everything before is ordered before it.
-    pub fn start(&mut self, warps: u32, agent: bool) {
-        let n = Self::parties(warps, agent) as usize;
+    /// Prepares for a cluster of so many blocks of `warps` warps, and of an agent if they have one; everything before is ordered
+    /// before it. The first block runs.
+    pub fn start(&mut self, blocks: u32, warps: u32, agent: bool) {
+        let n = Self::parties(blocks, warps, agent) as usize;
         let mut top = self.clock.iter().copied().max().unwrap_or(0);
         if self.era == 0 || top > 1 << 31 {
             self.era = ERAS.fetch_add(1, Relaxed);
             top = 0;
         }
         self.warps = n;
-        self.agent = agent.then_some(warps as usize);
+        (self.own, self.blocks) = (warps as usize, blocks as usize);
+        self.enter(0);
+        self.origin = top;
+        self.agent = agent.then_some((blocks * warps) as usize);
         self.width = if agent { 2 * n } else { n };
         let width = self.width;
         let refill = |v: &mut Vec<u32>, n: usize, value: u32| {
@@ -95,7 +110,59 @@ impl Clocks {
         refill(&mut self.pending, n * width, 0);
         refill(&mut self.sync_rest, width, 0);
         self.sync.clear();
-        self.block = BlockClock::default();
+    }
+
+    /// Another block of the cluster runs.
+    pub(crate) fn enter(&mut self, rank: usize) {
+        (self.rank, self.base) = (rank, rank * self.own);
+    }
+
+    /// The party that a warp of the running block is.
+    #[inline(always)]
+    pub(crate) fn party(&self, warp: u32) -> u32 {
+        self.base as u32 + warp
+    }
+
+    /// A lane of a warp of the running block.
+    pub(crate) fn who(&self, warp: u32, lane: usize) -> Who {
+        Who::new(self.base + warp as usize, lane)
+    }
+
+    /// In words, as the running block sees it.
+    pub(crate) fn describe(&self, who: Who) -> String {
+        let (party, n) = (who.warp(), self.own.max(1));
+        let warp = match who.lane() {
+            LANES_MIXED => format!("lanes of warp {}", party % n),
+            lane => format!("lane {lane} of warp {}", party % n),
+        };
+        let rank = party / n;
+        if rank == self.rank || rank >= self.blocks {
+            warp
+        } else {
+            format!("{warp} of block {rank} of the cluster")
+        }
+    }
+
+    /// All that a warp knows and has done, also what it has read strongly; it is in a new clock from now on.
+    pub(crate) fn all_of(&mut self, warp: u32) -> Vec<u32> {
+        let (w, n) = (self.base + warp as usize, self.width);
+        let mut all = self.knows[w * n..][..n].to_vec();
+        join(&mut all, &self.pending[w * n..][..n]);
+        all[w] = self.clock[w];
+        self.clock[w] = self.clock[w].saturating_add(1);
+        all
+    }
+
+    /// Whether something that a block of the cluster did is ordered before a warp: known to it, or in `told`.
+    pub(crate) fn has_heard_of(&self, warp: u32, rank: usize, told: &[u32]) -> bool {
+        let row = &self.knows[(self.base + warp as usize) * self.width..];
+        (rank * self.own..(rank + 1) * self.own)
+            .any(|party| row[party].max(told.get(party).copied().unwrap_or(0)) > self.origin)
+    }
+
+    /// How many parties there are, and the clock of one.
+    pub(crate) fn clocks(&self) -> &[u32] {
+        &self.clock
     }
 
     /// A barrier opens: all accesses so far by warps of `arrived` happen before all later ones by warps of `waiting`.
@@ -104,26 +171,28 @@ impl Clocks {
         let mut all = vec![0; n];
         let mut top = 0;
         for &w in arrived {
-            let w = w as usize;
+            let w = self.base + w as usize;
             self.take_pending(w);
             join(&mut all, &self.knows[w * n..][..n]);
             top = top.max(self.clock[w]);
         }
         for &w in arrived {
             // All clocks leap to the same value: later, one comparison with the least shows that all is ordered.
-            all[w as usize] = top;
-            self.clock[w as usize] = top.saturating_add(1);
+            let w = self.base + w as usize;
+            all[w] = top;
+            self.clock[w] = top.saturating_add(1);
         }
         for &w in waiting {
-            join(&mut self.knows[w as usize * n..][..n], &all);
-            self.lower(w as usize);
+            let w = self.base + w as usize;
+            join(&mut self.knows[w * n..][..n], &all);
+            self.lower(w);
         }
     }
 
     /// `bar.warp.sync` of lanes `mask` of a warp.
     pub fn warp_barrier(&mut self, warp: u32, mask: u32) {
         let _ = mask;
-        let w = warp as usize;
+        let w = self.base + warp as usize;
         self.take_pending(w);
         self.knows[w * self.width + w] = self.clock[w];
         self.clock[w] = self.clock[w].saturating_add(1);
@@ -152,7 +221,7 @@ impl Clocks {
 
     /// A fence of a warp, of whatever scope.
     pub(crate) fn fence(&mut self, warp: u32) {
-        let (w, n) = (warp as usize, self.width);
+        let (w, n) = (self.base + warp as usize, self.width);
         self.take_pending(w);
         let own = w * n..(w + 1) * n;
         self.fenced[own.clone()].copy_from_slice(&self.knows[own]);
@@ -163,7 +232,7 @@ impl Clocks {
     /// A strong write or atomic of a warp leaves the warp's vector of its last fence at the address; a releasing access has
     /// just fenced.
     pub(crate) fn strong_write(&mut self, warp: u32, address: u64) {
-        let (w, n) = (warp as usize, self.width);
+        let (w, n) = (self.base + warp as usize, self.width);
         let known = &self.fenced[w * n..][..n];
         if known[w] == 0 {
             return;
@@ -183,7 +252,7 @@ impl Clocks {
         if self.sync.is_empty() {
             return;
         }
-        let (w, n) = (warp as usize, self.width);
+        let (w, n) = (self.base + warp as usize, self.width);
         if let Some(clock) = self.sync.get(&(address / 8)) {
             join(&mut self.pending[w * n..][..n], clock);
         }
@@ -199,12 +268,12 @@ impl Clocks {
         if release {
             self.fence(warp);
         }
-        &self.fenced[warp as usize * self.width..][..self.width]
+        &self.fenced[(self.base + warp as usize) * self.width..][..self.width]
     }
 
     /// A warp acquires a vector of [`Clocks::released`]; without `acquire` its next fence or barrier does.
     pub(crate) fn acquired(&mut self, warp: u32, vector: &[u32], acquire: bool) {
-        let (w, n) = (warp as usize, self.width);
+        let (w, n) = (self.base + warp as usize, self.width);
         let own = w * n..w * n + vector.len();
         if acquire {
             join(&mut self.knows[own], vector);
@@ -216,30 +285,36 @@ impl Clocks {
 
     /// The products of a warpgroup begin to read. Gives the number and the clock of the party that does.
     pub(crate) fn group_reads(&mut self, group: u32) -> Option<(u32, u32)> {
-        let party = self.agent? + 1 + group as usize;
+        let party = self.products(self.agent?, group);
         self.clock[party] += 1;
         Some((party as u32, self.clock[party]))
+    }
+
+    /// The party of the products of a warpgroup of the running block.
+    fn products(&self, agent: usize, group: u32) -> usize {
+        agent + self.blocks + self.rank * self.own.div_ceil(WARPS as usize) + group as usize
     }
 
     /// What the products of a warp's group read up to a clock happens before all that the warp does from now on.
     pub(crate) fn acquire_reads(&mut self, warp: u32, group: u32, clock: u32) {
         if let Some(agent) = self.agent {
-            let known = &mut self.knows[warp as usize * self.width + agent + 1 + group as usize];
+            let (w, party) = (self.base + warp as usize, self.products(agent, group));
+            let known = &mut self.knows[w * self.width + party];
             *known = clock.max(*known);
-            self.lower(warp as usize);
+            self.lower(w);
         }
     }
 
     /// The agent begins to write, after everything so far. Gives its number.
     pub(crate) fn agent_writes(&mut self) -> Option<u32> {
-        let agent = self.agent?;
+        let agent = self.agent? + self.rank;
         self.clock[agent] = self.clock.iter().copied().max().unwrap_or(0).saturating_add(1);
         Some(agent as u32)
     }
 
     /// Adds to a vector what the agent has written.
     pub(crate) fn add_agent(&self, vector: &mut Vec<u32>) {
-        if let Some(agent) = self.agent {
+        if let Some(agent) = self.agent.map(|first| first + self.rank) {
             vector.resize(self.width, 0);
             vector[agent] = vector[agent].max(self.clock[agent]);
         }
@@ -247,7 +322,7 @@ impl Clocks {
 
     /// A fence of the asynchronous proxy: what is ordered before it, the proxy sees.
     pub(crate) fn proxy_fence(&mut self, warp: u32) {
-        let (w, n) = (warp as usize, self.warps);
+        let (w, n) = (self.base + warp as usize, self.warps);
         if self.agent.is_none() {
             return;
         }
@@ -259,8 +334,9 @@ impl Clocks {
 
     /// Whether a copy that a warp issues now sees what `by` wrote at `clock` with ordinary stores.
     fn is_seen(&self, warp: u32, clock: u32, by: Who) -> bool {
-        let seen = &self.knows[warp as usize * self.width..][..self.width][self.warps..];
-        self.agent == Some(by.warp()) || seen.get(by.warp()).is_none_or(|seen| clock <= *seen)
+        let seen = &self.knows[(self.base + warp as usize) * self.width..][..self.width][self.warps..];
+        self.agent.is_some_and(|first| (first..first + self.blocks).contains(&by.warp()))
+            || seen.get(by.warp()).is_none_or(|seen| clock <= *seen)
     }
 
     /// Whether it was the agent, or a warpgroup's products.
@@ -268,10 +344,10 @@ impl Clocks {
         self.agent.is_some_and(|agent| who.warp() >= agent)
     }
 
-    /// The view of one warp.
+    /// The view of one party.
     #[inline(always)]
-    pub(crate) fn view(&self, warp: u32) -> View<'_> {
-        let w = warp as usize;
+    pub(crate) fn view(&self, party: u32) -> View<'_> {
+        let w = party as usize;
         let knows = &self.knows[w * self.width..][..self.warps];
         View { warp: w, clock: self.clock[w], floor: self.floor[w], knows }
     }
@@ -326,14 +402,6 @@ impl Who {
     fn lane(self) -> usize {
         (self.0 & 63) as usize
     }
-
-    /// In words.
-    pub(crate) fn describe(self) -> String {
-        match self.lane() {
-            LANES_MIXED => format!("lanes of warp {}", self.warp()),
-            lane => format!("lane {lane} of warp {}", self.warp()),
-        }
-    }
 }
 
 /// Who touched a grain of shared memory last.
@@ -382,7 +450,8 @@ pub(crate) struct Shadow {
     grains: Vec<Grain>,
     /// Last plain read of each warp, at `grain * warps + warp`: clock, lane, pc. Used where a grain has many readers.
     readers: Vec<u64>,
-    /// The warps that wrote the same value to a grain, a bit each. Used where several did.
+    /// The warps that wrote the same value to a grain, a bit each, where there are more than 64 parties for several. Used where
+    /// several did.
     writers: Vec<u64>,
 }
 
@@ -439,7 +508,7 @@ impl Shadow {
     pub(crate) fn touch(
         &mut self,
         clocks: &Clocks,
-        warp: u32,
+        party: u32,
         pc: u32,
         mask: u32,
         at: &[u64; 32],
@@ -456,7 +525,7 @@ impl Shadow {
             self.era = clocks.era;
             self.clear(self.grains.len());
         }
-        let view = clocks.view(warp);
+        let view = clocks.view(party);
         let strong = access.order.strong;
         let n = (bytes >> self.shift) as usize;
         let mut conflict: Option<Conflict> = None;
@@ -519,7 +588,7 @@ impl Shadow {
         // round, no more.
         let harmless = grain.strong_write && (strong || grain.swap);
         // Who wrote the value that the others wrote reads it whichever came last.
-        let own = |writers: &[u64]| grain.repeated && writers[g] >> view.warp & 1 != 0;
+        let own = |writers: &[u64]| grain.repeated && writers[g] >> (view.warp % 64) & 1 != 0;
         if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) && !own(&self.writers) {
             let (who, pc) = (grain.writer, grain.write_pc);
             conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });
@@ -647,9 +716,9 @@ impl Shadow {
             self.writers = vec![0; self.grains.len()];
         }
         if !std::mem::replace(&mut self.grains[g].repeated, true) {
-            self.writers[g] = 1 << earlier;
+            self.writers[g] = 1 << (earlier % 64);
         }
-        self.writers[g] |= 1 << warp;
+        self.writers[g] |= 1 << (warp % 64);
     }
 }
 
@@ -668,19 +737,28 @@ pub(crate) struct BlockClock {
     fenced: u32,
     /// Of these, the ones that a strong write has published.
     released: u32,
-    /// When the block last made a strong read: everything published until then is ordered before it.
+    /// When the block last acquired: everything published until then is ordered before it.
     pub(crate) acquired: u64,
+    /// When it last made a strong load that does not acquire by itself: a fence or a barrier behind it does.
+    pub(crate) seen: u64,
     /// When the block last made a strong access.
     pub(crate) strong: u64,
+}
+
+impl BlockClock {
+    /// A fence, or a barrier: what strong loads have read is acquired.
+    pub(crate) fn settle(&mut self) {
+        self.acquired = self.acquired.max(self.seen);
+    }
 }
 
 /// Which epochs of which blocks were published when, in the running launch.
 ///
 /// A block that fences and then writes strongly (an atomic, a volatile, relaxed or releasing store of `.gpu` scope)
-/// publishes its accesses before the fence. A strong read orders after itself everything published until that moment,
-/// whatever address it reads, and whether or not a fence or barrier follows: coarse, but without false alarms, and
-/// without a clock for each pair of blocks. It also orders all earlier strong accesses of other blocks, which may be
-/// atomics and flags. A missing fence on the writing side is found.
+/// publishes its accesses before the fence. An atomic that reads, a load that acquires, and another strong load from the block's
+/// next fence or barrier on, order after themselves everything published until they read, whatever address that was: coarse, but
+/// without false alarms, and without a clock for each pair of blocks. Strong loads also order all earlier strong accesses of
+/// other blocks, which may be atomics and flags. A missing fence on either side is found.
 #[derive(Debug, Default)]
 pub(crate) struct Releases {
     now: AtomicU64,
@@ -704,6 +782,7 @@ impl Releases {
 
     /// A fence of a block that reaches other blocks.
     pub(crate) fn fence(block: &mut BlockClock) {
+        block.settle();
         if block.used {
             block.epoch = block.epoch.saturating_add(1);
             block.used = false;
@@ -723,8 +802,11 @@ impl Releases {
     }
 
     /// A strong read of a block.
-    pub(crate) fn strong_read(&self, block: &mut BlockClock) {
-        block.acquired = self.now.load(Relaxed);
-        block.strong = block.acquired;
+    pub(crate) fn strong_read(&self, block: &mut BlockClock, acquires: bool) {
+        block.strong = self.now.load(Relaxed);
+        block.seen = block.strong;
+        if acquires {
+            block.settle();
+        }
     }
 }

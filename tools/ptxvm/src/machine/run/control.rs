@@ -81,6 +81,7 @@ impl BlockRun {
             Control::WarpBarrier => {
                 if warp_barrier_here(&run.warp.regs, inst, m, live) && m == mask {
                     self.block.clocks.warp_barrier(w as u32, m);
+                    self.block.epochs.settle();
                     run.splits[s].pc = pc + 1;
                 } else {
                     wait(run, s, m, State::Converging);
@@ -103,6 +104,19 @@ impl BlockRun {
                         run.splits[rest].pc = pc + 1;
                     }
                     self.reach(w, pc, m, launch, worker)?;
+                }
+            }
+            Control::ClusterBarrier { aligned, .. } => {
+                if *aligned && m != live {
+                    wait(run, s, m, State::Converging);
+                    self.meet(w, launch, worker)?;
+                } else {
+                    if m != mask {
+                        run.leave_behind(s, mask & !m, State::Ready, pc);
+                        let rest = run.splits.len() - 1;
+                        run.splits[rest].pc = pc + 1;
+                    }
+                    self.reach_cluster(w, pc, m, launch, worker)?;
                 }
             }
             // `Return` reads the results from the call.
@@ -209,7 +223,11 @@ impl BlockRun {
         }
         run.exit(m);
         self.block.progress += 1;
-        if run.warp.live == 0 {
+        let gone = run.warp.live == 0;
+        if self.block.cluster.is_some() {
+            self.exit_cluster(w, m, launch, worker);
+        }
+        if gone {
             // Barriers without a count wait only for warps that still run.
             for id in 0..BARRIERS {
                 self.open(id, launch, worker);

@@ -25,7 +25,7 @@ pub(super) fn enter(run: &mut WarpRun, launch: &LaunchState<'_>, frame: Frame, m
     regs.reserve(f.rows as usize, f.preds as usize);
     regs.forget(f.rows as usize, f.preds as usize, mask);
     for (reg, constant) in &f.constants {
-        broadcast(regs, *reg, mask, launch.resolve(*constant, frame.local_base));
+        broadcast(regs, *reg, mask, launch.resolve(*constant, frame.local_base, block.shared_base()));
     }
     for (reg, special) in &f.specials {
         set_special(regs, *reg, mask, *special, launch, run.warp.id, block);
@@ -49,6 +49,8 @@ fn set_special(
     let [bx, by, bz] = launch.block;
     let [gx, gy, gz] = launch.grid;
     let [cx, cy, cz] = block.index;
+    let [nx, ny, nz] = launch.cluster;
+    let (rx, ry, rz) = (cx % nx, cy % ny, cz % nz);
     let mut lanes = [0; LANES];
     for (i, lane) in lanes.iter_mut().enumerate() {
         let thread = warp * LANES as u32 + i as u32;
@@ -60,13 +62,18 @@ fn set_special(
             S::NtidX => bx,
             S::NtidY => by,
             S::NtidZ => bz,
-            // Without clusters of several blocks, each block is a cluster.
-            S::CtaidX | S::ClusteridX => cx,
-            S::CtaidY | S::ClusteridY => cy,
-            S::CtaidZ | S::ClusteridZ => cz,
-            S::NctaidX | S::NclusteridX => gx,
-            S::NctaidY | S::NclusteridY => gy,
-            S::NctaidZ | S::NclusteridZ => gz,
+            S::CtaidX => cx,
+            S::CtaidY => cy,
+            S::CtaidZ => cz,
+            S::NctaidX => gx,
+            S::NctaidY => gy,
+            S::NctaidZ => gz,
+            S::ClusteridX => cx / nx,
+            S::ClusteridY => cy / ny,
+            S::ClusteridZ => cz / nz,
+            S::NclusteridX => gx / nx,
+            S::NclusteridY => gy / ny,
+            S::NclusteridZ => gz / nz,
             S::LaneId => i as u32,
             S::WarpId => warp,
             S::NwarpId => block.warps,
@@ -79,17 +86,23 @@ fn set_special(
             S::LanemaskGe => !(bit - 1),
             S::DynamicSmemSize => launch.shared_bytes - launch.dynamic_shared,
             S::TotalSmemSize => launch.shared_bytes,
-            S::ReservedSmemOffset1 => block.shared.reserved_at(),
+            S::ReservedSmemOffset1 => block.shared_base() as u32 + block.shared.reserved_at(),
             S::Envreg1 => (launch.workspace >> 32) as u32,
             S::Envreg2 => launch.workspace as u32,
-            S::ClusterCtaidX | S::ClusterCtaidY | S::ClusterCtaidZ | S::ClusterCtarank => 0,
-            S::ClusterNctaidX | S::ClusterNctaidY | S::ClusterNctaidZ | S::ClusterNctarank => 1,
+            S::ClusterCtaidX => rx,
+            S::ClusterCtaidY => ry,
+            S::ClusterCtaidZ => rz,
+            S::ClusterCtarank => rx + nx * (ry + ny * rz),
+            S::ClusterNctaidX => nx,
+            S::ClusterNctaidY => ny,
+            S::ClusterNctaidZ => nz,
+            S::ClusterNctarank => nx * ny * nz,
             S::GridId | S::IsExplicitCluster => 0,
         };
     }
     match special {
         S::GridId => broadcast(regs, reg, mask, u64::from(launch.serial)),
-        S::IsExplicitCluster => broadcast(regs, reg, mask, 0),
+        S::IsExplicitCluster => broadcast(regs, reg, mask, u64::from(launch.explicit_cluster)),
         _ => {
             regs.set::<u32>(reg, mask, &lanes);
             regs.set_defined(reg, mask, u32::MAX);

@@ -64,6 +64,14 @@ impl BlockRun {
                 self.reach(w, pc, here, launch, worker)?;
                 return Ok(true);
             }
+            (Exec::Control(Control::ClusterBarrier { .. }), _) => {
+                if here != live {
+                    return Ok(false);
+                }
+                self.gather(w, pc, frame, here, State::Ready);
+                self.reach_cluster(w, pc, here, launch, worker)?;
+                return Ok(true);
+            }
             (Exec::Control(Control::WarpBarrier), _) => inst.src(0),
             (_, Convergence::Mask(i)) => inst.src(i as usize),
             (_, Convergence::All | Convergence::None) => {
@@ -95,6 +103,7 @@ impl BlockRun {
             }
             if barrier {
                 self.block.clocks.warp_barrier(w as u32, members & live);
+                self.block.epochs.settle();
                 self.pass_warp_barriers(w, members & live, launch);
             } else {
                 self.execute_synced(w, pc, frame, group, launch, worker)?;
@@ -360,6 +369,7 @@ impl BlockRun {
         arrived.sort_unstable();
         arrived.dedup();
         self.block.clocks.barrier(&arrived, &waiting);
+        self.block.epochs.settle();
         self.barriers[id].clear(self.warps.len());
     }
 }

@@ -1,19 +1,21 @@
 //! Runs a block: which warp is next, and a warp's instructions. `control` is control flow but for branches, `meet` where
-//! lanes and warps wait for each other, `frame` how a function's frame is set up.
+//! lanes and warps wait for each other, `cluster` how blocks run together, `frame` how a function's frame is set up.
 
+mod cluster;
 mod control;
 mod frame;
 mod meet;
 
+pub(crate) use self::cluster::ClusterRun;
 use self::frame::enter;
-use super::barrier::{BARRIERS, Barrier, WARPS};
+use super::barrier::{BARRIERS, Barrier, CLUSTER, WARPS};
 use super::block::{Block, Poll};
 use super::context::{Context, Stop};
 use super::counters::BlockWork;
 use super::inst::{Control, Convergence, Defs, Exec, Inst};
 use super::launch::{LaunchState, Worker};
 use super::memory::mbarrier::Awaited;
-use super::memory::race::Clocks;
+use super::memory::race::{BlockClock, Clocks};
 use super::registers::{LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
 use crate::error::ErrorKind;
@@ -44,6 +46,8 @@ pub(crate) enum Progress {
     Done,
     /// It can go on: each warp had a time slice.
     Ready,
+    /// No warp can go on, unless another block of the cluster does something.
+    Stuck,
 }
 
 /// Waits of a warp in vain at mbarriers.
@@ -97,18 +101,26 @@ impl BlockRun {
         }
     }
 
-    /// Begins block `number` of the grid.
-    pub(super) fn start(&mut self, launch: &LaunchState<'_>, number: u64) {
+    /// Begins the block of the grid that comes `order`-th. The first one of a cluster begins that, too.
+    pub(super) fn start(&mut self, launch: &LaunchState<'_>, order: u64) {
         let [gx, gy, _] = launch.grid.map(u64::from);
-        self.block.number = number;
-        self.block.index = [(number % gx) as u32, (number / gx % gy) as u32, (number / gx / gy) as u32];
+        let (blocks, index) = (launch.cluster_blocks(), launch.index_of(order));
+        let number = u64::from(index[0]) + gx * (u64::from(index[1]) + gy * u64::from(index[2]));
+        (self.block.order, self.block.number, self.block.index) = (order, number, index);
         self.block.executed = 0;
+        self.block.epochs = BlockClock::default();
         self.block.work = BlockWork::default();
         let reserved = launch.kernel.system.reserved_shared;
         let agent = launch.kernel.asynchronous;
-        let parties = Clocks::parties(self.block.warps, agent);
+        let parties = Clocks::parties(blocks as u32, self.block.warps, agent);
         self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
-        self.block.clocks.start(self.block.warps, agent);
+        if order.is_multiple_of(blocks) {
+            self.block.clocks.start(blocks as u32, self.block.warps, agent);
+            let live = self.block.cluster.is_some().then(|| self.first_lanes(launch));
+            if let (Some(cluster), Some(live)) = (&mut self.block.cluster, live) {
+                cluster.start(blocks as usize, &live);
+            }
+        }
         self.block.flights.clear();
         self.block.products.clear();
         self.block.bulk.clear();
@@ -139,42 +151,55 @@ impl BlockRun {
         to_the_end: bool,
     ) -> Result<Progress, Stop> {
         loop {
-            let mut moved = false;
-            for k in 0..self.warps.len() {
-                let (w, slice) = match &mut self.random {
-                    None => (k, TIME_SLICE),
-                    Some(state) => {
-                        let r = random(state);
-                        ((r >> 32) as usize % self.warps.len(), 1 + (r & 255))
-                    }
-                };
-                if self.status[w] == WarpStatus::Ready {
-                    moved = true;
-                    self.status[w] = self.run_warp(w, slice, launch, worker)?;
-                    if self.vain[w].polls >= VAIN_POLLS && self.all_wait() {
-                        return Err(self.deadlock(launch));
-                    }
-                }
-            }
-            if self.status.iter().all(|s| *s == WarpStatus::Done) {
-                self.end(launch, worker)?;
-                return Ok(Progress::Done);
-            }
-            if !moved && !self.status.contains(&WarpStatus::Ready) {
-                return Err(self.deadlock(launch));
-            }
-            if !to_the_end {
-                return Ok(Progress::Ready);
+            match self.round(launch, worker)? {
+                Progress::Stuck => return Err(self.deadlock(launch)),
+                Progress::Ready if to_the_end => {}
+                progress => return Ok(progress),
             }
         }
     }
 
+    /// Runs the block for one time slice of each warp.
+    fn round(&mut self, launch: &LaunchState<'_>, worker: &mut Worker) -> Result<Progress, Stop> {
+        if self.block.cluster.is_some() {
+            self.wake_cluster(launch, worker);
+        }
+        let mut moved = false;
+        for k in 0..self.warps.len() {
+            let (w, slice) = match &mut self.random {
+                None => (k, TIME_SLICE),
+                Some(state) => {
+                    let r = random(state);
+                    ((r >> 32) as usize % self.warps.len(), 1 + (r & 255))
+                }
+            };
+            if self.status[w] == WarpStatus::Ready {
+                moved = true;
+                self.status[w] = self.run_warp(w, slice, launch, worker)?;
+                if self.vain[w].polls >= VAIN_POLLS && self.all_wait() {
+                    return Ok(Progress::Stuck);
+                }
+            }
+        }
+        if self.status.iter().all(|s| *s == WarpStatus::Done) {
+            self.end(launch, worker)?;
+            return Ok(Progress::Done);
+        }
+        let stuck = !moved && !self.status.contains(&WarpStatus::Ready);
+        Ok(if stuck { Progress::Stuck } else { Progress::Ready })
+    }
+
     /// All threads have exited.
     fn end(&mut self, launch: &LaunchState<'_>, worker: &mut Worker) -> Result<(), Stop> {
+        let pc = launch.kernel.start;
+        if self.block.cluster.is_some() {
+            let warps = self.block.warps;
+            let mut ctx = Context::new(&mut self.warps[0].warp, &mut self.block, launch, worker, pc, 0);
+            ctx.leave_cluster(warps);
+        }
         if self.block.bulk.is_empty() {
             return Ok(());
         }
-        let pc = launch.kernel.start;
         Context::new(&mut self.warps[0].warp, &mut self.block, launch, worker, pc, 0).end_bulk()
     }
 
@@ -241,6 +266,9 @@ impl BlockRun {
             let line = launch.place(*pc).line;
             match *id as usize {
                 id if id < BARRIERS => format!("warps {warps:?} wait at barrier {id} (line {line})"),
+                id if id == CLUSTER as usize => {
+                    format!("warps {warps:?} wait at the cluster's barrier (line {line})")
+                }
                 _ => format!("warps {warps:?} wait for the other warps of their warpgroup (line {line})"),
             }
         });
@@ -291,7 +319,7 @@ impl BlockRun {
         let others = if others.is_empty() { "no other lane is left".to_owned() } else { others };
         let inst = &launch.program.code[pc as usize];
         let (kind, what) = match &inst.exec {
-            Exec::Control(Control::Barrier { .. }) => {
+            Exec::Control(Control::Barrier { .. } | Control::ClusterBarrier { .. }) => {
                 (ErrorKind::Barrier, "a barrier that the whole warp must reach")
             }
             _ => (ErrorKind::WarpMask, "a warp-wide operation whose mask names lanes that do not take part"),

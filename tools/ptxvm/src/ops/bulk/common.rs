@@ -3,9 +3,10 @@
 use crate::decode::Refusal;
 use crate::decode::decoder::{AddressOperand, Decoder};
 use crate::error::ErrorKind;
+use crate::machine::bulk::Bulk;
 use crate::machine::context::{Context, Stop};
 use crate::machine::memory::access::{Access, by_space, in_window};
-use crate::machine::memory::pick;
+use crate::machine::memory::{lanes, pick};
 use crate::machine::registers::{LANES, Reg};
 use crate::ptx::ast::Operand;
 use crate::types::Space;
@@ -26,16 +27,60 @@ pub(super) fn shared_address(
     op.map_or(Ok(AddressOperand { base: Reg::NONE, offset: 0 }), |op| d.address(op, Space::Shared))
 }
 
-/// A multicast goes to the one block of the cluster.
-pub(super) fn one_block(ctx: &mut Context<'_>, mask: u32, ctas: Reg) -> Result<(), Stop> {
-    if ctas.is_some() {
-        ctx.need_defined(mask, ctas, "the blocks of a multicast");
-        let ctas = *ctx.regs().get::<u32>(ctas);
-        let wrong = pick(mask, |lane| ctas[lane] & 0xffff != 1);
-        if wrong != 0 {
-            let message = "a multicast to other blocks: a cluster has one block here".to_owned();
-            return Err(ctx.fault(ErrorKind::WrongSpace, wrong, message));
-        }
+/// The blocks that a multicast of each lane goes to, a bit each, where there is one.
+pub(super) fn multicast(ctx: &mut Context<'_>, mask: u32, ctas: Reg) -> Result<Option<[u32; LANES]>, Stop> {
+    if !ctas.is_some() {
+        return Ok(None);
+    }
+    ctx.need_defined(mask, ctas, "the blocks of a multicast");
+    let ctas = ctx.regs().get::<u32>(ctas).map(|ctas| ctas & 0xffff);
+    let blocks = ctx.cluster_blocks();
+    let wrong = pick(mask, |lane| ctas[lane] == 0 || ctas[lane] >> blocks != 0);
+    if wrong != 0 {
+        let told = ctas[wrong.trailing_zeros() as usize];
+        let message = format!("a multicast to the blocks {told:#b} of a cluster that has {blocks}");
+        return Err(ctx.fault(ErrorKind::Cluster, wrong, message));
+    }
+    Ok(Some(ctas))
+}
+
+/// A place in shared memory that a copy writes to, and its mbarrier, which must be of the same block: the block's rank, and both
+/// addresses in its memory. With `own` it must be the running block.
+pub(super) fn target(
+    ctx: &Context<'_>,
+    lane: usize,
+    to: u64,
+    mbarrier: u64,
+    own: bool,
+) -> Result<(usize, u64, u64), Stop> {
+    let ((rank, to), (of, mbarrier)) = (ctx.split_rank(to), ctx.split_rank(mbarrier));
+    if rank != of {
+        let message =
+            format!("the copy goes to block {rank} of the cluster, and its mbarrier lies in block {of}");
+        return Err(ctx.fault(ErrorKind::Cluster, 1 << lane, message));
+    }
+    let here = ctx.block.rank();
+    if own && rank != here {
+        let message = format!(
+            "a copy to block {rank} of the cluster from block {here}: .shared::cta means the own block"
+        );
+        return Err(ctx.fault(ErrorKind::WrongSpace, 1 << lane, message));
+    }
+    Ok((rank, to, mbarrier))
+}
+
+/// Issues a copy to the block of its target, or with `ctas` to several.
+pub(super) fn issue(
+    ctx: &mut Context<'_>,
+    lane: usize,
+    rank: usize,
+    mut bulk: Bulk,
+    ctas: Option<u32>,
+) -> Result<(), Stop> {
+    let Some(ctas) = ctas else { return ctx.issue_bulk(lane, rank, bulk) };
+    for rank in lanes(ctas) {
+        ctx.issue_bulk(lane, rank, bulk.clone())?;
+        bulk.repeats = true;
     }
     Ok(())
 }

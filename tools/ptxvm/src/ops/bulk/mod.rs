@@ -1,14 +1,13 @@
 //! `cp.async.bulk`, `cp.reduce.async.bulk` and their tensor forms: how they are written, and their groups.
 //!
-//! Copies land when they are waited for ([`crate::machine`] has how); a cluster is one block here, so that `.shared::cluster`
-//! means the block's own shared memory.
+//! Copies land when they are waited for ([`crate::machine`] has how).
 
 mod common;
 mod reduce;
 pub(super) mod small;
 mod tensor;
 
-use self::common::{Direction, one_block, shared_address};
+use self::common::{Direction, issue, multicast, shared_address, target};
 use self::reduce::Operation;
 use super::memory::operands::without_policy;
 use crate::decode::decoder::{Decoder, operands};
@@ -78,6 +77,7 @@ pub(super) fn decode(
             _ => Err(invalid(format!("`{written}`: wrong number of operands"))),
         };
     }
+    let own = inst.modifiers.contains(&"shared::cta");
     let direction = match (mods.any(), mods.any()) {
         (Some("shared::cta" | "shared::cluster"), Some("global")) if !reduces => Direction::Load,
         (Some("shared::cluster"), Some("shared::cta")) if rank.is_none() => Direction::Within,
@@ -88,7 +88,7 @@ pub(super) fn decode(
     if !mods.take(told) {
         return Err(invalid(format!("`{written}` without `.{told}`")));
     }
-    let multicast = direction == Direction::Load && mods.take("multicast::cluster");
+    let multicasts = direction == Direction::Load && mods.take("multicast::cluster");
     let operation = if reduces { Some(reduce::operation(&mut mods, &written)?) } else { None };
     let reduction = match (operation, rank) {
         (Some(operation), None) => Some(reduce::typed(operation, &mut mods, direction, &written)?),
@@ -97,7 +97,7 @@ pub(super) fn decode(
     let mut ops = without_policy(d, &mut mods, &inst.operands)?;
     mods.finish()?;
     let mut ctas = Reg::NONE;
-    if multicast {
+    if multicasts {
         let Some((mask, rest)) = ops.split_last() else {
             return Err(invalid(format!("`{written}` has no operands")));
         };
@@ -111,7 +111,7 @@ pub(super) fn decode(
     }
     d.note_access(Space::Shared, 8, false);
     if let Some(rank) = rank {
-        return tensor::copy(d, rank, direction, operation, ops, ctas, &written);
+        return tensor::copy(d, rank, (direction, own), operation, ops, ctas, &written);
     }
     let (to, from, size, mbarrier) = match (direction, ops) {
         (Direction::Store, [to, from, size]) => (to, from, size, None),
@@ -128,6 +128,7 @@ pub(super) fn decode(
     let mbarrier = shared_address(d, mbarrier)?;
     let op = Copy {
         direction,
+        own: own && direction == Direction::Load,
         to: to.offset,
         from: from.offset,
         mbarrier: mbarrier.offset,
@@ -141,6 +142,8 @@ pub(super) fn decode(
 #[derive(Debug)]
 struct Copy {
     direction: Direction,
+    /// Whether a load may go to the own block alone.
+    own: bool,
     to: i64,
     from: i64,
     mbarrier: i64,
@@ -154,22 +157,27 @@ impl WarpOp for Copy {
         let mbarrier = ctx.addresses(mask, inst.src(3), self.mbarrier);
         ctx.need_defined(mask, inst.src(2), "the number of bytes to copy");
         let sizes = *ctx.regs().get::<u32>(inst.src(2));
-        one_block(ctx, mask, inst.src(4))?;
+        let ctas = multicast(ctx, mask, inst.src(4))?;
+        let from = if self.direction == Direction::Load { from } else { ctx.own_shared(mask, from)? };
         for lane in lanes(mask) {
             let (to, from, bytes) = (to[lane], from[lane], u64::from(sizes[lane]));
             multiple_of_16(ctx, lane, &[("destination", to), ("source", from), ("size", bytes)])?;
             if bytes == 0 {
                 continue;
             }
+            let (rank, to, at) = match self.direction {
+                Direction::Store => (ctx.block.rank(), to, 0),
+                _ => target(ctx, lane, to, mbarrier[lane], self.own)?,
+            };
             let (way, shared, other) = match self.direction {
-                Direction::Load => (Way::Load(mbarrier[lane]), to, from),
-                Direction::Within => (Way::Within(mbarrier[lane]), to, from),
+                Direction::Load => (Way::Load(at), to, from),
+                Direction::Within => (Way::Within(at), to, from),
                 Direction::Store => (Way::Store, from, to),
             };
             let run = Run { shared, other: Some(other), bytes };
             let mut bulk = Bulk::new(way, vec![run], vec![(shared, bytes)]);
             bulk.reduction = self.reduction;
-            ctx.issue_bulk(lane, bulk)?;
+            issue(ctx, lane, rank, bulk, ctas.map(|ctas| ctas[lane]))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `st.async` and `red.async`: a few bytes of registers that arrive in shared memory with an mbarrier's count.
 
-use super::common::{Direction, shared_address};
+use super::common::{Direction, shared_address, target};
 use super::reduce;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
@@ -82,7 +82,7 @@ impl WarpOp for Small {
             ctx.need_defined(mask, *reg, "the value of an asynchronous store");
         }
         let bytes = (self.bytes * elements.len()) as u64;
-        ctx.bound_shared(mask, &to, bytes)?;
+        ctx.each_block(mask, &to, true, |ctx, mask, at| ctx.bound_shared(mask, at, bytes).map(|_| ()))?;
         for lane in lanes(mask) {
             let mut data = Vec::with_capacity(16);
             for reg in elements {
@@ -92,11 +92,12 @@ impl WarpOp for Small {
                 };
                 data.extend_from_slice(&value.to_le_bytes()[..self.bytes]);
             }
-            let run = Run { shared: to[lane], other: None, bytes };
-            let mut bulk = Bulk::new(Way::Load(mbarrier[lane]), vec![run], vec![(to[lane], bytes)]);
+            let (rank, to, mbarrier) = target(ctx, lane, to[lane], mbarrier[lane], false)?;
+            let run = Run { shared: to, other: None, bytes };
+            let mut bulk = Bulk::new(Way::Load(mbarrier), vec![run], vec![(to, bytes)]);
             bulk.reduction = self.reduction;
             bulk.fill = data.into();
-            ctx.issue_bulk(lane, bulk)?;
+            ctx.issue_bulk(lane, rank, bulk)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `cp.async.bulk.tensor` and its like: boxes of a tensor, which a tensor map describes.
 
-use super::common::{Direction, map_bytes, one_block, shared_address};
+use super::common::{Direction, issue, map_bytes, multicast, shared_address, target};
 use super::reduce::{self, Operation};
 use crate::decode::decoder::{AddressOperand, Decoder};
 use crate::decode::{Refusal, invalid};
@@ -41,7 +41,7 @@ fn place(
 /// Decodes `cp.async.bulk.prefetch.tensor`.
 pub(super) fn prefetch(d: &mut Decoder<'_, '_>, rank: usize, map: &Operand<'_>) -> Result<(), Refusal> {
     let (map, coordinates) = place(d, rank, map)?;
-    let op = Tensor { direction: None, operation: None, map: map.offset, shared: 0, mbarrier: 0 };
+    let op = Tensor { direction: None, own: true, operation: None, map: map.offset, shared: 0, mbarrier: 0 };
     let mut srcs = vec![map.base, Reg::NONE, Reg::NONE, Reg::NONE];
     srcs.extend(coordinates);
     d.warp(op, Class::Global, &[], &srcs);
@@ -52,7 +52,7 @@ pub(super) fn prefetch(d: &mut Decoder<'_, '_>, rank: usize, map: &Operand<'_>) 
 pub(super) fn copy(
     d: &mut Decoder<'_, '_>,
     rank: usize,
-    direction: Direction,
+    (direction, own): (Direction, bool),
     operation: Option<Operation>,
     ops: &[Operand<'_>],
     ctas: Reg,
@@ -68,6 +68,7 @@ pub(super) fn copy(
     let mbarrier = shared_address(d, mbarrier)?;
     let op = Tensor {
         direction: Some(direction),
+        own,
         operation,
         map: map.offset,
         shared: shared.offset,
@@ -84,6 +85,8 @@ pub(super) fn copy(
 #[derive(Debug)]
 struct Tensor {
     direction: Option<Direction>,
+    /// Whether it reaches the own block alone.
+    own: bool,
     operation: Option<Operation>,
     map: i64,
     shared: i64,
@@ -112,7 +115,7 @@ impl WarpOp for Tensor {
         let maps = ctx.addresses(mask, inst.src(0), self.map);
         let shared = ctx.addresses(mask, inst.src(1), self.shared);
         let mbarriers = ctx.addresses(mask, inst.src(2), self.mbarrier);
-        one_block(ctx, mask, inst.src(3))?;
+        let ctas = multicast(ctx, mask, inst.src(3))?;
         let rows = &inst.srcs()[4..];
         for reg in rows {
             ctx.need_defined(mask, *reg, "a coordinate of a tensor");
@@ -133,7 +136,10 @@ impl WarpOp for Tensor {
                 return fault(ctx, ErrorKind::Launch, message);
             }
             let Some(direction) = self.direction else { continue };
-            let base = shared[lane];
+            let (rank, base, mbarrier) = match direction {
+                Direction::Store => (ctx.block.rank(), ctx.own_shared(1 << lane, shared)?[lane], 0),
+                _ => target(ctx, lane, shared[lane], mbarriers[lane], self.own)?,
+            };
             if !base.is_multiple_of(BOX_ALIGN) {
                 let message = format!("a box at {base:#x} of shared memory, no multiple of {BOX_ALIGN}");
                 return fault(ctx, ErrorKind::Misaligned, message);
@@ -164,12 +170,12 @@ impl WarpOp for Tensor {
             });
             let way = match direction {
                 Direction::Store => Way::Store,
-                _ => Way::Load(mbarriers[lane]),
+                _ => Way::Load(mbarrier),
             };
             let mut bulk = Bulk::new(way, runs, cover(base, total, map.swizzle));
             bulk.reduction = reduction.flatten();
             bulk.fill = map.fill().into();
-            ctx.issue_bulk(lane, bulk)?;
+            issue(ctx, lane, rank, bulk, ctas.map(|ctas| ctas[lane]))?;
         }
         Ok(())
     }

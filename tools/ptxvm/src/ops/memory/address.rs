@@ -5,11 +5,12 @@ use crate::decode::decoder::{Decoder, operands, window};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::ErrorKind;
+use crate::machine::cluster::{RANK_BIT, rank_of};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
+use crate::machine::layout::WINDOW_BYTES;
 use crate::machine::memory::access::by_space;
-use crate::machine::memory::pick;
-use crate::machine::registers::LANES;
+use crate::machine::memory::{lanes, pick};
 use crate::ops::lane::{Unary, unary};
 use crate::ptx::ast::Instruction;
 use crate::types::{Space, Type};
@@ -53,10 +54,15 @@ pub(super) fn cvta(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
 
 /// `isspacep`: destination a predicate, source the address.
 #[derive(Debug)]
-struct IsSpace(Space);
+struct IsSpace {
+    space: Space,
+    /// Whether shared memory of other blocks of the cluster counts.
+    cluster: bool,
+}
 
 pub(super) fn isspacep(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
+    let cluster = inst.modifiers.contains(&"shared::cluster");
     let space = space(&mut mods);
     mods.finish()?;
     if space == Space::Generic {
@@ -65,7 +71,7 @@ pub(super) fn isspacep(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Resul
     let [dst, src] = operands(inst)?;
     let dst = d.dst(dst, Type::Pred)?;
     let src = d.src(src, Type::U64)?;
-    d.warp(IsSpace(space), Class::Integer, &[dst], &[src]);
+    d.warp(IsSpace { space, cluster }, Class::Integer, &[dst], &[src]);
     Ok(())
 }
 
@@ -73,7 +79,13 @@ impl WarpOp for IsSpace {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let at = ctx.regs().get::<u64>(inst.src(0));
         let parts = by_space(mask, at);
-        let hit = parts.iter().find(|(space, _)| *space == self.0).map_or(0, |(_, lanes)| *lanes);
+        let mut hit = parts.iter().find(|(space, _)| *space == self.space).map_or(0, |(_, lanes)| *lanes);
+        let blocks = ctx.cluster_blocks();
+        if self.space == Space::Shared && blocks > 1 {
+            let at = ctx.regs().get::<u64>(inst.src(0)).map(|at| rank_of(at & (WINDOW_BYTES - 1)));
+            let own = ctx.block.rank();
+            hit = pick(hit, |lane| if self.cluster { at[lane] < blocks } else { at[lane] == own });
+        }
         let defined = ctx.regs().defined(inst.src(0));
         ctx.regs().set_pred(inst.dst(0), mask, hit);
         ctx.regs().set_defined(inst.dst(0), mask, defined);
@@ -105,19 +117,28 @@ impl WarpOp for MapAddress {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         ctx.need_defined(mask, inst.src(1), "the rank of a block");
         let ranks = *ctx.regs().get::<u32>(inst.src(1));
-        let others = pick(mask, |lane| ranks[lane] != 0);
+        let blocks = ctx.cluster_blocks();
+        let others = pick(mask, |lane| ranks[lane] as usize >= blocks);
         if others != 0 {
             let rank = ranks[others.trailing_zeros() as usize];
-            let message =
-                format!("the shared memory of block {rank} of the cluster: a cluster has one block here");
-            return Err(ctx.fault(ErrorKind::WrongSpace, others, message));
+            let message = format!(
+                "the shared memory of block {rank} of the cluster, which has {blocks}: ranks begin with 0"
+            );
+            return Err(ctx.fault(ErrorKind::Cluster, others, message));
         }
         let (from, to) = (inst.src(0), inst.dst(0));
+        let rank_bits = 0xff << RANK_BIT;
         if self.wide {
-            let address = *ctx.regs().get::<u64>(from);
+            let mut address = *ctx.regs().get::<u64>(from);
+            for lane in lanes(mask) {
+                address[lane] = address[lane] & !rank_bits | u64::from(ranks[lane]) << RANK_BIT;
+            }
             ctx.regs().set::<u64>(to, mask, &address);
         } else {
-            let address = *ctx.regs().get::<u32>(from);
+            let mut address = *ctx.regs().get::<u32>(from);
+            for lane in lanes(mask) {
+                address[lane] = address[lane] & !(rank_bits as u32) | ranks[lane] << RANK_BIT;
+            }
             ctx.regs().set::<u32>(to, mask, &address);
         }
         let known = ctx.regs().defined(from);
@@ -126,9 +147,11 @@ impl WarpOp for MapAddress {
     }
 }
 
-/// `getctarank`: the rank of the block in whose shared memory an address lies, which is the own.
+/// `getctarank`: the rank of the block in whose shared memory an address lies.
 #[derive(Debug)]
-struct CtaRank;
+struct CtaRank {
+    wide: bool,
+}
 
 pub(super) fn getctarank(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
@@ -140,14 +163,19 @@ pub(super) fn getctarank(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Res
     }
     let [dst, address] = operands(inst)?;
     let (dst, address) = (d.dst(dst, Type::U32)?, d.src(address, ty)?);
-    d.warp(CtaRank, Class::Integer, &[dst], &[address]);
+    d.warp(CtaRank { wide: ty == Type::U64 }, Class::Integer, &[dst], &[address]);
     Ok(())
 }
 
 impl WarpOp for CtaRank {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let known = ctx.regs().defined(inst.src(0));
-        ctx.regs().set::<u32>(inst.dst(0), mask, &[0; LANES]);
+        let at = match self.wide {
+            true => *ctx.regs().get::<u64>(inst.src(0)),
+            false => ctx.regs().get::<u32>(inst.src(0)).map(u64::from),
+        };
+        let ranks = at.map(|at| ctx.split_rank(at & (WINDOW_BYTES - 1)).0 as u32);
+        ctx.regs().set::<u32>(inst.dst(0), mask, &ranks);
         ctx.regs().set_defined(inst.dst(0), mask, known);
         Ok(())
     }

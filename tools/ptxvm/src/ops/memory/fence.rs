@@ -1,6 +1,6 @@
 //! `fence` and `membar`.
 
-use super::operands::scope;
+use super::operands::{Scope, scope};
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -13,16 +13,18 @@ use crate::types::Space;
 /// `fence` and `membar`.
 #[derive(Debug)]
 struct Fence {
-    /// Whether other blocks are meant.
-    gpu: bool,
+    /// Which other blocks are meant.
+    scope: Scope,
 }
 
 pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     let written = mods.written();
     let missing = || invalid(format!("`{written}` names no scope"));
-    let gpu = if inst.opcode == "membar" {
-        mods.one_of(&[("cta", false), ("gl", true), ("sys", true)]).ok_or_else(missing)?
+    let gpu = Scope { gpu: true, cluster: true };
+    let scope = if inst.opcode == "membar" {
+        let scopes = [("cta", Scope::default()), ("gl", gpu), ("sys", gpu)];
+        mods.one_of(&scopes).ok_or_else(missing)?
     } else if mods.one_of(&[("proxy", ())]).is_some() {
         let rest: Vec<_> = std::iter::from_fn(|| mods.any()).collect();
         match rest.join(".").as_str() {
@@ -33,10 +35,11 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
             }
             text => {
                 let ordered = text.strip_prefix("tensormap::generic.");
-                let gpu = match ordered.and_then(|o| o.split_once('.')) {
+                let scope = match ordered.and_then(|o| o.split_once('.')) {
                     Some(("acquire" | "release", scope)) => match scope {
-                        "cta" | "cluster" => false,
-                        "gpu" | "sys" => true,
+                        "cta" => Scope::default(),
+                        "cluster" => Scope { gpu: false, cluster: true },
+                        "gpu" | "sys" => gpu,
                         _ => return Err(unsupported(format!("`{written}`"))),
                     },
                     _ => return Err(unsupported(format!("`{written}`"))),
@@ -50,7 +53,7 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
                 } else {
                     operands::<0>(inst)?;
                 }
-                d.warp(Fence { gpu }, Class::Sync, &[], &[]);
+                d.warp(Fence { scope }, Class::Sync, &[], &[]);
                 return Ok(());
             }
         }
@@ -60,14 +63,14 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
         if !mods.take("release") || !mods.take("cluster") {
             return Err(invalid(format!("`{written}`: it is fence.mbarrier_init.release.cluster")));
         }
-        false
+        Scope { gpu: false, cluster: true }
     } else {
         mods.one_of(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
         scope(&mut mods).ok_or_else(missing)?
     };
     mods.finish()?;
     operands::<0>(inst)?;
-    d.warp(Fence { gpu }, Class::Sync, &[], &[]);
+    d.warp(Fence { scope }, Class::Sync, &[], &[]);
     Ok(())
 }
 
@@ -88,8 +91,8 @@ impl WarpOp for Fence {
     fn execute(&self, ctx: &mut Context<'_>, _inst: &Inst, _mask: u32) -> Result<(), Stop> {
         if ctx.launch.checks.race {
             ctx.block.clocks.fence(ctx.warp.id);
-            if self.gpu {
-                Releases::fence(&mut ctx.block.clocks.block);
+            if self.scope.gpu || self.scope.cluster && ctx.block.cluster.is_some() {
+                Releases::fence(&mut ctx.block.epochs);
             }
         }
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);

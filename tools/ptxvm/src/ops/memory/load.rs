@@ -1,7 +1,8 @@
 //! `ld` and `ldu`.
 
 use super::operands::{
-    by_bytes, cache_hints, class, each_space, element_bytes, elements, order, space, vector, without_policy,
+    by_bytes, cache_hints, class, each_space, element_bytes, elements, order, remote, space, vector,
+    without_policy,
 };
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
@@ -27,6 +28,8 @@ struct Extend {
 #[derive(Debug)]
 struct Load {
     space: Space,
+    /// Whether it may reach the shared memory of other blocks.
+    remote: bool,
     /// Bytes of an element.
     bytes: u32,
     access: Access,
@@ -65,7 +68,14 @@ pub(super) fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     let address = d.address(from, space)?;
     d.note_access(space, bytes * n, order.strong);
     let access = Access { size: u64::from(bytes * n), act: Act::Read, order };
-    let op = Load { space, bytes, access, offset: address.offset, extend: extend.into() };
+    let op = Load {
+        space,
+        remote: remote(inst, space),
+        bytes,
+        access,
+        offset: address.offset,
+        extend: extend.into(),
+    };
     d.warp(op, class(space), &dsts, &[address.base]);
     Ok(())
 }
@@ -237,6 +247,11 @@ impl WarpOp for Load {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let at = ctx.addresses(mask, inst.src(0), self.offset);
         each_space(self.space, mask, &at, |space, mask, at| {
+            if space == Space::Shared && ctx.block.cluster.is_some() {
+                return ctx.each_block(mask, at, self.remote, |ctx, mask, at| {
+                    by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
+                });
+            }
             by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
         })
     }

@@ -9,14 +9,13 @@ use crate::machine::memory::access::{Order, by_space, in_window};
 use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::lanes;
 use crate::machine::registers::{LANES, Reg, Registers, Width};
-use crate::ptx::ast::Operand;
+use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Space, Type};
 
 const SPACES: &[(&str, Space)] = &[
     ("global", Space::Global),
     ("shared", Space::Shared),
     ("shared::cta", Space::Shared),
-    // A cluster is one block in this machine, whose shared memory is its own.
     ("shared::cluster", Space::Shared),
     ("local", Space::Local),
     ("const", Space::Const),
@@ -30,9 +29,29 @@ pub(crate) fn space(mods: &mut Mods<'_, '_>) -> Space {
     mods.one_of(SPACES).unwrap_or(Space::Generic)
 }
 
-/// Takes the scope: whether it reaches other blocks. A cluster is one block in this machine.
-pub(crate) fn scope(mods: &mut Mods<'_, '_>) -> Option<bool> {
-    mods.one_of(&[("cta", false), ("cluster", false), ("gpu", true), ("sys", true)])
+/// Whether an instruction reaches the shared memory of other blocks of the cluster: through a generic address, or where it says so.
+pub(crate) fn remote(inst: &Instruction<'_>, space: Space) -> bool {
+    space == Space::Generic || inst.modifiers.contains(&"shared::cluster")
+}
+
+/// How far an order reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scope {
+    /// To all blocks.
+    pub(crate) gpu: bool,
+    /// To those of the cluster.
+    pub(crate) cluster: bool,
+}
+
+/// Takes the scope.
+pub(crate) fn scope(mods: &mut Mods<'_, '_>) -> Option<Scope> {
+    let of = |gpu, cluster| Scope { gpu, cluster };
+    mods.one_of(&[
+        ("cta", of(false, false)),
+        ("cluster", of(false, true)),
+        ("gpu", of(true, true)),
+        ("sys", of(true, true)),
+    ])
 }
 
 /// Takes the modifiers that only steer caches: they change no result.
@@ -149,9 +168,10 @@ pub(super) fn order(mods: &mut Mods<'_, '_>, stronger: &str) -> Result<Order, Re
         mods.take("weak");
         return Ok(weak);
     };
-    let gpu = scope(mods).ok_or_else(|| invalid(format!("`{}` without a scope", mods.written())))?;
+    let scope = scope(mods).ok_or_else(|| invalid(format!("`{}` without a scope", mods.written())))?;
+    let Scope { gpu, cluster } = scope;
     let [acquire, release] = ["acquire", "release"].map(|name| strongest && name == stronger);
-    Ok(Order { strong: true, acquire, release, gpu })
+    Ok(Order { strong: true, acquire, release, gpu, cluster })
 }
 
 /// The lanes of a register as values of memory.

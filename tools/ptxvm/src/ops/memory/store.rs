@@ -1,7 +1,7 @@
 //! `st`.
 
 use super::operands::{
-    by_bytes, cache_hints, class, each_space, element_bytes, elements, order, space, values, vector,
+    by_bytes, cache_hints, class, each_space, element_bytes, elements, order, remote, space, values, vector,
     without_policy, written_in_part,
 };
 use crate::decode::decoder::Decoder;
@@ -20,6 +20,8 @@ use crate::types::Space;
 #[derive(Debug)]
 struct Store {
     space: Space,
+    /// Whether it may reach the shared memory of other blocks.
+    remote: bool,
     bytes: u32,
     access: Access,
     offset: i64,
@@ -53,7 +55,12 @@ pub(super) fn store(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
     // A store does not wait. Another block may wait for it, but then that block's load makes the kernel ordered.
     d.note_access(space, bytes * n, false);
     let access = Access { size: u64::from(bytes * n), act: Act::Write, order };
-    d.warp(Store { space, bytes, access, offset: address.offset }, class(space), &[], &srcs);
+    d.warp(
+        Store { space, remote: remote(inst, space), bytes, access, offset: address.offset },
+        class(space),
+        &[],
+        &srcs,
+    );
     Ok(())
 }
 
@@ -156,6 +163,11 @@ impl WarpOp for Store {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         let at = ctx.addresses(mask, inst.src(0), self.offset);
         each_space(self.space, mask, &at, |space, mask, at| {
+            if space == Space::Shared && ctx.block.cluster.is_some() {
+                return ctx.each_block(mask, at, self.remote, |ctx, mask, at| {
+                    by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
+                });
+            }
             by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
         })
     }

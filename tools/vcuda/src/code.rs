@@ -70,5 +70,6 @@ table! {
     CAPTURE_IMPLICIT = 906 c"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" c"the legacy stream would wait for a captured one"
     CAPTURED_EVENT = 907 c"CUDA_ERROR_CAPTURED_EVENT" c"the event was recorded in a captured stream"
     CAPTURE_WRONG_THREAD = 908 c"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD" c"another thread began the capture"
+    INVALID_CLUSTER_SIZE = 912 c"CUDA_ERROR_INVALID_CLUSTER_SIZE" c"a cluster has more blocks than there may be"
     UNKNOWN = 999 c"CUDA_ERROR_UNKNOWN" c"a defect of this virtual driver"
 }

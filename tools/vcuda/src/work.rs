@@ -23,6 +23,8 @@ pub struct Function {
     pub threads: u32,
     /// Whether it waits for the kernels ahead of it before it does anything.
     pub waits: bool,
+    /// The clusters that it asks for, and whether a launch must.
+    pub cluster: (Option<[u32; 3]>, bool),
 }
 
 /// Bytes on the host.

@@ -4,6 +4,7 @@ pub mod device;
 pub mod memory;
 pub mod module;
 pub mod stream;
+pub mod tensor;
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -24,7 +25,8 @@ unsafe impl Sync for Entry {}
 
 /// The function that a name without a version means: the newest one there is.
 fn entry(name: &str) -> Option<*const ()> {
-    let all = || [device::TABLE, memory::TABLE, module::TABLE, stream::TABLE].into_iter().flatten();
+    let all =
+        || [device::TABLE, memory::TABLE, module::TABLE, stream::TABLE, tensor::TABLE].into_iter().flatten();
     ["_v4", "_v3", "_v2", ""].iter().find_map(|version| {
         let found = all().find(|(known, _)| known.strip_suffix(version).is_some_and(|stem| stem == name));
         found.map(|(_, entry)| entry.0)

@@ -13,8 +13,10 @@ use crate::fatbin;
 const COOPERATIVE: c_uint = 2;
 /// The same of launches that may begin before the kernel ahead has ended.
 const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
-/// The same of hints: access policy, synchronization policy, priority, memory domains, carveout.
-const HINTS: [c_uint; 6] = [0, 1, 3, 8, 9, 10];
+/// The same of the blocks of a cluster.
+const CLUSTER_DIMENSION: c_uint = 4;
+/// The same of hints: access policy, synchronization policy, how clusters are placed, priority, memory domains, carveout.
+const HINTS: [c_uint; 7] = [0, 1, 3, 5, 8, 9, 10];
 
 /// The PTX of an image.
 enum Image<'a> {
@@ -126,8 +128,9 @@ pub unsafe fn configured(config: &Config) -> Result<(Launch, Handle, bool), Code
         match id {
             COOPERATIVE => shape.cooperative = value[0] != 0,
             PROGRAMMATIC_STREAM_SERIALIZATION => early = value[0] != 0,
-            // CLUSTER_DIMENSION: of one block each, that is none.
-            4 if value[..3] == [1, 1, 1] => {}
+            CLUSTER_DIMENSION => {
+                shape.cluster = Some([value[0], value[1], value[2]].map(c_int::cast_unsigned))
+            }
             _ if HINTS.contains(&id) => {}
             _ => {
                 say(&format!("launch attribute {id} is not built"));
@@ -284,6 +287,23 @@ export! { TABLE:
     /// Allows a kernel something.
     fn cuFuncSetAttribute(function: Handle, which: c_uint, value: c_int) {
         with_context(|context| context.set_function_attribute(known(function), which, value))
+    }
+
+    /// The most blocks of a cluster of a kernel.
+    fn cuOccupancyMaxPotentialClusterSize(size: *mut c_int, function: Handle, config: *const Config) {
+        if config.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        give(size, with_context(|context| context.most_blocks_of_cluster(known(function)))? as c_int)
+    }
+
+    /// How many clusters of a launch the device holds at once.
+    fn cuOccupancyMaxActiveClusters(clusters: *mut c_int, function: Handle, config: *const Config) {
+        if config.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        let (shape, ..) = configured(&config.read())?;
+        give(clusters, with_context(|context| context.clusters_at_once(known(function), &shape))?)
     }
 
     /// How many blocks of a kernel a multiprocessor holds at once.

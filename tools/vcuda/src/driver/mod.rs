@@ -8,7 +8,7 @@ pub use memory::{Block, Kind};
 pub use stream::GREATEST_PRIORITY;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::io::Write as _;
 use std::mem::ManuallyDrop;
@@ -78,6 +78,8 @@ pub struct Context {
     functions: HashMap<u64, Arc<Function>>,
     /// Dynamic shared memory that functions may have, where it was set.
     dynamic: HashMap<u64, u32>,
+    /// Kernels whose clusters may be larger than those that every device has.
+    large_clusters: HashSet<u64>,
     streams: BTreeMap<u64, Stream>,
     /// The threads' own streams.
     of_threads: HashMap<ThreadId, u64>,
@@ -246,7 +248,8 @@ impl Driver {
             106 => blocks as i32, // MAX_BLOCKS_PER_MULTIPROCESSOR
             111 => 1 << 10, // RESERVED_SHARED_MEMORY_PER_BLOCK
             131 | 134 => -1, // NUMA_ID, HOST_NUMA_ID
-            // What it has not: textures and surfaces, peers, clusters, virtual memory management, and what is newer.
+            120 | 127 => i32::from(self.settings.capability >= (9, 0)), // CLUSTER_LAUNCH, TENSOR_MAP_ACCESS_SUPPORTED
+            // What it has not: textures and surfaces, peers, virtual memory management, and what is newer.
             17..=148 => 0,
             _ => return Err(Code::INVALID_VALUE),
         })
@@ -384,6 +387,7 @@ impl Context {
             modules: BTreeMap::new(),
             functions: HashMap::new(),
             dynamic: HashMap::new(),
+            large_clusters: HashSet::new(),
             streams: BTreeMap::from([(LEGACY, Stream::new(true, 0))]),
             of_threads: HashMap::new(),
             issued: 0,

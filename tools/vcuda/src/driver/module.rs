@@ -171,6 +171,7 @@ impl Context {
             params: placed(&params),
             shared: decoded.shared_bytes(name).unwrap_or(0),
             threads: decoded.max_threads(name).unwrap_or(1024),
+            cluster: (decoded.cluster(name), decoded.needs_cluster(name)),
             waits: waits(text, name),
         };
         let name = handle();
@@ -247,9 +248,15 @@ impl Context {
             // CONST_SIZE_BYTES, LOCAL_SIZE_BYTES, NUM_REGS: PTX runs as it is, and no register is assigned
             2..=4 => Ok(0),
             5 | 6 => Ok(major * 10 + minor), // PTX_VERSION, BINARY_VERSION
-            7 | 10..=15 => Ok(0),            // CACHE_MODE_CA, and what is said of clusters
-            8 => Ok(dynamic as i32),         // MAX_DYNAMIC_SHARED_SIZE_BYTES
-            9 => Ok(-1),                     // PREFERRED_SHARED_MEMORY_CARVEOUT: the driver's choice
+            7 | 15 => Ok(0),                 // CACHE_MODE_CA, CLUSTER_SCHEDULING_POLICY_PREFERENCE
+            10 => Ok(i32::from(self.known(function)?.cluster.1)), // CLUSTER_SIZE_MUST_BE_SET
+            11..=13 => {
+                let required = self.known(function)?.cluster.0;
+                Ok(required.map_or(0, |shape| shape[which as usize - 11] as i32)) // REQUIRED_CLUSTER_WIDTH, ...
+            }
+            14 => Ok(i32::from(self.large_clusters.contains(&function))), // NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            8 => Ok(dynamic as i32),                                      // MAX_DYNAMIC_SHARED_SIZE_BYTES
+            9 => Ok(-1), // PREFERRED_SHARED_MEMORY_CARVEOUT: the driver's choice
             _ => Err(Code::INVALID_VALUE),
         }
     }
@@ -294,9 +301,72 @@ impl Context {
             }
             // PREFERRED_SHARED_MEMORY_CARVEOUT: a hint of how caches are cut, and there are none.
             (9, _) if (-1..=100).contains(&value) => Ok(()),
-            (8 | 9, _) => Err(Code::INVALID_VALUE),
+            (14, Ok(allowed @ 0..=1)) => {
+                match allowed {
+                    1 => _ = self.large_clusters.insert(function),
+                    _ => _ = self.large_clusters.remove(&function),
+                }
+                Ok(())
+            }
+            (15, Ok(0..=2)) => Ok(()), // how clusters are placed: a hint
+            (8 | 9 | 14 | 15, _) => Err(Code::INVALID_VALUE),
             _ => Err(Code::NOT_SUPPORTED),
         }
+    }
+
+    /// The most blocks of a cluster of a kernel.
+    pub fn most_blocks_of_cluster(&self, function: u64) -> Result<u32, Code> {
+        self.known(function)?;
+        Ok(match self.large_clusters.contains(&function) {
+            _ if self.settings.capability < (9, 0) => 1,
+            true => 16,
+            false => 8,
+        })
+    }
+
+    /// cuOccupancyMaxActiveClusters: as many as the multiprocessors have room for.
+    pub fn clusters_at_once(&self, function: u64, shape: &Launch) -> Result<i32, Code> {
+        let blocks = self.checked_cluster(function, shape)?;
+        let threads = shape.block.iter().fold(1u32, |all, n| all.saturating_mul(*n));
+        let threads = i32::try_from(threads).map_err(|_| Code::INVALID_VALUE)?;
+        let held = self.occupancy(function, threads, shape.shared_bytes as usize)?;
+        Ok(held * self.settings.multiprocessors / blocks as i32)
+    }
+
+    /// The blocks of a launch's clusters, which the device and the kernel must allow.
+    fn checked_cluster(&self, function: u64, shape: &Launch) -> Result<u32, Code> {
+        let kernel = self.known(function)?;
+        let named = || demangled(&kernel.name);
+        let (required, needed) = kernel.cluster;
+        if let (Some(asked), Some(required)) = (shape.cluster, required)
+            && asked != required
+        {
+            say(&format!("{}: clusters of {asked:?} blocks; the kernel has {required:?}", named()));
+            return Err(Code::INVALID_VALUE);
+        }
+        let Some(cluster) = shape.cluster.or(required) else {
+            if needed {
+                say(&format!("{}: it runs in clusters, and the launch names no size of them", named()));
+                return Err(Code::INVALID_VALUE);
+            }
+            return Ok(1);
+        };
+        let blocks = cluster.iter().fold(1u32, |all, n| all.saturating_mul(*n));
+        let most = self.most_blocks_of_cluster(function)?;
+        if blocks == 0 || blocks > most {
+            let why = if self.settings.capability < (9, 0) { ": VCUDA_CAPABILITY=9.0 has them" } else { "" };
+            say(&format!("{}: clusters of {cluster:?} blocks; the most is {most}{why}", named()));
+            return Err(Code::INVALID_CLUSTER_SIZE);
+        }
+        if shape.grid.iter().zip(cluster).any(|(n, of)| !n.is_multiple_of(of)) {
+            say(&format!(
+                "{}: a grid of {:?} blocks is no multiple of its clusters of {cluster:?}",
+                named(),
+                shape.grid
+            ));
+            return Err(Code::INVALID_VALUE);
+        }
+        Ok(blocks)
     }
 
     /// Where each of a kernel's parameters begins, and its bytes.
@@ -326,6 +396,7 @@ impl Context {
             say(&format!("{}: a block of {threads} threads; it allows {}", named(), kernel.threads));
             return Err(Code::INVALID_VALUE);
         }
+        self.checked_cluster(function, &shape)?;
         if shape.shared_bytes > dynamic {
             let asked = shape.shared_bytes;
             say(&format!("{}: {asked} bytes of dynamic shared memory, {dynamic} are allowed", named()));

@@ -133,7 +133,7 @@ export! {
                 cache_mode: told(7)?,
                 dynamic_shared_bytes: told(8)?,
                 carveout: told(9)?,
-                cluster: [0; 6],
+                cluster: [told(10)?, told(11)?, told(12)?, told(13)?, told(15)?, told(14)?],
                 reserved: [0; 16],
             },
         )
@@ -198,6 +198,28 @@ export! {
     fn cudaOccupancyAvailableDynamicSMemPerBlock(bytes: *mut usize, stub: Handle, blocks: c_int, threads: c_int) {
         let function = registry::function(stub.addr())?;
         give(bytes, with_context(|context| context.available_shared(function, blocks, threads))?)
+    }
+
+    /// The most blocks of a cluster of a kernel.
+    fn cudaOccupancyMaxPotentialClusterSize(size: *mut c_int, stub: Handle, config: *const LaunchConfig) {
+        let function = registry::function(stub.addr())?;
+        if config.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        give(size, with_context(|context| context.most_blocks_of_cluster(function))? as c_int)
+    }
+
+    /// How many clusters of a launch the device holds at once.
+    fn cudaOccupancyMaxActiveClusters(clusters: *mut c_int, stub: Handle, config: *const LaunchConfig) {
+        let function = registry::function(stub.addr())?;
+        if config.is_null() {
+            return Err(Code::INVALID_VALUE);
+        }
+        let LaunchConfig { grid, block, shared_bytes, stream, attributes, count } = config.read();
+        let shared_bytes = u32::try_from(shared_bytes).map_err(|_| Code::INVALID_VALUE)?;
+        let config = Config::new([grid.x, grid.y, grid.z], [block.x, block.y, block.z], shared_bytes, stream)
+            .with(attributes, count);
+        checked(driver_module::cuOccupancyMaxActiveClusters(clusters, handle(function), &raw const config))
     }
 
     /// A function of the host behind a stream's work.

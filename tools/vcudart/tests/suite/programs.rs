@@ -65,6 +65,38 @@ fn host_and_device_share_managed_memory() {
     wrong("managed", Some(1), &["UseAfterFree: ", "`managed allocation 1 of 400 bytes`", "which was freed"]);
 }
 
+/// A device that has what the program needs.
+const HOPPER: [(&str, &str); 1] = [("VCUDA_CAPABILITY", "9.0")];
+
+#[test]
+fn blocks_of_a_cluster_share_memory() {
+    let build = |options: &[&str]| build("clusters", &[&["-arch=compute_90"], options].concat());
+    let ran = start(&build(&[]), &HOPPER);
+    assert!(
+        ran.code == Some(0) && ran.out == "all counted\n" && ran.err.matches('\n').count() == 4,
+        "{ran:#?}"
+    );
+    assert!(ran.err.contains("clusters of [16, 1, 1] blocks; the most is 8"), "{ran:#?}");
+    let ran = start(&build(&["-DBUG"]), &HOPPER);
+    assert_eq!(ran.code, Some(1), "{ran:#?}");
+    for told in ["Cluster: the shared memory of block 1 of the cluster", "clusters.cu:2"] {
+        assert!(ran.err.contains(told), "no {told:?} in {ran:#?}");
+    }
+    // A device of before sm_90 has none.
+    let ran = start(&build(&[]), &[]);
+    assert!(ran.code == Some(1) && ran.out == "no clusters\n", "{ran:#?}");
+}
+
+#[test]
+fn boxes_of_tensors_are_copied() {
+    let build = |options: &[&str]| build("tensors", &[&["-arch=compute_90"], options].concat());
+    let ran = start(&build(&[]), &HOPPER);
+    assert!(ran.code == Some(0) && ran.out == "transposed\n", "{ran:#?}");
+    assert!(ran.err.starts_with("vcuda: cuTensorMapEncodeTiled: no tensor map: "), "{ran:#?}");
+    let ran = start(&build(&["-DBUG"]), &HOPPER);
+    assert!(ran.code == Some(1) && ran.err.contains("AsyncRace: "), "{ran:#?}");
+}
+
 #[test]
 fn streams_are_ordered() {
     right("streams", &[], "all in order\n");

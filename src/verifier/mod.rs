@@ -98,7 +98,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use program::{Code, Isolation};
+pub use program::{Code, Isolation, ProgramSettings};
 
 /// One response to judge.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -368,32 +368,7 @@ pub enum VerifierConfig {
     },
     /// The tests that a task carries pass on the code in the response, run in confined processes; the
     /// [module](self#the-tasks-of-program) says how tasks carry them and what is guaranteed.
-    Program {
-        /// Python 3.9 or newer, and arguments for it. `["python3"]` unless set.
-        #[serde(default = "default_interpreter")]
-        interpreter: Vec<String>,
-        /// Where the program stands in a response.
-        #[serde(default)]
-        code: Code,
-        /// Seconds that a response's tests may take in all. 10 unless set.
-        #[serde(default = "default_program_seconds")]
-        timeout_seconds: f64,
-        /// Seconds of processor time that the program may take, and the tests. 5 unless set.
-        #[serde(default = "default_cpu_seconds")]
-        cpu_seconds: u64,
-        /// Address space of the program, and of the tests, in MiB, the interpreter's included. 512 unless set.
-        #[serde(default = "default_memory_mb")]
-        memory_mb: u64,
-        /// What the program may write to its directory in MiB. 16 unless set.
-        #[serde(default = "default_disk_mb")]
-        disk_mb: u64,
-        /// Number of responses that are judged at once. 1 unless set.
-        #[serde(default = "default_workers")]
-        workers: usize,
-        /// What happens on a system that cannot confine programs as told.
-        #[serde(default)]
-        isolation: Isolation,
-    },
+    Program(ProgramSettings),
 }
 
 impl VerifierConfig {
@@ -404,26 +379,6 @@ impl VerifierConfig {
             _ => None,
         }
     }
-}
-
-fn default_interpreter() -> Vec<String> {
-    vec!["python3".to_owned()]
-}
-
-fn default_program_seconds() -> f64 {
-    10.0
-}
-
-fn default_cpu_seconds() -> u64 {
-    5
-}
-
-fn default_memory_mb() -> u64 {
-    512
-}
-
-fn default_disk_mb() -> u64 {
-    16
 }
 
 fn default_relative_tolerance() -> f64 {
@@ -544,24 +499,6 @@ pub fn build(config: &VerifierConfig) -> Result<Box<dyn Verifier>, BuildError> {
             Box::new(command::Command::start(program, *timeout_seconds, *workers)?)
         }
         VerifierConfig::Model { .. } => return Err(BuildError::Model),
-        &VerifierConfig::Program {
-            ref interpreter,
-            code,
-            timeout_seconds,
-            cpu_seconds,
-            memory_mb,
-            disk_mb,
-            workers,
-            isolation,
-        } => Box::new(program::Program::start(&program::Settings {
-            interpreter,
-            code,
-            timeout_seconds,
-            cpu_seconds,
-            memory_mb,
-            disk_mb,
-            workers,
-            isolation,
-        })?),
+        VerifierConfig::Program(settings) => Box::new(program::Program::start(settings)?),
     })
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bon_engine::train::config::TrainConfig;
-use bon_engine::verifier::{BuildError, Code, Failure, Request, Verifier, VerifierConfig, build};
+use bon_engine::verifier::{
+    BuildError, Code, Failure, ProgramSettings, Request, Verifier, VerifierConfig, build,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
@@ -587,7 +589,10 @@ fn the_examples_of_humaneval_are_configurations_that_fit() {
         let text = fs::read_to_string(&path).unwrap();
         let config = TrainConfig::load(&path, &[]).unwrap();
         assert!(
-            matches!(config.verifier, Some(VerifierConfig::Program { code: Code::Continuation, .. })),
+            matches!(
+                config.verifier,
+                Some(VerifierConfig::Program(ProgramSettings { code: Code::Continuation, .. }))
+            ),
             "{text}"
         );
         let args = ["plan", path.to_str().unwrap(), "--prompt-tokens", "422"];

@@ -63,17 +63,41 @@ pub enum Isolation {
     Required,
 }
 
-/// The settings of the kind, as [`VerifierConfig`](super::VerifierConfig) documents them.
-#[derive(Debug)]
-pub(super) struct Settings<'a> {
-    pub(super) interpreter: &'a [String],
-    pub(super) code: Code,
-    pub(super) timeout_seconds: f64,
-    pub(super) cpu_seconds: u64,
-    pub(super) memory_mb: u64,
-    pub(super) disk_mb: u64,
-    pub(super) workers: usize,
-    pub(super) isolation: Isolation,
+/// The settings of `program`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProgramSettings {
+    /// Python 3.9 or newer, and arguments for it. `["python3"]` unless set.
+    pub interpreter: Vec<String>,
+    /// Where the program stands in a response.
+    pub code: Code,
+    /// Seconds that a response's tests may take in all. 10 unless set.
+    pub timeout_seconds: f64,
+    /// Seconds of processor time that the program may take, and the tests. 5 unless set.
+    pub cpu_seconds: u64,
+    /// Address space of the program, and of the tests, in MiB, the interpreter's included. 512 unless set.
+    pub memory_mb: u64,
+    /// What the program may write to its directory in MiB. 16 unless set.
+    pub disk_mb: u64,
+    /// Number of responses that are judged at once. 1 unless set.
+    pub workers: usize,
+    /// What happens on a system that cannot confine programs as told.
+    pub isolation: Isolation,
+}
+
+impl Default for ProgramSettings {
+    fn default() -> Self {
+        Self {
+            interpreter: vec!["python3".to_owned()],
+            code: Code::default(),
+            timeout_seconds: 10.0,
+            cpu_seconds: 5,
+            memory_mb: 512,
+            disk_mb: 16,
+            workers: 1,
+            isolation: Isolation::default(),
+        }
+    }
 }
 
 pub(super) struct Program {
@@ -116,8 +140,8 @@ enum Verdict {
 }
 
 impl Program {
-    pub(super) fn start(settings: &Settings) -> Result<Self, BuildError> {
-        let &Settings { timeout_seconds, cpu_seconds, memory_mb, disk_mb, workers, .. } = settings;
+    pub(super) fn start(settings: &ProgramSettings) -> Result<Self, BuildError> {
+        let &ProgramSettings { timeout_seconds, cpu_seconds, memory_mb, disk_mb, workers, .. } = settings;
         let Some(program) = settings.interpreter.first().filter(|word| !word.is_empty()) else {
             return Err(BuildError::NoInterpreter);
         };

@@ -300,117 +300,50 @@ pub trait Device: Send + Sync {
     }
 }
 
+/// Methods of an `impl` of [`Device`](crate::device::Device) that another device answers:
+/// `delegate_device!(self, self.vm; name, free);`. This macro and the types of the signatures are in scope.
+#[macro_export]
+macro_rules! delegate_device {
+    ($self:ident, $to:expr; $($method:ident),+ $(,)?) => { $(delegate_device! { @$method $self, $to })+ };
+    (@fn $self:ident, $to:expr, $method:ident($($arg:ident: $of:ty),*) $(-> $result:ty)?) => {
+        fn $method(&$self, $($arg: $of),*) $(-> $result)? {
+            $to.$method($($arg),*)
+        }
+    };
+    (@name $($to:tt)*) => { delegate_device! { @fn $($to)*, name() -> String } };
+    (@model $($to:tt)*) => { delegate_device! { @fn $($to)*, model() -> String } };
+    (@multiprocessors $($to:tt)*) => { delegate_device! { @fn $($to)*, multiprocessors() -> u32 } };
+    (@load $($to:tt)*) => { delegate_device! { @fn $($to)*, load(name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> } };
+    (@load_cubin $($to:tt)*) => { delegate_device! { @fn $($to)*, load_cubin(name: &str, cubins: &[Cubin], entries: &[&str]) -> Result<Option<Vec<Kernel>>, DeviceError> } };
+    (@alloc $($to:tt)*) => { delegate_device! { @fn $($to)*, alloc(bytes: usize) -> Result<Ptr, DeviceError> } };
+    (@free $($to:tt)*) => { delegate_device! { @fn $($to)*, free(ptr: Ptr) } };
+    (@write $($to:tt)*) => { delegate_device! { @fn $($to)*, write(dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> } };
+    (@read $($to:tt)*) => { delegate_device! { @fn $($to)*, read(src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> } };
+    (@begin_read $($to:tt)*) => { delegate_device! { @fn $($to)*, begin_read(src: Ptr, bytes: usize) -> Result<Reading, DeviceError> } };
+    (@end_read $($to:tt)*) => { delegate_device! { @fn $($to)*, end_read(reading: Reading) -> Result<Vec<u8>, DeviceError> } };
+    (@fill $($to:tt)*) => { delegate_device! { @fn $($to)*, fill(dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> } };
+    (@launch $($to:tt)*) => { delegate_device! { @fn $($to)*, launch(kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> } };
+    (@synchronize $($to:tt)*) => { delegate_device! { @fn $($to)*, synchronize() -> Result<(), DeviceError> } };
+    (@available $($to:tt)*) => { delegate_device! { @fn $($to)*, available() -> Result<Option<u64>, DeviceError> } };
+    (@host_alloc $($to:tt)*) => { delegate_device! { @fn $($to)*, host_alloc(bytes: usize) -> Result<HostPtr, DeviceError> } };
+    (@host_free $($to:tt)*) => { delegate_device! { @fn $($to)*, host_free(ptr: HostPtr) } };
+    (@host_mapped $($to:tt)*) => { delegate_device! { @fn $($to)*, host_mapped(ptr: HostPtr) -> Result<Ptr, DeviceError> } };
+    (@host_write $($to:tt)*) => { delegate_device! { @fn $($to)*, host_write(dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> } };
+    (@host_read $($to:tt)*) => { delegate_device! { @fn $($to)*, host_read(src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> } };
+    (@copy_in $($to:tt)*) => { delegate_device! { @fn $($to)*, copy_in(dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> } };
+    (@copy_out $($to:tt)*) => { delegate_device! { @fn $($to)*, copy_out(dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> } };
+    (@mark $($to:tt)*) => { delegate_device! { @fn $($to)*, mark(lane: Lane, mark: usize) -> Result<(), DeviceError> } };
+    (@wait_for $($to:tt)*) => { delegate_device! { @fn $($to)*, wait_for(lane: Lane, mark: usize) -> Result<(), DeviceError> } };
+    (@begin_sequence $($to:tt)*) => { delegate_device! { @fn $($to)*, begin_sequence() -> Result<(), DeviceError> } };
+    (@end_sequence $($to:tt)*) => { delegate_device! { @fn $($to)*, end_sequence() -> Result<(), DeviceError> } };
+    (@timed $($to:tt)*) => { delegate_device! { @fn $($to)*, timed(f: &mut dyn FnMut()) -> Result<f64, DeviceError> } };
+}
+
 impl<D: Device + ?Sized> Device for Arc<D> {
-    fn name(&self) -> String {
-        (**self).name()
-    }
-
-    fn model(&self) -> String {
-        (**self).model()
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        (**self).multiprocessors()
-    }
-
-    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        (**self).load(name, ptx, entries)
-    }
-
-    fn load_cubin(
-        &self,
-        name: &str,
-        cubins: &[Cubin],
-        entries: &[&str],
-    ) -> Result<Option<Vec<Kernel>>, DeviceError> {
-        (**self).load_cubin(name, cubins, entries)
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
-        (**self).alloc(bytes)
-    }
-
-    fn free(&self, ptr: Ptr) {
-        (**self).free(ptr);
-    }
-
-    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
-        (**self).write(dst, bytes)
-    }
-
-    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        (**self).read(src, bytes)
-    }
-
-    fn begin_read(&self, src: Ptr, bytes: usize) -> Result<Reading, DeviceError> {
-        (**self).begin_read(src, bytes)
-    }
-
-    fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
-        (**self).end_read(reading)
-    }
-
-    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
-        (**self).fill(dst, value, bytes)
-    }
-
-    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
-        (**self).launch(kernel, launch, args)
-    }
-
-    fn synchronize(&self) -> Result<(), DeviceError> {
-        (**self).synchronize()
-    }
-
-    fn available(&self) -> Result<Option<u64>, DeviceError> {
-        (**self).available()
-    }
-
-    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
-        (**self).host_alloc(bytes)
-    }
-
-    fn host_free(&self, ptr: HostPtr) {
-        (**self).host_free(ptr);
-    }
-
-    fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
-        (**self).host_mapped(ptr)
-    }
-
-    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
-        (**self).host_write(dst, bytes)
-    }
-
-    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        (**self).host_read(src, bytes)
-    }
-
-    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
-        (**self).copy_in(dst, src, bytes)
-    }
-
-    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
-        (**self).copy_out(dst, src, bytes)
-    }
-
-    fn mark(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
-        (**self).mark(lane, mark)
-    }
-
-    fn wait_for(&self, lane: Lane, mark: usize) -> Result<(), DeviceError> {
-        (**self).wait_for(lane, mark)
-    }
-
-    fn begin_sequence(&self) -> Result<(), DeviceError> {
-        (**self).begin_sequence()
-    }
-
-    fn end_sequence(&self) -> Result<(), DeviceError> {
-        (**self).end_sequence()
-    }
-
-    fn timed(&self, f: &mut dyn FnMut()) -> Result<f64, DeviceError> {
-        (**self).timed(f)
-    }
+    delegate_device!(
+        self,
+        (**self); name, model, multiprocessors, load, load_cubin, alloc, free, write, read, begin_read, end_read, fill, launch,
+        synchronize, available, host_alloc, host_free, host_mapped, host_write, host_read, copy_in, copy_out, mark, wait_for,
+        begin_sequence, end_sequence, timed,
+    );
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, DType};
+use bon_engine::delegate_device;
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr};
 use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
@@ -119,17 +120,7 @@ impl Metered {
 }
 
 impl Device for Metered {
-    fn name(&self) -> String {
-        self.vm.name()
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        self.vm.multiprocessors()
-    }
-
-    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        self.vm.load(name, ptx, entries)
-    }
+    delegate_device!(self, self.vm; name, multiprocessors, load, write, read, fill, launch, synchronize, host_free, host_write, host_read, copy_in, copy_out);
 
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
         let (sizes, live) = &mut *self.live.lock().unwrap();
@@ -149,49 +140,9 @@ impl Device for Metered {
         self.vm.free(ptr);
     }
 
-    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.vm.write(dst, bytes)
-    }
-
-    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.vm.read(src, bytes)
-    }
-
-    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.vm.fill(dst, value, bytes)
-    }
-
-    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
-        self.vm.launch(kernel, launch, args)
-    }
-
-    fn synchronize(&self) -> Result<(), DeviceError> {
-        self.vm.synchronize()
-    }
-
     fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
         self.host.fetch_add(bytes as u64, Ordering::Relaxed);
         self.vm.host_alloc(bytes)
-    }
-
-    fn host_free(&self, ptr: HostPtr) {
-        self.vm.host_free(ptr);
-    }
-
-    fn host_write(&self, dst: HostPtr, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.vm.host_write(dst, bytes)
-    }
-
-    fn host_read(&self, src: HostPtr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.vm.host_read(src, bytes)
-    }
-
-    fn copy_in(&self, dst: Ptr, src: HostPtr, bytes: usize) -> Result<(), DeviceError> {
-        self.vm.copy_in(dst, src, bytes)
-    }
-
-    fn copy_out(&self, dst: HostPtr, src: Ptr, bytes: usize) -> Result<(), DeviceError> {
-        self.vm.copy_out(dst, src, bytes)
     }
 
     fn available(&self) -> Result<Option<u64>, DeviceError> {

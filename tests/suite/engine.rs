@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, Batch, HeadSpec, NormSpec, Pace, RopeSpec, Truncation};
+use bon_engine::delegate_device;
 use bon_engine::device::vm::{MmaOrder, Options, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr, Reading};
 use bon_engine::gemma::config::{ExpertShape, GemmaConfig, LayerShape, LayerSpec, NormPlacement};
@@ -620,25 +621,7 @@ impl Failing {
 }
 
 impl Device for Failing {
-    fn name(&self) -> String {
-        self.vm.name()
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        self.vm.multiprocessors()
-    }
-
-    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        self.vm.load(name, ptx, entries)
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
-        self.vm.alloc(bytes)
-    }
-
-    fn free(&self, ptr: Ptr) {
-        self.vm.free(ptr);
-    }
+    delegate_device!(self, self.vm; name, multiprocessors, load, alloc, free, fill);
 
     fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
         self.tell('w');
@@ -660,10 +643,6 @@ impl Device for Failing {
     fn end_read(&self, reading: Reading) -> Result<Vec<u8>, DeviceError> {
         self.tell('e');
         self.vm.end_read(reading)
-    }
-
-    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.vm.fill(dst, value, bytes)
     }
 
     fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {

@@ -25,6 +25,7 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries;
 use bon_engine::backend::{Backend, DType};
 use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, Workload, workloads};
+use bon_engine::delegate_device;
 use bon_engine::device::vm::{Checks, MmaOrder, Options, Report, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, Kernel, Launch, Ptr};
 use half::bf16;
@@ -109,46 +110,12 @@ pub(crate) fn poisoned() -> Cuda {
 struct Poisoned(Vm);
 
 impl Device for Poisoned {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        self.0.multiprocessors()
-    }
-
-    fn load(&self, name: &str, ptx: &str, entries: &[&str]) -> Result<Vec<Kernel>, DeviceError> {
-        self.0.load(name, ptx, entries)
-    }
+    delegate_device!(self, self.0; name, multiprocessors, load, free, write, read, fill, launch, synchronize);
 
     fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
         let ptr = self.0.alloc(bytes)?;
         self.0.fill(ptr, 0xff, bytes)?;
         Ok(ptr)
-    }
-
-    fn free(&self, ptr: Ptr) {
-        self.0.free(ptr);
-    }
-
-    fn write(&self, dst: Ptr, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.0.write(dst, bytes)
-    }
-
-    fn read(&self, src: Ptr, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.0.read(src, bytes)
-    }
-
-    fn fill(&self, dst: Ptr, value: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.0.fill(dst, value, bytes)
-    }
-
-    fn launch(&self, kernel: Kernel, launch: &Launch, args: &[Arg]) -> Result<(), DeviceError> {
-        self.0.launch(kernel, launch, args)
-    }
-
-    fn synchronize(&self) -> Result<(), DeviceError> {
-        self.0.synchronize()
     }
 }
 

@@ -10,13 +10,13 @@ mod bench;
 mod chat;
 #[path = "suite/checkpoint.rs"]
 mod checkpoint;
+#[path = "suite/child.rs"]
+mod child;
 #[path = "suite/cli.rs"]
 mod cli;
-#[path = "suite/config.rs"]
-mod config;
 #[path = "suite/delegating.rs"]
 mod delegating;
-#[path = "suite/device.rs"]
+#[path = "suite/device/mod.rs"]
 mod device;
 #[cfg(target_os = "linux")]
 #[path = "suite/durability.rs"]
@@ -29,6 +29,8 @@ mod errors;
 mod eval;
 #[path = "suite/fixture.rs"]
 mod fixture;
+#[path = "suite/gemma_config.rs"]
+mod gemma_config;
 #[path = "suite/goldens.rs"]
 mod goldens;
 #[path = "suite/gpu_kit.rs"]
@@ -39,6 +41,8 @@ mod gradcheck;
 mod grid;
 #[path = "suite/inputs.rs"]
 mod inputs;
+#[path = "suite/interrupt.rs"]
+mod interrupt;
 #[path = "suite/judging.rs"]
 mod judging;
 #[path = "suite/kernel_source.rs"]
@@ -51,6 +55,8 @@ mod kernels_readme;
 mod lora;
 #[path = "suite/math.rs"]
 mod math;
+#[path = "suite/metrics.rs"]
+mod metrics;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/offload.rs"]
@@ -81,10 +87,14 @@ mod rounded;
 mod sampler;
 #[path = "suite/sharing.rs"]
 mod sharing;
+#[path = "suite/snapshots.rs"]
+mod snapshots;
 #[path = "suite/sources.rs"]
 mod sources;
 #[path = "suite/steps.rs"]
 mod steps;
+#[path = "suite/tasks.rs"]
+mod tasks;
 #[path = "suite/text.rs"]
 mod text;
 #[path = "suite/tidy.rs"]
@@ -95,13 +105,13 @@ mod tiny;
 mod tokenizer;
 #[path = "suite/tolerance.rs"]
 mod tolerance;
-#[path = "suite/train_infra.rs"]
-mod train_infra;
+#[path = "suite/train_config.rs"]
+mod train_config;
 #[path = "suite/training.rs"]
 mod training;
 #[path = "suite/turns.rs"]
 mod turns;
-#[path = "suite/verifier.rs"]
+#[path = "suite/verifier/mod.rs"]
 mod verifier;
 #[path = "suite/weigh.rs"]
 mod weigh;

@@ -160,7 +160,7 @@ fn here(choice: DeviceChoice, host: Option<u64>) -> anyhow::Result<Place> {
     let gpu = match choice {
         DeviceChoice::Cpu => None,
         DeviceChoice::Cuda(index) => Some(index),
-        _ => driver::gpus()
+        DeviceChoice::Auto | DeviceChoice::Vm => driver::gpus()
             .ok()
             .and_then(|gpus| gpus.into_iter().find(|gpu| gpu.usable))
             .map(|gpu| gpu.ordinal),

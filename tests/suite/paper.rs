@@ -73,7 +73,7 @@ fn every_method_runs_once_and_is_in_the_tables() {
     assert!(first.stderr.contains(&format!("[{0}/{0}]", files.len())), "{}", first.stderr);
     // The reward model stays for the other seeds.
     let kept = Path::new(&runs).join("difference.verifier");
-    assert_eq!(results(Path::new(&runs)), [kept.clone()], "weights are left");
+    assert_eq!(results(Path::new(&runs)), std::slice::from_ref(&kept), "weights are left");
     let verifier = read(Path::new(&out).join("difference.verifier.json"));
     assert_eq!(verifier["problems"], 1310);
     // All but a tenth: one right response to each, and up to seven wrong ones.

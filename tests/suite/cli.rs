@@ -21,7 +21,7 @@ fn every_command_explains_itself() {
         assert!(help.contains(&format!("Usage: bon-engine {command}")), "{help}");
         // Every argument has a sentence: its own line is longer than its name and default, or the next one explains.
         let lines: Vec<&str> = help.lines().collect();
-        for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.trim_start().starts_with("--")) {
+        for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.starts_with("      --")) {
             let explained =
                 line.trim().contains("  ") || lines.get(i + 1).is_some_and(|l| l.starts_with("     "));
             assert!(explained, "{command}: {line}");

@@ -11,6 +11,7 @@
 //! log-sum-exp, and the noise of the other tokens, nearly all, is never computed.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -18,7 +19,7 @@ use super::form::{Form, Rows, pack_weights, put};
 use super::matmul::{PANEL, Panels, accumulate, products, tile};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, sum, tanh};
 use super::sums::Sums;
-use super::tasks::Out;
+use super::tasks::{Out, mapped};
 use super::{Tensor, zeroed};
 use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use crate::rng::{DrawKey, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, philox_next_key, philox4x32};
@@ -356,26 +357,22 @@ pub fn sample(
             .collect();
     }
     let rows = Rows::new(form, x.as_f32(), x.cols);
-    let parts: Vec<(Vec<Lse>, Vec<Best>)> = (0..chunks(table))
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|chunk| {
-            let mut lse = vec![Lse::EMPTY; x.rows];
-            let mut best = vec![Best::NONE; x.rows];
-            let mut terms = [0.0; BLOCK];
-            for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
-                let terms = &mut terms[..logits.len()];
-                update_lse(logits, terms, &mut lse[row]);
-                match &choices[row] {
-                    Choice::Greedy => update_greedy(logits, tokens.start, &mut best[row]),
-                    Choice::Draw(key) => {
-                        update_best(logits, terms, lse[row].max, tokens.start, key, &mut best[row]);
-                    }
+    let parts: Vec<(Vec<Lse>, Vec<Best>)> = mapped(chunks(table), |chunk| {
+        let mut lse = vec![Lse::EMPTY; x.rows];
+        let mut best = vec![Best::NONE; x.rows];
+        let mut terms = [0.0; BLOCK];
+        for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
+            let terms = &mut terms[..logits.len()];
+            update_lse(logits, terms, &mut lse[row]);
+            match &choices[row] {
+                Choice::Greedy => update_greedy(logits, tokens.start, &mut best[row]),
+                Choice::Draw(key) => {
+                    update_best(logits, terms, lse[row].max, tokens.start, key, &mut best[row]);
                 }
-            });
-            (lse, best)
-        })
-        .collect();
+            }
+        });
+        (lse, best)
+    });
     let mut best = vec![Best::NONE; x.rows];
     for (_, part) in &parts {
         for (a, b) in best.iter_mut().zip(part) {
@@ -397,21 +394,17 @@ fn sample_truncated(
     let (rows, vocab) = (choices.len(), table.rows);
     let mut logits = zeroed(rows * vocab);
     let out = Out::new(&mut logits);
-    let parts: Vec<Vec<Lse>> = (0..chunks(table))
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|chunk| {
-            let mut lse = vec![Lse::EMPTY; rows];
-            let mut terms = [0.0; BLOCK];
-            for_each_row(chunk, table, rows, x, head, |tokens, row, _, logits| {
-                update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
-                // SAFETY: this task alone owns the columns of its chunk.
-                let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
-                to.copy_from_slice(&logits[..tokens.len()]);
-            });
-            lse
-        })
-        .collect();
+    let parts: Vec<Vec<Lse>> = mapped(chunks(table), |chunk| {
+        let mut lse = vec![Lse::EMPTY; rows];
+        let mut terms = [0.0; BLOCK];
+        for_each_row(chunk, table, rows, x, head, |tokens, row, _, logits| {
+            update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
+            // SAFETY: this task alone owns the columns of its chunk.
+            let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
+            to.copy_from_slice(&logits[..tokens.len()]);
+        });
+        lse
+    });
     let lse = merged(parts.iter().map(Vec::as_slice), rows);
     choices
         .par_iter()
@@ -483,29 +476,25 @@ pub fn logprob_forward(
     let by_row = by_row(targets, x.rows);
     let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
     let kept = Out::new(&mut logits);
-    let parts: Vec<_> = (0..chunks(table))
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|chunk| {
-            let mut lse = vec![Lse::EMPTY; x.rows];
-            let mut terms = [0.0; BLOCK];
-            let mut found = Vec::new();
-            for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
-                update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
-                if keep {
-                    // SAFETY: this task alone owns the blocks of its chunk.
-                    unsafe { kept.slice(in_block(&tokens, x.rows, row), raw.len()) }.copy_from_slice(raw);
+    let parts: Vec<_> = mapped(chunks(table), |chunk| {
+        let mut lse = vec![Lse::EMPTY; x.rows];
+        let mut terms = [0.0; BLOCK];
+        let mut found = Vec::new();
+        for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
+            update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
+            if keep {
+                // SAFETY: this task alone owns the blocks of its chunk.
+                unsafe { kept.slice(in_block(&tokens, x.rows, row), raw.len()) }.copy_from_slice(raw);
+            }
+            for &i in &by_row[row] {
+                let token = targets[i as usize].token as usize;
+                if tokens.contains(&token) {
+                    found.push((i, logits[token - tokens.start]));
                 }
-                for &i in &by_row[row] {
-                    let token = targets[i as usize].token as usize;
-                    if tokens.contains(&token) {
-                        found.push((i, logits[token - tokens.start]));
-                    }
-                }
-            });
-            (lse, found)
-        })
-        .collect();
+            }
+        });
+        (lse, found)
+    });
     let lse = merged(parts.iter().map(|p| p.0.as_slice()), x.rows);
     let lse: Vec<f32> = lse.iter().map(Lse::value).collect();
     let mut logprobs = vec![f32::NAN; targets.len()];
@@ -593,79 +582,60 @@ impl Pass<'_> {
         // Without a gradient of the table, nothing of it is here for any chunk.
         let mut of_chunks: Vec<Sums> = Sums::of(dtable).chunks(CHUNK * d);
         of_chunks.resize_with(table.rows.div_ceil(CHUNK), Default::default);
-        let parts: Vec<Vec<f32>> = of_chunks
-            .into_par_iter()
-            .with_max_len(1)
-            .enumerate()
-            .map(|(chunk, dtable)| {
-                let mut dx = vec![0.0; rows * padded];
-                let mut w = vec![0.0; with_weights.steps(BLOCK) * padded];
-                let mut packed = Vec::new();
-                let mut dlogits = vec![0.0; rows * BLOCK];
-                let mut derivative = vec![0.0; rows * BLOCK];
-                let mut columns_of_f32 = vec![0.0; BLOCK * rows];
-                let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
-                let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
-                let mut dtable = dtable.chunks(BLOCK * d).into_iter();
-                for tokens in blocks(chunk, table.rows) {
-                    let (v0, m) = (tokens.start, tokens.len());
-                    match &self.trace.logits {
-                        Some(kept) => {
-                            let kept = &kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..];
-                            for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(m)) {
-                                to[..m].copy_from_slice(from);
-                            }
-                        }
-                        None => {
-                            products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK)
+        let of_chunks: Vec<Mutex<Sums>> = of_chunks.into_iter().map(Mutex::new).collect();
+        let parts: Vec<Vec<f32>> = mapped(of_chunks.len(), |chunk| {
+            let dtable = std::mem::take(&mut *of_chunks[chunk].lock().expect("one task has the chunk"));
+            let mut dx = vec![0.0; rows * padded];
+            let mut w = vec![0.0; with_weights.steps(BLOCK) * padded];
+            let mut packed = Vec::new();
+            let mut dlogits = vec![0.0; rows * BLOCK];
+            let mut derivative = vec![0.0; rows * BLOCK];
+            let mut columns_of_f32 = vec![0.0; BLOCK * rows];
+            let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
+            let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
+            let mut dtable = dtable.chunks(BLOCK * d).into_iter();
+            for tokens in blocks(chunk, table.rows) {
+                let (v0, m) = (tokens.start, tokens.len());
+                match &self.trace.logits {
+                    Some(kept) => {
+                        let kept = &kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..];
+                        for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(m)) {
+                            to[..m].copy_from_slice(from);
                         }
                     }
-                    let of_rows = dlogits.chunks_exact_mut(BLOCK).zip(derivative.chunks_exact_mut(BLOCK));
-                    for ((x, d), (lse, total)) in of_rows.zip(lse.iter().zip(&total)) {
-                        x[m..].fill(0.0);
-                        softmax_gradient(x, d, softcap, temperature, *lse, *total);
-                    }
-                    for &i in within(&by_token, targets, v0, m) {
-                        let t = targets[i as usize];
-                        if mine(&t) {
-                            let at = (t.row as usize - self.rows.start) * BLOCK + t.token as usize - v0;
-                            dlogits[at] -= weights[i as usize] * derivative[at];
-                        }
-                    }
-                    if let Some(mut dtable) = dtable.next() {
-                        transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
-                        let lda = of_activations.steps(rows);
-                        let to = dlogits_columns.chunks_exact_mut(lda);
-                        columns_of_f32
-                            .chunks_exact(rows)
-                            .zip(to)
-                            .for_each(|(x, a)| put(of_activations, x, a));
-                        dtable.add(|dtable| accumulate(&columns, m, &dlogits_columns, lda, dtable));
-                    }
-                    let lda = with_weights.steps(m);
-                    for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {
-                        put(with_weights, &x[..m], a);
-                    }
-                    pack_weights(with_weights, table, tokens, 0..d, &mut w[..lda * padded], padded);
-                    for at in (0..padded).step_by(PANEL) {
-                        let (nv, b) = (PANEL.min(padded - at) / LANES, &w[at..]);
-                        tile(
-                            with_weights,
-                            rows,
-                            nv,
-                            lda,
-                            &dlogits_rows,
-                            lda,
-                            b,
-                            padded,
-                            &mut dx[at..],
-                            padded,
-                        );
+                    None => products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK),
+                }
+                let of_rows = dlogits.chunks_exact_mut(BLOCK).zip(derivative.chunks_exact_mut(BLOCK));
+                for ((x, d), (lse, total)) in of_rows.zip(lse.iter().zip(&total)) {
+                    x[m..].fill(0.0);
+                    softmax_gradient(x, d, softcap, temperature, *lse, *total);
+                }
+                for &i in within(&by_token, targets, v0, m) {
+                    let t = targets[i as usize];
+                    if mine(&t) {
+                        let at = (t.row as usize - self.rows.start) * BLOCK + t.token as usize - v0;
+                        dlogits[at] -= weights[i as usize] * derivative[at];
                     }
                 }
-                dx
-            })
-            .collect();
+                if let Some(mut dtable) = dtable.next() {
+                    transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
+                    let lda = of_activations.steps(rows);
+                    let to = dlogits_columns.chunks_exact_mut(lda);
+                    columns_of_f32.chunks_exact(rows).zip(to).for_each(|(x, a)| put(of_activations, x, a));
+                    dtable.add(|dtable| accumulate(&columns, m, &dlogits_columns, lda, dtable));
+                }
+                let lda = with_weights.steps(m);
+                for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {
+                    put(with_weights, &x[..m], a);
+                }
+                pack_weights(with_weights, table, tokens, 0..d, &mut w[..lda * padded], padded);
+                for at in (0..padded).step_by(PANEL) {
+                    let (nv, b) = (PANEL.min(padded - at) / LANES, &w[at..]);
+                    tile(with_weights, rows, nv, lda, &dlogits_rows, lda, b, padded, &mut dx[at..], padded);
+                }
+            }
+            dx
+        });
         for part in parts {
             for (dx, part) in dx.chunks_exact_mut(d).zip(part.chunks_exact(padded)) {
                 for (a, b) in dx.iter_mut().zip(part) {

@@ -8,8 +8,8 @@
 //! [`AWAKE`] after an op began, where the program wants it ([`stay_awake`]).
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use super::room;
@@ -143,6 +143,15 @@ pub(super) fn for_each<S>(tasks: usize, init: impl Fn() -> S + Sync, work: impl 
     }
 }
 
+/// What `make` makes of each i below `tasks`.
+pub(super) fn mapped<T: Send>(tasks: usize, make: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let made: Vec<Mutex<Option<T>>> = (0..tasks).map(|_| Mutex::new(None)).collect();
+    for_each(tasks, || (), |(), i| *made[i].lock().expect("one task has the place") = Some(make(i)));
+    let of_place =
+        |place: Mutex<Option<T>>| place.into_inner().expect("no task panicked").expect("all are made");
+    made.into_iter().map(of_place).collect()
+}
+
 /// `len` floats in blocks of `block`, of which the last may have fewer: `f(first, floats)` fills each, which comes as zeros.
 /// A block's thread is the first to write it, because memory that another core has just written is slow to write.
 pub(super) fn filled(len: usize, block: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
@@ -206,8 +215,6 @@ fn stay() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[test]
@@ -234,6 +241,8 @@ mod tests {
                         "{tasks} tasks on {threads} threads, awake: {awake}"
                     );
                     assert!(states.into_inner() <= threads.min(tasks));
+                    let squares = pool.install(|| mapped(tasks, |i| i * i));
+                    assert!(squares.into_iter().eq((0..tasks).map(|i| i * i)));
                 }
             }
             WANTED.store(false, Ordering::Relaxed);

@@ -13,7 +13,8 @@ use crate::machine::layout::FUNCTION_WINDOW;
 use crate::machine::memory::global::GlobalMemory;
 use crate::machine::module::Module as Inner;
 use crate::machine::options::Options;
-use crate::machine::program::{ClusterShape, Constant, Function};
+use crate::machine::program::ClusterShape;
+use crate::machine::program::{Constant, Function};
 use crate::report::Report;
 
 /// Most threads of a block.
@@ -65,15 +66,9 @@ impl Module {
         Some(allowed.map_or(MAX_THREADS, |[x, y, z]| x.saturating_mul(y).saturating_mul(z).min(MAX_THREADS)))
     }
 
-    /// The clusters that a kernel asks for, in blocks.
-    pub fn cluster(&self, kernel: &str) -> Option<[u32; 3]> {
-        self.0.kernels().find(|f| f.name == kernel).and_then(|f| f.cluster.required)
-    }
-
-    /// Whether a launch of a kernel must say the size of its clusters, since the kernel has them and does not.
-    pub fn needs_cluster(&self, kernel: &str) -> bool {
-        let asks = |cluster: ClusterShape| cluster.explicit && cluster.required.is_none();
-        self.0.kernels().any(|f| f.name == kernel && asks(f.cluster))
+    /// What a kernel says of its clusters.
+    pub fn cluster(&self, kernel: &str) -> Option<ClusterShape> {
+        self.0.kernels().find(|f| f.name == kernel).map(|f| f.cluster)
     }
 
     /// A kernel's static shared memory in bytes.

@@ -50,6 +50,7 @@ pub mod types;
 pub use error::Error;
 pub use gpu::{Arg, DevicePtr, Gpu, Launch, LoadedModule, Module};
 pub use machine::options::{Checks, MmaOrder, Options};
+pub use machine::program::ClusterShape;
 pub use machine::tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType, Tiled};
 pub use report::Report;
 

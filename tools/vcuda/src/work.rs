@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ptxvm::error::ErrorKind;
-use ptxvm::{DevicePtr, Error, Gpu, Launch};
+use ptxvm::{ClusterShape, DevicePtr, Error, Gpu, Launch};
 
 use crate::code::{Code, say};
 
@@ -23,8 +23,8 @@ pub struct Function {
     pub threads: u32,
     /// Whether it waits for the kernels ahead of it before it does anything.
     pub waits: bool,
-    /// The clusters that it asks for, and whether a launch must.
-    pub cluster: (Option<[u32; 3]>, bool),
+    /// What it says of its clusters.
+    pub cluster: ClusterShape,
 }
 
 /// Bytes on the host.

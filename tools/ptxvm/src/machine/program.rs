@@ -200,6 +200,13 @@ pub struct ClusterShape {
     pub counted: bool,
 }
 
+impl ClusterShape {
+    /// Whether a launch must say the size of its clusters, since the kernel has them and does not.
+    pub fn must_be_named(&self) -> bool {
+        self.explicit && self.required.is_none()
+    }
+}
+
 /// Memory of the system that cooperative groups use, and for that read the special registers that tell where it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SystemMemory {

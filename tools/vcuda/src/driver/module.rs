@@ -171,7 +171,7 @@ impl Context {
             params: placed(&params),
             shared: decoded.shared_bytes(name).unwrap_or(0),
             threads: decoded.max_threads(name).unwrap_or(1024),
-            cluster: (decoded.cluster(name), decoded.needs_cluster(name)),
+            cluster: decoded.cluster(name).unwrap_or_default(),
             waits: waits(text, name),
         };
         let name = handle();
@@ -249,9 +249,9 @@ impl Context {
             2..=4 => Ok(0),
             5 | 6 => Ok(major * 10 + minor), // PTX_VERSION, BINARY_VERSION
             7 | 15 => Ok(0),                 // CACHE_MODE_CA, CLUSTER_SCHEDULING_POLICY_PREFERENCE
-            10 => Ok(i32::from(self.known(function)?.cluster.1)), // CLUSTER_SIZE_MUST_BE_SET
+            10 => Ok(i32::from(self.known(function)?.cluster.must_be_named())), // CLUSTER_SIZE_MUST_BE_SET
             11..=13 => {
-                let required = self.known(function)?.cluster.0;
+                let required = self.known(function)?.cluster.required;
                 Ok(required.map_or(0, |shape| shape[which as usize - 11] as i32)) // REQUIRED_CLUSTER_WIDTH, ...
             }
             14 => Ok(i32::from(self.large_clusters.contains(&function))), // NON_PORTABLE_CLUSTER_SIZE_ALLOWED
@@ -337,7 +337,7 @@ impl Context {
     fn checked_cluster(&self, function: u64, shape: &Launch) -> Result<u32, Code> {
         let kernel = self.known(function)?;
         let named = || demangled(&kernel.name);
-        let (required, needed) = kernel.cluster;
+        let required = kernel.cluster.required;
         if let (Some(asked), Some(required)) = (shape.cluster, required)
             && asked != required
         {
@@ -345,7 +345,7 @@ impl Context {
             return Err(Code::INVALID_VALUE);
         }
         let Some(cluster) = shape.cluster.or(required) else {
-            if needed {
+            if kernel.cluster.must_be_named() {
                 say(&format!("{}: it runs in clusters, and the launch names no size of them", named()));
                 return Err(Code::INVALID_VALUE);
             }
@@ -358,7 +358,8 @@ impl Context {
             say(&format!("{}: clusters of {cluster:?} blocks; the most is {most}{why}", named()));
             return Err(Code::INVALID_CLUSTER_SIZE);
         }
-        if shape.grid.iter().zip(cluster).any(|(n, of)| !n.is_multiple_of(of)) {
+        let in_clusters = kernel.cluster.counted;
+        if !in_clusters && shape.grid.iter().zip(cluster).any(|(n, of)| !n.is_multiple_of(of)) {
             say(&format!(
                 "{}: a grid of {:?} blocks is no multiple of its clusters of {cluster:?}",
                 named(),

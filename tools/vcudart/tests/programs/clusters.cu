@@ -29,6 +29,11 @@ __global__ void count(const int* x, int n, int* bins) {
 #endif
 }
 
+// Its launches count clusters of two blocks, not blocks.
+__global__ void __block_size__((64, 1, 1), (2, 1, 1)) pairs(int* blocks) {
+    if (threadIdx.x == 0) atomicAdd(&blocks[cg::this_cluster().block_rank()], 1);
+}
+
 #define OK(call) do { cudaError_t e = (call); if (e != cudaSuccess) return printf("%s\n", cudaGetErrorName(e)), 1; } while (0)
 
 int main() {
@@ -61,5 +66,9 @@ int main() {
         if (cudaLaunchKernelEx(&config, count, (const int*)x, N, found) != cudaErrorInvalidClusterSize) return printf("16 fit\n"), 1;
         cudaGetLastError();
     }
+    OK(cudaMemset(found, 0, 2 * sizeof(int)));
+    pairs<<<3, 64>>>(found);
+    OK(cudaMemcpy(bins.data(), found, 2 * sizeof(int), cudaMemcpyDeviceToHost));
+    if (bins[0] != 3 || bins[1] != 3) return printf("%d and %d blocks of 3 clusters\n", bins[0], bins[1]), 1;
     printf("all counted\n");
 }

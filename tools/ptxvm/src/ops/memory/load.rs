@@ -132,6 +132,21 @@ fn gather<T: Cell>(mask: u32, f: impl Fn(usize) -> T) -> [T; LANES] {
 }
 
 impl Load {
+    /// Shared memory of blocks of a cluster, apart because the code of other kernels' accesses is then as short as without clusters.
+    #[cold]
+    fn in_cluster(
+        &self,
+        ctx: &mut Context<'_>,
+        inst: &Inst,
+        mask: u32,
+        at: &[u64; LANES],
+    ) -> Result<(), Stop> {
+        ctx.each_block(mask, at, self.remote, |ctx, mask, at| {
+            by_bytes!(self.bytes, self.run(ctx, inst, mask, Space::Shared, at))
+        })
+    }
+
+    #[inline(always)]
     fn run<T: Cell>(
         &self,
         ctx: &mut Context<'_>,
@@ -248,9 +263,7 @@ impl WarpOp for Load {
         let at = ctx.addresses(mask, inst.src(0), self.offset);
         each_space(self.space, mask, &at, |space, mask, at| {
             if space == Space::Shared && ctx.block.cluster.is_some() {
-                return ctx.each_block(mask, at, self.remote, |ctx, mask, at| {
-                    by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
-                });
+                return self.in_cluster(ctx, inst, mask, at);
             }
             by_bytes!(self.bytes, self.run(ctx, inst, mask, space, at))
         })

@@ -287,7 +287,7 @@ unsafe fn in_registers<S: Simd, const M: usize>(
 }
 
 multiversion! {
-    /// y\[m, outputs\] = X W^T for m <= [`Simd::FEW`] rows of X, `ldx` apart, and f32 W; outputs come in whole vectors, k in
+    /// y\[m, outputs\] = X W^T for m <= [`FEW`] rows of X, `ldx` apart, and f32 W; outputs come in whole vectors, k in
     /// blocks of 4.
     fn products_of_few(m: usize, x: &[f32], ldx: usize, w: &[f32], k: usize, y: &mut [f32], ldy: usize) {
         let outputs = w.len() / k;

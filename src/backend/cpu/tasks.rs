@@ -3,8 +3,8 @@
 //! Rayon cuts a parallel iterator into halves as long as threads ask for work, which leaves pieces of several tasks: too
 //! coarse for a product of a dozen of them. A task's result depends on its number alone, so who computes it does not matter.
 //!
-//! Rayon's threads sleep after some 20 us without work. To wake one takes 5 us to 100 us (the more on virtual machines), as long as
-//! an op of a decoding step takes, so that all of a step would be computed by one thread. Here threads stay awake for
+//! Rayon's threads sleep soon after they run out of work. To wake one took 100 us on a virtual machine, as long as an op of a
+//! decoding step takes, so that nearly all of a step was computed by one thread. Here threads stay awake for
 //! [`AWAKE`] after an op began, where the program wants it ([`stay_awake`]).
 
 use std::ops::Range;

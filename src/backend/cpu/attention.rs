@@ -6,6 +6,9 @@
 //! their exponentials are summed in 16 lanes counted from the first visible key, and the output collects key after
 //! key. So one sequence gives the same result cut into segments in any way, in prefill, decode and training.
 //!
+//! While streams decode, each has one query, so neighbours that continue the same prefix are computed together: its keys and
+//! values pass by once for all their rows, and then each one's own.
+//!
 //! The backward pass computes the probabilities again from q, k and lse (Dao 2023): once by query for dq, once by key
 //! for dk and dv, so that no two tasks add to one place.
 
@@ -34,6 +37,12 @@ struct Vectors<'a> {
 }
 
 impl<'a> Vectors<'a> {
+    /// Some that follow one another.
+    #[inline(always)]
+    fn part(self, range: Range<usize>) -> Self {
+        Self { offsets: &self.offsets[range], ..self }
+    }
+
     #[inline(always)]
     fn len(&self) -> usize {
         self.offsets.len()
@@ -99,11 +108,10 @@ fn dots_of_tile<S: Simd, const K: usize>(
     }
 }
 
-/// out\[r, i\] = rows\[r\] . stream\[i\] for i in seen\[r\] (and perhaps for others).
+/// out\[r, i\] = rows\[r\] . stream\[i\] for i in seen\[r\] (and perhaps for others); rows of `out` are `n` apart.
 #[inline(always)]
-fn dots<S: Simd>(rows: Vectors, stream: Vectors, seen: &[Range<usize>], out: &mut [f32]) {
-    let n = stream.len();
-    for chunk in chunks(n) {
+fn dots<S: Simd>(rows: Vectors, stream: Vectors, seen: &[Range<usize>], out: &mut [f32], n: usize) {
+    for chunk in chunks(stream.len()) {
         let mut r = 0;
         while r + TILE <= rows.len() {
             let tile: [&[f32]; TILE] = std::array::from_fn(|i| rows.get(r + i));
@@ -141,11 +149,17 @@ fn cut(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     a.start.clamp(b.start, b.end)..a.end.clamp(b.start, b.end)
 }
 
-/// out\[r\] += sum over i in seen\[r\], in order, of coefficients\[r, i\] * stream\[i\].
+/// out\[r\] += sum over i in seen\[r\], in order, of coefficients\[r, i\] * stream\[i\]; rows of coefficients are `n` apart.
 #[inline(always)]
-fn accumulate<S: Simd>(coefficients: &[f32], stream: Vectors, seen: &[Range<usize>], out: &mut [f32]) {
-    let (n, dim) = (stream.len(), stream.dim);
-    for chunk in chunks(n) {
+fn accumulate<S: Simd>(
+    coefficients: &[f32],
+    n: usize,
+    stream: Vectors,
+    seen: &[Range<usize>],
+    out: &mut [f32],
+) {
+    let dim = stream.dim;
+    for chunk in chunks(stream.len()) {
         let mut r = 0;
         while r < seen.len() {
             let rows = if r + TILE <= seen.len() { TILE } else { 1 };
@@ -160,7 +174,7 @@ fn accumulate<S: Simd>(coefficients: &[f32], stream: Vectors, seen: &[Range<usiz
                 weighted_sum(&c[k * n..], stream, ranges[k].start..first.min(ranges[k].end), out);
             }
             if rows == TILE {
-                weighted_sum_tile::<S>(c, stream, first..end, out);
+                weighted_sum_tile::<S>(c, n, stream, first..end, out);
             } else {
                 weighted_sum(c, stream, first..end, out);
             }
@@ -182,20 +196,26 @@ fn weighted_sum(coefficients: &[f32], stream: Vectors, range: Range<usize>, out:
 
 /// [`weighted_sum`] of [`TILE`] rows at once, bit for bit: vectors of columns of each stay in registers.
 #[inline(always)]
-fn weighted_sum_tile<S: Simd>(coefficients: &[f32], stream: Vectors, range: Range<usize>, out: &mut [f32]) {
+fn weighted_sum_tile<S: Simd>(
+    coefficients: &[f32],
+    n: usize,
+    stream: Vectors,
+    range: Range<usize>,
+    out: &mut [f32],
+) {
     let dim = stream.dim;
     if range.is_empty() {
         return;
     }
     let full = if S::ROWS == 8 && dim.is_multiple_of(4 * LANES) {
-        weighted_sum_columns::<S, 4>(coefficients, stream, range.clone(), out)
+        weighted_sum_columns::<S, 4>(coefficients, n, stream, range.clone(), out)
     } else {
-        weighted_sum_columns::<S, 2>(coefficients, stream, range.clone(), out)
+        weighted_sum_columns::<S, 2>(coefficients, n, stream, range.clone(), out)
     };
     if full < dim {
         for i in range {
             for (r, out) in out.chunks_exact_mut(dim).enumerate() {
-                axpy(coefficients[r * stream.len() + i], &stream.get(i)[full..], &mut out[full..]);
+                axpy(coefficients[r * n + i], &stream.get(i)[full..], &mut out[full..]);
             }
         }
     }
@@ -205,12 +225,14 @@ fn weighted_sum_tile<S: Simd>(coefficients: &[f32], stream: Vectors, range: Rang
 #[inline(always)]
 fn weighted_sum_columns<S: Simd, const VECTORS: usize>(
     coefficients: &[f32],
+    n: usize,
     stream: Vectors,
     range: Range<usize>,
     out: &mut [f32],
 ) -> usize {
-    let (n, dim) = (stream.len(), stream.dim);
-    assert!(out.len() == TILE * dim && range.end <= n && coefficients.len() >= TILE * n);
+    let dim = stream.dim;
+    assert!(out.len() == TILE * dim && range.end <= stream.len());
+    assert!(coefficients.len() >= (TILE - 1) * n + range.end);
     let full = dim / (VECTORS * LANES) * VECTORS * LANES;
     for column in (0..full).step_by(VECTORS * LANES) {
         // SAFETY: `S` is the set that `multiversion!` found; the block's columns are within the TILE rows of
@@ -277,21 +299,38 @@ fn softmax_numerators(scores: &mut [f32]) -> (f32, f32) {
     (max + ln(total), total)
 }
 
+/// What some rows of a task see: the keys `stream`, which are its columns from `column` on.
+#[derive(Clone)]
+struct Part {
+    rows: Range<usize>,
+    stream: Range<usize>,
+    column: usize,
+}
+
+/// A task of the forward pass.
+struct Forward<'a> {
+    rows: Vectors<'a>,
+    keys: Vectors<'a>,
+    values: Vectors<'a>,
+    /// The columns that each row sees.
+    seen: &'a [Range<usize>],
+    /// In ascending order of a row's columns.
+    parts: &'a [Part],
+    columns: usize,
+    spec: &'a AttentionSpec,
+}
+
 multiversion! {
-    /// Attention of the queries `rows` over keys and values, row r over those in seen\[r\]: adds to `out` (zeros) and
-    /// writes `lse`.
-    fn forward_rows(
-        rows: Vectors,
-        keys: Vectors,
-        values: Vectors,
-        seen: &[Range<usize>],
-        spec: &AttentionSpec,
-        scores: &mut [f32],
-        out: &mut [f32],
-        lse: &mut [f32],
-    ) {
-        let n = keys.len();
-        dots::<S>(rows, keys, seen, scores);
+    /// Attention of the rows over the columns that they see: adds to `out` (zeros) and writes `lse`. `scores` is scratch, a row
+    /// for each row.
+    fn forward_rows(task: &Forward, scores: &mut [f32], out: &mut [f32], lse: &mut [f32]) {
+        let Forward { rows, keys, values, seen, parts, columns: n, spec } = *task;
+        let mut seen_part = Vec::with_capacity(seen.len());
+        for Part { rows: of_rows, stream, column } in parts.iter().cloned() {
+            set_seen_part(&seen[of_rows.clone()], column, stream.len(), &mut seen_part);
+            let scores = &mut scores[of_rows.start * n + column..];
+            dots::<S>(rows.part(of_rows), keys.part(stream), &seen_part, scores, n);
+        }
         let mut totals = Vec::with_capacity(lse.len());
         for ((r, seen), lse) in seen.iter().enumerate().zip(lse) {
             let scores = &mut scores[r * n..][seen.clone()];
@@ -300,11 +339,22 @@ multiversion! {
             *lse = log;
             totals.push(total);
         }
-        accumulate::<S>(scores, values, seen, out);
+        for Part { rows: of_rows, stream, column } in parts.iter().cloned() {
+            set_seen_part(&seen[of_rows.clone()], column, stream.len(), &mut seen_part);
+            let (scores, out) = (&scores[of_rows.start * n + column..], &mut out[of_rows.start * values.dim..]);
+            accumulate::<S>(scores, n, values.part(stream), &seen_part, out);
+        }
         for (out, total) in out.chunks_exact_mut(values.dim).zip(totals) {
             out.iter_mut().for_each(|x| *x /= total);
         }
     }
+}
+
+/// `seen` within the `len` columns from `first` on, counted from there.
+#[inline(always)]
+fn set_seen_part(seen: &[Range<usize>], first: usize, len: usize, part: &mut Vec<Range<usize>>) {
+    let local = |x: usize| x.saturating_sub(first).min(len);
+    refill(part, seen.iter().map(|s| local(s.start)..local(s.end)));
 }
 
 /// With s = dots of queries and keys, dp = dots of do and values: replaces s by the probabilities p and dp by the
@@ -347,15 +397,15 @@ multiversion! {
         dq: &mut [f32],
     ) {
         let n = keys.len();
-        dots::<S>(q, keys, seen, s);
-        dots::<S>(d_o, values, seen, dp);
+        dots::<S>(q, keys, seen, s, n);
+        dots::<S>(d_o, values, seen, dp, n);
         for (r, seen) in seen.iter().enumerate() {
             let lse = [lse[r]; STREAM];
             let delta = [delta[r]; STREAM];
             let range = r * n + seen.start..r * n + seen.end;
             probability_gradients(&mut s[range.clone()], &mut dp[range], &lse, &delta, spec);
         }
-        accumulate::<S>(dp, keys, seen, dq);
+        accumulate::<S>(dp, n, keys, seen, dq);
     }
 }
 
@@ -377,15 +427,15 @@ multiversion! {
         dv: &mut [f32],
     ) {
         let n = queries.len();
-        dots::<S>(k, queries, seen, s);
-        dots::<S>(v, d_o, seen, dp);
+        dots::<S>(k, queries, seen, s, n);
+        dots::<S>(v, d_o, seen, dp, n);
         for (r, seen) in seen.iter().enumerate() {
             let range = r * n + seen.start..r * n + seen.end;
             let (lse, delta) = (&lse[seen.clone()], &delta[seen.clone()]);
             probability_gradients(&mut s[range.clone()], &mut dp[range], lse, delta, spec);
         }
-        accumulate::<S>(s, d_o, seen, dv);
-        accumulate::<S>(dp, queries, seen, dk);
+        accumulate::<S>(s, n, d_o, seen, dv);
+        accumulate::<S>(dp, n, queries, seen, dk);
     }
 }
 
@@ -406,39 +456,55 @@ struct Scratch {
     seen: Vec<Range<usize>>,
     /// `seen` within a chunk of the stream.
     seen_chunk: Vec<Range<usize>>,
+    parts: Vec<Part>,
     lse: Vec<f32>,
     delta: Vec<f32>,
     s: Vec<f32>,
     dp: Vec<f32>,
 }
 
-/// Consecutive tokens of one segment under one key/value head.
-struct Task {
+/// Consecutive tokens of one segment.
+struct Span {
     segment: usize,
     /// Absolute position of the first token.
     position: usize,
     len: usize,
     /// The first token's row.
     row: usize,
-    kv_head: usize,
 }
 
-/// Cuts runs into tasks of at most `len` tokens.
-fn tasks(segments: &Segments, runs: &[QueryRun], len: usize, kv_heads: usize) -> Vec<Task> {
-    let mut tasks = Vec::new();
+/// Cuts runs into spans of at most `len` tokens.
+fn spans(segments: &Segments, runs: &[QueryRun], len: usize) -> Vec<Span> {
+    let mut spans = Vec::new();
     for run in runs {
         let position = segments.list()[run.segment].position + run.first;
-        for first in (0..run.len).step_by(len) {
-            tasks.extend((0..kv_heads).map(|kv_head| Task {
-                segment: run.segment,
-                position: position + first,
-                len: len.min(run.len - first),
-                row: run.row + first,
-                kv_head,
-            }));
+        spans.extend((0..run.len).step_by(len).map(|first| Span {
+            segment: run.segment,
+            position: position + first,
+            len: len.min(run.len - first),
+            row: run.row + first,
+        }));
+    }
+    spans
+}
+
+/// Neighbours of at most `len` tokens in all that continue the same prefix, because its keys are then read once for all of them.
+fn together(segments: &Segments, spans: Vec<Span>, len: usize) -> Vec<Vec<Span>> {
+    let prefix = |span: &Span| segments.list()[span.segment].prefix;
+    let mut groups: Vec<Vec<Span>> = Vec::new();
+    for span in spans {
+        match groups.last_mut() {
+            Some(group)
+                if prefix(&span).is_some()
+                    && prefix(&span) == prefix(&group[0])
+                    && group.iter().map(|span| span.len).sum::<usize>() + span.len <= len =>
+            {
+                group.push(span);
+            }
+            _ => groups.push(vec![span]),
         }
     }
-    tasks
+    groups
 }
 
 /// First absolute position that the query at `position` sees.
@@ -483,23 +549,46 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Sets scratch for the task's queries: their offsets, the offsets of all keys that any of them sees in order of
-    /// position, and which of these each row sees.
-    fn set_queries(&self, task: &Task, scratch: &mut Scratch) {
-        scratch.rows.clear();
-        self.push_queries(task.row..task.row + task.len, task.kv_head, &mut scratch.rows);
+    /// Sets scratch for spans that continue the same prefix: the offsets of their queries, those of all keys that any of them
+    /// sees, prefix first, and who sees which. A row's columns are positions in order. Returns the number of columns.
+    fn set_queries(&self, spans: &[Span], kv_head: usize, scratch: &mut Scratch) -> usize {
+        let Scratch { rows, stream, parts, seen, .. } = scratch;
+        rows.clear();
+        stream.clear();
+        parts.clear();
+        seen.clear();
         let window = self.spec.window;
-        let last = task.position + task.len - 1;
-        let first = first_seen(task.position, window);
-        scratch.stream.clear();
-        for range in self.segments.visible(task.segment, last, Some(last + 1 - first)) {
-            scratch.stream.extend(range.map(|row| self.key(row, task.kv_head)));
+        let first = spans.iter().map(|span| first_seen(span.position, window)).min().unwrap_or(0);
+        // Keys of the positions up to `last`, from `from` on.
+        let mut push_keys = |segment: usize, from: usize, last: usize| {
+            let begin = stream.len();
+            for range in self.segments.visible(segment, last, Some(last + 1 - from)) {
+                stream.extend(range.map(|row| self.key(row, kv_head)));
+            }
+            begin..stream.len()
+        };
+        // Nothing is shared by one span alone.
+        let own = if spans.len() > 1 { self.segments.list()[spans[0].segment].position } else { first };
+        let own = own.max(first);
+        if own > first {
+            let stream = push_keys(spans[0].segment, first, own - 1);
+            let tokens = spans.iter().map(|span| span.len).sum::<usize>();
+            parts.push(Part { rows: 0..tokens * self.group, stream, column: 0 });
         }
-        scratch.seen.clear();
-        for p in task.position..=last {
-            let seen = first_seen(p, window) - first..p + 1 - first;
-            scratch.seen.extend(std::iter::repeat_n(seen, self.group));
+        let mut columns = 0;
+        for span in spans {
+            let begin = rows.len();
+            let last = span.position + span.len - 1;
+            self.push_queries(span.row..span.row + span.len, kv_head, rows);
+            let stream = push_keys(span.segment, own, last);
+            parts.push(Part { rows: begin..rows.len(), stream, column: own - first });
+            for p in span.position..=last {
+                let of_token = first_seen(p, window) - first..p + 1 - first;
+                seen.extend(std::iter::repeat_n(of_token, self.group));
+            }
+            columns = columns.max(last + 1 - first);
         }
+        columns
     }
 }
 
@@ -531,26 +620,36 @@ pub fn forward(
     assert!(q.cols == heads * dim && k.cols == spec.kv_heads * dim && v.cols == k.cols);
     assert!(segments.rows() <= k.rows.min(v.rows));
     let (qs, ks, vs) = (q.as_f32(), k.as_f32(), v.as_f32());
-    let tasks = tasks(segments, runs, layout.queries(), spec.kv_heads);
+    let spans = spans(segments, runs, layout.queries());
+    // Where there are few, each thread has its own.
+    let each = (spans.len() * spec.kv_heads / rayon::current_num_threads()).clamp(1, layout.queries());
+    let groups = together(segments, spans, each);
     let mut o = vec![0.0; q.rows * heads * dim];
     let mut lse = vec![f32::NEG_INFINITY; q.rows * heads];
     let (to_o, to_lse) = (Out::new(&mut o), Out::new(&mut lse));
     let init = || (Scratch::default(), Vec::new(), Vec::new());
-    for_each(tasks.len(), init, |(scratch, o, lse), i| {
-        let task = &tasks[i];
-        layout.set_queries(task, scratch);
-        let rows = Vectors { base: qs, offsets: &scratch.rows, dim };
-        let keys = Vectors { base: ks, offsets: &scratch.stream, dim };
-        scratch.s.resize(rows.len() * keys.len(), 0.0);
+    for_each(groups.len() * spec.kv_heads, init, |(scratch, o, lse), i| {
+        let (spans, kv_head) = (&groups[i / spec.kv_heads], i % spec.kv_heads);
+        let columns = layout.set_queries(spans, kv_head, scratch);
+        let Scratch { rows, stream, parts, seen, s, .. } = scratch;
+        let rows = Vectors { base: qs, offsets: rows, dim };
+        let keys = Vectors { base: ks, offsets: stream, dim };
+        let values = Vectors { base: vs, ..keys };
+        s.resize(rows.len() * columns, 0.0);
         refill(o, std::iter::repeat_n(0.0, rows.len() * dim));
         refill(lse, std::iter::repeat_n(0.0, rows.len()));
-        let values = Vectors { base: vs, ..keys };
-        forward_rows(rows, keys, values, &scratch.seen, spec, &mut scratch.s, o, lse);
-        let head = task.kv_head * group;
-        // SAFETY: this task alone owns its tokens' parts of these heads.
-        unsafe {
-            place(to_o, o, task.row, heads * dim, head * dim, group * dim);
-            place(to_lse, lse, task.row, heads, head, group);
+        forward_rows(&Forward { rows, keys, values, seen, parts, columns, spec }, s, o, lse);
+        let head = kv_head * group;
+        let (mut o, mut lse) = (&o[..], &lse[..]);
+        for span in spans {
+            let (of_o, of_lse);
+            (of_o, o) = o.split_at(span.len * group * dim);
+            (of_lse, lse) = lse.split_at(span.len * group);
+            // SAFETY: this task alone owns its tokens' parts of these heads.
+            unsafe {
+                place(to_o, of_o, span.row, heads * dim, head * dim, group * dim);
+                place(to_lse, of_lse, span.row, heads, head, group);
+            }
         }
     });
     (Tensor::f32(q.rows, heads * dim, o), Tensor::f32(q.rows, heads, lse))
@@ -580,19 +679,18 @@ pub fn backward(
         deltas(&d_os[range.clone()], &o.as_f32()[range], dim, block);
     });
 
-    let by_query = tasks(segments, runs, layout.queries(), kv_heads);
+    let by_query = spans(segments, runs, layout.queries());
     let mut dq = vec![0.0; qs.len()];
     let to = Out::new(&mut dq);
-    for_each(by_query.len(), Scratch::default, |scratch, i| {
-        let task = &by_query[i];
-        layout.set_queries(task, scratch);
-        let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp } = scratch;
+    for_each(by_query.len() * kv_heads, Scratch::default, |scratch, i| {
+        let (span, kv_head) = (&by_query[i / kv_heads], i % kv_heads);
+        layout.set_queries(std::slice::from_ref(span), kv_head, scratch);
+        let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp, .. } = scratch;
         refill(lse, rows.iter().map(|x| lses[x / dim]));
         refill(delta_rows, rows.iter().map(|x| delta[x / dim]));
         let mut dq = vec![0.0; rows.len() * dim];
         for (i, chunk) in stream.chunks(STREAM).enumerate() {
-            let local = |x: usize| x.saturating_sub(i * STREAM).min(chunk.len());
-            refill(seen_chunk, seen.iter().map(|s| local(s.start)..local(s.end)));
+            set_seen_part(seen, i * STREAM, chunk.len(), seen_chunk);
             s.resize(rows.len() * chunk.len(), 0.0);
             dp.resize(rows.len() * chunk.len(), 0.0);
             let queries = Vectors { base: qs, offsets: rows, dim };
@@ -603,35 +701,35 @@ pub fn backward(
             );
         }
         // SAFETY: this task alone owns its queries' parts of these heads.
-        unsafe { place(to, &dq, task.row, heads * dim, task.kv_head * group * dim, group * dim) };
+        unsafe { place(to, &dq, span.row, heads * dim, kv_head * group * dim, group * dim) };
     });
 
     let seen_by = seen_by(segments);
     let queries = by_segment(segments, runs);
-    let by_key = tasks(segments, &segments.all_queries(), ROWS, kv_heads);
+    let by_key = spans(segments, &segments.all_queries(), ROWS);
     let (mut dk, mut dv) = (vec![0.0; ks.len()], vec![0.0; ks.len()]);
     let (to_dk, to_dv) = (Out::new(&mut dk), Out::new(&mut dv));
-    for_each(by_key.len(), Scratch::default, |scratch, i| {
-        let task = &by_key[i];
+    for_each(by_key.len() * kv_heads, Scratch::default, |scratch, i| {
+        let (span, kv_head) = (&by_key[i / kv_heads], i % kv_heads);
         let Scratch { rows, stream, seen, lse, delta: delta_stream, s, dp, .. } = scratch;
-        refill(rows, (task.row..task.row + task.len).map(|row| layout.key(row, task.kv_head)));
+        refill(rows, (span.row..span.row + span.len).map(|row| layout.key(row, kv_head)));
         let (mut dk, mut dv) = (vec![0.0; rows.len() * dim], vec![0.0; rows.len() * dim]);
         // One past the last position that sees the key at `position`.
         let horizon = |position: usize| spec.window.map_or(usize::MAX, |w| position.saturating_add(w));
-        for run in seen_by[task.segment].iter().flat_map(|&segment| &queries[segment]) {
+        for run in seen_by[span.segment].iter().flat_map(|&segment| &queries[segment]) {
             let begin = segments.list()[run.segment].position + run.first;
-            let first = begin.max(task.position);
-            let end = (begin + run.len).min(horizon(task.position + task.len - 1));
+            let first = begin.max(span.position);
+            let end = (begin + run.len).min(horizon(span.position + span.len - 1));
             let step = (STREAM / group).max(1);
             for first in (first..end).step_by(step) {
                 let end = end.min(first + step);
                 let row = |position: usize| run.row + (position - begin);
                 stream.clear();
-                layout.push_queries(row(first)..row(end), task.kv_head, stream);
+                layout.push_queries(row(first)..row(end), kv_head, stream);
                 refill(lse, stream.iter().map(|x| lses[x / dim]));
                 refill(delta_stream, stream.iter().map(|x| delta[x / dim]));
                 let local = |position: usize| (position.clamp(first, end) - first) * group;
-                let positions = task.position..task.position + task.len;
+                let positions = span.position..span.position + span.len;
                 refill(seen, positions.map(|p| local(p)..local(horizon(p))));
                 s.resize(rows.len() * stream.len(), 0.0);
                 dp.resize(rows.len() * stream.len(), 0.0);
@@ -656,8 +754,8 @@ pub fn backward(
         }
         // SAFETY: this task alone owns these keys' parts of this head.
         unsafe {
-            place(to_dk, &dk, task.row, kv_heads * dim, task.kv_head * dim, dim);
-            place(to_dv, &dv, task.row, kv_heads * dim, task.kv_head * dim, dim);
+            place(to_dk, &dk, span.row, kv_heads * dim, kv_head * dim, dim);
+            place(to_dv, &dv, span.row, kv_heads * dim, kv_head * dim, dim);
         }
     });
     (Tensor::f32(q.rows, q.cols, dq), Tensor::f32(k.rows, k.cols, dk), Tensor::f32(v.rows, v.cols, dv))

@@ -389,7 +389,7 @@ pub struct ExpertTrace<T> {
 
 /// The ops. `+=` in an op's docs means it adds to what the output holds; otherwise outputs are new tensors. The gradient of
 /// a weight that is not trained has no rows, and ops leave it out. One in bf16 becomes that of the same op in f32, rounded
-/// to nearest even once; by the CPU's LM head once for every 256 rows.
+/// to nearest even once; by the CPU's LM head once for every 512 rows.
 ///
 /// An op that the device fails (no memory left, a broken launch) records the first such error, and later ops do
 /// nothing; whoever reads results back asks [`Backend::check`] before trusting them. So errors surface where results

@@ -273,8 +273,15 @@ pub(super) fn pack_weights(
     }
 }
 
-/// Columns `lanes` of all rows of w, two at a time.
-fn put_pairs<T: Term>(form: Form, w: &[T], cols: usize, lanes: Range<usize>, out: &mut [f32], ld: usize) {
+/// Lays down columns `lanes` of all rows of w, whose rows are the terms, in rows of `ld` floats.
+pub(super) fn put_pairs<T: Term>(
+    form: Form,
+    w: &[T],
+    cols: usize,
+    lanes: Range<usize>,
+    out: &mut [f32],
+    ld: usize,
+) {
     for (two, out) in w.chunks(2 * cols).zip(out.chunks_mut(form.steps(2) * ld)) {
         let (even, odd) = two.split_at(cols);
         put_rows(form, &even[lanes.clone()], if odd.is_empty() { odd } else { &odd[lanes.clone()] }, out, ld);

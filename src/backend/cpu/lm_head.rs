@@ -15,8 +15,8 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::form::{Form, Rows, pack_weights, put};
-use super::matmul::{PANEL, Panels, accumulate, products, tile};
+use super::form::{Form, Rows, pack_weights, put, put_rows};
+use super::matmul::{Broadcast, PANEL, Panels, accumulate, products, tile};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, sum, tanh};
 use super::sums::Sums;
 use super::tasks::{Out, mapped};
@@ -34,8 +34,11 @@ const ROWS: usize = 192;
 const COUNTERS: usize = 8;
 /// Tokens of so many counters, which make 4 draws each.
 const DRAWS: usize = 4 * COUNTERS;
-/// Rows per pass of the gradient: bounds the partial dX that every chunk keeps.
+/// Rows that a chain of the table's gradient adds up.
 const ROW_TILE: usize = 256;
+/// Rows per pass of the gradient, whole tiles: share a packing of the table, and a block of its gradient in cache; bounds the
+/// partial dX that every chunk keeps.
+const PASS: usize = 2 * ROW_TILE;
 /// Rows per pass where truncation needs a row's whole vocabulary at once.
 const TRUNCATED_TILE: usize = 16;
 
@@ -96,35 +99,32 @@ fn gumbel(bits: u32) -> f32 {
     -ln(e)
 }
 
-/// Random bits of the tokens from 4 * `counter` on: [`philox4x32`] of several counters round by round, so that it
+/// Random bits of the tokens from 4 * `counter` on: [`philox4x32`] of several counters, word by word in arrays, so that it
 /// vectorises.
 #[inline(always)]
 fn philox_block(counter: u32, key: &DrawKey) -> [u32; DRAWS] {
-    /// The counter in each lane: even lanes hold the first half, because pairs of words are then put in order by one
-    /// instruction.
-    const ORDER: [u32; COUNTERS] = [0, 4, 1, 5, 2, 6, 3, 7];
     const LOW: u64 = 0xffff_ffff;
     let [m0, m1] = PHILOX_MULTIPLIERS;
-    // Words lie in the lower halves of lanes of 64 bits, where they are multiplied; upper halves hold anything.
-    let mut c0 = ORDER.map(|i| u64::from(counter + i));
-    let [mut c1, mut c2, mut c3] = [key.position, key.stream, key.prompt].map(|c| [u64::from(c); COUNTERS]);
-    let mut k = key.key;
-    for _ in 0..PHILOX_ROUNDS {
-        for l in 0..COUNTERS {
-            let (p0, p1) = (m0 * (c0[l] & LOW), m1 * (c2[l] & LOW));
-            c0[l] = p1 >> 32 ^ c1[l] ^ u64::from(k[0]);
-            c2[l] = p0 >> 32 ^ c3[l] ^ u64::from(k[1]);
-            (c1[l], c3[l]) = (p1, p0);
-        }
-        k = philox_next_key(k);
-    }
-    let mut pairs = [[0; 2]; COUNTERS];
+    let mut words = [[0; COUNTERS]; 4];
     for l in 0..COUNTERS {
-        pairs[l / 2 + COUNTERS / 2 * (l % 2)] = [c0[l] & LOW | c1[l] << 32, c2[l] & LOW | c3[l] << 32];
+        // Words lie in the lower halves of lanes of 64 bits, where they are multiplied; upper halves hold anything.
+        let counter = [counter + l as u32, key.position, key.stream, key.prompt];
+        let [mut c0, mut c1, mut c2, mut c3] = counter.map(u64::from);
+        let mut k = key.key;
+        for _ in 0..PHILOX_ROUNDS {
+            let (p0, p1) = (m0 * (c0 & LOW), m1 * (c2 & LOW));
+            c0 = p1 >> 32 ^ c1 ^ u64::from(k[0]);
+            c2 = p0 >> 32 ^ c3 ^ u64::from(k[1]);
+            (c1, c3) = (p1, p0);
+            k = philox_next_key(k);
+        }
+        for (words, c) in words.iter_mut().zip([c0, c1, c2, c3]) {
+            words[l] = c;
+        }
     }
     let mut bits = [0; DRAWS];
-    for (bits, pair) in bits.as_chunks_mut::<2>().0.iter_mut().zip(pairs.as_flattened()) {
-        *bits = [*pair as u32, (pair >> 32) as u32];
+    for (l, bits) in bits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *bits = words.map(|word| word[l] as u32);
     }
     bits
 }
@@ -246,19 +246,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// A row's raw logits become total * softmax * d(finished logit)/d(raw logit); `derivative` keeps that last factor
-    /// for the one-hot terms.
-    fn softmax_gradient(
-        logits: &mut [f32],
-        derivative: &mut [f32],
-        softcap: Option<f32>,
-        temperature: f32,
-        lse: f32,
-        total: f32,
-    ) {
-        let derivative = derivative.as_chunks_mut::<LANES>().0;
-        for (x, d) in logits.as_chunks_mut::<LANES>().0.iter_mut().zip(derivative) {
-            *d = [1.0; LANES];
+    /// A row's raw logits become total * softmax * d(finished logit)/d(raw logit).
+    fn softmax_gradient(logits: &mut [f32], head: &HeadSpec, lse: f32, total: f32) {
+        let HeadSpec { softcap, temperature } = *head;
+        for x in logits.as_chunks_mut::<LANES>().0 {
+            let mut d = [1.0; LANES];
             if let Some(cap) = softcap {
                 for l in 0..LANES {
                     let t = tanh(x[l] / cap);
@@ -272,6 +264,15 @@ multiversion! {
             }
         }
     }
+}
+
+/// d(finished logit)/d(raw logit), with the bits of [`softmax_gradient`]'s.
+fn derivative(raw: f32, head: &HeadSpec) -> f32 {
+    let of_cap = head.softcap.map_or(1.0, |cap| {
+        let t = tanh(raw / cap);
+        1.0 - t * t
+    });
+    of_cap / head.temperature
 }
 
 /// The blocks of one chunk of a vocabulary of so many tokens.
@@ -528,28 +529,15 @@ pub fn logprob_backward(
 ) -> Tensor {
     let d = x.cols;
     let mut dx = vec![0.0; x.rows * d];
-    for (tile, dx) in dx.chunks_mut(ROW_TILE * d).enumerate() {
-        let rows = tile * ROW_TILE..tile * ROW_TILE + dx.len() / d;
+    for (pass, dx) in dx.chunks_mut(PASS * d).enumerate() {
+        let rows = pass * PASS..pass * PASS + dx.len() / d;
         let pass = Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, table, head, trace, compute };
         pass.backward(targets, weights, dtable, dx);
     }
     Tensor::f32(x.rows, d, dx)
 }
 
-/// to\[i, r\] = from\[r, i\] for `rows` rows of `columns`.
-fn transpose(from: &[f32], columns: usize, rows: usize, to: &mut [f32]) {
-    // As many rows at a time as a line of the cache has floats.
-    for first in (0..rows).step_by(LANES) {
-        let end = rows.min(first + LANES);
-        for (i, to) in to.chunks_exact_mut(rows).take(columns).enumerate() {
-            for (r, to) in (first..end).zip(&mut to[first..end]) {
-                *to = from[r * columns + i];
-            }
-        }
-    }
-}
-
-/// A pass of the gradient: at most [`ROW_TILE`] rows of x.
+/// A pass of the gradient: at most [`PASS`] rows of x.
 struct Pass<'a> {
     rows: Range<usize>,
     /// These rows.
@@ -565,19 +553,24 @@ impl Pass<'_> {
     /// dX = dlogits W (summed over chunks in order) and dW += dlogits^T X.
     fn backward(&self, targets: &[Target], weights: &[f32], dtable: &mut Tensor, dx: &mut [f32]) {
         let (table, d, rows) = (self.table, self.table.cols, self.rows.len());
-        let HeadSpec { softcap, temperature } = *self.head;
         let padded = d.next_multiple_of(LANES);
         let with_weights = Form::with_weights(self.compute, &[table]);
         let of_activations = Form::of_activations(self.compute);
         let x = Rows::new(with_weights, self.x, d);
-        let columns = Panels::from_cols(of_activations, self.x, d);
+        let of_tile = |x: &[f32]| Panels::from_cols(of_activations, x, d);
+        let tiles: Vec<Panels> = self.x.chunks(ROW_TILE * d).map(of_tile).collect();
         let lse = &self.trace.lse.as_f32()[self.rows.clone()];
         let mut total = vec![0.0; rows];
-        let mine = |t: &Target| self.rows.contains(&(t.row as usize));
-        for (t, w) in targets.iter().zip(weights).filter(|(t, _)| mine(t)) {
-            total[t.row as usize - self.rows.start] += w;
+        let row = |i: u32| targets[i as usize].row as usize - self.rows.start;
+        let mut by_block: Vec<u32> = (0..)
+            .zip(targets)
+            .filter(|(_, t)| self.rows.contains(&(t.row as usize)))
+            .map(|(i, _)| i)
+            .collect();
+        for &i in &by_block {
+            total[row(i)] += weights[i as usize];
         }
-        let by_token = by_token(targets);
+        by_block.sort_by_key(|&i| (block_of(targets[i as usize].token as usize), row(i)));
 
         // Without a gradient of the table, nothing of it is here for any chunk.
         let mut of_chunks: Vec<Sums> = Sums::of(dtable).chunks(CHUNK * d);
@@ -588,50 +581,52 @@ impl Pass<'_> {
             let mut dx = vec![0.0; rows * padded];
             let mut w = vec![0.0; with_weights.steps(BLOCK) * padded];
             let mut packed = Vec::new();
-            let mut dlogits = vec![0.0; rows * BLOCK];
-            let mut derivative = vec![0.0; rows * BLOCK];
-            let mut columns_of_f32 = vec![0.0; BLOCK * rows];
-            let mut dlogits_columns = vec![0.0; BLOCK * of_activations.steps(rows)];
+            let mut logits = vec![0.0; if self.trace.logits.is_some() { 0 } else { rows * BLOCK }];
             let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
+            let of_tile = of_activations.steps(ROW_TILE) * BLOCK;
+            let mut dlogits_columns = vec![0.0; tiles.len() * of_tile];
             let mut dtable = dtable.chunks(BLOCK * d).into_iter();
             for tokens in blocks(chunk, table.rows) {
-                let (v0, m) = (tokens.start, tokens.len());
-                match &self.trace.logits {
-                    Some(kept) => {
-                        let kept = &kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..];
-                        for (to, from) in dlogits.chunks_exact_mut(BLOCK).zip(kept.chunks(m)) {
-                            to[..m].copy_from_slice(from);
+                let (v0, m, mut dtable) = (tokens.start, tokens.len(), dtable.next());
+                let (logits, ld) = match &self.trace.logits {
+                    Some(kept) => (&kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..], m),
+                    None => {
+                        products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut logits, BLOCK);
+                        (&logits[..], BLOCK)
+                    }
+                };
+                let steps = with_weights.steps(m);
+                let mut targeted = within(&by_block, targets, block_of(v0)).iter().copied().peekable();
+                for first in (0..rows).step_by(2) {
+                    let mut two = [[0.0; BLOCK]; 2];
+                    for (r, dlogits) in (first..rows).zip(&mut two) {
+                        let raw = &logits[r * ld..][..m];
+                        dlogits[..m].copy_from_slice(raw);
+                        softmax_gradient(dlogits, self.head, lse[r], total[r]);
+                        while let Some(i) = targeted.next_if(|&i| row(i) == r) {
+                            let at = targets[i as usize].token as usize - v0;
+                            dlogits[at] -= weights[i as usize] * derivative(raw[at], self.head);
                         }
+                        put(with_weights, &dlogits[..m], &mut dlogits_rows[r * steps..][..steps]);
                     }
-                    None => products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut dlogits, BLOCK),
-                }
-                let of_rows = dlogits.chunks_exact_mut(BLOCK).zip(derivative.chunks_exact_mut(BLOCK));
-                for ((x, d), (lse, total)) in of_rows.zip(lse.iter().zip(&total)) {
-                    x[m..].fill(0.0);
-                    softmax_gradient(x, d, softcap, temperature, *lse, *total);
-                }
-                for &i in within(&by_token, targets, v0, m) {
-                    let t = targets[i as usize];
-                    if mine(&t) {
-                        let at = (t.row as usize - self.rows.start) * BLOCK + t.token as usize - v0;
-                        dlogits[at] -= weights[i as usize] * derivative[at];
+                    if dtable.is_some() {
+                        let odd = if first + 1 < rows { &two[1][..m] } else { &[] };
+                        let to = first / ROW_TILE * of_tile + of_activations.steps(first % ROW_TILE) * BLOCK;
+                        put_rows(of_activations, &two[0][..m], odd, &mut dlogits_columns[to..], BLOCK);
                     }
                 }
-                if let Some(mut dtable) = dtable.next() {
-                    transpose(&dlogits, BLOCK, rows, &mut columns_of_f32);
-                    let lda = of_activations.steps(rows);
-                    let to = dlogits_columns.chunks_exact_mut(lda);
-                    columns_of_f32.chunks_exact(rows).zip(to).for_each(|(x, a)| put(of_activations, x, a));
-                    dtable.add(|dtable| accumulate(&columns, m, &dlogits_columns, lda, dtable));
+                if let Some(dtable) = &mut dtable {
+                    dtable.add(|dtable| {
+                        for (x, dlogits) in tiles.iter().zip(dlogits_columns.chunks_exact(of_tile)) {
+                            accumulate(x, m, Broadcast::columns(dlogits, BLOCK), dtable);
+                        }
+                    });
                 }
-                let lda = with_weights.steps(m);
-                for (x, a) in dlogits.chunks_exact(BLOCK).zip(dlogits_rows.chunks_exact_mut(lda)) {
-                    put(with_weights, &x[..m], a);
-                }
-                pack_weights(with_weights, table, tokens, 0..d, &mut w[..lda * padded], padded);
+                pack_weights(with_weights, table, tokens, 0..d, &mut w[..steps * padded], padded);
                 for at in (0..padded).step_by(PANEL) {
-                    let (nv, b) = (PANEL.min(padded - at) / LANES, &w[at..]);
-                    tile(with_weights, rows, nv, lda, &dlogits_rows, lda, b, padded, &mut dx[at..], padded);
+                    let (nv, dlogits) =
+                        (PANEL.min(padded - at) / LANES, Broadcast::rows(&dlogits_rows, steps));
+                    tile(with_weights, rows, nv, steps, dlogits, &w[at..], padded, &mut dx[at..], padded);
                 }
             }
             dx
@@ -646,17 +641,15 @@ impl Pass<'_> {
     }
 }
 
-/// Indices of `targets` in order of token.
-fn by_token(targets: &[Target]) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..targets.len() as u32).collect();
-    order.sort_by_key(|&i| targets[i as usize].token);
-    order
+/// The number of the block of a token.
+fn block_of(token: usize) -> usize {
+    token / CHUNK * CHUNK.div_ceil(BLOCK) + token % CHUNK / BLOCK
 }
 
-/// The part of `order` whose tokens lie in `v0..v0 + m`.
-fn within<'a>(order: &'a [u32], targets: &[Target], v0: usize, m: usize) -> &'a [u32] {
-    let at = |v: usize| order.partition_point(|&i| (targets[i as usize].token as usize) < v);
-    &order[at(v0)..at(v0 + m)]
+/// The part of `by_block` whose tokens lie in a block.
+fn within<'a>(by_block: &'a [u32], targets: &[Target], block: usize) -> &'a [u32] {
+    let of = |i: &u32| block_of(targets[*i as usize].token as usize);
+    &by_block[by_block.partition_point(|i| of(i) < block)..by_block.partition_point(|i| of(i) <= block)]
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! |---|---|---|---|
 //! | forward Y | rows of X | W, as it lies in memory ([`super::packed`]), or transposed a block at a time | in |
 //! | dX += dY W | rows of dY | W, packed a block at a time | out |
-//! | dW += dY^T X | columns of dY, transposed a block at a time | X, packed once | tokens |
+//! | dW += dY^T X | columns of dY, a block at a time | X, packed once | tokens |
 //!
 //! Lanes are outputs, so that one row of X costs one row's work. Weights stream through once: a tile asks for the next one's while
 //! it computes, because memory and registers are then busy at the same time.
@@ -23,13 +23,13 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::form::{
-    Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, pack_weights, put_rows, transposed,
+    Floats, Form, InOrder, InPairs, LINE, Layout, OddFirst, Rows, pack_weights, put_pairs, transposed,
 };
 use super::packed::unpacked_rows;
 use super::simd::{Isa, LANES, Simd, isa, multiversion, prefetch};
 use super::sums::Sums;
 use super::tasks::{Out, filled};
-use super::{Data, Tensor, form, room, tasks, zeroed};
+use super::{Data, Tensor, room, tasks, zeroed};
 use crate::backend::Compute;
 
 /// Lanes of a panel of B, and outputs per task: twice the vectors of a register tile, of which eight rows, 24 accumulators, fit
@@ -82,13 +82,39 @@ impl<'a> Vectors<'a> {
     }
 }
 
-/// Operands of one tile product. `a`: M rows of floats, `lda` apart. `b`: `words` rows of vectors. `c`: M rows, `ldc` apart.
+/// The operand that tiles broadcast: its float of row i and step k lies at `i * row + k * step`.
+#[derive(Clone, Copy)]
+pub(super) struct Broadcast<'a> {
+    floats: &'a [f32],
+    row: usize,
+    step: usize,
+}
+
+impl<'a> Broadcast<'a> {
+    /// Rows of steps, `ld` apart.
+    pub(super) fn rows(floats: &'a [f32], ld: usize) -> Self {
+        Self { floats, row: ld, step: 1 }
+    }
+
+    /// Steps, `ld` apart, of one float of each row.
+    pub(super) fn columns(floats: &'a [f32], ld: usize) -> Self {
+        Self { floats, row: 1, step: ld }
+    }
+
+    /// From row i and step k on.
+    fn from(self, i: usize, k: usize) -> Self {
+        Self { floats: &self.floats[i * self.row + k * self.step..], ..self }
+    }
+}
+
+/// Operands of one tile product. `a`: M rows, as in [`Broadcast`]. `b`: `words` rows of vectors. `c`: M rows, `ldc` apart.
 /// A float holds a pair of bf16 where the form says so.
 #[derive(Clone, Copy)]
 struct Tile {
     words: usize,
     a: *const f32,
-    lda: usize,
+    a_row: usize,
+    a_step: usize,
     b: *const f32,
     row: usize,
     next: usize,
@@ -120,7 +146,7 @@ unsafe fn kernel<S: Simd, L: Layout, const M: usize, const NV: usize>(t: Tile) {
                     *b = L::floats(*b)[f];
                 }
                 for (i, row) in acc.iter_mut().enumerate() {
-                    let a = S::splat(*t.a.add(i * t.lda + k * L::FLOATS + f));
+                    let a = S::splat(*t.a.add(i * t.a_row + (k * L::FLOATS + f) * t.a_step));
                     for (acc, b) in row.iter_mut().zip(b) {
                         *acc = acc.fma(a, b);
                     }
@@ -153,7 +179,7 @@ unsafe fn rows<S: Simd, L: Layout, const NV: usize>(mut m: usize, mut t: Tile) {
                 8 if S::ROWS == 8 => kernel::<S, L, 8, NV>(t),
                 _ => unreachable!("rows of a tile"),
             }
-            (t.a, t.c, m) = (t.a.wrapping_add(now * t.lda), t.c.wrapping_add(now * t.ldc), m - now);
+            (t.a, t.c, m) = (t.a.wrapping_add(now * t.a_row), t.c.wrapping_add(now * t.ldc), m - now);
         }
     }
 }
@@ -165,8 +191,7 @@ fn tiles<S: Simd, L: Layout>(
     m: usize,
     nv: usize,
     words: usize,
-    a: &[f32],
-    lda: usize,
+    a: Broadcast,
     b: Vectors,
     c: &mut [f32],
     ldc: usize,
@@ -174,10 +199,21 @@ fn tiles<S: Simd, L: Layout>(
     if m == 0 || nv == 0 || words == 0 {
         return;
     }
-    assert!(a.len() >= (m - 1) * lda + words * L::FLOATS && c.len() >= (m - 1) * ldc + nv * LANES);
+    let last = (m - 1) * a.row + (words * L::FLOATS - 1) * a.step;
+    assert!(a.floats.len() > last && c.len() >= (m - 1) * ldc + nv * LANES);
     assert!(b.floats >= (words - 1) * b.row + (nv - 1) * b.next + LANES);
     let Vectors { first, row, next, .. } = b;
-    let mut t = Tile { words, a: a.as_ptr(), lda, b: first, row, next, c: c.as_mut_ptr(), ldc };
+    let mut t = Tile {
+        words,
+        a: a.floats.as_ptr(),
+        a_row: a.row,
+        a_step: a.step,
+        b: first,
+        row,
+        next,
+        c: c.as_mut_ptr(),
+        ldc,
+    };
     let mut left = nv;
     while left > 0 {
         let now = left.min(S::VECTORS);
@@ -195,8 +231,8 @@ fn tiles<S: Simd, L: Layout>(
 }
 
 multiversion! {
-    fn tiles_of<L: Layout>(m: usize, nv: usize, words: usize, a: &[f32], lda: usize, b: Vectors, c: &mut [f32], ldc: usize) {
-        tiles::<S, L>(m, nv, words, a, lda, b, c, ldc);
+    fn tiles_of<L: Layout>(m: usize, nv: usize, words: usize, a: Broadcast, b: Vectors, c: &mut [f32], ldc: usize) {
+        tiles::<S, L>(m, nv, words, a, b, c, ldc);
     }
 }
 
@@ -207,23 +243,20 @@ fn tiles_of_pairs<L: Layout>(
     m: usize,
     nv: usize,
     words: usize,
-    a: &[f32],
-    lda: usize,
+    a: Broadcast,
     b: Vectors,
     c: &mut [f32],
     ldc: usize,
 ) {
-    tiles::<super::simd::x86::Pairs, L>(m, nv, words, a, lda, b, c, ldc);
+    tiles::<super::simd::x86::Pairs, L>(m, nv, words, a, b, c, ldc);
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-#[allow(clippy::too_many_arguments)]
 fn tiles_of_pairs<L: Layout>(
     _: usize,
     _: usize,
     _: usize,
-    _: &[f32],
-    _: usize,
+    _: Broadcast,
     _: Vectors,
     _: &mut [f32],
     _: usize,
@@ -231,16 +264,15 @@ fn tiles_of_pairs<L: Layout>(
     unreachable!("pairs are x86's");
 }
 
-/// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\] on slices: `a`, `b`, `c` are row-major with row strides `lda`, `ldb`, `ldc`,
-/// and k counts [`Form::steps`].
+/// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\]: `b`, `c` are row-major with row strides `ldb`, `ldc`, and k counts
+/// [`Form::steps`].
 #[allow(clippy::too_many_arguments)]
 pub(super) fn tile(
     form: Form,
     m: usize,
     nv: usize,
     k: usize,
-    a: &[f32],
-    lda: usize,
+    a: Broadcast,
     b: &[f32],
     ldb: usize,
     c: &mut [f32],
@@ -250,8 +282,8 @@ pub(super) fn tile(
     match form {
         // SAFETY: the form is chosen where the machine has the instruction.
         #[allow(unused_unsafe)]
-        Form::Pairs => unsafe { tiles_of_pairs::<Floats>(m, nv, k, a, lda, b, c, ldc) },
-        _ => tiles_of::<Floats>(m, nv, k, a, lda, b, c, ldc),
+        Form::Pairs => unsafe { tiles_of_pairs::<Floats>(m, nv, k, a, b, c, ldc) },
+        _ => tiles_of::<Floats>(m, nv, k, a, b, c, ldc),
     }
 }
 
@@ -361,8 +393,8 @@ fn products_of_packed(
                 _ => widened::<OddFirst>(w, cols, word, n, nv, scratch),
             }
             for i in (0..m).step_by(ROWS) {
-                let (m, a) = (ROWS.min(m - i), &x.from(first + i)[2 * word..]);
-                tile(form, m, nv, 2 * n, a, x.stride, scratch, nv * LANES, &mut y[i * ldy..], ldy);
+                let (m, a) = (ROWS.min(m - i), Broadcast::rows(&x.from(first + i)[2 * word..], x.stride));
+                tile(form, m, nv, 2 * n, a, scratch, nv * LANES, &mut y[i * ldy..], ldy);
             }
         }
         return;
@@ -371,15 +403,15 @@ fn products_of_packed(
     for word in (0..words).step_by(pass) {
         let (n, a, b) = (
             pass.min(words - word),
-            &x.from(first)[form.steps(2 * word)..],
+            Broadcast::rows(&x.from(first)[form.steps(2 * word)..], x.stride),
             Vectors::in_panels(w, cols, word),
         );
         match form {
-            Form::F32 => tiles_of::<InOrder>(m, nv, n, a, x.stride, b, y, ldy),
-            Form::Widened => tiles_of::<OddFirst>(m, nv, n, a, x.stride, b, y, ldy),
+            Form::F32 => tiles_of::<InOrder>(m, nv, n, a, b, y, ldy),
+            Form::Widened => tiles_of::<OddFirst>(m, nv, n, a, b, y, ldy),
             // SAFETY: the form is chosen where the machine has the instruction.
             #[allow(unused_unsafe)]
-            Form::Pairs => unsafe { tiles_of_pairs::<InPairs>(m, nv, n, a, x.stride, b, y, ldy) },
+            Form::Pairs => unsafe { tiles_of_pairs::<InPairs>(m, nv, n, a, b, y, ldy) },
         }
     }
 }
@@ -431,8 +463,9 @@ pub(super) fn products(
             (Data::Packed(_), _) => unreachable!("seen to"),
         }
         for i in (0..m).step_by(ROWS) {
-            let (m, x, y) = (ROWS.min(m - i), &rows[i * ldx + form.steps(k0)..], &mut y[i * ldy..]);
-            tile(form, m, lanes / LANES, form.steps(ks.len()), x, ldx, packed, lanes, y, ldy);
+            let x = Broadcast::rows(&rows[i * ldx + form.steps(k0)..], ldx);
+            let (m, y) = (ROWS.min(m - i), &mut y[i * ldy..]);
+            tile(form, m, lanes / LANES, form.steps(ks.len()), x, packed, lanes, y, ldy);
         }
     }
 }
@@ -454,11 +487,7 @@ impl Panels {
         let steps = form.steps(k);
         let data = filled(n.div_ceil(PANEL) * PANEL * steps, PANEL * steps, |first, out| {
             let lanes = first / steps..n.min(first / steps + PANEL);
-            for (two, out) in x.chunks(2 * n).zip(out.chunks_mut(form.steps(2) * PANEL)) {
-                let (even, odd) = two.split_at(n);
-                let odd = if odd.is_empty() { odd } else { &odd[lanes.clone()] };
-                put_rows(form, &even[lanes.clone()], odd, out, PANEL);
-            }
+            put_pairs(form, x, n, lanes, out, PANEL);
         });
         Self { data, form, steps, n }
     }
@@ -578,8 +607,7 @@ fn add_product(
     m: usize,
     cols: usize,
     k: usize,
-    a: &[f32],
-    lda: usize,
+    a: Broadcast,
     b: &[f32],
     c: Out,
     at: usize,
@@ -592,7 +620,7 @@ fn add_product(
         // They arrive while chains are computed.
         (0..rows).for_each(|i| prefetch(of_c(i)));
         let mut chains = [0.0; ROWS * PANEL];
-        tile(form, rows, cols.div_ceil(LANES), k, &a[i0 * lda..], lda, b, PANEL, &mut chains, PANEL);
+        tile(form, rows, cols.div_ceil(LANES), k, a.from(i0, 0), b, PANEL, &mut chains, PANEL);
         for (i, chains) in chains.chunks_exact(PANEL).take(rows).enumerate() {
             add(&chains[..cols], of_c(i));
         }
@@ -642,9 +670,9 @@ pub fn backward_input_groups(
                 let steps = form.steps(terms.len());
                 pack_weights(form, w, terms, lanes.clone(), &mut b[..steps * PANEL], PANEL);
                 // This task alone owns these rows and columns of dX.
-                let a = &dy.from(rows.start)[form.steps(k0)..];
+                let a = Broadcast::rows(&dy.from(rows.start)[form.steps(k0)..], dy.stride);
                 let at = rows.start * n + lanes.start;
-                add_product(form, rows.len(), lanes.len(), steps, a, dy.stride, b, out, at, n);
+                add_product(form, rows.len(), lanes.len(), steps, a, b, out, at, n);
             }
         },
     );
@@ -699,33 +727,29 @@ fn add_backward_weight(dy: &[f32], m: usize, x: &[f32], n: usize, dw: Sums, comp
     let blocks: Vec<Mutex<Sums>> = dw.chunks(ROWS * n).into_iter().map(Mutex::new).collect();
     tasks::for_each(
         blocks.len(),
-        || (vec![0.0; ROWS * k.next_multiple_of(LANES)], vec![0.0; ROWS * form.steps(k)]),
-        |(columns, a), block| {
+        || vec![0.0; ROWS * form.steps(k)],
+        |columns, block| {
             let mut dw = blocks[block].try_lock().expect("one task has the block");
             let rows = dw.len() / n;
             let first = block * ROWS;
-            let (lda, tokens) = (form.steps(k), k.next_multiple_of(LANES));
-            transposed::<Floats>(dy, m, &(first..first + rows), columns, tokens);
-            for (column, a) in columns.chunks_exact(tokens).zip(a.chunks_exact_mut(lda)).take(rows) {
-                form::put(form, &column[..k], a);
-            }
-            dw.add(|dw| accumulate(&panels, rows, a, lda, dw));
+            put_pairs(form, dy, m, first..first + rows, columns, ROWS);
+            dw.add(|dw| accumulate(&panels, rows, Broadcast::columns(columns, ROWS), dw));
         },
     );
 }
 
 /// c\[m, n\] += a\[m, k\] times all panels, c row-major; `a` in the panels' form.
-pub(super) fn accumulate(panels: &Panels, m: usize, a: &[f32], lda: usize, c: &mut [f32]) {
+pub(super) fn accumulate(panels: &Panels, m: usize, a: Broadcast, c: &mut [f32]) {
     let Panels { form, steps, n, .. } = *panels;
-    assert!(c.len() >= m * n && (steps == 0 || lda >= steps));
+    assert!(c.len() >= m * n);
     let out = Out::new(c);
     let pass = form.steps(KC);
     for p in 0..n.div_ceil(PANEL) {
         let lanes = PANEL.min(n - p * PANEL);
         let panel = &panels.data[p * PANEL * steps..][..PANEL * steps];
         for k0 in (0..steps).step_by(pass) {
-            let (a, b) = (&a[k0..], &panel[k0 * PANEL..]);
-            add_product(form, m, lanes, pass.min(steps - k0), a, lda, b, out, p * PANEL, n);
+            let (a, b) = (a.from(0, k0), &panel[k0 * PANEL..]);
+            add_product(form, m, lanes, pass.min(steps - k0), a, b, out, p * PANEL, n);
         }
     }
 }

@@ -193,12 +193,13 @@ fn agrees_at_every_remainder_of_rows_and_columns() {
     }
 }
 
-/// Chunks of 8192 tokens, and the 256 rows of a pass of the gradient.
+/// Chunks of 8192 tokens, and the 256 rows of a tile and the 512 of a pass of the gradient.
 #[test]
 fn agrees_beyond_a_chunk_and_a_pass() {
     for compute in BOTH {
         Case::new(3, 8192 + 97, 24, CAPPED, true).computing(compute).check();
         Case::new(2 * 256, 97, 16, PLAIN, true).computing(compute).check();
+        Case::new(512 + 67, 203, 32, CAPPED, true).computing(compute).check();
         // In panels.
         Case::new(256 + 9, 8192 + 112, 64, CAPPED, true).computing(compute).check();
     }

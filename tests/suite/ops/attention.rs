@@ -210,6 +210,52 @@ fn one_sequence_gives_the_same_bits_however_it_is_cut() {
     }
 }
 
+/// While streams decode, those that continue one prefix are computed together.
+#[test]
+fn streams_that_decode_together_have_the_bits_of_each_alone() {
+    // Responses of two prompts behind one beginning, some far ahead of others: windows of 40 begin anywhere in a prompt, those
+    // of 10 leave it behind.
+    let s = |start, len, position, prefix| Segment { start, len, position, prefix };
+    let mut list = vec![s(0, 21, 0, None), s(21, 70, 21, Some(0)), s(91, 35, 21, Some(0))];
+    for (i, len) in [1, 9, 30, 2, 17, 41, 3, 5, 8, 60, 1, 1].into_iter().enumerate() {
+        let prompt = list[1 + i / 7];
+        let last = list[list.len() - 1];
+        list.push(s(last.start + last.len, len, prompt.position + prompt.len, Some(1 + i / 7)));
+    }
+    let segments = Segments::new(list).expect("a valid table");
+    let runs = |lens: &[usize]| {
+        let mut row = 0;
+        let mut run = |segment: usize, len: usize| {
+            let first = segments.list()[segment].len - len;
+            row += len;
+            QueryRun { segment, first, len, row: row - len }
+        };
+        let all: Vec<QueryRun> = (3..15).zip(lens).map(|(segment, &len)| run(segment, len)).collect();
+        all
+    };
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+        for (heads, kv_heads, dim) in [(1, 1, 24), (4, 1, 64), (4, 2, 16), (3, 3, 40), (24, 1, 8)] {
+            for window in [None, Some(1), Some(10), Some(40)] {
+                let spec = spec(heads, kv_heads, dim, None, window);
+                let (q, k, v, _) = inputs(segments.rows(), &spec);
+                for lens in [[1; 12], [1, 2, 1, 1, 3, 1, 1, 5, 1, 2, 1, 1]] {
+                    let runs = runs(&lens);
+                    let (o, lse) = pool.install(|| forward(&q, &k, &v, &segments, &runs, &spec));
+                    for run in runs {
+                        let rows = || run.row..run.row + run.len;
+                        let alone = [QueryRun { row: 0, ..run }];
+                        let (o_alone, lse_alone) =
+                            forward(&rows_of(&q, rows()), &k, &v, &segments, &alone, &spec);
+                        assert_eq!(bits(&o_alone), bits(&rows_of(&o, rows())), "{run:?}, {spec:?}");
+                        assert_eq!(bits(&lse_alone), bits(&rows_of(&lse, rows())), "{run:?}, {spec:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_token_does_not_see_what_it_must_not() {
     let spec = spec(2, 1, 16, None, Some(6));

@@ -17,7 +17,7 @@ pub const HEADER: usize = 16;
 /// Bytes of an entry's header that are read.
 const ENTRY: usize = 64;
 /// Most bytes of PTX, so that a broken header asks for no more memory than there is.
-const MOST: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
@@ -114,7 +114,7 @@ pub fn ptx(container: &[u8], (major, minor): (i32, i32)) -> Result<(u32, String)
         payload.to_vec()
     } else {
         let packed = payload.get(..packed as usize).ok_or(CUT)?;
-        if bytes > MOST {
+        if bytes > MAX_BYTES {
             return Err(Bad::Broken("its PTX is larger than a gibibyte"));
         }
         if flags & LZ4 != 0 {

@@ -11,7 +11,7 @@ use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::cluster::MAX_CLUSTER;
 use crate::machine::inst::{BarrierKind, Class, Control, Exec, Guard, Inst, ParamCopy, System};
 use crate::machine::isa::Isa;
-use crate::machine::layout::{LOCAL_LIMIT, LOCAL_WINDOW, PARAM_WINDOW};
+use crate::machine::layout::{LOCAL_WINDOW, MAX_LOCAL_BYTES, PARAM_WINDOW};
 use crate::machine::program::{ClusterShape, Constant, Function, Param, PlaceLine, SystemMemory};
 use crate::machine::registers::{Reg, Width};
 use crate::ops;
@@ -19,9 +19,9 @@ use crate::ptx::ast::{self, Instruction, Operand, Statement, Variable};
 use crate::types::{Space, Type};
 
 /// Most bytes of a kernel's parameters (PTX ISA 8.1 and later).
-const PARAM_LIMIT: u64 = 32_764;
+const MAX_PARAM_BYTES: u64 = 32_764;
 /// Most bytes of shared memory that the text may declare; the limit of a launch is an option of the machine.
-pub const SHARED_LIMIT: u64 = 1 << 20;
+pub const MAX_SHARED_BYTES: u64 = 1 << 20;
 
 /// Functions that the runtime provides.
 const SYSTEM: [(&str, System); 4] = [
@@ -141,7 +141,7 @@ fn clusters(f: &ast::Function<'_>) -> Result<(), At> {
 
 fn lay_out(f: &ast::Function<'_>) -> Result<Signature, At> {
     let mut layout = Layout::default();
-    let limit = if f.is_entry { PARAM_LIMIT } else { u64::from(LOCAL_LIMIT) };
+    let limit = if f.is_entry { MAX_PARAM_BYTES } else { u64::from(MAX_LOCAL_BYTES) };
     let mut param = |v: &Variable<'_>| -> Result<Param, At> {
         if v.space != Space::Param {
             return Err((v.line, unsupported(format!("parameter `{}` in a register", v.name))));
@@ -282,7 +282,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         match v.space {
             Space::Local | Space::Param => {
                 let bytes = bytes.ok_or_else(|| invalid(format!("`{}` has no size", v.name)))?;
-                let limit = u64::from(LOCAL_LIMIT);
+                let limit = u64::from(MAX_LOCAL_BYTES);
                 let at = self.local.allocate(v.align, bytes, limit).ok_or_else(|| {
                     invalid(format!("`{}`: local memory takes more than {limit} bytes", v.name))
                 })?;
@@ -299,9 +299,9 @@ impl<'m, 'a> Walk<'m, 'a> {
                         Constant::DynamicShared(0, 0)
                     }
                     Some(bytes) => {
-                        if bytes > SHARED_LIMIT {
+                        if bytes > MAX_SHARED_BYTES {
                             return Err(invalid(format!(
-                                "`{}` takes more than {SHARED_LIMIT} bytes",
+                                "`{}` takes more than {MAX_SHARED_BYTES} bytes",
                                 v.name
                             )));
                         }

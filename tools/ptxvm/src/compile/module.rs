@@ -1,6 +1,6 @@
 //! A whole module: variables get their places, functions are decoded and linked.
 
-use super::function::{self, At, Layout, SHARED_LIMIT, SharedVariable, Signature};
+use super::function::{self, At, Layout, MAX_SHARED_BYTES, SharedVariable, Signature};
 use crate::decode::symbols::{Symbol, Symbols};
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::{Error, ErrorKind, Finding};
@@ -12,9 +12,9 @@ use crate::ptx::ast::{self, InitialValue, Linkage, Variable};
 use crate::types::Space;
 
 /// Most bytes of all constant variables of a module, as on hardware.
-const CONST_LIMIT: u64 = 64 << 10;
+const MAX_CONST_BYTES: u64 = 64 << 10;
 /// Most bytes of global variables that a module may declare.
-const GLOBAL_LIMIT: u64 = 1 << 32;
+const MAX_GLOBAL_BYTES: u64 = 1 << 32;
 
 /// Parses and decodes PTX; `name` stands for it in reports.
 ///
@@ -163,20 +163,21 @@ impl Module {
                 return Err(unsupported(format!("`{}` is defined elsewhere: link first", v.name)));
             }
             (Space::Shared, Some(bytes)) => {
-                if bytes > SHARED_LIMIT {
-                    return Err(too_much(SHARED_LIMIT));
+                if bytes > MAX_SHARED_BYTES {
+                    return Err(too_much(MAX_SHARED_BYTES));
                 }
                 shared.push(SharedVariable { align: v.align, bytes });
                 Constant::Shared(shared.len() as u32 - 1, 0)
             }
             (Space::Const, Some(bytes)) => {
-                let at =
-                    constant.allocate(v.align, bytes, CONST_LIMIT).ok_or_else(|| too_much(CONST_LIMIT))?;
+                let at = constant
+                    .allocate(v.align, bytes, MAX_CONST_BYTES)
+                    .ok_or_else(|| too_much(MAX_CONST_BYTES))?;
                 self.constant_names.push((v.name.to_owned(), at, bytes as u32));
                 Constant::Bits(u64::from(at))
             }
             (Space::Global, Some(bytes)) => {
-                global.allocate(1, bytes, GLOBAL_LIMIT).ok_or_else(|| too_much(GLOBAL_LIMIT))?;
+                global.allocate(1, bytes, MAX_GLOBAL_BYTES).ok_or_else(|| too_much(MAX_GLOBAL_BYTES))?;
                 self.globals.push(GlobalVariable {
                     name: v.name.to_owned(),
                     bytes,
@@ -311,10 +312,10 @@ impl Module {
             let mut layout = Layout::default();
             for (i, offset) in &mut f.shared {
                 let v = shared[*i as usize];
-                let Some(at) = layout.allocate(v.align, v.bytes, SHARED_LIMIT) else {
+                let Some(at) = layout.allocate(v.align, v.bytes, MAX_SHARED_BYTES) else {
                     let line = tree.functions.iter().find(|g| g.name == f.name).map_or(0, |g| g.line);
                     let limit =
-                        format!("`{}`: its shared variables take more than {SHARED_LIMIT} bytes", f.name);
+                        format!("`{}`: its shared variables take more than {MAX_SHARED_BYTES} bytes", f.name);
                     f.refused.push(at((line, invalid(limit))));
                     break;
                 };

@@ -25,7 +25,7 @@ pub const GLOBAL_SLOT: u64 = 1 << 21;
 pub const GLOBAL_END: u64 = 0x1000_0000_0000;
 
 /// Most bytes of local memory of one thread, as on hardware.
-pub const LOCAL_LIMIT: u32 = 512 << 10;
+pub const MAX_LOCAL_BYTES: u32 = 512 << 10;
 
 /// The space of a generic address, if the address alone determines one; for messages.
 pub(crate) fn region(address: u64) -> Option<&'static str> {

@@ -19,7 +19,7 @@ use crate::planted::rows_of_8;
 use crate::support::soup;
 
 /// The longest that an input may take. It is far more than any needs, for machines under load.
-const LIMIT: Duration = Duration::from_secs(60);
+const MAX_TIME: Duration = Duration::from_secs(60);
 
 /// Modules that are valid, or wrong in one place: the planted bugs and what compilers gave.
 static MODULES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
@@ -168,10 +168,10 @@ fn judge(text: String, seed: u64) -> Result<(), TestCaseError> {
         // The receiver may have given up.
         let _ = done.send(exercise(&text, seed));
     });
-    match wait.recv_timeout(LIMIT) {
+    match wait.recv_timeout(MAX_TIME) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(message)) => Err(TestCaseError::fail(format!("an internal error: {message}"))),
-        Err(RecvTimeoutError::Timeout) => Err(TestCaseError::fail(format!("no end within {LIMIT:?}"))),
+        Err(RecvTimeoutError::Timeout) => Err(TestCaseError::fail(format!("no end within {MAX_TIME:?}"))),
         Err(RecvTimeoutError::Disconnected) => {
             let panic = worker.join().expect_err("it ended without an answer");
             let text = panic.downcast_ref::<String>().cloned();

@@ -8,13 +8,13 @@ use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Control, Exec, Inst, ParamCopy};
 use crate::machine::launch::{LaunchState, Worker};
-use crate::machine::layout::{FUNCTION_WINDOW, LOCAL_LIMIT};
+use crate::machine::layout::{FUNCTION_WINDOW, MAX_LOCAL_BYTES};
 use crate::machine::registers::Reg;
 use crate::machine::system;
 use crate::machine::warp::{Frame, State};
 
 /// Most rows of a warp's registers, over all frames.
-const ROW_LIMIT: usize = 1 << 18;
+const MAX_ROWS: usize = 1 << 18;
 
 impl BlockRun {
     /// Control flow that is rarer than branches, for the lanes `m` of split `s`; sets the split's next pc.
@@ -263,7 +263,7 @@ impl BlockRun {
         let local_end = u64::from(frame.local_base) + u64::from(to.local_bytes);
         let rows_end = frame.base as usize + to.rows as usize;
         let depth = run.splits[s].stack.len();
-        if local_end > u64::from(LOCAL_LIMIT) || rows_end > ROW_LIMIT || depth > 10_000 {
+        if local_end > u64::from(MAX_LOCAL_BYTES) || rows_end > MAX_ROWS || depth > 10_000 {
             let message = format!("{} calls deep, {local_end} bytes of local memory", depth + 1);
             return Err(self.stop(launch, w, pc, ErrorKind::StackOverflow, m, message));
         }

@@ -5,7 +5,7 @@
 //   the gradient becomes 0
 //
 // g is f32 or bf16. p is an f32 weight; or an f32 master weight whose copy in bf16 is the parameter; or a bf16 weight alone, for which the
-// new p is rounded at random. A bf16 weight below 2^-56 becomes 0: see `LEAST_WEIGHT` in src/backend/adamw.rs. m and v are f32, or
+// new p is rounded at random. A bf16 weight below 2^-56 becomes 0: see `MIN_WEIGHT` in src/backend/adamw.rs. m and v are f32, or
 // codes of 8 bits with a scale for every 256 elements. The order of operations is that of src/backend/cpu/adamw.rs, which is
 // PyTorch's, and every operation is correctly rounded: the results have the CPU's bits.
 //
@@ -42,7 +42,7 @@ struct Step {  // shared
 static_assert(sizeof(Step) == 36);
 
 // The upper half of the bits of 2^-56.
-constexpr unsigned LEAST_WEIGHT = (127 - 56) << 7;
+constexpr unsigned MIN_WEIGHT = (127 - 56) << 7;
 
 constexpr unsigned BUCKETS = 2948;
 constexpr int FIRST_BUCKET = (127 - 23) * 128;
@@ -244,7 +244,7 @@ __device__ __forceinline__ void update_chunk(const Chunk *chunks, const Step &st
         }
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            if ((bits[i] & 0x7fff) < LEAST_WEIGHT) bits[i] = 0;
+            if ((bits[i] & 0x7fff) < MIN_WEIGHT) bits[i] = 0;
         if (c.copy) write8(in_global(c.copy) + at, lane, n, bits);
     }
     if (BLOCKWISE && own < end) {

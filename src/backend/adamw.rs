@@ -83,7 +83,7 @@ pub struct Update<'a, T, C> {
 pub enum Weight<'a, T> {
     /// In f32.
     F32(&'a mut T),
-    /// In f32, its master; the parameter is bf16 and becomes that rounded to nearest even, or 0 below [`LEAST_WEIGHT`].
+    /// In f32, its master; the parameter is bf16 and becomes that rounded to nearest even, or 0 below [`MIN_WEIGHT`].
     Master {
         /// f32.
         master: &'a mut T,
@@ -93,7 +93,7 @@ pub enum Weight<'a, T> {
     /// In bf16 alone. What the formula gives in f32 is rounded at random, to the neighbour away from zero with a probability
     /// of its distance from the other one in units of their distance (stochastic rounding, Gupta et al. 2015, "Deep Learning
     /// with Limited Numerical Precision"): its expectation is exact, so that updates too small for bf16 add up on average.
-    /// The draw is [`Weight::counter`]'s. What is below [`LEAST_WEIGHT`] then becomes 0.
+    /// The draw is [`Weight::counter`]'s. What is below [`MIN_WEIGHT`] then becomes 0.
     Bf16 {
         /// bf16.
         weight: &'a mut T,
@@ -143,7 +143,7 @@ pub struct Quantised<T, C> {
 /// The least magnitude of a bf16 weight that AdamW writes, but for 0: 2^-56. Weights that begin at 0, as embeddings of tokens do
 /// that no text holds, get updates of any size, and products of pairs on the CPU do without smaller numbers
 /// ([`super::cpu::form`]); in a sum they count for nothing. The master keeps what is left out.
-pub const LEAST_WEIGHT: f32 = f32::from_bits((127 - 56) << 23);
+pub const MIN_WEIGHT: f32 = f32::from_bits((127 - 56) << 23);
 
 /// Elements of a block, which have a scale in common; the last one of a matrix may have fewer.
 pub const BLOCK: usize = 256;
@@ -171,8 +171,8 @@ pub struct DynamicCode {
 /// What numbers of a block with this scale are multiplied by to be encoded: 1 / scale, or 0 where that is not finite.
 #[inline(always)]
 pub fn inverse(scale: f32) -> f32 {
-    const LEAST: f32 = f32::from_bits(2 << 23);
-    if scale < LEAST { 0.0 } else { 1.0 / scale }
+    const MIN_SCALE: f32 = f32::from_bits(2 << 23);
+    if scale < MIN_SCALE { 0.0 } else { 1.0 / scale }
 }
 
 /// 2^-23 to 1 in steps of an exponent's 128th, rounded up to words.

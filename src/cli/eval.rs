@@ -279,8 +279,8 @@ fn temperatures(args: &Args, config: &TrainConfig) -> anyhow::Result<Vec<f64>> {
     if let Some(pair) = all.windows(2).find(|pair| pair[0] == pair[1]) {
         bail!("--temperatures: {} is there twice", pair[0]);
     }
-    if all.len() > MOST_TEMPERATURES {
-        bail!("--temperatures: {} of them; at most {MOST_TEMPERATURES} make a report", all.len());
+    if all.len() > MAX_TEMPERATURES {
+        bail!("--temperatures: {} of them; at most {MAX_TEMPERATURES} make a report", all.len());
     }
     for &temperature in &all {
         let mut problems = Problems::default();
@@ -292,7 +292,7 @@ fn temperatures(args: &Args, config: &TrainConfig) -> anyhow::Result<Vec<f64>> {
 }
 
 /// Most temperatures of a report.
-const MOST_TEMPERATURES: usize = 32;
+const MAX_TEMPERATURES: usize = 32;
 
 /// What verifiers do that costs time.
 fn tell(notes: &[String]) {

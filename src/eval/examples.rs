@@ -7,7 +7,7 @@ use super::estimators::best_of_n;
 use super::{Judged, Sample};
 
 /// Most characters of a text that are kept.
-const LONGEST: usize = 1500;
+const MAX_CHARS: usize = 1500;
 /// Most responses to a problem.
 const RESPONSES: usize = 4;
 
@@ -82,7 +82,7 @@ fn is_zero(count: &usize) -> bool {
 impl Text {
     /// The first characters of a text.
     pub fn of(text: &str) -> Self {
-        match text.char_indices().nth(LONGEST) {
+        match text.char_indices().nth(MAX_CHARS) {
             None => Self { text: text.to_owned(), left_out: 0 },
             Some((end, _)) => Self { text: text[..end].to_owned(), left_out: text[end..].chars().count() },
         }

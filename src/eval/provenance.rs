@@ -39,9 +39,9 @@ impl fmt::Display for Difference {
 
 /// The start of a long value, in one line.
 fn cut(value: &str) -> String {
-    const LONGEST: usize = 120;
+    const MAX_CHARS: usize = 120;
     let value = value.replace('\n', "\\n");
-    match value.char_indices().nth(LONGEST) {
+    match value.char_indices().nth(MAX_CHARS) {
         None => value,
         Some((end, _)) => format!("{}...", &value[..end]),
     }

@@ -18,9 +18,9 @@ use crate::rng::{Domain, Stream};
 /// 0.5/sqrt(2048) = 0.011, and that of a mean over K problems smaller by sqrt(K).
 const SUBSETS: usize = 2048;
 /// Most pairs of votes and total of all answers together that the exact mean is taken over.
-const MOST_TOTALS: usize = 1 << 16;
+const MAX_TOTALS: usize = 1 << 16;
 /// Most steps of the exact mean.
-const MOST_STEPS: usize = 1 << 27;
+const MAX_STEPS: usize = 1 << 27;
 
 /// An answer's samples: score in units, and whether it is right.
 type Ballot = Vec<(i64, bool)>;
@@ -166,7 +166,7 @@ fn totals(ballot: &Ballot, most: usize, room: &mut usize) -> Option<Vec<Totals>>
 /// answers carries the chance of (votes drawn so far, rivals with total t, winner met or not), as in
 /// [`super::estimators::majority_at_n`]. `None` where that is too much work.
 fn exact(ballots: &[Ballot], pool: usize, n: usize) -> Option<f64> {
-    let mut room = MOST_TOTALS;
+    let mut room = MAX_TOTALS;
     let tables: Vec<Vec<Totals>> =
         ballots.iter().map(|ballot| totals(ballot, n, &mut room)).collect::<Option<_>>()?;
     // How many answers can have each total.
@@ -181,7 +181,7 @@ fn exact(ballots: &[Ballot], pool: usize, n: usize) -> Option<f64> {
     let steps = candidates.values().try_fold(0usize, |steps, &answers| {
         steps.checked_add(pool.checked_mul(n)?.checked_mul(width(answers))?)
     });
-    if steps.is_none_or(|steps| steps > MOST_STEPS) {
+    if steps.is_none_or(|steps| steps > MAX_STEPS) {
         return None;
     }
     let tables: Vec<Vec<Ranked>> =

@@ -11,18 +11,18 @@ use crate::eval::{
 };
 
 /// Most plots of a group, lines of a plot, and N of a line.
-const MOST_PLOTS: usize = 6;
-const MOST_LINES: usize = 8;
-const MOST_N: usize = 33;
+const MAX_PLOTS: usize = 6;
+const MAX_LINES: usize = 8;
+const MAX_N: usize = 33;
 /// Most tasks in the table of tasks, and tasks whose responses are shown.
-const MOST_TASKS: usize = 40;
-const MOST_EXAMPLES: usize = 18;
+const MAX_TASKS: usize = 40;
+const MAX_EXAMPLES: usize = 18;
 /// Most rows of a table of reports.
-const MOST_ROWS: usize = 64;
+const MAX_ROWS: usize = 64;
 /// Most characters of a response, of a task's name and of a setting.
-const LONGEST: usize = 600;
-const LONGEST_ID: usize = 100;
-const LONGEST_SETTING: usize = 300;
+const MAX_TEXT: usize = 600;
+const MAX_ID: usize = 100;
+const MAX_SETTING: usize = 300;
 
 /// An evaluation by name.
 type Entry = (String, Grid);
@@ -87,7 +87,7 @@ fn paired(entries: &[Entry]) -> Vec<Paired<'_>> {
 
 /// The places of the N that are drawn.
 fn places(report: &Report) -> Vec<usize> {
-    spread(report.ns.len(), MOST_N)
+    spread(report.ns.len(), MAX_N)
 }
 
 fn by_n(report: &Report, list: &[Estimate], name: String, style: usize) -> Series {
@@ -141,7 +141,7 @@ fn summary(entries: &[Entry], paired: &[Paired]) -> Html {
     let most = report.ns[last];
     for (name, grid) in entries {
         for report in &grid.reports {
-            if rows.len() == MOST_ROWS {
+            if rows.len() == MAX_ROWS {
                 left_out += 1;
                 continue;
             }
@@ -253,7 +253,7 @@ fn differences(entries: &[Entry], paired: &[Paired]) -> Html {
         match &paired.compared {
             Ok(comparison) => lines.push((name, comparison)),
             Err(error) => {
-                let text = short(&error.to_string(), LONGEST);
+                let text = short(&error.to_string(), MAX_TEXT);
                 out.push(element(
                     "p",
                     &[("class", "note")],
@@ -271,12 +271,12 @@ fn differences(entries: &[Entry], paired: &[Paired]) -> Html {
             out.push(element("p", &[("class", "note")], text));
         }
     }
-    let shown = spread(lines.len(), MOST_LINES);
+    let shown = spread(lines.len(), MAX_LINES);
     let figures = ["pass@N", "best-of-N", "majority@N"].into_iter().enumerate().map(|(figure, title)| {
         let series = shown.iter().enumerate().map(|(style, &i)| {
             let (name, comparison) = &lines[i];
             let list = comparison.figures.by_n()[figure].1;
-            let points = spread(comparison.ns.len(), MOST_N).into_iter().map(|i| {
+            let points = spread(comparison.ns.len(), MAX_N).into_iter().map(|i| {
                 let difference = list[i].difference;
                 Point { x: comparison.ns[i] as f64, y: difference.mean, band: difference.ci95 }
             });
@@ -285,7 +285,7 @@ fn differences(entries: &[Entry], paired: &[Paired]) -> Html {
         let ns: BTreeSet<usize> = lines
             .iter()
             .flat_map(|(_, comparison)| {
-                spread(comparison.ns.len(), MOST_N).into_iter().map(|i| comparison.ns[i])
+                spread(comparison.ns.len(), MAX_N).into_iter().map(|i| comparison.ns[i])
             })
             .collect();
         Plot {
@@ -320,7 +320,7 @@ fn full(comparison: &Comparison) -> Html {
         ]
     };
     for (title, list) in comparison.figures.by_n() {
-        for i in spread(comparison.ns.len(), MOST_N) {
+        for i in spread(comparison.ns.len(), MAX_N) {
             rows.push(row(format!("{title}, N = {}", comparison.ns[i]), &list[i]));
         }
     }
@@ -334,8 +334,8 @@ fn full(comparison: &Comparison) -> Html {
             "One of the two reports does not say what made it: only the prompts are known to be the same.";
         out.push(element("p", &[("class", "note")], text));
     }
-    let differences = comparison.differences.iter().take(MOST_ROWS);
-    let item = |difference: String| element("li", &[], short(&difference, LONGEST_SETTING));
+    let differences = comparison.differences.iter().take(MAX_ROWS);
+    let item = |difference: String| element("li", &[], short(&difference, MAX_SETTING));
     let list: Html = differences.map(|difference| item(difference.to_string())).collect();
     if !list.is_empty() {
         out.push(element("p", &[], "What differs between the two:"));
@@ -356,7 +356,7 @@ struct Group<'a> {
 fn groups(entries: &[Entry]) -> Vec<Group<'_>> {
     let mut groups = Vec::new();
     for (name, grid) in entries.iter().filter(|(_, grid)| grid.reports.len() > 1) {
-        let lines = spread(grid.reports.len(), MOST_LINES).into_iter().map(|i| {
+        let lines = spread(grid.reports.len(), MAX_LINES).into_iter().map(|i| {
             let report = &grid.reports[i];
             (at(report), report)
         });
@@ -385,7 +385,7 @@ fn groups(entries: &[Entry]) -> Vec<Group<'_>> {
 
 fn pass(entries: &[Entry]) -> Html {
     let groups = groups(entries);
-    let shown = spread(groups.len(), MOST_PLOTS);
+    let shown = spread(groups.len(), MAX_PLOTS);
     let mut out = Html::default();
     out.push(element(
         "p",
@@ -431,7 +431,7 @@ fn choosing(entries: &[Entry]) -> Html {
             grid.reports.iter().map(move |report| (label(name, report, several), report))
         })
         .collect();
-    let shown = spread(all.len(), MOST_PLOTS);
+    let shown = spread(all.len(), MAX_PLOTS);
     let figure = |&i: &usize| {
         let (name, report) = &all[i];
         // What is the same everywhere, as best-of-N and pass@N are where the verifier is never wrong, is one line.
@@ -486,7 +486,7 @@ fn temperature(entries: &[Entry]) -> Html {
     let mut out = Html::default();
     let grids: Vec<&Entry> = entries.iter().filter(|(_, grid)| grid.reports.len() > 1).collect();
     let mut figures = Vec::new();
-    for (i, (name, grid)) in grids.iter().take(MOST_PLOTS / 2).enumerate() {
+    for (i, (name, grid)) in grids.iter().take(MAX_PLOTS / 2).enumerate() {
         for (kind, title) in ["pass@", "best-of-"].into_iter().enumerate() {
             let series = spread(grid.reports[0].ns.len(), 6).into_iter().enumerate().map(|(style, place)| {
                 let name = format!("{title}{}", grid.reports[0].ns[place]);
@@ -525,7 +525,7 @@ fn temperature(entries: &[Entry]) -> Html {
             "best-of-N there",
             "sure",
         ];
-        let rows = spread(grid.best.len(), MOST_N).into_iter().map(|i| row(&grid.best[i])).collect();
+        let rows = spread(grid.best.len(), MAX_N).into_iter().map(|i| row(&grid.best[i])).collect();
         out.push(table(&format!("The best temperature for each N: {name}"), &head.map(str::to_owned), rows));
     }
     if !grids.is_empty() {
@@ -547,7 +547,7 @@ fn growth(entries: &[Entry]) -> Html {
         if fits.is_empty() {
             continue;
         }
-        if figures.len() < 2 * MOST_PLOTS {
+        if figures.len() < 2 * MAX_PLOTS {
             figures.extend(growth_plots(i, name, &fits));
         }
         let row = |(report, fit): &(&Report, &ScalingFit)| {
@@ -574,10 +574,10 @@ fn growth(entries: &[Entry]) -> Html {
 
 fn growth_plots(i: usize, name: &str, fits: &[(&Report, &ScalingFit)]) -> [Html; 2] {
     let (mut lines, mut residuals) = (Vec::new(), Vec::new());
-    for (style, place) in spread(fits.len(), MOST_LINES).into_iter().enumerate() {
+    for (style, place) in spread(fits.len(), MAX_LINES).into_iter().enumerate() {
         let (report, fit) = fits[place];
         let bare = |x: usize, y: f64| Point { x: x as f64, y, band: None };
-        let shown = spread(fit.points.len(), MOST_N).into_iter().map(|i| &fit.points[i]);
+        let shown = spread(fit.points.len(), MAX_N).into_iter().map(|i| &fit.points[i]);
         let line = |n: usize| (-fit.a.mean).ln() + fit.b.mean * (n as f64).ln();
         let points: Vec<Point> = shown.clone().map(|p| bare(p.n, line(p.n) + p.residual)).collect();
         let fitted: Vec<Point> = shown.clone().map(|p| bare(p.n, line(p.n))).collect();
@@ -643,7 +643,7 @@ fn diversity(entries: &[Entry]) -> Html {
     let mut left_out = 0;
     for (name, grid) in entries {
         for report in &grid.reports {
-            if rows.len() == MOST_ROWS {
+            if rows.len() == MAX_ROWS {
                 left_out += 1;
                 continue;
             }
@@ -661,7 +661,7 @@ fn diversity(entries: &[Entry]) -> Html {
 
 fn tasks(entries: &[Entry]) -> Html {
     let mut out = Html::default();
-    let shown = spread(entries.len(), MOST_PLOTS);
+    let shown = spread(entries.len(), MAX_PLOTS);
     let n = chosen(&entries[0].1).ns[0];
     let rate = |report: &Report, i: usize| -> Option<f64> {
         let place = report.ns.iter().position(|&own| own == n)?;
@@ -715,14 +715,14 @@ fn tasks(entries: &[Entry]) -> Html {
             let rate = rate(report, i).filter(|_| same(report, i));
             Html::from(rate.map_or("\u{2013}".to_owned(), |r| format!("{r:.3}")))
         });
-        let id = element("span", &[("class", "long")], short(&first.problems[i].id, LONGEST_ID));
+        let id = element("span", &[("class", "long")], short(&first.problems[i].id, MAX_ID));
         let mut row: Vec<Html> = std::iter::once(id).chain(cells).collect();
         if reports.len() > 1 {
             row.push(change(i).map_or("\u{2013}".to_owned(), signed).into());
         }
         row
     };
-    let rows: Vec<Vec<Html>> = order.iter().take(MOST_TASKS).map(row).collect();
+    let rows: Vec<Vec<Html>> = order.iter().take(MAX_TASKS).map(row).collect();
     let mut head = vec!["task".to_owned()];
     head.extend(reports.iter().map(|(name, _)| name.clone()));
     if reports.len() > 1 {
@@ -740,8 +740,8 @@ fn responses(entries: &[Entry]) -> Html {
         .map(|(name, grid)| (label(name, chosen(grid), grid.reports.len() > 1), chosen(grid)))
         .filter(|(_, report)| !report.examples.is_empty())
         .collect();
-    let each = (MOST_EXAMPLES / with.len().max(1)).max(1);
-    for (name, report) in with.iter().take(MOST_EXAMPLES) {
+    let each = (MAX_EXAMPLES / with.len().max(1)).max(1);
+    for (name, report) in with.iter().take(MAX_EXAMPLES) {
         // Of each kind as many.
         let mut chosen: Vec<&Example> = Vec::new();
         let kinds = [Why::Disagreement, Why::Worst, Why::Best];
@@ -764,8 +764,8 @@ fn responses(entries: &[Entry]) -> Html {
 
 /// A text as it was kept, shortened further.
 fn pre(text: &Text) -> Html {
-    let mut shown = short(&text.text, LONGEST);
-    let cut = text.left_out + text.text.chars().count().saturating_sub(LONGEST);
+    let mut shown = short(&text.text, MAX_TEXT);
+    let cut = text.left_out + text.text.chars().count().saturating_sub(MAX_TEXT);
     if cut > 0 {
         shown = format!("{}\n({cut} more characters)", shown.trim_end_matches('\u{2026}'));
     }
@@ -787,7 +787,7 @@ fn example(example: &Example) -> Html {
     );
     out.push(element("h4", &[], head));
     out.push(pre(&example.prompt));
-    let answer = short(&example.answer.text, LONGEST_SETTING);
+    let answer = short(&example.answer.text, MAX_SETTING);
     out.push(element("p", &[("class", "note")], format!("The task's answer: {answer}")));
     for response in &example.responses {
         let (class, word) =
@@ -797,7 +797,7 @@ fn example(example: &Example) -> Html {
             says += &format!(", reward {}", number(response.reward));
         }
         match &response.answer {
-            Some(answer) => says += &format!(", answer read: {}", short(&answer.text, LONGEST_ID)),
+            Some(answer) => says += &format!(", answer read: {}", short(&answer.text, MAX_ID)),
             None => says += ", no answer read",
         }
         says += &format!(", {} tokens", response.tokens);
@@ -832,10 +832,10 @@ fn provenance(entries: &[Entry]) -> Html {
     let row = |key: &&String| {
         let values: Vec<Option<&String>> = settings.iter().map(|settings| settings.get(*key)).collect();
         let cell = |value: &Option<&String>| {
-            let text = value.map_or("unset".to_owned(), |value| short(value, LONGEST_SETTING));
+            let text = value.map_or("unset".to_owned(), |value| short(value, MAX_SETTING));
             element("span", &[("class", "long")], text)
         };
-        let mut row = vec![Html::text(&short(key, LONGEST_ID))];
+        let mut row = vec![Html::text(&short(key, MAX_ID))];
         row.extend(values.iter().map(cell));
         if several {
             let differs = values.iter().any(|value| *value != values[0]);
@@ -848,7 +848,7 @@ fn provenance(entries: &[Entry]) -> Html {
     if several {
         head.push("".into());
     }
-    let rows: Vec<Vec<Html>> = keys.iter().take(MOST_ROWS * 2).map(row).collect();
+    let rows: Vec<Vec<Html>> = keys.iter().take(MAX_ROWS * 2).map(row).collect();
     if rows.is_empty() {
         out.push(element("p", &[], "The reports do not say what made them."));
     } else {
@@ -860,7 +860,7 @@ fn provenance(entries: &[Entry]) -> Html {
             grid.reports[0].provenance.as_ref().map(|made| made.command.as_str()).unwrap_or_default();
         if !command.is_empty() {
             commands.push(element("h3", &[], format!("Command: {name}")));
-            commands.push(element("pre", &[], short(command, 2 * LONGEST)));
+            commands.push(element("pre", &[], short(command, 2 * MAX_TEXT)));
         }
     }
     out.push(commands);

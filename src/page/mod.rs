@@ -17,9 +17,9 @@ use html::{Html, document, element, empty, short, style};
 pub use training::Step;
 
 /// Most evaluations and runs of a page.
-pub const MOST_SOURCES: usize = 8;
+pub const MAX_SOURCES: usize = 8;
 /// Most characters of a name.
-const LONGEST_NAME: usize = 48;
+const MAX_NAME: usize = 48;
 
 /// What a page shows.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ pub enum PageError {
     #[error("there is nothing to show: no evaluation, and no step of a run")]
     Nothing,
     /// More than can be told apart.
-    #[error("{count} reports and runs are more than a page can tell apart; give at most {MOST_SOURCES}")]
+    #[error("{count} reports and runs are more than a page can tell apart; give at most {MAX_SOURCES}")]
     TooMany {
         /// How many there are.
         count: usize,
@@ -86,7 +86,7 @@ struct Section {
 /// The page.
 pub fn page(sources: &Sources) -> Result<String, PageError> {
     let count = sources.evaluations.len() + sources.runs.len();
-    if count > MOST_SOURCES {
+    if count > MAX_SOURCES {
         return Err(PageError::TooMany { count });
     }
     let entries = entries(sources);
@@ -104,7 +104,7 @@ pub fn page(sources: &Sources) -> Result<String, PageError> {
     }
     let names: Vec<String> = match sources.runs.is_empty() {
         true => entries.iter().map(|(name, _)| name.clone()).collect(),
-        false => sources.runs.iter().map(|run| short(&run.name, LONGEST_NAME)).collect(),
+        false => sources.runs.iter().map(|run| short(&run.name, MAX_NAME)).collect(),
     };
     let what = if sources.runs.is_empty() { "Evaluation of" } else { "Training run" };
     let title = format!("{what} {}", names.join(", "));
@@ -139,12 +139,12 @@ pub fn page(sources: &Sources) -> Result<String, PageError> {
 /// The evaluations with their names, those of runs behind the others; what two runs both began with is there once.
 fn entries(sources: &Sources) -> Vec<(String, Grid)> {
     let mut entries: Vec<(String, Grid)> = Vec::new();
-    let given = sources.evaluations.iter().map(|(name, grid)| (short(name, LONGEST_NAME), grid.clone()));
+    let given = sources.evaluations.iter().map(|(name, grid)| (short(name, MAX_NAME), grid.clone()));
     let of_run = |run: &Run| {
         let (first, last) = (run.course.first().map(|e| e.step), run.course.last().map(|e| e.step));
         let name = |step: Option<u64>| match step {
-            Some(0) | None => format!("{}, before", short(&run.name, LONGEST_NAME)),
-            Some(step) => format!("{}, {step} steps", short(&run.name, LONGEST_NAME)),
+            Some(0) | None => format!("{}, before", short(&run.name, MAX_NAME)),
+            Some(step) => format!("{}, {step} steps", short(&run.name, MAX_NAME)),
         };
         let reports = [(name(first), run.first.clone()), (name(last), run.last.clone())];
         let grid = |(name, report): (String, Option<Report>)| Some((name, Grid::new(vec![report?]).ok()?));

@@ -4,13 +4,13 @@ use serde_json::Value;
 
 use super::html::{Html, details, element, short, table};
 use super::plot::{Axis, Drawn, Plot, Point, Series, number};
-use super::{Evaluated, LONGEST_NAME, Run, Section, plots, spread};
+use super::{Evaluated, MAX_NAME, Run, Section, plots, spread};
 use crate::eval::Estimate;
 
 /// Most points of the lines of a plot together; a line of more steps has means of neighbours instead.
-const MOST_POINTS: usize = 240;
+const MAX_POINTS: usize = 240;
 /// Most characters of a run's settings.
-const LONGEST_CONFIG: usize = 12_000;
+const MAX_CONFIG: usize = 12_000;
 
 /// One step's figures, read from its line of `metrics.jsonl`. Those that the line lacks, or that are not finite, are NaN:
 /// they are not drawn.
@@ -197,7 +197,7 @@ fn steps(runs: &[Run]) -> Html {
         let phases = ["generate", "verify", "forward_backward", "optimizer"];
         let seconds: f64 = phases.iter().map(|phase| sum(&format!("seconds.{phase}"))).sum();
         [
-            short(&run.name, LONGEST_NAME),
+            short(&run.name, MAX_NAME),
             run.steps.last().map_or(0, |step| step.number).to_string(),
             number(if run.imitates { f64::NAN } else { mean("pass_at_1") }),
             number(if run.imitates { f64::NAN } else { mean("pass_at_n") }),
@@ -213,7 +213,7 @@ fn steps(runs: &[Run]) -> Html {
         &head,
         with.iter().map(row).collect(),
     );
-    let most = (MOST_POINTS / with.len()).max(30);
+    let most = (MAX_POINTS / with.len()).max(30);
     if with.iter().any(|run| run.steps.len() > most) {
         let text = "Lines are means of neighbouring steps; bands are the range of what they are means of.";
         out.push(element("p", &[("class", "note")], text));
@@ -239,9 +239,8 @@ fn steps(runs: &[Run]) -> Html {
             continue;
         }
         for (j, (key, name)) in group.figures.iter().enumerate() {
-            let line = |(style, run): (usize, &&Run)| {
-                over_steps(run, key, short(&run.name, LONGEST_NAME), style, most)
-            };
+            let line =
+                |(style, run): (usize, &&Run)| over_steps(run, key, short(&run.name, MAX_NAME), style, most);
             let title = if group.figures.len() == 1 {
                 group.title.into()
             } else {
@@ -277,7 +276,7 @@ fn course(runs: &[Run]) -> Html {
     };
     for (kind, title) in ["pass@", "best-of-"].into_iter().enumerate() {
         let points = |run: &Run, n: usize| -> Vec<Point> {
-            let shown = spread(run.course.len(), MOST_POINTS / 4);
+            let shown = spread(run.course.len(), MAX_POINTS / 4);
             let shown = shown.into_iter().map(|i| &run.course[i]);
             shown
                 .filter_map(|e| {
@@ -304,7 +303,7 @@ fn course(runs: &[Run]) -> Html {
         }
         for n in [chosen[0], chosen[chosen.len() - 1]] {
             let line = |(style, run): (usize, &&Run)| {
-                let name = short(&run.name, LONGEST_NAME);
+                let name = short(&run.name, MAX_NAME);
                 Series { name, style, points: points(run, n), drawn: Drawn::Line, named: true }
             };
             let series = with.iter().enumerate().map(line).collect();
@@ -321,8 +320,8 @@ fn course(runs: &[Run]) -> Html {
 /// The section that comes last.
 pub(super) fn settings(runs: &[Run]) -> Option<Section> {
     let config = |run: &Run| {
-        let text = element("pre", &[], short(&run.config, LONGEST_CONFIG));
-        details(&format!("{}: config.toml", short(&run.name, LONGEST_NAME)), text)
+        let text = element("pre", &[], short(&run.config, MAX_CONFIG));
+        details(&format!("{}: config.toml", short(&run.name, MAX_NAME)), text)
     };
     let content: Html = runs.iter().filter(|run| !run.config.is_empty()).map(config).collect();
     (!content.is_empty()).then_some(Section { id: "settings", title: "Settings of training", content })

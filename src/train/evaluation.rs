@@ -74,7 +74,7 @@ pub fn evaluation<B: Backend>(
     let mut unjudged = Vec::new();
     // A calibration is of all samples together.
     let (differ, mut judged) = (judges.differ(), Vec::new());
-    let first = if file.is_some() { FIRST_PORTION } else { MOST_AT_ONCE };
+    let first = if file.is_some() { FIRST_PORTION } else { MAX_AT_ONCE };
     let mut portion = (first / samples.max(1)).max(1);
     let mut next = 0;
     while next < tasks.list.len() {
@@ -93,7 +93,7 @@ pub fn evaluation<B: Backend>(
                 LONG.. => portion / 2,
                 _ => portion,
             };
-            portion = portion.clamp(1, (MOST_AT_ONCE / samples.max(1)).max(1));
+            portion = portion.clamp(1, (MAX_AT_ONCE / samples.max(1)).max(1));
             let pools: Vec<_> = groups.into_iter().map(|group| (group.judged(), group.unjudged)).collect();
             if let Some(file) = &mut file {
                 for (task, (pool, unjudged)) in (next..).zip(&pools) {
@@ -142,7 +142,7 @@ pub fn scores_report(
 
 /// Responses of the first portion of an evaluation whose pools are kept, and most of any.
 const FIRST_PORTION: usize = 64;
-const MOST_AT_ONCE: usize = 1 << 16;
+const MAX_AT_ONCE: usize = 1 << 16;
 /// Seconds below which the next portion has four times and twice the tasks, and from which half.
 const QUICK: f64 = 5.0;
 const SHORT: f64 = 20.0;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use num::{BigInt, BigRational, pow};
 
 /// Longer numbers, and powers of ten beyond it, are not worked with: a response may claim `1e999999999`.
-const MOST_DIGITS: usize = 1000;
+const MAX_DIGITS: usize = 1000;
 
 /// What may stand between groups of three digits, beside spaces: `1,234`, `1{,}234`, `1,\!234`, `1\,234`.
 pub(super) const SEPARATORS: &[&str] = &[",\\!", "{,}", "\\,", ","];
@@ -119,8 +119,8 @@ pub(super) fn literal(text: &str, separators: &[&str]) -> Option<(usize, String)
 pub(super) fn exact(number: &str) -> Option<BigRational> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, decimals) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let exponent = exponent.parse::<i64>().ok().filter(|e| e.unsigned_abs() <= MOST_DIGITS as u64)?;
-    if mantissa.len() > MOST_DIGITS {
+    let exponent = exponent.parse::<i64>().ok().filter(|e| e.unsigned_abs() <= MAX_DIGITS as u64)?;
+    if mantissa.len() > MAX_DIGITS {
         return None;
     }
     let digits: BigInt = format!("{whole}{decimals}").parse().ok()?;

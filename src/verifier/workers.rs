@@ -20,7 +20,7 @@ use super::{Failure, excerpt};
 /// Failures in a row that prove that the program does not work.
 const HOPELESS: u32 = 3;
 /// The longest line that can be an answer, in bytes.
-const LONGEST_LINE: usize = 64 << 10;
+const MAX_LINE_BYTES: usize = 64 << 10;
 /// How much of the end of stderr is kept for messages, in bytes.
 const STDERR_KEPT: usize = 2 << 10;
 /// How long a program that closed its stdout gets to exit, so that its exit status can be told.
@@ -226,9 +226,9 @@ impl Process {
             let blank = self.output.iter().take_while(|c| c.is_ascii_whitespace()).count();
             self.output.drain(..blank);
             let end = self.output.iter().position(|&c| c == b'\n');
-            if end.unwrap_or(self.output.len()) > LONGEST_LINE {
-                let start = String::from_utf8_lossy(&self.output[..LONGEST_LINE]).into_owned();
-                return Err(self.protocol(&start, format!("a line of more than {LONGEST_LINE} bytes")));
+            if end.unwrap_or(self.output.len()) > MAX_LINE_BYTES {
+                let start = String::from_utf8_lossy(&self.output[..MAX_LINE_BYTES]).into_owned();
+                return Err(self.protocol(&start, format!("a line of more than {MAX_LINE_BYTES} bytes")));
             }
             if let Some(end) = end {
                 let answer = String::from_utf8_lossy(&self.output[..end]).into_owned();

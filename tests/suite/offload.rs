@@ -102,7 +102,7 @@ fn updates_have_the_same_bits_wherever_the_state_lies() {
         let want = updated(&cuda, &SIZES, false);
         assert!(want == of_cpu, "the CPU's bits");
         // One block at a time; some; a few pieces; all at once.
-        for bytes in [offload::LEAST_BUFFER, 20_000, 300_000, offload::BUFFER] {
+        for bytes in [offload::MIN_BUFFER, 20_000, 300_000, offload::BUFFER] {
             cuda.stream_through(bytes);
             assert!(updated(&cuda, &SIZES, true) == want, "{bytes} bytes on {}", cuda.device_name());
         }

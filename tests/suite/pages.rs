@@ -158,7 +158,7 @@ fn every_character_survives_or_is_named() {
 }
 
 /// Two megabytes, whatever there is.
-const MOST: usize = 2_000_000;
+const MAX_BYTES: usize = 2_000_000;
 
 #[test]
 fn pages_are_bounded() {
@@ -169,19 +169,19 @@ fn pages_are_bounded() {
     many.reports[0].problems = problems.iter().cycle().take(50_000).cloned().collect();
     let sources = Sources { evaluations: vec![(long.clone(), many)], runs: vec![] };
     let tasks = page(&sources).unwrap().len();
-    assert!(tasks < MOST / 2, "{tasks}");
+    assert!(tasks < MAX_BYTES / 2, "{tasks}");
     // As many evaluations as there may be, each at as many temperatures as there may be and many N.
     let temperatures: Vec<f64> = (1..=32).map(|i| f64::from(i) / 10.0).collect();
     let small = grid(3, 32, &temperatures, 0.5, &long);
     let evaluations = (0..8).map(|i| (format!("{i} {long}"), small.clone())).collect();
     let all = page(&Sources { evaluations, runs: vec![] }).unwrap().len();
-    assert!(all < MOST, "{all}");
+    assert!(all < MAX_BYTES, "{all}");
     // Long runs.
     let of = |i: usize| run(&format!("{i} {long}"), 4000, 5, &long);
     let runs = page(&Sources { evaluations: vec![], runs: (0..8).map(of).collect() }).unwrap().len();
-    assert!(runs < MOST, "{runs}");
+    assert!(runs < MAX_BYTES, "{runs}");
     let one = page(&Sources { evaluations: vec![], runs: vec![run("one", 60_000, 2, "")] }).unwrap().len();
-    assert!(one < MOST / 2, "{one}");
+    assert!(one < MAX_BYTES / 2, "{one}");
 }
 
 #[test]

@@ -17,11 +17,11 @@ use super::packed::{unpack_columns, unpacked_rows};
 use super::simd::{Isa, LANES, Simd, bf16_from_f32, f32_from_bf16, isa, multiversion};
 use super::tasks::filled;
 use super::{Data, Tensor};
-use crate::backend::adamw::LEAST_WEIGHT;
+use crate::backend::adamw::MIN_WEIGHT;
 use crate::backend::{Compute, DType};
 
 /// The least magnitude of a bf16 operand that is not zero: 2^-56.
-pub const SMALL: f32 = LEAST_WEIGHT;
+pub const SMALL: f32 = MIN_WEIGHT;
 
 /// Rows that a task rounds.
 const BLOCK: usize = 48;

@@ -186,9 +186,9 @@ impl Cuda {
     }
 
     /// Sets the size of the two buffers through which what lies in the host's memory is streamed, in bytes; at least
-    /// [`offload::LEAST_BUFFER`]. It changes no result.
+    /// [`offload::MIN_BUFFER`]. It changes no result.
     pub fn stream_through(&self, bytes: usize) {
-        self.0.buffer.store(bytes.max(offload::LEAST_BUFFER), Ordering::Relaxed);
+        self.0.buffer.store(bytes.max(offload::MIN_BUFFER), Ordering::Relaxed);
     }
 
     /// The device.

@@ -16,7 +16,7 @@ use crate::device::{HostPtr, Lane, Ptr};
 /// Bytes of a buffer: some milliseconds of a bus, beside which the calls for a piece take little.
 pub const BUFFER: usize = 64 << 20;
 /// A block with all that may belong to it, each part aligned.
-pub const LEAST_BUFFER: usize = 5 * (ALIGN as usize + 4 * BLOCK);
+pub const MIN_BUFFER: usize = 5 * (ALIGN as usize + 4 * BLOCK);
 
 /// What marks stand behind. Each is of one lane, by buffer where there are two.
 const BEGIN: usize = 0;

@@ -7,8 +7,8 @@ use super::{DEEPEST, Work};
 use crate::verifier::number;
 
 /// Longer texts and larger numbers are not worked out, because a response may hold `9^{9^9}`.
-const LONGEST: usize = 500;
-const MOST_BITS: u64 = 2048;
+const MAX_BYTES: usize = 500;
+const MAX_BITS: u64 = 2048;
 
 /// The canonical number that `text` works out to, if it is arithmetic and no more is left to do than `work` permits.
 /// `Err(true)`: it is arithmetic with work left in it; `Err(false)`: it is something else.
@@ -30,7 +30,7 @@ pub(super) fn equal(a: &str, b: &str) -> bool {
 }
 
 fn evaluate(text: &str, work: Work) -> Option<Term> {
-    if text.len() > LONGEST {
+    if text.len() > MAX_BYTES {
         return None;
     }
     let mut parser = Parser { rest: text, depth: 0, work };
@@ -63,7 +63,7 @@ fn root(n: &BigRational, index: u32) -> Option<BigRational> {
 
 impl Value {
     fn new(negative: bool, square: BigRational, pi: i32) -> Option<Self> {
-        if square.numer().bits().max(square.denom().bits()) > MOST_BITS {
+        if square.numer().bits().max(square.denom().bits()) > MAX_BITS {
             return None;
         }
         Some(match root(&square, 2).filter(|root| pi == 0 || root.is_zero()) {
@@ -146,7 +146,7 @@ impl Value {
         {
             let size = n.unsigned_abs();
             let bits = square.numer().bits().max(square.denom().bits());
-            if bits.saturating_mul(size.into()) > MOST_BITS {
+            if bits.saturating_mul(size.into()) > MAX_BITS {
                 return None;
             }
             let raised = Self::new(

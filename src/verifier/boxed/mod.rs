@@ -33,7 +33,7 @@ use super::{Failure, Request, Verifier, excerpt};
 /// Nesting beyond this is left as it is written; it bounds the recursion and keeps the work linear.
 const DEEPEST: usize = 40;
 /// Bytes of an answer. A longer one is left as it is written.
-const LONGEST: usize = 4096;
+const MAX_BYTES: usize = 4096;
 
 /// What is worked out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,7 +96,7 @@ fn last_box(text: &str) -> Option<&str> {
 /// The one spelling of an answer. Text that is no LaTeX, such as unbalanced braces, is only trimmed.
 fn spelling(answer: &str, work: Work) -> String {
     let answer = answer.trim();
-    let known = (answer.len() <= LONGEST).then(|| canonical(&fold(answer), work, 0)).flatten();
+    let known = (answer.len() <= MAX_BYTES).then(|| canonical(&fold(answer), work, 0)).flatten();
     known.unwrap_or_else(|| answer.to_owned())
 }
 

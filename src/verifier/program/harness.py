@@ -54,7 +54,7 @@ for name in (
 # Set by `main`.
 SETTINGS = {}
 WORK = ""
-LONGEST_REPLY = 64 << 20
+MAX_REPLY_BYTES = 64 << 20
 # Seconds.
 UNTIL_READ = 30
 
@@ -181,7 +181,7 @@ class Lines:
         while b"\n" not in parts[-1]:
             part = os.read(self.fd, 1 << 16)
             size += len(part)
-            if not part or size > LONGEST_REPLY:
+            if not part or size > MAX_REPLY_BYTES:
                 return None
             parts.append(part)
         line, self.rest = b"".join(parts).split(b"\n", 1)

@@ -1,4 +1,4 @@
-use bon_engine::backend::adamw::{BLOCK, LEAST_WEIGHT, inverse};
+use bon_engine::backend::adamw::{BLOCK, MIN_WEIGHT, inverse};
 use bon_engine::backend::cpu::adamw::{Codes, step};
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
 use bon_engine::backend::{AdamW, Backend, DynamicCode, Moments, Quantised, Update, Weight};
@@ -78,7 +78,7 @@ fn five_steps_agree_with_the_formula() {
         });
         let Data::Bf16(copy) = out[3].data() else { panic!("the copy changed its dtype") };
         assert!(copy.iter().zip(out[0].as_f32()).all(|(c, &p)| *c == bf16::from_f32(p)));
-        assert!(copy.iter().all(|c| c.to_f32().abs() >= LEAST_WEIGHT));
+        assert!(copy.iter().all(|c| c.to_f32().abs() >= MIN_WEIGHT));
     }
 }
 
@@ -198,7 +198,7 @@ fn weights_without_masters_are_rounded_by_their_random_bits() {
 #[test]
 fn the_least_weights_are_zero_in_bf16_alone() {
     let bits = |x: f32| bf16::from_f32(x);
-    let least = LEAST_WEIGHT;
+    let least = MIN_WEIGHT;
     for (start, want) in [
         (least, least),
         (-least, -least),

@@ -82,13 +82,6 @@ struct MergeItem {  // shared
 };
 static_assert(sizeof(MergeItem) == 20);
 
-// A segment of a chain: the keys at positions from the `end` of the item before up to `end` lie in rows position + delta.
-struct ChainItem {  // shared
-    unsigned end;
-    int delta;
-};
-static_assert(sizeof(ChainItem) == 8);
-
 // The arguments of all kernels; a kernel uses some of them.
 struct Params {  // shared
     const bf16 *q, *k, *v;

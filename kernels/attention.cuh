@@ -1,7 +1,15 @@
-// Shared by attention.cu and attention_backward.cu: layouts of tiles in shared memory, and the tanh of the soft-cap.
+// Shared by attention.cu and attention_backward.cu: chains of segments, layouts of tiles in shared memory, and the tanh of the
+// soft-cap.
 #pragma once
 
 #include "mma.cuh"
+
+// A segment of a chain: the keys at positions from the `end` of the item before up to `end` lie in rows position + delta.
+struct ChainItem {  // shared
+    unsigned end;
+    int delta;
+};
+static_assert(sizeof(ChainItem) == 8);
 
 // Offset in elements of vector `vector` of row `row` in a tile whose rows have WIDTH bf16: 32, or a multiple of 64. Every 128
 // bytes of the tile are swizzled as in mma.cuh. Rows begin a multiple of 128 bytes apart, or two rows share 128 bytes, and so

@@ -82,13 +82,6 @@ struct QueryItem {  // shared
 };
 static_assert(sizeof(QueryItem) == 32);
 
-// A segment of a chain: the keys at positions from `begin` up to the next item's `begin` lie in rows position + shift (modulo
-// 2^32). The last item of a chain has begin = ~0.
-struct ChainItem {  // shared
-    unsigned begin, shift;
-};
-static_assert(sizeof(ChainItem) == 8);
-
 // A tile of keys, as in KeyItem, whose sums of parts are in slots slot .. slot + parts - 1.
 struct SumItem {  // shared
     unsigned row, keys, slot, parts;
@@ -467,14 +460,14 @@ __device__ __forceinline__ void make_dq(
 
     // Rows of this thread's keys, by the chain item that contains the position. Positions ascend from tile to tile.
     const ChainItem *chain = chains + item.chain;
-    unsigned shift = chain[0].shift, next = chain[1].begin;
+    unsigned end = chain->end, shift = chain->delta;
     auto copy = [&](unsigned i) {
         const unsigned index = i * STREAM + copy_row, stage = i % 2, at = item.first + index;
         const bool inside = index < item.keys;
-        while (inside && at >= next) {
+        while (inside && at >= end) {
             chain++;
-            shift = chain[0].shift;
-            next = chain[1].begin;
+            end = chain->end;
+            shift = chain->delta;
         }
         const size_t from = (size_t(at + shift) * kv_heads + kv_head) * DIM + copy_vector * VECTOR;
         bf16 *to = tiles + stage * 2 * TILE + swizzled(copy_row, copy_vector);
@@ -892,8 +885,8 @@ __device__ __forceinline__ void make_dq_wide(
         unsigned row = ~0u;
         if (index < its.keys) {
             const ChainItem *chain = chains + its.chain;
-            while (at >= chain[1].begin) chain++;
-            row = at + chain[0].shift;
+            while (at >= chain->end) chain++;
+            row = at + chain->delta;
         }
         key_rows[index % (2 * WIDE_STREAM)] = row;
     };

@@ -133,6 +133,11 @@ impl Segments {
         self.list.iter().map(|s| s.start + s.len).max().unwrap_or(0)
     }
 
+    /// Absolute position of the first query of a run.
+    pub fn first_position(&self, run: &QueryRun) -> usize {
+        self.list[run.segment].position + run.first
+    }
+
     /// The prefix chain of segment `s`, root first, `s` itself last.
     pub fn chain(&self, s: usize) -> Vec<usize> {
         let mut chain = vec![s];

@@ -235,7 +235,7 @@ fn one_stem_per_op() {
 #[test]
 fn one_stem_per_kernel_file() {
     let kernels = stems("kernels", "cu", &[]);
-    let launchers = ["mod", "entries", "offload", "sections", "tables"];
+    let launchers = ["mod", "chains", "entries", "offload", "sections", "tables"];
     assert_eq!(kernels, stems("src/backend/cuda", "rs", &launchers));
     assert_eq!(kernels, stems("src/cost/workloads", "rs", &["mod"]));
     assert_eq!(kernels, stems("tests/suite/kernels", "rs", &["mod", "bf16_gradients", "resources"]));

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::chains::{Chains, window_of};
 use super::entries::shared::attention::{
     FEW, KEYS, PART, THREADS, TILES, WIDE_COLUMNS, WIDE_EXCHANGE_BYTES, WIDE_THREADS,
 };
@@ -10,15 +11,13 @@ use super::sections::{Arrays, Section};
 use super::{Cuda, Tables, Tensor, narrow};
 use crate::backend::{AttentionSpec, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
-use crate::segments::{QueryRun, Segment, Segments};
+use crate::segments::{QueryRun, Segments};
 
 /// Keys of a split.
 const SPLIT: usize = TILES * KEYS;
 /// The most rows of an item of the large shape, and of the small one.
 const MAX_ROWS: usize = 64;
 const FEW_ROWS: usize = 16;
-/// The value of `window` that means no window.
-const NO_WINDOW: usize = 1 << 31;
 
 /// Bit of [`Item::kind`]: the item stores a state in the workspace.
 const KIND_PART: u32 = PART as u32;
@@ -60,14 +59,6 @@ struct MergeItem {
     splits: u32,
 }
 
-/// A segment of a chain. Its keys, at positions from the `end` of the item before up to `end`, lie in rows position + delta.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct ChainItem {
-    end: u32,
-    delta: i32,
-}
-
 /// The items of a batch for one shape of heads and one window, on the host.
 #[derive(Debug, Default)]
 struct WorkList {
@@ -96,7 +87,9 @@ struct DeviceList {
 
 /// Attention's work lists for one batch, one for each pair of shape and window, on the device.
 pub(super) struct DeviceLists {
-    chains: Section,
+    pub(super) chains: Chains,
+    /// The chains' items.
+    pub(super) chain_items: Section,
     lists: Vec<DeviceList>,
 }
 
@@ -111,10 +104,6 @@ impl Heads {
     fn of(spec: &AttentionSpec) -> Self {
         Self { group: spec.heads / spec.kv_heads, kv_heads: spec.kv_heads }
     }
-}
-
-fn window_of(spec: &AttentionSpec) -> usize {
-    spec.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW))
 }
 
 impl DeviceLists {
@@ -147,12 +136,12 @@ impl DeviceLists {
                 work_rows: list.work_rows,
             });
         }
-        Self { chains: arrays.add(&chains.items), lists }
+        Self { chain_items: arrays.add(&chains.items), chains, lists }
     }
 
     /// The same lists, given the address of the arrays that they are in.
     pub(super) fn at(mut self, base: Ptr) -> Self {
-        self.chains = self.chains.at(base);
+        self.chain_items = self.chain_items.at(base);
         for list in &mut self.lists {
             list.items = list.items.at(base);
             list.merge_items = list.merge_items.at(base);
@@ -161,36 +150,11 @@ impl DeviceLists {
     }
 }
 
-/// The chains of the segments that contain queries.
-struct Chains {
-    items: Vec<ChainItem>,
-    /// By segment: index in `items` of the first item of its chain.
-    first: Vec<usize>,
-}
-
-impl Chains {
-    fn new(segments: &Segments, runs: &[QueryRun]) -> Self {
-        let mut chains = Self { items: Vec::new(), first: vec![usize::MAX; segments.list().len()] };
-        for run in runs {
-            if chains.first[run.segment] != usize::MAX {
-                continue;
-            }
-            chains.first[run.segment] = chains.items.len();
-            let chain = segments.chain(run.segment).into_iter().map(|s| segments.list()[s]);
-            chains.items.extend(chain.filter(|s| s.len > 0).map(|s: Segment| ChainItem {
-                end: u32::try_from(s.position + s.len).expect("positions fit 32 bits"),
-                delta: i32::try_from(s.start as i64 - s.position as i64).expect("rows fit 31 bits"),
-            }));
-        }
-        chains
-    }
-
-    /// The position up to which the chains of two segments are the same rows.
-    fn common(&self, segments: &Segments, a: usize, b: usize) -> usize {
-        let (a, b) = (segments.chain(a), segments.chain(b));
-        let last = a.iter().zip(&b).take_while(|(a, b)| a == b).last();
-        last.map_or(0, |(&s, _)| segments.list()[s].position + segments.list()[s].len)
-    }
+/// The position up to which the chains of two segments are the same rows.
+fn common(segments: &Segments, a: usize, b: usize) -> usize {
+    let (a, b) = (segments.chain(a), segments.chain(b));
+    let last = a.iter().zip(&b).take_while(|(a, b)| a == b).last();
+    last.map_or(0, |(&s, _)| segments.list()[s].position + segments.list()[s].len)
 }
 
 /// A run of few rows, which decode has.
@@ -247,14 +211,13 @@ impl WorkList {
         assert!(runs.windows(2).all(|w| end_of(&w[0]) <= w[1].row), "a query row belongs to one run");
         assert!(runs.last().is_none_or(|r| end_of(r) <= query_rows), "runs are rows of the batch");
 
-        let first_position = |run: &QueryRun| segments.list()[run.segment].position + run.first;
         let mut at = 0;
         let mut rest = &runs[..];
         while let Some(run) = rest.first() {
             list.idle(at * group..run.row * group);
             let small = |r: &QueryRun| r.len * group <= MAX_ROWS;
             if !small(run) {
-                list.large(*run, first_position(run), chains.first[run.segment], group, window);
+                list.large(*run, segments.first_position(run), chains.first(run.segment), group, window);
                 at = end_of(run);
                 rest = &rest[1..];
                 continue;
@@ -265,14 +228,14 @@ impl WorkList {
             let mut smalls: Vec<Small> = those
                 .iter()
                 .map(|&run| {
-                    let low = first_position(&run);
+                    let low = segments.first_position(&run);
                     let begin = (low + 1).saturating_sub(window);
                     Small { run, low, high: low + run.len - 1, begin, shared: 0 }
                 })
                 .collect();
             for i in 1..smalls.len() {
                 let (a, b) = (smalls[i - 1].run.segment, smalls[i].run.segment);
-                smalls[i - 1].shared = chains.common(segments, a, b);
+                smalls[i - 1].shared = common(segments, a, b);
             }
             list.smalls(&smalls, chains, group);
             at = end_of(&those[more]);
@@ -291,7 +254,7 @@ impl WorkList {
     }
 
     /// Adds whole items for a run of many rows, one for each tile of rows. The run's first query is at `position`.
-    fn large(&mut self, run: QueryRun, position: usize, chain: usize, group: usize, window: usize) {
+    fn large(&mut self, run: QueryRun, position: usize, chain: u32, group: usize, window: usize) {
         let (from, to) = (run.row * group, (run.row + run.len) * group);
         for first in (from..to).step_by(MAX_ROWS) {
             let rows = MAX_ROWS.min(to - first);
@@ -304,7 +267,7 @@ impl WorkList {
                 high: narrow(high),
                 begin: narrow((low + 1).saturating_sub(window)),
                 end: narrow(high + 1),
-                chain: narrow(chain),
+                chain,
                 ..Item::default()
             });
         }
@@ -341,7 +304,7 @@ impl WorkList {
                     high: narrow(of_all(|s| s.high).max().unwrap_or(0)),
                     begin: narrow(keys.clone().map(|k| k.start).min().unwrap_or(0)),
                     end: narrow(keys.map(|k| k.end).max().unwrap_or(0)),
-                    chain: narrow(chains.first[these[0].run.segment]),
+                    chain: chains.first(these[0].run.segment),
                     work_row: work_row(split, rows.start),
                     kind: if these[0].in_parts() { KIND_PART } else { 0 },
                 });
@@ -423,7 +386,7 @@ struct Params {
     padding: u32,
 }
 
-same_size!(attention: Item = ITEM_BYTES, MergeItem = MERGE_ITEM_BYTES, ChainItem = CHAIN_ITEM_BYTES, Params = PARAMS_BYTES);
+same_size!(attention: Item = ITEM_BYTES, MergeItem = MERGE_ITEM_BYTES, Params = PARAMS_BYTES);
 
 /// See [`crate::backend::Backend::attention_forward`]. Head widths 64, 128, 256 and 512.
 pub(super) fn forward(
@@ -481,7 +444,7 @@ pub(super) fn forward(
         lse: address(lse.memory.ptr()),
         items: address(list.items.ptr()),
         merge_items: address(list.merge_items.ptr()),
-        chains: address(tables.attention.chains.ptr()),
+        chains: address(tables.attention.chain_items.ptr()),
         positions: address(tables.positions.ptr()),
         work: address(work.ptr()),
         work_rows: narrow(list.work_rows),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::NoUninit;
 
+use super::chains::{Chains, window_of};
 use super::entries::shared::attention_backward::{STAY, STREAM, THREADS, WIDE_KEYS, WIDE_PAIRS, WIDE_STREAM};
 use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tables, Tensor, narrow};
@@ -99,14 +100,6 @@ struct QueryItem {
     unused: u32,
 }
 
-/// `ChainItem` of the kernel.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
-struct ChainItem {
-    begin: u32,
-    shift: u32,
-}
-
 /// `SumItem` of the kernel.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
@@ -128,7 +121,7 @@ struct Scores {
 }
 
 same_size!(
-    attention_backward: KeyItem = KEY_ITEM_BYTES, QueryItem = QUERY_ITEM_BYTES, ChainItem = CHAIN_ITEM_BYTES, SumItem = SUM_ITEM_BYTES,
+    attention_backward: KeyItem = KEY_ITEM_BYTES, QueryItem = QUERY_ITEM_BYTES, SumItem = SUM_ITEM_BYTES,
     Scores = SCORES_BYTES,
 );
 
@@ -139,8 +132,7 @@ impl Scores {
             None => (spec.scale * log2_e, 0.0),
             Some(c) => (2.0 * log2_e * spec.scale / c, c * log2_e),
         };
-        let window = spec.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX).min(1 << 31);
-        Self { scale: spec.scale, inner, cap, window }
+        Self { scale: spec.scale, inner, cap, window: narrow(window_of(spec)) }
     }
 }
 
@@ -164,7 +156,6 @@ struct WorkList {
     sums: Vec<SumItem>,
     slots: usize,
     query_items: Vec<QueryItem>,
-    chains: Vec<ChainItem>,
     /// Whether a tile of keys is seen by no query.
     unseen: bool,
 }
@@ -228,11 +219,11 @@ fn part_pairs(tiles: &[usize], kv_heads: usize, stream: usize) -> usize {
 }
 
 impl WorkList {
-    fn new(segments: &Segments, runs: &[QueryRun], key: Key) -> Self {
+    fn new(segments: &Segments, runs: &[QueryRun], chains: &Chains, key: Key) -> Self {
         let mut lists = Self::default();
         let queried = queried(segments, runs);
         lists.add_keys(segments, &queried, key);
-        lists.add_queries(segments, &queried, key);
+        lists.add_queries(&queried, chains, key);
         lists
     }
 
@@ -308,23 +299,15 @@ impl WorkList {
 
     fn add_queries(
         &mut self,
-        segments: &Segments,
         queried: &[Queried],
+        chains: &Chains,
         Key { group, window, tiles: size, .. }: Key,
     ) {
         for (i, Queried { segment: s, runs }) in queried.iter().enumerate() {
             if runs.is_empty() {
                 continue;
             }
-            let chain = narrow(self.chains.len());
-            for j in segments.chain(i) {
-                let Segment { start, position, .. } = segments.list()[j];
-                self.chains.push(ChainItem {
-                    begin: narrow(position),
-                    shift: narrow(start).wrapping_sub(narrow(position)),
-                });
-            }
-            self.chains.push(ChainItem { begin: u32::MAX, shift: 0 });
+            let chain = chains.first(i);
             let pairs_of = |run| (0..run_pairs(run, group)).step_by(size.pairs).map(move |pair| (run, pair));
             for (run, pair) in runs.iter().flat_map(pairs_of) {
                 let pairs = size.pairs.min(run_pairs(run, group) - pair);
@@ -359,7 +342,6 @@ struct DeviceList {
     sums: (Memory, usize),
     slots: usize,
     query_items: (Memory, usize),
-    chains: Memory,
     /// Whether every row of q is a query.
     dense_queries: bool,
     /// Whether some query sees every row of k and v.
@@ -369,7 +351,7 @@ struct DeviceList {
 impl DeviceList {
     fn new(cuda: &Cuda, tables: &Tables, key_rows: usize, key: Key) -> Self {
         let (segments, runs) = (&tables.segments, &tables.runs);
-        let lists = WorkList::new(segments, runs, key);
+        let lists = WorkList::new(segments, runs, &tables.attention.chains, key);
         let keys: usize = segments.list().iter().map(|s| s.len).sum();
         Self {
             key,
@@ -378,7 +360,6 @@ impl DeviceList {
             sums: (cuda.array(&lists.sums), lists.sums.len()),
             slots: lists.slots,
             query_items: (cuda.array(&lists.query_items), lists.query_items.len()),
-            chains: cuda.array(&lists.chains),
             dense_queries: runs.iter().map(|run| run.len).sum::<usize>() == tables.rows,
             dense_keys: keys == key_rows && !lists.unseen,
         }
@@ -440,7 +421,7 @@ fn entries(head_dim: usize) -> Entries {
 }
 
 /// See [`crate::backend::Backend::attention_backward`]. Heads are 64, 128, 256 or 512 wide.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the method has them")]
 pub(super) fn backward(
     cuda: &Cuda,
     d_o: &Tensor,
@@ -530,7 +511,7 @@ pub(super) fn backward(
             d_o.arg(),
             stats.arg(),
             items.arg(),
-            list.chains.arg(),
+            tables.attention.chain_items.arg(),
             dq.arg(),
             heads.into(),
             kv_heads.into(),
@@ -563,6 +544,12 @@ mod tests {
         Key { group, kv_heads: 1, window: None, tiles }
     }
 
+    /// The list of a batch in which every token is a query.
+    fn of_all(segments: &Segments, key: Key) -> WorkList {
+        let runs = segments.all_queries();
+        WorkList::new(segments, &runs, &Chains::new(segments, &runs), key)
+    }
+
     /// Expands the lists into (row of the query, row of the key, head of the group), counts how often each is computed, and
     /// compares with [`Segments::visible`].
     fn check(segments: &Segments, key: Key) -> WorkList {
@@ -571,7 +558,8 @@ mod tests {
 
     fn check_queries(segments: &Segments, runs: &[QueryRun], key: Key) -> WorkList {
         let Key { group, window, tiles, .. } = key;
-        let lists = WorkList::new(segments, runs, key);
+        let chains = Chains::new(segments, runs);
+        let lists = WorkList::new(segments, runs, &chains, key);
         let rows = runs.iter().map(|run| run.row + run.len).max().unwrap_or(0);
         let positions = Batch { ids: &[], rows, segments, runs }.positions();
         let sees = |query: u32, position: u32| {
@@ -580,7 +568,7 @@ mod tests {
         };
         let mut want = HashMap::new();
         for run in runs {
-            let position = segments.list()[run.segment].position + run.first;
+            let position = segments.first_position(run);
             for t in 0..run.len {
                 for key in segments.visible(run.segment, position + t, window).into_iter().flatten() {
                     want.extend((0..group).map(|h| ((narrow(run.row + t), narrow(key), h), 1)));
@@ -609,10 +597,10 @@ mod tests {
                 let token = item.row + narrow(pair / group);
                 assert_eq!(positions[token as usize], item.position + narrow(pair / group));
                 for at in (item.first..item.first + item.keys).filter(|&at| sees(token, at)) {
-                    let chain = &lists.chains[item.chain as usize..];
-                    let next = chain.iter().position(|c| at < c.begin).expect("the chain ends");
+                    let chain = &chains.items[item.chain as usize..];
+                    let segment = chain.iter().find(|c| at < c.end).expect("a row for every key");
                     *by_query
-                        .entry((token, at.wrapping_add(chain[next - 1].shift), pair % group))
+                        .entry((token, at.wrapping_add_signed(segment.delta), pair % group))
                         .or_insert(0) += 1;
                 }
             }
@@ -679,7 +667,7 @@ mod tests {
     fn pieces_fill_the_reference() {
         for (group, blocks, pairs) in [(8, 129, 896), (4, 104, 544)] {
             let segments = self::group(512, &[256; 4]);
-            let lists = WorkList::new(&segments, &segments.all_queries(), key(group, Tiles::NARROW));
+            let lists = of_all(&segments, key(group, Tiles::NARROW));
             assert_eq!((lists.key_items.len(), lists.key_items[0].pairs), (blocks, pairs), "{group} heads");
         }
     }
@@ -701,7 +689,7 @@ mod tests {
         assert_eq!(lists.tokens.len(), 130 + 6 * 90 + 6 * 90);
         // With much work the parts become longer, not more.
         let long = Segments::separate(&[8192]);
-        let lists = WorkList::new(&long, &long.all_queries(), key(8, Tiles::NARROW));
+        let lists = of_all(&long, key(8, Tiles::NARROW));
         assert!((REFERENCE..2 * REFERENCE).contains(&lists.key_items.len()), "{}", lists.key_items.len());
         assert!(lists.key_items.is_sorted_by_key(|item| Reverse(item.pairs)));
     }

@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
+mod chains;
 pub mod embed;
 pub mod entries;
 pub mod experts;

@@ -35,7 +35,7 @@ pub(crate) fn forward(
     let mut lse = vec![f32::NEG_INFINITY; q.rows * heads];
     let queries = runs.iter().flat_map(|run| (0..run.len).map(move |t| (run, t)));
     for (run, t) in queries {
-        let position = segments.list()[run.segment].position + run.first + t;
+        let position = segments.first_position(run) + t;
         let keys: Vec<usize> =
             segments.visible(run.segment, position, spec.window).into_iter().flatten().collect();
         for head in 0..heads {

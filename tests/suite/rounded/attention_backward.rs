@@ -41,7 +41,7 @@ pub(crate) fn backward(
     let mut dq = zeros(q);
     let [mut dk, mut dv] = [k, v].map(|x| Tensor::f32(x.rows, heads * dim, vec![0.0; x.rows * heads * dim]));
     for run in runs {
-        let position = segments.list()[run.segment].position + run.first;
+        let position = segments.first_position(run);
         for token in 0..run.len {
             let visible = segments.visible(run.segment, position + token, spec.window);
             let keys: Vec<usize> = visible.into_iter().flatten().collect();

@@ -685,7 +685,7 @@ impl<B: Backend + Clone> Bench<'_, B> {
         Ok(())
     }
 
-    fn train(&self, mut model: Gemma<B>, report: &mut Report) -> Result<(), Failure> {
+    fn train(&self, model: Gemma<B>, report: &mut Report) -> Result<(), Failure> {
         let sizes = self.spec.sizes;
         let mut planned = Vec::new();
         for &groups in if self.quick { &sizes.groups[..1] } else { sizes.groups } {
@@ -716,36 +716,30 @@ impl<B: Backend + Clone> Bench<'_, B> {
             return Ok(());
         }
         let began = Instant::now();
-        let mut optimizer = Optimizer::new(&model, &OptimizerSection::default(), 0);
+        let optimizer = Optimizer::new(&model, &OptimizerSection::default(), 0);
         model.backend.check()?;
         let seconds = began.elapsed().as_secs_f64();
         let text = format!("made in {seconds:.3} s");
         report.figure(&self.spec.of("optimizer start"), &text, json!({ "seconds": seconds }))?;
-        let mut t = 0;
+        let mut trained = Trained { model, optimizer, updates: 0 };
         for groups in planned {
-            let name = self.spec.train_name(groups);
-            if self.goes_on(&name, report)? {
-                let (prompts, responses) = (&prompts[..groups], &responses[..groups]);
-                self.steps(&name, groups, &mut model, &mut optimizer, prompts, responses, &mut t, report)?;
+            if self.goes_on(&self.spec.train_name(groups), report)? {
+                self.steps(&mut trained, &prompts[..groups], &responses[..groups], report)?;
             }
         }
         Ok(())
     }
 
     /// Training steps on the same responses.
-    #[allow(clippy::too_many_arguments)]
     fn steps(
         &self,
-        name: &str,
-        groups: usize,
-        model: &mut Gemma<B>,
-        optimizer: &mut Optimizer<B>,
+        trained: &mut Trained<B>,
         prompts: &[Vec<u32>],
         responses: &[Vec<Response>],
-        t: &mut u64,
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let b = model.backend.clone();
+        let Trained { model, optimizer, updates } = trained;
+        let (name, b) = (self.spec.train_name(prompts.len()), model.backend.clone());
         // As an objective would weigh them: good and bad responses, all of them to be learnt from.
         let count = responses.iter().flatten().map(|r| r.tokens.len()).sum::<usize>() as f32;
         let weight = |j: usize| if j.is_multiple_of(2) { 1.0 / count } else { -0.5 / count };
@@ -759,7 +753,7 @@ impl<B: Backend + Clone> Bench<'_, B> {
         self.m.begin_peak();
         let times = if self.quick { 1 } else { 3 };
         for _ in 0..=times {
-            *t += 1;
+            *updates += 1;
             let mut forward = None;
             let f = self.m.timed(&b, &mut || {
                 forward = with_groups(prompts, responses, |groups| Some(Forward::new(model, groups, 1.0)));
@@ -771,7 +765,9 @@ impl<B: Backend + Clone> Bench<'_, B> {
             })?;
             let mut norm = None;
             let section = OptimizerSection::default();
-            let o = self.m.timed(&b, &mut || norm = Some(optimizer.step(model, &section, section.lr, *t)))?;
+            let o = self
+                .m
+                .timed(&b, &mut || norm = Some(optimizer.step(model, &section, section.lr, *updates)))?;
             let norm = norm.transpose()?.unwrap_or(0.0);
             if norm <= 0.0 {
                 report.wrong(format!("{name}: the gradient's norm is {norm}"))?;
@@ -784,8 +780,8 @@ impl<B: Backend + Clone> Bench<'_, B> {
         // The first step records nothing, but memory is taken for it; unless there was time for no other.
         let steps = spent[0].len();
         let [f, g, o] = spent.map(|all| median(all[usize::from(steps > 1)..].to_vec()));
-        let tokens = self.spec.tokens(groups) as f64;
-        let flops = training_flops(&self.config, self.spec.sizes, groups);
+        let tokens = self.spec.tokens(prompts.len()) as f64;
+        let flops = training_flops(&self.config, self.spec.sizes, prompts.len());
         let share = flops / (f + g) / self.ceilings.product;
         let optimizer_bytes = 34.0 * parameters(&self.config) as f64;
         let optimizer_share = optimizer_bytes / o / self.ceilings.copy;
@@ -812,8 +808,15 @@ impl<B: Backend + Clone> Bench<'_, B> {
             "optimizer_share_of_copy": optimizer_share,
         });
         driver_figures(self.m.counts(), before, self.m.peak()?, &mut text, &mut value);
-        report.figure(name, &text, value)
+        report.figure(&name, &text, value)
     }
+}
+
+/// A model in training.
+struct Trained<B: Backend> {
+    model: Gemma<B>,
+    optimizer: Optimizer<B>,
+    updates: u64,
 }
 
 fn distinct(responses: &[Vec<Response>]) -> usize {

@@ -597,7 +597,7 @@ pub trait Backend: Send + Sync {
     ) -> Self::Tensor;
     /// [`Backend::rope_forward`] of q, which it returns, and of k into the batch's rows of a cache, and there v, normed but not
     /// turned: the cache's append. The norms are those of q, k and v; v is normed only where q and k are.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "three tensors in, two caches out")]
     fn rope_append(
         &self,
         q: &Self::Tensor,
@@ -633,7 +633,7 @@ pub trait Backend: Send + Sync {
     /// Gradient of [`Backend::attention_forward`], of which every row of k and v belongs to a segment of the batch: returns
     /// (dq, dk, dv). Keys of a shared prefix collect the gradients of all that see them, in a fixed order; those that no
     /// query sees have none, zero.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "all that the formula reads")]
     fn attention_backward(
         &self,
         d_o: &Self::Tensor,
@@ -772,7 +772,7 @@ pub trait Backend: Send + Sync {
     ) -> (Vec<f32>, HeadTrace<Self::Tensor>);
     /// Gradient of L = -sum_i weights\[i\] * logprob(targets\[i\]): returns dx `[R, D]`, and d_embedding +=. Logits that were not
     /// kept are computed again, in tiles; no bit depends on it.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "all that the formula reads, and a sum")]
     fn lm_head_logprob_backward(
         &self,
         x: &Self::Tensor,

@@ -190,7 +190,7 @@ macro_rules! functions {
             ///
             /// # Safety
             /// As the driver's documentation says of its pointers and handles.
-            #[allow(non_snake_case, clippy::too_many_arguments)] // the driver's names and lists
+            #[allow(non_snake_case, clippy::too_many_arguments, reason = "the driver's names and lists")]
             pub(super) unsafe fn $name($($arg: $type),*) -> CUresult {
                 let Some(Ok(table)) = TABLE.get() else { panic!("the driver is called before it is found") };
                 // SAFETY: the caller's word.

@@ -115,7 +115,8 @@ impl<B: Backend> Stepper<'_, B> {
             let micro = prompts.div_ceil(config.train.gradient_accumulation as u64) as usize;
             let mut total = Totals::default();
             for groups in weighed.chunks(micro) {
-                self.backward(&mut dir.model, optimizer, groups, &weighed, update, step, &mut total)?;
+                let micro = MicroBatch { groups, step_groups: &weighed, update, step };
+                self.backward(&mut dir.model, optimizer, micro, &mut total)?;
             }
             if verifier {
                 let scored: Vec<&Scored> = labelled.iter().map(|&index| &self.scored[index]).collect();
@@ -273,16 +274,12 @@ impl<B: Backend> Stepper<'_, B> {
         Ok(weighed)
     }
 
-    /// Adds the gradient of one micro-batch. `step_groups` are all groups of the step: normalisers are the step's.
-    #[allow(clippy::too_many_arguments)]
+    /// Adds the gradient of one micro-batch.
     fn backward(
         &self,
         model: &mut Gemma<B>,
         optimizer: &mut Optimizer<B>,
-        groups: &[Weighed],
-        step_groups: &[Weighed],
-        update: u64,
-        step: u64,
+        MicroBatch { groups, step_groups, update, step }: MicroBatch,
         total: &mut Totals,
     ) -> Result<(), TrainError> {
         let config = self.config;
@@ -381,6 +378,16 @@ fn clipped_weight(c: f64, gap: f64, (low, high): (f64, f64)) -> f64 {
 /// by log pi.
 fn k3(d: f64) -> (f64, f64) {
     (d.exp() - d - 1.0, 1.0 - d.exp())
+}
+
+/// Groups whose gradient is computed at once.
+struct MicroBatch<'a> {
+    groups: &'a [Weighed],
+    /// All groups of the step: normalisers are the step's.
+    step_groups: &'a [Weighed],
+    /// The number of updates that the step has made.
+    update: u64,
+    step: u64,
 }
 
 /// Sums over a step's micro-batches.

@@ -344,7 +344,7 @@ pub(super) fn logprob_forward(
 }
 
 /// See [`crate::backend::Backend::lm_head_logprob_backward`].
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the method has them")]
 pub(super) fn logprob_backward(
     cuda: &Cuda,
     x: &Tensor,
@@ -369,7 +369,7 @@ fn workspace(free: Option<u64>) -> usize {
 
 /// [`crate::backend::Backend::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
 /// logits, if a chunk's is no larger. No bit depends on it.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the method has them, and a bound")]
 pub fn logprob_backward_within(
     workspace: usize,
     cuda: &Cuda,

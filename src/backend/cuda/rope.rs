@@ -135,7 +135,7 @@ pub(super) fn forward(
 }
 
 /// See [`crate::backend::Backend::rope_append`]; as [`forward`]. Every row belongs to a run.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the method has them")]
 pub(super) fn append(
     cuda: &Cuda,
     q: &Tensor,

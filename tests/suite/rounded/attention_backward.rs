@@ -23,14 +23,11 @@ fn add(factor: f32, x: &[f32], sum: &mut [f32]) {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     d_o: &Tensor,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    _o: &Tensor,
-    _lse: &Tensor,
     tables: &(Tables, Owned),
     spec: &AttentionSpec,
 ) -> (Tensor, Tensor, Tensor) {

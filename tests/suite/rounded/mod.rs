@@ -304,12 +304,12 @@ impl Backend for Rounded {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        o: &Tensor,
-        lse: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
         tables: &Self::Tables,
         spec: &AttentionSpec,
     ) -> (Tensor, Tensor, Tensor) {
-        attention_backward::backward(d_o, q, k, v, o, lse, tables, spec)
+        attention_backward::backward(d_o, q, k, v, tables, spec)
     }
 
     fn geglu_forward(

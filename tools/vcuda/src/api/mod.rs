@@ -122,7 +122,7 @@ macro_rules! export {
             /// # Safety
             /// As the driver's documentation says of its pointers.
             #[unsafe(no_mangle)]
-            #[allow(non_snake_case, unused_unsafe, clippy::too_many_arguments)]
+            #[allow(non_snake_case, unused_unsafe, clippy::too_many_arguments, reason = "CUDA's names and lists")]
             pub unsafe extern "C" fn $name($($arg: $type),*) -> c_uint {
                 // SAFETY: what the body does with pointers is what the documentation allows.
                 answer(|| unsafe { $body })

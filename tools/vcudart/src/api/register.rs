@@ -56,7 +56,7 @@ pub extern "C" fn __cudaUnregisterFatBinary(binary: *mut Handle) {
 /// # Safety
 /// Names end with a zero.
 #[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "what nvcc's code calls it with")]
 pub unsafe extern "C" fn __cudaRegisterFunction(
     binary: *mut Handle,
     stub: *const c_void,
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn __cudaRegisterFunction(
 /// # Safety
 /// Names end with a zero.
 #[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "what nvcc's code calls it with")]
 pub unsafe extern "C" fn __cudaRegisterVar(
     binary: *mut Handle,
     host: *const c_void,
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn __cudaRegisterVar(
 /// # Safety
 /// Names end with a zero, and the pointer can be written for as long as the program runs.
 #[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "what nvcc's code calls it with")]
 pub unsafe extern "C" fn __cudaRegisterManagedVar(
     binary: *mut Handle,
     host: *mut Handle,

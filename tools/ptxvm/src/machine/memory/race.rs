@@ -504,7 +504,10 @@ impl Shadow {
     /// that is there do not race with who wrote it, because every order leaves the same bytes. Without `note` nothing is
     /// recorded: an asynchronous copy, which writes later, or a product, whose reads are the agent's.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "inlined into every access: a struct would be built for each"
+    )]
     pub(crate) fn touch(
         &mut self,
         clocks: &Clocks,
@@ -633,7 +636,7 @@ impl Shadow {
     }
 
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "inlined, as `touch`")]
     fn write(
         &mut self,
         g: usize,

@@ -6,10 +6,9 @@ use super::{BlockRun, lanes_of, wait};
 use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Control, Exec, Inst, ParamCopy};
+use crate::machine::inst::{Control, Exec, ParamCopy};
 use crate::machine::launch::{LaunchState, Worker};
 use crate::machine::layout::{FUNCTION_WINDOW, MAX_LOCAL_BYTES};
-use crate::machine::registers::Reg;
 use crate::machine::system;
 use crate::machine::warp::{Frame, State};
 
@@ -17,15 +16,12 @@ use crate::machine::warp::{Frame, State};
 const MAX_ROWS: usize = 1 << 18;
 
 impl BlockRun {
-    /// Control flow that is rarer than branches, for the lanes `m` of split `s`; sets the split's next pc.
+    /// Control flow that is rarer than branches, at the pc of split `s`, for the lanes `m`; sets the split's next pc.
     ///
     /// Never inlined, because it would cost the loop of [`BlockRun::run_split`] its registers.
     #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn control(
         &mut self,
-        control: &Control,
-        inst: &Inst,
         w: usize,
         s: usize,
         m: u32,
@@ -36,12 +32,15 @@ impl BlockRun {
         let pc = run.splits[s].pc;
         let mask = run.splits[s].mask;
         let live = run.warp.live;
+        let inst = &launch.program.code[pc as usize];
+        let Exec::Control(control) = &inst.exec else { unreachable!("the loop's own") };
         match control {
             Control::Branch { .. } | Control::Join => unreachable!("the loop's own"),
             Control::BranchTable { targets, join } => {
                 let index = *run.warp.regs.get::<u32>(inst.src(0));
-                if launch.checks.init && run.warp.regs.defined(inst.src(0)) & m != m {
-                    self.undefined(w, pc, inst.src(0), m, launch, worker, "the index of a branch");
+                let undefined = m & !run.warp.regs.defined(inst.src(0));
+                if launch.checks.init && undefined != 0 {
+                    self.undefined(w, pc, undefined, launch, worker, "the index of a branch");
                 }
                 let mut ways: Vec<(u32, u32)> = Vec::new();
                 if mask & !m != 0 {
@@ -93,7 +92,7 @@ impl BlockRun {
                 self.block.work.instructions -= 1;
                 self.meet_group(w, s, launch)?;
             }
-            Control::Barrier { aligned, .. } => {
+            Control::Barrier { aligned, .. } | Control::ClusterBarrier { aligned, .. } => {
                 if *aligned && m != live {
                     wait(run, s, m, State::Converging);
                     self.meet(w, launch, worker)?;
@@ -103,20 +102,10 @@ impl BlockRun {
                         let rest = run.splits.len() - 1;
                         run.splits[rest].pc = pc + 1;
                     }
-                    self.reach(w, pc, m, launch, worker)?;
-                }
-            }
-            Control::ClusterBarrier { aligned, .. } => {
-                if *aligned && m != live {
-                    wait(run, s, m, State::Converging);
-                    self.meet(w, launch, worker)?;
-                } else {
-                    if m != mask {
-                        run.leave_behind(s, mask & !m, State::Ready, pc);
-                        let rest = run.splits.len() - 1;
-                        run.splits[rest].pc = pc + 1;
+                    match control {
+                        Control::ClusterBarrier { .. } => self.reach_cluster(w, pc, m, launch, worker)?,
+                        _ => self.reach(w, pc, m, launch, worker)?,
                     }
-                    self.reach_cluster(w, pc, m, launch, worker)?;
                 }
             }
             // `Return` reads the results from the call.
@@ -125,8 +114,9 @@ impl BlockRun {
             }
             Control::CallIndirect { args, .. } => {
                 let at = *run.warp.regs.get::<u64>(inst.src(0));
-                if launch.checks.init && run.warp.regs.defined(inst.src(0)) & m != m {
-                    self.undefined(w, pc, inst.src(0), m, launch, worker, "the address of a call");
+                let undefined = m & !run.warp.regs.defined(inst.src(0));
+                if launch.checks.init && undefined != 0 {
+                    self.undefined(w, pc, undefined, launch, worker, "the address of a call");
                 }
                 // One function after another; the lanes of the others try again, and meet behind the call.
                 let lane = m.trailing_zeros() as usize;
@@ -189,19 +179,17 @@ impl BlockRun {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// A finding: `lanes` read a register that they never wrote.
     fn undefined(
         &mut self,
         w: usize,
         pc: u32,
-        reg: Reg,
-        m: u32,
+        lanes: u32,
         launch: &LaunchState<'_>,
         worker: &mut Worker,
         what: &str,
     ) {
         let run = &mut self.warps[w];
-        let lanes = m & !run.warp.regs.defined(reg);
         let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
         ctx.finding(ErrorKind::Uninitialized, lanes, None, || format!("{what} was never written"));
     }

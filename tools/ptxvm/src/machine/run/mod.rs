@@ -513,13 +513,13 @@ impl BlockRun {
                     }
                     pc += 1;
                 }
-                Exec::Control(control) => {
+                Exec::Control(_) => {
                     run.splits[s].pc = pc;
                     if m == 0 {
                         pc += 1;
                         continue;
                     }
-                    self.control(control, inst, w, s, m, launch, worker)?;
+                    self.control(w, s, m, launch, worker)?;
                     return Ok(ran);
                 }
             }

@@ -27,8 +27,11 @@ pub struct Args {
         long_help = format!("What is maximised, by the coefficient of a response:\n{}", described())
     )]
     pub objective: String,
-    /// The Best-of-N size; sft, rl, max-rl and grpo need none
-    #[arg(long, value_name = "N")]
+    /// The Best-of-N size
+    #[arg(
+        long, value_name = "N",
+        help = format!("The Best-of-N size; {} need none", Kind::listed(|objective| !objective.needs_n))
+    )]
     pub n: Option<usize>,
     /// An option of the objective
     #[arg(

@@ -98,6 +98,17 @@ macro_rules! objectives {
             /// All of them, the paper's baselines first and other papers' last, but for what trains no policy.
             pub const ALL: &[Kind] = &[$(Kind::$kind),*];
 
+            /// The names of those for which `of` holds, as in `sft, rl and grpo`.
+            pub fn listed(of: impl Fn(&Objective) -> bool) -> String {
+                let names: Vec<String> =
+                    Self::ALL.iter().filter(|kind| of(kind.objective())).map(Kind::to_string).collect();
+                match names.split_last() {
+                    Some((last, [])) => last.clone(),
+                    Some((last, others)) => format!("{} and {last}", others.join(", ")),
+                    None => String::new(),
+                }
+            }
+
             /// What it asks for, and its formula.
             pub fn objective(self) -> &'static Objective {
                 match self {
@@ -170,47 +181,59 @@ pub enum Signal {
     Environment,
 }
 
-/// The `[objective]` table of a training configuration. A setting that the chosen kind would ignore is an error.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ObjectiveConfig {
-    /// Which objective.
-    pub kind: Kind,
-    /// The Best-of-N size N. Required by every kind but `sft`, `rl`, `max-rl`, `grpo` and `verifier`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n: Option<usize>,
+macro_rules! objective_config {
+    ($($(#[$doc:meta])* $setting:ident: $type:ty,)*) => {
+        /// The `[objective]` table of a training configuration. A setting that the chosen kind would ignore is an error.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct ObjectiveConfig {
+            /// Which objective.
+            pub kind: Kind,
+            /// The Best-of-N size N, for objectives that need it ([`Objective::needs_n`]).
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub n: Option<usize>,
+            $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")] pub $setting: Option<$type>,)*
+            /// The least reward R of a response that passes, which is to say, is right: in every figure, in evaluation and in
+            /// what the objectives count as a pass. [`DEFAULT_PASS_THRESHOLD`] if absent.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub pass_threshold: Option<f64>,
+        }
+
+        impl ObjectiveConfig {
+            /// A configuration with every option at its default.
+            pub fn new(kind: Kind, n: Option<usize>) -> Self {
+                Self { kind, n, $($setting: None,)* pass_threshold: None }
+            }
+
+            /// The settings that some objectives read, by name, and whether each is given.
+            pub fn settings(&self) -> Vec<(&'static str, bool)> {
+                vec![$((stringify!($setting), self.$setting.is_some())),*]
+            }
+        }
+    };
+}
+
+// The settings that some objectives read.
+objective_config! {
     /// For `bon-rl`, `bon-rl-v` and `bon-rl-s`; `exact` if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub estimator: Option<Estimator>,
+    estimator: Estimator,
     /// For `bon-rlb`; `unbiased` if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub negative_sign: Option<NegativeSign>,
+    negative_sign: NegativeSign,
     /// For `bon-rlb` and `bon-rlb-p`: the bound on their weights; [`bon_rlb::DEFAULT_WEIGHT_CLIP`] if absent,
     /// `inf` for none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_clip: Option<f64>,
+    weight_clip: f64,
     /// For `bon-rl`, and required there: what picks the best of N.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<Signal>,
+    selector: Signal,
     /// For `bon-rl`, and required there: what the pick earns.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward: Option<Signal>,
+    reward: Signal,
     /// For `pkpo`; `leave-one-out-minus-one` if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub baseline: Option<pkpo::Baseline>,
+    baseline: pkpo::Baseline,
     /// For `max-rl`: whether the mean score of all samples is subtracted; true if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control_variate: Option<bool>,
+    control_variate: bool,
     /// For `grpo`: whether advantages are divided by the group's standard deviation; true if absent, false is Dr. GRPO.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub std_normalization: Option<bool>,
+    std_normalization: bool,
     /// For `verifier`; `bernoulli` if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<verifier::Loss>,
-    /// The least reward R of a response that passes, which is to say, is right: in every figure, in evaluation and in
-    /// what the objectives count as a pass. [`DEFAULT_PASS_THRESHOLD`] if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pass_threshold: Option<f64>,
+    loss: verifier::Loss,
 }
 
 /// `pass_threshold` if it is not given: halfway between the rewards of built-in verifiers.
@@ -222,47 +245,10 @@ pub fn passes(reward: f64, pass_threshold: f64) -> bool {
 }
 
 impl ObjectiveConfig {
-    /// A configuration with every option at its default.
-    pub fn new(kind: Kind, n: Option<usize>) -> Self {
-        Self {
-            kind,
-            n,
-            estimator: None,
-            negative_sign: None,
-            weight_clip: None,
-            selector: None,
-            reward: None,
-            baseline: None,
-            control_variate: None,
-            std_normalization: None,
-            loss: None,
-            pass_threshold: None,
-        }
-    }
-
-    /// The settings that some objectives read, by name, and whether each is given.
-    pub fn settings(&self) -> [(&'static str, bool); 9] {
-        [
-            ("estimator", self.estimator.is_some()),
-            ("negative_sign", self.negative_sign.is_some()),
-            ("weight_clip", self.weight_clip.is_some()),
-            ("selector", self.selector.is_some()),
-            ("reward", self.reward.is_some()),
-            ("baseline", self.baseline.is_some()),
-            ("control_variate", self.control_variate.is_some()),
-            ("std_normalization", self.std_normalization.is_some()),
-            ("loss", self.loss.is_some()),
-        ]
-    }
-
     /// The names of all settings beside `kind` and `n`.
     pub fn options() -> Vec<&'static str> {
-        Self::new(Kind::Sft, None)
-            .settings()
-            .map(|(name, _)| name)
-            .into_iter()
-            .chain(["pass_threshold"])
-            .collect()
+        let settings = Self::new(Kind::Sft, None).settings().into_iter();
+        settings.map(|(name, _)| name).chain(["pass_threshold"]).collect()
     }
 
     /// `pass_threshold`, or its default.

@@ -16,7 +16,9 @@ fn every_command_explains_itself() {
     let names = listed.filter(|line| !line.starts_with(' ')).filter_map(|line| line.split(' ').next());
     let names: Vec<&str> = names.filter(|name| *name != "help").collect();
     assert!(names.len() >= 12, "{commands}");
+    let readme = std::fs::read_to_string(crate::places::checkout().join("README.md")).unwrap();
     for command in names {
+        assert!(readme.contains(&format!("bon-engine {command}")), "README.md does not speak of {command}");
         let help = f.succeed(&[command, "--help"]).stdout;
         assert!(help.contains(&format!("Usage: bon-engine {command}")), "{help}");
         // Every argument has a sentence: its own line is longer than its name and default, or the next one explains.

@@ -880,26 +880,15 @@ fn groups_are_checked() {
     assert!(error.to_string().contains("needs more samples than n = 2, and the group has 2"), "{error}");
 }
 
-const KINDS: [Kind; 12] = [
-    Kind::Sft,
-    Kind::BonSft,
-    Kind::Rl,
-    Kind::BonRl,
-    Kind::BonRlV,
-    Kind::BonRlS,
-    Kind::BonRlb,
-    Kind::BonRlbP,
-    Kind::PassAtN,
-    Kind::Pkpo,
-    Kind::MaxRl,
-    Kind::Grpo,
-];
+/// All that train a policy.
+fn kinds() -> impl Iterator<Item = Kind> {
+    Kind::ALL.iter().copied().filter(|kind| !kind.trains_verifier())
+}
 
 /// Every usable configuration of every kind at `n`.
 fn all_configs(n: usize) -> Vec<ObjectiveConfig> {
-    KINDS
-        .iter()
-        .flat_map(|&kind| {
+    kinds()
+        .flat_map(|kind| {
             let mut base = config(kind, n);
             if kind == Kind::BonRl {
                 (base.selector, base.reward) = (Some(Signal::Verifier), Some(Signal::Environment));
@@ -926,7 +915,7 @@ proptest! {
         n in prop_oneof![0usize..10, Just(usize::MAX)],
     ) {
         let group = ScoredGroup { scores, rewards, expert_score };
-        for kind in KINDS {
+        for kind in kinds() {
             let _ = coefficients(&config(kind, n), &group);
         }
         for config in all_configs(n.max(1)) {

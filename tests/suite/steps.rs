@@ -232,7 +232,6 @@ fn coefficients(config: &TrainConfig, scores: &[f64], rewards: &[f64], expert: f
     };
     match objective.kind {
         Kind::Sft => (vec![1.0], false),
-        Kind::Verifier => unreachable!("its formulas are in the tests of reward models"),
         Kind::Rl => {
             let mean = rewards.iter().sum::<f64>() / m as f64;
             (rewards.iter().map(|r| (r - mean) / (m as f64 - 1.0)).collect(), false)
@@ -302,6 +301,9 @@ fn coefficients(config: &TrainConfig, scores: &[f64], rewards: &[f64], expert: f
             };
             ((0..m).map(of).collect(), clipped)
         }
+        kind => unreachable!(
+            "no case has {kind}, whose formula is in the tests of objectives or of reward models"
+        ),
     }
 }
 

@@ -213,6 +213,31 @@ fn what_few_may_use_the_others_do_not() {
     assert_none("privileges that nobody uses", idle);
 }
 
+/// A test in a file that no other file declares would not run, and nobody would hear of it.
+#[test]
+fn every_file_of_rust_is_declared() {
+    let crates = ["tools/ptxvm", "tools/vcuda", "tools/vcudart"]
+        .map(|of| [format!("{of}/src"), format!("{of}/tests")]);
+    let mut undeclared = Vec::new();
+    for top in ["src", "tests/suite"].map(str::to_owned).iter().chain(crates.as_flattened()) {
+        for path in files(top).into_iter().filter(|path| path.ends_with(".rs")) {
+            // A folder is declared where its mod.rs is.
+            let module = path.trim_end_matches(".rs").trim_end_matches("/mod");
+            let (dir, name) = module.rsplit_once('/').unwrap();
+            let declares = |parent: &str| {
+                let text = fs::read_to_string(root().join(dir).join(parent)).unwrap_or_default();
+                text.lines().any(|line| line.ends_with(&format!("mod {name};")))
+            };
+            let roots = ["lib", "main"].contains(&name);
+            let parents = ["mod.rs", "lib.rs", "main.rs", "../main.rs"];
+            if !roots && !parents.into_iter().any(declares) {
+                undeclared.push(path);
+            }
+        }
+    }
+    assert_none("files that no file declares", undeclared);
+}
+
 /// Stems of the files with this extension in a directory, but for some.
 fn stems(dir: &str, extension: &str, other: &[&str]) -> BTreeSet<String> {
     let paths = files(dir).into_iter().map(PathBuf::from);
@@ -399,11 +424,17 @@ fn objectives_are_listed_where_they_are_told_of() {
         read(REFERENCE).contains(&format!("# Required. One of {names}.\n")),
         "{REFERENCE} does not list {names}"
     );
+    for sentence in [
+        format!("# Required by all kinds but {}. N of Best-of-N.\n", Kind::listed(|of| !of.needs_n)),
+        format!("# Required by every objective but {}.\n", Kind::listed(|of| !of.needs_samples)),
+    ] {
+        assert!(read(REFERENCE).contains(&sentence), "{REFERENCE} does not say: {sentence}");
+    }
     // A setting that no objective reads could not be set, and one that is not in the list could not be read.
     let taken: BTreeSet<&str> =
         Kind::ALL.iter().flat_map(|k| [k.objective().required, k.objective().optional].concat()).collect();
     let settings: BTreeSet<&str> =
-        ObjectiveConfig::new(Kind::Sft, None).settings().map(|(name, _)| name).into_iter().collect();
+        ObjectiveConfig::new(Kind::Sft, None).settings().into_iter().map(|(name, _)| name).collect();
     assert_eq!(taken, settings);
 }
 
@@ -481,7 +512,16 @@ fn the_reference_names_every_key_and_no_other() {
         assert_eq!(keys, known(&format!("{top}zzzz = 1")), "{top}");
         kinds.insert(kind.trim_matches('"').to_owned(), keys);
     }
-    assert_eq!(kinds.into_keys().collect::<BTreeSet<_>>(), known("[verifier]\nkind = \"zzzz\""));
+    let kinds: BTreeSet<String> = kinds.into_keys().collect();
+    assert_eq!(kinds, known("[verifier]\nkind = \"zzzz\""));
+    let readme = read("README.md");
+    let table = readme.split("\n## Verifiers\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let rows: BTreeSet<String> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(kinds, rows, "the kinds, and the rows of README.md's table of verifiers");
 }
 
 #[test]

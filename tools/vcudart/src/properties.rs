@@ -24,9 +24,27 @@ macro_rules! layout {
     };
 }
 
-layout! {
-    /// The structure that cudaGetDeviceProperties of CUDA 13 fills.
-    Properties13 {
+/// Both structures, of groups of fields that both have, behind some of which stand fields of CUDA 12 alone; and their ends.
+macro_rules! layouts {
+    (
+        $({ $($field:ident: $type:ty,)* } $(12 { $($old:ident: $old_type:ty),* })?)*
+        end 12 { $($end12:ident: $type12:ty,)* }
+        end 13 { $($end13:ident: $type13:ty,)* }
+    ) => {
+        layout! {
+            /// The structure that cudaGetDeviceProperties of CUDA 13 fills.
+            Properties13 { $($($field: $type,)*)* $($end13: $type13,)* }
+        }
+
+        layout! {
+            /// The structure that cudaGetDeviceProperties_v2 of CUDA 12 fills.
+            Properties12 { $($($field: $type,)* $($($old: $old_type,)*)?)* $($end12: $type12,)* }
+        }
+    };
+}
+
+layouts! {
+    {
         name: [u8; 256],
         uuid: [u8; 16],
         luid: [u8; 8],
@@ -39,16 +57,26 @@ layout! {
         maxThreadsPerBlock: i32,
         maxThreadsDim: [i32; 3],
         maxGridSize: [i32; 3],
+    } 12 { clockRate: i32 }
+    {
         totalConstMem: usize,
         major: i32,
         minor: i32,
         textureAlignment: usize,
         texturePitchAlignment: usize,
+    } 12 { deviceOverlap: i32 }
+    {
         multiProcessorCount: i32,
+    } 12 { kernelExecTimeoutEnabled: i32 }
+    {
         integrated: i32,
         canMapHostMemory: i32,
+    } 12 { computeMode: i32 }
+    {
         maxTexture1D: i32,
         maxTexture1DMipmap: i32,
+    } 12 { maxTexture1DLinear: i32 }
+    {
         maxTexture2D: [i32; 2],
         maxTexture2DMipmap: [i32; 2],
         maxTexture2DLinear: [i32; 3],
@@ -75,6 +103,8 @@ layout! {
         tccDriver: i32,
         asyncEngineCount: i32,
         unifiedAddressing: i32,
+    } 12 { memoryClockRate: i32 }
+    {
         memoryBusWidth: i32,
         l2CacheSize: i32,
         persistingL2CacheMaxSize: i32,
@@ -88,11 +118,15 @@ layout! {
         isMultiGpuBoard: i32,
         multiGpuBoardGroupID: i32,
         hostNativeAtomicSupported: i32,
+    } 12 { singleToDoublePrecisionPerfRatio: i32 }
+    {
         pageableMemoryAccess: i32,
         concurrentManagedAccess: i32,
         computePreemptionSupported: i32,
         canUseHostPointerForRegisteredMem: i32,
         cooperativeLaunch: i32,
+    } 12 { cooperativeMultiDeviceLaunch: i32 }
+    {
         sharedMemPerBlockOptin: usize,
         pageableMemoryAccessUsesHostPageTables: i32,
         directManagedMemAccessFromHost: i32,
@@ -112,6 +146,13 @@ layout! {
         ipcEventSupported: i32,
         clusterLaunch: i32,
         unifiedFunctionPointers: i32,
+    }
+    end 12 {
+        reserved2: [i32; 2],
+        reserved1: [i32; 1],
+        reserved: [i32; 60],
+    }
+    end 13 {
         deviceNumaConfig: i32,
         deviceNumaId: i32,
         mpsEnabled: i32,
@@ -120,108 +161,6 @@ layout! {
         gpuPciSubsystemID: u32,
         hostNumaMultinodeIpcSupported: i32,
         reserved: [i32; 56],
-    }
-}
-
-layout! {
-    /// The structure that cudaGetDeviceProperties_v2 of CUDA 12 fills.
-    Properties12 {
-        name: [u8; 256],
-        uuid: [u8; 16],
-        luid: [u8; 8],
-        luidDeviceNodeMask: u32,
-        totalGlobalMem: usize,
-        sharedMemPerBlock: usize,
-        regsPerBlock: i32,
-        warpSize: i32,
-        memPitch: usize,
-        maxThreadsPerBlock: i32,
-        maxThreadsDim: [i32; 3],
-        maxGridSize: [i32; 3],
-        clockRate: i32,
-        totalConstMem: usize,
-        major: i32,
-        minor: i32,
-        textureAlignment: usize,
-        texturePitchAlignment: usize,
-        deviceOverlap: i32,
-        multiProcessorCount: i32,
-        kernelExecTimeoutEnabled: i32,
-        integrated: i32,
-        canMapHostMemory: i32,
-        computeMode: i32,
-        maxTexture1D: i32,
-        maxTexture1DMipmap: i32,
-        maxTexture1DLinear: i32,
-        maxTexture2D: [i32; 2],
-        maxTexture2DMipmap: [i32; 2],
-        maxTexture2DLinear: [i32; 3],
-        maxTexture2DGather: [i32; 2],
-        maxTexture3D: [i32; 3],
-        maxTexture3DAlt: [i32; 3],
-        maxTextureCubemap: i32,
-        maxTexture1DLayered: [i32; 2],
-        maxTexture2DLayered: [i32; 3],
-        maxTextureCubemapLayered: [i32; 2],
-        maxSurface1D: i32,
-        maxSurface2D: [i32; 2],
-        maxSurface3D: [i32; 3],
-        maxSurface1DLayered: [i32; 2],
-        maxSurface2DLayered: [i32; 3],
-        maxSurfaceCubemap: i32,
-        maxSurfaceCubemapLayered: [i32; 2],
-        surfaceAlignment: usize,
-        concurrentKernels: i32,
-        ECCEnabled: i32,
-        pciBusID: i32,
-        pciDeviceID: i32,
-        pciDomainID: i32,
-        tccDriver: i32,
-        asyncEngineCount: i32,
-        unifiedAddressing: i32,
-        memoryClockRate: i32,
-        memoryBusWidth: i32,
-        l2CacheSize: i32,
-        persistingL2CacheMaxSize: i32,
-        maxThreadsPerMultiProcessor: i32,
-        streamPrioritiesSupported: i32,
-        globalL1CacheSupported: i32,
-        localL1CacheSupported: i32,
-        sharedMemPerMultiprocessor: usize,
-        regsPerMultiprocessor: i32,
-        managedMemory: i32,
-        isMultiGpuBoard: i32,
-        multiGpuBoardGroupID: i32,
-        hostNativeAtomicSupported: i32,
-        singleToDoublePrecisionPerfRatio: i32,
-        pageableMemoryAccess: i32,
-        concurrentManagedAccess: i32,
-        computePreemptionSupported: i32,
-        canUseHostPointerForRegisteredMem: i32,
-        cooperativeLaunch: i32,
-        cooperativeMultiDeviceLaunch: i32,
-        sharedMemPerBlockOptin: usize,
-        pageableMemoryAccessUsesHostPageTables: i32,
-        directManagedMemAccessFromHost: i32,
-        maxBlocksPerMultiProcessor: i32,
-        accessPolicyMaxWindowSize: i32,
-        reservedSharedMemPerBlock: usize,
-        hostRegisterSupported: i32,
-        sparseCudaArraySupported: i32,
-        hostRegisterReadOnlySupported: i32,
-        timelineSemaphoreInteropSupported: i32,
-        memoryPoolsSupported: i32,
-        gpuDirectRDMASupported: i32,
-        gpuDirectRDMAFlushWritesOptions: u32,
-        gpuDirectRDMAWritesOrdering: i32,
-        memoryPoolSupportedHandleTypes: u32,
-        deferredMappingCudaArraySupported: i32,
-        ipcEventSupported: i32,
-        clusterLaunch: i32,
-        unifiedFunctionPointers: i32,
-        reserved2: [i32; 2],
-        reserved1: [i32; 1],
-        reserved: [i32; 60],
     }
 }
 

@@ -267,11 +267,6 @@ pub fn function(host: usize) -> Result<u64, Code> {
     }
 }
 
-/// Whether a stub is registered.
-pub fn is_kernel(host: usize) -> bool {
-    with_registry(|registry| registry.binaries.values().any(|binary| binary.kernels.contains_key(&host)))
-}
-
 /// A variable's address on the device and its bytes, by its address on the host.
 pub fn variable(host: usize) -> Result<(u64, usize), Code> {
     let context = context()?;
@@ -293,15 +288,4 @@ pub fn variable(host: usize) -> Result<(u64, usize), Code> {
 pub fn begin(binary: usize) -> Result<(), Code> {
     let context = context()?;
     with_registry(|registry| registry.module(context, binary).map(drop))
-}
-
-/// Loads all binaries that have managed variables, so that the host can use these.
-pub fn begin_managed() -> Result<(), Code> {
-    let context = context()?;
-    with_registry(|registry| {
-        let has = |binary: &Binary| binary.variables.iter().any(|v| v.managed.is_some());
-        let all: Vec<usize> =
-            registry.binaries.iter().filter(|(_, b)| has(b)).map(|(name, _)| *name).collect();
-        all.into_iter().try_for_each(|binary| registry.module(context, binary).map(drop))
-    })
 }

@@ -34,7 +34,7 @@ fn entry(name: &str) -> Option<*const ()> {
 }
 
 /// What a C caller gets for a result: no panic leaves this library.
-pub(crate) fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
+pub fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(())) => 0,
         Ok(Err(Code(code))) => code,
@@ -43,7 +43,10 @@ pub(crate) fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
 }
 
 /// The result of another function of these.
-pub(crate) fn checked(code: c_uint) -> Result<(), Code> {
+///
+/// # Errors
+/// The function's.
+pub fn checked(code: c_uint) -> Result<(), Code> {
     if code == 0 { Ok(()) } else { Err(Code(code)) }
 }
 
@@ -77,9 +80,12 @@ pub(crate) unsafe fn write_text(to: *mut c_char, room: c_int, text: &str) -> Res
 
 /// Writes a value to where the caller wants it.
 ///
+/// # Errors
+/// `to` is null.
+///
 /// # Safety
 /// `to` is null or can be written.
-pub(crate) unsafe fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
+pub unsafe fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
     if to.is_null() {
         return Err(Code::INVALID_VALUE);
     }
@@ -97,7 +103,8 @@ pub(crate) unsafe fn give_handle(to: *mut Handle, handle: u64) -> Result<(), Cod
     unsafe { give(to, std::ptr::without_provenance_mut(handle as usize)) }
 }
 
-pub(crate) fn known(handle: Handle) -> u64 {
+/// The number behind a handle.
+pub fn known(handle: Handle) -> u64 {
     handle.addr() as u64
 }
 

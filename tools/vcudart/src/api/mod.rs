@@ -8,13 +8,11 @@ pub mod register;
 pub mod stream;
 
 use std::cell::Cell;
-use std::ffi::{c_uint, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::c_uint;
 
+pub use vcuda::api::Handle;
+use vcuda::api::{checked, give, known};
 use vcuda::code::Code;
-
-/// A handle or an address of the caller's.
-pub type Handle = *mut c_void;
 
 thread_local! {
     /// The last error of this thread; 0 for none.
@@ -23,11 +21,7 @@ thread_local! {
 
 /// What a C caller gets for a result, which is kept if it is an error: no panic leaves this library.
 fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
-    let code = match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(Ok(())) => 0,
-        Ok(Err(Code(code))) => code,
-        Err(_) => Code::UNKNOWN.0,
-    };
+    let code = vcuda::api::answer(f);
     // That work is not done yet is an answer, no error.
     if code != 0 && code != Code::NOT_READY.0 {
         LAST.set(code);
@@ -35,35 +29,13 @@ fn answer(f: impl FnOnce() -> Result<(), Code>) -> c_uint {
     code
 }
 
-/// The result of another function.
-fn checked(code: c_uint) -> Result<(), Code> {
-    if code == 0 { Ok(()) } else { Err(Code(code)) }
-}
-
-/// Writes a value to where the caller wants it.
-///
-/// # Safety
-/// `to` is null or can be written.
-unsafe fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
-    if to.is_null() {
-        return Err(Code::INVALID_VALUE);
-    }
-    // SAFETY: the caller's word.
-    unsafe { to.write(value) };
-    Ok(())
-}
-
-/// The same of a handle.
+/// [`give`] of a handle.
 ///
 /// # Safety
 /// As for [`give`].
 unsafe fn give_handle(to: *mut Handle, handle: u64) -> Result<(), Code> {
     // SAFETY: the caller's word.
     unsafe { give(to, std::ptr::with_exposed_provenance_mut(handle as usize)) }
-}
-
-fn known(handle: Handle) -> u64 {
-    handle.addr() as u64
 }
 
 /// Exports functions. Their callers keep to the runtime's documentation: pointers are null or good, texts end.

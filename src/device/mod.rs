@@ -339,6 +339,8 @@ macro_rules! delegate_device {
     (@timed $($to:tt)*) => { delegate_device! { @fn $($to)*, timed(f: &mut dyn FnMut()) -> Result<f64, DeviceError> } };
 }
 
+pub use delegate_device;
+
 impl<D: Device + ?Sized> Device for Arc<D> {
     delegate_device!(
         self,

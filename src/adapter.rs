@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -12,6 +13,7 @@ use crate::checkpoint::{
     Checkpoint, CheckpointError, Dtype, FileError, TensorSpec, TensorView, atomic, read_file, write_file_of,
 };
 use crate::gemma::Gemma;
+use crate::gemma::config::ConfigFile;
 use crate::gemma::lora::{self, Adapter, Linear, full_plan, held_rank};
 use crate::gemma::params::{LayerParams, ParamSpec, SCORE, TextNames, convert, plan};
 
@@ -120,6 +122,14 @@ pub enum AdapterError {
         /// What is wrong, and what would be right.
         problem: String,
     },
+    /// The embedding and the LM head cannot be told apart.
+    #[error("{}: the embedding and the LM head cannot be untied: {problem}", path.display())]
+    Untie {
+        /// adapter_config.json.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// Matrices that are not this model's.
     #[error("{}: not an adapter of this model{}:{}{}",
             path.display(),
@@ -136,6 +146,50 @@ pub enum AdapterError {
     },
 }
 
+/// A matrix of the model that is two at once, the embedding and the LM head, and that an adapter may change as either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tied {
+    Embedding,
+    Head,
+}
+
+impl Tied {
+    const ALL: [Self; 2] = [Self::Embedding, Self::Head];
+
+    /// PEFT's names of A `[r, in]` and B `[out, r]`, and of the copy of the matrix that it saves beside them.
+    fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Embedding => [
+                "model.embed_tokens.lora_embedding_A",
+                "model.embed_tokens.lora_embedding_B",
+                "model.embed_tokens.base_layer.weight",
+            ],
+            Self::Head => ["lm_head.lora_A.weight", "lm_head.lora_B.weight", "lm_head.base_layer.weight"],
+        }
+    }
+
+    /// What it is, and what it is as well.
+    fn words(self) -> [&'static str; 2] {
+        match self {
+            Self::Embedding => ["embedding", "LM head"],
+            Self::Head => ["LM head", "embedding"],
+        }
+    }
+
+    /// That which has a matrix of this name.
+    fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tied| tied.names().contains(&name))
+    }
+}
+
+/// The embedding and the LM head of a model that has both, each `[V, D]`.
+pub struct Untied<T> {
+    /// What tokens are looked up in.
+    pub embed: T,
+    /// What hidden states are multiplied with.
+    pub head: T,
+}
+
 /// An adapter directory, opened.
 #[derive(Debug)]
 pub struct AdapterFile {
@@ -144,6 +198,8 @@ pub struct AdapterFile {
     dir: PathBuf,
     /// What `base_model_name_or_path` says.
     base: Option<String>,
+    /// Whether `ensure_weight_tying` is set.
+    ties: bool,
     /// By a text model's names.
     tensors: Checkpoint,
 }
@@ -162,7 +218,8 @@ impl AdapterFile {
         let base = json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
         let tensors = Checkpoint::open_file(&dir.join(ADAPTER_WEIGHTS))?;
         let tensors = tensors.part(inner_name);
-        let mut file = Self { spec, dir: dir.into(), base, tensors };
+        let ties = json.get("ensure_weight_tying") == Some(&Value::Bool(true));
+        let mut file = Self { spec, dir: dir.into(), base, ties, tensors };
         let targets = Linear::ALL.into_iter();
         let any =
             |map: &Linear| file.tensors.names().any(|name| name.contains(&format!(".{}.lora_", map.path())));
@@ -175,9 +232,99 @@ impl AdapterFile {
         self.tensors.tensor(SCORE).is_some()
     }
 
+    /// Whether it changes the embedding or the LM head, which [`AdapterFile::load`] refuses and [`AdapterFile::untied`] computes.
+    pub fn unties(&self) -> bool {
+        self.tensors.names().any(|name| Tied::of(name).is_some())
+    }
+
     /// Gives a model the adapters, switched on, and a reward model the score head that was trained with them. All that differs
     /// from what the model's would be is told at once.
     pub fn load<B: Backend>(&self, model: &mut Gemma<B>) -> Result<(), AdapterError> {
+        self.load_all(model, false)
+    }
+
+    /// The same without what the adapter adds to the embedding and to the LM head, and these two as it makes them: E + s (B A)^T as
+    /// lora.Embedding of PEFT adds it, and E + s B A, each rounded to what the model stores, or E where it adds nothing. `config` is of
+    /// the model.
+    pub fn untied<B: Backend>(
+        &self,
+        model: &mut Gemma<B>,
+        config: &ConfigFile,
+    ) -> Result<Untied<B::Tensor>, AdapterError> {
+        let path = self.dir.join(ADAPTER_CONFIG);
+        let cannot = |problem: &str| AdapterError::Untie { path: path.clone(), problem: problem.into() };
+        if self.ties {
+            return Err(cannot(
+                "ensure_weight_tying is true, so that the embedding and the LM head were trained as one",
+            ));
+        }
+        if config.wrapped {
+            return Err(cannot(
+                "its model is the text part of a multimodal one; save the language model by itself first, with Transformers' \
+                 save_pretrained",
+            ));
+        }
+        if model.params.score.is_some() {
+            return Err(cannot("it is of a reward model, which has no LM head"));
+        }
+        let (backend, embed) = (&model.backend, &model.params.embed);
+        let dtype = backend.dtype(embed);
+        let (rows, cols) = backend.shape(embed);
+        let mut problems = Vec::new();
+        let base = backend.to_f32(embed);
+        let mut read = |tied: Tied| {
+            let rank = self.spec.rank;
+            let [a, b, copy] = tied.names();
+            let shapes = match tied {
+                Tied::Embedding => [[rank, rows], [cols, rank]],
+                Tied::Head => [[rank, cols], [rows, rank]],
+            };
+            let stored = [a, b, copy].map(|name| self.tensors.tensor(name));
+            if let Some(stored) = stored[2] {
+                let same = values_of(stored, &[rows, cols]).map(|values| {
+                    let rounded = |x: f32| if dtype == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x };
+                    values.iter().zip(&base).all(|(value, base)| rounded(*value) == *base)
+                });
+                let problem = match same {
+                    Ok(true) => None,
+                    Ok(false) => Some(format!("differs from the model's {}", tied.words()[0])),
+                    Err(problem) => Some(problem),
+                };
+                problems.extend(problem.map(|problem| format!("{copy}: {problem}")));
+            }
+            if stored[..2].iter().all(Option::is_none) {
+                return None;
+            }
+            let mut part = |name: &str, stored: Option<TensorView>, shape: [usize; 2]| {
+                let values = stored.ok_or("missing beside the other of its pair".to_owned());
+                let values = values.and_then(|stored| values_of(stored, &shape));
+                values.map_err(|problem| problems.push(format!("{name}: {problem}"))).ok()
+            };
+            let of_a = part(a, stored[0], shapes[0]);
+            of_a.zip(part(b, stored[1], shapes[1]))
+        };
+        let parts = Tied::ALL.map(|tied| (tied, read(tied)));
+        if !problems.is_empty() {
+            let path = self.dir.join(ADAPTER_WEIGHTS);
+            return Err(AdapterError::Tensors { path, base: self.base.clone(), problems });
+        }
+        let scale = self.spec.scale();
+        let [embed, head] = parts.map(|(tied, part)| {
+            let Some((a, b)) = part else {
+                return backend.upload(dtype, rows, cols, &backend.download(embed));
+            };
+            let (up, down) = match tied {
+                Tied::Embedding => (a, transposed(&b, cols)),
+                Tied::Head => (transposed(&b, rows), a),
+            };
+            sum(backend, embed, scale, up, down)
+        });
+        self.load_all(model, true)?;
+        Ok(Untied { embed, head })
+    }
+
+    /// [`AdapterFile::load`], or all but what changes the embedding and the LM head.
+    fn load_all<B: Backend>(&self, model: &mut Gemma<B>, apart: bool) -> Result<(), AdapterError> {
         let rank = self.spec.rank;
         let mut problems: Vec<String> = self
             .tensors
@@ -186,8 +333,19 @@ impl AdapterFile {
                 format!("{name}: the engine has adapters on the linear maps of attention and MLP only")
             })
             .collect();
+        let tied: Vec<(&str, Tied)> =
+            self.tensors.names().filter_map(|name| Some((name, Tied::of(name)?))).collect();
+        if !apart {
+            problems.extend(tied.iter().map(|(name, tied)| {
+                let [this, other] = tied.words();
+                format!(
+                    "{name}: it changes the {this}, which is the {other} as well in this model; `bon-engine merge --untie` writes a \
+                     model in which they are two"
+                )
+            }));
+        }
         let (backend, dtype, held) = (&model.backend, model.backend.activation_dtype(), held_rank(rank));
-        let mut known = BTreeSet::new();
+        let mut known: BTreeSet<String> = tied.iter().map(|(name, _)| (*name).to_owned()).collect();
         let mut adapters = Vec::new();
         let mut head = None;
         match (&model.params.score, self.tensors.tensor(SCORE)) {
@@ -240,7 +398,7 @@ impl AdapterFile {
         }
         let unknown = self.tensors.names().filter(|name| !known.contains(*name));
         problems.extend(unknown.map(|name| format!("{name}: the model has no such linear map")));
-        if problems.is_empty() && adapters.iter().flatten().all(Option::is_none) {
+        if problems.is_empty() && tied.is_empty() && adapters.iter().flatten().all(Option::is_none) {
             problems.push("it holds no matrices".into());
         }
         if !problems.is_empty() {
@@ -264,11 +422,10 @@ fn inner_name(stored: &str) -> Option<String> {
     if name == SCORE {
         return Some(SCORE.to_owned());
     }
-    if !name.ends_with(".lora_A.weight") && !name.ends_with(".lora_B.weight") {
-        return None;
-    }
     let within = TextNames::KNOWN.iter().find_map(|names| names.inner(name));
-    Some(within.unwrap_or_else(|| name.to_owned()))
+    let inner = within.unwrap_or_else(|| name.to_owned());
+    let adapter = name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
+    (adapter || Tied::of(&inner).is_some()).then_some(inner)
 }
 
 /// A stored matrix of this shape, all of it finite.
@@ -475,15 +632,32 @@ fn merge<B: Backend>(
     scale: f32,
 ) {
     let weight = layer.weight_mut(map).expect("a map with an adapter");
-    let ((rows, cols), rank, dtype) = (backend.shape(weight), backend.shape(a).0, backend.dtype(weight));
-    // W += (s B^T)^T A.
-    let values = backend.to_f32(b);
-    let transposed: Vec<f32> = (0..rank)
-        .flat_map(|r| values.iter().skip(r).step_by(rank).map(|x| scale * x).collect::<Vec<_>>())
-        .collect();
-    let up = lora::upload(backend, backend.activation_dtype(), rank, rows, &transposed);
-    let down = lora::upload(backend, backend.activation_dtype(), rank, cols, &backend.to_f32(a));
+    let up = transposed(&backend.to_f32(b), backend.shape(weight).0);
+    *weight = sum(backend, weight, scale, up, backend.to_f32(a));
+}
+
+/// The transpose of a matrix of so many rows.
+fn transposed(x: &[f32], rows: usize) -> Vec<f32> {
+    let cols = x.len() / rows;
+    (0..cols).flat_map(|c| x.iter().skip(c).step_by(cols)).copied().collect()
+}
+
+/// W `[V, D]` + (s U)^T D with U `[r, V]` and D `[r, D]`, rounded to what W is stored in.
+fn sum<B: Backend>(
+    backend: &B,
+    weight: &B::Tensor,
+    scale: f32,
+    mut up: Vec<f32>,
+    mut down: Vec<f32>,
+) -> B::Tensor {
+    let ((rows, cols), dtype) = (backend.shape(weight), backend.dtype(weight));
+    let rank = held_rank(up.len() / rows);
+    up.iter_mut().for_each(|x| *x *= scale);
+    up.resize(rank * rows, 0.0);
+    down.resize(rank * cols, 0.0);
+    let [up, down] = [(&up, rows), (&down, cols)]
+        .map(|(values, cols)| lora::upload(backend, backend.activation_dtype(), rank, cols, values));
     let mut sum = backend.widened(weight);
     backend.matmul_backward_weight(&up, &down, &mut sum);
-    *weight = lora::upload(backend, dtype, rows, cols, &backend.to_f32(&sum));
+    lora::upload(backend, dtype, rows, cols, &backend.to_f32(&sum))
 }

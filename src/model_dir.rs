@@ -20,7 +20,7 @@ use crate::gemma::config::{
 };
 use crate::gemma::lora;
 use crate::gemma::params::{
-    LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan, stored_dtype,
+    LM_HEAD, LoadError, ParamSpec, Params, TextNames, convert, frozen, load, load_frozen, plan, stored_dtype,
 };
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
@@ -461,6 +461,31 @@ pub fn save<B: Backend>(
     source: &Path,
     out: &Path,
 ) -> Result<(), CheckpointError> {
+    save_with(backend, config, params, None, source, out)
+}
+
+/// [`save`] of a model whose LM head is a matrix of its own, which config.json then says.
+pub fn save_untied<B: Backend>(
+    backend: &B,
+    config: &ConfigFile,
+    params: &Params<B::Tensor>,
+    head: &B::Tensor,
+    source: &Path,
+    out: &Path,
+) -> Result<(), CheckpointError> {
+    let mut config = config.clone();
+    config.json.insert("tie_word_embeddings".into(), false.into());
+    save_with(backend, &config, params, Some(head), source, out)
+}
+
+fn save_with<B: Backend>(
+    backend: &B,
+    config: &ConfigFile,
+    params: &Params<B::Tensor>,
+    head: Option<&B::Tensor>,
+    source: &Path,
+    out: &Path,
+) -> Result<(), CheckpointError> {
     let frozen = frozen(&config.gemma);
     let untouched = config.wrapped || !frozen.is_empty();
     let stored = untouched.then(|| Checkpoint::open(source)).transpose()?;
@@ -480,8 +505,14 @@ pub fn save<B: Backend>(
             }
         }
         let plan = plan(&config.gemma);
-        let tensors = params.tensors();
-        let own = plan.tensors().into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
+        let mut tensors = params.tensors();
+        let mut own = plan.tensors();
+        let untied = ParamSpec { name: LM_HEAD.to_owned(), ..plan.embed.clone() };
+        if let Some(head) = head {
+            tensors.push(head);
+            own.push(&untied);
+        }
+        let own = own.into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
             name: outer(&spec.name),
             dtype: match backend.dtype(tensor) {
                 DType::F32 => Dtype::F32,

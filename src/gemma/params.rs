@@ -342,8 +342,8 @@ const EMBED: &str = "model.embed_tokens.weight";
 pub const SCORE: &str = "score.weight";
 /// The layers' own embeddings.
 const PER_LAYER_EMBED: &str = "model.embed_tokens_per_layer.weight";
-/// Some tools save the tied head a second time.
-const LM_HEAD: &str = "lm_head.weight";
+/// The LM head where it is not the embedding; some tools save the tied one a second time.
+pub const LM_HEAD: &str = "lm_head.weight";
 /// How the names of tensors end that Transformers computes from config.json: some tools save them, and no reader needs
 /// them.
 const BUFFERS: [&str; 5] = ["inv_freq", ".embed_scale", ".position_ids", ".causal_mask", ".masked_bias"];

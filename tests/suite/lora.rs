@@ -377,7 +377,7 @@ fn hostile_directories_are_refused_by_name() {
         (vec![(q, vec![4, 40], f32::NAN), (q_b, vec![64, 4], 1.0)], "lora_A.weight: element 0 is NaN"),
         (
             [pair(), vec![(head, vec![4, 40], 1.0)]].concat(),
-            "lm_head.lora_A.weight: the model has no such linear map",
+            "lm_head.lora_A.weight: it changes the LM head, which is the embedding as well in this model; `bon-engine merge --untie`",
         ),
         (
             [pair(), vec![(beyond, vec![4, 40], 1.0)]].concat(),
@@ -397,6 +397,153 @@ fn hostile_directories_are_refused_by_name() {
     assert!(refusal(&dir).contains("adapter_model.safetensors: not a whole safetensors file"));
     std::fs::remove_file(dir.join(ADAPTER_WEIGHTS)).unwrap();
     assert!(refusal(&dir).contains("adapter_model.safetensors"));
+}
+
+/// The values of a matrix in a model directory.
+fn stored(dir: &Path, name: &str) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let stored = checkpoint.tensor(name).unwrap_or_else(|| panic!("no {name} in {}", dir.display()));
+    assert_eq!(stored.dtype, Dtype::F32);
+    bytemuck::pod_collect_to_vec(stored.bytes)
+}
+
+/// The matrix that is embedding and LM head becomes two where an adapter changes one of them, by request alone.
+#[test]
+fn an_adapter_of_the_head_or_of_the_embedding_unties_them() {
+    let f = Fixture::new();
+    let model = f.path("model");
+    let json = std::fs::read(model.join("config.json")).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    let size = |field: &str| json[field].as_u64().unwrap() as usize;
+    let (v, d, r) = (size("vocab_size"), size("hidden_size"), 3);
+    let embedding = "model.embed_tokens.weight";
+    let base = stored(&model, embedding);
+    let spec = json!({ "peft_type": "LORA", "r": r, "lora_alpha": 6 });
+    let named = |name: &str, rows: usize, cols: usize, seed| {
+        (format!("base_model.model.{name}"), vec![rows, cols], randoms(seed, rows * cols))
+    };
+    let q = size("num_attention_heads") * size("head_dim");
+    let of_q = vec![
+        named("model.layers.0.self_attn.q_proj.lora_A.weight", r, d, 1),
+        named("model.layers.0.self_attn.q_proj.lora_B.weight", q, r, 2),
+    ];
+    let of_embedding = [
+        named("model.embed_tokens.lora_embedding_A", r, v, 3),
+        named("model.embed_tokens.lora_embedding_B", d, r, 4),
+    ];
+    let of_head = vec![named("lm_head.lora_A.weight", r, d, 5), named("lm_head.lora_B.weight", v, r, 6)];
+    // PEFT saves it beside them.
+    let copy = |name: &str, values: &[f32]| {
+        (format!("base_model.model.{name}.base_layer.weight"), vec![v, d], values.to_vec())
+    };
+    let save = |spec: &Value, matrices: &[(String, Vec<usize>, Vec<f32>)]| {
+        let dir = f.path("adapter");
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(ADAPTER_CONFIG), spec.to_string()).unwrap();
+        let specs = matrices.iter().map(|(name, shape, _)| TensorSpec {
+            name: name.clone(),
+            dtype: Dtype::F32,
+            shape: shape.clone(),
+        });
+        let specs: Vec<TensorSpec> = specs.collect();
+        write_file_of(&dir.join(ADAPTER_WEIGHTS), &specs, |i| {
+            bytemuck::cast_slice::<f32, u8>(&matrices[i].2).into()
+        })
+        .unwrap();
+    };
+    let merge = ["merge", "--model", "model", "--adapter", "adapter", "--output"];
+    save(&spec, &of_q);
+    f.succeed(&[&merge[..], &["plain", "--untie"]].concat());
+    assert!(
+        Checkpoint::open(&f.path("plain")).unwrap().tensor("lm_head.weight").is_none(),
+        "nothing is to be untied"
+    );
+
+    // The element in row t and column c, and its size: W + 2 sum_k up_kt down_kc.
+    let expected =
+        |up: &dyn Fn(usize, usize) -> f32, down: &dyn Fn(usize, usize) -> f32, t: usize, c: usize| {
+            let products = (0..r).map(|k| 2.0 * f64::from(up(k, t)) * f64::from(down(k, c)));
+            let w = f64::from(base[t * d + c]);
+            products.fold((w, w.abs()), |(sum, size), x| (sum + x, size + x.abs()))
+        };
+    for (embeds, heads) in [(false, true), (true, false), (true, true)] {
+        let mut all = of_q.clone();
+        all.extend(of_embedding.iter().filter(|_| embeds).cloned());
+        all.extend(of_head.iter().filter(|_| heads).cloned());
+        all.extend(heads.then(|| copy("lm_head", &base)));
+        all.extend(embeds.then(|| copy("model.embed_tokens", &base)));
+        save(&spec, &all);
+        let sample = ["sample", "--model", "model", "--adapter", "adapter", "--prompt", "1+1="];
+        for refused in [&[&merge[..], &["refused"]].concat()[..], &sample] {
+            let ran = f.run(refused);
+            assert!(
+                ran.code == Some(1) && ran.stderr.contains("`bon-engine merge --untie`"),
+                "{}",
+                ran.stderr
+            );
+        }
+        f.succeed(&[&merge[..], &["merged", "--untie"]].concat());
+        let merged = f.path("merged");
+        for (name, changed, [a, b]) in [
+            (embedding, embeds, [&of_embedding[0].2, &of_embedding[1].2]),
+            ("lm_head.weight", heads, [&of_head[1].2, &of_head[0].2]),
+        ] {
+            let got = stored(&merged, name);
+            if !changed {
+                assert!(got == base, "{name} is as it was");
+                continue;
+            }
+            assert!(got != base, "{name}");
+            for (i, got) in got.iter().enumerate() {
+                let (want, size) = match name {
+                    // A is [r, V] and B [D, r] here,
+                    _ if name == embedding => {
+                        expected(&|k, t| a[k * v + t], &|k, c| b[c * r + k], i / d, i % d)
+                    }
+                    // and B [V, r] and A [r, D] there.
+                    _ => expected(&|k, t| a[t * r + k], &|k, c| b[k * d + c], i / d, i % d),
+                };
+                // r products, sums and the factor round once each.
+                let allowed = (2 * r + 2) as f64 * EPS * size;
+                assert!((f64::from(*got) - want).abs() <= allowed, "{name}, element {i}: {got}, not {want}");
+            }
+        }
+        let q = "model.layers.0.self_attn.q_proj.weight";
+        assert!(stored(&merged, q) == stored(&f.path("plain"), q), "the rest is merged as ever");
+        let told: Value =
+            serde_json::from_slice(&std::fs::read(merged.join("config.json")).unwrap()).unwrap();
+        assert_eq!(told["tie_word_embeddings"], json!(false));
+        let ran = f.run(&["sample", "--model", "merged", "--prompt", "1+1="]);
+        assert!(ran.stderr.contains("tie_word_embeddings"), "{}", ran.stderr);
+    }
+
+    let other: Vec<f32> = base.iter().map(|x| x + 1.0).collect();
+    let mut tied = spec.clone();
+    tied["ensure_weight_tying"] = json!(true);
+    for (spec, matrices, why) in [
+        (&spec, vec![of_head[0].clone()], "lm_head.lora_B.weight: missing beside the other of its pair"),
+        (
+            &spec,
+            vec![of_head[0].clone(), named("lm_head.lora_B.weight", v + 1, r, 1)],
+            "lm_head.lora_B.weight: expected",
+        ),
+        (
+            &spec,
+            [of_head.clone(), vec![copy("lm_head", &other)]].concat(),
+            "lm_head.base_layer.weight: differs from the model's LM head",
+        ),
+        (
+            &tied,
+            of_head.clone(),
+            "adapter_config.json: the embedding and the LM head cannot be untied: ensure_weight_tying",
+        ),
+    ] {
+        save(spec, &matrices);
+        let ran = f.run(&[&merge[..], &["wrong", "--untie"]].concat());
+        assert!(ran.code == Some(1) && ran.stderr.contains(why), "{why}: {}", ran.stderr);
+        assert!(!f.path("wrong").exists());
+    }
 }
 
 /// Trains, goes on, samples, evaluates and merges with the program.

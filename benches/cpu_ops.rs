@@ -2,8 +2,11 @@
 //! kept and computed again: `cargo bench --bench cpu_ops`.
 //! Throughput is in FLOPs (criterion prints them as elements).
 
+use bon_engine::backend::adamw::BLOCK;
 use bon_engine::backend::cpu::{Cpu, Tensor, compute_on_this_thread, lm_head, matmul};
-use bon_engine::backend::{Backend, Choice, Compute, DType, HeadSpec, Target, Truncation};
+use bon_engine::backend::{
+    AdamW, Backend, Choice, Compute, DType, HeadSpec, Moments, Quantised, Target, Truncation, Update, Weight,
+};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::GemmaConfig;
 use bon_engine::gemma::{Frozen, Gemma, params, published};
@@ -134,7 +137,48 @@ fn steps(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matmuls, heads, steps);
+/// AdamW of bf16 weights of a matrix as large as 32 of the model's: throughput is in parameters.
+fn updates(c: &mut Criterion) {
+    let mut group = c.benchmark_group("adamw");
+    group.sample_size(10);
+    const ROWS: usize = 32 * 2048;
+    const D: usize = 640;
+    group.throughput(Throughput::Elements((ROWS * D) as u64));
+    let hyper = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, step: 3, grad_scale: 0.5, key: [5, 6] };
+    let cpu = Cpu::BF16;
+    let start = random(ROWS, D, 1);
+    for (name, masters, blockwise) in [
+        ("f32 moments", true, false),
+        ("8-bit moments", true, true),
+        ("8-bit moments, no masters", false, true),
+    ] {
+        let (mut weight, mut master) = (to_bf16(&start), start.clone());
+        let mut grad = random(ROWS, D, 2);
+        let mut moments = if blockwise {
+            let zeros = || Quantised {
+                codes: cpu.zero_codes(ROWS * D),
+                scales: cpu.zeros(DType::F32, 1, (ROWS * D).div_ceil(BLOCK)),
+            };
+            Moments::Blockwise { m: zeros(), v: zeros() }
+        } else {
+            let zeros = || cpu.zeros(DType::F32, ROWS, D);
+            Moments::F32 { m: zeros(), v: zeros() }
+        };
+        let mut update = |grad: &mut Tensor| {
+            let weight = match masters {
+                true => Weight::Master { master: &mut master, copy: &mut weight },
+                false => Weight::Bf16 { weight: &mut weight, number: 0 },
+            };
+            let moments = &mut moments;
+            cpu.adamw(&hyper, &mut [Update { grad, moments, weight, weight_decay: 0.1 }]);
+        };
+        // Later ones have gradients of zero, and moments that are not.
+        update(&mut grad);
+        group.bench_function(name, |b| b.iter(|| update(&mut grad)));
+    }
+}
+
+criterion_group!(benches, matmuls, heads, steps, updates);
 
 fn main() {
     compute_on_this_thread();

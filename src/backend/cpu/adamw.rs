@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019), with PyTorch's order of operations.
 
+use std::sync::LazyLock;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -35,6 +37,7 @@ enum MomentsChunk<'a> {
 
 struct QuantisedChunk<'a> {
     code: &'static DynamicCode,
+    nearest: &'static Nearest,
     codes: &'a mut [u8],
     scales: &'a mut [f32],
 }
@@ -63,15 +66,81 @@ fn decode(code: &DynamicCode, codes: &[u8], scale: f32, x: &mut [f32]) {
     }
 }
 
-/// Returns the scale.
-#[inline(always)]
-fn encode(code: &DynamicCode, x: &[f32], codes: &mut [u8]) -> f32 {
-    // As whole numbers magnitudes have the same order.
-    let scale = f32::from_bits(x.iter().fold(0, |largest, x| x.abs().to_bits().max(largest)));
-    let inverse = inverse(scale);
-    for (c, x) in codes.iter_mut().zip(x) {
-        *c = code.nearest(x * inverse);
+/// [`DynamicCode::nearest`] for all of a block: one word is looked up for each element, where that function looks up two bytes one
+/// after the other, and all else is the same for all elements.
+struct Nearest {
+    /// By the exponent and 7 bits of a magnitude, counted from 2^-23: the code of the least of such magnitudes, and in the lower
+    /// half the largest lower half of a magnitude that has that code. Those beyond have the next code, since no two middles between
+    /// values are so near to each other.
+    entries: [u32; ENTRIES],
+    /// The code of 0.
+    zero: u32,
+}
+
+/// 2^-23, below which every magnitude has the code of the next above 0 or of 0, to 1, in steps of an exponent's 128th.
+const FIRST: u32 = (127 - 23) * 128;
+const LAST: u32 = 23 * 128;
+/// A power of two, so that no index is out of bounds.
+const ENTRIES: usize = (LAST as usize + 1).next_power_of_two();
+
+impl Nearest {
+    fn signed() -> &'static Self {
+        static NEAREST: LazyLock<Nearest> = LazyLock::new(|| Nearest::new(DynamicCode::signed()));
+        &NEAREST
     }
+
+    fn unsigned() -> &'static Self {
+        static NEAREST: LazyLock<Nearest> = LazyLock::new(|| Nearest::new(DynamicCode::unsigned()));
+        &NEAREST
+    }
+
+    fn new(code: &DynamicCode) -> Self {
+        let mut entries = [0; ENTRIES];
+        for (bucket, entry) in (FIRST..=FIRST + LAST).zip(&mut entries) {
+            let of = |half: u32| code.nearest(f32::from_bits(bucket << 16 | half));
+            let (mut same, mut beyond) = (0, 1 << 16);
+            while beyond - same > 1 {
+                let middle = same + (beyond - same) / 2;
+                *if of(middle) == of(0) { &mut same } else { &mut beyond } = middle;
+            }
+            *entry = u32::from(of(0)) << 16 | same;
+        }
+        Self { entries, zero: code.nearest(0.0).into() }
+    }
+
+    /// The codes of `factor` x.
+    #[inline(always)]
+    fn codes(&self, x: &[f32; BLOCK], factor: f32) -> [u8; BLOCK] {
+        let (mut bits, mut found, mut codes) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
+        for (bits, x) in bits.iter_mut().zip(x) {
+            *bits = (x * factor).to_bits();
+        }
+        for (found, bits) in found.iter_mut().zip(&bits) {
+            let bucket = (bits & MAGNITUDE) >> 16;
+            *found = self.entries[(bucket.max(FIRST) - FIRST).min(LAST) as usize % ENTRIES];
+        }
+        for ((code, bits), found) in codes.iter_mut().zip(&bits).zip(&found) {
+            let magnitude = bits & MAGNITUDE;
+            let above = (found >> 16) + u32::from(bits & 0xffff > found & 0xffff) - self.zero;
+            let above = if magnitude == 0 { 0 } else { above };
+            // A NaN is not below 0.
+            let negative = bits >> 31 == 1 && magnitude <= INFINITE;
+            *code = (if negative { self.zero - above.min(self.zero) } else { self.zero + above }) as u8;
+        }
+        codes
+    }
+}
+
+/// The bits of a number but for its sign.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+const INFINITE: u32 = 0x7f80_0000;
+
+/// Returns the scale; x is zero beyond the codes.
+#[inline(always)]
+fn encode(nearest: &Nearest, x: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+    // As whole numbers magnitudes have the same order.
+    let scale = f32::from_bits(x.iter().fold(0, |largest, x| (x.to_bits() & MAGNITUDE).max(largest)));
+    codes.copy_from_slice(&nearest.codes(x, inverse(scale))[..codes.len()]);
     scale
 }
 
@@ -149,14 +218,14 @@ multiversion! {
                 }
                 WeightChunk::Bf16 { weight, first, number } => {
                     let bits = random_bits(*first + block, *number, c.key);
-                    for ((w, p), bits) in weight[range.clone()].iter_mut().zip(&widened).zip(bits) {
-                        *w = without_small(bf16::from_bits((p.to_bits().wrapping_add(bits) >> 16) as u16));
+                    for ((w, p), bits) in weight[range.clone()].iter_mut().zip(&widened).zip(&bits) {
+                        *w = without_small(bf16::from_bits((p.to_bits().wrapping_add(*bits) >> 16) as u16));
                     }
                 }
             }
             if let MomentsChunk::Blockwise(both) = moments {
                 for (x, q) in decoded.iter().zip(both) {
-                    q.scales[block] = encode(q.code, &x[..n], &mut q.codes[range.clone()]);
+                    q.scales[block] = encode(q.nearest, x, &mut q.codes[range.clone()]);
                 }
             }
         }
@@ -181,8 +250,8 @@ pub fn step(hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
                 f32_of(m).into_iter().zip(f32_of(v)).map(|(m, v)| MomentsChunk::F32([m, v])).collect()
             }
             Moments::Blockwise { m, v } => {
-                let m = quantised(m, DynamicCode::signed(), shape, chunk);
-                let v = quantised(v, DynamicCode::unsigned(), shape, chunk);
+                let m = quantised(m, (DynamicCode::signed(), Nearest::signed()), shape, chunk);
+                let v = quantised(v, (DynamicCode::unsigned(), Nearest::unsigned()), shape, chunk);
                 m.into_iter().zip(v).map(|(m, v)| MomentsChunk::Blockwise([m, v])).collect()
             }
         };
@@ -249,12 +318,45 @@ fn as_bf16(x: &mut Tensor, shape: (usize, usize)) -> &mut [bf16] {
 
 fn quantised<'a>(
     x: &'a mut Quantised<Tensor, Codes>,
-    code: &'static DynamicCode,
+    (code, nearest): (&'static DynamicCode, &'static Nearest),
     (rows, cols): (usize, usize),
     chunk: usize,
 ) -> Vec<QuantisedChunk<'a>> {
     assert_eq!(x.codes.len(), rows * cols, "a code of every element");
     let scales = as_f32(&mut x.scales, (1, (rows * cols).div_ceil(BLOCK)));
     let both = x.codes.chunks_mut(chunk).zip(scales.chunks_mut(chunk / BLOCK));
-    both.map(|(codes, scales)| QuantisedChunk { code, codes, scales }).collect()
+    both.map(|(codes, scales)| QuantisedChunk { code, nearest, codes, scales }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_encoded_as_its_elements_are() {
+        for (code, nearest) in
+            [(DynamicCode::signed(), Nearest::signed()), (DynamicCode::unsigned(), Nearest::unsigned())]
+        {
+            // Every bucket from below the first to above the last: its ends, and where its code changes, with the numbers beside that.
+            let mut all: Vec<u32> = vec![0, 1, 0x007f_ffff, 0x3f80_0001, INFINITE - 1, INFINITE];
+            for bucket in FIRST - 300..FIRST + LAST + 10 {
+                let entry = nearest.entries[(bucket.max(FIRST) - FIRST).min(LAST) as usize];
+                let change = entry & 0xffff;
+                let halves = [0, 1, 0xffff, change.saturating_sub(1), change, (change + 1).min(0xffff)];
+                all.extend(halves.map(|half| bucket << 16 | half));
+            }
+            all.extend(code.values.map(|value| value.to_bits() & MAGNITUDE));
+            let signs = if code.values[0] < 0.0 { &[1.0, -1.0][..] } else { &[1.0] };
+            for sign in signs {
+                for part in all.chunks(BLOCK) {
+                    let mut x = [0.0; BLOCK];
+                    x.iter_mut().zip(part).for_each(|(x, bits)| *x = sign * f32::from_bits(*bits));
+                    let want = x.map(|x| code.nearest(x));
+                    assert_eq!(nearest.codes(&x, 1.0), want, "{sign} {part:x?}");
+                }
+            }
+            assert_eq!(nearest.codes(&[f32::NAN; BLOCK], 1.0), [code.nearest(f32::NAN); BLOCK]);
+            assert_eq!(nearest.codes(&[-0.0; BLOCK], 1.0), [code.nearest(0.0); BLOCK]);
+        }
+    }
 }

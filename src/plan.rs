@@ -41,8 +41,8 @@ pub struct Run<'a> {
     pub prompts: &'a [Vec<u32>],
     /// What is done.
     pub purpose: Purpose,
-    /// The reward models that judge, which are held beside it, in bf16.
-    pub reward_models: &'a [GemmaConfig],
+    /// The reward models that judge, which are held beside it, each with the storage of its weights; on a GPU they are bf16.
+    pub reward_models: &'a [(GemmaConfig, DType)],
 }
 
 impl Run<'_> {
@@ -298,12 +298,19 @@ fn samplings(run: &Run) -> Vec<(usize, usize, &'static str)> {
     both
 }
 
-fn held_lines(run: &Run, dtype: DType, adapters: Option<u64>, state: Option<StateBytes>) -> Vec<Line> {
+/// `stored` is what weights are held in that are stored as given.
+fn held_lines(
+    run: &Run,
+    stored: impl Fn(DType) -> DType,
+    adapters: Option<u64>,
+    state: Option<StateBytes>,
+) -> Vec<Line> {
     let line = |what: &str, bytes| Line { what: what.to_owned(), bytes };
-    let weights = weights(run.model, dtype, run.config.model.per_layer_embeddings);
+    let weights = weights(run.model, stored(run.dtype), run.config.model.per_layer_embeddings);
     let mut held = vec![line("weights", weights)];
-    let judging: u64 =
-        run.reward_models.iter().map(|model| self::weights(model, DType::Bf16, Placement::Device)).sum();
+    let judging =
+        |(model, dtype): &(GemmaConfig, DType)| self::weights(model, stored(*dtype), Placement::Device);
+    let judging: u64 = run.reward_models.iter().map(judging).sum();
     held.push(line("the reward model's weights", judging));
     if let Some(bytes) = adapters {
         held.push(line("adapters", bytes));
@@ -400,11 +407,11 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<Found, DeviceError> {
     let without_adapters = Run { config: &TrainConfig { lora: None, ..config.clone() }, ..*run };
     let reference = (train && holds_reference(config)).then(|| zeros(&without_adapters, &cuda));
     let judging: Vec<Gemma<Cuda>> =
-        run.reward_models.iter().map(|model| zeros_of(model, &cuda, Placement::Device)).collect();
+        run.reward_models.iter().map(|(model, _)| zeros_of(model, &cuda, Placement::Device)).collect();
     cuda.check()?;
     let state = train.then(|| state_bytes(&specs.tensors(), lora, DType::Bf16, &config.optimizer));
     let adapters = lora.then(|| adapter_bytes(&specs, DType::Bf16));
-    let held = held_lines(run, DType::Bf16, adapters, state);
+    let held = held_lines(run, |_| DType::Bf16, adapters, state);
     let begin = dry.used();
     let mut phases = Vec::new();
     for (prompts, streams, what) in samplings(run) {
@@ -525,7 +532,7 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
     let (train, lora) = (run.purpose == Purpose::Train, config.lora.is_some());
     let state = train.then(|| state_bytes(&specs.tensors(), lora, run.dtype, &config.optimizer));
     let adapters = lora.then(|| adapter_bytes(&specs, DType::F32));
-    let held = held_lines(run, run.dtype, adapters, state);
+    let held = held_lines(run, |dtype| dtype, adapters, state);
     let held_bytes: u64 = held.iter().map(|line| line.bytes).sum();
     let new = config.generate.max_new_tokens;
     let mut phases = Vec::new();
@@ -539,7 +546,7 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
             bytes,
         });
         let tokens: usize = prompts[..together].iter().map(|prompt| prompt.len() + streams * new).sum();
-        let cost = |judge: &GemmaConfig| {
+        let cost = |(judge, _): &(GemmaConfig, DType)| {
             let most = Cpu::F32.generation_bytes() / reward::bytes(judge, DType::F32, 1).max(1);
             reward::bytes(judge, DType::F32, tokens.min(most)) as u64
         };

@@ -14,7 +14,7 @@ use crate::chat::ChatTemplate;
 use crate::device::{driver, host};
 use crate::gemma::config::{ConfigFile, GemmaConfig};
 use crate::gemma::published;
-use crate::model_dir::look_at;
+use crate::model_dir::{Precision, look_at};
 use crate::plan::{CONTEXT, Place, Plan, Purpose, Run};
 use crate::rollout::{PromptFormat, Wrapping};
 use crate::tasks::Tasks;
@@ -178,8 +178,8 @@ fn here(choice: DeviceChoice, host: Option<u64>) -> anyhow::Result<Place> {
     })
 }
 
-/// The shapes of the reward models that judge.
-fn reward_models(config: &TrainConfig) -> anyhow::Result<Vec<GemmaConfig>> {
+/// The shapes of the reward models that judge, and what their weights will be stored in.
+fn reward_models(config: &TrainConfig) -> anyhow::Result<Vec<(GemmaConfig, DType)>> {
     let judges = [&config.verifier, &config.environment].into_iter().flatten();
     let shape = |path: &Path| {
         if !path.is_dir() {
@@ -188,7 +188,9 @@ fn reward_models(config: &TrainConfig) -> anyhow::Result<Vec<GemmaConfig>> {
                 path.display()
             );
         }
-        Ok(ConfigFile::open(path)?.gemma)
+        let file = ConfigFile::open(path)?;
+        let dtype = Precision::default().storage(path, &file);
+        Ok((file.gemma, dtype))
     };
     judges.filter_map(VerifierConfig::model).map(shape).collect()
 }

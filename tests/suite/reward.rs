@@ -971,11 +971,16 @@ fn a_plan_counts_the_reward_model() {
         };
         Plan::new(&run, place)
     };
-    let weights = fs::metadata(reward.join("model.safetensors")).unwrap().len() / 2;
-    for place in [Place::Gpu { memory: 1 << 30, driver: 0, host: None }, Place::Cpu(1 << 32)] {
-        let (without, with) = (plan(&[], place), plan(std::slice::from_ref(&model), place));
+    // The file's numbers are f32: the CPU holds them as they are, and a GPU half as many bytes.
+    let file = fs::metadata(reward.join("model.safetensors")).unwrap().len();
+    assert_eq!(Precision::default().storage(&reward, &ConfigFile::open(&reward).unwrap()), DType::F32);
+    let (gpu, cpu) = (Place::Gpu { memory: 1 << 30, driver: 0, host: None }, Place::Cpu(1 << 32));
+    for (place, dtype, weights) in
+        [(gpu, DType::F32, file / 2), (cpu, DType::F32, file), (cpu, DType::Bf16, file / 2)]
+    {
+        let (without, with) = (plan(&[], place), plan(&[(model.clone(), dtype)], place));
         let held = with.held_bytes() - without.held_bytes();
-        // A file has names beside numbers, which are f32 here.
+        // A file has names beside numbers.
         assert!(held <= weights && held * 10 > weights * 8, "{held} of {weights}\n{with}");
         assert!(
             with.phases.iter().any(|line| line.what.contains("the reward model") && line.bytes > 0),

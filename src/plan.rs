@@ -18,7 +18,7 @@ use crate::gemma::activations::{Kept, Recompute, Share, StepSize};
 use crate::gemma::config::GemmaConfig;
 use crate::gemma::lora::{begin, full_plan};
 use crate::gemma::params::{self, Frozen, ParamSpec, Params};
-use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, within};
+use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, streams_at_once, within};
 use crate::model_dir::Placement;
 use crate::reward::{self, RewardError};
 use crate::train::config::{MomentKind, TrainConfig};
@@ -416,12 +416,9 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<Found, DeviceError> {
     let mut phases = Vec::new();
     for (prompts, streams, what) in samplings(run) {
         dry.take_peak();
-        let together = sampled(run, &model, prompts, streams)?;
+        let (together, at_once) = sampled(run, &model, prompts, streams)?;
         let bytes = dry.take_peak() - begin;
-        phases.push(Line {
-            what: format!("to {what} {together} prompts x {streams} responses at once"),
-            bytes,
-        });
+        phases.push(sampling_line(what, together, at_once, bytes));
         if !judging.is_empty() {
             dry.take_peak();
             judging.iter().try_for_each(|judge| scored(run, judge, together, streams))?;
@@ -437,6 +434,10 @@ fn on_gpu(run: &Run, dry: &Dry) -> Result<Found, DeviceError> {
     }
     let bus = state.and_then(|state| bus(run, &model, &state, dry.take_bus()));
     Ok(Found { held, phases, host: host_lines(run, state), bus })
+}
+
+fn sampling_line(what: &str, prompts: usize, streams: usize, bytes: u64) -> Line {
+    Line { what: format!("to {what} {prompts} prompts x {streams} responses at once"), bytes }
 }
 
 fn scoring_line(bytes: u64) -> Line {
@@ -466,12 +467,23 @@ fn training_line(run: &Run, kept: &Kept, bytes: u64) -> Line {
     Line { what: format!("to train on {groups} prompts x {responses} responses at once, {kept}"), bytes }
 }
 
-/// Samples responses to the first prompts that there is room for, and says how many those are.
-fn sampled(run: &Run, model: &Gemma<Cuda>, prompts: usize, streams: usize) -> Result<usize, DeviceError> {
+/// Samples responses to the first prompts that there is room for, and says how many those are, and how many responses to each are
+/// sampled at once.
+fn sampled(
+    run: &Run,
+    model: &Gemma<Cuda>,
+    prompts: usize,
+    streams: usize,
+) -> Result<(usize, usize), DeviceError> {
     let generate_section = &run.config.generate;
     let new = generate_section.max_new_tokens;
     let lengths = run.prompts[..prompts].iter().map(Vec::len);
     let together = fitting(model, lengths, streams, new).min(prompts);
+    // Of parts the first is as large as any.
+    let streams = match together {
+        1 => streams_at_once(model, run.prompts[0].len(), streams, new),
+        _ => streams,
+    };
     let prompts: Vec<Prompt> =
         run.prompts[..together].iter().map(|ids| Prompt { ids, number: 0, streams }).collect();
     let sampling = Sampling {
@@ -482,7 +494,7 @@ fn sampled(run: &Run, model: &Gemma<Cuda>, prompts: usize, streams: usize) -> Re
         step: 0,
     };
     match generate(model, &prompts, &sampling, |_| false, |_, _, _| {}) {
-        Ok(_) => model.backend.check().map(|()| together),
+        Ok(_) => model.backend.check().map(|()| (together, streams)),
         Err(GenerateError::Device(e)) => Err(e),
         Err(e) => panic!("prompts that fit the model, and log-probs of zero: {e}"),
     }
@@ -537,14 +549,19 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
     let new = config.generate.max_new_tokens;
     let mut phases = Vec::new();
     for (prompts, streams, what) in samplings(run) {
-        let cost = |prompt: &Vec<u32>| generate::bytes(model, DType::F32, prompt.len(), streams, new);
-        let prompts = &run.prompts[..prompts];
-        let together = within(prompts.iter().map(cost), Cpu::F32.generation_bytes()).min(prompts.len());
-        let bytes = prompts[..together].iter().map(|prompt| cost(prompt) as u64).sum();
-        phases.push(Line {
-            what: format!("to {what} {together} prompts x {streams} responses at once"),
-            bytes,
-        });
+        let cost =
+            |streams| move |prompt: &Vec<u32>| generate::bytes(model, DType::F32, prompt.len(), streams, new);
+        let (prompts, room) = (&run.prompts[..prompts], Cpu::F32.generation_bytes());
+        let together = within(prompts.iter().map(cost(streams)), room).min(prompts.len());
+        let at_once = match together {
+            1 => {
+                let room = generate::room_of_one(room, memory.saturating_sub(held_bytes) / 2);
+                generate::streams_within(model, DType::F32, prompts[0].len(), streams, new, room)
+            }
+            _ => streams,
+        };
+        let bytes = prompts[..together].iter().map(|prompt| cost(at_once)(prompt) as u64).sum();
+        phases.push(sampling_line(what, together, at_once, bytes));
         let tokens: usize = prompts[..together].iter().map(|prompt| prompt.len() + streams * new).sum();
         let cost = |(judge, _): &(GemmaConfig, DType)| {
             let most = Cpu::F32.generation_bytes() / reward::bytes(judge, DType::F32, 1).max(1);

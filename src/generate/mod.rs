@@ -164,6 +164,38 @@ pub fn within(costs: impl Iterator<Item = usize>, room: usize) -> usize {
     costs.take_while(fits).count().max(1)
 }
 
+/// How many of a prompt's streams are sampled at once where that prompt is sampled by itself: all of them if they fit what a
+/// batch of generation may take, or a quarter of all that is free if that is more; else as many as fit, in parts of one size, and one
+/// at least. What a stream draws does not depend on it; each part reads the prompt again.
+pub fn streams_at_once<B: Backend>(model: &Gemma<B>, prompt: usize, streams: usize, new: usize) -> usize {
+    let b = &model.backend;
+    let room = room_of_one(b.generation_bytes(), b.training_bytes());
+    streams_within(&model.config, b.activation_dtype(), prompt, streams, new, room)
+}
+
+/// What the streams of one prompt may take, of what [`Backend::generation_bytes`] and [`Backend::training_bytes`] say.
+pub fn room_of_one(generation: usize, training: u64) -> usize {
+    generation.max(usize::try_from(training / 2).unwrap_or(usize::MAX))
+}
+
+/// How many of the streams cost no more than `room` with their prompt, in parts of one size; one at least.
+pub fn streams_within(
+    config: &GemmaConfig,
+    activations: DType,
+    prompt: usize,
+    streams: usize,
+    new: usize,
+    room: usize,
+) -> usize {
+    let cost = |streams| bytes(config, activations, prompt, streams, new);
+    if streams <= 1 || cost(streams) <= room {
+        return streams;
+    }
+    let (alone, each) = (cost(0), cost(1).saturating_sub(cost(0)));
+    let most = room.saturating_sub(alone) / each.max(1);
+    streams.div_ceil(streams.div_ceil(most.clamp(1, streams)))
+}
+
 /// A response in the making.
 struct Stream {
     prompt: usize,
@@ -176,7 +208,8 @@ struct Stream {
     ended: bool,
 }
 
-/// Samples all streams of all prompts. `stop` sees a stream's tokens so far and says whether they are complete;
+/// Samples all streams of all prompts, those of a single prompt in as many parts as [`streams_at_once`] says. `stop` sees a
+/// stream's tokens so far and says whether they are complete;
 /// `on_finish(prompt index, stream, response)` runs as soon as a stream is known to have ended, while others still
 /// generate. Returns the responses as `[prompt][stream]`.
 pub fn generate<B: Backend>(
@@ -184,18 +217,45 @@ pub fn generate<B: Backend>(
     prompts: &[Prompt],
     sampling: &Sampling,
     stop: impl Fn(&[u32]) -> bool,
-    on_finish: impl FnMut(usize, usize, &Response),
+    mut on_finish: impl FnMut(usize, usize, &Response),
 ) -> Result<Vec<Vec<Response>>, GenerateError> {
-    generate_at(model.backend.pace(), model, prompts, sampling, stop, on_finish)
+    let pace = model.backend.pace();
+    let &[Prompt { ids, number, streams }] = prompts else {
+        return generate_at(pace, model, prompts, sampling, stop, on_finish);
+    };
+    let at_once = streams_at_once(model, ids.len(), streams, sampling.max_new_tokens);
+    let mut all = Vec::with_capacity(streams);
+    let mut first = 0;
+    while first < streams || first == 0 {
+        let part = [Prompt { ids, number, streams: at_once.min(streams - first) }];
+        all.extend(
+            from_stream(first, pace, model, &part, sampling, &stop, &mut on_finish)?.into_iter().flatten(),
+        );
+        first += at_once.max(1);
+    }
+    Ok(vec![all])
 }
 
-/// [`generate`] at another pace than the backend's own: the same results and calls.
+/// All streams at once, at another pace than the backend's own: the results and calls of [`generate`].
 pub fn generate_at<B: Backend>(
     pace: Pace,
     model: &Gemma<B>,
     prompts: &[Prompt],
     sampling: &Sampling,
     stop: impl Fn(&[u32]) -> bool,
+    on_finish: impl FnMut(usize, usize, &Response),
+) -> Result<Vec<Vec<Response>>, GenerateError> {
+    from_stream(0, pace, model, prompts, sampling, &stop, on_finish)
+}
+
+/// The same of streams whose numbers begin with `first`.
+fn from_stream<B: Backend>(
+    first: usize,
+    pace: Pace,
+    model: &Gemma<B>,
+    prompts: &[Prompt],
+    sampling: &Sampling,
+    stop: &impl Fn(&[u32]) -> bool,
     mut on_finish: impl FnMut(usize, usize, &Response),
 ) -> Result<Vec<Vec<Response>>, GenerateError> {
     check(model, prompts, sampling)?;
@@ -205,7 +265,7 @@ pub fn generate_at<B: Backend>(
     let empty = Response { tokens: vec![], logprobs: vec![], finish: Finish::Length };
     if sampling.max_new_tokens == 0 {
         for (prompt, p) in prompts.iter().enumerate() {
-            (0..p.streams).for_each(|stream| on_finish(prompt, stream, &empty));
+            (first..first + p.streams).for_each(|stream| on_finish(prompt, stream, &empty));
         }
         return Ok(prompts.iter().map(|p| vec![empty.clone(); p.streams]).collect());
     }
@@ -216,7 +276,7 @@ pub fn generate_at<B: Backend>(
     let prefill = layout.segments().all_queries();
     let mut streams = Vec::new();
     for (prompt, p) in prompts.iter().enumerate() {
-        for stream in 0..p.streams {
+        for stream in first..first + p.streams {
             // The last token of a response is never fed back.
             let segment = layout.reserve(Some(segment_of[prompt]), sampling.max_new_tokens - 1);
             let (begin, response) = (p.ids.len(), empty.clone());
@@ -264,7 +324,7 @@ pub fn generate_at<B: Backend>(
     for step in 1..sampling.max_new_tokens {
         if ahead.len() > pace.lag {
             let looked_at = ahead.pop_front().unwrap_or_default();
-            look(&mut streams, &looked_at, &backend.take_draw(&mut draws)?, sampling, &stop, &mut on_finish)?;
+            look(&mut streams, &looked_at, &backend.take_draw(&mut draws)?, sampling, stop, &mut on_finish)?;
         }
         let from: Vec<usize> = (0..rows.len()).filter(|&row| !streams[rows[row]].ended).collect();
         if from.is_empty() {
@@ -290,7 +350,7 @@ pub fn generate_at<B: Backend>(
         ahead.push_back(rows.clone());
     }
     for rows in ahead {
-        look(&mut streams, &rows, &backend.take_draw(&mut draws)?, sampling, &stop, &mut on_finish)?;
+        look(&mut streams, &rows, &backend.take_draw(&mut draws)?, sampling, stop, &mut on_finish)?;
     }
     let mut responses = streams.into_iter().map(|s| s.response);
     Ok(prompts.iter().map(|p| responses.by_ref().take(p.streams).collect()).collect())

@@ -378,7 +378,8 @@ pub struct TrainSection {
     /// Seed of everything random, below 2^63. Default: 0.
     pub seed: u64,
     /// Micro-batches that a step's prompts are split into; divides `generate.prompts_per_step`. More of them need
-    /// less memory. Default: 1.
+    /// less memory. Gradients are the same but for the order of their sums: what prompts share is computed once in each
+    /// micro-batch, and its own sums come first. Default: 1.
     pub gradient_accumulation: usize,
     /// Activations that the backward pass computes again, instead of keeping them from the forward pass: `"auto"`, what
     /// there is no memory to keep; `"none"`; or `"all"` but each layer's input. Changes no result. Default: `"auto"`.

@@ -17,6 +17,8 @@ use bon_engine::device::DeviceError;
 pub(crate) struct Delegating {
     /// What it says there is for generation.
     pub(crate) generation_bytes: usize,
+    /// What it says there is for a step of training.
+    pub(crate) training_bytes: u64,
     /// Added to the log-probs that training computes: of every third target the first, of the others the second.
     pub(crate) shift: [f32; 2],
     /// Batches of prompts that it has sampled.
@@ -59,6 +61,7 @@ impl Delegating {
     pub(crate) fn new() -> Self {
         Self {
             generation_bytes: Cpu::F32.generation_bytes(),
+            training_bytes: Cpu::F32.training_bytes(),
             shift: [0.0; 2],
             turns: Arc::default(),
             held: None,
@@ -88,6 +91,10 @@ impl Backend for Delegating {
 
     fn generation_bytes(&self) -> usize {
         self.generation_bytes
+    }
+
+    fn training_bytes(&self) -> u64 {
+        self.training_bytes
     }
 
     fn draws(&self, rows: usize) -> Draws {

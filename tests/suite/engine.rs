@@ -715,7 +715,8 @@ fn streams_that_no_device_has_room_for_are_an_error() {
     let model = model(vm(None), &config);
     let prompts = [Prompt { ids: &[2, 3], number: 0, streams: 1 << 16 }];
     let sampling = Sampling { max_new_tokens: 1 << 16, ..SAMPLING };
-    let refused = generate(&model, &prompts, &sampling, |_| true, |_, _, _| {}).unwrap_err();
+    let pace = model.backend.pace();
+    let refused = generate_at(pace, &model, &prompts, &sampling, |_| true, |_, _, _| {}).unwrap_err();
     assert!(matches!(&refused, GenerateError::Device(e) if e.out_of_memory), "{refused}");
 }
 

@@ -1,4 +1,4 @@
-//! Rollouts of more prompts than the device holds at once.
+//! Rollouts of more prompts, or of more responses to one, than the device holds at once.
 
 use std::fs;
 use std::sync::Arc;
@@ -72,17 +72,24 @@ fn several_turns_make_the_groups_of_one() {
         assert!(group.scores.iter().any(|&score| score != group.scores[0]), "{:?}", group.scores);
     }
     assert!(whole.iter().filter(|group| !group.unjudged.is_empty()).count() >= 2);
-    let mut seen = Vec::new();
-    for room in (0..24).map(|power| (1usize << power) - 1) {
-        let small = Delegating { generation_bytes: room, ..Delegating::new() };
+    let mut seen = [Vec::new(), Vec::new()];
+    // In turns of prompts alone, and of the responses to one as well.
+    for (room, training_bytes) in
+        (0..24).map(|power| (1usize << power) - 1).flat_map(|room| [(room, u64::from(u32::MAX)), (room, 0)])
+    {
+        let small = Delegating { generation_bytes: room, training_bytes, ..Delegating::new() };
         let parts = rolled(&f, &small);
         let turns = small.take_turns();
+        let seen = &mut seen[usize::from(training_bytes == 0)];
         assert!(seen.last().is_none_or(|&last| turns <= last), "{room} bytes: {turns} turns after {seen:?}");
         seen.push(turns);
         assert_eq!(format!("{parts:?}"), format!("{whole:?}"), "{room} bytes, {turns} turns");
     }
-    assert!(seen[0] == 6 && seen[23] == 1, "{seen:?}");
-    assert!(seen.iter().any(|turns| (2..6).contains(turns)), "turns of several prompts: {seen:?}");
+    let [of_prompts, of_responses] = &seen;
+    assert!(of_prompts[0] == 6 && of_prompts[23] == 1, "{seen:?}");
+    assert!(of_prompts.iter().any(|turns| (2..6).contains(turns)), "turns of several prompts: {seen:?}");
+    assert!(of_responses[0] == 30 && of_responses[23] == 1, "{seen:?}");
+    assert!(of_responses.iter().any(|turns| (7..30).contains(turns)), "turns of several responses: {seen:?}");
 }
 
 /// A run is what it is whatever the device holds.
@@ -108,7 +115,12 @@ fn a_run_in_several_turns_is_the_run_in_one() {
     };
     let (turns, whole) = run("whole", Delegating::new());
     assert_eq!(turns, 3 + 2, "a batch for each step and evaluation");
-    let (turns, parts) = run("parts", Delegating { generation_bytes: 1, ..Delegating::new() });
+    let little = Delegating { generation_bytes: 1, ..Delegating::new() };
+    let (turns, parts) = run("parts", little.clone());
     assert_eq!(turns, 3 * 4 + 2 * 6, "a batch for each prompt");
+    assert!(parts == whole);
+    // Then the backward pass also computes all activations again.
+    let (turns, parts) = run("single", Delegating { training_bytes: 0, ..little });
+    assert_eq!(turns, 3 * 4 * 4 + 2 * 6 * 4, "a batch for each response");
     assert!(parts == whole);
 }

@@ -13,10 +13,13 @@ use bon_engine::device::vm::{Checks, Options, Report, Vm};
 use bon_engine::device::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr};
 use bon_engine::gemma::activations::{Kept, Recompute, Share, StepSize};
 use bon_engine::gemma::config::{GemmaConfig, LayerShape};
+use bon_engine::gemma::lora::{Linear, begin};
 use bon_engine::gemma::params::{self, ParamKind};
 use bon_engine::gemma::{Gemma, KvCache, Params, published};
 use bon_engine::segments::Segments;
+use bon_engine::train::config::OptimizerSection;
 use bon_engine::train::interrupt::Interrupt;
+use bon_engine::train::optimizer::Optimizer;
 use bon_engine::train::policy::{Continued, Forward};
 use bon_engine::train::run::{Event, run};
 
@@ -358,12 +361,22 @@ const PREDICTING: u64 = 128;
 
 /// What the kernels of a training step did.
 fn counted(config: &GemmaConfig, recompute: Recompute) -> Vec<Report> {
+    counted_with(config, recompute, None)
+}
+
+/// The same of adapters of that rank on all linear maps, where there is one.
+fn counted_with(config: &GemmaConfig, recompute: Recompute, rank: Option<usize>) -> Vec<Report> {
     let vm = Arc::new(Vm::new(Options { checks: Checks::NONE, ..Options::default() }));
-    let model = model(Cuda::new(Box::new(Arc::clone(&vm))).unwrap(), config);
+    let mut model = model(Cuda::new(Box::new(Arc::clone(&vm))).unwrap(), config);
+    if let Some(rank) = rank {
+        begin(&mut model, rank, &Linear::ALL, 1);
+        model.adapter_scale = Some(2.0);
+    }
     let response = tiny::tokens(2, PREDICTING as usize);
     let batch =
         Grouped { prompt: tiny::tokens(1, (TOKENS - PREDICTING) as usize + 1), responses: vec![response] };
-    let mut grads = model.params.zeros_like(&model.backend);
+    // As training has them: of what is not trained there is no gradient.
+    let mut grads = Optimizer::new(&model, &OptimizerSection::default(), 0).grads;
     vm.keep_reports();
     let forward = batch.forward(&model, recompute);
     batch.backward(&model, forward, &mut grads).unwrap();
@@ -394,6 +407,40 @@ fn with_kept_activations_a_step_is_three_times_the_forward_products() {
         assert_eq!(launched(&kept, "attention_backward"), launched(&again, "attention_backward"));
         let whole = |reports: &[Report]| tensor_flops(reports, false) + tensor_flops(reports, true);
         assert!(whole(&again) as f64 > 1.2 * whole(&kept) as f64);
+    }
+}
+
+/// Of a step of adapters Y and dX of every weight, and of every adapter the seven products of its own: x A^T, with B in the sum,
+/// dy B and dB, x A^T again, dA, and with A in the sum.
+#[test]
+fn a_step_of_adapters_computes_no_gradient_of_the_weights_that_stay() {
+    if !counting() {
+        return;
+    }
+    // Whole tiles.
+    const RANK: u64 = 128;
+    for family in ["gemma3_text", "gemma4_e"] {
+        let config = in_whole_tiles(family);
+        let head = PREDICTING * (config.vocab_size * config.hidden_size) as u64;
+        let weights = products(&config, TOKENS, PREDICTING) + head;
+        let of_adapters: u64 = params::plan(&config)
+            .layers
+            .iter()
+            .enumerate()
+            .flat_map(|(l, layer)| {
+                let rows = if l >= config.first_sharing() { PREDICTING } else { TOKENS };
+                let maps = Linear::ALL.into_iter().filter_map(|map| layer.weight(map));
+                maps.map(move |spec| rows * RANK * (4 * spec.cols + 3 * spec.rows) as u64)
+            })
+            .sum();
+        let full = tensor_flops(&counted(&config, Recompute::None), false);
+        let adapted = tensor_flops(&counted_with(&config, Recompute::None, Some(RANK as usize)), false);
+        for (what, flops, products) in
+            [("all weights", full, 3 * weights), ("adapters", adapted, 2 * weights + of_adapters)]
+        {
+            let ratio = flops as f64 / (2 * products) as f64;
+            assert!((1.0..=1.02).contains(&ratio), "{family}, {what}: {ratio} of the products by hand");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser gemma humaneval parity paper peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test browser gemma humaneval parity paper moments peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ $(PARITY)/reference.jsonl: | gemma
 paper: rust kernels-for-gpu gemma ## Compare the paper's methods on two tasks, several seeds each: hours; runs what examples/paper/results lacks
 	cargo build --locked --release
 	python3 tools/paper.py run
+
+moments: rust kernels-for-gpu gemma ## Compare loss curves with 8-bit moments and without masters, three seeds each: up to eight minutes a run; runs what is missing in examples/moments
+	cargo build --locked --release
+	python3 tools/moments.py run
 
 peers: rust gemma ## Time llama.cpp, Transformers and vLLM at the same work on this CPU (5 GB to download and a build, once; then half an hour)
 	cargo build --locked --release

@@ -57,6 +57,8 @@ mod lora;
 mod math;
 #[path = "suite/metrics.rs"]
 mod metrics;
+#[path = "suite/moments.rs"]
+mod moments;
 #[path = "suite/objectives.rs"]
 mod objectives;
 #[path = "suite/offload.rs"]

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bon_engine::backend::DType;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::device::Device;
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::published;
 use bon_engine::model_dir::{ComputeChoice, Precision};
@@ -36,6 +37,15 @@ fn a_run_takes_what_its_plan_says() {
     if !compiled() {
         return;
     }
+    let taken = |device: &Metered| [&device.peak, &device.host].map(|bytes| bytes.load(Ordering::Relaxed));
+    runs_take_what_plans_say(|| Metered::new(u64::MAX), taken);
+}
+
+/// Runs on devices that `new` makes, and what these have then `taken` at most: of their memory, and of the host's.
+pub(crate) fn runs_take_what_plans_say<D: Device + 'static>(
+    new: impl Fn() -> Arc<D>,
+    taken: impl Fn(&D) -> [u64; 2],
+) {
     let place = Workplace::for_kernels();
     let small = [
         "optimizer.moments=8bit",
@@ -52,7 +62,7 @@ fn a_run_takes_what_its_plan_says() {
         ("offloaded", &["train.recompute=all", "optimizer.offload=true"]),
     ] {
         // Responses are as long as they may be in a run of the seeds that come first.
-        let ((taken, on_host), config) = (0..40)
+        let ([taken, on_host], config) = (0..40)
             .find_map(|seed| {
                 let seed = format!("train.seed={seed}");
                 let name = format!("{name}-{seed}");
@@ -62,10 +72,9 @@ fn a_run_takes_what_its_plan_says() {
                 ]
                 .concat();
                 let config = place.config(&name, &all);
-                let metered = Metered::new(u64::MAX);
-                let steps = train_on(Cuda::new(Box::new(Arc::clone(&metered))).unwrap(), &config, false, 1);
-                let taken = [&metered.peak, &metered.host].map(|bytes| bytes.load(Ordering::Relaxed));
-                (steps[0].truncated_responses == 16).then_some(((taken[0], taken[1]), config))
+                let device = new();
+                let steps = train_on(Cuda::new(Box::new(Arc::clone(&device))).unwrap(), &config, false, 1);
+                (steps[0].truncated_responses == 16).then_some((taken(&device), config))
             })
             .expect("a run without an end token");
         let file = ConfigFile::open(&config.model.path).unwrap();

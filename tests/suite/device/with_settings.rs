@@ -1,5 +1,10 @@
 //! What may be wrong with a machine, and what is told of it: a process each, on a virtual driver with these settings.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bon_engine::device::{HostPtr, Lane};
+
 use super::*;
 
 /// Whether this is such a process. If not, one is run with the test of this name, and that was all.
@@ -174,6 +179,45 @@ fn a_replay_that_fails() {
     let names: Vec<&str> =
         launched.split(" with grid ").map(|part| part.rsplit(' ').next().unwrap()).collect();
     assert_eq!(names[..7], [["combine"; 5].as_slice(), &["wild", "combine"]].concat(), "{message}");
+}
+
+/// A GPU, and the most of its memory that the driver said was in use, and the host's that it was asked for.
+struct Watched {
+    gpu: Gpu,
+    peak: AtomicU64,
+    host: AtomicU64,
+}
+
+impl Device for Watched {
+    delegate_device!(self, self.gpu; name, multiprocessors, load, load_cubin, free, write, read, fill, launch, synchronize, available,
+        host_free, host_mapped, host_write, host_read, copy_in, copy_out, mark, wait_for, begin_sequence, end_sequence);
+
+    fn alloc(&self, bytes: usize) -> Result<Ptr, DeviceError> {
+        let ptr = self.gpu.alloc(bytes)?;
+        let used = self.gpu.description().memory - self.gpu.memory()?.free;
+        self.peak.fetch_max(used, Ordering::Relaxed);
+        Ok(ptr)
+    }
+
+    fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
+        self.host.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.gpu.host_alloc(bytes)
+    }
+}
+
+/// What a run takes as the driver counts it, to which each allocation is one of its own.
+#[test]
+fn memory_as_it_was_planned() {
+    let settings = [(EXACT_ALLOC, "1"), ("VCUDA_CHECKS", "0")];
+    if !crate::kernels::compiled() || !on_machine("memory_as_it_was_planned", &settings) {
+        return;
+    }
+    let new = || {
+        let (peak, host) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Watched { gpu: Gpu::open(0).unwrap(), peak, host })
+    };
+    let taken = |device: &Watched| [&device.peak, &device.host].map(|bytes| bytes.load(Ordering::Relaxed));
+    crate::plan::runs_take_what_plans_say(new, taken);
 }
 
 /// Every allocation has its own bounds, so that an access past a tensor is seen where it happens.

@@ -2,6 +2,7 @@
 
 mod support {
     pub(crate) mod exact;
+    pub(crate) mod hopper;
     pub(crate) mod op;
     pub(crate) mod ptx;
     pub(crate) mod soup;

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use ptxvm::{Arg, Checks, Error, Gpu, Launch, Module, Options};
 
 use crate::planted::rows_of_8;
-use crate::support::soup;
+use crate::support::{hopper, soup};
 
 /// The longest that an input may take. It is far more than any needs, for machines under load.
 const MAX_TIME: Duration = Duration::from_secs(60);
@@ -145,9 +146,11 @@ fn exercise(text: &str, seed: u64) -> Result<(), String> {
                 n => Arg::Bytes(vec![1; n as usize]),
             });
         }
+        // A warpgroup where there may be one; else two warps.
+        let threads = if text.contains("wgmma") { 128 } else { 64 };
         for launch in [
             Launch::linear(1, 32),
-            Launch { shared_bytes: 512, ..Launch::linear(2, 64) },
+            Launch { shared_bytes: 512, ..Launch::linear(2, threads) },
             Launch { cooperative: seed.is_multiple_of(2), ..Launch::linear(2, 40) },
             Launch { cluster: Some([2, 1, 1]), cooperative: seed.is_multiple_of(7), ..Launch::linear(4, 40) },
         ] {
@@ -196,17 +199,42 @@ fn fuzz(inputs: impl Strategy<Value = String>, cases: u32, share: f64) {
 
 #[test]
 fn mutated_modules() {
-    fuzz(soup::mutations(MODULES.as_slice()), 1500, 0.4);
+    fuzz(soup::mutations(MODULES.as_slice()), 1500, 0.25);
 }
 
 #[test]
 fn spliced_modules() {
-    fuzz(splices(), 1500, 0.4);
+    fuzz(splices(), 1500, 0.25);
 }
 
 #[test]
 fn random_programs_and_soups() {
     fuzz(prop_oneof![soup::programs(), soup::tokens(40)], 500, 0.2);
+}
+
+#[test]
+fn asynchronous_kernels() {
+    fuzz(hopper::kernels(), 1500, 0.3);
+}
+
+/// Most of the asynchronous kernels are loaded, and some run to their end, so that what they do there is tried, too.
+#[test]
+fn asynchronous_kernels_get_far() {
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let (mut loaded, mut ended) = (0, 0);
+    for _ in 0..200 {
+        let text = hopper::kernels().new_tree(&mut runner).unwrap().current();
+        let Ok(module) = Module::load("fuzz.ptx", &text) else { continue };
+        loaded += 1;
+        let mut gpu =
+            Gpu::new(Options { threads: 1, checks: Checks::NONE, budget: 20_000, ..Options::default() });
+        let module = gpu.load(&module).unwrap();
+        let (a, b) = (gpu.alloc(1024).unwrap(), gpu.alloc(1024).unwrap());
+        let args = [Arg::Ptr(a), Arg::Bytes(rows_of_8(a.0, 32)), Arg::Ptr(b)];
+        ended += usize::from(gpu.launch(&module, "k", &Launch::linear(1, 128), &args).is_ok());
+    }
+    assert!(loaded >= 80 && ended >= 8, "of 200 are loaded {loaded}, run to their end {ended}");
 }
 
 /// The modules themselves are loaded and launched by the mutations above; most must get that far.

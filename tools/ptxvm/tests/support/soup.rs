@@ -170,7 +170,8 @@ pub(crate) enum Edit {
     Truncate(Index),
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+/// A random change.
+pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     let index = any::<Index>;
     prop_oneof![
         4 => index().prop_map(Edit::Delete),

@@ -102,6 +102,7 @@ impl MatrixAccess {
             }
             defined[i] = u32::MAX;
             if rows_defined != 0xff {
+                let at = &ctx.own_shared(0xff << (8 * i), *at)?;
                 let columns: [u32; 8] = std::array::from_fn(|c| {
                     ctx.written_shared(0xff << (8 * i), at, 2 * c as u64, 2) >> (8 * i)
                 });
@@ -146,6 +147,7 @@ impl MatrixAccess {
             let mask = 0xff << (8 * i);
             ctx.store_shared(mask, at, 16, &rows, mask)?;
             if known != u32::MAX {
+                let at = &ctx.own_shared(mask, *at)?;
                 let mut columns = [mask; 8];
                 for (lane, sub) in (0..LANES).flat_map(|lane| [(lane, 0), (lane, 1)]) {
                     let (row, col) = self.position(lane, sub);

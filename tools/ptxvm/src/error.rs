@@ -37,7 +37,7 @@ pub enum ErrorKind {
     Uninitialized,
     /// Two warps, or two lanes, touch the same shared memory without a barrier between them.
     SharedRace,
-    /// Two blocks touch the same global memory without ordering.
+    /// Two blocks, or two warps of one, touch the same global memory without ordering.
     GlobalRace,
     /// Data of an asynchronous copy touched before its wait.
     AsyncRace,
@@ -61,6 +61,9 @@ pub enum ErrorKind {
     DivisionByZero,
     /// The call stack or a thread's local memory is full.
     StackOverflow,
+    /// Lanes of a warp pass values through `volatile` shared memory without `__syncwarp`, as if they ran in step. It is a note of
+    /// the report and ends no launch, because such accesses do not race by the memory model.
+    InStep,
 }
 
 /// Where in the PTX, and in the source it came from.

@@ -11,6 +11,7 @@ use crate::machine::heap::{HEAP_BYTES, Heap};
 use crate::machine::launch::LaunchState;
 use crate::machine::layout::FUNCTION_WINDOW;
 use crate::machine::memory::global::GlobalMemory;
+use crate::machine::memory::variables::{DYNAMIC_SHARED, SharedRange};
 use crate::machine::module::Module as Inner;
 use crate::machine::options::Options;
 use crate::machine::program::ClusterShape;
@@ -388,12 +389,24 @@ impl Gpu {
                 format!("{bytes} bytes of shared memory, static and dynamic; the device has {most} a block"),
             )
         };
-        let dynamic_shared = u64::from(f.shared_bytes).next_multiple_of(u64::from(align));
-        let total = dynamic_shared + u64::from(shape.shared_bytes);
+        let total =
+            u64::from(f.shared_bytes).next_multiple_of(u64::from(align)) + u64::from(shape.shared_bytes);
         let total = if shape.shared_bytes == 0 { u64::from(f.shared_bytes) } else { total };
         if total > u64::from(self.options.shared) {
             return too_much(total);
         }
+        // The same with the gaps between variables.
+        let mut variables = f.variables.clone();
+        let (dynamic_shared, span) = match u64::from(shape.shared_bytes) {
+            0 => (f.shared_span, f.shared_span),
+            bytes => {
+                let gap = if f.shared_span > 0 { f.shared_gap } else { 0 };
+                let from = (f.shared_span + gap).next_multiple_of(u64::from(align));
+                let name = DYNAMIC_SHARED.to_owned();
+                variables.push(SharedRange { name, from, end: from + bytes });
+                (from, from + bytes)
+            }
+        };
         let workspace = if shape.cooperative && f.system.workspace { self.cleared_workspace()?.0 } else { 0 };
         self.serial = self.serial.wrapping_add(1).max(1);
         let state = LaunchState {
@@ -416,7 +429,9 @@ impl Gpu {
             cluster,
             explicit_cluster: shape.cluster.is_some() || f.cluster.required.is_some(),
             shared_bytes: total as u32,
-            dynamic_shared: dynamic_shared.min(total) as u32,
+            shared_span: span as u32,
+            variables,
+            dynamic_shared: dynamic_shared as u32,
             workspace,
             heap: self.heap.as_ref(),
             serial: self.serial,
@@ -430,11 +445,16 @@ impl Gpu {
         let unique = (unique.read, unique.written);
         self.memory.settle();
         self.printed.clone_from(&outcome.printed);
-        if !outcome.findings.is_empty() {
-            return Err(Error::Fault(outcome.findings));
+        let (notes, findings): (Vec<_>, Vec<_>) =
+            outcome.findings.into_iter().partition(|finding| finding.kind == ErrorKind::InStep);
+        if !findings.is_empty() {
+            return Err(load_error(findings));
         }
         let shapes = [shape.grid, shape.block];
-        Ok(Report::new(module, kernel, shapes, total as u32, &outcome.counters, unique, outcome.printed))
+        let counters = &outcome.counters;
+        let mut report = Report::new(module, kernel, shapes, total as u32, counters, unique, outcome.printed);
+        report.notes = notes;
+        Ok(report)
     }
 
     /// The workspace of a launch that begins.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::error::Finding;
 use crate::machine::counters::{BlockRange, BlockWork, Counters, InstCount, MemoryCount};
 use crate::machine::inst::{Class, Control, Exec, Inst};
 use crate::machine::module::Module;
@@ -71,6 +72,8 @@ pub struct Report {
     pub lines: Vec<LineCount>,
     /// Text that the kernel printed with `printf`.
     pub printed: String,
+    /// What is no error by the memory model and yet may go wrong ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep)).
+    pub notes: Vec<Finding>,
 }
 
 fn add(a: &mut MemoryCount, b: &MemoryCount) {
@@ -111,6 +114,7 @@ impl Report {
             divergent: 0,
             lines: Vec::new(),
             printed,
+            notes: Vec::new(),
         };
         let mut lines: BTreeMap<u32, LineCount> = BTreeMap::new();
         let all = module.program.code.iter().zip(&counters.insts).zip(&counters.memory);

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<(), Failure> {
     let done = launch(args)?;
     let mut out = std::io::stdout().lock();
     out.write_all(done.report.printed.as_bytes())?;
+    done.tell()?;
     done.save(&mut out)?;
     out.flush()?;
     Ok(())
@@ -273,6 +274,11 @@ impl Output {
 }
 
 impl Done {
+    /// Prints the launch's notes to standard error.
+    pub(crate) fn tell(&self) -> std::io::Result<()> {
+        self.report.notes.iter().try_for_each(|note| writeln!(std::io::stderr(), "note: {note}"))
+    }
+
     /// Saves and prints the buffers, in the order of the arguments.
     pub(crate) fn save(&self, out: &mut dyn Write) -> Result<(), Failure> {
         for output in &self.outputs {

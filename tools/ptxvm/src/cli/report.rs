@@ -22,6 +22,7 @@ pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
         writeln!(out, "{}", json(&done.report, &text))?;
     } else {
         out.write_all(done.report.printed.as_bytes())?;
+        done.tell()?;
         writeln!(out, "{}", done.report)?;
         let rows = done.report.lines.iter().map(|line| (line, told(line, text(line.line)))).collect();
         table(&mut out, "lines of the PTX", rows, args)?;
@@ -156,5 +157,6 @@ fn json<'a>(report: &Report, text: &dyn Fn(u32) -> &'a str) -> Value {
         "divergent": report.divergent,
         "printed": report.printed,
         "lines": report.lines.iter().map(line).collect::<Vec<_>>(),
+        "notes": report.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }

@@ -50,6 +50,11 @@ pub struct Decoded {
     pub calls_any: bool,
 }
 
+/// Bytes of local memory in front of and behind a `.local` variable that are no variable's.
+const LOCAL_GAP: u64 = 16;
+/// Bytes that these gaps may add to a frame beyond the limit of a thread's memory.
+const MAX_LOCAL_GAPS: u64 = 4096;
+
 /// Lays variables out one after another.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout {
@@ -71,6 +76,10 @@ struct Walk<'m, 'a> {
     signatures: &'m [Signature],
     is_entry: bool,
     local: Layout,
+    /// The pieces of the frame that are variables': offset and bytes, in order.
+    local_live: Vec<(u32, u32)>,
+    /// Whether the last of them is a `.local` variable, which has a gap behind it.
+    local_ends: bool,
     shared: Vec<SharedVariable>,
     first_shared: u32,
     dynamic_align: u32,
@@ -167,8 +176,10 @@ fn lay_out(f: &ast::Function<'_>) -> Result<Signature, At> {
 }
 
 /// A shared variable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedVariable {
+    /// Name, for messages.
+    pub name: String,
     /// Alignment.
     pub align: u32,
     /// How many bytes.
@@ -194,6 +205,8 @@ pub fn decode<'m, 'a>(
         signatures,
         is_entry: f.is_entry,
         local: if f.is_entry { Layout::default() } else { Layout { bytes: own.bytes } },
+        local_live: if f.is_entry || own.bytes == 0 { Vec::new() } else { vec![(0, own.bytes as u32)] },
+        local_ends: false,
         shared: Vec::new(),
         first_shared,
         dynamic_align: 16,
@@ -283,7 +296,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             Space::Local | Space::Param => {
                 let bytes = bytes.ok_or_else(|| invalid(format!("`{}` has no size", v.name)))?;
                 let limit = u64::from(MAX_LOCAL_BYTES);
-                let at = self.local.allocate(v.align, bytes, limit).ok_or_else(|| {
+                let at = self.allocate_local(v, bytes, limit).ok_or_else(|| {
                     invalid(format!("`{}`: local memory takes more than {limit} bytes", v.name))
                 })?;
                 let window = if v.space == Space::Param { LOCAL_WINDOW } else { 0 };
@@ -306,7 +319,7 @@ impl<'m, 'a> Walk<'m, 'a> {
                             )));
                         }
                         let index = self.first_shared + self.shared.len() as u32;
-                        self.shared.push(SharedVariable { align: v.align, bytes });
+                        self.shared.push(SharedVariable { name: v.name.to_owned(), align: v.align, bytes });
                         self.d.shared_used.insert(index);
                         Constant::Shared(index, 0)
                     }
@@ -316,6 +329,21 @@ impl<'m, 'a> Walk<'m, 'a> {
             space => return Err(unsupported(format!("a {space} variable inside a function, `{}`", v.name))),
         }
         Ok(())
+    }
+
+    /// The offset of a variable in the frame. A `.local` one has gaps around it, so that an access beyond it is found.
+    fn allocate_local(&mut self, v: &Variable<'a>, bytes: u64, limit: u64) -> Option<u32> {
+        let apart = std::mem::replace(&mut self.local_ends, v.space == Space::Local);
+        let apart = self.local.bytes > 0 && (apart || self.local_ends);
+        if apart {
+            self.local.bytes += LOCAL_GAP;
+        }
+        let at = self.local.allocate(v.align, bytes, limit + if apart { MAX_LOCAL_GAPS } else { 0 })?;
+        match self.local_live.last_mut() {
+            Some((from, n)) if !apart => *n = at + bytes as u32 - *from,
+            _ => self.local_live.push((at, bytes as u32)),
+        }
+        Some(at)
     }
 
     fn instruction(&mut self, i: &'m Instruction<'a>) -> Result<(), Refusal> {
@@ -604,7 +632,8 @@ impl<'m, 'a> Walk<'m, 'a> {
                 Virtual::Special(special) => specials.push((reg, *special)),
             }
         }
-        let local_bytes = self.local.bytes.next_multiple_of(16) as u32;
+        let gap = if self.local_ends { LOCAL_GAP } else { 0 };
+        let local_bytes = (self.local.bytes + gap).next_multiple_of(16) as u32;
         let function = Function {
             name: f.name.to_owned(),
             is_entry: f.is_entry,
@@ -619,8 +648,12 @@ impl<'m, 'a> Walk<'m, 'a> {
             params: own.params.clone(),
             returns: own.returns.clone(),
             local_bytes,
+            local_live: self.local_live,
             shared: self.d.shared_used.iter().map(|i| (*i, 0)).collect(),
             shared_bytes: 0,
+            shared_span: 0,
+            shared_gap: 0,
+            variables: Vec::new(),
             dynamic_align: self.dynamic_align,
             max_threads: f.max_threads,
             required_threads: f.required_threads,

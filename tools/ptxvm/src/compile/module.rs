@@ -6,6 +6,7 @@ use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::{Error, ErrorKind, Finding};
 use crate::machine::inst::{Control, Exec};
 use crate::machine::isa::Isa;
+use crate::machine::memory::variables::SharedRange;
 use crate::machine::module::{GlobalVariable, Module};
 use crate::machine::program::{Constant, PlaceLine, Refused};
 use crate::ptx::ast::{self, InitialValue, Linkage, Variable};
@@ -15,6 +16,16 @@ use crate::types::Space;
 const MAX_CONST_BYTES: u64 = 64 << 10;
 /// Most bytes of global variables that a module may declare.
 const MAX_GLOBAL_BYTES: u64 = 1 << 32;
+
+/// Most bytes that gaps between shared variables take together. With them the addresses of a block that uses all of its shared
+/// memory still have the 18 bits that matrix descriptors can name.
+const MAX_SHARED_GAPS: u64 = 16 << 10;
+
+/// Bytes between two shared variables, where a kernel has `n`, dynamic shared memory included. It is a multiple of what banks, boxes
+/// and swizzles repeat after, where there is room, so that an address has the same remainder as without gaps.
+fn shared_gap(n: usize) -> u64 {
+    [1024, 128, 16].into_iter().find(|gap| n as u64 * gap <= MAX_SHARED_GAPS).unwrap_or(0)
+}
 
 /// Parses and decodes PTX; `name` stands for it in reports.
 ///
@@ -128,7 +139,7 @@ impl Module {
             let own = signatures[i].refused.clone();
             match function::decode(&symbols, &signatures, f, i as u32, shared.len() as u32, isa) {
                 Ok(d) if own.is_none() => {
-                    shared.extend(&d.shared);
+                    shared.extend_from_slice(&d.shared);
                     decoded.push((i, d));
                 }
                 lines => {
@@ -166,7 +177,7 @@ impl Module {
                 if bytes > MAX_SHARED_BYTES {
                     return Err(too_much(MAX_SHARED_BYTES));
                 }
-                shared.push(SharedVariable { align: v.align, bytes });
+                shared.push(SharedVariable { name: v.name.to_owned(), align: v.align, bytes });
                 Constant::Shared(shared.len() as u32 - 1, 0)
             }
             (Space::Const, Some(bytes)) => {
@@ -304,15 +315,22 @@ impl Module {
         }
     }
 
-    /// Gives the shared variables of each kernel their places.
+    /// Gives the shared variables of each kernel their places. Between any two is a gap, so that an access beyond one is found.
     fn lay_out_shared(&mut self, shared: &[SharedVariable], tree: &ast::Module<'_>) {
         for f in self.program.functions.iter_mut().filter(|f| f.is_entry) {
             f.shared.sort_unstable();
             f.shared.dedup();
-            let mut layout = Layout::default();
+            // As hardware has them, and with the gaps.
+            let (mut packed, mut spread) = (Layout::default(), Layout::default());
+            let gap = shared_gap(f.shared.len() + 1);
             for (i, offset) in &mut f.shared {
-                let v = shared[*i as usize];
-                let Some(at) = layout.allocate(v.align, v.bytes, MAX_SHARED_BYTES) else {
+                let v = &shared[*i as usize];
+                if spread.bytes > 0 {
+                    spread.bytes += gap;
+                }
+                let fits = packed.allocate(v.align, v.bytes, MAX_SHARED_BYTES);
+                let at_most = MAX_SHARED_BYTES + 2 * MAX_SHARED_GAPS;
+                let Some(at) = fits.and_then(|_| spread.allocate(v.align, v.bytes, at_most)) else {
                     let line = tree.functions.iter().find(|g| g.name == f.name).map_or(0, |g| g.line);
                     let limit =
                         format!("`{}`: its shared variables take more than {MAX_SHARED_BYTES} bytes", f.name);
@@ -320,8 +338,11 @@ impl Module {
                     break;
                 };
                 *offset = at;
+                let from = u64::from(at);
+                f.variables.push(SharedRange { name: v.name.clone(), from, end: from + v.bytes });
             }
-            f.shared_bytes = layout.bytes as u32;
+            f.variables.retain(|v| v.from < v.end);
+            (f.shared_bytes, f.shared_span, f.shared_gap) = (packed.bytes as u32, spread.bytes, gap);
         }
     }
 }

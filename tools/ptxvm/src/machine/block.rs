@@ -9,6 +9,7 @@ use super::flights::Flights;
 use super::memory::mbarrier::Awaited;
 use super::memory::race::{BlockClock, Clocks};
 use super::memory::shared::SharedMemory;
+use super::memory::warps::WarpLines;
 use super::products::GroupReads;
 
 /// State that the warps of a block share.
@@ -32,6 +33,8 @@ pub struct Block {
     pub clocks: Clocks,
     /// How far its accesses to global memory have been published.
     pub(crate) epochs: BlockClock,
+    /// Its warps' accesses to global memory.
+    pub(crate) warp_lines: WarpLines,
     /// The state of its cluster, while it runs, where it has other blocks or uses the cluster's barrier.
     pub(crate) cluster: Option<Box<Cluster>>,
     /// Asynchronous work whose end mbarriers tell.

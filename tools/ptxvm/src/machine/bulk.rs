@@ -186,6 +186,7 @@ impl Context<'_> {
 
     /// Pieces of shared memory must lie in the block's.
     fn fits(&self, mask: u32, pieces: &[(u64, u64)]) -> Result<(), Stop> {
+        pieces.iter().try_for_each(|(at, n)| self.in_variable(mask, *at, *n))?;
         let have = self.block.shared.len();
         match pieces.iter().find(|(at, n)| at.saturating_add(*n) > have) {
             None => Ok(()),
@@ -253,6 +254,7 @@ impl Context<'_> {
         access: &Access,
     ) -> Result<(), Stop> {
         let (mask, all, have) = (1 << lane, [at; LANES], self.block.shared.len());
+        self.in_variable(mask, at, bytes)?;
         if at.saturating_add(bytes) > have {
             return Err(self.beyond(mask, &all, bytes, have, "shared memory of the block"));
         }

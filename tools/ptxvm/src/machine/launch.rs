@@ -7,6 +7,7 @@ use super::counters::Counters;
 use super::heap::Heap;
 use super::layout::FUNCTION_WINDOW;
 use super::memory::global::GlobalMemory;
+use super::memory::variables::SharedRange;
 use super::module::Module;
 use super::options::{Checks, MmaOrder};
 use super::program::{Constant, Function, Program};
@@ -50,8 +51,12 @@ pub struct LaunchState<'a> {
     pub cluster: [u32; 3],
     /// Whether the launch or the kernel asked for clusters.
     pub explicit_cluster: bool,
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory of a block, as a GPU counts them.
     pub shared_bytes: u32,
+    /// Bytes that they take here, with the gaps between variables.
+    pub shared_span: u32,
+    /// The variables of shared memory in order, dynamic shared memory as the last.
+    pub variables: Vec<SharedRange>,
     /// Where dynamic shared memory begins.
     pub dynamic_shared: u32,
     /// Address of the grid's workspace; 0 without a cooperative launch, as on hardware.

@@ -5,9 +5,9 @@
 pub struct Checks {
     /// Uninitialised values that reach memory, a branch or an address.
     pub init: bool,
-    /// Races in shared memory, between blocks in global memory, and with asynchronous copies.
+    /// Races in shared memory, in global memory between blocks and between a block's warps, and with asynchronous copies.
     pub race: bool,
-    /// Whether it is a race, too, that unordered stores put the same value to the same shared memory. Compilers make such
+    /// Whether it is a race, too, that unordered stores of a block's warps put the same value to the same memory. Compilers make such
     /// stores where a value is replicated, and every order of them leaves the same bytes.
     pub repeated: bool,
 }

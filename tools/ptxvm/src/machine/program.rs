@@ -2,6 +2,7 @@
 
 use super::inst::{Control, Exec, Inst, System};
 use super::layout::{CONST_WINDOW, LOCAL_WINDOW, SHARED_WINDOW};
+use super::memory::variables::SharedRange;
 use super::registers::{Reg, Width};
 use crate::error::ErrorKind;
 use crate::types::Space;
@@ -161,11 +162,19 @@ pub struct Function {
     pub returns: Vec<Param>,
     /// Bytes of local memory a frame takes, a multiple of 16.
     pub local_bytes: u32,
+    /// The pieces of the frame's local memory that are variables': offset and bytes. The rest is gaps.
+    pub local_live: Vec<(u32, u32)>,
     /// Shared variables of the function, and for a kernel also of the functions that it calls: index, and for a kernel the
     /// offset.
     pub shared: Vec<(u32, u32)>,
-    /// Bytes of static shared memory of a kernel.
+    /// Bytes of static shared memory of a kernel, as a GPU counts them.
     pub shared_bytes: u32,
+    /// Bytes that they take here, with the gaps between variables.
+    pub shared_span: u64,
+    /// Bytes of such a gap.
+    pub shared_gap: u64,
+    /// Where the kernel's shared variables lie, in order.
+    pub variables: Vec<SharedRange>,
     /// Alignment of dynamic shared memory behind the static part.
     pub dynamic_align: u32,
     /// `.maxntid`

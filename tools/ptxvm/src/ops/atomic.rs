@@ -224,7 +224,7 @@ fn order(mods: &mut Mods<'_, '_>) -> Order {
     let found = mods.one_of(&semantics).or_else(|| mods.take("acq_rel").then_some((true, true)));
     let (acquire, release) = found.unwrap_or_default();
     let Scope { gpu, cluster } = scope(mods).unwrap_or(Scope { gpu: true, cluster: true });
-    Order { strong: true, acquire, release, gpu, cluster }
+    Order { strong: true, volatile: false, acquire, release, gpu, cluster }
 }
 
 fn operation(mods: &mut Mods<'_, '_>, written: &str) -> Result<(Update, Type), Refusal> {

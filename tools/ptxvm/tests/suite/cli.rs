@@ -815,6 +815,7 @@ fn json_holds_every_counter() {
         r#""unique_sectors":{"read":32,"written":0},"barriers":0,"divergent":1,"printed":"","lines":[{"line":5,"#,
         r#"{"line":8,"text":"ld.global.u32 %v, [%x];","source":"slow.cu:10","warps":1,"lanes":32,"divergent":0,"#,
         r#""source":null,"#,
+        r#""notes":[]}"#,
     ] {
         assert!(out.contains(part), "`{part}` is not in\n{out}");
     }

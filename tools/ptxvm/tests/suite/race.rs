@@ -282,3 +282,102 @@ fn blocks_that_wait_for_each_other() {
         }
     }
 }
+
+/// The tree of old code, whose last steps a warp does alone: `volatile` and no `__syncwarp`. It is no race, and a note says what it
+/// relies on.
+#[test]
+fn lanes_that_rely_on_running_in_step() {
+    let tree = |between: &str, how: &str| {
+        format!(
+            "st.shared.u32 [%r4], 1;\nbar.sync 0;\nmov.u32 %r8, 1;\nmov.u32 %r7, 0;\nsetp.lt.u32 %p1, %r1, 16;\n\
+             @%p1 ld{how}.shared.u32 %r7, [%r4+64];\n{between}@%p1 st{how}.shared.u32 [%r4], %r7;\n{between}\
+             setp.lt.u32 %p1, %r1, 8;\n@%p1 ld{how}.shared.u32 %r8, [%r4+32];\n{between}@%p1 st{how}.shared.u32 [%r4], %r8;"
+        )
+    };
+    let report = shared(&tree("", ".volatile")).ok(1, 64, &[]);
+    let [note] = report.notes.as_slice() else { panic!("{:?}", report.notes) };
+    assert!(note.kind == ErrorKind::InStep && note.message.contains("no __syncwarp"), "{note}");
+    assert!(note.at.text.contains("%r4+32") && note.threads.as_ref().unwrap().lanes == 0xff, "{note}");
+    assert_eq!(note.other.as_ref().unwrap().text, "@%p1 st.volatile.shared.u32 [%r4], %r7;");
+    let silent = shared(&tree("bar.warp.sync -1;\n", ".volatile")).ok(1, 64, &[]);
+    assert_eq!(silent.notes, []);
+    // Without `volatile` it is a race, and with it between warps, too.
+    shared(&tree("", "")).wrong(1, 64, &[], ErrorKind::SharedRace);
+    // Atomics are made for several lanes, and a lane may read what it wrote itself.
+    for body in [
+        "red.shared.add.u32 [%r3], 1;\nld.volatile.shared.u32 %r7, [%r3];",
+        "st.volatile.shared.u32 [%r4], %r1;\nld.volatile.shared.u32 %r7, [%r4];",
+    ] {
+        let body = format!("setp.eq.u32 %p1, %r1, 0;\n@%p1 st.shared.u32 [%r3], 0;\nbar.sync 0;\n{body}");
+        assert_eq!(shared(&body).ok(1, 64, &[]).notes, [], "{body}");
+    }
+}
+
+/// `ptxvm run` prints the note, and ends well.
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_prints_notes() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n.reg .pred p;\n.reg .b32 a, b;\n.shared .b32 s[33];\n\
+                mov.u32 a, %tid.x;\nshl.b32 b, a, 2;\nmov.u32 a, s;\nadd.u32 a, a, b;\nst.volatile.shared.u32 [a], b;\n\
+                setp.lt.u32 p, b, 124;\n@p ld.volatile.shared.u32 b, [a+4];\nret;\n}\n";
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("notes.ptx");
+    std::fs::write(&path, text).unwrap();
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_ptxvm"));
+    let out = program.arg("run").arg(&path).args(["--grid", "1", "--block", "32"]).output().unwrap();
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.success() && told.starts_with("note: InStep: shared memory at 0x4: lane 0 of warp 0"),
+        "{told}"
+    );
+}
+
+/// Between warps of one block, global memory is checked as shared memory is; stores of the same value are no race.
+#[test]
+fn global_memory_between_warps() {
+    // The own word, and that of the thread of the other warp.
+    let at = "and.b32 %r4, %r1, 31;\nmad.wide.u32 %rd4, %r1, 4, %rd1;\nxor.b32 %r5, %r1, 32;\nmad.wide.u32 %rd5, %r5, 4, %rd1;\n\
+              mad.wide.u32 %rd6, %r4, 4, %rd1;\nmov.u32 %r6, 7;\n";
+    let run = |body: &str| {
+        let mut kernel = Kernel::new(&format!("{at}{body}"));
+        let words = kernel.words("words", &[0; 128]);
+        match kernel.run(1, 64, &[words.0]) {
+            Ok(_) => None,
+            Err(ptxvm::Error::Fault(found)) => Some(found),
+            Err(e) => panic!("{e}"),
+        }
+    };
+    for body in [
+        "st.global.u32 [%rd4], %r1;\nld.global.u32 %r7, [%rd5];",
+        "st.global.u32 [%rd4], %r1;\nbar.sync 0;\nld.global.u32 %r7, [%rd5];\nst.global.u32 [%rd4], %r7;",
+        // All words of a line, of which the other warp wrote one.
+        "setp.eq.u32 %p1, %r1, 5;\n@%p1 st.global.u32 [%rd1+64], %r6;\nld.global.u32 %r7, [%rd6];",
+        // The values are the same but for one.
+        "mov.u32 %r8, 7;\nsetp.eq.u32 %p1, %r1, 60;\n@%p1 mov.u32 %r8, 9;\nst.global.u32 [%rd6], %r8;",
+        // Who read before the value was written twice.
+        "setp.ge.u32 %p1, %r1, 32;\n@!%p1 st.global.u32 [%rd1], %r6;\n@%p1 ld.global.u32 %r7, [%rd1];\nst.global.u32 [%rd1+4], %r6;",
+        "red.global.add.u32 [%rd6], %r1;\nld.global.u32 %r7, [%rd6];",
+    ] {
+        let found = run(body).unwrap_or_else(|| panic!("nothing is found in {body}"));
+        assert!(found.iter().all(|f| f.kind == ErrorKind::GlobalRace), "{body}: {found:?}");
+        assert!(
+            found[0].message.contains("of warp 1") && found[0].message.contains("of warp 0"),
+            "{found:?}"
+        );
+    }
+    for body in [
+        "st.global.u32 [%rd4], %r1;\nbar.sync 0;\nld.global.u32 %r7, [%rd5];\nbar.sync 0;\nst.global.u32 [%rd4], %r7;",
+        "ld.global.u32 %r7, [%rd6];\nst.global.u32 [%rd4+256], %r7;",
+        // The same value, which each of the two may read, and all behind a barrier.
+        "st.global.u32 [%rd6], %r6;\nld.global.u32 %r7, [%rd6];\nst.global.u32 [%rd6], %r6;\nbar.sync 0;\nld.global.u32 %r7, [%rd5];",
+        "red.global.add.u32 [%rd6], %r1;\natom.global.add.u32 %r7, [%rd6], 1;",
+        // A loop around a compare-and-swap begins with a plain read.
+        "ld.global.u32 %r7, [%rd6];\natom.global.cas.b32 %r8, [%rd6], %r7, %r1;",
+        // Bytes of one word.
+        "shr.u32 %r7, %r1, 5;\ncvt.u64.u32 %rd7, %r7;\nadd.u64 %rd7, %rd7, %rd6;\nst.global.u8 [%rd7], %r1;\nld.global.u8 %r8, [%rd7];",
+        // The flag of another warp, fences on both sides.
+        "setp.ge.u32 %p1, %r1, 32;\n@%p1 bra reader;\nst.global.u32 [%rd4], %r1;\nbar.warp.sync -1;\nmembar.cta;\nsetp.eq.u32 %p2, %r1, 0;\n@%p2 st.volatile.global.u32 [%rd1+300], %r6;\nbra end;\n\
+         reader:\nld.volatile.global.u32 %r8, [%rd1+300];\nsetp.eq.u32 %p2, %r8, 0;\n@%p2 bra reader;\nmembar.cta;\nld.global.u32 %r7, [%rd5];\nend:",
+    ] {
+        assert!(run(body).is_none(), "{body}: {:?}", run(body));
+    }
+}

@@ -440,6 +440,18 @@ fn wrong_tensor_copies_are_found() {
             ErrorKind::Unsupported,
             "im2col",
         ),
+        (
+            right.replace(".global.mbarrier", ".global.im2col::w.mbarrier"),
+            &|_| (),
+            ErrorKind::Unsupported,
+            "im2col::w",
+        ),
+        (
+            right.replace(".global.mbarrier", ".global.tile::gather4.mbarrier"),
+            &|_| (),
+            ErrorKind::Unsupported,
+            "tile::gather4",
+        ),
         (right.replace(", {x0, x1}]", ", {x0}]"), &|_| (), ErrorKind::Invalid, "2 dimensions"),
         // The tensor is larger than its buffer.
         (

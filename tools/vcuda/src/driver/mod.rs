@@ -470,7 +470,10 @@ impl Context {
         let args: Vec<Arg> = args.iter().map(|bytes| Arg::Bytes(bytes.clone())).collect();
         let run = self.gpu.launch(&module.loaded, &function.name, shape, &args);
         print(self.gpu.printed());
-        run.map(drop).map_err(|mut e| {
+        let notes = |report: ptxvm::Report| {
+            report.notes.iter().for_each(|note| say(&format!("a note on the launch of {named}: {note}")));
+        };
+        run.map(notes).map_err(|mut e| {
             if let ptxvm::Error::Fault(findings) | ptxvm::Error::Unsupported(findings) = &mut e {
                 findings.iter_mut().for_each(|f| f.kernel = work::demangled(&f.kernel));
             }

@@ -1,13 +1,13 @@
 //! Accesses to memory: space and allocation of each address, the checks, and the counters.
 
-use super::blocks::{LINE, Record};
+use super::blocks::LINE;
 use super::buffer::Cell;
 use super::global::Allocation;
 use super::race::{Conflict, Releases, Stored};
 use super::shared::Contents;
 use super::traffic::{SECTOR, wavefronts};
 use super::{lanes, pick};
-use crate::error::{ErrorKind, Finding, Threads};
+use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::counters::MemoryCount;
 use crate::machine::layout::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES, region};
@@ -20,6 +20,8 @@ use crate::types::Space;
 pub(crate) struct Order {
     /// volatile, relaxed, acquire, release, or an atomic: it does not race with its like.
     pub(crate) strong: bool,
+    /// `.volatile`, which compilers make of C++'s.
+    pub(crate) volatile: bool,
     /// Later accesses of the warp see the writes that the releasing warp made before its release.
     pub(crate) acquire: bool,
     /// Earlier writes of the warp are visible to a warp that acquires this access's value.
@@ -179,6 +181,40 @@ impl Part<'_> {
     #[inline(always)]
     pub(crate) fn offset(&self, at: u64) -> u64 {
         at - self.allocation.start
+    }
+
+    /// Calls for each line that the lanes touch: its number in the allocation, and a bit for each of its bytes. Lanes that follow each
+    /// other in a line are taken together.
+    #[inline(always)]
+    pub(crate) fn lines(&self, at: &[u64; LANES], size: u64, mut each: impl FnMut(u64, u64)) {
+        let (mut line, mut bits) = (u64::MAX, 0);
+        let mut range = |from: u64, bytes: u64| {
+            let (mut from, end) = (from, from + bytes);
+            while from < end {
+                if from / LINE != line {
+                    if bits != 0 {
+                        each(line, bits);
+                    }
+                    (line, bits) = (from / LINE, 0);
+                }
+                let n = (end - from).min(LINE - from % LINE);
+                bits |= (u64::MAX >> (64 - n)) << (from % LINE);
+                from += n;
+            }
+        };
+        match self.run {
+            Some((from, bytes)) => range(from, bytes),
+            None => lanes(self.lanes).for_each(|lane| range(self.offset(at[lane]), size)),
+        }
+        if bits != 0 {
+            each(line, bits);
+        }
+    }
+
+    /// The first of the lanes that touches a byte of the allocation.
+    pub(crate) fn lane_of(&self, at: &[u64; LANES], size: u64, offset: u64) -> Option<usize> {
+        lanes(self.lanes)
+            .find(|lane| (self.offset(at[*lane])..self.offset(at[*lane]) + size).contains(&offset))
     }
 
     /// The addresses of the lanes that are left when this part is done.
@@ -388,6 +424,9 @@ impl<'a> Context<'a> {
             self.check_heap(&part, at, size)?;
         }
         self.part_checks(&part, at, access);
+        if self.launch.checks.race && self.block.warps > 1 && !part.allocation.is_heap() {
+            self.race_warps(&part, at, access);
+        }
         Ok(part)
     }
 
@@ -414,108 +453,6 @@ impl<'a> Context<'a> {
         if self.launch.checks.race && self.launch.grid != [1, 1, 1] {
             self.race_global(part, at, access);
         }
-    }
-
-    /// Looks for races between a part of an access and the accesses of other blocks.
-    #[inline(never)]
-    fn race_global(&mut self, part: &Part<'a>, at: &[u64; LANES], access: &Access) {
-        let Some(shadow) = &part.allocation.lines else { return };
-        let launch = self.launch;
-        // Saturates: strong accesses from number 2^32 - 1 on share one time, and a block that acquired at that time counts
-        // them all as ordered. A race between such accesses may be missed; none is invented.
-        let time = |t: u64| t.min(u64::from(u32::MAX)) as u32;
-        let strong = access.order.strong && self.reaches(access.order);
-        let block = &mut self.block.epochs;
-        block.used = true;
-        let (acquired, seen) = (block.acquired, block.acquired.max(block.seen));
-        let mut mine = Record {
-            bytes: 0,
-            block: self.block.number as u32,
-            epoch: if strong { time(block.strong) } else { block.epoch },
-            pc: self.pc,
-            warp: self.warp.id as u8,
-            lane: part.lanes.trailing_zeros() as u8,
-            write: access.writes(),
-            strong,
-            swap: access.act == Act::Swap,
-        };
-        let ordered = |r: &Record| match r.strong {
-            true => r.epoch <= time(seen),
-            false => launch.memory.releases.known(launch.serial, r.block, r.epoch, acquired),
-        };
-        let mut found: Option<(u64, Record)> = None;
-        // Bytes of one line are gathered as long as lanes follow each other in it.
-        let mut line = u64::MAX;
-        let mut flush = |line: u64, mine: &Record| {
-            if mine.bytes != 0
-                && let Some(other) = shadow.touch(line as usize, launch.serial, mine, ordered)
-            {
-                let first = (mine.bytes & other.bytes).trailing_zeros();
-                found.get_or_insert((line * LINE + u64::from(first), other));
-            }
-        };
-        let mut range = |from: u64, bytes: u64, mine: &mut Record| {
-            let mut from = from;
-            let end = from + bytes;
-            while from < end {
-                if from / LINE != line {
-                    flush(line, mine);
-                    line = from / LINE;
-                    mine.bytes = 0;
-                }
-                let n = (end - from).min(LINE - from % LINE);
-                mine.bytes |= (u64::MAX >> (64 - n)) << (from % LINE);
-                from += n;
-            }
-        };
-        match part.run {
-            Some((from, bytes)) => range(from, bytes, &mut mine),
-            None => lanes(part.lanes).for_each(|lane| range(part.offset(at[lane]), access.size, &mut mine)),
-        }
-        flush(line, &mine);
-        if let Some((offset, other)) = found {
-            let address = part.allocation.start + offset;
-            mine.lane = lanes(part.lanes)
-                .find(|lane| (at[*lane]..at[*lane] + access.size).contains(&address))
-                .map_or(mine.lane, |lane| lane as u8);
-            self.report_blocks(address, &mine, &other);
-        }
-    }
-
-    /// Reports a race between blocks. The higher block counts as the one that comes second, whichever it was, so that
-    /// the report depends less on the order in which host threads ran them.
-    #[cold]
-    fn report_blocks(&mut self, address: u64, mine: &Record, other: &Record) {
-        let (second, first) = if mine.block > other.block { (mine, other) } else { (other, mine) };
-        if self.worker.seen(ErrorKind::GlobalRace, second.pc) {
-            return;
-        }
-        let verb = |r: &Record| match (r.strong, r.write) {
-            (true, true) => "updates",
-            (false, true) => "writes",
-            (_, false) => "reads",
-        };
-        let message = format!(
-            "block {} {} {} ({address:#x}), block {} {} it, and nothing orders the two",
-            first.block,
-            verb(first),
-            self.launch.memory.describe(address),
-            second.block,
-            verb(second),
-        );
-        let [x, y, _] = self.launch.grid.map(u64::from);
-        let number = u64::from(second.block);
-        let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
-        let finding = Finding {
-            kind: ErrorKind::GlobalRace,
-            kernel: self.launch.kernel_name().to_owned(),
-            at: self.launch.place(second.pc),
-            other: Some(self.launch.place(first.pc)),
-            threads: Some(Threads { block: index, warp: u32::from(second.warp), lanes: 1 << second.lane }),
-            message,
-            count: 1,
-        };
-        self.worker.record(second.pc, self.launch.order_of(number), finding);
     }
 
     /// Whether an order's scope reaches other blocks. That of a cluster counts as all where there are clusters.
@@ -637,12 +574,16 @@ impl<'a> Context<'a> {
     pub(crate) fn bound_shared(&mut self, mask: u32, at: &[u64; LANES], size: u64) -> Result<Span, Stop> {
         let span = Span::of(mask, at, size);
         self.aligned(mask, at, size)?;
-        let have = self.block.shared.len();
-        let within = |lane: usize| {
-            at[lane].saturating_add(size) <= have || self.block.shared.is_reserved(at[lane], size)
-        };
-        if span.last.saturating_add(size) > have && !lanes(mask).all(within) {
-            return Err(self.beyond(mask, at, size, have, "shared memory of the block"));
+        if self.launch.variables.len() > 1 {
+            self.in_variables(mask, at, &span, size)?;
+        } else {
+            let have = self.block.shared.len();
+            let within = |lane: usize| {
+                at[lane].saturating_add(size) <= have || self.block.shared.is_reserved(at[lane], size)
+            };
+            if span.last.saturating_add(size) > have && !lanes(mask).all(within) {
+                return Err(self.beyond(mask, at, size, have, "shared memory of the block"));
+            }
         }
         if self.launch.counters {
             // Consecutive lanes never meet in a bank.
@@ -699,7 +640,7 @@ impl<'a> Context<'a> {
         if let Some(conflict) = &found {
             self.report_shared(conflict, at, access);
         }
-        found.is_some()
+        found.is_some_and(|c| !c.step)
     }
 
     #[cold]
@@ -717,6 +658,12 @@ impl<'a> Context<'a> {
                     "{place}: lane {lane} of warp {warp} {verb} what an asynchronous copy wrote, and did not wait at its mbarrier"
                 );
             }
+            if c.step {
+                return format!(
+                    "{place}: lane {lane} of warp {warp} reads what {other} wrote, both `volatile`, and no __syncwarp stands \
+                     between: lanes need not run in step"
+                );
+            }
             if c.same {
                 return format!(
                     "{place}: lane {lane} of warp {warp} and {other} write different values at once"
@@ -725,7 +672,11 @@ impl<'a> Context<'a> {
             let did = if c.wrote { "wrote" } else { "read" };
             format!("{place}: lane {lane} of warp {warp} {verb} what {other} {did} without a barrier between")
         };
-        let kind = if agent { ErrorKind::AsyncRace } else { ErrorKind::SharedRace };
+        let kind = match (agent, c.step) {
+            (true, _) => ErrorKind::AsyncRace,
+            (false, true) => ErrorKind::InStep,
+            (false, false) => ErrorKind::SharedRace,
+        };
         self.finding(kind, c.lanes, Some(c.pc), message);
     }
 
@@ -779,6 +730,14 @@ impl<'a> Context<'a> {
         let have = self.warp.local.bytes();
         if lanes(mask).any(|lane| at[lane].saturating_add(size) > have) {
             return Err(self.beyond(mask, at, size, have, "local memory of a thread"));
+        }
+        let gone = self.warp.local.dead(mask, at, size);
+        if gone != 0 {
+            let first = at[gone.trailing_zeros() as usize];
+            let message = format!(
+                "{size} bytes at {first:#x} of local memory, where no variable of the thread's functions lies"
+            );
+            return Err(self.fault(ErrorKind::OutOfBounds, gone, message));
         }
         if self.launch.counters {
             // A sector holds the same word of 8 neighbouring lanes.

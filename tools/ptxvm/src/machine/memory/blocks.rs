@@ -4,14 +4,18 @@
 //! ([`BlockClock`]), read or write, and bytes. A warp's access to whole lines, the usual case, costs one record a line.
 //! A fifth record replaces the oldest read: that may hide a race, and never invents one.
 //!
-//! Accesses of warps of the same block are not compared with each other.
+//! Accesses of warps of the same block are not compared with each other here: `warps` does that.
 //!
 //! [`BlockClock`]: super::race::BlockClock
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use super::access::{Access, Act, Part};
 use super::buffer::Buffer;
+use crate::error::{ErrorKind, Finding, Threads};
+use crate::machine::context::Context;
+use crate::machine::registers::LANES;
 
 /// Bytes of a line.
 pub(crate) const LINE: u64 = 64;
@@ -154,6 +158,86 @@ impl Lines {
         }
         head.store(u64::from(serial) << 32 | (n as u64) << 1, Release);
         conflict
+    }
+}
+
+impl<'a> Context<'a> {
+    /// Looks for races between a part of an access and the accesses of other blocks.
+    #[inline(never)]
+    pub(super) fn race_global(&mut self, part: &Part<'a>, at: &[u64; LANES], access: &Access) {
+        let Some(shadow) = &part.allocation.lines else { return };
+        let launch = self.launch;
+        // Saturates: strong accesses from number 2^32 - 1 on share one time, and a block that acquired at that time counts
+        // them all as ordered. A race between such accesses may be missed; none is invented.
+        let time = |t: u64| t.min(u64::from(u32::MAX)) as u32;
+        let strong = access.order.strong && self.reaches(access.order);
+        let block = &mut self.block.epochs;
+        block.used = true;
+        let (acquired, seen) = (block.acquired, block.acquired.max(block.seen));
+        let mut mine = Record {
+            bytes: 0,
+            block: self.block.number as u32,
+            epoch: if strong { time(block.strong) } else { block.epoch },
+            pc: self.pc,
+            warp: self.warp.id as u8,
+            lane: part.lanes.trailing_zeros() as u8,
+            write: access.writes(),
+            strong,
+            swap: access.act == Act::Swap,
+        };
+        let ordered = |r: &Record| match r.strong {
+            true => r.epoch <= time(seen),
+            false => launch.memory.releases.known(launch.serial, r.block, r.epoch, acquired),
+        };
+        let mut found: Option<(u64, Record)> = None;
+        part.lines(at, access.size, |line, bytes| {
+            mine.bytes = bytes;
+            if let Some(other) = shadow.touch(line as usize, launch.serial, &mine, ordered) {
+                let first = (bytes & other.bytes).trailing_zeros();
+                found.get_or_insert((line * LINE + u64::from(first), other));
+            }
+        });
+        if let Some((offset, other)) = found {
+            let address = part.allocation.start + offset;
+            mine.lane = part.lane_of(at, access.size, offset).map_or(mine.lane, |lane| lane as u8);
+            self.report_blocks(address, &mine, &other);
+        }
+    }
+
+    /// Reports a race between blocks. The higher block counts as the one that comes second, whichever it was, so that
+    /// the report depends less on the order in which host threads ran them.
+    #[cold]
+    fn report_blocks(&mut self, address: u64, mine: &Record, other: &Record) {
+        let (second, first) = if mine.block > other.block { (mine, other) } else { (other, mine) };
+        if self.worker.seen(ErrorKind::GlobalRace, second.pc) {
+            return;
+        }
+        let verb = |r: &Record| match (r.strong, r.write) {
+            (true, true) => "updates",
+            (false, true) => "writes",
+            (_, false) => "reads",
+        };
+        let message = format!(
+            "block {} {} {} ({address:#x}), block {} {} it, and nothing orders the two",
+            first.block,
+            verb(first),
+            self.launch.memory.describe(address),
+            second.block,
+            verb(second),
+        );
+        let [x, y, _] = self.launch.grid.map(u64::from);
+        let number = u64::from(second.block);
+        let index = [number % x, number / x % y, number / (x * y)].map(|i| i as u32);
+        let finding = Finding {
+            kind: ErrorKind::GlobalRace,
+            kernel: self.launch.kernel_name().to_owned(),
+            at: self.launch.place(second.pc),
+            other: Some(self.launch.place(first.pc)),
+            threads: Some(Threads { block: index, warp: u32::from(second.warp), lanes: 1 << second.lane }),
+            message,
+            count: 1,
+        };
+        self.worker.record(second.pc, self.launch.order_of(number), finding);
     }
 }
 

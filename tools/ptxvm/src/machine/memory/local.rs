@@ -10,7 +10,8 @@ use crate::machine::registers::LANES;
 #[derive(Debug, Default)]
 pub struct LocalMemory {
     words: Vec<[u32; LANES]>,
-    /// For each word and lane, the initialised ones of its 4 bytes.
+    /// For each word and lane a bit for each of its 4 bytes: the low four of those that are initialised, the high four of those that
+    /// are a variable's.
     defined: Vec<[u8; LANES]>,
 }
 
@@ -29,21 +30,41 @@ impl LocalMemory {
         self.words.len() as u64 * 4
     }
 
-    /// Declares `bytes` bytes from `from` never written, in the lanes of `mask`: a new frame.
-    pub fn forget(&mut self, mask: u32, from: u32, bytes: u32) {
-        let end = u64::from(from) + u64::from(bytes);
-        for at in u64::from(from)..end.min(self.bytes()) {
-            // Whole words at once where it can be.
-            if at % 4 != 0 && at != u64::from(from) {
-                continue;
-            }
-            let (word, first) = ((at / 4) as usize, at % 4);
-            let last = (end - at / 4 * 4).min(4);
-            let keep = !(((1u32 << last) - 1) & !((1 << first) - 1)) as u8;
-            for (lane, d) in self.defined[word].iter_mut().enumerate() {
-                *d &= if mask >> lane & 1 != 0 { keep } else { u8::MAX };
+    /// A frame of `bytes` bytes begins at `base`, in the lanes of `mask`: nothing in it was written, and only the pieces in `live`, offset
+    /// and bytes, are variables'.
+    pub fn begin(&mut self, mask: u32, base: u32, bytes: u32, live: &[(u32, u32)]) {
+        self.end(mask, base, bytes);
+        for (from, n) in live {
+            self.set(mask, base + from, *n, |d, bits| d | bits << 4);
+        }
+    }
+
+    /// A frame ends: none of its bytes is a variable's any more.
+    pub fn end(&mut self, mask: u32, base: u32, bytes: u32) {
+        self.set(mask, base, bytes, |d, bits| d & !(bits | bits << 4));
+    }
+
+    /// Changes what is known of bytes, word by word: `change` gets the old state and the bytes' bits.
+    fn set(&mut self, mask: u32, from: u32, bytes: u32, change: impl Fn(u8, u8) -> u8) {
+        let end = (u64::from(from) + u64::from(bytes)).min(self.bytes());
+        for word in u64::from(from) / 4..end.div_ceil(4) {
+            let (first, last) = (u64::from(from).saturating_sub(word * 4), (end - word * 4).min(4));
+            let bits = ((1u8 << last) - 1) & !((1u8 << first) - 1);
+            for (lane, d) in self.defined[word as usize].iter_mut().enumerate() {
+                *d = if mask >> lane & 1 != 0 { change(*d, bits) } else { *d };
             }
         }
+    }
+
+    /// The lanes of `mask` whose access, of a multiple of its size within the reserved bytes, touches bytes of no variable.
+    pub(crate) fn dead(&self, mask: u32, at: &[u64; LANES], size: u64) -> u32 {
+        let wrong = |lane: usize| {
+            let word = (at[lane] / 4) as usize;
+            let want = if size < 4 { ((1u8 << size) - 1) << (at[lane] % 4) } else { 15 };
+            let words = &self.defined[word..word + size.div_ceil(4) as usize];
+            words.iter().any(|d| d[lane] >> 4 & want != want)
+        };
+        super::pick(mask, wrong)
     }
 
     /// Copies bytes with their initialisation state within each thread's memory, in the lanes of `mask`: arguments and
@@ -105,7 +126,8 @@ impl LocalMemory {
         }
         for i in 0..T::BYTES / 4 {
             self.words[word + i][lane] = (value.full() >> (32 * i)) as u32;
-            self.defined[word + i][lane] = if defined { 15 } else { 0 };
+            let d = &mut self.defined[word + i][lane];
+            *d = if defined { *d | 15 } else { *d & !15 };
         }
     }
 }
@@ -130,8 +152,13 @@ mod tests {
         assert_eq!(local.read::<u8>(25, 3), 0x88);
         assert_eq!(local.read::<u8>(29, 3), 0x44);
         assert!(local.defined(25, 1, 3) && !local.defined(26, 1, 3) && local.defined(27, 1, 3));
-        local.forget(1 << 3, 13, 14);
-        assert!(local.defined(12, 1, 3) && !local.defined(13, 1, 3) && !local.defined(25, 1, 3));
-        assert!(local.defined(27, 1, 3) && local.defined(28, 2, 3));
+        local.begin(1 << 3, 16, 12, &[(1, 5), (8, 4)]);
+        assert!(local.defined(12, 1, 3) && !local.defined(25, 1, 3) && !local.defined(27, 1, 3));
+        assert!(local.defined(28, 2, 3), "behind the frame");
+        let dead = |at: u64, size| local.dead(1 << 3, &[at; LANES], size) != 0;
+        assert!(dead(16, 1) && !dead(17, 1) && !dead(18, 2) && dead(16, 4) && !dead(20, 2) && dead(20, 4));
+        assert!(dead(22, 1) && dead(22, 2) && !dead(24, 4) && dead(28, 4));
+        local.end(1 << 3, 16, 12);
+        assert!(local.dead(1 << 3, &[24; LANES], 4) == 1 << 3);
     }
 }

@@ -9,6 +9,8 @@ pub(crate) mod mbarrier;
 pub mod race;
 pub mod shared;
 pub(crate) mod traffic;
+pub mod variables;
+pub(crate) mod warps;
 
 use self::access::Access;
 use self::buffer::Cell;

@@ -369,7 +369,7 @@ pub(crate) struct View<'c> {
 impl View<'_> {
     /// Whether an access by a lane of `by` at `clock` happens before an access by `lane` of this warp now.
     #[inline(always)]
-    fn ordered(&self, clock: u32, by: Who, lane: usize) -> bool {
+    pub(crate) fn ordered(&self, clock: u32, by: Who, lane: usize) -> bool {
         clock <= self.floor
             || self.knows.get(by.warp()).is_none_or(|known| clock <= *known)
             || by == Who::new(self.warp, lane)
@@ -393,8 +393,15 @@ impl Who {
         Self((warp << 6 | lane) as u16)
     }
 
+    /// The lanes of a mask.
     #[inline(always)]
-    fn warp(self) -> usize {
+    pub(crate) fn of(warp: usize, lanes: u32) -> Self {
+        let one = lanes.is_power_of_two();
+        Self::new(warp, if one { lanes.trailing_zeros() as usize } else { LANES_MIXED })
+    }
+
+    #[inline(always)]
+    pub(crate) fn warp(self) -> usize {
         (self.0 >> 6) as usize
     }
 
@@ -418,6 +425,8 @@ struct Grain {
     strong_write: bool,
     /// The last write was a compare-and-swap.
     swap: bool,
+    /// The last write was `.volatile`.
+    volatile: bool,
     /// Several warps wrote the same value, unordered; the table of writers says which.
     repeated: bool,
 }
@@ -437,6 +446,8 @@ pub(crate) struct Conflict {
     pub(crate) lanes: u32,
     /// Whether the two belong to the same instruction.
     pub(crate) same: bool,
+    /// Whether they are `volatile` accesses of one warp, which are no race: they are right if its lanes run in step.
+    pub(crate) step: bool,
 }
 
 /// Last accesses to shared memory, grain by grain.
@@ -529,7 +540,7 @@ impl Shadow {
             self.clear(self.grains.len());
         }
         let view = clocks.view(party);
-        let strong = access.order.strong;
+        let (strong, volatile) = (access.order.strong, access.order.volatile);
         let n = (bytes >> self.shift) as usize;
         let mut conflict: Option<Conflict> = None;
         for lane in super::lanes(mask) {
@@ -545,6 +556,7 @@ impl Shadow {
                     self.write(g, &view, lane, pc, access, note, in_instruction, held)
                 } else {
                     self.read(g, &view, lane, pc, strong, note)
+                        .or_else(|| if volatile { self.in_step(g, &view, lane) } else { None })
                 };
                 if let Some(mut found) = found {
                     if found.same {
@@ -554,8 +566,13 @@ impl Shadow {
                         };
                         found.who = Who::new(view.warp, other);
                     }
-                    let lanes = conflict.map_or(0, |c| c.lanes) | 1 << lane;
-                    conflict = Some(Conflict { lanes, ..conflict.unwrap_or(found) });
+                    // A race is told rather than what is none.
+                    let first = match conflict {
+                        Some(c) if c.step && !found.step => Conflict { lanes: 0, ..found },
+                        Some(c) if found.step && !c.step => continue,
+                        first => first.unwrap_or(found),
+                    };
+                    conflict = Some(Conflict { lanes: first.lanes | 1 << lane, ..first });
                 }
             }
         }
@@ -594,7 +611,7 @@ impl Shadow {
         let own = |writers: &[u64]| grain.repeated && writers[g] >> (view.warp % 64) & 1 != 0;
         if !harmless && !view.ordered(grain.write_clock, grain.writer, lane) && !own(&self.writers) {
             let (who, pc) = (grain.writer, grain.write_pc);
-            conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false });
+            conflict = Some(Conflict { who, pc, wrote: true, lane, lanes: 0, same: false, step: false });
         }
         if strong || !note {
             // Strong reads are not kept: a later plain write without ordering is not found out. That is the price of
@@ -615,6 +632,23 @@ impl Shadow {
             self.add_reader(g, view, lane, pc);
         }
         conflict
+    }
+
+    /// A `volatile` read of what another lane of the warp wrote so, and that nothing orders.
+    #[inline(never)]
+    fn in_step(&self, g: usize, view: &View<'_>, lane: usize) -> Option<Conflict> {
+        let grain = &self.grains[g];
+        let (who, pc) = (grain.writer, grain.write_pc);
+        let apart = who.warp() == view.warp && !view.ordered(grain.write_clock, who, lane);
+        (grain.volatile && apart).then_some(Conflict {
+            who,
+            pc,
+            wrote: true,
+            lane,
+            lanes: 0,
+            same: false,
+            step: true,
+        })
     }
 
     #[inline(never)]
@@ -668,7 +702,8 @@ impl Shadow {
                 writer = Who::new(view.warp, LANES_MIXED);
             }
             if !repeated {
-                conflict = Some(Conflict { who: by, pc: grain.write_pc, wrote: true, lane, lanes: 0, same });
+                let pc = grain.write_pc;
+                conflict = Some(Conflict { who: by, pc, wrote: true, lane, lanes: 0, same, step: false });
             }
         }
         // Who has read what an unordered store left reads the same after this one.
@@ -692,7 +727,7 @@ impl Shadow {
                 })
             };
             if let Some((who, pc)) = found {
-                conflict = Some(Conflict { who, pc, wrote: false, lane, lanes: 0, same: false });
+                conflict = Some(Conflict { who, pc, wrote: false, lane, lanes: 0, same: false, step: false });
             }
         }
         // An atomic behind the warp's own plain write, with nothing between that others could have waited for, leaves the
@@ -704,6 +739,7 @@ impl Shadow {
             grain.writer = writer;
             grain.strong_write = strong;
             grain.swap = swap;
+            grain.volatile = access.order.volatile;
             // Further lanes of the instruction do not change what its first one found.
             grain.repeated &= repeated || conflict.is_some_and(|c| c.same);
             if repeated && earlier.warp() != view.warp {

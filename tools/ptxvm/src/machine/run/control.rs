@@ -174,6 +174,8 @@ impl BlockRun {
                 for r in results {
                     run.warp.local.copy(m, from.local_base + r.callee, frame.local_base + r.caller, r.bytes);
                 }
+                let gone = launch.program.functions[from.function as usize].local_bytes;
+                run.warp.local.end(m, from.local_base, gone);
             }
         }
         Ok(())

@@ -32,7 +32,7 @@ pub(super) fn enter(run: &mut WarpRun, launch: &LaunchState<'_>, frame: Frame, m
     }
     if f.local_bytes > 0 {
         run.warp.local.reserve(frame.local_base + f.local_bytes);
-        run.warp.local.forget(mask, frame.local_base, f.local_bytes);
+        run.warp.local.begin(mask, frame.local_base, f.local_bytes, &f.local_live);
     }
 }
 
@@ -84,7 +84,7 @@ fn set_special(
             S::LanemaskLe => bit | (bit - 1),
             S::LanemaskGt => !(bit | (bit - 1)),
             S::LanemaskGe => !(bit - 1),
-            S::DynamicSmemSize => launch.shared_bytes - launch.dynamic_shared,
+            S::DynamicSmemSize => launch.shared_span - launch.dynamic_shared,
             S::TotalSmemSize => launch.shared_bytes,
             S::ReservedSmemOffset1 => block.shared_base() as u32 + block.shared.reserved_at(),
             S::Envreg1 => (launch.workspace >> 32) as u32,

@@ -109,11 +109,12 @@ impl BlockRun {
         (self.block.order, self.block.number, self.block.index) = (order, number, index);
         self.block.executed = 0;
         self.block.epochs = BlockClock::default();
+        self.block.warp_lines.start();
         self.block.work = BlockWork::default();
         let reserved = launch.kernel.system.reserved_shared;
         let agent = launch.kernel.asynchronous;
         let parties = Clocks::parties(blocks as u32, self.block.warps, agent);
-        self.block.shared.start(launch.shared_bytes, reserved, launch.kernel.shared_grain, parties);
+        self.block.shared.start(launch.shared_span, reserved, launch.kernel.shared_grain, parties);
         if order.is_multiple_of(blocks) {
             self.block.clocks.start(blocks as u32, self.block.warps, agent);
             let live = self.block.cluster.is_some().then(|| self.first_lanes(launch));

@@ -21,7 +21,7 @@ use crate::error::ErrorKind;
 use crate::machine::barrier::WARPS;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Control, Convergence, Exec, Inst, WarpOp};
-use crate::machine::memory::access::Access;
+use crate::machine::memory::access::{Access, Span};
 use crate::machine::memory::{lanes, pick};
 use crate::machine::products::{Product, UNIT, Unfenced};
 use crate::machine::registers::{LANES, Reg, Registers, Width};
@@ -252,6 +252,9 @@ impl ProductOp {
                 "the matrix descriptor leads to {first:#x}; shared memory of the block has {have} bytes"
             );
             return Err(ctx.fault(ErrorKind::OutOfBounds, u32::MAX, message));
+        }
+        if ctx.launch.variables.len() > 1 {
+            ctx.in_variables(mask, &at, &Span::of(mask, &at, UNIT), UNIT)?;
         }
         ctx.meets_mbarrier(mask, &at, UNIT);
         if ctx.launch.checks.race

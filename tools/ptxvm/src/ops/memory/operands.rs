@@ -162,7 +162,7 @@ impl Decoder<'_, '_> {
 pub(super) fn order(mods: &mut Mods<'_, '_>, stronger: &str) -> Result<Order, Refusal> {
     let weak = Order::default();
     if mods.take("volatile") {
-        return Ok(Order { strong: true, gpu: true, ..weak });
+        return Ok(Order { strong: true, volatile: true, gpu: true, ..weak });
     }
     let Some(strongest) = mods.one_of(&[("relaxed", false), (stronger, true)]) else {
         mods.take("weak");
@@ -171,7 +171,7 @@ pub(super) fn order(mods: &mut Mods<'_, '_>, stronger: &str) -> Result<Order, Re
     let scope = scope(mods).ok_or_else(|| invalid(format!("`{}` without a scope", mods.written())))?;
     let Scope { gpu, cluster } = scope;
     let [acquire, release] = ["acquire", "release"].map(|name| strongest && name == stronger);
-    Ok(Order { strong: true, acquire, release, gpu, cluster })
+    Ok(Order { strong: true, volatile: false, acquire, release, gpu, cluster })
 }
 
 /// The lanes of a register as values of memory.

@@ -122,6 +122,7 @@ impl Store {
                             gaps.for_each(|i| part.allocation.forget(at + i, 1));
                         }
                     }
+                    ctx.settle_overwrites(&part, at, &self.access);
                     rest &= !part.lanes;
                     if rest == 0 {
                         break;

@@ -48,6 +48,8 @@ mod conformance_video;
 mod determinism;
 #[path = "suite/flow.rs"]
 mod flow;
+#[path = "suite/forms.rs"]
+mod forms;
 #[path = "suite/fuzz.rs"]
 mod fuzz;
 #[path = "suite/kernels.rs"]

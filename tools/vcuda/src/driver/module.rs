@@ -38,7 +38,9 @@ fn waits(ptx: &str, entry: &str) -> bool {
     }
     let early = |line: &str| {
         let words = line.split(|c: char| c.is_whitespace() || ";.".contains(c));
-        let uses = line.contains('[') && !line.trim_start().starts_with("ld.param");
+        let line = line.trim_start();
+        // Neither does a parameter's load, nor a declaration.
+        let uses = line.contains('[') && !line.starts_with('.') && !line.starts_with("ld.param");
         uses || words.into_iter().any(|word| ["bra", "brx", "call", "ret", "exit"].contains(&word))
     };
     let mut lines = body.map_or("", |(_, body)| body).lines();

@@ -65,10 +65,13 @@ unsafe fn launch(stub: Handle, config: LaunchConfig, args: *mut Handle) -> Resul
     let shared_bytes = u32::try_from(shared_bytes).map_err(|_| INVALID_CONFIGURATION)?;
     let config = Config::new([grid.x, grid.y, grid.z], [block.x, block.y, block.z], shared_bytes, stream)
         .with(attributes, count);
+    // A launch that may begin before the kernel ahead has ended need not, and begins behind it.
     // SAFETY: the caller's word.
-    let done = checked(unsafe {
-        driver_module::cuLaunchKernelEx(&raw const config, handle(function), args, std::ptr::null_mut())
-    });
+    let done = unsafe {
+        driver_module::configured(&config).and_then(|(shape, stream, _)| {
+            driver_module::launch(handle(function), shape, stream, args, std::ptr::null_mut())
+        })
+    };
     let blocks = [grid.x > i32::MAX as u32, grid.y > 65_535, grid.z > 65_535, block.z > 64].contains(&true);
     let none = [grid.x, grid.y, grid.z].contains(&0) || threads == 0;
     let wrong = blocks || none || threads > most.min(1024);

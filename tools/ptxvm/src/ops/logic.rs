@@ -6,7 +6,7 @@ use super::lane::{Binary, Ternary, Unary, binary, ternary, unary};
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
-use crate::machine::inst::{Class, Inst};
+use crate::machine::inst::{Class, Defs, Inst};
 use crate::machine::registers::{Reg, Registers, Width};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::Type;
@@ -88,16 +88,26 @@ fn predicates(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         table = table >> 1 & 0b0101 | (table & 0b0101) << 1;
     }
     let dst = d.dst(dst, Type::Pred)?;
-    d.lane(predicate_logic, Class::Integer, &[dst], &[a.0, b.0], table);
+    d.lane(predicate_logic, Class::Integer, &[dst], &[a.0, b.0], table).defs = Defs::Own;
     Ok(())
 }
 
-/// A predicate from two others by the truth table in `imm`.
+/// A predicate from two others by the truth table in `imm`. One that is uninitialised does not count where the result is the same
+/// for both of its values, because compilers make an `or` of `||` and an `and` of `&&`.
 pub(super) fn predicate_logic(regs: &mut Registers, inst: &Inst, mask: u32) {
-    let (a, b) = (regs.pred(inst.src(0)), regs.pred(inst.src(1)));
     let row = |bit: u32, lanes: u32| if inst.imm >> bit & 1 != 0 { lanes } else { 0 };
-    let d = row(0, !a & !b) | row(1, !a & b) | row(2, a & !b) | row(3, a & b);
-    regs.set_pred(inst.dst(0), mask, d);
+    let result = |a: u32, b: u32| row(0, !a & !b) | row(1, !a & b) | row(2, a & !b) | row(3, a & b);
+    let [(a, known_a), (b, known_b)] =
+        [inst.src(0), inst.src(1)].map(|reg| (regs.pred(reg), regs.defined(reg)));
+    let least = result(a & known_a, b & known_b);
+    let others = [
+        result(a | !known_a, b & known_b),
+        result(a & known_a, b | !known_b),
+        result(a | !known_a, b | !known_b),
+    ];
+    let differs = others.iter().fold(0, |all, other| all | (other ^ least));
+    regs.set_pred(inst.dst(0), mask, result(a, b));
+    regs.set_defined(inst.dst(0), mask, !differs);
 }
 
 /// Any function of three bits: bit 4a + 2b + c of `imm` is its value.

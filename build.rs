@@ -18,10 +18,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
-#[allow(unreachable_pub)] // it is the library's
+#[allow(unreachable_pub, reason = "it is the library's")]
 #[path = "src/device/dependent.rs"]
 mod dependent;
-#[allow(dead_code, unreachable_pub)] // tests use it, and more of an entry point
+#[allow(dead_code, unreachable_pub, reason = "tests use it, and more of an entry point")]
 #[path = "build/source.rs"]
 mod source;
 

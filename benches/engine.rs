@@ -44,8 +44,7 @@ use serde_json::{Map, Value, json};
 
 type Failure = Box<dyn Error>;
 
-// As a module of the tests it is not called.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "as a module of the tests it is not called")]
 fn main() -> ExitCode {
     compute_on_this_thread();
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,8 +5,7 @@
 //! that it uploads, tokens and log-probs that it reads back. Without a GPU nothing can be timed: the bounds of
 //! `bon-engine kernels` are printed instead, for Gemma 3 270M. A name, or its beginning, as an argument chooses ops.
 
-// A benchmark speaks to whoever runs it.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark speaks to whoever runs it")]
 
 use std::time::Duration;
 

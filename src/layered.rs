@@ -194,14 +194,14 @@ mod tests {
     /// As the verifier's section is: serde buffers the table to find `kind`, and its errors lose their place in it.
     #[derive(Debug, Deserialize)]
     #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "what is refused is not read")]
     enum Tagged {
         Exact { strict: bool },
         Numeric {},
     }
 
     #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "what is refused is not read")]
     struct Outer {
         verifier: Tagged,
     }

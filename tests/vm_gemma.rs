@@ -4,7 +4,7 @@
 
 #[path = "suite/rounded/mod.rs"]
 mod rounded;
-#[allow(dead_code)] // the other tests use the rest
+#[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "suite/tolerance.rs"]
 mod tolerance;
 

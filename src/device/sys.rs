@@ -162,7 +162,7 @@ pub(super) unsafe fn launch_dependent(
 
 macro_rules! functions {
     ($($name:ident($($arg:ident: $type:ty),* $(,)?))*) => {
-        #[allow(non_snake_case)] // the driver's names
+        #[allow(non_snake_case, reason = "the driver's names")]
         struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> CUresult,)*
         }

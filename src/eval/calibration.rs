@@ -41,7 +41,7 @@ pub struct Probabilities {
 
 /// Samples whose r is from `low` to `high`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the line above
+#[allow(missing_docs, reason = "the line above")]
 pub struct Bin {
     pub low: f64,
     pub high: f64,

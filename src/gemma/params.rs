@@ -124,7 +124,7 @@ pub struct InputParams<T> {
 
 /// The linear maps of a layer that may have an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[allow(missing_docs)] // as in the papers
+#[allow(missing_docs, reason = "as in the papers")]
 pub enum Linear {
     #[serde(rename = "q_proj")]
     Q,

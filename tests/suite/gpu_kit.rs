@@ -391,7 +391,7 @@ fn inputs(kind: &str, seed: u32, n: usize) -> Vec<f32> {
 /// the product is asserted.
 #[test]
 #[ignore = "a measurement of a GPU of compute capability 9.0; the kit runs it"]
-#[allow(clippy::print_stdout)] // the measurement is for people
+#[allow(clippy::print_stdout, reason = "the measurement is for people")]
 fn bits_of_wgmma() {
     let Some(gpu) = crate::device::gpu() else { return };
     let capability = gpu.description().capability;

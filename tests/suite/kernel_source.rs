@@ -1,6 +1,6 @@
 //! What build.rs reads in the text of kernels, and what it says of text that it cannot read.
 
-#[allow(unreachable_pub)] // as in build.rs
+#[allow(unreachable_pub, reason = "as in build.rs")]
 #[path = "../../build/source.rs"]
 pub(crate) mod source;
 

@@ -186,7 +186,7 @@ unsafe fn rows<S: Simd, L: Layout, const NV: usize>(mut m: usize, mut t: Tile) {
 
 /// C\[m, 16 nv\] += A\[m, _\] B\[words, 16 nv\].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 fn tiles<S: Simd, L: Layout>(
     m: usize,
     nv: usize,
@@ -238,7 +238,7 @@ multiversion! {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 fn tiles_of_pairs<L: Layout>(
     m: usize,
     nv: usize,
@@ -266,7 +266,7 @@ fn tiles_of_pairs<L: Layout>(
 
 /// C\[m, 16 nv\] += A\[m, k\] B\[k, 16 nv\]: `b`, `c` are row-major with row strides `ldb`, `ldc`, and k counts
 /// [`Form::steps`].
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 pub(super) fn tile(
     form: Form,
     m: usize,
@@ -281,7 +281,7 @@ pub(super) fn tile(
     let b = Vectors::in_rows(b, ldb);
     match form {
         // SAFETY: the form is chosen where the machine has the instruction.
-        #[allow(unused_unsafe)]
+        #[allow(unused_unsafe, reason = "elsewhere than on x86 the function is safe")]
         Form::Pairs => unsafe { tiles_of_pairs::<Floats>(m, nv, k, a, b, c, ldc) },
         _ => tiles_of::<Floats>(m, nv, k, a, b, c, ldc),
     }
@@ -368,7 +368,7 @@ multiversion! {
 }
 
 /// y\[m, outputs\] = X W\[outputs\]^T of packed W, whose outputs begin at a panel. `scratch` is scratch.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 fn products_of_packed(
     m: usize,
     x: &Rows,
@@ -410,7 +410,7 @@ fn products_of_packed(
             Form::F32 => tiles_of::<InOrder>(m, nv, n, a, b, y, ldy),
             Form::Widened => tiles_of::<OddFirst>(m, nv, n, a, b, y, ldy),
             // SAFETY: the form is chosen where the machine has the instruction.
-            #[allow(unused_unsafe)]
+            #[allow(unused_unsafe, reason = "elsewhere than on x86 the function is safe")]
             Form::Pairs => unsafe { tiles_of_pairs::<InPairs>(m, nv, n, a, b, y, ldy) },
         }
     }
@@ -418,7 +418,7 @@ fn products_of_packed(
 
 /// y\[m, outputs\] = X W\[outputs\]^T for m rows of X from row `first` on; y's rows are `ldy` apart and have room for
 /// whole vectors, whose lanes beyond the outputs are left as they come. `packed` is scratch.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 pub(super) fn products(
     m: usize,
     x: &Rows,
@@ -601,7 +601,7 @@ multiversion! {
 
 /// c\[m, cols\] += a\[m, k\] b\[k, cols..\] where c is a block of a larger matrix (row stride `ldc`), k counts steps of at
 /// most KC terms, and `cols` need not be a multiple of the lanes.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "operands and their strides, as in BLAS")]
 fn add_product(
     form: Form,
     m: usize,

@@ -193,7 +193,7 @@ impl Simd for Block {
 pub(crate) mod x86 {
     //! [`Simd`](super::Simd) in registers. SAFETY of every block below: the trait's contract, the instruction set is on
     //! and the pointers are good for 16 floats.
-    #![allow(clippy::undocumented_unsafe_blocks)]
+    #![allow(clippy::undocumented_unsafe_blocks, reason = "the comment above is all blocks'")]
 
     use std::arch::x86_64::*;
 
@@ -504,7 +504,7 @@ macro_rules! multiversion {
         #[allow(clippy::too_many_arguments, reason = "functions have what they have")]
         $vis fn $name $(<$($param: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            #[allow(clippy::extra_unused_type_parameters)]
+            #[allow(clippy::extra_unused_type_parameters, reason = "not every body names the set")]
             fn body<S: $crate::backend::cpu::simd::Simd $($(, $param: $bound)+)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]

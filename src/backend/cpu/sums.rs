@@ -42,7 +42,7 @@ impl<'a> Sums<'a> {
     }
 
     /// How many.
-    #[allow(clippy::len_without_is_empty)] // nobody asks
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),

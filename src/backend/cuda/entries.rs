@@ -34,7 +34,7 @@ macro_rules! same_size {
 pub(super) use same_size;
 
 /// Bytes that lie as the widest fields of an ELF file want it.
-#[allow(dead_code)] // a debug build has none
+#[allow(dead_code, reason = "a debug build has none")]
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 

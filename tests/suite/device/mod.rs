@@ -42,7 +42,7 @@ pub(crate) fn skipped(why: &str) {
     unsafe extern "C" {
         fn atexit(f: extern "C" fn()) -> c_int;
     }
-    #[allow(clippy::print_stderr)] // whoever runs the tests must hear of it
+    #[allow(clippy::print_stderr, reason = "whoever runs the tests must hear of it")]
     extern "C" fn tell() {
         for (why, n) in SKIPPED.lock().iter().flat_map(|skipped| skipped.iter()) {
             eprintln!("skipped: {n} checks that {why}");

@@ -7,7 +7,7 @@ macro_rules! layout {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* }) => {
         $(#[$doc])*
         #[repr(C)]
-        #[allow(non_snake_case, missing_docs)]
+        #[allow(non_snake_case, missing_docs, reason = "names of CUDA, which documents them")]
         pub struct $name { $(pub $field: $type,)* }
 
         impl $name {

@@ -4,7 +4,7 @@
 //! arrived: `mask` is that group. Results are uninitialised where an input that they depend on is.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
-#![allow(clippy::needless_range_loop)]
+#![allow(clippy::needless_range_loop, reason = "lanes are numbers in several arrays")]
 
 use super::float::extremum;
 use super::rounding::flag;

@@ -2,7 +2,7 @@
 //! share nothing with the machine's.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
-#![allow(clippy::needless_range_loop)]
+#![allow(clippy::needless_range_loop, reason = "lanes are numbers in several arrays")]
 
 use ptxvm::error::ErrorKind;
 use ptxvm::{Arg, Gpu, Launch, MmaOrder, Module, Options};

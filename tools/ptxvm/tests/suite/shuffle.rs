@@ -1,7 +1,7 @@
 //! shfl, vote, match, redux, activemask, elect, against the pseudo-code of the ISA.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
-#![allow(clippy::needless_range_loop)]
+#![allow(clippy::needless_range_loop, reason = "lanes are numbers in several arrays")]
 
 use ptxvm::error::ErrorKind;
 

@@ -1,7 +1,7 @@
 //! Tensor-core operations: mma, wmma, wgmma, ldmatrix, stmatrix, movmatrix; and setmaxnreg, which warpgroups share registers by.
 
 // A loop over lanes reads better as one, and vectorises, with an index into several rows.
-#![allow(clippy::needless_range_loop)]
+#![allow(clippy::needless_range_loop, reason = "lanes are numbers in several arrays")]
 
 mod descriptor;
 mod grouped;

@@ -244,8 +244,12 @@ fn a_program_that_never_works_is_reported_as_such() {
     // It worked, and then its file is gone.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("verify");
-    std::fs::write(&path, format!("#!/bin/sh\n{REPLY}\nread -r line; reply 1\n")).unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Written by another process, because a child that another test forks holds what this one writes until it becomes a program,
+    // and a file that is held for writing cannot be run.
+    let written = path.with_extension("sh");
+    std::fs::write(&written, format!("#!/bin/sh\n{REPLY}\nread -r line; reply 1\n")).unwrap();
+    std::fs::set_permissions(&written, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(std::process::Command::new("cp").arg("-p").arg(&written).arg(&path).status().unwrap().success());
     let gone = verifier(json!({"kind": "command", "program": [path]}));
     assert_eq!(score(&*gone, "fine", "answer"), Ok(1.0));
     std::fs::remove_file(&path).unwrap();

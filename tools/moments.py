@@ -11,23 +11,16 @@ how many samples of held-out problems are right. The table is computed from thes
 interrupted run goes on from its last checkpoint; a finished one is run again if its file is deleted.
 """
 
-import argparse
 import json
 import re
 import shutil
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-from venv_setup import REPO, UserError, run_main
+from experiment import Experiment, compact, flags, parted, passes, write
+from venv_setup import REPO, run_main
 
-HOME = REPO / "examples" / "moments"
-RESULTS = HOME / "results"
-RUNS = REPO / "runs" / "moments"
-ENGINE = REPO / "target" / "release" / "bon-engine"
-DEVICE = "auto"
-CONFIG = HOME / "sum.toml"
+MOMENTS = Experiment("moments")
+CONFIG = MOMENTS.home / "sum.toml"
 HELD_OUT = REPO / "examples" / "paper" / "sum.eval.jsonl"
 
 # The states, the first of which the others are compared with.
@@ -57,7 +50,7 @@ class Run:
 
     @property
     def result(self):
-        return RESULTS / f"{self.name}.json"
+        return MOMENTS.results / f"{self.name}.json"
 
 
 def all_runs():
@@ -65,27 +58,14 @@ def all_runs():
     return [Run(state, seed) for seed in SEEDS for state in STATES]
 
 
-def engine(*arguments):
-    command = [ENGINE, *map(str, arguments), "--device", DEVICE]
-    done = subprocess.run(command, cwd=REPO, stdout=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise UserError(f"bon-engine {arguments[0]} ended with status {done.returncode}; run again to go on from there")
-
-
 def execute(run, extra):
     """Trains, evaluates, writes the result, and deletes the weights."""
-    place = RUNS / run.name
-    settings = [f"--set={setting}" for setting in (*STATES[run.state], f"train.seed={run.seed}", *extra)]
-    if not (place / "final").exists():
-        resume = ["--resume"] if any(place.glob("checkpoints/step-*")) else []
-        engine("train", CONFIG, *settings, f"--set=train.output={place}", *resume)
-        (place / "final").touch()
-    steps = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    model = sorted(place.glob("checkpoints/step-*/model"))[-1]
+    place = MOMENTS.runs / run.name
+    settings = flags([*STATES[run.state], f"train.seed={run.seed}", *extra])
+    model, steps = MOMENTS.trained(CONFIG, place, settings)
     report = place / "report.json"
-    engine(
-        "eval", CONFIG, *settings, "--model", model, "--tasks", HELD_OUT, "--samples", SAMPLES, "--examples", 0, "--output", report
-    )
+    drawn = ["--tasks", HELD_OUT, "--samples", SAMPLES, "--examples", 0]
+    MOMENTS.run("eval", CONFIG, *settings, "--model", model, *drawn, "--output", report)
     written = json.loads(report.read_text(encoding="utf-8"))
     told = written["provenance"]["settings"]
     kept = {
@@ -100,19 +80,10 @@ def execute(run, extra):
             for phase in ("forward_backward", "optimizer")
         },
         "samples": written["problems"][0]["samples"],
-        # Right samples of each problem, in the order of the task file.
-        "passes": [round(problem["pass_at_n"][0] * problem["samples"]) for problem in written["problems"]],
+        "passes": passes(written),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write(run.result, "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in kept.items()) + "\n}\n")
+    write(run.result, compact(kept))
     shutil.rmtree(place)
-
-
-def write(path, text):
-    """Beside its place, then renamed, so that it is whole or not there."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def parts_of(losses):
@@ -196,52 +167,12 @@ def document():
 
 def write_table(readme, check):
     """Replaces what follows the mark in the file, or checks that it is what the results say."""
-    before, mark, _ = readme.read_text(encoding="utf-8").partition(MARK)
-    if not mark:
-        raise UserError(f"{readme} does not hold the line {MARK.strip()}")
-    wanted = before + mark + document()
-    if not check:
-        write(readme, wanted)
-    elif readme.read_text(encoding="utf-8") != wanted:
-        raise UserError(f"{readme} is not what the results say; run python3 tools/moments.py tables")
+    before, mark, _ = parted(readme, MARK)
+    MOMENTS.put({readme: before + mark + document()}, check)
 
 
 def main():
-    global ENGINE, DEVICE, RESULTS, RUNS
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "list", "tables"])
-    parser.add_argument("--only", default="", metavar="PATTERN", help="only runs in whose names this is found")
-    parser.add_argument("--engine", type=Path, default=ENGINE, help="the program [default: the release build]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are [default: examples/moments/results]")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are while they last [default: runs/moments]")
-    parser.add_argument("--device", default="auto", help="what computes, as the engine's --device [default: auto]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for every run")
-    parser.add_argument(
-        "--readme", type=Path, default=HOME / "README.md", help="tables: where it goes [default: examples/moments/README.md]"
-    )
-    parser.add_argument("--check", action="store_true", help="tables: fail if the file says something else")
-    arguments = parser.parse_args()
-    own = arguments.results == RESULTS
-    ENGINE, RESULTS, RUNS = (path.resolve() for path in (arguments.engine, arguments.results, arguments.runs))
-    DEVICE = arguments.device
-    try:
-        runs = [run for run in all_runs() if re.search(arguments.only, run.name)]
-    except re.error as error:
-        raise UserError(f"--only {arguments.only}: not a pattern: {error}") from None
-    if not runs:
-        raise UserError(f"--only {arguments.only}: no run has such a name; see python3 tools/moments.py list")
-    if arguments.what == "tables":
-        write_table(arguments.readme, arguments.check)
-    elif arguments.what == "list":
-        for run in runs:
-            print(f"{'done' if run.result.exists() else '-':5} {run.name}")
-    else:
-        missing = [run for run in runs if not run.result.exists()]
-        for i, run in enumerate(missing, 1):
-            print(f"[{i}/{len(missing)}] {run.name}", file=sys.stderr, flush=True)
-            execute(run, arguments.set)
-            if own:
-                write_table(arguments.readme, check=False)
+    MOMENTS.main(__doc__, all_runs, execute, write_table)
 
 
 if __name__ == "__main__":

@@ -18,25 +18,19 @@ in runs/paper while runs of its task are missing, is deleted after the last, and
 wanted.
 """
 
-import argparse
 import hashlib
 import json
 import random
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
+from experiment import Experiment, compact, flags, parted, passes, write
 from venv_setup import REPO, UserError, run_main
 
 import paper_tables
 
-HOME = REPO / "examples" / "paper"
-RESULTS = HOME / "results"
-RUNS = REPO / "runs" / "paper"
-ENGINE = REPO / "target" / "release" / "bon-engine"
-DEVICE = "auto"
+PAPER = Experiment("paper")
 
 TASKS = {
     "difference": "a two-digit number minus a smaller one",
@@ -119,7 +113,7 @@ class Run:
 
     @property
     def result(self):
-        return RESULTS / f"{self.name}.json"
+        return PAPER.results / f"{self.name}.json"
 
 
 def all_runs():
@@ -133,53 +127,32 @@ def all_runs():
     return runs
 
 
-def engine(*arguments):
-    command = [ENGINE, *map(str, arguments), "--device", DEVICE]
-    done = subprocess.run(command, cwd=REPO, stdout=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise UserError(f"bon-engine {arguments[0]} ended with status {done.returncode}; run again to go on from there")
-
-
-def trained(config, place, settings):
-    """Trains, or goes on with that, and returns the model's directory and the metrics of the steps."""
-    if not (place / "final").exists():
-        resume = ["--resume"] if any(place.glob("checkpoints/step-*")) else []
-        engine("train", config, *settings, f"--set=train.output={place}", *resume)
-        (place / "final").touch()
-    lines = (place / "metrics.jsonl").read_text().splitlines()
-    return sorted(place.glob("checkpoints/step-*/model"))[-1], [json.loads(line) for line in lines]
-
-
-def flags(settings):
-    return [f"--set={setting}" for setting in settings]
-
-
 def execute(run, extra):
     """Trains, evaluates, writes the result, and deletes the weights."""
     verifier, verified = reward_model(run.task, extra)
     if run.title == VERIFIER:
         return
     judged = flags([f'verifier={{kind="model", path="{verifier}"}}', ENVIRONMENT])
-    config = HOME / f"{run.task}.toml"
-    place = RUNS / run.name
+    config = PAPER.home / f"{run.task}.toml"
+    place = PAPER.runs / run.name
     place.mkdir(parents=True, exist_ok=True)
     model, metrics = [], []
     if run.method:
         settings = flags(run.method.set) + (judged if run.method.learned else [])
-        found, metrics = trained(config, place, [*settings, f"--set=train.seed={run.seed}", *flags(extra)])
+        found, metrics = PAPER.trained(config, place, [*settings, f"--set=train.seed={run.seed}", *flags(extra)])
         model = ["--model", found]
     report = place / "report.json"
     grid = ["--temperatures", ",".join(map(str, TEMPERATURES))] if run.method is None or run.method.grid else []
-    tasks = ["--tasks", HOME / f"{run.task}.eval.jsonl"]
-    engine("eval", config, *model, *judged, *flags(extra), *tasks, "--examples", "0", *grid, "--output", report)
+    tasks = ["--tasks", PAPER.home / f"{run.task}.eval.jsonl"]
+    PAPER.run("eval", config, *model, *judged, *flags(extra), *tasks, "--examples", "0", *grid, "--output", report)
     write(run.result, compact(summary(run, json.loads(report.read_text()), metrics, verified["weights"])))
     shutil.rmtree(place)
 
 
 def reward_model(task, extra):
     """The task's reward model and its result; made if it is not there."""
-    place = RUNS / f"{task}.{VERIFIER}"
-    model, result = place / "model", RESULTS / f"{task}.{VERIFIER}.json"
+    place = PAPER.runs / f"{task}.{VERIFIER}"
+    model, result = place / "model", PAPER.results / f"{task}.{VERIFIER}.json"
     if model.exists() and result.exists():
         return model, json.loads(result.read_text())
     place.mkdir(parents=True, exist_ok=True)
@@ -192,28 +165,27 @@ def reward_model(task, extra):
     write(part, as_lines(problems[own:]))
     if not samples.exists():
         drawn = ["--tasks", tasks, "--samples", SCORED_SAMPLES, "--save-samples", samples]
-        engine("eval", HOME / f"{task}.toml", *flags(extra), *drawn, "--output", place / "samples.json")
+        PAPER.run("eval", PAPER.home / f"{task}.toml", *flags(extra), *drawn, "--output", place / "samples.json")
     lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     write(checked, "".join(json.dumps(line) + "\n" for line in lines[:own]))
     write(scored, "".join(json.dumps(distinct(line)) + "\n" for line in lines[own:]))
     # First the right answers, then which responses are right.
     taught = [*flags(TAUGHT), f"--set=data.tasks={part}", *flags(extra)]
-    taught, _ = trained(HOME / f"{task}.toml", place / "taught", taught)
-    config = HOME / f"{task}.{VERIFIER}.toml"
+    taught, _ = PAPER.trained(PAPER.home / f"{task}.toml", place / "taught", taught)
+    config = PAPER.home / f"{task}.{VERIFIER}.toml"
     settings = [
         f"--set=data.tasks={scored}",
         f"--set=data.eval_tasks={checked}",
         *flags(extra),
         f"--set=model.path={taught}",
     ]
-    found, metrics = trained(config, place / "trained", settings)
+    found, metrics = PAPER.trained(config, place / "trained", settings)
     kept = verifier_summary(task, scored, place / "trained", found, metrics)
     if result.exists() and (before := json.loads(result.read_text()))["weights"] != kept["weights"]:
         raise UserError(
             f"the reward model made here ({kept['weights']}) is not that of {result} ({before['weights']}): another program or "
             f"device made it. To begin anew with this one, delete the results of task {task}"
         )
-    RESULTS.mkdir(parents=True, exist_ok=True)
     write(result, compact(kept))
     shutil.rmtree(model, ignore_errors=True)
     found.replace(model)
@@ -225,11 +197,12 @@ def reward_model(task, extra):
 def forget_reward_models():
     """Deletes those of tasks that nothing is missing of."""
     for task in TASKS:
-        place = RUNS / f"{task}.{VERIFIER}"
+        place = PAPER.runs / f"{task}.{VERIFIER}"
         if place.exists() and all(run.result.exists() for run in all_runs() if run.task == task):
             shutil.rmtree(place)
             print(
-                f"{place.relative_to(RUNS.parent)} is deleted, a reward model: {RESULTS.name}/{place.name}.json has its figures",
+                f"{place.relative_to(PAPER.runs.parent)} is deleted, a reward model: "
+                f"{PAPER.results.name}/{place.name}.json has its figures",
                 file=sys.stderr,
             )
 
@@ -319,7 +292,6 @@ def summary(run, written, metrics, verifier):
         "program": settings["program"],
         "device": settings["device"],
         "samples": report["problems"][0]["samples"],
-        # Right samples of each problem, in the order of the task file.
         "passes": passes(report),
     }
     for key in ("answer_entropy", "distinct_answers", "unanswered"):
@@ -343,10 +315,6 @@ def summary(run, written, metrics, verifier):
     keys = ("reward_mean", "pass_at_1", "pass_at_n", "best_of_n_reward", "answer_entropy", "token_entropy", "grad_norm")
     kept["training"] = tenths(metrics, lambda step: step, keys, most=("logprob_gap_max",))
     return kept
-
-
-def passes(report):
-    return [round(problem["pass_at_n"][0] * problem["samples"]) for problem in report["problems"]]
 
 
 def by_problem(report, key, n):
@@ -376,24 +344,6 @@ def at_temperature(temperature, report):
     return kept
 
 
-def compact(result):
-    """JSON with a line per key, and per item of a list of objects."""
-
-    def shown(value):
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n" + ",\n".join("  " + json.dumps(part) for part in value) + "\n ]"
-        return json.dumps(value)
-
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {shown(value)}" for key, value in result.items()) + "\n}\n"
-
-
-def write(path, text):
-    """Beside its place, then renamed, so that it is whole or not there."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 HELD_OUT, MOST_TRAINED = 200, 1500
 
 
@@ -404,7 +354,7 @@ def problems_of(task):
         "sum": [(f"{a} + {b} =", a + b) for a in range(11, 100) for b in range(2, 10)],
         "difference": [(f"{a} - {b} =", a - b) for a in range(21, 100) for b in range(11, a - 9)],
     }[task]
-    config = (HOME / f"{task}.toml").read_text(encoding="utf-8")
+    config = (PAPER.home / f"{task}.toml").read_text(encoding="utf-8")
     problems = [problem for problem in everything if f"\n{problem[0]} " not in config]
     random.Random(1).shuffle(problems)
     trained = HELD_OUT + MOST_TRAINED
@@ -427,77 +377,29 @@ def write_tasks():
     for task in TASKS:
         problems = problems_of(task)
         for part in ("eval", "train"):
-            write(HOME / f"{task}.{part}.jsonl", as_lines(problems[part]))
+            write(PAPER.home / f"{task}.{part}.jsonl", as_lines(problems[part]))
 
 
 def write_tables(readme, check):
     """Replaces what follows the mark in the file, the plots beside it and the table in the project's README, or checks that they
     are what the results say."""
-    results = paper_tables.Results(RESULTS)
+    results = paper_tables.Results(PAPER.results)
     text, plots = paper_tables.document(results, TASKS, [method.name for method in METHODS])
     runs = all_runs()
     text += f"\n{sum(run.result.exists() for run in runs)} of {len(runs)} runs are done.\n"
     before, mark, _ = parted(readme, paper_tables.MARK)
     wanted = {readme: before + mark + text, **{readme.parent / name: plot for name, plot in plots.items()}}
-    if readme == HOME / "README.md":
+    if readme == PAPER.home / "README.md":
         begin, end = paper_tables.BETWEEN
         before, mark, rest = parted(REPO / "README.md", begin)
         _, mark_of_end, after = parted(REPO / "README.md", end)
         table = paper_tables.headline(results, next(iter(TASKS)), HEADLINE)
         wanted[REPO / "README.md"] = f"{before}{mark}\n{table}\n{mark_of_end}{after}"
-    for path, new in wanted.items():
-        if not check:
-            write(path, new)
-        elif not path.exists() or path.read_text(encoding="utf-8") != new:
-            raise UserError(f"{path} is not what the results say; run python3 tools/paper.py tables")
-
-
-def parted(path, mark):
-    parts = path.read_text(encoding="utf-8").partition(mark)
-    if not parts[1]:
-        raise UserError(f"{path} does not hold the line {mark.strip()}")
-    return parts
+    PAPER.put(wanted, check)
 
 
 def main():
-    global ENGINE, DEVICE, RESULTS, RUNS
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "list", "tables", "tasks"])
-    parser.add_argument("--only", default="", metavar="PATTERN", help="only runs in whose names this is found")
-    parser.add_argument("--engine", type=Path, default=ENGINE, help="the program [default: the release build]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are [default: examples/paper/results]")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are while they last [default: runs/paper]")
-    parser.add_argument("--device", default="auto", help="what computes, as the engine's --device [default: auto]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for every run")
-    parser.add_argument(
-        "--readme", type=Path, default=HOME / "README.md", help="tables: where they go [default: examples/paper/README.md]"
-    )
-    parser.add_argument("--check", action="store_true", help="tables: fail if the files say something else")
-    arguments = parser.parse_args()
-    own = arguments.results == RESULTS
-    ENGINE, RESULTS, RUNS = (path.resolve() for path in (arguments.engine, arguments.results, arguments.runs))
-    DEVICE = arguments.device
-    try:
-        runs = [run for run in all_runs() if re.search(arguments.only, run.name)]
-    except re.error as error:
-        raise UserError(f"--only {arguments.only}: not a pattern: {error}") from None
-    if not runs:
-        raise UserError(f"--only {arguments.only}: no run has such a name; see python3 tools/paper.py list")
-    if arguments.what == "tasks":
-        write_tasks()
-    elif arguments.what == "tables":
-        write_tables(arguments.readme, arguments.check)
-    elif arguments.what == "list":
-        for run in runs:
-            print(f"{'done' if run.result.exists() else '-':5} {run.name}")
-    else:
-        missing = [run for run in runs if not run.result.exists()]
-        for i, run in enumerate(missing, 1):
-            print(f"[{i}/{len(missing)}] {run.name}", file=sys.stderr, flush=True)
-            execute(run, arguments.set)
-            if own:
-                write_tables(arguments.readme, check=False)
-        forget_reward_models()
+    PAPER.main(__doc__, all_runs, execute, write_tables, more={"tasks": write_tasks}, after=forget_reward_models)
 
 
 if __name__ == "__main__":

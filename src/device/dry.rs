@@ -25,9 +25,7 @@ struct State {
     slabs: HashMap<u64, u64>,
     next_address: u64,
     kernels: usize,
-    /// Sizes of the host's memory that is held, by address.
-    host: HashMap<u64, u64>,
-    /// Bytes that were copied from it and to it.
+    /// Bytes that were copied from the host's memory and to it.
     bus: [u64; 2],
 }
 
@@ -70,9 +68,8 @@ impl Dry {
 
     fn with(memory: u64, says: Option<u64>) -> Self {
         let (slabs, next_address) = (HashMap::new(), 1 << 40);
-        let (host, bus) = (HashMap::new(), [0; 2]);
         let arena = Arena::default();
-        let state = State { arena, memory, says, slabs, next_address, kernels: 0, host, bus };
+        let state = State { arena, memory, says, slabs, next_address, kernels: 0, bus: [0; 2] };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -83,11 +80,6 @@ impl Dry {
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         self.state().arena.used()
-    }
-
-    /// Bytes of the host's memory in use.
-    pub fn host_used(&self) -> u64 {
-        self.state().host.values().sum()
     }
 
     /// Bytes copied from the host's memory to the device's, and back, since the last call.
@@ -171,13 +163,10 @@ impl Device for Dry {
         let mut state = self.state();
         let address = state.next_address;
         state.next_address += (bytes as u64).next_multiple_of(256);
-        state.host.insert(address, bytes as u64);
         Ok(HostPtr(address))
     }
 
-    fn host_free(&self, ptr: HostPtr) {
-        self.state().host.remove(&ptr.0);
-    }
+    fn host_free(&self, _: HostPtr) {}
 
     fn host_mapped(&self, ptr: HostPtr) -> Result<Ptr, DeviceError> {
         Ok(Ptr(ptr.0))

@@ -271,7 +271,7 @@ fn what_was_not_asked_is_no_success() {
     assert_eq!((ran.code, ran.steps("SKIPPED")), (1, vec!["10-rope".to_owned()]));
 
     // The GPU is one that has wgmma.
-    let other = format!("echo 'not asked: WGMMA_BITS names no file'; {PASSED}");
+    let other = format!("echo 'skipped: 1 checks that need WGMMA_BITS' >&2; {PASSED}");
     let ran = right(&format!("if [[ $2 == gpu_kit::bits_of_wgmma ]]; then {other}; else {PASSED}; fi"));
     assert_eq!((ran.code, ran.steps("SKIPPED")), (1, vec!["30-wgmma".to_owned()]));
 
@@ -390,20 +390,21 @@ fn inputs(kind: &str, seed: u32, n: usize) -> Vec<f32> {
 /// Which widths of wgmma give mma.sync's bits: a measurement, whose outcome is told and is no failure. That both compute
 /// the product is asserted.
 #[test]
-#[ignore = "a measurement of a GPU of compute capability 9.0; the kit runs it"]
 #[allow(clippy::print_stdout, reason = "the measurement is for people")]
 fn bits_of_wgmma() {
     let Some(gpu) = crate::device::gpu() else { return };
     let capability = gpu.description().capability;
     if capability != (9, 0) {
-        println!(
-            "\nnot asked: only compute capability 9.0 has wgmma, and this GPU has {}.{}",
-            capability.0, capability.1
-        );
+        let (major, minor) = capability;
+        crate::device::skipped(&format!(
+            "need wgmma, of compute capability 9.0, and this GPU has {major}.{minor}"
+        ));
         return;
     }
     let Some(path) = std::env::var_os("WGMMA_BITS") else {
-        println!("\nnot asked: WGMMA_BITS names no PTX of tools/gpu_kit/wgmma_bits.cu");
+        crate::device::skipped(
+            "need the GPU kit, which sets WGMMA_BITS to the PTX of tools/gpu_kit/wgmma_bits.cu",
+        );
         return;
     };
     let ptx = fs::read_to_string(path).unwrap();

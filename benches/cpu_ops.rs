@@ -4,8 +4,9 @@
 
 use bon_engine::backend::adamw::BLOCK;
 use bon_engine::backend::cpu::{Cpu, Tensor, compute_on_this_thread, lm_head, matmul};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{
-    AdamW, Backend, Choice, Compute, DType, HeadSpec, Moments, Quantised, Target, Truncation, Update, Weight,
+    AdamW, Choice, Compute, DType, HeadSpec, Moments, Quantised, Target, Truncation, Update, Weight,
 };
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::GemmaConfig;

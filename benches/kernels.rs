@@ -9,8 +9,8 @@
 
 use std::time::Duration;
 
-use bon_engine::backend::Backend;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::ops::*;
 use bon_engine::cost::figures::{CHIPS, figures};
 use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, Workload, whole_workloads, workloads};
 use bon_engine::device::driver::Gpu;

@@ -979,19 +979,19 @@ __device__ __forceinline__ void merge_splits(const Params &p) {
 
 // Items of any kind. Shared memory: (64 + 128) Dh bf16 for Q and the buffers, and (m, l) of 64 rows; if wide, 64 Dh + 2 128 64
 // bf16 and a WideExchange.
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_64_rows_64(const __grid_constant__ Params p) {
     forward_any<64>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) attention_forward_128_rows_64(const __grid_constant__ Params p) {
     forward_any<128>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) attention_forward_256_rows_64(const __grid_constant__ Params p) {
     forward_any<256>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 256 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) attention_forward_512_rows_64(const __grid_constant__ Params p) {
     forward_any<512>(p);
 }
@@ -999,37 +999,37 @@ extern "C" __global__ void __launch_bounds__(256) attention_forward_512_rows_64(
 // Items of at most 16 rows. They take fewer registers, and less shared memory: Q or p, 16 rows of at least 128
 // bf16, two buffers of 64 Dh bf16 (at a width of 512, 32 Dh), and an Exchange. The 4 of the launch bounds allows 128 registers,
 // with which nothing spills.
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_64_rows_16(const __grid_constant__ Params p) {
     forward_few<64>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_128_rows_16(const __grid_constant__ Params p) {
     forward_few<128>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_256_rows_16(const __grid_constant__ Params p) {
     forward_few<256>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (items, K), 128 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (items, K), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) attention_forward_512_rows_16(const __grid_constant__ Params p) {
     forward_few<512>(p);
 }
 
 // The merge after a list with parts.
-// Launched by cuda/attention.rs: forward; grid (merge items, K, the most rows of a merge item), 32 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (merge items, K, the most rows of a merge item), 32 threads.
 extern "C" __global__ void __launch_bounds__(32) attention_forward_64_merge(const __grid_constant__ Params p) {
     merge_splits<64>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (merge items, K, the most rows of a merge item), 32 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (merge items, K, the most rows of a merge item), 32 threads.
 extern "C" __global__ void __launch_bounds__(32) attention_forward_128_merge(const __grid_constant__ Params p) {
     merge_splits<128>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (merge items, K, the most rows of a merge item), 32 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (merge items, K, the most rows of a merge item), 32 threads.
 extern "C" __global__ void __launch_bounds__(32) attention_forward_256_merge(const __grid_constant__ Params p) {
     merge_splits<256>(p);
 }
-// Launched by cuda/attention.rs: forward; grid (merge items, K, the most rows of a merge item), 32 threads.
+// Launched by cuda/attention.rs: attention_forward; grid (merge items, K, the most rows of a merge item), 32 threads.
 extern "C" __global__ void __launch_bounds__(32) attention_forward_512_merge(const __grid_constant__ Params p) {
     merge_splits<512>(p);
 }

@@ -990,7 +990,7 @@ __device__ __forceinline__ void make_dq_wide(
 // Entry points for heads of DH: q, o, d_o, dq [T, H, Dh], k, v, dk, dv [T, K, Dh] bf16; lse [T, H] f32; stats [T, H] float2;
 // positions [T].
 
-// Launched by cuda/attention_backward.rs: backward; grid (T H Dh / 8192), 256 threads.
+// Launched by cuda/attention_backward.rs: attention_backward; grid (T H Dh / 8192), 256 threads.
 #define STATS(DH)                                                                                                          \
     extern "C" __global__ void __launch_bounds__(256) attention_backward_stats_##DH(                                       \
         const bf16 *__restrict__ d_o, const bf16 *__restrict__ o, const float *__restrict__ lse, float2 *__restrict__ out, \
@@ -1003,7 +1003,7 @@ STATS(128)
 STATS(256)
 STATS(512)
 
-// Launched by cuda/attention_backward.rs: backward; grid (key items, K), 256 threads.
+// Launched by cuda/attention_backward.rs: attention_backward; grid (key items, K), 256 threads.
 #define KEYS(DH, MAKE)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256) attention_backward_keys_##DH(                                       \
         const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o, \
@@ -1019,7 +1019,7 @@ KEYS(256, make_dk_dv<256>)
 KEYS(512, make_dk_dv_wide)
 
 // ROWS: keys of a block of the kernel before.
-// Launched by cuda/attention_backward.rs: backward; grid (sum items ROWS Dh / 1024, K, 2), 256 threads.
+// Launched by cuda/attention_backward.rs: attention_backward; grid (sum items ROWS Dh / 1024, K, 2), 256 threads.
 #define SUM(DH, ROWS)                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) attention_backward_sum_##DH(                                          \
         const float *__restrict__ partial, const SumItem *__restrict__ items, bf16 *__restrict__ dk, bf16 *__restrict__ dv, \
@@ -1032,7 +1032,7 @@ SUM(128, STAY)
 SUM(256, STAY)
 SUM(512, WIDE_KEYS)
 
-// Launched by cuda/attention_backward.rs: backward; grid (query items, K), 256 threads.
+// Launched by cuda/attention_backward.rs: attention_backward; grid (query items, K), 256 threads.
 #define QUERIES(DH, MAKE)                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) attention_backward_queries_##DH(                                    \
         const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ d_o, \

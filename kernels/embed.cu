@@ -30,7 +30,7 @@ __device__ __forceinline__ void embed(const bf16 *__restrict__ embedding, unsign
     }
 }
 
-// Launched by cuda/embed.rs: forward; grid (T), 32 to 256 threads.
+// Launched by cuda/embed.rs: embed_forward; grid (T), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_forward(
     const bf16 *__restrict__ embedding, const unsigned *__restrict__ ids, bf16 *__restrict__ x, unsigned cols,
     float scale) {
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_forward(
 
 // For tokens of the latest draw, which the host has not read yet: the id of token t is the first word of draws[from[t]], a (token,
 // log-prob). A row of NaN may have drawn a number that is no token. The host reports that later; here any token will do.
-// Launched by cuda/embed.rs: forward; grid (T), 32 to 256 threads.
+// Launched by cuda/embed.rs: embed_forward; grid (T), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_forward_drawn(
     const bf16 *__restrict__ embedding, const uint2 *__restrict__ draws, const unsigned *__restrict__ from,
     bf16 *__restrict__ x, unsigned cols, unsigned vocab, float scale) {
@@ -92,14 +92,14 @@ __device__ __forceinline__ void add_tokens(const bf16 *__restrict__ dx, const un
     }
 }
 
-// Launched by cuda/embed.rs: backward; grid (different ids), 32 to 256 threads.
+// Launched by cuda/embed.rs: embed_backward; grid (different ids), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_backward(
     const bf16 *__restrict__ dx, const unsigned *__restrict__ runs, const unsigned *__restrict__ order,
     float *__restrict__ d_embedding, unsigned cols, float scale) {
     add_tokens(dx, runs, order, d_embedding, cols, scale);
 }
 
-// Launched by cuda/embed.rs: backward; grid (different ids), 32 to 256 threads.
+// Launched by cuda/embed.rs: embed_backward; grid (different ids), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) embed_backward_bf16(
     const bf16 *__restrict__ dx, const unsigned *__restrict__ runs, const unsigned *__restrict__ order,
     bf16 *__restrict__ d_embedding, unsigned cols, float scale) {

@@ -56,7 +56,7 @@ __device__ __forceinline__ float value_of(unsigned ascending) {
 
 // A warp for each token. A round finds the largest key, of which there is one: a score in its upper half and, below that, what is
 // the larger the lower the expert's number is. Lane g holds the expert of round g. scores [T, count], factors [count].
-// Launched by cuda/experts.rs: route; grid (T / 4), 128 threads.
+// Launched by cuda/experts.rs: route_forward; grid (T / 4), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) route_forward(
     const bf16 *__restrict__ scores, const bf16 *__restrict__ factors, unsigned *__restrict__ experts,
     float *__restrict__ shares, float *__restrict__ weights, unsigned tokens, unsigned count, unsigned top, float scale) {
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(128) route_forward(
 // The rows of expert e are first[e] .. first[e + 1] - 1; row r is route order[r], and route i is row rows[i]. A block finds the rows
 // of one expert: it counts the routes of the experts before it, and its own in the part of each warp, and then each warp numbers
 // its own. The barrier is the only meeting of warps: no order of theirs changes a number.
-// Launched by cuda/experts.rs: route; grid (E), 32 to 512 threads.
+// Launched by cuda/experts.rs: route_forward; grid (E), 32 to 512 threads.
 extern "C" __global__ void __launch_bounds__(512) route_order(
     const unsigned *__restrict__ experts, unsigned *__restrict__ first, unsigned *__restrict__ order,
     unsigned *__restrict__ rows, unsigned routes) {

@@ -11,7 +11,7 @@
 
 #include "gelu.cuh"
 
-// Launched by cuda/geglu.rs: backward; grid (vectors / 256), 256 threads.
+// Launched by cuda/geglu.rs: geglu_backward; grid (vectors / 256), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) geglu_backward(
     const bf16 *__restrict__ dh, const bf16 *__restrict__ gate, const bf16 *__restrict__ up,
     bf16 *__restrict__ d_gate, bf16 *__restrict__ d_up, size_t vectors) {
@@ -32,7 +32,7 @@ __device__ __forceinline__ size_t input_of(unsigned i, unsigned vectors, unsigne
 }
 
 // h = gelu(gate) inputs[:, first ..].
-// Launched by cuda/geglu.rs: product_forward; grid (vectors / 256), 256 threads.
+// Launched by cuda/geglu.rs: gelu_product_forward; grid (vectors / 256), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) gelu_product_forward(
     const bf16 *__restrict__ gate, const bf16 *__restrict__ inputs, bf16 *__restrict__ h, unsigned count,
     unsigned vectors, unsigned first, unsigned width) {
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_product_forward(
 }
 
 // d_gate, and the gradient of the input's columns, which it replaces.
-// Launched by cuda/geglu.rs: product_backward; grid (vectors / 256), 256 threads.
+// Launched by cuda/geglu.rs: gelu_product_backward; grid (vectors / 256), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) gelu_product_backward(
     const bf16 *__restrict__ dh, const bf16 *__restrict__ gate, const bf16 *__restrict__ inputs,
     bf16 *__restrict__ d_gate, bf16 *__restrict__ d_inputs, unsigned count, unsigned vectors, unsigned first,

@@ -758,7 +758,7 @@ using Walk128 = Walk<128, 2, 2>;  // shared
 
 // found[target.index] = the target's finished logit. sums as for `sample`. logits [rows][ld] receives the logits before they are
 // finished, where ld is the number of tokens of all chunks; null if they are not kept.
-// Launched by cuda/lm_head.rs: logprob_forward; grid (R / 128, chunks), 128 threads.
+// Launched by cuda/lm_head.rs: lm_head_logprob_forward; grid (R / 128, chunks), 128 threads.
 extern "C" __global__ void __launch_bounds__(128) lm_head_logprob_forward(Operands o, Head head, Targets targets,
                                                                           Sum *__restrict__ sums,
                                                                           float *__restrict__ found,

@@ -81,7 +81,7 @@ __device__ __forceinline__ void forward(const bf16 *x, const Weights &weights, u
     store_product<P>(x, own.w, own.y, blockIdx.x * P::M, tokens, (blockIdx.y - own.first) * P::N, own.out, in, memory);
 }
 
-// Launched by cuda/matmul.rs: forward; grid (T / M, features / N of all weights), P::THREADS threads.
+// Launched by cuda/matmul.rs: launch_forward; grid (T / M, features / N of all weights), P::THREADS threads.
 #define FORWARD(TILE)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::ROWS>::THREADS) matmul_forward_##TILE( \
         const bf16 *__restrict__ x, const Weights weights, unsigned tokens, unsigned in) {                               \
@@ -149,7 +149,7 @@ __device__ __forceinline__ void geglu(const bf16 *x, const bf16 *w_gate, const b
     store_geglu<P>(x, w_gate, w_up, h, gate, up, blockIdx.x * P::M, tokens, blockIdx.y * (P::N / 2), features, in, memory);
 }
 
-// Launched by cuda/matmul.rs: geglu_forward; grid (T / M, 2 F / N), P::THREADS threads.
+// Launched by cuda/geglu.rs: geglu_forward; grid (T / M, 2 F / N), P::THREADS threads.
 #define GEGLU_FORWARD(TILE)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::INTERLEAVED>::THREADS) geglu_forward_##TILE( \
         const bf16 *__restrict__ x, const bf16 *__restrict__ w_gate, const bf16 *__restrict__ w_up, bf16 *__restrict__ h,      \
@@ -204,7 +204,7 @@ __device__ __forceinline__ void backward_input(const Terms &terms, bf16 *dx, uns
     p.store(dx + size_t(m) * in + n, in, tokens - m, in - n);
 }
 
-// Launched by cuda/matmul.rs: backward_input; grid (T / M, in / N), P::THREADS threads.
+// Launched by cuda/matmul.rs: matmul_backward_input; grid (T / M, in / N), P::THREADS threads.
 #define BACKWARD_INPUT(TILE)                                                                                   \
     extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::ROWS, Layout::COLUMNS>::THREADS)           \
         matmul_backward_input_##TILE(const Terms terms, bf16 *__restrict__ dx, unsigned tokens, unsigned in) { \
@@ -297,7 +297,7 @@ __device__ __forceinline__ void backward_weight_part(const bf16 *dy, const bf16 
     p.store(partials + (size_t(blockIdx.z) * out + m) * in + n, in, out - m, in - n);
 }
 
-// Launched by cuda/matmul.rs: backward_weight; grid (in / N, out / M, parts), P::THREADS threads.
+// Launched by cuda/matmul.rs: matmul_backward_weight; grid (in / N, out / M, parts), P::THREADS threads.
 #define BACKWARD_WEIGHT_PART(TILE)                                                                                                \
     extern "C" __global__ void __launch_bounds__(Tile##TILE<Layout::COLUMNS, Layout::COLUMNS>::THREADS)                           \
         matmul_backward_weight_part_##TILE(const bf16 *__restrict__ dy, const bf16 *__restrict__ x, float *__restrict__ partials, \

@@ -127,14 +127,14 @@ __device__ __forceinline__ void forward(const bf16 *x, const bf16 *branch, const
 }
 
 // All four: a block has as many warps as a row of D / 8 vectors needs.
-// Launched by cuda/rms_norm.rs: forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: rms_norm_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y, unsigned rows, unsigned cols,
     unsigned per_block, float eps, float offset) {
     forward<false, false>(x, nullptr, nullptr, w, nullptr, y, rows, cols, per_block, eps, offset, 1.0f);
 }
 
-// Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_norm_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ pre, bf16 *__restrict__ sum,
     bf16 *__restrict__ normed, unsigned rows, unsigned cols, unsigned per_block, float eps, float offset,
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_forward(
     forward<true, false>(x, branch, nullptr, pre, sum, normed, rows, cols, per_block, eps, offset, scale);
 }
 
-// Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_norm_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
     const bf16 *__restrict__ pre, bf16 *__restrict__ sum, bf16 *__restrict__ normed, unsigned rows, unsigned cols,
@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_forward_post(
     forward<true, true>(x, branch, post, pre, sum, normed, rows, cols, per_block, eps, offset, scale);
 }
 
-// Launched by cuda/rms_norm.rs: sum_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_forward; grid (rows / per_block), D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_forward(
     const bf16 *__restrict__ x, const bf16 *__restrict__ branch, const bf16 *__restrict__ post, bf16 *__restrict__ sum,
     unsigned rows, unsigned cols, unsigned per_block, float eps, float offset, float scale) {
@@ -292,7 +292,7 @@ __device__ __forceinline__ void backward(const bf16 *d_sum, const bf16 *d_normed
     }
 }
 
-// Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_norm_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, bf16 *__restrict__ dx, float *__restrict__ partials, unsigned rows, unsigned cols,
@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward(
                     scale);
 }
 
-// Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_norm_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ d_normed, const bf16 *__restrict__ sum,
     const bf16 *__restrict__ pre, const bf16 *__restrict__ branch, const bf16 *__restrict__ post,
@@ -311,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm_backward_post(
                    scale);
 }
 
-// Launched by cuda/rms_norm.rs: sum_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
+// Launched by cuda/rms_norm.rs: add_backward; grid (rows / per_block), groups x D / 8 in whole warps, at most 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) add_backward(
     const bf16 *__restrict__ d_sum, const bf16 *__restrict__ more, const bf16 *__restrict__ branch,
     const bf16 *__restrict__ post, bf16 *__restrict__ dx, bf16 *__restrict__ d_branch, float *__restrict__ partials,

@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
 }
 
 // Norms heads, with the weight w unless that is null, and rotates them if `turned`.
-// Launched by cuda/rope.rs: forward; grid (rows / per_block), 256 threads.
+// Launched by cuda/rope.rs: rope_forward; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_forward_norm(
     const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ y,
     const unsigned *__restrict__ positions, const __grid_constant__ Frequencies frequencies, unsigned rows,
@@ -269,7 +269,7 @@ __device__ __forceinline__ void copy_rows(const bf16 *v, bf16 *cached, const uns
 
 // rope_forward of q; and of k, to rows `to` of the cache, where v is copied as well. These rows are all different. One launch does
 // all three, because the time of a decode step, which has few rows, is that of its launches.
-// Launched by cuda/rope.rs: append; grid (rows / per_block), 256 threads.
+// Launched by cuda/rope.rs: rope_append; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_append(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, bf16 *__restrict__ rotated_q,
     bf16 *__restrict__ cached_k, bf16 *__restrict__ cached_v, const unsigned *__restrict__ to,
@@ -283,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_append(
 }
 
 // The same with norms of q and k and, if `norm_v`, of v, which has no weight.
-// Launched by cuda/rope.rs: append; grid (rows / per_block), 256 threads.
+// Launched by cuda/rope.rs: rope_append; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) rope_append_norm(
     const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v, const bf16 *__restrict__ w_q,
     const bf16 *__restrict__ w_k, bf16 *__restrict__ rotated_q, bf16 *__restrict__ cached_k,
@@ -333,7 +333,7 @@ __device__ __forceinline__ float sum_products(const float (&d)[8], const float (
 // `at_once` of them at a time. Each group adds up its gradient of w in shared memory, where every thread owns its columns; at the
 // end the groups' gradients are added in ascending order. They are not kept in registers because these would halve the number of
 // threads that wait for memory at the same time. Shared memory: groups * Dh floats, and the angles of at_once rows.
-// Launched by cuda/rope.rs: backward; grid (rows / per_block), 256 threads.
+// Launched by cuda/rope.rs: rope_backward; grid (rows / per_block), 256 threads.
 extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
     const bf16 *__restrict__ dy, const bf16 *__restrict__ x, const bf16 *__restrict__ w, bf16 *__restrict__ dx,
     float *__restrict__ partials, const unsigned *__restrict__ positions,
@@ -407,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) rope_backward_norm(
 }
 
 // Adds the rows of partial sums of all blocks to the gradient.
-// Launched by cuda/rope.rs: backward; grid (Dh / 32), 1024 threads.
+// Launched by cuda/rope.rs: rope_backward; grid (Dh / 32), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) rope_backward_weight(
     const float *__restrict__ partials, float *__restrict__ dw, unsigned count, unsigned cols) {
     add_partials(partials, count, cols, dw);

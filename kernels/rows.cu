@@ -19,7 +19,7 @@
 #include "common.cuh"
 
 // x [X, cols], out [n, cols].
-// Launched by cuda/rows.rs: gather; grid (rows of out), 32 to 256 threads.
+// Launched by cuda/rows.rs: gather_rows; grid (rows of out), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) gather_rows(
     const bf16 *__restrict__ x, const unsigned *__restrict__ rows, bf16 *__restrict__ out, unsigned cols) {
     const uint4 *from = reinterpret_cast<const uint4 *>(x + size_t(rows[blockIdx.x]) * cols);
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_rows(
 }
 
 // dx [total, cols], dy [n, cols]; source[r] is the i with rows[i] = r, or ~0u if there is no such i.
-// Launched by cuda/rows.rs: scatter; grid (rows of dx), 32 to 256 threads.
+// Launched by cuda/rows.rs: scatter_rows; grid (rows of dx), 32 to 256 threads.
 extern "C" __global__ void __launch_bounds__(256) scatter_rows(
     const bf16 *__restrict__ dy, const unsigned *__restrict__ source, bf16 *__restrict__ dx, unsigned cols) {
     const unsigned i = source[blockIdx.x];

@@ -21,7 +21,7 @@
 //! - [`train::run::run`] is the loop; [`train::policy::Forward`] the pass that it differentiates.
 //! - [`objective::coefficients`] is the mathematics; each file in `objective` opens with its equation.
 //! - [`gemma::Gemma::forward`] is the model, one screen per block; its backward pass mirrors it line by line.
-//! - [`backend::Backend`] is the list of ops with formula and shapes, [`backend::cpu`] their code.
+//! - [`backend`] lists the ops with their formulas; each is a trait, with shapes, and [`backend::cpu`] has their code.
 //! - [`segments`] is the one description of who attends to whom, which prefill, decode and training share.
 //! - [`cli`] turns a command line into calls of the above.
 //!
@@ -35,7 +35,7 @@
 //! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
 //! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
 //! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU; or only has memory.
-//! - [`backend`]: the ops that Gemma needs, as a trait; [`backend::cpu`] and [`backend::cuda`] have one file per op.
+//! - [`backend`]: the ops that Gemma needs, a trait and a file for each, here, in [`backend::cpu`] and in [`backend::cuda`].
 //! - [`cost`]: the ops at the shapes of real models, counted on the virtual GPU, and the least time of that on a chip.
 //! - [`gemma`]: config.json as data ([`gemma::config`], all that differs between Gemmas), parameters, forward
 //!   pass, backward pass.

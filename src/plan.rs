@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, DType};
+use crate::backend::{DType, Platform};
 use crate::cost::figures::CHIPS;
 use crate::device::DeviceError;
 use crate::device::dry::Dry;

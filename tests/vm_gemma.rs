@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Truncation};
 use bon_engine::device::vm::{Options, Vm};
 use bon_engine::gemma::{Gemma, params};

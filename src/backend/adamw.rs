@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use super::rows::Rows;
+
 /// AdamW's figures for one step (Loshchilov and Hutter 2019; decoupled decay).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
@@ -229,6 +231,18 @@ impl DynamicCode {
         let magnitude = magnitude.max(if size > 0.0 { self.least } else { 0 });
         (if x < 0.0 { self.zero - magnitude.min(self.zero) } else { self.zero + magnitude }) as u8
     }
+}
+
+/// AdamW, and what it begins with.
+pub trait Optimize: Rows {
+    /// [`Rows::widened`] to the host's memory, as [`host_zeros`](super::Platform::host_zeros).
+    fn host_widened(&self, x: &Self::Tensor) -> Self::Tensor {
+        self.widened(x)
+    }
+    /// One update of every parameter; its gradient is zero afterwards. With g the gradient times `grad_scale` and t the step:
+    /// m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2,
+    /// p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Self::Tensor, Self::Codes>]);
 }
 
 #[cfg(test)]

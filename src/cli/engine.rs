@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::progress::{Screen, note};
-use crate::backend::Backend;
+use crate::backend::Platform;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::entries::{NO_KERNELS, compiled};

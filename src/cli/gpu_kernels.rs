@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use serde::Serialize;
 
-use crate::backend::Backend;
+use crate::backend::Platform;
 use crate::backend::cuda::Cuda;
 use crate::cost::workloads::{Model, workloads};
 use crate::device::Launch;

@@ -5,7 +5,8 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::backend::cuda::{Cuda, PACE};
-use crate::backend::{Backend, Batch, Choice, HeadSpec, Truncation};
+use crate::backend::ops::*;
+use crate::backend::{Batch, Choice, HeadSpec, Truncation};
 use crate::cost::figures::{Bound, Chip, Counted, FiguresError, count};
 use crate::gemma::config::{GemmaConfig, LayerSpec};
 use crate::gemma::published;

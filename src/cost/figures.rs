@@ -20,7 +20,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::workloads::Workload;
-use crate::backend::Backend;
+use crate::backend::Platform;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::entries::{MODULES, Module, NO_KERNELS, PTXAS};
 use crate::device::DeviceError;

@@ -64,8 +64,8 @@ pub(super) type SharedKv<B> = Vec<Option<Kv<B>>>;
 
 /// Keys and values.
 pub(super) struct Kv<B: Backend> {
-    pub(super) k: Arc<<B as Backend>::Tensor>,
-    pub(super) v: Arc<<B as Backend>::Tensor>,
+    pub(super) k: Arc<B::Tensor>,
+    pub(super) v: Arc<B::Tensor>,
 }
 
 impl<B: Backend> Clone for Kv<B> {

@@ -173,7 +173,7 @@ pub fn streams_at_once<B: Backend>(model: &Gemma<B>, prompt: usize, streams: usi
     streams_within(&model.config, b.activation_dtype(), prompt, streams, new, room)
 }
 
-/// What the streams of one prompt may take, of what [`Backend::generation_bytes`] and [`Backend::training_bytes`] say.
+/// What the streams of one prompt may take, of what [`generation_bytes`](crate::backend::Platform::generation_bytes) and [`training_bytes`](crate::backend::Platform::training_bytes) say.
 pub fn room_of_one(generation: usize, training: u64) -> usize {
     generation.max(usize::try_from(training / 2).unwrap_or(usize::MAX))
 }

@@ -42,7 +42,7 @@ pub struct TrainState {
     pub config_hash: u32,
     /// [`crate::tasks::Tasks::fingerprint`].
     pub data_hash: u32,
-    /// What computed: see [`crate::backend::Backend::device_model`].
+    /// What computed: see [`crate::backend::Platform::device_model`].
     pub device: String,
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Backend, DType};
+use bon_engine::backend::ops::*;
 use bon_engine::checkpoint::{
     Checkpoint, CheckpointError, Dtype, FileError, TensorSpec, atomic, write_tensors,
 };

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use bon_engine::backend::cpu::adamw::Codes;
 use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Draws, Tables, Tensor};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
-    NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace, NormSpec,
+    ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 
@@ -82,7 +83,7 @@ macro_rules! to_cpu {
     };
 }
 
-impl Backend for Delegating {
+impl Platform for Delegating {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
@@ -97,6 +98,158 @@ impl Backend for Delegating {
         self.training_bytes
     }
 
+    to_cpu! {
+        fn device_name(&self) -> String;
+        fn activation_dtype(&self) -> DType;
+        fn check(&self) -> Result<(), DeviceError>;
+        fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor;
+        fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor;
+        fn download(&self, x: &Tensor) -> Vec<u8>;
+        fn to_f32(&self, x: &Tensor) -> Vec<f32>;
+        fn zero_codes(&self, n: usize) -> Codes;
+        fn upload_codes(&self, codes: &[u8]) -> Codes;
+        fn download_codes(&self, codes: &Codes) -> Vec<u8>;
+        fn shape(&self, x: &Tensor) -> (usize, usize);
+        fn dtype(&self, x: &Tensor) -> DType;
+        fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor;
+    }
+}
+
+impl Batches for Delegating {
+    to_cpu! {
+        fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables;
+        fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
+    }
+}
+
+impl Embed for Delegating {
+    to_cpu! {
+        fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor;
+        fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor);
+    }
+}
+
+impl RmsNorm for Delegating {
+    to_cpu! {
+        fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor;
+        fn add_norm_forward(
+            &self, x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, spec: ResidualSpec,
+        ) -> (Tensor, Tensor);
+        fn add_norm_backward(
+            &self, d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
+            post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec,
+        ) -> (Tensor, Option<Tensor>);
+        fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor;
+        fn add_backward(
+            &self, d_sum: &Tensor, more: Option<&Tensor>, post: (&Tensor, &Tensor, &mut Tensor), spec: ResidualSpec,
+        ) -> (Tensor, Tensor);
+    }
+}
+
+impl Matmul for Delegating {
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        Cpu::F32.matmul_forward(x, w)
+    }
+
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        Cpu::F32.matmul_low_rank_forward(x, w, low_rank)
+    }
+
+    to_cpu! {
+        fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;
+        fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
+    }
+}
+
+impl Rope for Delegating {
+    to_cpu! {
+        fn rope_forward(
+            &self, x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec,
+        ) -> Tensor;
+        fn rope_append(
+            &self, q: &Tensor, k: &Tensor, v: &Tensor, norms: [Option<HeadNorm<&Tensor>>; 3], tables: &Tables,
+            rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor,
+        ) -> Tensor;
+        fn rope_backward(
+            &self, dy: &Tensor, x: &Tensor, norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>, tables: &Tables,
+            rope: &RopeSpec,
+        ) -> Tensor;
+    }
+}
+
+impl Attention for Delegating {
+    to_cpu! {
+        fn attention_forward(
+            &self, q: &Tensor, k: &Tensor, v: &Tensor, tables: &Tables, spec: &AttentionSpec,
+        ) -> (Tensor, Tensor);
+    }
+}
+
+impl AttentionBackward for Delegating {
+    to_cpu! {
+        fn attention_backward(
+            &self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, lse: &Tensor, tables: &Tables,
+            spec: &AttentionSpec,
+        ) -> (Tensor, Tensor, Tensor);
+    }
+}
+
+impl Geglu for Delegating {
+    to_cpu! {
+        fn geglu_forward(
+            &self, x: &Tensor, w_gate: &Tensor, w_up: &Tensor, keep: bool,
+        ) -> (Tensor, Option<(Tensor, Tensor)>);
+        fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor);
+        fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
+        fn gelu_product_backward(
+            &self, dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor,
+        ) -> Tensor;
+    }
+}
+
+impl Experts for Delegating {
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
+        let Some(held) = &self.held else { return Cpu::F32.route_forward(scores, factors, routing) };
+        let mut held = held.lock().unwrap();
+        let masked = held.masked(scores, routing.top);
+        let routes = Cpu::F32.route_forward(masked.as_ref().unwrap_or(scores), factors, routing);
+        if masked.is_none() {
+            held.experts.push(routes.experts.clone());
+        }
+        held.calls += 1;
+        routes
+    }
+
+    to_cpu! {
+        fn route_backward(
+            &self, d_weights: &Tensor, routes: &Routes, routing: &Routing, factors: (&Tensor, &mut Tensor),
+        ) -> Tensor;
+        fn experts_forward(
+            &self, x: &Tensor, routes: &Routes, gate_up: &Tensor, down: &Tensor, keep: bool,
+        ) -> (Tensor, Option<ExpertTrace<Tensor>>);
+        fn experts_backward(
+            &self, dy: &Tensor, x: &Tensor, routes: &Routes, trace: &ExpertTrace<Tensor>,
+            gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor),
+        ) -> (Tensor, Tensor);
+    }
+}
+
+impl Rows for Delegating {
+    to_cpu! {
+        fn scaled(&self, x: Tensor, factor: f32) -> Tensor;
+        fn accumulate(&self, x: &Tensor, sum: &mut Tensor);
+        fn narrowed(&self, sum: &Tensor) -> Tensor;
+        fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor;
+        fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor;
+    }
+}
+
+impl LmHead for Delegating {
     fn draws(&self, rows: usize) -> Draws {
         self.turns.fetch_add(1, Ordering::Relaxed);
         Cpu::F32.draws(rows)
@@ -117,105 +270,7 @@ impl Backend for Delegating {
         (logprobs, trace)
     }
 
-    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
-        let Some(held) = &self.held else { return Cpu::F32.route_forward(scores, factors, routing) };
-        let mut held = held.lock().unwrap();
-        let masked = held.masked(scores, routing.top);
-        let routes = Cpu::F32.route_forward(masked.as_ref().unwrap_or(scores), factors, routing);
-        if masked.is_none() {
-            held.experts.push(routes.experts.clone());
-        }
-        held.calls += 1;
-        routes
-    }
-
-    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        Cpu::F32.matmul_forward(x, w)
-    }
-
-    fn matmul_low_rank_forward<const N: usize>(
-        &self,
-        x: &Tensor,
-        w: [&Tensor; N],
-        low_rank: [Option<(&Tensor, &Tensor)>; N],
-    ) -> [Tensor; N] {
-        Cpu::F32.matmul_low_rank_forward(x, w, low_rank)
-    }
-
     to_cpu! {
-        fn device_name(&self) -> String;
-        fn activation_dtype(&self) -> DType;
-        fn check(&self) -> Result<(), DeviceError>;
-        fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor;
-        fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor;
-        fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor;
-        fn download(&self, x: &Tensor) -> Vec<u8>;
-        fn to_f32(&self, x: &Tensor) -> Vec<f32>;
-        fn zero_codes(&self, n: usize) -> Codes;
-        fn upload_codes(&self, codes: &[u8]) -> Codes;
-        fn download_codes(&self, codes: &Codes) -> Vec<u8>;
-        fn shape(&self, x: &Tensor) -> (usize, usize);
-        fn dtype(&self, x: &Tensor) -> DType;
-        fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables;
-        fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
-        fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor;
-        fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor);
-        fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor;
-        fn add_norm_forward(
-            &self, x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, spec: ResidualSpec,
-        ) -> (Tensor, Tensor);
-        fn add_norm_backward(
-            &self, d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
-            post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec,
-        ) -> (Tensor, Option<Tensor>);
-        fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor;
-        fn add_backward(
-            &self, d_sum: &Tensor, more: Option<&Tensor>, post: (&Tensor, &Tensor, &mut Tensor), spec: ResidualSpec,
-        ) -> (Tensor, Tensor);
-        fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
-        fn gelu_product_backward(
-            &self, dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor,
-        ) -> Tensor;
-        fn route_backward(
-            &self, d_weights: &Tensor, routes: &Routes, routing: &Routing, factors: (&Tensor, &mut Tensor),
-        ) -> Tensor;
-        fn experts_forward(
-            &self, x: &Tensor, routes: &Routes, gate_up: &Tensor, down: &Tensor, keep: bool,
-        ) -> (Tensor, Option<ExpertTrace<Tensor>>);
-        fn experts_backward(
-            &self, dy: &Tensor, x: &Tensor, routes: &Routes, trace: &ExpertTrace<Tensor>,
-            gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor),
-        ) -> (Tensor, Tensor);
-        fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor;
-        fn scaled(&self, x: Tensor, factor: f32) -> Tensor;
-        fn accumulate(&self, x: &Tensor, sum: &mut Tensor);
-        fn narrowed(&self, sum: &Tensor) -> Tensor;
-        fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor;
-        fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
-        fn rope_forward(
-            &self, x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec,
-        ) -> Tensor;
-        fn rope_append(
-            &self, q: &Tensor, k: &Tensor, v: &Tensor, norms: [Option<HeadNorm<&Tensor>>; 3], tables: &Tables,
-            rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor,
-        ) -> Tensor;
-        fn rope_backward(
-            &self, dy: &Tensor, x: &Tensor, norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>, tables: &Tables,
-            rope: &RopeSpec,
-        ) -> Tensor;
-        fn attention_forward(
-            &self, q: &Tensor, k: &Tensor, v: &Tensor, tables: &Tables, spec: &AttentionSpec,
-        ) -> (Tensor, Tensor);
-        fn attention_backward(
-            &self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, lse: &Tensor, tables: &Tables,
-            spec: &AttentionSpec,
-        ) -> (Tensor, Tensor, Tensor);
-        fn geglu_forward(
-            &self, x: &Tensor, w_gate: &Tensor, w_up: &Tensor, keep: bool,
-        ) -> (Tensor, Option<(Tensor, Tensor)>);
-        fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor);
-        fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor;
-        fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor;
         fn lm_head_draw(
             &self, x: &Tensor, table: &Tensor, head: &HeadSpec, truncation: &Truncation, choices: &[Choice],
             draws: &mut Draws,
@@ -225,7 +280,23 @@ impl Backend for Delegating {
             &self, x: &Tensor, table: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
             weights: &[f32], dtable: &mut Tensor,
         ) -> Tensor;
+    }
+}
+
+impl Reduce for Delegating {
+    to_cpu! {
         fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64>;
+    }
+}
+
+impl Random for Delegating {
+    to_cpu! {
+        fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor;
+    }
+}
+
+impl Optimize for Delegating {
+    to_cpu! {
         fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Batch, HeadSpec, NormSpec, Pace, RopeSpec, Truncation};
 use bon_engine::delegate_device;
 use bon_engine::device::vm::{MmaOrder, Options, Vm};

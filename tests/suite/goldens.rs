@@ -2,6 +2,7 @@
 //! hold.
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Batch, DType, HeadSpec, Target};
 use bon_engine::gemma::{Frozen, Gemma, params};
 use bon_engine::segments::Segments;

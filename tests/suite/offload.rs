@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bon_engine::backend::adamw::BLOCK;
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::{Cuda, offload};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{AdamW, Backend, DType, Moments, Quantised, Update, Weight};
 use bon_engine::device::vm::{Options, Vm};
 use bon_engine::gemma::config::ConfigFile;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::Tensor;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Batch, Choice, DType, HeadSpec, Pace, Truncation};
 use bon_engine::device::vm::MmaOrder;
 use bon_engine::gemma::Gemma;

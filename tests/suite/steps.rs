@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::ops::*;
 use bon_engine::checkpoint::Dtype;
 use bon_engine::gemma::{Gemma, params};
 use bon_engine::generate::{Finish, Prompt, Response, Sampling, generate};

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, DType, Truncation};
 use bon_engine::checkpoint::Dtype;
 use bon_engine::gemma::config::{CONFIG_FILE, ConfigFile};

@@ -9,9 +9,9 @@ use super::form::without_small;
 use super::packed::{pack_panels, unpack_panels};
 use super::simd::{LANES, bf16_from_f32, f32_from_bf16, multiversion};
 use super::sums::Sums;
-use super::{Data, Tensor};
+use super::{Cpu, Data, Tensor};
 use crate::backend::adamw::{BLOCK, inverse};
-use crate::backend::{AdamW, AdamWCoefficients, DynamicCode, Moments, Quantised, Update, Weight};
+use crate::backend::{AdamW, AdamWCoefficients, DynamicCode, Moments, Optimize, Quantised, Update, Weight};
 use crate::rng::{PHILOX_ROUNDS, philox_next_key, philox_round};
 
 /// Elements per task, whole [`BLOCK`]s.
@@ -232,51 +232,6 @@ multiversion! {
     }
 }
 
-/// One update of every parameter; its gradient is zero afterwards. With g the gradient times `grad_scale` and t the step:
-/// m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2,
-/// p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
-pub fn step(hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
-    let c = hyper.coefficients();
-    let mut chunks = Vec::new();
-    for u in updates {
-        let shape = (u.grad.rows, u.grad.cols);
-        let packed = is_packed(&u.weight).then_some(shape.1);
-        // Whole panels of whole blocks.
-        let chunk = packed.map_or(CHUNK, |cols| CHUNK.next_multiple_of(LANES * cols));
-        let f32_of = |x| chunks_of(as_f32(x, shape), chunk);
-        let keep = hyper.keep(u.weight_decay);
-        let moments: Vec<MomentsChunk> = match u.moments {
-            Moments::F32 { m, v } => {
-                f32_of(m).into_iter().zip(f32_of(v)).map(|(m, v)| MomentsChunk::F32([m, v])).collect()
-            }
-            Moments::Blockwise { m, v } => {
-                let m = quantised(m, (DynamicCode::signed(), Nearest::signed()), shape, chunk);
-                let v = quantised(v, (DynamicCode::unsigned(), Nearest::unsigned()), shape, chunk);
-                m.into_iter().zip(v).map(|(m, v)| MomentsChunk::Blockwise([m, v])).collect()
-            }
-        };
-        let weight: Vec<WeightChunk> = match &mut u.weight {
-            Weight::F32(weight) => f32_of(weight).into_iter().map(WeightChunk::F32).collect(),
-            Weight::Master { master, copy } => {
-                let both = f32_of(master).into_iter().zip(chunks_of(as_bf16(copy, shape), chunk));
-                both.map(|(master, copy)| WeightChunk::Master { master, copy }).collect()
-            }
-            Weight::Bf16 { weight, number } => {
-                let weights = chunks_of(as_bf16(weight, shape), chunk).into_iter().enumerate();
-                let of =
-                    |(i, weight)| WeightChunk::Bf16 { weight, first: i * chunk / BLOCK, number: *number };
-                weights.map(of).collect()
-            }
-        };
-        let all = Sums::of(u.grad).chunks(chunk).into_iter().zip(moments).zip(weight);
-        chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, packed, keep }));
-    }
-    chunks.into_par_iter().for_each(|chunk| match chunk.packed {
-        Some(cols) => update_packed(c, chunk, cols),
-        None => update_chunk(c, &mut { chunk }),
-    });
-}
-
 /// [`update_chunk`] of weights that lie in panels, on a row-major copy.
 fn update_packed(c: AdamWCoefficients, chunk: Chunk, cols: usize) {
     let Chunk { grad, moments, weight, packed, keep } = chunk;
@@ -326,6 +281,50 @@ fn quantised<'a>(
     let scales = as_f32(&mut x.scales, (1, (rows * cols).div_ceil(BLOCK)));
     let both = x.codes.chunks_mut(chunk).zip(scales.chunks_mut(chunk / BLOCK));
     both.map(|(codes, scales)| QuantisedChunk { code, nearest, codes, scales }).collect()
+}
+
+impl Optimize for Cpu {
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Vec<u8>>]) {
+        let c = hyper.coefficients();
+        let mut chunks = Vec::new();
+        for u in updates {
+            let shape = (u.grad.rows, u.grad.cols);
+            let packed = is_packed(&u.weight).then_some(shape.1);
+            // Whole panels of whole blocks.
+            let chunk = packed.map_or(CHUNK, |cols| CHUNK.next_multiple_of(LANES * cols));
+            let f32_of = |x| chunks_of(as_f32(x, shape), chunk);
+            let keep = hyper.keep(u.weight_decay);
+            let moments: Vec<MomentsChunk> = match u.moments {
+                Moments::F32 { m, v } => {
+                    f32_of(m).into_iter().zip(f32_of(v)).map(|(m, v)| MomentsChunk::F32([m, v])).collect()
+                }
+                Moments::Blockwise { m, v } => {
+                    let m = quantised(m, (DynamicCode::signed(), Nearest::signed()), shape, chunk);
+                    let v = quantised(v, (DynamicCode::unsigned(), Nearest::unsigned()), shape, chunk);
+                    m.into_iter().zip(v).map(|(m, v)| MomentsChunk::Blockwise([m, v])).collect()
+                }
+            };
+            let weight: Vec<WeightChunk> = match &mut u.weight {
+                Weight::F32(weight) => f32_of(weight).into_iter().map(WeightChunk::F32).collect(),
+                Weight::Master { master, copy } => {
+                    let both = f32_of(master).into_iter().zip(chunks_of(as_bf16(copy, shape), chunk));
+                    both.map(|(master, copy)| WeightChunk::Master { master, copy }).collect()
+                }
+                Weight::Bf16 { weight, number } => {
+                    let weights = chunks_of(as_bf16(weight, shape), chunk).into_iter().enumerate();
+                    let of =
+                        |(i, weight)| WeightChunk::Bf16 { weight, first: i * chunk / BLOCK, number: *number };
+                    weights.map(of).collect()
+                }
+            };
+            let all = Sums::of(u.grad).chunks(chunk).into_iter().zip(moments).zip(weight);
+            chunks.extend(all.map(|((grad, moments), weight)| Chunk { grad, moments, weight, packed, keep }));
+        }
+        chunks.into_par_iter().for_each(|chunk| match chunk.packed {
+            Some(cols) => update_packed(c, chunk, cols),
+            None => update_chunk(c, &mut { chunk }),
+        });
+    }
 }
 
 #[cfg(test)]

@@ -14,11 +14,11 @@
 
 use std::ops::Range;
 
-use super::Tensor;
 use super::rows::new_rows;
 use super::simd::{LANES, Simd, axpy, dot, exp, ln, multiversion, padded, sum, tanh};
 use super::tasks::{Out, for_each};
-use crate::backend::AttentionSpec;
+use super::{Cpu, Tables, Tensor};
+use crate::backend::{Attention, AttentionBackward, AttentionSpec};
 use crate::segments::{QueryRun, Segments};
 
 /// Rows that are computed together, so that a vector of the stream is loaded once for all of them.
@@ -788,4 +788,33 @@ fn seen_by(segments: &Segments) -> Vec<Vec<usize>> {
 fn refill<T>(buffer: &mut Vec<T>, items: impl Iterator<Item = T>) {
     buffer.clear();
     buffer.extend(items);
+}
+
+impl Attention for Cpu {
+    fn attention_forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor) {
+        forward(q, k, v, &tables.segments, &tables.runs, spec)
+    }
+}
+
+impl AttentionBackward for Cpu {
+    fn attention_backward(
+        &self,
+        d_o: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor, Tensor) {
+        backward(d_o, q, k, v, o, lse, &tables.segments, &tables.runs, spec)
+    }
 }

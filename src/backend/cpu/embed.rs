@@ -7,8 +7,8 @@ use super::packed::unpack_row;
 use super::rows::for_row_blocks;
 use super::simd::{f32_from_bf16, multiversion};
 use super::sums::Sums;
-use super::{Data, Tensor};
-use crate::backend::DType;
+use super::{Cpu, Data, Tables, Tensor};
+use crate::backend::{DType, Embed};
 
 multiversion! {
     fn scale_f32(row: &[f32], scale: f32, out: &mut [f32]) {
@@ -92,4 +92,14 @@ pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
             });
         }
     });
+}
+
+impl Embed for Cpu {
+    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+        forward(table, &tables.ids, scale)
+    }
+
+    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
+        backward(dx, &tables.ids, scale, dtable);
+    }
 }

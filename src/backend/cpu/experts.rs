@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::matmul::{backward_input_groups, backward_weight_groups, forward_groups};
 use super::rows::{self, new_rows};
 use super::simd::{exp, multiversion};
-use super::{Tensor, geglu, zeroed};
-use crate::backend::{Compute, ExpertTrace, Routing};
+use super::{Cpu, Tensor, geglu, zeroed};
+use crate::backend::{Compute, ExpertTrace, Experts, Routing, Rows};
 
-/// See [`crate::backend::Backend::Routes`].
+/// See [`crate::backend::Platform::Routes`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routes {
     /// G.
@@ -38,82 +38,8 @@ impl Routes {
     /// x\[t\] for every row in the order of experts.
     fn gathered(&self, x: &Tensor) -> Tensor {
         let tokens: Vec<u32> = self.order.iter().map(|route| route / self.top as u32).collect();
-        rows::gather(x, &tokens)
+        Cpu::F32.gather_rows(x, &tokens)
     }
-}
-
-/// See [`crate::backend::Backend::route_forward`].
-pub fn route(scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
-    let Routing { experts: count, top, scale } = *routing;
-    assert!(scores.cols == count && factors.cols == count && (1..=count).contains(&top));
-    let factors = rows::to_f32(factors);
-    let routes = scores.rows * top;
-    let mut to = Routes {
-        top,
-        experts: Vec::with_capacity(routes),
-        shares: Vec::with_capacity(routes),
-        weights: Vec::with_capacity(routes),
-        first: vec![0; count + 1],
-        order: vec![0; routes],
-    };
-    let mut ranked: Vec<u32> = Vec::with_capacity(count);
-    for scores in scores.as_f32().chunks_exact(count) {
-        ranked.clear();
-        ranked.extend(0..count as u32);
-        // Zeros of both signs are equals. A NaN comes first, and shows in what its row becomes.
-        let score = |e: u32| scores[e as usize] + 0.0;
-        ranked.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
-        let chosen = &ranked[..top];
-        let largest = scores[chosen[0] as usize];
-        let parts: Vec<f32> = chosen.iter().map(|&e| exp(scale * (scores[e as usize] - largest))).collect();
-        let sum: f32 = parts.iter().sum();
-        for (&e, part) in chosen.iter().zip(parts) {
-            let share = part / sum;
-            to.experts.push(e);
-            to.shares.push(share);
-            to.weights.push(share * factors[e as usize]);
-            to.first[e as usize + 1] += 1;
-        }
-    }
-    for e in 0..count {
-        to.first[e + 1] += to.first[e];
-    }
-    let mut next = to.first.clone();
-    for (route, &e) in to.experts.iter().enumerate() {
-        to.order[next[e as usize]] = route as u32;
-        next[e as usize] += 1;
-    }
-    to
-}
-
-/// See [`crate::backend::Backend::route_backward`].
-pub fn route_backward(
-    d_weights: &Tensor,
-    routes: &Routes,
-    routing: &Routing,
-    factors: &Tensor,
-    d_factors: &mut Tensor,
-) -> Tensor {
-    let Routing { experts: count, top, scale } = *routing;
-    let (d_weights, factors) = (d_weights.as_f32(), rows::to_f32(factors));
-    assert_eq!(d_weights.len(), routes.experts.len());
-    let d_factors = d_factors.as_f32_mut();
-    let wanted = if d_factors.is_empty() { &[][..] } else { &routes.order };
-    for &route in wanted {
-        let route = route as usize;
-        d_factors[routes.experts[route] as usize] += d_weights[route] * routes.shares[route];
-    }
-    let mut d_scores = zeroed(d_weights.len() / top * count);
-    for (t, d_scores) in d_scores.chunks_exact_mut(count).enumerate() {
-        let of_row = t * top..(t + 1) * top;
-        let (experts, shares) = (&routes.experts[of_row.clone()], &routes.shares[of_row.clone()]);
-        let d_share = |g: usize| d_weights[t * top + g] * factors[experts[g] as usize];
-        let mean: f32 = shares.iter().enumerate().map(|(g, share)| share * d_share(g)).sum();
-        for (g, share) in shares.iter().enumerate() {
-            d_scores[experts[g] as usize] = scale * share * (d_share(g) - mean);
-        }
-    }
-    Tensor::f32(d_scores.len() / count, count, d_scores)
 }
 
 multiversion! {
@@ -150,7 +76,7 @@ fn combined(x: &Tensor, routes: &Routes, factor: impl Fn(usize) -> f32 + Sync) -
     Tensor::f32(rows.len() / top, cols, y)
 }
 
-/// See [`crate::backend::Backend::experts_forward`].
+/// See [`Experts::experts_forward`].
 pub fn forward(
     x: &Tensor,
     routes: &Routes,
@@ -166,7 +92,7 @@ pub fn forward(
     (y, keep.then_some(ExpertTrace { gate, up, product }))
 }
 
-/// See [`crate::backend::Backend::experts_backward`].
+/// See [`Experts::experts_backward`].
 pub fn backward(
     dy: &Tensor,
     x: &Tensor,
@@ -211,4 +137,102 @@ pub fn backward(
     }
     let tokens = routes.order.len() / routes.top;
     (combined(&dx, routes, |_| 1.0), Tensor::f32(tokens, routes.top, d_weights))
+}
+
+impl Experts for Cpu {
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
+        let Routing { experts: count, top, scale } = *routing;
+        assert!(scores.cols == count && factors.cols == count && (1..=count).contains(&top));
+        let factors = rows::to_f32(factors);
+        let routes = scores.rows * top;
+        let mut to = Routes {
+            top,
+            experts: Vec::with_capacity(routes),
+            shares: Vec::with_capacity(routes),
+            weights: Vec::with_capacity(routes),
+            first: vec![0; count + 1],
+            order: vec![0; routes],
+        };
+        let mut ranked: Vec<u32> = Vec::with_capacity(count);
+        for scores in scores.as_f32().chunks_exact(count) {
+            ranked.clear();
+            ranked.extend(0..count as u32);
+            // Zeros of both signs are equals. A NaN comes first, and shows in what its row becomes.
+            let score = |e: u32| scores[e as usize] + 0.0;
+            ranked.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+            let chosen = &ranked[..top];
+            let largest = scores[chosen[0] as usize];
+            let parts: Vec<f32> =
+                chosen.iter().map(|&e| exp(scale * (scores[e as usize] - largest))).collect();
+            let sum: f32 = parts.iter().sum();
+            for (&e, part) in chosen.iter().zip(parts) {
+                let share = part / sum;
+                to.experts.push(e);
+                to.shares.push(share);
+                to.weights.push(share * factors[e as usize]);
+                to.first[e as usize + 1] += 1;
+            }
+        }
+        for e in 0..count {
+            to.first[e + 1] += to.first[e];
+        }
+        let mut next = to.first.clone();
+        for (route, &e) in to.experts.iter().enumerate() {
+            to.order[next[e as usize]] = route as u32;
+            next[e as usize] += 1;
+        }
+        to
+    }
+
+    fn route_backward(
+        &self,
+        d_weights: &Tensor,
+        routes: &Routes,
+        routing: &Routing,
+        (factors, d_factors): (&Tensor, &mut Tensor),
+    ) -> Tensor {
+        let Routing { experts: count, top, scale } = *routing;
+        let (d_weights, factors) = (d_weights.as_f32(), rows::to_f32(factors));
+        assert_eq!(d_weights.len(), routes.experts.len());
+        let d_factors = d_factors.as_f32_mut();
+        let wanted = if d_factors.is_empty() { &[][..] } else { &routes.order };
+        for &route in wanted {
+            let route = route as usize;
+            d_factors[routes.experts[route] as usize] += d_weights[route] * routes.shares[route];
+        }
+        let mut d_scores = zeroed(d_weights.len() / top * count);
+        for (t, d_scores) in d_scores.chunks_exact_mut(count).enumerate() {
+            let of_row = t * top..(t + 1) * top;
+            let (experts, shares) = (&routes.experts[of_row.clone()], &routes.shares[of_row.clone()]);
+            let d_share = |g: usize| d_weights[t * top + g] * factors[experts[g] as usize];
+            let mean: f32 = shares.iter().enumerate().map(|(g, share)| share * d_share(g)).sum();
+            for (g, share) in shares.iter().enumerate() {
+                d_scores[experts[g] as usize] = scale * share * (d_share(g) - mean);
+            }
+        }
+        Tensor::f32(d_scores.len() / count, count, d_scores)
+    }
+
+    fn experts_forward(
+        &self,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &Tensor,
+        down: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<ExpertTrace<Tensor>>) {
+        forward(x, routes, gate_up, down, keep, self.compute)
+    }
+
+    fn experts_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        routes: &Routes,
+        trace: &ExpertTrace<Tensor>,
+        gate_up: (&Tensor, &mut Tensor),
+        down: (&Tensor, &mut Tensor),
+    ) -> (Tensor, Tensor) {
+        backward(dy, x, routes, trace, gate_up, down, self.compute)
+    }
 }

@@ -5,9 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::Tensor;
 use super::rows::new_rows;
 use super::simd::{exp, multiversion};
+use super::{Cpu, Tensor, matmul};
+use crate::backend::Geglu;
 
 /// sqrt(2 / pi) * 2.
 const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
@@ -55,45 +56,6 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     Tensor::f32(gate.rows, gate.cols, h)
 }
 
-/// [`forward`] with columns `first..first + gate.cols` of `inputs` for up.
-pub fn product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
-    assert!(gate.rows == inputs.rows && first + gate.cols <= inputs.cols);
-    let (g, u, cols) = (gate.as_f32(), inputs.as_f32(), gate.cols);
-    let h = new_rows(gate.rows, cols, |row, block| {
-        for (i, h) in block.chunks_exact_mut(cols).enumerate() {
-            let row = row + i;
-            forward_slices(&g[row * cols..][..cols], &u[row * inputs.cols + first..][..cols], h);
-        }
-    });
-    Tensor::f32(gate.rows, cols, h)
-}
-
-/// dgate of [`product_forward`]; the gradient of up replaces its columns of `d_inputs`.
-pub fn product_backward(
-    dh: &Tensor,
-    gate: &Tensor,
-    inputs: &Tensor,
-    first: usize,
-    d_inputs: &mut Tensor,
-) -> Tensor {
-    let (rows, cols, width) = (gate.rows, gate.cols, inputs.cols);
-    assert!(rows == inputs.rows && first + cols <= width && (dh.rows, dh.cols) == (rows, cols));
-    assert_eq!((d_inputs.rows, d_inputs.cols), (rows, width));
-    let (d, g, u) = (dh.as_f32(), gate.as_f32(), inputs.as_f32());
-    let mut dgate = vec![0.0; g.len()];
-    dgate
-        .par_chunks_exact_mut(cols)
-        .zip(d_inputs.as_f32_mut().par_chunks_exact_mut(width))
-        .with_min_len((16 * 1024 / width).max(1))
-        .enumerate()
-        .for_each(|(row, (dgate, d_inputs))| {
-            let range = row * cols..(row + 1) * cols;
-            let up = &u[row * width + first..][..cols];
-            backward_slices(&d[range.clone()], &g[range], up, dgate, &mut d_inputs[first..first + cols]);
-        });
-    Tensor::f32(rows, cols, dgate)
-}
-
 /// (dgate, dup) of [`forward`].
 pub fn backward(dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
     /// Elements per task.
@@ -108,4 +70,60 @@ pub fn backward(dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
         backward_slices(&d[range.clone()], &g[range.clone()], &u[range], dgate, dup);
     });
     (Tensor::f32(gate.rows, gate.cols, dgate), Tensor::f32(gate.rows, gate.cols, dup))
+}
+
+impl Geglu for Cpu {
+    fn geglu_forward(
+        &self,
+        x: &Tensor,
+        w_gate: &Tensor,
+        w_up: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<(Tensor, Tensor)>) {
+        let [gate, up] = matmul::forward(x, [w_gate, w_up], self.compute);
+        let h = forward(&gate, &up);
+        (h, keep.then_some((gate, up)))
+    }
+
+    fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
+        backward(dh, gate, up)
+    }
+
+    fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
+        assert!(gate.rows == inputs.rows && first + gate.cols <= inputs.cols);
+        let (g, u, cols) = (gate.as_f32(), inputs.as_f32(), gate.cols);
+        let h = new_rows(gate.rows, cols, |row, block| {
+            for (i, h) in block.chunks_exact_mut(cols).enumerate() {
+                let row = row + i;
+                forward_slices(&g[row * cols..][..cols], &u[row * inputs.cols + first..][..cols], h);
+            }
+        });
+        Tensor::f32(gate.rows, cols, h)
+    }
+
+    fn gelu_product_backward(
+        &self,
+        dh: &Tensor,
+        gate: &Tensor,
+        inputs: &Tensor,
+        first: usize,
+        d_inputs: &mut Tensor,
+    ) -> Tensor {
+        let (rows, cols, width) = (gate.rows, gate.cols, inputs.cols);
+        assert!(rows == inputs.rows && first + cols <= width && (dh.rows, dh.cols) == (rows, cols));
+        assert_eq!((d_inputs.rows, d_inputs.cols), (rows, width));
+        let (d, g, u) = (dh.as_f32(), gate.as_f32(), inputs.as_f32());
+        let mut dgate = vec![0.0; g.len()];
+        dgate
+            .par_chunks_exact_mut(cols)
+            .zip(d_inputs.as_f32_mut().par_chunks_exact_mut(width))
+            .with_min_len((16 * 1024 / width).max(1))
+            .enumerate()
+            .for_each(|(row, (dgate, d_inputs))| {
+                let range = row * cols..(row + 1) * cols;
+                let up = &u[row * width + first..][..cols];
+                backward_slices(&d[range.clone()], &g[range], up, dgate, &mut d_inputs[first..first + cols]);
+            });
+        Tensor::f32(rows, cols, dgate)
+    }
 }

@@ -20,8 +20,9 @@ use super::matmul::{Broadcast, PANEL, Panels, accumulate, products, tile};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, sum, tanh};
 use super::sums::Sums;
 use super::tasks::{Out, mapped};
-use super::{Tensor, zeroed};
-use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, Sampled, Target, Truncation};
+use super::{Cpu, Draws, Tensor, zeroed};
+use crate::backend::{Choice, Compute, HeadSpec, HeadTrace, LmHead, Sampled, Target, Truncation};
+use crate::device::DeviceError;
 use crate::rng::{DrawKey, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, philox_next_key, philox4x32};
 
 /// Tokens per task.
@@ -338,7 +339,7 @@ fn merged<'a>(chunks: impl Iterator<Item = &'a [Lse]>, rows: usize) -> Vec<Lse> 
     all
 }
 
-/// See [`crate::backend::Backend::lm_head_sample`].
+/// See [`LmHead::lm_head_sample`].
 pub fn sample(
     x: &Tensor,
     table: &Tensor,
@@ -463,7 +464,7 @@ fn keep(logits: &[f32], lse: f32, truncation: &Truncation) -> Vec<u32> {
     if ids.is_empty() { vec![0] } else { ids }
 }
 
-/// See [`crate::backend::Backend::lm_head_logprob_forward`].
+/// See [`LmHead::lm_head_logprob_forward`].
 pub fn logprob_forward(
     x: &Tensor,
     table: &Tensor,
@@ -515,7 +516,7 @@ fn by_row(targets: &[Target], rows: usize) -> Vec<Vec<u32>> {
     by_row
 }
 
-/// See [`crate::backend::Backend::lm_head_logprob_backward`].
+/// See [`LmHead::lm_head_logprob_backward`].
 #[allow(clippy::too_many_arguments, reason = "the signature of Backend::lm_head_logprob_backward")]
 pub fn logprob_backward(
     x: &Tensor,
@@ -650,6 +651,55 @@ fn block_of(token: usize) -> usize {
 fn within<'a>(by_block: &'a [u32], targets: &[Target], block: usize) -> &'a [u32] {
     let of = |i: &u32| block_of(targets[*i as usize].token as usize);
     &by_block[by_block.partition_point(|i| of(i) < block)..by_block.partition_point(|i| of(i) <= block)]
+}
+
+impl LmHead for Cpu {
+    fn draws(&self, _: usize) -> Draws {
+        Draws::default()
+    }
+
+    fn lm_head_draw(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        truncation: &Truncation,
+        choices: &[Choice],
+        draws: &mut Draws,
+    ) {
+        let drawn = sample(x, table, head, truncation, choices, self.compute);
+        let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
+        draws.latest = drawn.iter().map(|s| any(s.token)).collect();
+        draws.not_taken.push_back(drawn);
+    }
+
+    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
+        Ok(draws.not_taken.pop_front().expect("a draw that was not taken"))
+    }
+
+    fn lm_head_logprob_forward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        targets: &[Target],
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        logprob_forward(x, table, head, targets, keep, self.compute)
+    }
+
+    fn lm_head_logprob_backward(
+        &self,
+        x: &Tensor,
+        table: &Tensor,
+        head: &HeadSpec,
+        trace: &HeadTrace<Tensor>,
+        targets: &[Target],
+        weights: &[f32],
+        dtable: &mut Tensor,
+    ) -> Tensor {
+        logprob_backward(x, table, head, trace, targets, weights, dtable, self.compute)
+    }
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ use super::packed::unpacked_rows;
 use super::simd::{Isa, LANES, Simd, isa, multiversion, prefetch};
 use super::sums::Sums;
 use super::tasks::{Out, filled};
-use super::{Data, Tensor, room, tasks, zeroed};
-use crate::backend::Compute;
+use super::{Cpu, Data, Tensor, room, rows, tasks, zeroed};
+use crate::backend::{Compute, DType, Matmul, Platform};
 
 /// Lanes of a panel of B, and outputs per task: twice the vectors of a register tile, of which eight rows, 24 accumulators, fit
 /// AVX-512's 32 registers.
@@ -751,5 +751,40 @@ pub(super) fn accumulate(panels: &Panels, m: usize, a: Broadcast, c: &mut [f32])
             let (a, b) = (a.from(0, k0), &panel[k0 * PANEL..]);
             add_product(form, m, lanes, pass.min(steps - k0), a, b, out, p * PANEL, n);
         }
+    }
+}
+
+impl Matmul for Cpu {
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        forward(x, w, self.compute)
+    }
+
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        let mut y = forward(x, w, self.compute);
+        for (y, low_rank) in y.iter_mut().zip(low_rank) {
+            if let Some((h, b)) = low_rank {
+                let [more] = forward(h, [b], self.compute);
+                rows::add_scaled(y, &more, 1.0);
+            }
+        }
+        y
+    }
+
+    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
+        let (dy, w) = pairs[0];
+        let mut dx = self.zeros(DType::F32, dy.rows, w.cols);
+        for (dy, w) in pairs {
+            backward_input(dy, w, &mut dx, self.compute);
+        }
+        dx
+    }
+
+    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+        backward_weight(dy, x, dw, self.compute);
     }
 }

@@ -25,10 +25,7 @@ use std::sync::OnceLock;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, Compute, DType, Decode, ExpertTrace, HeadNorm, HeadSpec,
-    HeadTrace, NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
-};
+use super::{AttentionSpec, Batch, Batches, Compute, DType, Decode, Platform, Sampled};
 use crate::checkpoint::Mapped;
 use crate::device::DeviceError;
 use crate::segments::{QueryRun, Segments};
@@ -163,7 +160,7 @@ pub struct Tables {
     kv_rows: Vec<u32>,
 }
 
-/// See [`Backend::Draws`].
+/// See [`Platform::Draws`].
 #[derive(Debug, Clone, Default)]
 pub struct Draws {
     latest: Vec<u32>,
@@ -232,7 +229,7 @@ impl Cpu {
     pub const BF16: Self = Self { compute: Compute::Bf16 };
 }
 
-impl Backend for Cpu {
+impl Platform for Cpu {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
@@ -261,10 +258,6 @@ impl Backend for Cpu {
             DType::Bf16 => Data::Bf16(zeroed(rows * cols)),
         };
         Tensor::new(rows, cols, data)
-    }
-
-    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-        random::random(uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
@@ -332,6 +325,14 @@ impl Backend for Cpu {
         x.dtype()
     }
 
+    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
+        assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
+        assert!(!matches!(x.data, Data::Packed(_)), "weights keep their shape");
+        Tensor { rows, cols, ..x }
+    }
+}
+
+impl Batches for Cpu {
     fn tables(&self, batch: &Batch, _: &[AttentionSpec]) -> Tables {
         Tables {
             ids: batch.ids.to_vec(),
@@ -345,341 +346,5 @@ impl Backend for Cpu {
     fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
         let ids: Vec<u32> = step.from.iter().map(|&row| step.draws.latest[row as usize]).collect();
         self.tables(&step.with_ids(&ids), attention)
-    }
-
-    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
-        embed::forward(table, &tables.ids, scale)
-    }
-
-    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
-        embed::backward(dx, &tables.ids, scale, dtable);
-    }
-
-    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
-        rms_norm::forward(x, Some(w), x.cols, norm)
-    }
-
-    fn add_norm_forward(
-        &self,
-        x: &Tensor,
-        branch: &Tensor,
-        post: Option<&Tensor>,
-        pre: &Tensor,
-        spec: ResidualSpec,
-    ) -> (Tensor, Tensor) {
-        let normed_branch = |w| rms_norm::forward(branch, Some(w), branch.cols, spec.norm);
-        let mut sum = post.map_or_else(|| branch.clone(), normed_branch);
-        rows::add_scaled(&mut sum, x, spec.scale);
-        let normed = self.rms_norm_forward(&sum, pre, spec.norm);
-        (sum, normed)
-    }
-
-    fn add_norm_backward(
-        &self,
-        d_sum: Option<&Tensor>,
-        d_normed: &Tensor,
-        sum: &Tensor,
-        (pre, d_pre): (&Tensor, &mut Tensor),
-        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-        spec: ResidualSpec,
-    ) -> (Tensor, Option<Tensor>) {
-        let backward =
-            |dy: &Tensor, x: &Tensor, w, dw| rms_norm::backward(dy, x, Some((w, dw)), x.cols, spec.norm);
-        let mut dx = backward(d_normed, sum, pre, d_pre);
-        match d_sum {
-            Some(d_sum) => rows::add_scaled(&mut dx, d_sum, spec.scale),
-            None => rows::scale(&mut dx, spec.scale),
-        }
-        let d_branch = post.map(|(branch, w, dw)| backward(&dx, branch, w, dw));
-        (dx, d_branch)
-    }
-
-    fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
-        let mut sum = rms_norm::forward(branch, Some(post), branch.cols, spec.norm);
-        rows::add_scaled(&mut sum, x, spec.scale);
-        sum
-    }
-
-    fn add_backward(
-        &self,
-        d_sum: &Tensor,
-        more: Option<&Tensor>,
-        (branch, w, dw): (&Tensor, &Tensor, &mut Tensor),
-        spec: ResidualSpec,
-    ) -> (Tensor, Tensor) {
-        let mut dx = d_sum.clone();
-        match more {
-            Some(more) => rows::add_scaled(&mut dx, more, spec.scale),
-            None => rows::scale(&mut dx, spec.scale),
-        }
-        let d_branch = rms_norm::backward(&dx, branch, Some((w, dw)), branch.cols, spec.norm);
-        (dx, d_branch)
-    }
-
-    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        matmul::forward(x, w, self.compute)
-    }
-
-    fn matmul_low_rank_forward<const N: usize>(
-        &self,
-        x: &Tensor,
-        w: [&Tensor; N],
-        low_rank: [Option<(&Tensor, &Tensor)>; N],
-    ) -> [Tensor; N] {
-        let mut y = matmul::forward(x, w, self.compute);
-        for (y, low_rank) in y.iter_mut().zip(low_rank) {
-            if let Some((h, b)) = low_rank {
-                let [more] = matmul::forward(h, [b], self.compute);
-                rows::add_scaled(y, &more, 1.0);
-            }
-        }
-        y
-    }
-
-    fn matmul_backward_input(&self, pairs: &[(&Tensor, &Tensor)]) -> Tensor {
-        let (dy, w) = pairs[0];
-        let mut dx = self.zeros(DType::F32, dy.rows, w.cols);
-        for (dy, w) in pairs {
-            matmul::backward_input(dy, w, &mut dx, self.compute);
-        }
-        dx
-    }
-
-    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
-        matmul::backward_weight(dy, x, dw, self.compute);
-    }
-
-    fn rope_forward(
-        &self,
-        x: &Tensor,
-        norm: Option<HeadNorm<&Tensor>>,
-        tables: &Tables,
-        rope: &RopeSpec,
-    ) -> Tensor {
-        let of_head = |norm: HeadNorm<&Tensor>| rms_norm::forward(x, norm.weight, rope.head_dim, norm.spec);
-        let mut y = norm.map_or_else(|| x.clone(), of_head);
-        rope::rotate(&mut y, &tables.positions, rope, rope::Direction::Forward);
-        y
-    }
-
-    fn rope_append(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        [q_norm, k_norm, v_norm]: [Option<HeadNorm<&Tensor>>; 3],
-        tables: &Tables,
-        rope: &RopeSpec,
-        cached_k: &mut Tensor,
-        cached_v: &mut Tensor,
-    ) -> Tensor {
-        rows::write(&self.rope_forward(k, k_norm, tables, rope), &tables.kv_rows, cached_k);
-        match v_norm {
-            Some(norm) => {
-                let v = rms_norm::forward(v, norm.weight, rope.head_dim, norm.spec);
-                rows::write(&v, &tables.kv_rows, cached_v);
-            }
-            None => rows::write(v, &tables.kv_rows, cached_v),
-        }
-        self.rope_forward(q, q_norm, tables, rope)
-    }
-
-    fn rope_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
-        tables: &Tables,
-        rope: &RopeSpec,
-    ) -> Tensor {
-        let mut dx = dy.clone();
-        rope::rotate(&mut dx, &tables.positions, rope, rope::Direction::Backward);
-        match norm {
-            Some(HeadNorm { weight, spec }) => rms_norm::backward(&dx, x, weight, rope.head_dim, spec),
-            None => dx,
-        }
-    }
-
-    fn attention_forward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        tables: &Tables,
-        spec: &AttentionSpec,
-    ) -> (Tensor, Tensor) {
-        attention::forward(q, k, v, &tables.segments, &tables.runs, spec)
-    }
-
-    fn attention_backward(
-        &self,
-        d_o: &Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        o: &Tensor,
-        lse: &Tensor,
-        tables: &Tables,
-        spec: &AttentionSpec,
-    ) -> (Tensor, Tensor, Tensor) {
-        attention::backward(d_o, q, k, v, o, lse, &tables.segments, &tables.runs, spec)
-    }
-
-    fn geglu_forward(
-        &self,
-        x: &Tensor,
-        w_gate: &Tensor,
-        w_up: &Tensor,
-        keep: bool,
-    ) -> (Tensor, Option<(Tensor, Tensor)>) {
-        let [gate, up] = matmul::forward(x, [w_gate, w_up], self.compute);
-        let h = geglu::forward(&gate, &up);
-        (h, keep.then_some((gate, up)))
-    }
-
-    fn geglu_backward(&self, dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor) {
-        geglu::backward(dh, gate, up)
-    }
-
-    fn widened(&self, x: &Tensor) -> Tensor {
-        rows::widened(x)
-    }
-
-    fn gelu_product_forward(&self, gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor {
-        geglu::product_forward(gate, inputs, first)
-    }
-
-    fn gelu_product_backward(
-        &self,
-        dh: &Tensor,
-        gate: &Tensor,
-        inputs: &Tensor,
-        first: usize,
-        d_inputs: &mut Tensor,
-    ) -> Tensor {
-        geglu::product_backward(dh, gate, inputs, first, d_inputs)
-    }
-
-    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> experts::Routes {
-        experts::route(scores, factors, routing)
-    }
-
-    fn route_backward(
-        &self,
-        d_weights: &Tensor,
-        routes: &experts::Routes,
-        routing: &Routing,
-        (factors, d_factors): (&Tensor, &mut Tensor),
-    ) -> Tensor {
-        experts::route_backward(d_weights, routes, routing, factors, d_factors)
-    }
-
-    fn experts_forward(
-        &self,
-        x: &Tensor,
-        routes: &experts::Routes,
-        gate_up: &Tensor,
-        down: &Tensor,
-        keep: bool,
-    ) -> (Tensor, Option<ExpertTrace<Tensor>>) {
-        experts::forward(x, routes, gate_up, down, keep, self.compute)
-    }
-
-    fn experts_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        routes: &experts::Routes,
-        trace: &ExpertTrace<Tensor>,
-        gate_up: (&Tensor, &mut Tensor),
-        down: (&Tensor, &mut Tensor),
-    ) -> (Tensor, Tensor) {
-        experts::backward(dy, x, routes, trace, gate_up, down, self.compute)
-    }
-
-    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
-        assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
-        assert!(!matches!(x.data, Data::Packed(_)), "weights keep their shape");
-        Tensor { rows, cols, ..x }
-    }
-
-    fn scaled(&self, mut x: Tensor, factor: f32) -> Tensor {
-        if factor != 1.0 {
-            rows::scale(&mut x, factor);
-        }
-        x
-    }
-
-    fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {
-        rows::add_scaled(sum, x, 1.0);
-    }
-
-    fn narrowed(&self, sum: &Tensor) -> Tensor {
-        sum.clone()
-    }
-
-    fn gather_rows(&self, x: &Tensor, indices: &[u32]) -> Tensor {
-        rows::gather(x, indices)
-    }
-
-    fn scatter_rows(&self, dy: &Tensor, indices: &[u32], total: usize) -> Tensor {
-        let mut dx = self.zeros(DType::F32, total, dy.cols);
-        rows::write(dy, indices, &mut dx);
-        dx
-    }
-
-    fn draws(&self, _: usize) -> Draws {
-        Draws::default()
-    }
-
-    fn lm_head_draw(
-        &self,
-        x: &Tensor,
-        table: &Tensor,
-        head: &HeadSpec,
-        truncation: &Truncation,
-        choices: &[Choice],
-        draws: &mut Draws,
-    ) {
-        let drawn = lm_head::sample(x, table, head, truncation, choices, self.compute);
-        let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
-        draws.latest = drawn.iter().map(|s| any(s.token)).collect();
-        draws.not_taken.push_back(drawn);
-    }
-
-    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
-        Ok(draws.not_taken.pop_front().expect("a draw that was not taken"))
-    }
-
-    fn lm_head_logprob_forward(
-        &self,
-        x: &Tensor,
-        table: &Tensor,
-        head: &HeadSpec,
-        targets: &[Target],
-        keep: bool,
-    ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        lm_head::logprob_forward(x, table, head, targets, keep, self.compute)
-    }
-
-    fn lm_head_logprob_backward(
-        &self,
-        x: &Tensor,
-        table: &Tensor,
-        head: &HeadSpec,
-        trace: &HeadTrace<Tensor>,
-        targets: &[Target],
-        weights: &[f32],
-        dtable: &mut Tensor,
-    ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, trace, targets, weights, dtable, self.compute)
-    }
-
-    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
-        x.iter().map(|x| reduce::sum_squares(x)).collect()
-    }
-
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Vec<u8>>]) {
-        adamw::step(hyper, updates);
     }
 }

@@ -3,29 +3,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Data, Tensor};
-use crate::backend::{DType, Uniform};
+use super::{Cpu, Data, Tensor};
+use crate::backend::{DType, Random, Uniform};
 
 /// Elements per task.
 const CHUNK: usize = 16 * 1024;
-
-/// See [`crate::backend::Backend::random`].
-pub fn random(uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-    let n = rows * cols;
-    let data = match dtype {
-        DType::F32 => {
-            let mut x = vec![0.0; n];
-            fill(uniform, &mut x, |x| x);
-            Data::F32(x)
-        }
-        DType::Bf16 => {
-            let mut x = vec![bf16::ZERO; n];
-            fill(uniform, &mut x, bf16::from_f32);
-            Data::Bf16(x)
-        }
-    };
-    Tensor::new(rows, cols, data)
-}
 
 fn fill<T: Send>(uniform: &Uniform, x: &mut [T], round: impl Fn(f32) -> T + Sync) {
     x.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
@@ -35,4 +17,23 @@ fn fill<T: Send>(uniform: &Uniform, x: &mut [T], round: impl Fn(f32) -> T + Sync
             }
         }
     });
+}
+
+impl Random for Cpu {
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        let n = rows * cols;
+        let data = match dtype {
+            DType::F32 => {
+                let mut x = vec![0.0; n];
+                fill(uniform, &mut x, |x| x);
+                Data::F32(x)
+            }
+            DType::Bf16 => {
+                let mut x = vec![bf16::ZERO; n];
+                fill(uniform, &mut x, bf16::from_f32);
+                Data::Bf16(x)
+            }
+        };
+        Tensor::new(rows, cols, data)
+    }
 }

@@ -4,7 +4,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::simd::{f32_from_bf16, multiversion};
-use super::{Data, Tensor};
+use super::{Cpu, Data, Tensor};
+use crate::backend::Reduce;
 
 /// Elements per partial sum: fixed, because it is part of the order of the sum.
 const CHUNK: usize = 16 * 1024;
@@ -54,4 +55,10 @@ pub fn sum_squares(x: &Tensor) -> f64 {
         Data::Packed(_) => unreachable!("gradients are not packed"),
     };
     partial.iter().sum()
+}
+
+impl Reduce for Cpu {
+    fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
+        x.iter().map(|x| sum_squares(x)).collect()
+    }
 }

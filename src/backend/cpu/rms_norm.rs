@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::rows::new_rows;
 use super::simd::{LANES, dot, f32_from_bf16, multiversion, sum};
-use super::{Data, Tensor};
-use crate::backend::NormSpec;
+use super::{Cpu, Data, Tensor, rows};
+use crate::backend::{NormSpec, ResidualSpec, RmsNorm};
 
 /// What a norm multiplies by in the `n` columns of a group: offset + w in f32, or 1 without a weight.
 fn scales(w: Option<&Tensor>, n: usize, offset: f32) -> Vec<f32> {
@@ -124,4 +124,66 @@ pub fn backward(
         .enumerate()
         .for_each(|(i, dw)| backward_weight(dy, data, &r, n, i * COLUMNS, dw));
     dx
+}
+
+impl RmsNorm for Cpu {
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
+        forward(x, Some(w), x.cols, norm)
+    }
+
+    fn add_norm_forward(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        post: Option<&Tensor>,
+        pre: &Tensor,
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let normed_branch = |w| forward(branch, Some(w), branch.cols, spec.norm);
+        let mut sum = post.map_or_else(|| branch.clone(), normed_branch);
+        rows::add_scaled(&mut sum, x, spec.scale);
+        let normed = self.rms_norm_forward(&sum, pre, spec.norm);
+        (sum, normed)
+    }
+
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Tensor>,
+        d_normed: &Tensor,
+        sum: &Tensor,
+        (pre, d_pre): (&Tensor, &mut Tensor),
+        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+        spec: ResidualSpec,
+    ) -> (Tensor, Option<Tensor>) {
+        let backward = |dy: &Tensor, x: &Tensor, w, dw| backward(dy, x, Some((w, dw)), x.cols, spec.norm);
+        let mut dx = backward(d_normed, sum, pre, d_pre);
+        match d_sum {
+            Some(d_sum) => rows::add_scaled(&mut dx, d_sum, spec.scale),
+            None => rows::scale(&mut dx, spec.scale),
+        }
+        let d_branch = post.map(|(branch, w, dw)| backward(&dx, branch, w, dw));
+        (dx, d_branch)
+    }
+
+    fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
+        let mut sum = forward(branch, Some(post), branch.cols, spec.norm);
+        rows::add_scaled(&mut sum, x, spec.scale);
+        sum
+    }
+
+    fn add_backward(
+        &self,
+        d_sum: &Tensor,
+        more: Option<&Tensor>,
+        (branch, w, dw): (&Tensor, &Tensor, &mut Tensor),
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let mut dx = d_sum.clone();
+        match more {
+            Some(more) => rows::add_scaled(&mut dx, more, spec.scale),
+            None => rows::scale(&mut dx, spec.scale),
+        }
+        let d_branch = backward(&dx, branch, Some((w, dw)), branch.cols, spec.norm);
+        (dx, d_branch)
+    }
 }

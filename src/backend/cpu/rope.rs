@@ -1,9 +1,9 @@
 //! Rotary position embedding (Su et al. 2021) in Transformers' "rotate half" layout.
 
-use super::Tensor;
-use super::rows::for_row_blocks;
+use super::rows::{self, for_row_blocks};
 use super::simd::{multiversion, sin_cos};
-use crate::backend::RopeSpec;
+use super::{Cpu, Tables, Tensor, rms_norm};
+use crate::backend::{HeadNorm, Rope, RopeSpec};
 
 /// Which way to turn: backward is the inverse rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,4 +53,57 @@ pub fn rotate(x: &mut Tensor, positions: &[u32], rope: &RopeSpec, direction: Dir
     for_row_blocks(x.as_f32_mut(), cols, |first, block| {
         rotate_rows(block, cols, &positions[first..][..block.len() / cols], &frequencies, sign);
     });
+}
+
+impl Rope for Cpu {
+    fn rope_forward(
+        &self,
+        x: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let of_head = |norm: HeadNorm<&Tensor>| rms_norm::forward(x, norm.weight, rope.head_dim, norm.spec);
+        let mut y = norm.map_or_else(|| x.clone(), of_head);
+        rotate(&mut y, &tables.positions, rope, Direction::Forward);
+        y
+    }
+
+    fn rope_append(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        [q_norm, k_norm, v_norm]: [Option<HeadNorm<&Tensor>>; 3],
+        tables: &Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Tensor,
+        cached_v: &mut Tensor,
+    ) -> Tensor {
+        rows::write(&self.rope_forward(k, k_norm, tables, rope), &tables.kv_rows, cached_k);
+        match v_norm {
+            Some(norm) => {
+                let v = rms_norm::forward(v, norm.weight, rope.head_dim, norm.spec);
+                rows::write(&v, &tables.kv_rows, cached_v);
+            }
+            None => rows::write(v, &tables.kv_rows, cached_v),
+        }
+        self.rope_forward(q, q_norm, tables, rope)
+    }
+
+    fn rope_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let mut dx = dy.clone();
+        rotate(&mut dx, &tables.positions, rope, Direction::Backward);
+        match norm {
+            Some(HeadNorm { weight, spec }) => rms_norm::backward(&dx, x, weight, rope.head_dim, spec),
+            None => dx,
+        }
+    }
 }

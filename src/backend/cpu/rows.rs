@@ -5,7 +5,8 @@ use half::bf16;
 use super::packed::unpacked;
 use super::simd::{f32_from_bf16, multiversion};
 use super::tasks::{self, Out};
-use super::{Data, Tensor};
+use super::{Cpu, Data, Tensor};
+use crate::backend::{DType, Platform, Rows};
 
 /// Elements per task: a microsecond of work or more.
 const TASK: usize = 4 * 1024;
@@ -67,16 +68,6 @@ pub fn scale(x: &mut Tensor, factor: f32) {
     for_row_blocks(x.as_f32_mut(), 1, |_, block| scale_slice(block, factor));
 }
 
-/// out\[i\] = x\[rows\[i\]\]: `[rows.len(), cols]` f32.
-pub fn gather(x: &Tensor, rows: &[u32]) -> Tensor {
-    let source = x.as_f32();
-    let mut out = Vec::with_capacity(rows.len() * x.cols);
-    for &r in rows {
-        out.extend_from_slice(&source[r as usize * x.cols..][..x.cols]);
-    }
-    Tensor::f32(rows.len(), x.cols, out)
-}
-
 /// dst\[rows\[i\]\] = src\[i\].
 pub fn write(src: &Tensor, rows: &[u32], dst: &mut Tensor) {
     assert_eq!((src.rows, src.cols), (rows.len(), dst.cols));
@@ -108,7 +99,38 @@ fn all_widened(x: &[bf16]) -> Vec<f32> {
     new_rows(x.len(), 1, |at, block| widen(&x[at..], block))
 }
 
-/// x in f32.
-pub fn widened(x: &Tensor) -> Tensor {
-    Tensor::f32(x.rows, x.cols, to_f32(x))
+impl Rows for Cpu {
+    fn scaled(&self, mut x: Tensor, factor: f32) -> Tensor {
+        if factor != 1.0 {
+            scale(&mut x, factor);
+        }
+        x
+    }
+
+    fn accumulate(&self, x: &Tensor, sum: &mut Tensor) {
+        add_scaled(sum, x, 1.0);
+    }
+
+    fn narrowed(&self, sum: &Tensor) -> Tensor {
+        sum.clone()
+    }
+
+    fn widened(&self, x: &Tensor) -> Tensor {
+        Tensor::f32(x.rows, x.cols, to_f32(x))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Tensor {
+        let source = x.as_f32();
+        let mut out = Vec::with_capacity(rows.len() * x.cols);
+        for &r in rows {
+            out.extend_from_slice(&source[r as usize * x.cols..][..x.cols]);
+        }
+        Tensor::f32(rows.len(), x.cols, out)
+    }
+
+    fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
+        let mut dx = self.zeros(DType::F32, total, dy.cols);
+        write(dy, rows, &mut dx);
+        dx
+    }
 }

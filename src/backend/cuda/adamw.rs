@@ -143,7 +143,7 @@ pub(super) fn launch(cuda: &Cuda, hyper: &AdamW, ranges: &[(Range, bool)]) {
     }
 }
 
-/// See [`crate::backend::Backend::adamw`], of parameters all of which lies on the device.
+/// See [`crate::backend::Optimize::adamw`], of parameters all of which lies on the device.
 pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &[&Update<Tensor, Codes>]) {
     let codes = |u: &Update<Tensor, Codes>| matches!(u.moments, Moments::Blockwise { .. });
     let ranges: Vec<(Range, bool)> = updates.iter().map(|u| (Range::of(hyper, u), codes(u))).collect();

@@ -9,7 +9,7 @@ use super::entries::shared::attention::{
 use super::entries::{Entry, same_size};
 use super::sections::{Arrays, Section};
 use super::{Cuda, Tables, Tensor, narrow};
-use crate::backend::{AttentionSpec, Batch, DType};
+use crate::backend::{Attention, AttentionSpec, Batch, DType};
 use crate::device::{Arg, Launch, Ptr};
 use crate::segments::{QueryRun, Segments};
 
@@ -388,98 +388,106 @@ struct Params {
 
 same_size!(attention: Item = ITEM_BYTES, MergeItem = MERGE_ITEM_BYTES, Params = PARAMS_BYTES);
 
-/// See [`crate::backend::Backend::attention_forward`]. Head widths 64, 128, 256 and 512.
-pub(super) fn forward(
-    cuda: &Cuda,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    tables: &Tables,
-    spec: &AttentionSpec,
-) -> (Tensor, Tensor) {
-    let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
-    assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0) && spec.scale > 0.0);
-    assert!([q, k, v].iter().all(|x| x.dtype == DType::Bf16));
-    assert!(q.cols == heads * head_dim && k.cols == kv_heads * head_dim && v.cols == k.cols);
-    assert!(q.rows == tables.rows && tables.segments.rows() <= k.rows.min(v.rows));
-    let [any, few, merge] = match head_dim {
-        64 => {
-            [Entry::AttentionForward64Rows64, Entry::AttentionForward64Rows16, Entry::AttentionForward64Merge]
-        }
-        128 => [
-            Entry::AttentionForward128Rows64,
-            Entry::AttentionForward128Rows16,
-            Entry::AttentionForward128Merge,
-        ],
-        256 => [
-            Entry::AttentionForward256Rows64,
-            Entry::AttentionForward256Rows16,
-            Entry::AttentionForward256Merge,
-        ],
-        512 => [
-            Entry::AttentionForward512Rows64,
-            Entry::AttentionForward512Rows16,
-            Entry::AttentionForward512Merge,
-        ],
-        _ => panic!("heads of 64, 128, 256 or 512, not {head_dim}"),
-    };
-    let (shape, window) = (Heads::of(spec), window_of(spec));
-    let list = tables.attention.lists.iter().find(|l| (l.heads, l.window) == (shape, window));
-    let list = list.expect("the batch's tables know every layer's attention");
+impl Attention for Cuda {
+    /// Head widths 64, 128, 256 and 512.
+    fn attention_forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor) {
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
+        assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0) && spec.scale > 0.0);
+        assert!([q, k, v].iter().all(|x| x.dtype == DType::Bf16));
+        assert!(q.cols == heads * head_dim && k.cols == kv_heads * head_dim && v.cols == k.cols);
+        assert!(q.rows == tables.rows && tables.segments.rows() <= k.rows.min(v.rows));
+        let [any, few, merge] = match head_dim {
+            64 => [
+                Entry::AttentionForward64Rows64,
+                Entry::AttentionForward64Rows16,
+                Entry::AttentionForward64Merge,
+            ],
+            128 => [
+                Entry::AttentionForward128Rows64,
+                Entry::AttentionForward128Rows16,
+                Entry::AttentionForward128Merge,
+            ],
+            256 => [
+                Entry::AttentionForward256Rows64,
+                Entry::AttentionForward256Rows16,
+                Entry::AttentionForward256Merge,
+            ],
+            512 => [
+                Entry::AttentionForward512Rows64,
+                Entry::AttentionForward512Rows16,
+                Entry::AttentionForward512Merge,
+            ],
+            _ => panic!("heads of 64, 128, 256 or 512, not {head_dim}"),
+        };
+        let (shape, window) = (Heads::of(spec), window_of(spec));
+        let list = tables.attention.lists.iter().find(|l| (l.heads, l.window) == (shape, window));
+        let list = list.expect("the batch's tables know every layer's attention");
 
-    let o = cuda.empty(DType::Bf16, q.rows, q.cols);
-    let lse = cuda.empty(DType::F32, q.rows, heads);
-    // o, m and l of each row.
-    let work = cuda.memory(list.work_rows * kv_heads * (head_dim + 2) * 4);
-    let (inner, outer) = match spec.softcap {
-        None => (0.0, spec.scale),
-        Some(c) => (spec.scale / c, c),
-    };
-    let address = |Ptr(x): Ptr| x;
-    let params = Params {
-        q: address(q.memory.ptr()),
-        k: address(k.memory.ptr()),
-        v: address(v.memory.ptr()),
-        o: address(o.memory.ptr()),
-        lse: address(lse.memory.ptr()),
-        items: address(list.items.ptr()),
-        merge_items: address(list.merge_items.ptr()),
-        chains: address(tables.attention.chain_items.ptr()),
-        positions: address(tables.positions.ptr()),
-        work: address(work.ptr()),
-        work_rows: narrow(list.work_rows),
-        group: narrow(shape.group),
-        window: narrow(window),
-        inner,
-        outer: outer * std::f32::consts::LOG2_E,
-        padding: 0,
-    };
-    let args = [Arg::Bytes(bytemuck::bytes_of(&params).to_vec())];
-    let wide = head_dim == 512;
-    // Two stages of K or V: tiles of keys, but at a width of 512 halves of them and, for many rows, some columns of a split.
-    let stages = match (list.few, wide) {
-        (_, false) => SPLIT * head_dim,
-        (true, true) => SPLIT * head_dim / 2,
-        (false, true) => 2 * SPLIT * WIDE_COLUMNS,
-    };
-    let (entry, threads, shared) = match list.few {
-        // Q or p; stages; the Exchange: for each tile a f32 for each warp and row, and for each warp, row and thread of a quad.
-        true => {
-            let exchange = 2 * 4 * FEW_ROWS * (1 + 4) * 4;
-            (few, THREADS, (FEW_ROWS * head_dim.max(SPLIT) + stages) * 2 + exchange)
-        }
-        // Q; stages; m and l, and what wide items exchange.
-        false => {
-            let exchange = if wide { WIDE_EXCHANGE_BYTES } else { MAX_ROWS * 8 };
-            (any, if wide { WIDE_THREADS } else { THREADS }, (MAX_ROWS * head_dim + stages) * 2 + exchange)
-        }
-    };
-    let mut launch = Launch::linear(list.count, threads as u32).shared(shared);
-    launch.grid[1] = narrow(kv_heads);
-    cuda.launch(entry, launch, &args);
-    let mut launch = Launch::linear(list.merge_count, 32);
-    launch.grid[1] = narrow(kv_heads);
-    launch.grid[2] = narrow(list.merge_rows);
-    cuda.launch(merge, launch, &args);
-    (o, lse)
+        let o = self.empty(DType::Bf16, q.rows, q.cols);
+        let lse = self.empty(DType::F32, q.rows, heads);
+        // o, m and l of each row.
+        let work = self.memory(list.work_rows * kv_heads * (head_dim + 2) * 4);
+        let (inner, outer) = match spec.softcap {
+            None => (0.0, spec.scale),
+            Some(c) => (spec.scale / c, c),
+        };
+        let address = |Ptr(x): Ptr| x;
+        let params = Params {
+            q: address(q.memory.ptr()),
+            k: address(k.memory.ptr()),
+            v: address(v.memory.ptr()),
+            o: address(o.memory.ptr()),
+            lse: address(lse.memory.ptr()),
+            items: address(list.items.ptr()),
+            merge_items: address(list.merge_items.ptr()),
+            chains: address(tables.attention.chain_items.ptr()),
+            positions: address(tables.positions.ptr()),
+            work: address(work.ptr()),
+            work_rows: narrow(list.work_rows),
+            group: narrow(shape.group),
+            window: narrow(window),
+            inner,
+            outer: outer * std::f32::consts::LOG2_E,
+            padding: 0,
+        };
+        let args = [Arg::Bytes(bytemuck::bytes_of(&params).to_vec())];
+        let wide = head_dim == 512;
+        // Two stages of K or V: tiles of keys, but at a width of 512 halves of them and, for many rows, some columns of a split.
+        let stages = match (list.few, wide) {
+            (_, false) => SPLIT * head_dim,
+            (true, true) => SPLIT * head_dim / 2,
+            (false, true) => 2 * SPLIT * WIDE_COLUMNS,
+        };
+        let (entry, threads, shared) = match list.few {
+            // Q or p; stages; the Exchange: for each tile a f32 for each warp and row, and for each warp, row and thread of a quad.
+            true => {
+                let exchange = 2 * 4 * FEW_ROWS * (1 + 4) * 4;
+                (few, THREADS, (FEW_ROWS * head_dim.max(SPLIT) + stages) * 2 + exchange)
+            }
+            // Q; stages; m and l, and what wide items exchange.
+            false => {
+                let exchange = if wide { WIDE_EXCHANGE_BYTES } else { MAX_ROWS * 8 };
+                (
+                    any,
+                    if wide { WIDE_THREADS } else { THREADS },
+                    (MAX_ROWS * head_dim + stages) * 2 + exchange,
+                )
+            }
+        };
+        let mut launch = Launch::linear(list.count, threads as u32).shared(shared);
+        launch.grid[1] = narrow(kv_heads);
+        self.launch(entry, launch, &args);
+        let mut launch = Launch::linear(list.merge_count, 32);
+        launch.grid[1] = narrow(kv_heads);
+        launch.grid[2] = narrow(list.merge_rows);
+        self.launch(merge, launch, &args);
+        (o, lse)
+    }
 }

@@ -13,7 +13,7 @@ use super::chains::{Chains, window_of};
 use super::entries::shared::attention_backward::{STAY, STREAM, THREADS, WIDE_KEYS, WIDE_PAIRS, WIDE_STREAM};
 use super::entries::{Entry, same_size};
 use super::{Cuda, Memory, Tables, Tensor, narrow};
-use crate::backend::{AttentionSpec, Backend, DType};
+use crate::backend::{AttentionBackward, AttentionSpec, DType, Platform};
 use crate::device::{Arg, Launch};
 use crate::segments::{QueryRun, Segment, Segments};
 
@@ -420,105 +420,113 @@ fn entries(head_dim: usize) -> Entries {
     }
 }
 
-/// See [`crate::backend::Backend::attention_backward`]. Heads are 64, 128, 256 or 512 wide.
-#[allow(clippy::too_many_arguments, reason = "the method has them")]
-pub(super) fn backward(
-    cuda: &Cuda,
-    d_o: &Tensor,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    o: &Tensor,
-    lse: &Tensor,
-    tables: &Tables,
-    spec: &AttentionSpec,
-) -> (Tensor, Tensor, Tensor) {
-    let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
-    let (rows, key_rows) = (q.rows, k.rows);
-    assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0));
-    for x in [d_o, q, o] {
-        assert!(x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, heads * head_dim), "[T, H Dh] in bf16");
-    }
-    for x in [k, v] {
-        assert!(
-            x.dtype == DType::Bf16 && (x.rows, x.cols) == (key_rows, kv_heads * head_dim),
-            "[rows, K Dh] in bf16"
+impl AttentionBackward for Cuda {
+    /// Heads are 64, 128, 256 or 512 wide.
+    fn attention_backward(
+        &self,
+        d_o: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+        lse: &Tensor,
+        tables: &Tables,
+        spec: &AttentionSpec,
+    ) -> (Tensor, Tensor, Tensor) {
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
+        let (rows, key_rows) = (q.rows, k.rows);
+        assert!(heads.is_multiple_of(kv_heads) && spec.window != Some(0));
+        for x in [d_o, q, o] {
+            assert!(
+                x.dtype == DType::Bf16 && (x.rows, x.cols) == (rows, heads * head_dim),
+                "[T, H Dh] in bf16"
+            );
+        }
+        for x in [k, v] {
+            assert!(
+                x.dtype == DType::Bf16 && (x.rows, x.cols) == (key_rows, kv_heads * head_dim),
+                "[rows, K Dh] in bf16"
+            );
+        }
+        assert!(lse.dtype == DType::F32 && (lse.rows, lse.cols) == (rows, heads), "lse [T, H] in f32");
+        assert!(rows == tables.rows && tables.segments.rows() <= key_rows, "a row for every token");
+        let entries = entries(head_dim);
+        let tiles = Tiles::of(head_dim);
+        let [keys_shared, queries_shared] = tiles.shared_bytes(head_dim);
+        let key = Key { group: heads / kv_heads, kv_heads, window: spec.window, tiles };
+        let list = DeviceLists::get(self, tables, key_rows, key);
+
+        let stats = self.empty(DType::F32, rows, heads * 2);
+        let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
+        self.launch(
+            entries.stats,
+            launch,
+            &[d_o.arg(), o.arg(), lse.arg(), stats.arg(), (rows * heads).into()],
         );
+
+        // The gradient of rows that are no query, or that no query sees, is zero.
+        let output = |like: &Tensor, dense| match dense {
+            true => self.empty(DType::Bf16, like.rows, like.cols),
+            false => self.zeros(DType::Bf16, like.rows, like.cols),
+        };
+        let dq = output(q, list.dense_queries);
+        let [dk, dv] = [k, v].map(|x| output(x, list.dense_keys));
+        let grid = |items: usize, z: usize| Launch {
+            grid: [narrow(items), narrow(kv_heads), narrow(z)],
+            block: [THREADS as u32, 1, 1],
+            shared_bytes: 0,
+        };
+        let scores = Arg::Bytes(bytemuck::bytes_of(&Scores::new(spec)).to_vec());
+
+        let partial = self.memory(list.slots * kv_heads * 2 * tiles.keys * head_dim * size_of::<f32>());
+        let (items, count) = &list.key_items;
+        self.launch(
+            entries.keys,
+            grid(*count, 1).shared(keys_shared),
+            &[
+                q.arg(),
+                k.arg(),
+                v.arg(),
+                d_o.arg(),
+                stats.arg(),
+                tables.positions.arg(),
+                items.arg(),
+                list.tokens.arg(),
+                dk.arg(),
+                dv.arg(),
+                partial.arg(),
+                heads.into(),
+                kv_heads.into(),
+                scores.clone(),
+            ],
+        );
+        let (items, count) = &list.sums;
+        self.launch(
+            entries.sum,
+            grid(count * tiles.keys * head_dim / 4 / THREADS, 2),
+            &[partial.arg(), items.arg(), dk.arg(), dv.arg(), kv_heads.into()],
+        );
+
+        let (items, count) = &list.query_items;
+        self.launch(
+            entries.queries,
+            grid(*count, 1).shared(queries_shared),
+            &[
+                q.arg(),
+                k.arg(),
+                v.arg(),
+                d_o.arg(),
+                stats.arg(),
+                items.arg(),
+                tables.attention.chain_items.arg(),
+                dq.arg(),
+                heads.into(),
+                kv_heads.into(),
+                scores,
+            ],
+        );
+        (dq, dk, dv)
     }
-    assert!(lse.dtype == DType::F32 && (lse.rows, lse.cols) == (rows, heads), "lse [T, H] in f32");
-    assert!(rows == tables.rows && tables.segments.rows() <= key_rows, "a row for every token");
-    let entries = entries(head_dim);
-    let tiles = Tiles::of(head_dim);
-    let [keys_shared, queries_shared] = tiles.shared_bytes(head_dim);
-    let key = Key { group: heads / kv_heads, kv_heads, window: spec.window, tiles };
-    let list = DeviceLists::get(cuda, tables, key_rows, key);
-
-    let stats = cuda.empty(DType::F32, rows, heads * 2);
-    let launch = Launch::linear((rows * heads * head_dim).div_ceil(STATS), THREADS as u32);
-    cuda.launch(entries.stats, launch, &[d_o.arg(), o.arg(), lse.arg(), stats.arg(), (rows * heads).into()]);
-
-    // The gradient of rows that are no query, or that no query sees, is zero.
-    let output = |like: &Tensor, dense| match dense {
-        true => cuda.empty(DType::Bf16, like.rows, like.cols),
-        false => cuda.zeros(DType::Bf16, like.rows, like.cols),
-    };
-    let dq = output(q, list.dense_queries);
-    let [dk, dv] = [k, v].map(|x| output(x, list.dense_keys));
-    let grid = |items: usize, z: usize| Launch {
-        grid: [narrow(items), narrow(kv_heads), narrow(z)],
-        block: [THREADS as u32, 1, 1],
-        shared_bytes: 0,
-    };
-    let scores = Arg::Bytes(bytemuck::bytes_of(&Scores::new(spec)).to_vec());
-
-    let partial = cuda.memory(list.slots * kv_heads * 2 * tiles.keys * head_dim * size_of::<f32>());
-    let (items, count) = &list.key_items;
-    cuda.launch(
-        entries.keys,
-        grid(*count, 1).shared(keys_shared),
-        &[
-            q.arg(),
-            k.arg(),
-            v.arg(),
-            d_o.arg(),
-            stats.arg(),
-            tables.positions.arg(),
-            items.arg(),
-            list.tokens.arg(),
-            dk.arg(),
-            dv.arg(),
-            partial.arg(),
-            heads.into(),
-            kv_heads.into(),
-            scores.clone(),
-        ],
-    );
-    let (items, count) = &list.sums;
-    cuda.launch(
-        entries.sum,
-        grid(count * tiles.keys * head_dim / 4 / THREADS, 2),
-        &[partial.arg(), items.arg(), dk.arg(), dv.arg(), kv_heads.into()],
-    );
-
-    let (items, count) = &list.query_items;
-    cuda.launch(
-        entries.queries,
-        grid(*count, 1).shared(queries_shared),
-        &[
-            q.arg(),
-            k.arg(),
-            v.arg(),
-            d_o.arg(),
-            stats.arg(),
-            items.arg(),
-            tables.attention.chain_items.arg(),
-            dq.arg(),
-            heads.into(),
-            kv_heads.into(),
-            scores,
-        ],
-    );
-    (dq, dk, dv)
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use super::entries::shared::experts::WARPS;
 pub(super) use super::entries::shared::experts::{MAX_EXPERTS, MAX_TOP};
 use super::matmul::{T32X64, T64X64, T128X128, Variant};
 use super::{Cuda, Memory, Tensor, VECTOR, narrow};
-use crate::backend::{DType, ExpertTrace, Routing};
+use crate::backend::{DType, ExpertTrace, Experts, Routing};
 use crate::device::{Arg, Launch, Ptr};
 
 /// The tiles of forward products; the first two are also those of gradients.
 const TILES: [Variant; 3] = [T128X128, T64X64, T32X64];
 
-/// See [`crate::backend::Backend::Routes`]. All of it is on the device; launches depend on the counts alone.
+/// See [`crate::backend::Platform::Routes`]. All of it is on the device; launches depend on the counts alone.
 pub struct Routes {
     /// T.
     tokens: usize,
@@ -116,56 +116,97 @@ fn assert_routing(cuda: &Cuda, factors: &Tensor, Routing { experts, top, .. }: R
     assert_eq!(factors.cols, experts, "a factor for each expert");
 }
 
-/// See [`crate::backend::Backend::route_forward`].
-pub(super) fn route(cuda: &Cuda, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
-    let Routing { experts: count, top, scale } = *routing;
-    assert_routing(cuda, factors, *routing);
-    assert_bf16("scores", scores, scores.rows);
-    assert_eq!(scores.cols, count, "a score for each expert");
-    let (tokens, routes) = (scores.rows, scores.rows * top);
-    let of_routes = || cuda.memory(4 * routes);
-    let first = cuda.memory(4 * (count + 1));
-    let [experts, shares, weights, order, rows] = [(); 5].map(|()| of_routes());
-    let to = Routes { tokens, count, top, experts, shares, weights, first, order, rows };
-    let args = [scores.arg(), factors.arg(), to.experts.arg(), to.shares.arg(), to.weights.arg()];
-    let sizes: [Arg; 4] = [tokens.into(), count.into(), top.into(), scale.into()];
-    cuda.launch(Entry::RouteForward, warps(tokens), &[&args[..], &sizes].concat());
-    let args = [to.experts.arg(), to.first.arg(), to.order.arg(), to.rows.arg(), routes.into()];
-    cuda.launch(Entry::RouteOrder, Launch::linear(count, threads(routes)), &args);
-    to
-}
-
-/// See [`crate::backend::Backend::route_backward`].
-pub(super) fn route_backward(
-    cuda: &Cuda,
-    d_weights: &Tensor,
-    routes: &Routes,
-    routing: &Routing,
-    (factors, d_factors): (&Tensor, &mut Tensor),
-) -> Tensor {
-    let Routes { tokens, count, top, .. } = *routes;
-    assert_routing(cuda, factors, *routing);
-    assert_eq!((count, top), (routing.experts, routing.top), "the routing that chose the routes");
-    assert!(d_weights.dtype == DType::F32 && (d_weights.rows, d_weights.cols) == (tokens, top));
-    let trained = d_factors.rows > 0;
-    assert!(d_factors.dtype == DType::F32 && d_factors.rows <= 1 && d_factors.cols == count);
-    let d_scores = cuda.empty(DType::Bf16, tokens, count);
-    let args = [d_weights.arg(), routes.experts.arg(), routes.shares.arg(), factors.arg(), d_scores.arg()];
-    let sizes: [Arg; 4] = [tokens.into(), count.into(), top.into(), routing.scale.into()];
-    cuda.launch(Entry::RouteBackward, warps(tokens), &[&args[..], &sizes].concat());
-    if !trained {
-        return d_scores;
+impl Experts for Cuda {
+    fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
+        let Routing { experts: count, top, scale } = *routing;
+        assert_routing(self, factors, *routing);
+        assert_bf16("scores", scores, scores.rows);
+        assert_eq!(scores.cols, count, "a score for each expert");
+        let (tokens, routes) = (scores.rows, scores.rows * top);
+        let of_routes = || self.memory(4 * routes);
+        let first = self.memory(4 * (count + 1));
+        let [experts, shares, weights, order, rows] = [(); 5].map(|()| of_routes());
+        let to = Routes { tokens, count, top, experts, shares, weights, first, order, rows };
+        let args = [scores.arg(), factors.arg(), to.experts.arg(), to.shares.arg(), to.weights.arg()];
+        let sizes: [Arg; 4] = [tokens.into(), count.into(), top.into(), scale.into()];
+        self.launch(Entry::RouteForward, warps(tokens), &[&args[..], &sizes].concat());
+        let args = [to.experts.arg(), to.first.arg(), to.order.arg(), to.rows.arg(), routes.into()];
+        self.launch(Entry::RouteOrder, Launch::linear(count, threads(routes)), &args);
+        to
     }
-    let args = [
-        d_weights.arg(),
-        routes.shares.arg(),
-        routes.first.arg(),
-        routes.order.arg(),
-        d_factors.arg(),
-        count.into(),
-    ];
-    cuda.launch(Entry::RouteBackwardFactors, warps(count), &args);
-    d_scores
+
+    fn route_backward(
+        &self,
+        d_weights: &Tensor,
+        routes: &Routes,
+        routing: &Routing,
+        (factors, d_factors): (&Tensor, &mut Tensor),
+    ) -> Tensor {
+        let Routes { tokens, count, top, .. } = *routes;
+        assert_routing(self, factors, *routing);
+        assert_eq!((count, top), (routing.experts, routing.top), "the routing that chose the routes");
+        assert!(d_weights.dtype == DType::F32 && (d_weights.rows, d_weights.cols) == (tokens, top));
+        let trained = d_factors.rows > 0;
+        assert!(d_factors.dtype == DType::F32 && d_factors.rows <= 1 && d_factors.cols == count);
+        let d_scores = self.empty(DType::Bf16, tokens, count);
+        let args =
+            [d_weights.arg(), routes.experts.arg(), routes.shares.arg(), factors.arg(), d_scores.arg()];
+        let sizes: [Arg; 4] = [tokens.into(), count.into(), top.into(), routing.scale.into()];
+        self.launch(Entry::RouteBackward, warps(tokens), &[&args[..], &sizes].concat());
+        if !trained {
+            return d_scores;
+        }
+        let args = [
+            d_weights.arg(),
+            routes.shares.arg(),
+            routes.first.arg(),
+            routes.order.arg(),
+            d_factors.arg(),
+            count.into(),
+        ];
+        self.launch(Entry::RouteBackwardFactors, warps(count), &args);
+        d_scores
+    }
+
+    /// Every row's bits are the same for any T, and with `keep` or without.
+    fn experts_forward(
+        &self,
+        x: &Tensor,
+        routes: &Routes,
+        gate_up: &Tensor,
+        down: &Tensor,
+        keep: bool,
+    ) -> (Tensor, Option<ExpertTrace<Tensor>>) {
+        assert_weights(routes, x.cols, gate_up, down);
+        let x = dispatch(self, x, routes);
+        let (product, kept) = geglu_forward(self, &x, routes, gate_up, keep);
+        let out = matmul_forward(self, &product, routes, down);
+        let y = combine(self, &out, routes, true);
+        (y, kept.map(|(gate, up)| ExpertTrace { gate, up, product }))
+    }
+
+    fn experts_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        routes: &Routes,
+        trace: &ExpertTrace<Tensor>,
+        (gate_up, d_gate_up): (&Tensor, &mut Tensor),
+        (down, d_down): (&Tensor, &mut Tensor),
+    ) -> (Tensor, Tensor) {
+        assert_weights(routes, x.cols, gate_up, down);
+        let d_out = dispatch(self, dy, routes);
+        let d_product = matmul_backward_input(self, &d_out, routes, down);
+        let (d_weights, weighted, d_both) = geglu_backward(self, &d_product, routes, trace);
+        drop(d_product);
+        matmul_backward_weight(self, &d_out, &weighted, routes, d_down);
+        drop((d_out, weighted));
+        let x = dispatch(self, x, routes);
+        matmul_backward_weight(self, &d_both, &x, routes, d_gate_up);
+        drop(x);
+        let dx = matmul_backward_input(self, &d_both, routes, gate_up);
+        (combine(self, &dx, routes, false), d_weights)
+    }
 }
 
 /// Each token of x `[T, cols]` in its rows `[T G, cols]`.
@@ -298,45 +339,4 @@ fn assert_weights(routes: &Routes, d: usize, gate_up: &Tensor, down: &Tensor) {
     assert_bf16("gate_up", gate_up, routes.count * 2 * features);
     assert_bf16("down", down, routes.count * d);
     assert_eq!(gate_up.cols, d, "gate_up [E 2 Fe, D] and down [E D, Fe]");
-}
-
-/// See [`crate::backend::Backend::experts_forward`]. Every row's bits are the same for any T, and with `keep` or without.
-pub(super) fn forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    routes: &Routes,
-    gate_up: &Tensor,
-    down: &Tensor,
-    keep: bool,
-) -> (Tensor, Option<ExpertTrace<Tensor>>) {
-    assert_weights(routes, x.cols, gate_up, down);
-    let x = dispatch(cuda, x, routes);
-    let (product, kept) = geglu_forward(cuda, &x, routes, gate_up, keep);
-    let out = matmul_forward(cuda, &product, routes, down);
-    let y = combine(cuda, &out, routes, true);
-    (y, kept.map(|(gate, up)| ExpertTrace { gate, up, product }))
-}
-
-/// See [`crate::backend::Backend::experts_backward`].
-pub(super) fn backward(
-    cuda: &Cuda,
-    dy: &Tensor,
-    x: &Tensor,
-    routes: &Routes,
-    trace: &ExpertTrace<Tensor>,
-    (gate_up, d_gate_up): (&Tensor, &mut Tensor),
-    (down, d_down): (&Tensor, &mut Tensor),
-) -> (Tensor, Tensor) {
-    assert_weights(routes, x.cols, gate_up, down);
-    let d_out = dispatch(cuda, dy, routes);
-    let d_product = matmul_backward_input(cuda, &d_out, routes, down);
-    let (d_weights, weighted, d_both) = geglu_backward(cuda, &d_product, routes, trace);
-    drop(d_product);
-    matmul_backward_weight(cuda, &d_out, &weighted, routes, d_down);
-    drop((d_out, weighted));
-    let x = dispatch(cuda, x, routes);
-    matmul_backward_weight(cuda, &d_both, &x, routes, d_gate_up);
-    drop(x);
-    let dx = matmul_backward_input(cuda, &d_both, routes, gate_up);
-    (combine(cuda, &dx, routes, false), d_weights)
 }

@@ -1,15 +1,17 @@
 //! Launchers of kernels/lm_head.cu. D is a multiple of 8, the vocabulary at most 2^22 tokens; any number of rows.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::entries::shared::lm_head::{
     BINS, CHUNK, CUT_BYTES, MAX_BLOCKS, MERGE_ROWS, TILE_V, WALK16, WALK32, WALK64, WALK128,
 };
 use super::entries::shared::mma::TILE_K;
 use super::entries::{Entry, same_size};
-use super::{Cuda, Memory, Tensor, VECTOR, matmul, narrow};
-use crate::backend::{Backend, Choice, DType, HeadSpec, HeadTrace, Target, Truncation};
-use crate::device::{Arg, Launch, Ptr};
+use super::{Cuda, Draws, Memory, Tensor, VECTOR, matmul, narrow};
+use crate::backend::{Choice, DType, HeadSpec, HeadTrace, LmHead, Platform, Sampled, Target, Truncation};
+use crate::device::{Arg, DeviceError, Launch, Ptr, Reading};
 use crate::rng::DrawKey;
 
 /// Rows whose logits truncation writes to memory at a time: the rows of one walk over the embedding matrix.
@@ -184,7 +186,7 @@ fn draw(choice: &Choice) -> Draw {
     }
 }
 
-/// See [`crate::backend::Backend::lm_head_draw`]: (token, log-prob) of every row to `out`.
+/// See [`LmHead::lm_head_draw`]: (token, log-prob) of every row to `out`.
 pub(super) fn sample(
     cuda: &Cuda,
     x: &Tensor,
@@ -313,50 +315,93 @@ fn assert_inside(x: &Tensor, embedding: &Tensor, targets: &[Target]) {
     assert!(targets.iter().all(inside), "targets of rows and tokens that exist");
 }
 
-/// See [`crate::backend::Backend::lm_head_logprob_forward`].
-pub(super) fn logprob_forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    embedding: &Tensor,
-    head: &HeadSpec,
-    targets: &[Target],
-    keep: bool,
-) -> (Vec<f32>, HeadTrace<Tensor>) {
-    assert_inside(x, embedding, targets);
-    let call = Call::new(cuda, x, embedding, head);
-    let kernel_targets = targets.iter().zip(0..);
-    let kernel_targets =
-        kernel_targets.map(|(t, index)| KernelTarget { row: t.row, token: t.token, index, weight: 0.0 });
-    let lists = Lists::new(cuda, by_block(&call, kernel_targets.collect()));
-    let found = cuda.memory(targets.len() * DType::F32.bytes());
-    let stride = ROWS_128.padded(x.rows);
-    let sums = call.sums(stride);
-    let [operands, spec] = call.args(&(0..x.rows));
-    let logits = keep.then(|| cuda.empty(DType::F32, x.rows, call.chunks() * CHUNK));
-    let (to, ld) = logits.as_ref().map_or((Arg::Ptr(Ptr(0)), 0), |logits| (logits.arg(), logits.cols));
-    let args = [operands, spec, bytes(&lists.addresses()), sums.arg(), found.arg(), to, ld.into()];
-    cuda.launch(Entry::LmHeadLogprobForward, ROWS_128.launch(x.rows, call.chunks()), &args);
-    let lse = call.merge(&sums, stride, x.rows);
-    // One subtraction, as in the sampling kernels.
-    let (found, of_row) = (cuda.read::<f32>(&found, targets.len()), cuda.to_f32(&lse));
-    let logprobs = targets.iter().zip(found).map(|(t, logit)| logit - of_row[t.row as usize]);
-    (logprobs.collect(), HeadTrace { lse, logits })
-}
+impl LmHead for Cuda {
+    fn draws(&self, rows: usize) -> Draws {
+        let latest = Arc::new(self.memory(rows * size_of::<[u32; 2]>()));
+        Draws { latest, room: rows, not_taken: VecDeque::new() }
+    }
 
-/// See [`crate::backend::Backend::lm_head_logprob_backward`].
-#[allow(clippy::too_many_arguments, reason = "the method has them")]
-pub(super) fn logprob_backward(
-    cuda: &Cuda,
-    x: &Tensor,
-    embedding: &Tensor,
-    head: &HeadSpec,
-    trace: &HeadTrace<Tensor>,
-    targets: &[Target],
-    weights: &[f32],
-    d_embedding: &mut Tensor,
-) -> Tensor {
-    let free = cuda.attempt(|device| device.available()).flatten();
-    logprob_backward_within(workspace(free), cuda, x, embedding, head, trace, targets, weights, d_embedding)
+    fn lm_head_draw(
+        &self,
+        x: &Tensor,
+        embedding: &Tensor,
+        head: &HeadSpec,
+        truncation: &Truncation,
+        choices: &[Choice],
+        draws: &mut Draws,
+    ) {
+        assert!(x.rows <= draws.room, "room for {} rows, and {} are drawn", draws.room, x.rows);
+        sample(self, x, embedding, head, truncation, choices, &draws.latest);
+        let bytes = x.rows * size_of::<[u32; 2]>();
+        draws.not_taken.push_back(match bytes {
+            0 => Some(Reading::Done(Vec::new())),
+            _ => self.attempt(|device| device.begin_read(draws.latest.ptr(), bytes)),
+        });
+    }
+
+    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
+        let reading = draws.not_taken.pop_front().expect("a draw that was not taken");
+        let bytes = reading.and_then(|reading| self.attempt(|device| device.end_read(reading)));
+        self.first_error()?;
+        let drawn: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&bytes.unwrap_or_default());
+        Ok(drawn
+            .into_iter()
+            .map(|[token, logprob]| Sampled { token, logprob: f32::from_bits(logprob) })
+            .collect())
+    }
+
+    fn lm_head_logprob_forward(
+        &self,
+        x: &Tensor,
+        embedding: &Tensor,
+        head: &HeadSpec,
+        targets: &[Target],
+        keep: bool,
+    ) -> (Vec<f32>, HeadTrace<Tensor>) {
+        assert_inside(x, embedding, targets);
+        let call = Call::new(self, x, embedding, head);
+        let kernel_targets = targets.iter().zip(0..);
+        let kernel_targets =
+            kernel_targets.map(|(t, index)| KernelTarget { row: t.row, token: t.token, index, weight: 0.0 });
+        let lists = Lists::new(self, by_block(&call, kernel_targets.collect()));
+        let found = self.memory(targets.len() * DType::F32.bytes());
+        let stride = ROWS_128.padded(x.rows);
+        let sums = call.sums(stride);
+        let [operands, spec] = call.args(&(0..x.rows));
+        let logits = keep.then(|| self.empty(DType::F32, x.rows, call.chunks() * CHUNK));
+        let (to, ld) = logits.as_ref().map_or((Arg::Ptr(Ptr(0)), 0), |logits| (logits.arg(), logits.cols));
+        let args = [operands, spec, bytes(&lists.addresses()), sums.arg(), found.arg(), to, ld.into()];
+        self.launch(Entry::LmHeadLogprobForward, ROWS_128.launch(x.rows, call.chunks()), &args);
+        let lse = call.merge(&sums, stride, x.rows);
+        // One subtraction, as in the sampling kernels.
+        let (found, of_row) = (self.read::<f32>(&found, targets.len()), self.to_f32(&lse));
+        let logprobs = targets.iter().zip(found).map(|(t, logit)| logit - of_row[t.row as usize]);
+        (logprobs.collect(), HeadTrace { lse, logits })
+    }
+
+    fn lm_head_logprob_backward(
+        &self,
+        x: &Tensor,
+        embedding: &Tensor,
+        head: &HeadSpec,
+        trace: &HeadTrace<Tensor>,
+        targets: &[Target],
+        weights: &[f32],
+        d_embedding: &mut Tensor,
+    ) -> Tensor {
+        let free = self.attempt(|device| device.available()).flatten();
+        logprob_backward_within(
+            workspace(free),
+            self,
+            x,
+            embedding,
+            head,
+            trace,
+            targets,
+            weights,
+            d_embedding,
+        )
+    }
 }
 
 /// Bytes of the workspace, given the bytes that are free: a quarter of them, because every range of the vocabulary reads and
@@ -367,7 +412,7 @@ fn workspace(free: Option<u64>) -> usize {
     whole.clamp(MIN_WORKSPACE, MAX_WORKSPACE) as usize
 }
 
-/// [`crate::backend::Backend::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
+/// [`LmHead::lm_head_logprob_backward`] that has at most `workspace` bytes for the gradient of the
 /// logits, if a chunk's is no larger. No bit depends on it.
 #[allow(clippy::too_many_arguments, reason = "the method has them, and a bound")]
 pub fn logprob_backward_within(

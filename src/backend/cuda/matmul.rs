@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::entries::shared::products;
 use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor, VECTOR, narrow};
-use crate::backend::DType;
+use crate::backend::{DType, Matmul};
 use crate::device::{Arg, Launch, Ptr};
 
 /// CUDA's limit on the blocks along y, which count tiles of features.
@@ -108,7 +108,7 @@ impl Variant {
     }
 
     /// The tile of GeGLU, whose columns are gate and up, alternating.
-    fn geglu(tokens: usize, features: usize, multiprocessors: u32) -> Self {
+    pub(super) fn geglu(tokens: usize, features: usize, multiprocessors: u32) -> Self {
         match tokens {
             0..=32 => T32X64,
             33..=64 => T64X64,
@@ -184,14 +184,109 @@ impl From<Terms> for Arg {
     }
 }
 
-fn assert_bf16(what: &str, x: &Tensor) {
+pub(super) fn assert_bf16(what: &str, x: &Tensor) {
     let fits = x.dtype == DType::Bf16 && x.cols > 0 && x.cols.is_multiple_of(VECTOR);
     assert!(fits, "{what} is bf16 with a multiple of {VECTOR} columns, not {:?} with {}", x.dtype, x.cols);
 }
 
-/// See [`crate::backend::Backend::matmul_forward`]. Up to three weights. Every row's bits are the same for any T.
-pub(super) fn forward<const N: usize>(cuda: &Cuda, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-    launch_forward(cuda, x, w, None)
+impl Matmul for Cuda {
+    /// Up to three weights. Every row's bits are the same for any T.
+    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
+        launch_forward(self, x, w, None)
+    }
+
+    fn matmul_low_rank_forward<const N: usize>(
+        &self,
+        x: &Tensor,
+        w: [&Tensor; N],
+        low_rank: [Option<(&Tensor, &Tensor)>; N],
+    ) -> [Tensor; N] {
+        let mut arg = LowRank::default();
+        for (i, (w, (h, b))) in
+            w.iter().zip(low_rank).enumerate().filter_map(|(i, (w, low))| Some((i, (w, low?))))
+        {
+            assert_bf16("H", h);
+            assert_bf16("B", b);
+            assert_eq!((h.rows, b.rows, b.cols), (x.rows, w.rows, h.cols), "H [T, r] and B [out, r]");
+            assert!([0, narrow(h.cols)].contains(&arg.rank), "adapters of one rank");
+            arg.h[i] = h.memory.ptr().0;
+            arg.b[i] = b.memory.ptr().0;
+            arg.rank = narrow(h.cols);
+        }
+        launch_forward(self, x, w, Some(arg))
+    }
+
+    fn matmul_backward_input(&self, terms: &[(&Tensor, &Tensor)]) -> Tensor {
+        let (tokens, cols) = (terms[0].0.rows, terms[0].1.cols);
+        let of = |terms: &[(&Tensor, &Tensor)]| {
+            let mut arg = Terms::default();
+            for (i, (dy, w)) in terms.iter().enumerate() {
+                assert_bf16("dY", dy);
+                assert_bf16("W", w);
+                assert_eq!(
+                    (dy.rows, dy.cols, w.cols),
+                    (tokens, w.rows, cols),
+                    "dX [T, in] = dY [T, out] W [out, in]"
+                );
+                arg.dy[i] = dy.memory.ptr().0;
+                arg.w[i] = w.memory.ptr().0;
+                arg.out[i] = narrow(w.rows);
+                arg.ld[i] = narrow(dy.cols);
+            }
+            arg
+        };
+        let rows = |terms: &[(&Tensor, &Tensor)]| terms.iter().map(|(_, w)| w.rows).sum::<usize>();
+        let cut = Cut::new(tokens, cols, rows(terms));
+        // A launch takes three terms; those of more go on with the sums in f32.
+        if cut.parts > 1 || terms.len() > 3 {
+            let sum = InputSum { cut, partials: self.empty(DType::F32, cut.parts * tokens, cols), tokens };
+            let mut begin = 0;
+            for terms in terms.chunks(3) {
+                let end = begin + rows(terms);
+                sum.launch(self, of(terms), begin..end);
+                begin = end;
+            }
+            return sum.finish(self);
+        }
+        let arg = of(terms);
+        let dx = self.empty(DType::Bf16, tokens, cols);
+        let variant = Variant::large(tokens, cols, 1, self.device().multiprocessors());
+        let entry = match variant {
+            T128X128 => Entry::MatmulBackwardInput128x128,
+            _ => Entry::MatmulBackwardInput64x64,
+        };
+        let launch = variant.launch(tokens.div_ceil(variant.m), cols.div_ceil(variant.n));
+        self.launch(entry, launch, &[arg.into(), dx.arg(), tokens.into(), cols.into()]);
+        dx
+    }
+
+    fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+        if dw.rows == 0 {
+            return;
+        }
+        assert_eq!(dw.rows, dy.cols, "dW [out, in] += dY [T, out]^T X [T, in]");
+        let cut = Cut::new(dw.rows, dw.cols, dy.rows);
+        if cut.parts == 1 {
+            return add_backward_weight(self, dy, dy.cols, x, 0, dw);
+        }
+        assert_weight_operands(dy, x, dw);
+        let partials = self.empty(DType::F32, cut.parts * dw.rows, dw.cols);
+        let variant = Variant::large(dw.rows, dw.cols, cut.parts, self.device().multiprocessors());
+        let entry = match variant {
+            T128X128 => Entry::MatmulBackwardWeightPart128x128,
+            _ => Entry::MatmulBackwardWeightPart64x64,
+        };
+        let mut launch = variant.launch(x.cols.div_ceil(variant.n), dw.rows.div_ceil(variant.m));
+        launch.grid[2] = narrow(cut.parts);
+        let sizes: [Arg; 5] = [dy.rows, dy.cols, dy.cols, x.cols, cut.length].map(Arg::from);
+        let [tokens, out, ld, width, length] = sizes;
+        self.launch(entry, launch, &[dy.arg(), x.arg(), partials.arg(), tokens, out, ld, width, length]);
+        let entry = match dw.dtype {
+            DType::F32 => Entry::MatmulBackwardWeightSum,
+            DType::Bf16 => Entry::MatmulBackwardWeightSumBf16,
+        };
+        add_parts(self, entry, &partials, dw, cut);
+    }
 }
 
 /// [`forward`], with what adapters add, where there are some.
@@ -235,110 +330,6 @@ fn launch_forward<const N: usize>(
     let entry = if low_rank.is_some() { with_low_rank } else { plain };
     cuda.launch(entry, launch, &args);
     y
-}
-
-/// See [`crate::backend::Backend::matmul_low_rank_forward`].
-pub(super) fn low_rank_forward<const N: usize>(
-    cuda: &Cuda,
-    x: &Tensor,
-    w: [&Tensor; N],
-    low_rank: [Option<(&Tensor, &Tensor)>; N],
-) -> [Tensor; N] {
-    let mut arg = LowRank::default();
-    for (i, (w, (h, b))) in
-        w.iter().zip(low_rank).enumerate().filter_map(|(i, (w, low))| Some((i, (w, low?))))
-    {
-        assert_bf16("H", h);
-        assert_bf16("B", b);
-        assert_eq!((h.rows, b.rows, b.cols), (x.rows, w.rows, h.cols), "H [T, r] and B [out, r]");
-        assert!([0, narrow(h.cols)].contains(&arg.rank), "adapters of one rank");
-        arg.h[i] = h.memory.ptr().0;
-        arg.b[i] = b.memory.ptr().0;
-        arg.rank = narrow(h.cols);
-    }
-    launch_forward(cuda, x, w, Some(arg))
-}
-
-/// See [`crate::backend::Backend::geglu_forward`]. h is computed from the products before they are rounded, and its bits
-/// do not depend on `keep` or T.
-pub(super) fn geglu_forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    w_gate: &Tensor,
-    w_up: &Tensor,
-    keep: bool,
-) -> (Tensor, Option<(Tensor, Tensor)>) {
-    assert_bf16("X", x);
-    assert_bf16("Wg", w_gate);
-    assert_bf16("Wu", w_up);
-    let features = w_gate.rows;
-    assert_eq!((w_gate.cols, w_up.rows, w_up.cols), (x.cols, features, x.cols), "Wg and Wu are [F, D]");
-    assert!(features.is_multiple_of(VECTOR), "F is a multiple of {VECTOR}, not {features}");
-    let variant = Variant::geglu(x.rows, features, cuda.device().multiprocessors());
-    let entry = match variant {
-        T32X64 => Entry::GegluForward32x64,
-        T64X64 => Entry::GegluForward64x64,
-        _ => Entry::GegluForward128x128,
-    };
-    let empty = || cuda.empty(DType::Bf16, x.rows, features);
-    let h = empty();
-    let kept = keep.then(|| (empty(), empty()));
-    let none = Arg::Ptr(Ptr(0));
-    let (gate, up) = kept.as_ref().map_or((none.clone(), none), |(gate, up)| (gate.arg(), up.arg()));
-    let launch = variant.launch(x.rows.div_ceil(variant.m), (2 * features).div_ceil(variant.n));
-    let sizes: [Arg; 3] = [x.rows.into(), features.into(), x.cols.into()];
-    let [tokens, features, width] = sizes;
-    cuda.launch(
-        entry,
-        launch,
-        &[x.arg(), w_gate.arg(), w_up.arg(), h.arg(), gate, up, tokens, features, width],
-    );
-    (h, kept)
-}
-
-/// See [`crate::backend::Backend::matmul_backward_input`].
-pub(super) fn backward_input(cuda: &Cuda, terms: &[(&Tensor, &Tensor)]) -> Tensor {
-    let (tokens, cols) = (terms[0].0.rows, terms[0].1.cols);
-    let of = |terms: &[(&Tensor, &Tensor)]| {
-        let mut arg = Terms::default();
-        for (i, (dy, w)) in terms.iter().enumerate() {
-            assert_bf16("dY", dy);
-            assert_bf16("W", w);
-            assert_eq!(
-                (dy.rows, dy.cols, w.cols),
-                (tokens, w.rows, cols),
-                "dX [T, in] = dY [T, out] W [out, in]"
-            );
-            arg.dy[i] = dy.memory.ptr().0;
-            arg.w[i] = w.memory.ptr().0;
-            arg.out[i] = narrow(w.rows);
-            arg.ld[i] = narrow(dy.cols);
-        }
-        arg
-    };
-    let rows = |terms: &[(&Tensor, &Tensor)]| terms.iter().map(|(_, w)| w.rows).sum::<usize>();
-    let cut = Cut::new(tokens, cols, rows(terms));
-    // A launch takes three terms; those of more go on with the sums in f32.
-    if cut.parts > 1 || terms.len() > 3 {
-        let sum = InputSum { cut, partials: cuda.empty(DType::F32, cut.parts * tokens, cols), tokens };
-        let mut begin = 0;
-        for terms in terms.chunks(3) {
-            let end = begin + rows(terms);
-            sum.launch(cuda, of(terms), begin..end);
-            begin = end;
-        }
-        return sum.finish(cuda);
-    }
-    let arg = of(terms);
-    let dx = cuda.empty(DType::Bf16, tokens, cols);
-    let variant = Variant::large(tokens, cols, 1, cuda.device().multiprocessors());
-    let entry = match variant {
-        T128X128 => Entry::MatmulBackwardInput128x128,
-        _ => Entry::MatmulBackwardInput64x64,
-    };
-    let launch = variant.launch(tokens.div_ceil(variant.m), cols.div_ceil(variant.n));
-    cuda.launch(entry, launch, &[arg.into(), dx.arg(), tokens.into(), cols.into()]);
-    dx
 }
 
 /// dX = dY W for a dY that comes in ranges of columns, in ascending order. The bits are those of dY as a whole.
@@ -405,35 +396,6 @@ fn add_parts(cuda: &Cuda, entry: Entry, partials: &Tensor, to: &Tensor, cut: Cut
     cuda.launch(entry, launch, &[partials.arg(), to.arg(), cut.parts.into(), (n as u64).into()]);
 }
 
-/// See [`crate::backend::Backend::matmul_backward_weight`].
-pub(super) fn backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
-    if dw.rows == 0 {
-        return;
-    }
-    assert_eq!(dw.rows, dy.cols, "dW [out, in] += dY [T, out]^T X [T, in]");
-    let cut = Cut::new(dw.rows, dw.cols, dy.rows);
-    if cut.parts == 1 {
-        return add_backward_weight(cuda, dy, dy.cols, x, 0, dw);
-    }
-    assert_weight_operands(dy, x, dw);
-    let partials = cuda.empty(DType::F32, cut.parts * dw.rows, dw.cols);
-    let variant = Variant::large(dw.rows, dw.cols, cut.parts, cuda.device().multiprocessors());
-    let entry = match variant {
-        T128X128 => Entry::MatmulBackwardWeightPart128x128,
-        _ => Entry::MatmulBackwardWeightPart64x64,
-    };
-    let mut launch = variant.launch(x.cols.div_ceil(variant.n), dw.rows.div_ceil(variant.m));
-    launch.grid[2] = narrow(cut.parts);
-    let sizes: [Arg; 5] = [dy.rows, dy.cols, dy.cols, x.cols, cut.length].map(Arg::from);
-    let [tokens, out, ld, width, length] = sizes;
-    cuda.launch(entry, launch, &[dy.arg(), x.arg(), partials.arg(), tokens, out, ld, width, length]);
-    let entry = match dw.dtype {
-        DType::F32 => Entry::MatmulBackwardWeightSum,
-        DType::Bf16 => Entry::MatmulBackwardWeightSumBf16,
-    };
-    add_parts(cuda, entry, &partials, dw, cut);
-}
-
 fn assert_weight_operands(dy: &Tensor, x: &Tensor, dw: &Tensor) {
     assert_bf16("dY", dy);
     assert_bf16("X", x);
@@ -472,7 +434,7 @@ pub(super) fn add_backward_weight(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::Platform;
     use crate::device::vm::{Options, Vm};
     use crate::rng::philox4x32;
 
@@ -581,10 +543,10 @@ mod tests {
             };
             let (dy, w) = (of(1, tokens, out, DType::Bf16), of(2, out, width, DType::Bf16));
             let (x, dz) = (of(3, out, width, DType::Bf16), of(4, out, tokens + 2, DType::Bf16));
-            let dx = backward_input(&cuda, &[(&dy, &w), (&dy, &w)]);
+            let dx = cuda.matmul_backward_input(&[(&dy, &w), (&dy, &w)]);
             let mut dw = of(5, tokens + 2, width, DType::F32);
-            backward_weight(&cuda, &dz, &x, &mut dw);
-            let [y] = forward(&cuda, &x, [&w]);
+            cuda.matmul_backward_weight(&dz, &x, &mut dw);
+            let [y] = cuda.matmul_forward(&x, [&w]);
             cuda.check().expect("no finding");
             [dx, dw, y].map(|x| cuda.download(&x))
         };

@@ -2,7 +2,7 @@
 //! one. Only this directory knows launch geometry.
 //!
 //! Activations and parameters are bf16, sums and statistics f32. Tensors are contiguous and aligned to 256 bytes.
-//! Shapes that a kernel cannot take are refused before a model is loaded ([`Backend::supports`]), so launchers assert.
+//! Shapes that a kernel cannot take are refused before a model is loaded ([`Platform::supports`]), so launchers assert.
 
 pub mod adamw;
 pub mod attention;
@@ -29,11 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
-use super::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
-    ModelShape, NormSpec, Pace, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform,
-    Unsupported, Update,
-};
+use super::{DType, ModelShape, Pace, Platform, Unsupported};
 use crate::checkpoint::Mapped;
 use crate::device::{Arg, Device, DeviceError, HostPtr, Kernel, Launch, Ptr, Reading, host};
 use entries::shared::mma::VECTOR;
@@ -42,7 +38,7 @@ pub use tables::Tables;
 
 /// Head widths that the attention kernels are made for.
 const HEAD_DIMS: [usize; 4] = [64, 128, 256, 512];
-/// [`Backend::generation_bytes`] on a device whose memory is the host's.
+/// [`Platform::generation_bytes`] on a device whose memory is the host's.
 const HOST_GENERATION_BYTES: usize = 1 << 30;
 /// The rows of the smallest tiles; see [`decode_rows`].
 const DECODE_TILE: usize = 32;
@@ -287,16 +283,7 @@ impl Cuda {
     }
 }
 
-/// Methods that hand their arguments to a launcher, which stands in the file of its op.
-macro_rules! launched {
-    ($($op:ident::$launcher:ident is $method:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)?;)*) => {
-        $(fn $method(&self $(, $arg: $type)*) $(-> $out)? {
-            $op::$launcher(self $(, $arg)*)
-        })*
-    };
-}
-
-impl Backend for Cuda {
+impl Platform for Cuda {
     type Tensor = Tensor;
     type Tables = Tables;
     type Draws = Draws;
@@ -466,18 +453,6 @@ impl Backend for Cuda {
         x
     }
 
-    fn host_widened(&self, x: &Tensor) -> Tensor {
-        let y = self.host_zeros(DType::F32, x.rows, x.cols);
-        offload::widen(self, x, &y);
-        y
-    }
-
-    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, adamw::Codes>]) {
-        let (on_host, here): (Vec<_>, Vec<_>) = updates.iter().partition(|u| offload::on_host(u));
-        adamw::step(self, hyper, &here);
-        offload::step(self, hyper, &on_host);
-    }
-
     fn overwrite(&self, x: &mut Tensor, bytes: &[u8]) {
         assert_eq!(bytes.len(), x.bytes(), "the bytes of a [{}, {}] matrix", x.rows, x.cols);
         self.write(&x.memory, bytes);
@@ -496,141 +471,9 @@ impl Backend for Cuda {
         x.dtype
     }
 
-    fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
-        matmul::forward(self, x, w)
-    }
-
-    fn matmul_low_rank_forward<const N: usize>(
-        &self,
-        x: &Tensor,
-        w: [&Tensor; N],
-        low_rank: [Option<(&Tensor, &Tensor)>; N],
-    ) -> [Tensor; N] {
-        matmul::low_rank_forward(self, x, w, low_rank)
-    }
-
-    fn scaled(&self, x: Tensor, factor: f32) -> Tensor {
-        if factor == 1.0 { x } else { rows::scaled(self, &x, factor) }
-    }
-
     fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
         assert_eq!(x.rows * x.cols, rows * cols, "as many elements");
         Tensor { rows, cols, ..x }
-    }
-
-    fn widened(&self, x: &Tensor) -> Tensor {
-        match x.dtype {
-            DType::Bf16 if x.cols.is_multiple_of(VECTOR) => rows::widened(self, x),
-            _ => self.upload(DType::F32, x.rows, x.cols, bytemuck::cast_slice(&self.to_f32(x))),
-        }
-    }
-
-    fn draws(&self, rows: usize) -> Draws {
-        let latest = Arc::new(self.memory(rows * size_of::<[u32; 2]>()));
-        Draws { latest, room: rows, not_taken: VecDeque::new() }
-    }
-
-    fn lm_head_draw(
-        &self,
-        x: &Tensor,
-        embedding: &Tensor,
-        head: &HeadSpec,
-        truncation: &Truncation,
-        choices: &[Choice],
-        draws: &mut Draws,
-    ) {
-        assert!(x.rows <= draws.room, "room for {} rows, and {} are drawn", draws.room, x.rows);
-        lm_head::sample(self, x, embedding, head, truncation, choices, &draws.latest);
-        let bytes = x.rows * size_of::<[u32; 2]>();
-        draws.not_taken.push_back(match bytes {
-            0 => Some(Reading::Done(Vec::new())),
-            _ => self.attempt(|device| device.begin_read(draws.latest.ptr(), bytes)),
-        });
-    }
-
-    fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
-        let reading = draws.not_taken.pop_front().expect("a draw that was not taken");
-        let bytes = reading.and_then(|reading| self.attempt(|device| device.end_read(reading)));
-        self.first_error()?;
-        let drawn: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&bytes.unwrap_or_default());
-        Ok(drawn
-            .into_iter()
-            .map(|[token, logprob]| Sampled { token, logprob: f32::from_bits(logprob) })
-            .collect())
-    }
-
-    // In the file of each op, by the name of its launcher.
-    launched! {
-        random::random is random(uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor;
-        Tables::new is tables(batch: &Batch, attention: &[AttentionSpec]) -> Tables;
-        Tables::of_step is decode_tables(step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
-        embed::forward is embed_forward(embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor;
-        embed::backward is embed_backward(dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor);
-        rms_norm::forward is rms_norm_forward(x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor;
-        rms_norm::add_forward is add_norm_forward(
-            x: &Tensor, branch: &Tensor, post: Option<&Tensor>, pre: &Tensor, spec: ResidualSpec
-        ) -> (Tensor, Tensor);
-        rms_norm::add_backward is add_norm_backward(
-            d_sum: Option<&Tensor>, d_normed: &Tensor, sum: &Tensor, pre: (&Tensor, &mut Tensor),
-            post: Option<(&Tensor, &Tensor, &mut Tensor)>, spec: ResidualSpec
-        ) -> (Tensor, Option<Tensor>);
-        rms_norm::sum_forward is add_forward(
-            x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec
-        ) -> Tensor;
-        rms_norm::sum_backward is add_backward(
-            d_sum: &Tensor, more: Option<&Tensor>, post: (&Tensor, &Tensor, &mut Tensor), spec: ResidualSpec
-        ) -> (Tensor, Tensor);
-        rows::accumulate is accumulate(x: &Tensor, sum: &mut Tensor);
-        rows::narrowed is narrowed(sum: &Tensor) -> Tensor;
-        experts::route is route_forward(scores: &Tensor, factors: &Tensor, routing: &Routing) -> experts::Routes;
-        experts::route_backward is route_backward(
-            d_weights: &Tensor, routes: &experts::Routes, routing: &Routing, factors: (&Tensor, &mut Tensor)
-        ) -> Tensor;
-        experts::forward is experts_forward(
-            x: &Tensor, routes: &experts::Routes, gate_up: &Tensor, down: &Tensor, keep: bool
-        ) -> (Tensor, Option<ExpertTrace<Tensor>>);
-        experts::backward is experts_backward(
-            dy: &Tensor, x: &Tensor, routes: &experts::Routes, trace: &ExpertTrace<Tensor>,
-            gate_up: (&Tensor, &mut Tensor), down: (&Tensor, &mut Tensor)
-        ) -> (Tensor, Tensor);
-        geglu::product_forward is gelu_product_forward(gate: &Tensor, inputs: &Tensor, first: usize) -> Tensor;
-        geglu::product_backward is gelu_product_backward(
-            dh: &Tensor, gate: &Tensor, inputs: &Tensor, first: usize, d_inputs: &mut Tensor
-        ) -> Tensor;
-        matmul::backward_input is matmul_backward_input(pairs: &[(&Tensor, &Tensor)]) -> Tensor;
-        matmul::backward_weight is matmul_backward_weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor);
-        rope::forward is rope_forward(
-            x: &Tensor, norm: Option<HeadNorm<&Tensor>>, tables: &Tables, rope: &RopeSpec
-        ) -> Tensor;
-        rope::append is rope_append(
-            q: &Tensor, k: &Tensor, v: &Tensor, norms: [Option<HeadNorm<&Tensor>>; 3], tables: &Tables,
-            rope: &RopeSpec, cached_k: &mut Tensor, cached_v: &mut Tensor
-        ) -> Tensor;
-        rope::backward is rope_backward(
-            dy: &Tensor, x: &Tensor, norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>, tables: &Tables,
-            rope: &RopeSpec
-        ) -> Tensor;
-        attention::forward is attention_forward(
-            q: &Tensor, k: &Tensor, v: &Tensor, tables: &Tables, spec: &AttentionSpec
-        ) -> (Tensor, Tensor);
-        attention_backward::backward is attention_backward(
-            d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, lse: &Tensor, tables: &Tables,
-            spec: &AttentionSpec
-        ) -> (Tensor, Tensor, Tensor);
-        matmul::geglu_forward is geglu_forward(
-            x: &Tensor, w_gate: &Tensor, w_up: &Tensor, keep: bool
-        ) -> (Tensor, Option<(Tensor, Tensor)>);
-        geglu::backward is geglu_backward(dh: &Tensor, gate: &Tensor, up: &Tensor) -> (Tensor, Tensor);
-        rows::gather is gather_rows(x: &Tensor, indices: &[u32]) -> Tensor;
-        rows::scatter is scatter_rows(dy: &Tensor, indices: &[u32], total: usize) -> Tensor;
-        lm_head::logprob_forward is lm_head_logprob_forward(
-            x: &Tensor, embedding: &Tensor, head: &HeadSpec, targets: &[Target], keep: bool
-        ) -> (Vec<f32>, HeadTrace<Tensor>);
-        lm_head::logprob_backward is lm_head_logprob_backward(
-            x: &Tensor, embedding: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
-            weights: &[f32], d_embedding: &mut Tensor
-        ) -> Tensor;
-        reduce::sum_squares is sum_squares(x: &[&Tensor]) -> Vec<f64>;
     }
 }
 

@@ -6,10 +6,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::adamw::{Codes, Range, launch};
+use super::adamw::{self, Codes, Range, launch};
 use super::{Cuda, Memory, Tensor, rows};
 use crate::backend::adamw::BLOCK;
-use crate::backend::{AdamW, DType, Moments, Update, Weight};
+use crate::backend::{AdamW, DType, Moments, Optimize, Platform, Update, Weight};
 use crate::device::arena::ALIGN;
 use crate::device::{HostPtr, Lane, Ptr};
 
@@ -206,5 +206,19 @@ pub(super) fn step(cuda: &Cuda, hyper: &AdamW, updates: &[&Update<Tensor, Codes>
     // Who gets the buffers' memory next works in the lane of launches.
     for went in &WENT[..buffers.len()] {
         cuda.attempt(|device| device.wait_for(Lane::Compute, *went));
+    }
+}
+
+impl Optimize for Cuda {
+    fn host_widened(&self, x: &Tensor) -> Tensor {
+        let y = self.host_zeros(DType::F32, x.rows, x.cols);
+        widen(self, x, &y);
+        y
+    }
+
+    fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
+        let (on_host, here): (Vec<_>, Vec<_>) = updates.iter().partition(|u| on_host(u));
+        adamw::step(self, hyper, &here);
+        step(self, hyper, &on_host);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::entries::{Entry, same_size};
 use super::{Cuda, Tensor};
-use crate::backend::{DType, Uniform};
+use crate::backend::{DType, Random, Uniform};
 use crate::device::{Arg, Launch};
 
 const THREADS: usize = 256;
@@ -20,16 +20,17 @@ struct Argument {
 
 same_size!(random: Argument = UNIFORM_BYTES);
 
-/// See [`crate::backend::Backend::random`].
-pub(super) fn random(cuda: &Cuda, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-    let x = cuda.empty(dtype, rows, cols);
-    let &Uniform { seed, center, spread } = uniform;
-    let argument = Arg::Bytes(bytemuck::bytes_of(&Argument { center, spread, seed }).to_vec());
-    let entry = match dtype {
-        DType::F32 => Entry::RandomF32,
-        DType::Bf16 => Entry::RandomBf16,
-    };
-    let launch = Launch::linear(x.bytes().div_ceil(PER_THREAD * THREADS), THREADS as u32);
-    cuda.launch(entry, launch, &[x.arg(), Arg::U64((rows * cols) as u64), argument]);
-    x
+impl Random for Cuda {
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        let x = self.empty(dtype, rows, cols);
+        let &Uniform { seed, center, spread } = uniform;
+        let argument = Arg::Bytes(bytemuck::bytes_of(&Argument { center, spread, seed }).to_vec());
+        let entry = match dtype {
+            DType::F32 => Entry::RandomF32,
+            DType::Bf16 => Entry::RandomBf16,
+        };
+        let launch = Launch::linear(x.bytes().div_ceil(PER_THREAD * THREADS), THREADS as u32);
+        self.launch(entry, launch, &[x.arg(), Arg::U64((rows * cols) as u64), argument]);
+        x
+    }
 }

@@ -3,7 +3,7 @@
 use super::entries::Entry;
 use super::entries::shared::rms_norm::MAX_GROUPS;
 use super::{Cuda, Tensor, VECTOR};
-use crate::backend::{DType, NormSpec, ResidualSpec};
+use crate::backend::{DType, NormSpec, ResidualSpec, RmsNorm};
 use crate::device::{Arg, Launch, Ptr};
 
 /// The widest rows: each vector has a thread, and the threads of a row are one block, of at most 1024.
@@ -49,97 +49,142 @@ fn backward_rows(rows: usize) -> usize {
     (rows / 64).clamp(MAX_GROUPS, 32).max(rows.div_ceil(BACKWARD_BLOCKS))
 }
 
-/// See [`crate::backend::Backend::rms_norm_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn forward(cuda: &Cuda, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
-    let threads = threads(x);
-    assert_weight(w, x.cols);
-    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
-    let per_block = forward_rows(x.rows);
-    let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
-    let mut args = vec![x.arg(), w.arg(), y.arg(), x.rows.into(), x.cols.into(), per_block.into()];
-    args.extend([norm.eps.into(), norm.offset.into()]);
-    cuda.launch(Entry::RmsNormForward, launch, &args);
-    y
-}
-
-/// See [`crate::backend::Backend::add_norm_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn add_forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    branch: &Tensor,
-    post: Option<&Tensor>,
-    pre: &Tensor,
-    spec: ResidualSpec,
-) -> (Tensor, Tensor) {
-    let threads = threads(x);
-    assert_like(branch, x);
-    assert_weight(pre, x.cols);
-    let sum = cuda.empty(DType::Bf16, x.rows, x.cols);
-    let normed = cuda.empty(DType::Bf16, x.rows, x.cols);
-    let per_block = forward_rows(x.rows);
-    let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
-    let mut args = vec![x.arg(), branch.arg()];
-    args.extend(post.map(|post| {
-        assert_weight(post, x.cols);
-        post.arg()
-    }));
-    args.extend([pre.arg(), sum.arg(), normed.arg(), x.rows.into(), x.cols.into(), per_block.into()]);
-    args.extend(figures(spec));
-    let entry = if post.is_some() { Entry::AddNormForwardPost } else { Entry::AddNormForward };
-    cuda.launch(entry, launch, &args);
-    (sum, normed)
-}
-
-/// See [`crate::backend::Backend::add_norm_backward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn add_backward(
-    cuda: &Cuda,
-    d_sum: Option<&Tensor>,
-    d_normed: &Tensor,
-    sum: &Tensor,
-    pre: (&Tensor, &mut Tensor),
-    post: Option<(&Tensor, &Tensor, &mut Tensor)>,
-    spec: ResidualSpec,
-) -> (Tensor, Option<Tensor>) {
-    let (pre, d_pre) = pre;
-    let (rows, cols) = (sum.rows, sum.cols);
-    assert_like(d_normed, sum);
-    assert_weight(pre, cols);
-    assert_gradient(d_pre, cols);
-    let Blocks { per_block, blocks, launch } = Blocks::new(sum);
-
-    let dx = cuda.empty(DType::Bf16, rows, cols);
-    let weights = 1 + usize::from(post.is_some());
-    let partials = cuda.empty(DType::F32, weights * blocks, cols);
-    let d_sum = d_sum.map_or(Arg::Ptr(Ptr(0)), |d_sum| {
-        assert_like(d_sum, sum);
-        d_sum.arg()
-    });
-    let mut args = vec![d_sum, d_normed.arg(), sum.arg(), pre.arg()];
-    let mut last = vec![partials.arg(), rows.into(), cols.into(), per_block.into()];
-    last.extend(figures(spec));
-    let (d_branch, d_post) = match post {
-        None => {
-            args.push(dx.arg());
-            args.extend(last);
-            cuda.launch(Entry::AddNormBackward, launch, &args);
-            (None, Arg::Ptr(Ptr(0)))
-        }
-        Some((branch, post, d_post)) => {
-            assert_like(branch, sum);
-            assert_weight(post, cols);
-            assert_gradient(d_post, cols);
-            assert_eq!(d_pre.rows, d_post.rows, "the norms of a model are trained together");
-            let d_branch = cuda.empty(DType::Bf16, rows, cols);
-            args.extend([branch.arg(), post.arg(), dx.arg(), d_branch.arg()]);
-            args.extend(last);
-            cuda.launch(Entry::AddNormBackwardPost, launch, &args);
-            (Some(d_branch), d_post.arg())
-        }
-    };
-    if d_pre.rows > 0 {
-        add_weights(cuda, &partials, [d_pre.arg(), d_post], weights);
+impl RmsNorm for Cuda {
+    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
+        let threads = threads(x);
+        assert_weight(w, x.cols);
+        let y = self.empty(DType::Bf16, x.rows, x.cols);
+        let per_block = forward_rows(x.rows);
+        let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
+        let mut args = vec![x.arg(), w.arg(), y.arg(), x.rows.into(), x.cols.into(), per_block.into()];
+        args.extend([norm.eps.into(), norm.offset.into()]);
+        self.launch(Entry::RmsNormForward, launch, &args);
+        y
     }
-    (dx, d_branch)
+
+    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    fn add_norm_forward(
+        &self,
+        x: &Tensor,
+        branch: &Tensor,
+        post: Option<&Tensor>,
+        pre: &Tensor,
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let threads = threads(x);
+        assert_like(branch, x);
+        assert_weight(pre, x.cols);
+        let sum = self.empty(DType::Bf16, x.rows, x.cols);
+        let normed = self.empty(DType::Bf16, x.rows, x.cols);
+        let per_block = forward_rows(x.rows);
+        let launch = Launch::linear(x.rows.div_ceil(per_block), threads);
+        let mut args = vec![x.arg(), branch.arg()];
+        args.extend(post.map(|post| {
+            assert_weight(post, x.cols);
+            post.arg()
+        }));
+        args.extend([pre.arg(), sum.arg(), normed.arg(), x.rows.into(), x.cols.into(), per_block.into()]);
+        args.extend(figures(spec));
+        let entry = if post.is_some() { Entry::AddNormForwardPost } else { Entry::AddNormForward };
+        self.launch(entry, launch, &args);
+        (sum, normed)
+    }
+
+    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    fn add_norm_backward(
+        &self,
+        d_sum: Option<&Tensor>,
+        d_normed: &Tensor,
+        sum: &Tensor,
+        pre: (&Tensor, &mut Tensor),
+        post: Option<(&Tensor, &Tensor, &mut Tensor)>,
+        spec: ResidualSpec,
+    ) -> (Tensor, Option<Tensor>) {
+        let (pre, d_pre) = pre;
+        let (rows, cols) = (sum.rows, sum.cols);
+        assert_like(d_normed, sum);
+        assert_weight(pre, cols);
+        assert_gradient(d_pre, cols);
+        let Blocks { per_block, blocks, launch } = Blocks::new(sum);
+
+        let dx = self.empty(DType::Bf16, rows, cols);
+        let weights = 1 + usize::from(post.is_some());
+        let partials = self.empty(DType::F32, weights * blocks, cols);
+        let d_sum = d_sum.map_or(Arg::Ptr(Ptr(0)), |d_sum| {
+            assert_like(d_sum, sum);
+            d_sum.arg()
+        });
+        let mut args = vec![d_sum, d_normed.arg(), sum.arg(), pre.arg()];
+        let mut last = vec![partials.arg(), rows.into(), cols.into(), per_block.into()];
+        last.extend(figures(spec));
+        let (d_branch, d_post) = match post {
+            None => {
+                args.push(dx.arg());
+                args.extend(last);
+                self.launch(Entry::AddNormBackward, launch, &args);
+                (None, Arg::Ptr(Ptr(0)))
+            }
+            Some((branch, post, d_post)) => {
+                assert_like(branch, sum);
+                assert_weight(post, cols);
+                assert_gradient(d_post, cols);
+                assert_eq!(d_pre.rows, d_post.rows, "the norms of a model are trained together");
+                let d_branch = self.empty(DType::Bf16, rows, cols);
+                args.extend([branch.arg(), post.arg(), dx.arg(), d_branch.arg()]);
+                args.extend(last);
+                self.launch(Entry::AddNormBackwardPost, launch, &args);
+                (Some(d_branch), d_post.arg())
+            }
+        };
+        if d_pre.rows > 0 {
+            add_weights(self, &partials, [d_pre.arg(), d_post], weights);
+        }
+        (dx, d_branch)
+    }
+
+    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
+        let threads = threads(x);
+        assert_like(branch, x);
+        assert_weight(post, x.cols);
+        let sum = self.empty(DType::Bf16, x.rows, x.cols);
+        let per_block = forward_rows(x.rows);
+        let mut args = vec![x.arg(), branch.arg(), post.arg(), sum.arg()];
+        args.extend([x.rows.into(), x.cols.into(), per_block.into()]);
+        args.extend(figures(spec));
+        self.launch(Entry::AddForward, Launch::linear(x.rows.div_ceil(per_block), threads), &args);
+        sum
+    }
+
+    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    fn add_backward(
+        &self,
+        d_sum: &Tensor,
+        more: Option<&Tensor>,
+        (branch, post, d_post): (&Tensor, &Tensor, &mut Tensor),
+        spec: ResidualSpec,
+    ) -> (Tensor, Tensor) {
+        let (rows, cols) = (d_sum.rows, d_sum.cols);
+        let Blocks { per_block, blocks, launch } = Blocks::new(d_sum);
+        assert_like(branch, d_sum);
+        assert_weight(post, cols);
+        assert_gradient(d_post, cols);
+        let more = more.map_or(Arg::Ptr(Ptr(0)), |more| {
+            assert_like(more, d_sum);
+            more.arg()
+        });
+        let [dx, d_branch] = [0, 1].map(|_| self.empty(DType::Bf16, rows, cols));
+        let partials = self.empty(DType::F32, blocks, cols);
+        let mut args = vec![d_sum.arg(), more, branch.arg(), post.arg(), dx.arg(), d_branch.arg()];
+        args.extend([partials.arg(), rows.into(), cols.into(), per_block.into()]);
+        args.extend(figures(spec));
+        self.launch(Entry::AddBackward, launch, &args);
+        if d_post.rows > 0 {
+            add_weights(self, &partials, [d_post.arg(), Arg::Ptr(Ptr(0))], 1);
+        }
+        (dx, d_branch)
+    }
 }
 
 /// The blocks of a backward pass.
@@ -171,55 +216,6 @@ fn add_weights(cuda: &Cuda, partials: &Tensor, gradients: [Arg; 2], weights: usi
         let args = [partials.arg(), first, second, blocks.into(), cols.into()];
         cuda.launch(Entry::AddNormBackwardWeight, launch, &args);
     }
-}
-
-/// See [`crate::backend::Backend::add_forward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn sum_forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    branch: &Tensor,
-    post: &Tensor,
-    spec: ResidualSpec,
-) -> Tensor {
-    let threads = threads(x);
-    assert_like(branch, x);
-    assert_weight(post, x.cols);
-    let sum = cuda.empty(DType::Bf16, x.rows, x.cols);
-    let per_block = forward_rows(x.rows);
-    let mut args = vec![x.arg(), branch.arg(), post.arg(), sum.arg()];
-    args.extend([x.rows.into(), x.cols.into(), per_block.into()]);
-    args.extend(figures(spec));
-    cuda.launch(Entry::AddForward, Launch::linear(x.rows.div_ceil(per_block), threads), &args);
-    sum
-}
-
-/// See [`crate::backend::Backend::add_backward`]; columns a multiple of 8, at most [`MAX_COLS`].
-pub(super) fn sum_backward(
-    cuda: &Cuda,
-    d_sum: &Tensor,
-    more: Option<&Tensor>,
-    (branch, post, d_post): (&Tensor, &Tensor, &mut Tensor),
-    spec: ResidualSpec,
-) -> (Tensor, Tensor) {
-    let (rows, cols) = (d_sum.rows, d_sum.cols);
-    let Blocks { per_block, blocks, launch } = Blocks::new(d_sum);
-    assert_like(branch, d_sum);
-    assert_weight(post, cols);
-    assert_gradient(d_post, cols);
-    let more = more.map_or(Arg::Ptr(Ptr(0)), |more| {
-        assert_like(more, d_sum);
-        more.arg()
-    });
-    let [dx, d_branch] = [0, 1].map(|_| cuda.empty(DType::Bf16, rows, cols));
-    let partials = cuda.empty(DType::F32, blocks, cols);
-    let mut args = vec![d_sum.arg(), more, branch.arg(), post.arg(), dx.arg(), d_branch.arg()];
-    args.extend([partials.arg(), rows.into(), cols.into(), per_block.into()]);
-    args.extend(figures(spec));
-    cuda.launch(Entry::AddBackward, launch, &args);
-    if d_post.rows > 0 {
-        add_weights(cuda, &partials, [d_post.arg(), Arg::Ptr(Ptr(0))], 1);
-    }
-    (dx, d_branch)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use super::entries::Entry;
 use super::entries::shared::rope::{BLOCK, FREQUENCIES_BYTES, PER_THREAD};
 use super::{Cuda, Tables, Tensor};
-use crate::backend::{DType, HeadNorm, RopeSpec};
+use crate::backend::{DType, HeadNorm, Rope, RopeSpec};
 use crate::device::{Arg, Launch, Ptr};
 
 /// The widest heads: a head's threads are in one warp, and its frequencies are arguments of the kernel.
@@ -111,119 +111,121 @@ fn rotate(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) 
     y
 }
 
-/// See [`crate::backend::Backend::rope_forward`]; head widths are multiples of 16 up to [`MAX_HEAD_DIM`], positions at
-/// most 2^18.
-pub(super) fn forward(
-    cuda: &Cuda,
-    x: &Tensor,
-    norm: Option<HeadNorm<&Tensor>>,
-    tables: &Tables,
-    rope: &RopeSpec,
-) -> Tensor {
-    let Some(HeadNorm { weight, spec }) = norm else {
-        return rotate(cuda, x, tables, rope, 1.0);
-    };
-    let g = Geometry::new(x, rope, tables);
-    let y = cuda.empty(DType::Bf16, x.rows, x.cols);
-    let per_block = g.forward_rows();
-    let mut args = vec![x.arg(), g.weight_arg(weight), y.arg()];
-    args.extend([tables.positions.arg(), frequencies(cuda, rope)]);
-    args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
-    args.extend([spec.eps.into(), spec.offset.into(), turned(rope)]);
-    cuda.launch(Entry::RopeForwardNorm, g.forward_launch(per_block), &args);
-    y
-}
-
-/// See [`crate::backend::Backend::rope_append`]; as [`forward`]. Every row belongs to a run.
-#[allow(clippy::too_many_arguments, reason = "the method has them")]
-pub(super) fn append(
-    cuda: &Cuda,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    norms: [Option<HeadNorm<&Tensor>>; 3],
-    tables: &Tables,
-    rope: &RopeSpec,
-    cached_k: &mut Tensor,
-    cached_v: &mut Tensor,
-) -> Tensor {
-    let [of_q, of_k] = [q, k].map(|x| Geometry::new(x, rope, tables));
-    of_k.assert_like(v);
-    let needed = tables.runs.iter().map(|r| tables.segments.list()[r.segment].start + r.first + r.len).max();
-    for cached in [&*cached_k, &*cached_v] {
-        assert!(cached.dtype == DType::Bf16 && cached.cols == k.cols, "a cache of rows like k and v");
-        assert!(needed.unwrap_or(0) <= cached.rows, "a cache with room for every row");
+impl Rope for Cuda {
+    /// Head widths are multiples of 16 up to [`MAX_HEAD_DIM`], positions at
+    /// most 2^18.
+    fn rope_forward(
+        &self,
+        x: &Tensor,
+        norm: Option<HeadNorm<&Tensor>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let Some(HeadNorm { weight, spec }) = norm else {
+            return rotate(self, x, tables, rope, 1.0);
+        };
+        let g = Geometry::new(x, rope, tables);
+        let y = self.empty(DType::Bf16, x.rows, x.cols);
+        let per_block = g.forward_rows();
+        let mut args = vec![x.arg(), g.weight_arg(weight), y.arg()];
+        args.extend([tables.positions.arg(), frequencies(self, rope)]);
+        args.extend([g.rows.into(), g.heads.into(), g.dim.into(), per_block.into()]);
+        args.extend([spec.eps.into(), spec.offset.into(), turned(rope)]);
+        self.launch(Entry::RopeForwardNorm, g.forward_launch(per_block), &args);
+        y
     }
-    let rotated = cuda.empty(DType::Bf16, q.rows, q.cols);
-    let per_block = of_q.forward_rows();
-    let mut args = vec![q.arg(), k.arg(), v.arg()];
-    let norms = match norms {
-        [None, None, None] => None,
-        [Some(q), Some(k), v] => {
-            assert!(q.spec == k.spec && v.is_none_or(|v| v.weight.is_none() && v.spec == q.spec));
-            args.extend([q.weight, k.weight].map(|weight| of_k.weight_arg(weight)));
-            Some((q.spec, v.is_some()))
+
+    /// As [`forward`]. Every row belongs to a run.
+    fn rope_append(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        norms: [Option<HeadNorm<&Tensor>>; 3],
+        tables: &Tables,
+        rope: &RopeSpec,
+        cached_k: &mut Tensor,
+        cached_v: &mut Tensor,
+    ) -> Tensor {
+        let [of_q, of_k] = [q, k].map(|x| Geometry::new(x, rope, tables));
+        of_k.assert_like(v);
+        let needed =
+            tables.runs.iter().map(|r| tables.segments.list()[r.segment].start + r.first + r.len).max();
+        for cached in [&*cached_k, &*cached_v] {
+            assert!(cached.dtype == DType::Bf16 && cached.cols == k.cols, "a cache of rows like k and v");
+            assert!(needed.unwrap_or(0) <= cached.rows, "a cache with room for every row");
         }
-        _ => panic!("a norm of q and k or of neither, and of v where they have one"),
-    };
-    args.extend([
-        rotated.arg(),
-        cached_k.arg(),
-        cached_v.arg(),
-        tables.kv_rows.arg(),
-        tables.positions.arg(),
-    ]);
-    args.extend([frequencies(cuda, rope), of_q.rows.into(), of_q.heads.into(), of_k.heads.into()]);
-    args.extend([of_q.dim.into(), per_block.into()]);
-    args.extend(
-        norms
-            .iter()
-            .flat_map(|(spec, of_v)| [spec.eps.into(), spec.offset.into(), usize::from(*of_v).into()]),
-    );
-    let entry = if norms.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
-    cuda.launch(entry, of_q.forward_launch(per_block), &args);
-    rotated
-}
-
-/// See [`crate::backend::Backend::rope_backward`]; as [`forward`].
-pub(super) fn backward(
-    cuda: &Cuda,
-    dy: &Tensor,
-    x: &Tensor,
-    norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
-    tables: &Tables,
-    rope: &RopeSpec,
-) -> Tensor {
-    let g = Geometry::new(x, rope, tables);
-    g.assert_like(dy);
-    let Some(HeadNorm { weight, spec }) = norm else {
-        return rotate(cuda, dy, tables, rope, -1.0);
-    };
-    let (w, dw) = weight.unzip();
-    let dw = dw.filter(|dw| dw.rows > 0);
-    let dx = cuda.empty(DType::Bf16, x.rows, x.cols);
-    if g.rows * g.heads == 0 {
-        return dx;
-    }
-    let at_once = g.at_once();
-    let least = BACKWARD_HEADS.div_ceil(at_once * g.heads);
-    let per_block = at_once * g.rows.div_ceil(at_once * BACKWARD_BLOCKS).max(least);
-    let blocks = g.rows.div_ceil(per_block);
-    let partials = w.is_some().then(|| cuda.empty(DType::F32, blocks, g.dim));
-    let gradients = BLOCK / g.lanes * g.dim * 4;
-    let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
-    let mut args = vec![dy.arg(), x.arg(), g.weight_arg(w), dx.arg()];
-    args.extend([partials.as_ref().map_or(NULL, Tensor::arg), tables.positions.arg()]);
-    args.extend([frequencies(cuda, rope), g.rows.into(), g.heads.into(), g.dim.into()]);
-    args.extend([per_block.into(), at_once.into(), spec.eps.into(), spec.offset.into(), turned(rope)]);
-    cuda.launch(Entry::RopeBackwardNorm, launch, &args);
-    if let Some((partials, dw)) = partials.zip(dw) {
-        assert!(
-            dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim),
-            "an f32 gradient of a head's width"
+        let rotated = self.empty(DType::Bf16, q.rows, q.cols);
+        let per_block = of_q.forward_rows();
+        let mut args = vec![q.arg(), k.arg(), v.arg()];
+        let norms = match norms {
+            [None, None, None] => None,
+            [Some(q), Some(k), v] => {
+                assert!(q.spec == k.spec && v.is_none_or(|v| v.weight.is_none() && v.spec == q.spec));
+                args.extend([q.weight, k.weight].map(|weight| of_k.weight_arg(weight)));
+                Some((q.spec, v.is_some()))
+            }
+            _ => panic!("a norm of q and k or of neither, and of v where they have one"),
+        };
+        args.extend([
+            rotated.arg(),
+            cached_k.arg(),
+            cached_v.arg(),
+            tables.kv_rows.arg(),
+            tables.positions.arg(),
+        ]);
+        args.extend([frequencies(self, rope), of_q.rows.into(), of_q.heads.into(), of_k.heads.into()]);
+        args.extend([of_q.dim.into(), per_block.into()]);
+        args.extend(
+            norms
+                .iter()
+                .flat_map(|(spec, of_v)| [spec.eps.into(), spec.offset.into(), usize::from(*of_v).into()]),
         );
-        let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];
-        cuda.launch(Entry::RopeBackwardWeight, Launch::linear(g.dim.div_ceil(32), 1024), &args);
+        let entry = if norms.is_some() { Entry::RopeAppendNorm } else { Entry::RopeAppend };
+        self.launch(entry, of_q.forward_launch(per_block), &args);
+        rotated
     }
-    dx
+
+    /// As [`forward`].
+    fn rope_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: Option<HeadNorm<(&Tensor, &mut Tensor)>>,
+        tables: &Tables,
+        rope: &RopeSpec,
+    ) -> Tensor {
+        let g = Geometry::new(x, rope, tables);
+        g.assert_like(dy);
+        let Some(HeadNorm { weight, spec }) = norm else {
+            return rotate(self, dy, tables, rope, -1.0);
+        };
+        let (w, dw) = weight.unzip();
+        let dw = dw.filter(|dw| dw.rows > 0);
+        let dx = self.empty(DType::Bf16, x.rows, x.cols);
+        if g.rows * g.heads == 0 {
+            return dx;
+        }
+        let at_once = g.at_once();
+        let least = BACKWARD_HEADS.div_ceil(at_once * g.heads);
+        let per_block = at_once * g.rows.div_ceil(at_once * BACKWARD_BLOCKS).max(least);
+        let blocks = g.rows.div_ceil(per_block);
+        let partials = w.is_some().then(|| self.empty(DType::F32, blocks, g.dim));
+        let gradients = BLOCK / g.lanes * g.dim * 4;
+        let launch = Launch::linear(blocks, BLOCK as u32).shared(gradients + g.angles(at_once));
+        let mut args = vec![dy.arg(), x.arg(), g.weight_arg(w), dx.arg()];
+        args.extend([partials.as_ref().map_or(NULL, Tensor::arg), tables.positions.arg()]);
+        args.extend([frequencies(self, rope), g.rows.into(), g.heads.into(), g.dim.into()]);
+        args.extend([per_block.into(), at_once.into(), spec.eps.into(), spec.offset.into(), turned(rope)]);
+        self.launch(Entry::RopeBackwardNorm, launch, &args);
+        if let Some((partials, dw)) = partials.zip(dw) {
+            assert!(
+                dw.dtype == DType::F32 && (dw.rows, dw.cols) == (1, g.dim),
+                "an f32 gradient of a head's width"
+            );
+            let args = [partials.arg(), dw.arg(), blocks.into(), g.dim.into()];
+            self.launch(Entry::RopeBackwardWeight, Launch::linear(g.dim.div_ceil(32), 1024), &args);
+        }
+        dx
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::attention::DeviceLists;
 use super::sections::{Arrays, Section};
 use super::{Cuda, Draws, Memory};
-use crate::backend::{AttentionSpec, Batch, Decode};
+use crate::backend::{AttentionSpec, Batch, Batches, Decode};
 use crate::device::Ptr;
 use crate::segments::{QueryRun, Segments};
 
@@ -17,7 +17,7 @@ pub(super) enum Tokens {
     Drawn(Arc<Memory>, Section),
 }
 
-/// See [`crate::backend::Backend::tables`].
+/// See [`Batches::tables`].
 pub struct Tables {
     /// T.
     pub(super) rows: usize,
@@ -40,25 +40,6 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub(super) fn new(cuda: &Cuda, batch: &Batch, attention: &[AttentionSpec]) -> Self {
-        let mut arrays = Arrays::default();
-        let ids = arrays.add(batch.ids);
-        let lists = DeviceLists::new(&mut arrays, batch, attention, cuda.device().multiprocessors());
-        Self::with(cuda, arrays, batch, lists, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
-    }
-
-    /// See [`crate::backend::Backend::decode_tables`].
-    pub(super) fn of_step(cuda: &Cuda, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self {
-        assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
-        let mut arrays = Arrays::default();
-        let (from, batch) = (arrays.add(step.from), step.with_ids(&[]));
-        let lists = DeviceLists::new(&mut arrays, &batch, attention, cuda.device().multiprocessors());
-        // The size is rounded up, so that there are few sizes and steps repeat to the address.
-        arrays.round_up();
-        let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
-        Self::with(cuda, arrays, &batch, lists, tokens)
-    }
-
     /// Uploads `arrays` together with positions and rows.
     fn with(
         cuda: &Cuda,
@@ -82,5 +63,25 @@ impl Tables {
             attention_backward: Default::default(),
             _memory: memory,
         }
+    }
+}
+
+impl Batches for Cuda {
+    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables {
+        let mut arrays = Arrays::default();
+        let ids = arrays.add(batch.ids);
+        let lists = DeviceLists::new(&mut arrays, batch, attention, self.device().multiprocessors());
+        Tables::with(self, arrays, batch, lists, |base| Tokens::Known(batch.ids.to_vec(), ids.at(base)))
+    }
+
+    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
+        assert!(step.from.iter().all(|&row| (row as usize) < step.draws.room), "rows of the draw");
+        let mut arrays = Arrays::default();
+        let (from, batch) = (arrays.add(step.from), step.with_ids(&[]));
+        let lists = DeviceLists::new(&mut arrays, &batch, attention, self.device().multiprocessors());
+        // The size is rounded up, so that there are few sizes and steps repeat to the address.
+        arrays.round_up();
+        let tokens = |base| Tokens::Drawn(Arc::clone(&step.draws.latest), from.at(base));
+        Tables::with(self, arrays, &batch, lists, tokens)
     }
 }

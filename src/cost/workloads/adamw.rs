@@ -6,7 +6,8 @@ use super::{Workload, random_of};
 use crate::backend::adamw::BLOCK;
 use crate::backend::cuda::Tensor;
 use crate::backend::cuda::adamw::Codes;
-use crate::backend::{AdamW, Backend, DType, ModelShape, Moments, Quantised, Uniform, Update, Weight};
+use crate::backend::ops::*;
+use crate::backend::{AdamW, DType, ModelShape, Moments, Quantised, Uniform, Update, Weight};
 
 /// A projection of one layer and a norm's weight.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

@@ -1,7 +1,8 @@
 //! Attention, forward.
 
 use super::{Workload, random};
-use crate::backend::{AttentionSpec, Backend, Batch, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{AttentionSpec, Batch, DType, ModelShape};
 use crate::segments::{QueryRun, Segment, Segments};
 
 /// One prompt and its responses.

@@ -1,7 +1,8 @@
 //! Attention's gradient.
 
 use super::{Workload, random};
-use crate::backend::{AttentionSpec, Backend, Batch, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{AttentionSpec, Batch, DType, ModelShape};
 use crate::segments::{Segment, Segments};
 
 /// A prompt with its responses, as in training, with and without a window; and as many heads of 512.

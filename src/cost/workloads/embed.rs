@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use super::{Workload, random};
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, Batch, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{Batch, DType, ModelShape};
 use crate::segments::Segments;
 
 /// A training batch; most of a vocabulary does not occur in it, so a small embedding serves.

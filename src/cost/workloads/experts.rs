@@ -7,7 +7,8 @@ use half::bf16;
 
 use super::{GEMMA_2B, Workload, random, random_of};
 use crate::backend::cuda::{Cuda, Tensor, experts::Routes};
-use crate::backend::{Backend, DType, ModelShape, Routing, Uniform};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape, Routing, Uniform};
 
 /// D, Fe and G.
 const D: usize = 2816;

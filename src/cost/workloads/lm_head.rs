@@ -3,7 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Workload, random};
-use crate::backend::{Backend, Choice, DType, HeadSpec, HeadTrace, ModelShape, Target, Truncation};
+use crate::backend::ops::*;
+use crate::backend::{Choice, DType, HeadSpec, HeadTrace, ModelShape, Target, Truncation};
 use crate::rng::DrawKey;
 
 /// The first `slice` tokens of the vocabulary: every chunk of it is the same work.

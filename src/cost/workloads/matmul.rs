@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use super::{Workload, random};
 use crate::backend::cuda::Tensor;
-use crate::backend::{Backend, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape};
 
 /// One layer's products: decoding (T = 32) and training (T = 512).
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

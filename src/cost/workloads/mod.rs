@@ -19,7 +19,8 @@ mod rows;
 use half::bf16;
 
 use crate::backend::cuda::{Cuda, Tensor};
-use crate::backend::{Backend, DType, ModelShape, Uniform};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape, Uniform};
 
 /// A model whose shape workloads have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

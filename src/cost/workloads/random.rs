@@ -1,7 +1,8 @@
 //! Random numbers.
 
 use super::Workload;
-use crate::backend::{Backend, DType, ModelShape, Uniform};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape, Uniform};
 
 /// A matrix of weights, and a gradient's or a moment's.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

@@ -1,7 +1,8 @@
 //! Sums of squares.
 
 use super::{Workload, random};
-use crate::backend::{Backend, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape};
 
 /// The gradient of one layer's projection and of a norm.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use super::{Workload, random};
-use crate::backend::{Backend, DType, ModelShape, NormSpec, ResidualSpec};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape, NormSpec, ResidualSpec};
 
 /// A decode step's rows and a training batch's.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use super::{Workload, random};
 use crate::backend::cuda::{Cuda, Tables};
-use crate::backend::{Backend, Batch, DType, HeadNorm, ModelShape, NormSpec, RopeSpec};
+use crate::backend::ops::*;
+use crate::backend::{Batch, DType, HeadNorm, ModelShape, NormSpec, RopeSpec};
 use crate::segments::Segments;
 
 /// One token for each of `rows` positions, and rows of the cache for them.

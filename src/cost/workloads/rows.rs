@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use super::{Workload, random};
-use crate::backend::{Backend, DType, ModelShape};
+use crate::backend::ops::*;
+use crate::backend::{DType, ModelShape};
 
 /// The rows that predict a token, of a training batch; a matrix of weights that the optimizer begins with.
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {

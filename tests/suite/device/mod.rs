@@ -13,9 +13,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
+use bon_engine::backend::DType;
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries::MODULES;
-use bon_engine::backend::{Backend, DType};
+use bon_engine::backend::ops::*;
 use bon_engine::delegate_device;
 use bon_engine::device::dependent::dependent;
 use bon_engine::device::driver::{DEPENDENT_LAUNCH, EXACT_ALLOC, Gpu};

@@ -1,5 +1,6 @@
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::Cuda;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
 use bon_engine::cost::workloads::{GEMMA_2B, Workload};
 use bon_engine::device::vm::{Options, Report, Vm};

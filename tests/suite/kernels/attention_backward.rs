@@ -1,4 +1,5 @@
 use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{AttentionSpec, Backend, Batch};
 use bon_engine::cost::workloads::{GEMMA_270M, workloads};
 use bon_engine::segments::Segments;

@@ -4,6 +4,7 @@
 use bon_engine::backend::adamw::BLOCK;
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cuda::lm_head::logprob_backward_within;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{
     AdamW, Backend, Batch, DType, HeadSpec, Moments, Quantised, Target, Update, Weight,
 };

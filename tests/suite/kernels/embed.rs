@@ -1,4 +1,5 @@
 use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Batch, Choice, Decode, HeadSpec, Truncation};
 use bon_engine::segments::Segments;
 

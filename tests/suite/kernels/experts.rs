@@ -8,6 +8,7 @@ use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::experts::Routes as CpuRoutes;
 use bon_engine::backend::cuda::entries::MODULES;
 use bon_engine::backend::cuda::{Cuda, Tensor, experts::HostRoutes};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, DType, ExpertTrace, Routing};
 use bon_engine::device::vm::{Checks, Options, Report, Vm};
 

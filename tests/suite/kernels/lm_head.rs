@@ -3,6 +3,7 @@ use std::sync::Arc;
 use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::lm_head::logprob_backward_within;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, Choice, HeadSpec, HeadTrace, Sampled, Target, Truncation};
 use bon_engine::cost::figures::CHIPS;
 use bon_engine::cost::workloads::GEMMA_270M;

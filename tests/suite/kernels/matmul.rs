@@ -2,8 +2,9 @@
 //! tiles, and 128 x 128 ones where they fill the GPU; the sizes below reach all of them with all their remainders on the
 //! virtual GPU, which has 108 multiprocessors.
 
-use bon_engine::backend::Backend;
 use bon_engine::backend::cuda::Tensor;
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Backend, Geglu as _};
 use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, workloads};
 use bon_engine::device::vm::Report;
 

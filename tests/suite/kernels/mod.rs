@@ -23,6 +23,7 @@ mod rows;
 use bon_engine::backend::cpu::{Cpu, Tensor as CpuTensor};
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, DType};
 use bon_engine::cost::workloads::{GEMMA_2B, GEMMA_270M, Workload, workloads};
 use bon_engine::delegate_device;

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::cuda::entries::{MODULES, PTXAS};
-use bon_engine::backend::{Backend, Batch, DType, ModelShape};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Batch, DType, ModelShape};
 use bon_engine::cli::kernels::{ARCHS, TABLE_HEAD, section_of, table_line};
 use bon_engine::cost::figures::{CHIPS, Counted, Resources, all_resources, count};
 use bon_engine::cost::workloads::{GEMMA_2B, workloads};

@@ -1,3 +1,4 @@
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Backend, DType, NormSpec, ResidualSpec};
 
 use super::{

@@ -1,5 +1,6 @@
 use bon_engine::backend::cpu::Cpu;
-use bon_engine::backend::{Backend, Batch, HeadNorm, NormSpec, RopeSpec};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Backend, Batch, HeadNorm, NormSpec, Rope as _, RopeSpec};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{

@@ -1,7 +1,8 @@
 use bon_engine::backend::adamw::{BLOCK, MIN_WEIGHT, inverse};
-use bon_engine::backend::cpu::adamw::{Codes, step};
+use bon_engine::backend::cpu::adamw::Codes;
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
-use bon_engine::backend::{AdamW, Backend, DynamicCode, Moments, Quantised, Update, Weight};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{AdamW, DynamicCode, Moments, Quantised, Update, Weight};
 use bon_engine::rng::philox4x32;
 use half::bf16;
 
@@ -36,7 +37,7 @@ fn step_one(
     weight: Weight<Tensor>,
 ) {
     let mut grad = grad.clone();
-    step(hyper, &mut [Update { grad: &mut grad, moments, weight, weight_decay }]);
+    Cpu::F32.adamw(hyper, &mut [Update { grad: &mut grad, moments, weight, weight_decay }]);
     assert!(grad.as_f32().iter().all(|&g| g == 0.0));
 }
 

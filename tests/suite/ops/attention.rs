@@ -1,7 +1,7 @@
 use bon_engine::backend::cpu::attention::{backward, forward};
-use bon_engine::backend::cpu::rows::gather;
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{AttentionSpec, Backend, Batch};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{AttentionSpec, Batch};
 use bon_engine::segments::{QueryRun, Segment, Segments};
 
 use super::{bits, group, random, same_everywhere, tree, wide};
@@ -294,7 +294,7 @@ fn check_queries(segments: &Segments, spec: &AttentionSpec, samples: usize, want
         Some(wanted) => {
             let ids = vec![0; rows];
             let (_, runs) = Batch::new(&ids, segments, &all).narrowed(wanted);
-            let some = |x: &Tensor| gather(x, wanted);
+            let some = |x: &Tensor| Cpu::F32.gather_rows(x, wanted);
             let got = same_everywhere(|| {
                 let (dq, dk, dv) =
                     backward(&some(&d_o), &some(&q), &k, &v, &some(&o), &some(&lse), segments, &runs, spec);

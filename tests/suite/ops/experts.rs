@@ -1,9 +1,10 @@
 //! The reference is the formula in f64, token by token and choice by choice, with a running error analysis (Wilkinson 1963): every
 //! number carries how far off its twin in f32 may be.
 
-use bon_engine::backend::cpu::experts::{Routes, backward, forward, route, route_backward};
+use bon_engine::backend::cpu::experts::{Routes, backward, forward};
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Backend, Compute, Routing};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Compute, Routing};
 use half::bf16;
 
 use super::{bits, laid_out, random, random_bf16, randoms, same_everywhere, wide};
@@ -137,7 +138,7 @@ impl Case {
     }
 
     fn routes(&self) -> Routes {
-        route(&self.scores, &self.factors, &self.routing)
+        Cpu::F32.route_forward(&self.scores, &self.factors, &self.routing)
     }
 
     /// By the ops, as [`NAMES`] has them.
@@ -152,7 +153,8 @@ impl Case {
         let weights = ((&self.gate_up, &mut d_gate_up), (&self.down, &mut d_down));
         let (dx, d_weights) =
             backward(&self.dy, &self.x, &routes, &trace, weights.0, weights.1, self.compute);
-        let d_scores = route_backward(&d_weights, &routes, &self.routing, &self.factors, &mut d_factors);
+        let d_scores =
+            Cpu::F32.route_backward(&d_weights, &routes, &self.routing, (&self.factors, &mut d_factors));
         let of_routes = |x: &[f32]| Tensor::f32(t, top, x.to_vec());
         let (shares, factors) = (of_routes(&routes.shares), of_routes(&routes.weights));
         vec![shares, factors, y, dx, d_weights, d_gate_up, d_down, d_scores, d_factors]
@@ -379,7 +381,7 @@ fn the_first_of_equal_scores_is_chosen() {
         [7.0, f32::NAN, 8.0, 7.0],
     ];
     let routing = Routing { experts: 4, top: 3, scale: 1.0 };
-    let routes = route(&Tensor::f32(4, 4, scores.concat()), &random(1, 1, 4), &routing);
+    let routes = Cpu::F32.route_forward(&Tensor::f32(4, 4, scores.concat()), &random(1, 1, 4), &routing);
     assert_eq!(routes.experts, [1, 2, 0, 0, 1, 2, 2, 1, 3, 1, 2, 0]);
     assert_eq!(routes.first, [0, 3, 7, 11, 12]);
     assert_eq!(routes.order, [2, 3, 11, 0, 4, 7, 9, 1, 5, 6, 10, 8]);

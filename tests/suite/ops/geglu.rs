@@ -1,5 +1,6 @@
-use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::cpu::geglu::{backward, forward, product_backward, product_forward};
+use bon_engine::backend::cpu::geglu::{backward, forward};
+use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::ops::*;
 
 use super::{random, randoms, same_everywhere, wide};
 use crate::tolerance::{DERIVATIVE_ERROR, EPS, assert_within, derivative};
@@ -62,8 +63,8 @@ fn products_with_columns() {
         let before = random(4, rows, width);
         let out = same_everywhere(|| {
             let mut d_inputs = before.clone();
-            let h = product_forward(&gate, &inputs, first);
-            let d_gate = product_backward(&dh, &gate, &inputs, first, &mut d_inputs);
+            let h = Cpu::F32.gelu_product_forward(&gate, &inputs, first);
+            let d_gate = Cpu::F32.gelu_product_backward(&dh, &gate, &inputs, first, &mut d_inputs);
             vec![h, d_gate, d_inputs]
         });
         let columns = |x: &Tensor| {

@@ -6,7 +6,8 @@ use bon_engine::backend::cpu::form::SMALL;
 use bon_engine::backend::cpu::matmul::{backward_input, backward_weight, forward};
 use bon_engine::backend::cpu::packed::fits;
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
-use bon_engine::backend::{Backend, Compute, DType};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Compute, DType};
 use half::bf16;
 
 use super::{bits, laid_out, random, random_bf16, same_everywhere};

@@ -13,9 +13,9 @@ mod rms_norm;
 mod rope;
 mod rows;
 
-use bon_engine::backend::Backend;
 use bon_engine::backend::cpu::simd::{Isa, detect, with_isa};
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
+use bon_engine::backend::ops::*;
 use bon_engine::rng::philox4x32;
 use bon_engine::segments::{Segment, Segments};
 use half::bf16;

@@ -1,4 +1,5 @@
-use bon_engine::backend::cpu::random::random;
+use bon_engine::backend::cpu::Cpu;
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{DType, Uniform};
 use bon_engine::rng::philox4x32;
 use half::bf16;
@@ -19,7 +20,9 @@ fn element(uniform: &Uniform, i: usize) -> f32 {
 fn every_element_is_its_own_draw() {
     for uniform in [Uniform::up_to(1.0, 1), Uniform { seed: 9, center: 0.37, spread: 0.3 }] {
         for n in (1..=9).chain([16_383, 16_384, 16_385, 50_001]) {
-            let out = same_everywhere(|| [DType::F32, DType::Bf16].map(|t| random(&uniform, t, 1, n)).into());
+            let out = same_everywhere(|| {
+                [DType::F32, DType::Bf16].map(|t| Cpu::F32.random(&uniform, t, 1, n)).into()
+            });
             let want: Vec<f32> = (0..n).map(|i| element(&uniform, i)).collect();
             assert!(out[0].as_f32() == want, "{n} elements of {uniform:?}");
             let rounded = want.iter().map(|x| u32::from(bf16::from_f32(*x).to_bits()));
@@ -32,7 +35,7 @@ fn every_element_is_its_own_draw() {
 #[test]
 fn draws_fill_their_range() {
     let (n, center, spread) = (90_000, 0.25, 0.5);
-    let x = wide(&random(&Uniform { seed: 5, center, spread }, DType::F32, 300, 300));
+    let x = wide(&Cpu::F32.random(&Uniform { seed: 5, center, spread }, DType::F32, 300, 300));
     let (center, spread) = (f64::from(center), f64::from(spread));
     assert!(x.iter().all(|x| (x - center).abs() <= spread));
     let mean = x.iter().sum::<f64>() / f64::from(n);
@@ -45,6 +48,6 @@ fn draws_fill_their_range() {
 
 #[test]
 fn seeds_differ() {
-    let [a, b] = [1, 2].map(|seed| random(&Uniform::up_to(1.0, seed), DType::F32, 1, 64));
+    let [a, b] = [1, 2].map(|seed| Cpu::F32.random(&Uniform::up_to(1.0, seed), DType::F32, 1, 64));
     assert!(a.as_f32().iter().zip(b.as_f32()).all(|(a, b)| a != b));
 }

@@ -1,5 +1,6 @@
-use bon_engine::backend::cpu::rows::{add_scaled, gather, scale, widened, write};
-use bon_engine::backend::cpu::{Data, Tensor};
+use bon_engine::backend::cpu::rows::{add_scaled, scale, write};
+use bon_engine::backend::cpu::{Cpu, Data, Tensor};
+use bon_engine::backend::ops::*;
 use half::bf16;
 
 use super::{random, same_everywhere};
@@ -12,7 +13,7 @@ fn rows_move_where_they_belong() {
         let out = same_everywhere(|| {
             let mut written = x.clone();
             write(&dy, &rows, &mut written);
-            vec![gather(&x, &rows), written]
+            vec![Cpu::F32.gather_rows(&x, &rows), written]
         });
         let row =
             |t: &bon_engine::backend::cpu::Tensor, r: usize| t.as_f32()[r * cols..(r + 1) * cols].to_vec();
@@ -31,7 +32,7 @@ fn rows_move_where_they_belong() {
 #[test]
 fn gather_may_repeat_rows() {
     let x = random(1, 3, 5);
-    assert_eq!(gather(&x, &[2, 2]).as_f32(), [&x.as_f32()[10..], &x.as_f32()[10..]].concat());
+    assert_eq!(Cpu::F32.gather_rows(&x, &[2, 2]).as_f32(), [&x.as_f32()[10..], &x.as_f32()[10..]].concat());
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn widening_keeps_every_number() {
         let narrow: Vec<bf16> = x.as_f32().iter().map(|x| bf16::from_f32(*x)).collect();
         let want: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
         let narrow = Tensor::new(rows, cols, Data::Bf16(narrow));
-        assert_eq!(same_everywhere(|| vec![widened(&narrow)])[0].as_f32(), want);
-        assert_eq!(widened(&x), x);
+        assert_eq!(same_everywhere(|| vec![Cpu::F32.widened(&narrow)])[0].as_f32(), want);
+        assert_eq!(Cpu::F32.widened(&x), x);
     }
 }

@@ -1,9 +1,10 @@
 //! A mixture of experts, one expert and one row of its sum after the other.
 
+use bon_engine::backend::ExpertTrace;
 use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::packed::unpacked;
 use bon_engine::backend::cpu::{Cpu, Data, Tensor};
-use bon_engine::backend::{Backend, ExpertTrace};
+use bon_engine::backend::ops::*;
 
 use super::{Rounded, add, add_rounded, round, scale};
 

@@ -2,7 +2,8 @@
 //! log-softmax in f32 and, backwards, the stored gradient of the logits.
 
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Backend, HeadSpec, Target};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{HeadSpec, Target};
 
 use super::{add_rounded, round};
 

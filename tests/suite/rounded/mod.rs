@@ -9,9 +9,10 @@ mod lm_head;
 use bon_engine::backend::cpu::adamw::Codes;
 use bon_engine::backend::cpu::experts::Routes;
 use bon_engine::backend::cpu::{Cpu, Data, Draws, Tables, Tensor, rms_norm};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{
-    AdamW, AttentionSpec, Backend, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace,
-    NormSpec, ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
+    AdamW, AttentionSpec, Batch, Choice, DType, Decode, ExpertTrace, HeadNorm, HeadSpec, HeadTrace, NormSpec,
+    ResidualSpec, RopeSpec, Routing, Sampled, Target, Truncation, Uniform, Update,
 };
 use bon_engine::device::DeviceError;
 use half::bf16;
@@ -83,7 +84,7 @@ fn add_rounded(dw: &mut Tensor, compute: impl FnOnce(&mut Tensor)) {
     }
 }
 
-impl Backend for Rounded {
+impl Platform for Rounded {
     type Tensor = Tensor;
     type Tables = (Tables, Owned);
     type Draws = Draws;
@@ -104,10 +105,6 @@ impl Backend for Rounded {
 
     fn zeros(&self, dtype: DType, rows: usize, cols: usize) -> Tensor {
         Cpu::F32.zeros(dtype, rows, cols)
-    }
-
-    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
-        Cpu::F32.random(uniform, dtype, rows, cols)
     }
 
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Tensor {
@@ -142,6 +139,12 @@ impl Backend for Rounded {
         Cpu::F32.dtype(x)
     }
 
+    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
+        Cpu::F32.reshaped(x, rows, cols)
+    }
+}
+
+impl Batches for Rounded {
     fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Self::Tables {
         (Cpu::F32.tables(batch, attention), Owned::new(batch))
     }
@@ -149,7 +152,9 @@ impl Backend for Rounded {
     fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Self::Tables {
         (Cpu::F32.decode_tables(step, attention), Owned::new(&step.with_ids(&[])))
     }
+}
 
+impl Embed for Rounded {
     fn embed_forward(&self, table: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
         round(Cpu::F32.embed_forward(table, &tables.0, scale))
     }
@@ -157,7 +162,9 @@ impl Backend for Rounded {
     fn embed_backward(&self, dx: &Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Tensor) {
         add_rounded(dtable, |d| Cpu::F32.embed_backward(dx, &tables.0, scale, d));
     }
+}
 
+impl RmsNorm for Rounded {
     fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
         round(Cpu::F32.rms_norm_forward(x, w, norm))
     }
@@ -212,7 +219,9 @@ impl Backend for Rounded {
         let d_branch = norm_backward(&dx, branch, Some((w, dw)), branch.cols, spec.norm);
         (dx, d_branch)
     }
+}
 
+impl Matmul for Rounded {
     fn matmul_forward<const N: usize>(&self, x: &Tensor, w: [&Tensor; N]) -> [Tensor; N] {
         Cpu::F32.matmul_forward(x, w).map(round)
     }
@@ -241,7 +250,9 @@ impl Backend for Rounded {
     fn matmul_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
         add_rounded(dw, |dw| Cpu::F32.matmul_backward_weight(dy, x, dw));
     }
+}
 
+impl Rope for Rounded {
     fn rope_forward(
         &self,
         x: &Tensor,
@@ -286,7 +297,9 @@ impl Backend for Rounded {
             Some(HeadNorm { weight, spec }) => norm_backward(&dx, x, weight, rope.head_dim, spec),
         }
     }
+}
 
+impl Attention for Rounded {
     fn attention_forward(
         &self,
         q: &Tensor,
@@ -297,7 +310,9 @@ impl Backend for Rounded {
     ) -> (Tensor, Tensor) {
         attention::forward(q, k, v, tables, spec)
     }
+}
 
+impl AttentionBackward for Rounded {
     fn attention_backward(
         &self,
         d_o: &Tensor,
@@ -311,7 +326,9 @@ impl Backend for Rounded {
     ) -> (Tensor, Tensor, Tensor) {
         attention_backward::backward(d_o, q, k, v, tables, spec)
     }
+}
 
+impl Geglu for Rounded {
     fn geglu_forward(
         &self,
         x: &Tensor,
@@ -357,7 +374,9 @@ impl Backend for Rounded {
         }
         d_gate
     }
+}
 
+impl Experts for Rounded {
     fn route_forward(&self, scores: &Tensor, factors: &Tensor, routing: &Routing) -> Routes {
         // Routes are f32 in such a framework too.
         Cpu::F32.route_forward(scores, factors, routing)
@@ -400,11 +419,9 @@ impl Backend for Rounded {
     ) -> (Tensor, Tensor) {
         experts::backward(dy, x, routes, trace, gate_up, down)
     }
+}
 
-    fn reshaped(&self, x: Tensor, rows: usize, cols: usize) -> Tensor {
-        Cpu::F32.reshaped(x, rows, cols)
-    }
-
+impl Rows for Rounded {
     fn scaled(&self, x: Tensor, factor: f32) -> Tensor {
         scale(&x, factor)
     }
@@ -424,7 +441,9 @@ impl Backend for Rounded {
     fn scatter_rows(&self, dy: &Tensor, rows: &[u32], total: usize) -> Tensor {
         Cpu::F32.scatter_rows(dy, rows, total)
     }
+}
 
+impl LmHead for Rounded {
     fn draws(&self, rows: usize) -> Draws {
         Cpu::F32.draws(rows)
     }
@@ -470,11 +489,21 @@ impl Backend for Rounded {
     ) -> Tensor {
         lm_head::logprob_backward(x, table, head, &trace.lse, targets, weights, dtable)
     }
+}
 
+impl Reduce for Rounded {
     fn sum_squares(&self, x: &[&Tensor]) -> Vec<f64> {
         Cpu::F32.sum_squares(x)
     }
+}
 
+impl Random for Rounded {
+    fn random(&self, uniform: &Uniform, dtype: DType, rows: usize, cols: usize) -> Tensor {
+        Cpu::F32.random(uniform, dtype, rows, cols)
+    }
+}
+
+impl Optimize for Rounded {
     fn adamw(&self, hyper: &AdamW, updates: &mut [Update<Tensor, Codes>]) {
         Cpu::F32.adamw(hyper, updates);
     }

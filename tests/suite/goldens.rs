@@ -103,33 +103,37 @@ pub(crate) fn mean_loss(logprobs: &[f32]) -> f64 {
 }
 
 /// Final-norm hidden states of one sequence.
-fn hidden(model: &Gemma<Cpu>, ids: &[u32]) -> Tensor {
+fn hidden<B: Backend>(model: &Gemma<B>, ids: &[u32]) -> B::Tensor {
     let segments = Segments::separate(&[ids.len()]);
     let runs = segments.all_queries();
     model.forward(&Batch::new(ids, &segments, &runs)).0
+}
+
+/// The log-probs of the whole vocabulary for each of these rows, and their log-sum-exp: the logits are the sum of both.
+fn vocabulary<B: Backend>(model: &Gemma<B>, hidden: &B::Tensor) -> (Vec<f32>, Vec<f32>) {
+    let (b, vocab) = (&model.backend, model.config.vocab_size);
+    let targets: Vec<Target> = (0..b.shape(hidden).0 * vocab)
+        .map(|at| Target { row: (at / vocab) as u32, token: (at % vocab) as u32 })
+        .collect();
+    let head = HeadSpec { softcap: model.config.final_softcap, temperature: 1.0 };
+    let (logprobs, trace) = b.lm_head_logprob_forward(hidden, &model.params.embed, &head, &targets, false);
+    (logprobs, b.to_f32(&trace.lse))
 }
 
 #[test]
 fn logits_and_log_probs() {
     for name in NAMES {
         let (golden, model) = (Golden::open(name), tiny::model(name, DType::F32));
-        let (softcap, vocab) = (model.config.final_softcap, model.config.vocab_size);
+        let vocab = model.config.vocab_size;
         let largest_error = |a: &str, b: &str| {
             let (a, b) = (golden.all(a), golden.all(b));
             a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
         };
         let bound = f32_error(largest_error("logits_bf16", "logits"));
         for (i, ids) in golden.sequences.iter().enumerate() {
-            // The log-probs of the whole vocabulary, plus the log-sum-exp, are the logits.
-            let targets: Vec<Target> = (0..ids.len() * vocab)
-                .map(|at| Target { row: (at / vocab) as u32, token: (at % vocab) as u32 })
-                .collect();
-            let (x, head) = (hidden(&model, ids), HeadSpec { softcap, temperature: 1.0 });
-            let (logprobs, trace) =
-                Cpu::F32.lm_head_logprob_forward(&x, &model.params.embed, &head, &targets, false);
-            let lse = trace.lse.as_f32();
+            let (logprobs, lse) = vocabulary(&model, &hidden(&model, ids));
             let logits: Vec<f32> =
-                logprobs.iter().zip(&targets).map(|(l, t)| l + lse[t.row as usize]).collect();
+                logprobs.iter().enumerate().map(|(i, logprob)| logprob + lse[i / vocab]).collect();
             let rounding = |i: usize| EPS * f64::from(lse[i / vocab].abs() + logprobs[i].abs());
             let want = golden.floats(&format!("logits.{i}"));
             assert_within(&format!("{name}: logits.{i}"), &logits, &want, |i| bound + rounding(i));
@@ -262,7 +266,16 @@ fn bf16_weights_are_as_good_as_plain_bf16() {
 }
 
 /// The models whose heads are as wide as the kernels take them.
-const ON_KERNELS: [&str; 4] = ["gemma4", "gemma4_e", "gemma4_moe", "gemma4_wrapper"];
+const ON_KERNELS: [&str; 8] = [
+    "gemma1_heads64",
+    "gemma2_heads64",
+    "vaultgemma_heads64",
+    "gemma3_wrapper_heads64",
+    "gemma4",
+    "gemma4_e",
+    "gemma4_moe",
+    "gemma4_wrapper",
+];
 
 /// Log-probs and every gradient of the golden loss, by name, with weights in bf16.
 fn on<B: Backend>(backend: B, name: &str, golden: &Golden) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
@@ -315,6 +328,94 @@ fn log_probs_loss_and_every_gradient_on_the_kernels() {
                 let bf16 = format!("/bf16_gradient_error/{parameter}");
                 check(&parameter, Rule::Backward, &got, &want, &bf16);
             }
+        }
+    }
+}
+
+/// Those of the goldens that hold logits, hidden states and updates.
+fn whole_on_kernels() -> impl Iterator<Item = &'static str> {
+    ON_KERNELS.into_iter().filter(|name| NAMES.contains(name))
+}
+
+/// How bf16 amplifies through the model is measured in the logits, and hidden states are a product away from these.
+#[test]
+fn logits_and_hidden_states_on_the_kernels() {
+    for device in devices() {
+        for name in whole_on_kernels() {
+            let (golden, model) = (Golden::open(name), tiny::model_on(device.clone(), name, DType::Bf16));
+            let allowed = Rule::Forward.factor() * golden.bf16_relative_error() + BF16_ROUNDOFF;
+            let check = |what: &str, got: &[f32], want: &[f64]| {
+                let off = relative_error(got, want);
+                assert!(
+                    off <= allowed,
+                    "{name}: {what} on {} are off by {off:e} of their norm, allowed {allowed:e}",
+                    device.device_name()
+                );
+            };
+            let mut logits = Vec::new();
+            for (i, ids) in golden.sequences.iter().enumerate() {
+                let x = hidden(&model, ids);
+                if i == 0 {
+                    check("hidden states", &device.to_f32(&x), &golden.floats("hidden.norm"));
+                }
+                let (logprobs, lse) = vocabulary(&model, &x);
+                let vocab = model.config.vocab_size;
+                logits.extend(logprobs.iter().enumerate().map(|(i, logprob)| logprob + lse[i / vocab]));
+            }
+            check("logits", &logits, &golden.all("logits"));
+            device.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+}
+
+/// Ten updates on the kernels, with masters in f32 and weights rounded to bf16 from them, as close to Transformers' in f32 as its
+/// own bf16 lets one expect: of a loss as of log-probs; of the way down to it as of the gradients, whose small entries count as
+/// much as large ones to AdamW.
+#[test]
+fn ten_updates_of_adamw_on_the_kernels() {
+    for device in devices() {
+        for name in whole_on_kernels() {
+            let (golden, mut model) = (Golden::open(name), tiny::model_on(device.clone(), name, DType::Bf16));
+            let of = |key: &str| golden.number(&format!("/adamw/{key}"));
+            let section = golden.adamw();
+            let weights = vec![1.0 / golden.predicted() as f32; golden.predicted()];
+            let gradient = {
+                let names: Vec<String> =
+                    params::plan(&model.config).tensors().into_iter().map(|spec| spec.name.clone()).collect();
+                let squares = |of: &dyn Fn(&str) -> (f64, usize)| {
+                    names.iter().map(|name| of(name)).map(|(rms, n)| rms * rms * n as f64).sum::<f64>()
+                };
+                let values = |name: &str| golden.floats(&format!("grad.{name}"));
+                let error = squares(&|name| {
+                    (golden.number(&format!("/bf16_gradient_error/{name}/rms")), values(name).len())
+                });
+                let size = squares(&|name| (rms(values(name).into_iter()), values(name).len()));
+                Rule::Backward.factor() * (error / size).sqrt() + BF16_ROUNDOFF
+            };
+            let forward_error = Rule::Forward.factor() * golden.number("/bf16_logprob_error/rms");
+            let mut optimizer = Optimizer::new(&model, &section, 0);
+            let updates = of("updates") as u64;
+            for k in 0..=updates {
+                let forward = golden.with_batch(|groups| Forward::new(&model, groups, 1.0));
+                let (got, want) = (mean_loss(&forward.logprobs), of(&format!("losses/{k}")));
+                let way = 4.0 * gradient * (of("losses/0") - want);
+                let bound = forward_error + BF16_ROUNDOFF * want + way;
+                assert!(
+                    (got - want).abs() <= bound,
+                    "{name}: loss {k} on {} is {got}, want {want}, allowed {bound:e}",
+                    device.device_name()
+                );
+                if k < updates {
+                    forward.backward(&model, &weights, &mut optimizer.grads);
+                    let norm = optimizer.step(&mut model, &section, section.lr, k + 1).unwrap();
+                    let (off, allowed) = (norm / of(&format!("grad_norms/{k}")) - 1.0, 4.0 * gradient);
+                    assert!(
+                        off.abs() <= allowed,
+                        "{name}: gradient norm {k} is off by {off:e}, allowed {allowed:e}"
+                    );
+                }
+            }
+            device.check().unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 }

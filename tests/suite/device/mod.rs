@@ -242,6 +242,21 @@ fn the_kernels_run_through_the_driver() {
     run(&[("VCUDA_CAPABILITY", "9.0")], &tests);
 }
 
+/// Every model that Transformers computed, by the driver's calls: log-probs, gradients, logits, hidden states and ten updates.
+#[test]
+fn the_goldens_hold_through_the_driver() {
+    if !crate::kernels::compiled() {
+        return;
+    }
+    let tests = [
+        "goldens::log_probs_loss_and_every_gradient_on_the_kernels",
+        "goldens::logits_and_hidden_states_on_the_kernels",
+        "goldens::ten_updates_of_adamw_on_the_kernels",
+    ];
+    let passed = under(&[("KERNEL_TESTS", "gpu")], &[&["--exact"], &tests[..]].concat()).0;
+    assert_eq!(passed, tests.len());
+}
+
 /// Whatever wait between the streams of copies and kernels is left out, the update is wrong, if copies come late or if they come
 /// early.
 #[test]

@@ -473,6 +473,44 @@ fn what_the_engine_would_ignore_is_refused() {
     }
 }
 
+/// A later version of a family may have what this one has not.
+#[test]
+fn settings_of_layers_that_nobody_knows_are_refused() {
+    for (family, field, value) in [
+        ("gemma", "norm_type", json!("layernorm")),
+        ("gemma2", "is_encoder_decoder", json!(true)),
+        ("gemma3_text", "num_kv_shared_layers", json!(4)),
+        ("gemma3_text", "qk_norm_eps", json!(1e-5)),
+        ("gemma3_text", "altup_num_inputs", json!(4)),
+        ("gemma3_text", "logits_scaling", json!(8.0)),
+        ("gemma4_text", "mlp_layer_types", json!(["dense", "sparse"])),
+        ("gemma4_text", "attention_sinks", json!(4)),
+        ("gemma4_text", "num_shared_experts", json!(1)),
+        ("gemma4_text", "post_norm", json!("rms")),
+        ("gemma4_unified_text", "enable_moe_block", json!(true)),
+        ("gemma4_unified_text", "hidden_size_per_layer_input", json!(256)),
+    ] {
+        let base = json!({ "model_type": family });
+        let problem = refusal(&merged(base.clone(), json!({ field: value })));
+        let told = format!("config.json: {field} = {value} is not supported: the engine does not know");
+        assert!(problem.contains(&told), "{problem}");
+        // Switched off, it is as if it were not there.
+        for nothing in [json!(null), json!(false), json!(0), json!(""), json!([]), json!({})] {
+            let fields = merged(base.clone(), json!({ field: nothing }));
+            assert_eq!(gemma(fields), gemma(base.clone()), "{field}");
+        }
+    }
+    let inside = json!({ "model_type": "gemma4", "text_config": { "model_type": "gemma4_text", "router_bias": true } });
+    assert!(refusal(&inside).contains("config.json: text_config.router_bias = true is not supported: "));
+    // Of what changes nothing, or is no setting of layers, nothing is said.
+    let more = json!({
+        "_attn_implementation_autoset": true, "attention_dropout": 0.1, "output_attentions": true, "use_cache": true,
+        "unsloth_fixed": true, "transformers_version": "9.0",
+    });
+    let base = json!({ "model_type": "gemma3_text" });
+    assert_eq!(gemma(merged(base.clone(), more)), gemma(base));
+}
+
 #[test]
 fn nonsense_names_file_and_field() {
     for (family, field, value) in [

@@ -18,6 +18,61 @@ const MAX_POSITIONS: usize = 1 << 18;
 /// The text model's configuration within a wrapper's.
 pub(super) const TEXT_CONFIG: &str = "text_config";
 
+/// Words in the names of settings that say what a layer computes.
+const OF_LAYERS: [&str; 18] = [
+    "altup",
+    "attention",
+    "attn",
+    "decoder",
+    "encoder",
+    "expert",
+    "laurel",
+    "layer",
+    "mlp",
+    "moe",
+    "multiplier",
+    "norm",
+    "residual",
+    "rope",
+    "router",
+    "scal",
+    "softcap",
+    "sparsity",
+];
+
+/// Such settings that the engine reads, and those that change nothing of what it computes.
+const KNOWN: [&str; 17] = [
+    "attention_bias",
+    "attention_dropout",
+    "attn_implementation",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "is_decoder",
+    "layer_types",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "output_attentions",
+    "query_pre_attn_scalar",
+    "rms_norm_eps",
+    "rope_local_base_freq",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "use_bidirectional_attention",
+];
+
+/// Those of Gemma 4 beside them, and those that only its models with per-layer embeddings or experts have.
+const KNOWN_IN_GEMMA_4: [&str; 4] =
+    ["attention_k_eq_v", "num_kv_shared_layers", "per_layer_config", "use_double_wide_mlp"];
+const KNOWN_OF_PARTS: [&str; 6] = [
+    "enable_moe_block",
+    "hidden_size_per_layer_input",
+    "moe_intermediate_size",
+    "num_experts",
+    "top_k_experts",
+    "vocab_size_per_layer_input",
+];
+
 /// The configuration, and whether it is that of a wrapper's text part.
 pub(super) fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
     let model_type = json.map.get("model_type").and_then(Value::as_str);
@@ -51,8 +106,36 @@ fn check_weights(json: &Fields) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Refuses settings of layers that the engine knows nothing of, as a later version of a family may have them.
+fn check_known(json: &Fields, family: &Family) -> Result<(), ConfigError> {
+    let parts = family.gemma4.is_some_and(|gemma4| gemma4.per_layer_width.is_some());
+    let known = |name: &str| {
+        KNOWN.contains(&name)
+            || family.gemma4.is_some() && KNOWN_IN_GEMMA_4.contains(&name)
+            || parts && KNOWN_OF_PARTS.contains(&name)
+    };
+    let off = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) => false,
+    };
+    // What begins with an underscore is Transformers' own.
+    let of_layers = |name: &str| !name.starts_with('_') && OF_LAYERS.iter().any(|word| name.contains(word));
+    match json.map.iter().find(|(name, value)| of_layers(name) && !known(name) && !off(value)) {
+        None => Ok(()),
+        Some((name, _)) => Err(json.unsupported(
+            name,
+            "the engine does not know what it does in this family; if Transformers ignores it, set it to null",
+        )),
+    }
+}
+
 /// A text model's configuration. `top` is the whole file: wrappers name control tokens there.
 fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfig, ConfigError> {
+    check_known(json, family)?;
     let off = |field: &str| matches!(json.map.get(field), None | Some(Value::Null | Value::Bool(false)));
     if !off("attention_bias") {
         return Err(json.unsupported("attention_bias", "the engine's projections have no bias"));

@@ -1,7 +1,8 @@
 //! The backward pass: the transpose of `forward.rs`, line by line from the bottom up.
 
 use super::forward::{
-    Attention, AttentionBlock, ExpertBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted, attention_spec,
+    Attention, AttentionBlock, Entering, ExpertBlock, InputBlock, Mlp, MlpBlock, Tail, Trace, Wanted,
+    attention_spec,
 };
 use super::lora::Linear;
 use super::params::{InputParams, LayerParams};
@@ -50,14 +51,18 @@ impl<B: Backend> Gemma<B> {
         for l in (0..self.config.layers.len()).rev() {
             let x = pop();
             let p = &self.params.layers[l];
-            let attn_in = b.rms_norm_forward(&x, &p.attn_pre_norm, norm);
+            // In the first layer of the tail all rows enter.
+            let before = before.take_if(|_| self.config.narrowing() == Some(l));
+            let entering = before.as_ref().and(rows.as_ref());
+            let entering = entering.map(|(wanted, _)| Entering { tables: &tables, wanted });
+            let attn_in = b.rms_norm_forward(before.as_ref().unwrap_or(&x), &p.attn_pre_norm, norm);
             let kept = layers.pop().unwrap_or_default();
             let (AttentionBlock { inner: attention, out: attn_out, mid }, mlp_in) = match kept.attention {
                 Some(block) => {
                     let mlp_in = b.rms_norm_forward(&block.mid, &p.mlp_pre_norm, norm);
                     (block, mlp_in)
                 }
-                None => self.attention_block(l, &x, &attn_in, pass.tables, &shared),
+                None => self.attention_block(l, &x, &attn_in, entering.as_ref(), pass.tables, &shared),
             };
             let (MlpBlock { inner: mlp, experts, out: mlp_out }, input) = kept.mlp.unwrap_or_else(|| {
                 let inner = self.mlp(l, &mlp_in, true);
@@ -105,15 +110,12 @@ impl<B: Backend> Gemma<B> {
                 self.inner_sum(),
             );
             let d_out = d_out.as_ref().unwrap_or(&dx);
-            d_normed = self.attention_backward(l, d_out, &attention, &attn_in, &mut pass, g);
+            d_normed = self.attention_backward(l, d_out, &attention, (&attn_in, entering), &mut pass, g);
             d_after = Some(dx);
             after = x;
-            if l == self.config.first_sharing()
-                && let Some(before) = before.take()
-            {
+            if let Some(before) = before {
                 after = before;
                 d_after = d_after.map(|dx| scatter(&dx));
-                d_normed = scatter(&d_normed);
                 d_inputs = d_inputs.map(|d_inputs| scatter(&d_inputs));
                 (pass.tables, pass.inputs) = (&tables, all_inputs);
             }
@@ -213,13 +215,14 @@ impl<B: Backend> Gemma<B> {
         self.linear_backward(l, x, &[(Linear::Gate, &d_gate), (Linear::Up, &d_up)], g)
     }
 
-    /// The gradient of an attention block's normed input x `[T, D]`, given that of its output; parameter gradients +=.
+    /// The gradient of an attention block's normed input x `[T, D]`, all rows that are `entering`, given that of its output;
+    /// parameter gradients +=.
     fn attention_backward(
         &self,
         l: usize,
         d_out: &B::Tensor,
         a: &Attention<B>,
-        x: &B::Tensor,
+        (x, entering): (&B::Tensor, Option<Entering<B>>),
         pass: &mut Pass<B>,
         g: &mut LayerParams<B::Tensor>,
     ) -> B::Tensor {
@@ -229,6 +232,10 @@ impl<B: Backend> Gemma<B> {
         let (tables, kv_sums) = (pass.tables, &mut pass.kv_sums);
         let (k, v) = (&*a.kv.k, &*a.kv.v);
         let (dq, dk, dv) = b.attention_backward(&d_o, &a.q, k, v, &a.o, &a.lse, tables, &spec);
+        let (dq, tables) = match entering {
+            None => (dq, tables),
+            Some(Entering { tables, wanted }) => (b.scatter_rows(&dq, wanted, b.shape(&a.q_raw).0), tables),
+        };
         let weighted = |w, dw| head_norm(w, dw, c.norm);
         let dq = b.rope_backward(&dq, &a.q_raw, weighted(&p.q_norm, &mut g.q_norm), tables, rope);
         // Gradients of keys and values meet in the layer that has them, those of its last reader first.

@@ -50,13 +50,20 @@ pub(super) struct Wanted<B: Backend> {
     pub(super) tail: Option<Tail<B>>,
 }
 
-/// The last layers, where they read the keys and values of others: nothing but the wanted rows runs through them.
+/// The layers from [`GemmaConfig::narrowing`] on: nothing but the wanted rows runs through them, beside the keys and values of all
+/// rows in the first.
 pub(super) struct Tail<B: Backend> {
     pub(super) tables: B::Tables,
     /// The residual stream before them, all rows.
     pub(super) before: B::Tensor,
     /// The wanted rows of the layers' inputs.
     pub(super) inputs: Option<B::Tensor>,
+}
+
+/// All rows of a batch, as they enter the layer in which the wanted ones go on alone.
+pub(super) struct Entering<'a, B: Backend> {
+    pub(super) tables: &'a B::Tables,
+    pub(super) wanted: &'a [u32],
 }
 
 /// By layer, its keys and values as attention reads them, if a later layer reads them too.
@@ -171,24 +178,26 @@ pub(super) struct ExpertBlock<B: Backend> {
 
 impl<B: Backend> Gemma<B> {
     /// Final-norm hidden states `[wanted, D]` of the rows `wanted`, which ascend, of a batch whose keys and values go to `cache`
-    /// (and stay there). The last layers, where they read the keys and values of others, compute nothing else.
+    /// (and stay there). The last layers, where they read the keys and values of others, compute nothing else, and the layer before
+    /// them little: see [`GemmaConfig::narrowing`].
     pub fn prefill(&self, batch: &Batch, wanted: &[u32], cache: &mut KvCache<B>) -> B::Tensor {
         let (b, specs, layers) = (&self.backend, self.attention_specs(), self.config.layers.len());
         let tables = b.tables(batch, &specs);
         let (x, normed) = self.enter(&tables);
         let inputs = self.layer_inputs(&x, &tables);
-        let first = self.config.first_sharing();
+        let first = self.config.narrowing().unwrap_or(layers);
         let all = inputs.as_ref().map(|inputs| &inputs.all);
-        let (x, normed) = self.cached(0..first, (x, normed), all, &tables, cache);
+        let (x, normed) = self.cached(0..first, (x, normed), None, all, &tables, cache);
         let gather = |x: &B::Tensor| b.gather_rows(x, wanted);
         if first == layers {
             return gather(&normed);
         }
+        let entering = Entering { tables: &tables, wanted };
         let (ids, runs) = batch.narrowed(wanted);
-        let tables = b.tables(&Batch::new(&ids, batch.segments, &runs), &specs);
+        let narrow = b.tables(&Batch::new(&ids, batch.segments, &runs), &specs);
         let inputs = inputs.map(|inputs| gather(&inputs.all));
-        let state = (gather(&x), gather(&normed));
-        self.cached(first..layers, state, inputs.as_ref(), &tables, cache).1
+        let state = (gather(&x), normed);
+        self.cached(first..layers, state, Some(entering), inputs.as_ref(), &narrow, cache).1
     }
 
     /// Final-norm hidden states `[T, D]` of a step of decoding, whose keys and values go to `cache`.
@@ -205,20 +214,22 @@ impl<B: Backend> Gemma<B> {
         let (x, normed) = self.enter(tables);
         let inputs = self.layer_inputs(&x, tables);
         let layers = 0..self.config.layers.len();
-        self.cached(layers, (x, normed), inputs.as_ref().map(|inputs| &inputs.all), tables, cache).1
+        self.cached(layers, (x, normed), None, inputs.as_ref().map(|inputs| &inputs.all), tables, cache).1
     }
 
-    /// Runs some layers on (residual stream, its norm), and gives both behind them.
+    /// Runs some layers on (residual stream, its norm), and gives both behind them. What the norm has of rows beyond the stream's is
+    /// `entering`.
     fn cached(
         &self,
         layers: Range<usize>,
         (mut x, mut normed): (B::Tensor, B::Tensor),
+        mut entering: Option<Entering<B>>,
         inputs: Option<&B::Tensor>,
         tables: &B::Tables,
         cache: &mut KvCache<B>,
     ) -> (B::Tensor, B::Tensor) {
         for l in layers {
-            let attn_out = self.cached_attention(l, &normed, tables, cache);
+            let attn_out = self.cached_attention(l, &normed, entering.take(), tables, cache);
             let (mid, mlp_in) = self.after_attention(l, &x, &attn_out);
             let mlp = self.mlp(l, &mlp_in, false);
             let (mlp_out, _) = self.mlp_out(l, &mid, &mlp, false);
@@ -237,7 +248,8 @@ impl<B: Backend> Gemma<B> {
     }
 
     /// [`Gemma::forward`] that keeps activations, and gives the hidden states of the rows `wanted` alone, which ascend. The last
-    /// layers, where they read the keys and values of others, compute nothing else.
+    /// layers, where they read the keys and values of others, compute nothing else, and the layer before them little: see
+    /// [`GemmaConfig::narrowing`].
     pub fn forward_keeping(
         &self,
         batch: &Batch,
@@ -253,18 +265,18 @@ impl<B: Backend> Gemma<B> {
         let (mut stream, mut layers) = (Vec::with_capacity(count + 1), Vec::with_capacity(count));
         let mut wanted = wanted.map(|rows| Wanted { rows: rows.to_vec(), total: batch.rows, tail: None });
         for l in 0..count {
-            if let (Some(wanted), true) = (&mut wanted, l == self.config.first_sharing()) {
+            if let (Some(wanted), true) = (&mut wanted, self.config.narrowing() == Some(l)) {
                 let gather = |x: &B::Tensor| b.gather_rows(x, &wanted.rows);
                 let (ids, runs) = batch.narrowed(&wanted.rows);
                 let tables = b.tables(&Batch::new(&ids, batch.segments, &runs), &self.attention_specs());
                 let inputs = inputs.as_ref().map(|inputs| gather(&inputs.all));
-                normed = gather(&normed);
                 let some = gather(&x);
                 wanted.tail = Some(Tail { tables, before: std::mem::replace(&mut x, some), inputs });
             }
+            let entering = self.entering(l, &tables, wanted.as_ref());
             let (tables, inputs) = in_layer(&tables, inputs.as_ref(), wanted.as_ref());
             let (AttentionBlock { inner, out, mid }, mlp_in) =
-                self.attention_block(l, &x, &normed, tables, &shared);
+                self.attention_block(l, &x, &normed, entering.as_ref(), tables, &shared);
             shared[l] = self.config.is_read(l).then(|| inner.kv.clone());
             // What is not kept gives way to what the MLP computes.
             let attention = kept.attention_of(l).then_some((inner, out));
@@ -289,6 +301,17 @@ impl<B: Backend> Gemma<B> {
             _ => normed,
         };
         (hidden, Trace { tables, stream, layers, shared, inputs, wanted })
+    }
+
+    /// What enters layer `l` beyond the rows that run through it.
+    pub(super) fn entering<'a>(
+        &self,
+        l: usize,
+        tables: &'a B::Tables,
+        wanted: Option<&'a Wanted<B>>,
+    ) -> Option<Entering<'a, B>> {
+        let wanted = wanted.filter(|wanted| wanted.tail.is_some() && self.config.narrowing() == Some(l))?;
+        Some(Entering { tables, wanted: &wanted.rows })
     }
 
     /// What attention of any layer needs to know, each once.
@@ -342,12 +365,22 @@ impl<B: Backend> Gemma<B> {
         self.params.layers.get(l).map_or(&self.params.final_norm, |p| &p.attn_pre_norm)
     }
 
-    /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own.
-    fn attention(&self, l: usize, x: &B::Tensor, tables: &B::Tables, shared: &SharedKv<B>) -> Attention<B> {
-        let (b, spec) = (&self.backend, &self.config.layers[l]);
+    /// Attention of one layer on its normed input `[T, D]`; keys and values are the batch's own. `tables` are those of its queries,
+    /// to which fewer rows may belong than are `entering`.
+    fn attention(
+        &self,
+        l: usize,
+        x: &B::Tensor,
+        entering: Option<&Entering<B>>,
+        tables: &B::Tables,
+        shared: &SharedKv<B>,
+    ) -> Attention<B> {
+        let (b, spec, queries) = (&self.backend, &self.config.layers[l], tables);
+        let tables = entering.map_or(tables, |entering| entering.tables);
         let [q_norm, k_norm, v_norm] = self.head_norms(l);
         let Projections { q: q_raw, kv } = self.projections(l, x);
         let q = b.rope_forward(&q_raw, q_norm, tables, &spec.rope);
+        let q = entering.map(|entering| b.gather_rows(&q, entering.wanted)).unwrap_or(q);
         let (k_raw, v_raw, kv) = match kv {
             None => (None, None, self.read(shared, l).clone()),
             Some((k_raw, v)) => {
@@ -364,7 +397,7 @@ impl<B: Backend> Gemma<B> {
                 (Some(k_raw), v_raw, Kv { k: Arc::new(k), v: Arc::new(v) })
             }
         };
-        let (o, lse) = b.attention_forward(&q, &kv.k, &kv.v, tables, &attention_spec(&self.config, spec));
+        let (o, lse) = b.attention_forward(&q, &kv.k, &kv.v, queries, &attention_spec(&self.config, spec));
         Attention { q_raw, k_raw, v_raw, q, kv, o, lse }
     }
 
@@ -394,17 +427,19 @@ impl<B: Backend> Gemma<B> {
         }
     }
 
-    /// The attention block of one layer, from the residual stream x before it and x normed, and the MLP's normed input.
+    /// The attention block of one layer, from the residual stream x before it and x normed, and the MLP's normed input. What of
+    /// normed are rows beyond x's is `entering`.
     pub(super) fn attention_block(
         &self,
         l: usize,
         x: &B::Tensor,
         normed: &B::Tensor,
+        entering: Option<&Entering<B>>,
         tables: &B::Tables,
         shared: &SharedKv<B>,
     ) -> (AttentionBlock<B>, B::Tensor) {
         let p = &self.params.layers[l];
-        let inner = self.attention(l, normed, tables, shared);
+        let inner = self.attention(l, normed, entering, tables, shared);
         let [out] = self.linear(l, &inner.o, [Linear::O]);
         let (mid, mlp_in) = self.after_attention(l, x, &out);
         let out = p.attn_post_norm.as_ref().map(|_| out);
@@ -416,10 +451,12 @@ impl<B: Backend> Gemma<B> {
         &self,
         l: usize,
         x: &B::Tensor,
+        entering: Option<Entering<B>>,
         tables: &B::Tables,
         cache: &mut KvCache<B>,
     ) -> B::Tensor {
-        let (b, spec) = (&self.backend, &self.config.layers[l]);
+        let (b, spec, queries) = (&self.backend, &self.config.layers[l], tables);
+        let tables = entering.as_ref().map_or(tables, |entering| entering.tables);
         let Projections { q, kv } = self.projections(l, x);
         let norms = self.head_norms(l);
         let (q, (k, v)) = match (&kv, &mut cache.layers[l]) {
@@ -429,7 +466,8 @@ impl<B: Backend> Gemma<B> {
             }
             _ => (b.rope_forward(&q, norms[0], tables, &spec.rope), self.read(&cache.layers, l)),
         };
-        let (o, _) = b.attention_forward(&q, k, v, tables, &attention_spec(&self.config, spec));
+        let q = entering.map(|entering| b.gather_rows(&q, entering.wanted)).unwrap_or(q);
+        let (o, _) = b.attention_forward(&q, k, v, queries, &attention_spec(&self.config, spec));
         let [out] = self.linear(l, &o, [Linear::O]);
         out
     }

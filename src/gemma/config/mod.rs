@@ -156,6 +156,13 @@ impl GemmaConfig {
         own.map_or(0, |last| last + 1)
     }
 
+    /// The last layer with keys and values of its own, where others come behind it that have none: of a token that predicts
+    /// nothing nobody reads more of that layer than its keys and values, and nothing of the others.
+    pub fn narrowing(&self) -> Option<usize> {
+        let first = self.first_sharing();
+        first.checked_sub(1).filter(|_| first < self.layers.len())
+    }
+
     /// Whether a later layer reads the keys and values of layer `l`.
     pub fn is_read(&self, l: usize) -> bool {
         self.layers.iter().any(|layer| layer.kv_from == Some(l))

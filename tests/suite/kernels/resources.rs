@@ -173,7 +173,8 @@ fn a_decode_step_moves_little_but_weights_and_keys() {
 }
 
 /// The same of all layers of Gemma 4 E2B, whose attention has wider heads beside smaller MLPs: beside weights and keys it moves
-/// the states of splits, written once and read once. Keys that several layers read are moved by each.
+/// the states of splits, written once and read once. It is 1.036 times these, and 1.062 times weights and keys alone. Keys that
+/// several layers read are moved by each.
 #[test]
 fn a_decode_step_of_e2b_moves_little_but_weights_keys_and_states_of_splits() {
     if !counting() {
@@ -239,6 +240,8 @@ fn a_decode_step_of_e2b_moves_little_but_weights_keys_and_states_of_splits() {
     let states: usize = e2b.layers.iter().map(|layer| 2 * splits(layer) * state(layer)).sum();
     let ratio = moved as f64 / (weights + keys + states) as f64;
     assert!(ratio <= 1.05, "{ratio}");
+    let ratio = moved as f64 / (weights + keys) as f64;
+    assert!(ratio <= 1.07, "{ratio}");
 }
 
 /// kernels/README.md has a line for each workload of Gemma 2B, in its section's table, as `bon-engine kernels --readme`

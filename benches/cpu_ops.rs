@@ -71,7 +71,7 @@ fn heads(c: &mut Criterion) {
             .collect();
         let shape = format!("R{rows} in {compute:?}");
         group.bench_function(format!("sample {shape}"), |b| {
-            b.iter(|| lm_head::sample(&x, &table, &head, &Truncation::default(), &choices, compute));
+            b.iter(|| Cpu { compute }.lm_head_sample(&x, &table, &head, &Truncation::default(), &choices));
         });
         if rows < 64 {
             continue;

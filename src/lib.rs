@@ -31,7 +31,7 @@
 //!
 //! - [`rng`]: Philox4x32-10. A draw is a function of (seed, step, prompt, stream, position), not of history.
 //! - [`segments`]: runs of tokens and the prefixes that they see. A few-shot header is a segment, each prompt is one
-//!   that continues it, each of its N responses one that continues the prompt; what is shared exists once.
+//!   that continues it, and its N responses are a tree of segments that continue the prompt; what is shared exists once.
 //! - [`checkpoint`]: bytes on disk to named tensors and back, in Hugging Face's layout. Knows no model.
 //! - [`layered`]: settings from a TOML file with overrides on top. Knows no setting.
 //! - [`device`]: something that runs PTX: a GPU through the CUDA driver, or the virtual GPU; or only has memory.
@@ -49,7 +49,7 @@
 //!   functions.
 //! - [`page`]: evaluations and runs as a page with plots. Pure functions.
 //! - [`adapter`]: low-rank adapters on disk, as PEFT has them, and their merger into a model.
-//! - [`generate`]: one prefill, N streams per prompt.
+//! - [`generate`]: one prefill, N streams per prompt, which part where their tokens do.
 //! - [`model_dir`]: a model directory, opened.
 //! - [`reward`]: reward models, which score responses by their tokens: forward and backward.
 //! - [`rollout`]: tasks to prompts to responses to verdicts; training and evaluation both begin here.

@@ -444,10 +444,16 @@ fn scoring_line(bytes: u64) -> Line {
     Line { what: "for the reward model to score them".into(), bytes }
 }
 
+/// So many responses, as long as they may be, no two of which begin alike, because what does is computed once.
+fn different(run: &Run, count: usize) -> Vec<Vec<u32>> {
+    let (vocab, new) = (run.model.vocab_size, run.config.generate.max_new_tokens);
+    (0..count).map(|i| vec![(i % vocab) as u32; new]).collect()
+}
+
 /// Scores responses to the first prompts.
 fn scored(run: &Run, judge: &Gemma<Cuda>, prompts: usize, streams: usize) -> Result<(), DeviceError> {
-    let response = vec![0; run.config.generate.max_new_tokens];
-    let responses = vec![response.as_slice(); streams];
+    let responses = different(run, streams);
+    let responses: Vec<&[u32]> = responses.iter().map(Vec::as_slice).collect();
     let groups: Vec<Continued> =
         run.prompts[..prompts].iter().map(|prompt| Continued { prompt, responses: &responses }).collect();
     match reward::logits(judge, &groups) {
@@ -508,8 +514,8 @@ fn trained(
     optimizer: &mut Optimizer<Cuda>,
 ) -> Result<Kept, DeviceError> {
     let config = run.config;
-    let response = vec![0; config.generate.max_new_tokens];
-    let responses = vec![response.as_slice(); responses(config)];
+    let responses = different(run, responses(config));
+    let responses: Vec<&[u32]> = responses.iter().map(Vec::as_slice).collect();
     let micro = micro_batch(config).min(run.prompts.len());
     let groups: Vec<Continued> =
         run.prompts[..micro].iter().map(|prompt| Continued { prompt, responses: &responses }).collect();

@@ -86,7 +86,7 @@ impl<B: Backend> Scorer for ModelDir<B> {
     }
 }
 
-/// The tokens of some groups, and the row of each response's last.
+/// The tokens of some groups, each response's as a whole, and the row of each response's last.
 fn lay_out(groups: &[Continued]) -> (Layout, Vec<u32>) {
     let prompts: Vec<&[u32]> = groups.iter().map(|g| g.prompt).collect();
     let (mut layout, segments) = Layout::of_prompts(&prompts);
@@ -160,18 +160,29 @@ fn piece_logits<B: Backend>(model: &Gemma<B>, groups: &[Continued]) -> Result<Ve
     if groups.is_empty() {
         return Ok(Vec::new());
     }
-    let (layout, last) = lay_out(&groups);
+    let prompts: Vec<&[u32]> = groups.iter().map(|g| g.prompt).collect();
+    let (mut layout, of_prompts) = Layout::of_prompts(&prompts);
+    let mut last = Vec::new();
+    for (group, &prompt) in groups.iter().zip(&of_prompts) {
+        let before = layout.last_row(prompt);
+        last.extend(
+            layout.push_tree(prompt, group.responses).iter().map(|rows| *rows.last().unwrap_or(&before)),
+        );
+    }
+    let mut wanted = last.clone();
+    wanted.sort_unstable();
+    wanted.dedup();
     let (segments, b) = (layout.segments(), &model.backend);
     let runs = segments.all_queries();
     let mut cache = KvCache::new(b, &model.config, segments.rows());
-    let hidden = model.prefill(&Batch::new(layout.ids(), segments, &runs), &last, &mut cache);
+    let hidden = model.prefill(&Batch::new(layout.ids(), segments, &runs), &wanted, &mut cache);
     let hidden = b.to_f32(&hidden);
     b.check()?;
     let logits = head(&weight(model), &hidden);
-    match logits.iter().find(|s| !s.is_finite()) {
-        Some(&value) => Err(RewardError::NotFinite { value }),
-        None => Ok(logits),
+    if let Some(&value) = logits.iter().find(|s| !s.is_finite()) {
+        return Err(RewardError::NotFinite { value });
     }
+    Ok(last.iter().map(|row| logits[wanted.partition_point(|other| other < row)]).collect())
 }
 
 /// A forward pass to be differentiated.

@@ -3,7 +3,7 @@
 //! Tokens lie flat: row `r` of the key/value arrays belongs to exactly one *segment*. A segment is a run of
 //! consecutive rows with an absolute position and, optionally, a *prefix*: another segment that all its tokens
 //! see in full (and through it, that segment's own prefix, and so on). A few-shot header is a root; a prompt is
-//! a child of it; each of its N responses is a child of the prompt. A query at local index `t` sees its whole
+//! a child of it; each of its N responses is a child of the prompt, or of what it begins with alike with others. A query at local index `t` sees its whole
 //! prefix chain and its own tokens `0..=t`, further cut by the layer's sliding window through absolute
 //! positions. Because a prefix has rows of its own, its activations exist once per group, forward and backward,
 //! and its key/value gradients sum over all that see it.
@@ -148,9 +148,36 @@ impl Segments {
         chain
     }
 
+    /// How many first positions two segments see the same rows of: to the end of the last prefix that both continue.
+    pub fn common(&self, a: usize, b: usize) -> usize {
+        let above = |s: usize| std::iter::successors(self.list[s].prefix, |&p| self.list[p].prefix);
+        // Prefixes come first in the table.
+        let (mut left, mut right) = (above(a).peekable(), above(b).peekable());
+        while let (Some(&x), Some(&y)) = (left.peek(), right.peek()) {
+            match x.cmp(&y) {
+                std::cmp::Ordering::Equal => return self.list[x].position + self.list[x].len,
+                std::cmp::Ordering::Less => right.next(),
+                std::cmp::Ordering::Greater => left.next(),
+            };
+        }
+        0
+    }
+
     /// The longest sequence that the table describes, in tokens.
     pub fn longest(&self) -> usize {
         self.list.iter().map(|s| s.position + s.len).max().unwrap_or(0)
+    }
+
+    /// Appends a segment of rows `start..start + len`, which no other has, after `prefix`; returns its index.
+    pub fn push(&mut self, prefix: Option<usize>, start: usize, len: usize) -> usize {
+        let position = prefix.map_or(0, |p| self.list[p].position + self.list[p].len);
+        self.list.push(Segment { start, len, position, prefix });
+        self.list.len() - 1
+    }
+
+    /// Ends a segment that nobody continues yet after its first `len` tokens.
+    pub fn end(&mut self, segment: usize, len: usize) {
+        self.list[segment].len = len;
     }
 
     /// Query runs that ask for every token of every segment, query row = key/value row. This is prefill and
@@ -210,6 +237,19 @@ pub struct Continued<'a> {
     pub responses: &'a [&'a [u32]],
 }
 
+/// Items by their next token, in the order in which tokens first occur; those without one are left out.
+pub fn by_next(items: &[usize], next: impl Fn(usize) -> Option<u32>) -> Vec<Vec<usize>> {
+    let mut parts: Vec<(u32, Vec<usize>)> = Vec::new();
+    for &item in items {
+        let Some(token) = next(item) else { continue };
+        match parts.iter_mut().find(|(of, _)| *of == token) {
+            Some((_, part)) => part.push(item),
+            None => parts.push((token, vec![item])),
+        }
+    }
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
 /// A batch under construction: tokens laid end to end, each run of them a segment.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
@@ -238,19 +278,45 @@ impl Layout {
 
     /// Appends a segment after `prefix` and returns its index.
     pub fn push(&mut self, prefix: Option<usize>, tokens: &[u32]) -> usize {
-        let index = self.reserve(prefix, tokens.len());
+        // Segments lie end to end.
+        let start = self.ids.len();
         self.ids.extend_from_slice(tokens);
-        index
+        self.segments.push(prefix, start, tokens.len())
     }
 
-    /// Appends a segment whose tokens are not known yet (a stream's tail); all after it must be reserved, too.
-    pub fn reserve(&mut self, prefix: Option<usize>, len: usize) -> usize {
-        let list = &mut self.segments.list;
-        let position = prefix.map_or(0, |p| list[p].position + list[p].len);
-        // Segments lie end to end.
-        let start = list.last().map_or(0, |s| s.start + s.len);
-        list.push(Segment { start, len, position, prefix });
-        list.len() - 1
+    /// Appends continuations of `prefix` as a tree: what some of them begin with alike is one segment, which the rest of each
+    /// continues, if that saves at least a sixteenth of their tokens, because a segment of few tokens may cost a device as much as
+    /// a longer one. Returns the row of every token of every continuation.
+    pub fn push_tree(&mut self, prefix: usize, continuations: &[&[u32]]) -> Vec<Vec<u32>> {
+        let mut rows = vec![vec![]; continuations.len()];
+        let mut push = |prefix, part: &[usize], tokens: &[u32]| {
+            let first = self.ids.len() as u32;
+            let segment = self.push(Some(prefix), tokens);
+            part.iter().for_each(|&i| rows[i].extend(first..self.ids.len() as u32));
+            segment
+        };
+        // Continuations that have their tokens before `from` in segments, of which `prefix` is the last, and agree in those
+        // before `agreed`.
+        let mut open = vec![(prefix, 0, 0, (0..continuations.len()).collect::<Vec<_>>())];
+        while let Some((prefix, from, agreed, alike)) = open.pop() {
+            for &i in alike.iter().filter(|&&i| continuations[i].len() == agreed && from < agreed) {
+                push(prefix, &[i], &continuations[i][from..]);
+            }
+            for part in by_next(&alike, |i| continuations[i].get(agreed).copied()) {
+                let one = continuations[part[0]];
+                let common =
+                    |&i: &usize| one.iter().zip(continuations[i]).take_while(|(a, b)| a == b).count();
+                let agreed = part.iter().map(common).min().unwrap_or(0);
+                let tokens: usize = part.iter().map(|&i| continuations[i].len() - from).sum();
+                let saved = (agreed - from) * (part.len() - 1);
+                if part.len() > 1 && 16 * saved < tokens {
+                    open.push((prefix, from, agreed, part));
+                } else {
+                    open.push((push(prefix, &part, &one[from..agreed]), agreed, agreed, part));
+                }
+            }
+        }
+        rows
     }
 
     /// The segment table.
@@ -290,6 +356,7 @@ mod tests {
         assert_eq!(t.visible(2, 6, None), vec![0..3, 3..5, 5..7]);
         assert_eq!(t.visible(3, 5, None), vec![0..3, 3..5, 9..10]);
         assert_eq!(t.visible(1, 3, None), vec![0..3, 3..4]);
+        assert_eq!([t.common(2, 3), t.common(2, 2), t.common(1, 3), t.common(0, 3)], [5, 5, 3, 0]);
     }
 
     #[test]
@@ -314,6 +381,33 @@ mod tests {
         let (layout, of) = Layout::of_prompts(&[&[7, 8]]);
         assert_eq!((layout.ids(), of), (&[7, 8][..], vec![0]));
         Segments::new(layout.segments().list().to_vec()).unwrap();
+    }
+
+    #[test]
+    fn continuations_are_a_tree() {
+        let (mut layout, of) = Layout::of_prompts(&[&[1, 2]]);
+        let rows = layout.push_tree(of[0], &[&[5, 6, 7], &[8], &[5, 6, 9, 9], &[5], &[], &[5, 6, 7]]);
+        // Segments: 5; 8; 6; 7; 9, 9.
+        assert_eq!(layout.ids(), &[1, 2, 5, 8, 6, 7, 9, 9]);
+        assert_eq!(rows, [&[2, 4, 5][..], &[3], &[2, 4, 6, 7], &[2], &[], &[2, 4, 5]]);
+        let segments = Segments::new(layout.segments().list().to_vec()).unwrap();
+        let chain: Vec<usize> = segments.chain(5).iter().map(|&s| segments.list()[s].len).collect();
+        assert_eq!(chain, [2, 1, 1, 2]);
+        // Little in common: one after the other, but for those that agree for longer.
+        let till = |n: usize, end: u32| [&[1; 20][..n], &[end; 20][n..]].concat();
+        let long = [till(1, 7), till(1, 8), till(20, 1), till(15, 9), till(1, 8)];
+        let (mut layout, of) = Layout::of_prompts(&[&[1, 2]]);
+        let rows = layout.push_tree(of[0], &long.each_ref().map(|l| &l[..]));
+        assert_eq!(layout.ids().len(), 2 + 20 + 20 + 20 + 5);
+        assert!(rows[1] == rows[4] && rows[2][..15] == rows[3][..15] && rows[0][0] != rows[1][0]);
+        for (rows, long) in rows.iter().zip(&long) {
+            assert!(rows.iter().zip(long).all(|(&row, token)| layout.ids()[row as usize] == *token));
+        }
+        Segments::new(layout.segments().list().to_vec()).unwrap();
+        // Nothing in common: the same.
+        let (mut layout, of) = Layout::of_prompts(&[&[1, 2]]);
+        assert_eq!(layout.push_tree(of[0], &[&[3, 4], &[5, 6]]), [[2, 3], [4, 5]]);
+        assert_eq!(layout.segments().list()[2], Segment { start: 4, len: 2, position: 2, prefix: Some(0) });
     }
 
     #[test]

@@ -89,20 +89,24 @@ pub struct Target {
 pub trait LmHead: Platform {
     /// Room for draws of up to `rows` rows.
     fn draws(&self, rows: usize) -> Self::Draws;
-    /// Chooses one token per row of x `[R, D]`: logits exist only for a tile of rows x vocabulary. Waits for nothing.
+    /// Chooses tokens, each after a row of x `[R, D]`: choice i after row `rows`\[i\]. These ascend; a row that several choices
+    /// are after is computed once by devices that compute more than they read. Logits exist only for a tile of rows x vocabulary.
+    /// Waits for nothing.
+    #[allow(clippy::too_many_arguments, reason = "all that the formula reads, and where tokens go")]
     fn lm_head_draw(
         &self,
         x: &Self::Tensor,
         embedding: &Self::Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
+        rows: &[u32],
         choices: &[Choice],
         draws: &mut Self::Draws,
     );
     /// The tokens of the oldest draw that was not taken yet; waits for it, and for nothing that was asked later. The
     /// device's first error, if there was one by then. Panics if all were taken.
     fn take_draw(&self, draws: &mut Self::Draws) -> Result<Vec<Sampled>, DeviceError>;
-    /// [`LmHead::lm_head_draw`] and what it drew; zeros after an error.
+    /// [`LmHead::lm_head_draw`] of a token after each row, and what it drew; zeros after an error.
     fn lm_head_sample(
         &self,
         x: &Self::Tensor,
@@ -112,7 +116,8 @@ pub trait LmHead: Platform {
         choices: &[Choice],
     ) -> Vec<Sampled> {
         let mut draws = self.draws(choices.len());
-        self.lm_head_draw(x, embedding, head, truncation, choices, &mut draws);
+        let rows: Vec<u32> = (0..choices.len() as u32).collect();
+        self.lm_head_draw(x, embedding, head, truncation, &rows, choices, &mut draws);
         let nothing = |_| vec![Sampled { token: 0, logprob: 0.0 }; choices.len()];
         self.take_draw(&mut draws).unwrap_or_else(nothing)
     }

@@ -4,10 +4,13 @@
 //! stream only its tail. All live streams of all prompts decode together; a finished stream leaves the batch.
 //! A stream's tokens depend on the model, its prompt and its RNG keys alone, never on its neighbours.
 //!
+//! Streams that have drawn the same tokens so far are one row, from which each draws with its own noise: they are computed
+//! once until they differ. Since a row's bits depend on that row alone, no token changes. Of short answers most rows are such.
+//!
 //! Tokens stay on the device from one step to the next: what a step needs of the host, where each row belongs and what
 //! it draws with, does not depend on them. So the host may look at them while the device computes the next step
-//! ([`Pace`]); a stream that turns out to have ended was then in one step too many, whose draw nobody looks at. Rows that
-//! pad a step are tokens of nobody, each in a segment of its own.
+//! ([`Pace`]); a stream that turns out to have ended was then in one step too many, whose draw nobody looks at, and streams
+//! have rows of their own from the beginning. Rows that pad a step are tokens of nobody, each in a segment of its own.
 
 use std::collections::VecDeque;
 
@@ -18,7 +21,7 @@ use crate::device::DeviceError;
 use crate::gemma::config::GemmaConfig;
 use crate::gemma::{Gemma, KvCache};
 use crate::rng::{Domain, DrawKey, derive_key};
-use crate::segments::{Layout, QueryRun};
+use crate::segments::{Layout, QueryRun, Segments, by_next};
 
 /// How tokens are chosen and when a stream ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -200,12 +203,67 @@ pub fn streams_within(
 struct Stream {
     prompt: usize,
     stream: usize,
-    /// Of its tail.
-    segment: usize,
+    /// Its own rows of the key/value cache, one for each token that is read.
+    start: usize,
     /// Absolute position of its first token.
     begin: usize,
     response: Response,
     ended: bool,
+}
+
+/// Streams that have drawn the same tokens so far. What they have read is in the cache once.
+struct Branch {
+    /// In ascending order. The keys and values of their latest tokens are in rows of the first one.
+    streams: Vec<usize>,
+    /// Of the tokens that they alone have in common.
+    segment: usize,
+    /// Which token of their responses is the segment's first.
+    first: usize,
+}
+
+impl Branch {
+    /// The branches of its streams that go on, by the token of each that is read next, token `read` of `room` in the responses.
+    fn parts(self, read: usize, room: usize, all: &[Stream], segments: &mut Segments) -> Vec<Self> {
+        let Self { streams, segment, first } = self;
+        // Where streams are by themselves, the host need not know their tokens.
+        if let [stream] = streams[..] {
+            return if all[stream].ended { vec![] } else { vec![Self { streams, segment, first }] };
+        }
+        let next = |i: usize| (!all[i].ended).then(|| all[i].response.tokens[read]);
+        let mut parts = by_next(&streams, next);
+        if let [part] = &mut parts[..] {
+            return vec![Self { streams: std::mem::take(part), segment, first }];
+        }
+        segments.end(segment, read - first);
+        let prefix = if read == first { segments.list()[segment].prefix } else { Some(segment) };
+        let begin = |streams: Vec<usize>| {
+            let segment = segments.push(prefix, all[streams[0]].start + read, room - read);
+            Self { streams, segment, first: read }
+        };
+        parts.into_iter().map(begin).collect()
+    }
+}
+
+/// A step of decoding.
+#[derive(Default)]
+struct Work {
+    /// Which draw each row's token is from, and which token of which segment it is.
+    from: Vec<u32>,
+    runs: Vec<QueryRun>,
+    /// Which row each draw is after, and how it is made.
+    rows: Vec<u32>,
+    choices: Vec<Choice>,
+}
+
+impl Work {
+    /// A row, and the draws after it.
+    fn push(&mut self, segment: usize, first: usize, from: u32, choices: impl Iterator<Item = Choice>) {
+        let row = self.runs.len();
+        self.from.push(from);
+        self.runs.push(QueryRun { segment, first, len: 1, row });
+        self.choices.extend(choices);
+        self.rows.resize(self.choices.len(), row as u32);
+    }
 }
 
 /// Samples all streams of all prompts, those of a single prompt in as many parts as [`streams_at_once`] says. `stop` sees a
@@ -272,31 +330,47 @@ fn from_stream<B: Backend>(
 
     let backend = &model.backend;
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids).collect();
-    let (mut layout, segment_of) = Layout::of_prompts(&ids);
-    let prefill = layout.segments().all_queries();
+    let (layout, segment_of) = Layout::of_prompts(&ids);
+    // The last token of a response is never fed back.
+    let room = sampling.max_new_tokens - 1;
+    let mut rows = layout.ids().len();
+    let mut reserve = |n: usize| {
+        rows += n;
+        rows - n
+    };
     let mut streams = Vec::new();
+    let mut of_prompts = Vec::new();
     for (prompt, p) in prompts.iter().enumerate() {
+        of_prompts.push((streams.len()..streams.len() + p.streams).collect::<Vec<_>>());
         for stream in first..first + p.streams {
-            // The last token of a response is never fed back.
-            let segment = layout.reserve(Some(segment_of[prompt]), sampling.max_new_tokens - 1);
-            let (begin, response) = (p.ids.len(), empty.clone());
-            streams.push(Stream { prompt, stream, segment, begin, response, ended: false });
+            let (start, begin, response) = (reserve(room), p.ids.len(), empty.clone());
+            streams.push(Stream { prompt, stream, start, begin, response, ended: false });
+        }
+    }
+    let mut segments = layout.segments().clone();
+    let mut branch = |prompt: usize, of: Vec<usize>| {
+        let segment = segments.push(Some(segment_of[prompt]), streams[of[0]].start, room);
+        Branch { streams: of, segment, first: 0 }
+    };
+    let mut branches = Vec::new();
+    for (prompt, of) in of_prompts.into_iter().enumerate().filter(|(_, of)| !of.is_empty()) {
+        match pace.lag {
+            0 => branches.push(branch(prompt, of)),
+            // The host sees a token too late to find who drew the same.
+            _ => branches.extend(of.into_iter().map(|stream| branch(prompt, vec![stream]))),
         }
     }
     let surplus = (1..=streams.len()).map(|live| (pace.rows)(live) - live).max().unwrap_or(0);
-    let nobody: Vec<usize> = (0..surplus).map(|_| layout.reserve(None, 1)).collect();
-    let segments = layout.segments();
-    let mut cache = KvCache::new(backend, &model.config, segments.rows());
+    let nobody: Vec<usize> = (0..surplus).map(|_| segments.push(None, reserve(1), 1)).collect();
+    let mut cache = KvCache::new(backend, &model.config, rows);
     // All else is small beside it.
     backend.check()?;
-    let batch = Batch::new(layout.ids(), segments, &prefill);
+    let prefill = layout.segments().all_queries();
+    let batch = Batch::new(layout.ids(), layout.segments(), &prefill);
     let last: Vec<u32> = streams.iter().map(|s| layout.last_row(segment_of[s.prompt])).collect();
     let mut wanted = last.clone();
-    wanted.sort_unstable();
     wanted.dedup();
     let hidden = model.prefill(&batch, &wanted, &mut cache);
-    let of_stream = |row: &u32| wanted.partition_point(|other| other < row) as u32;
-    let hidden = backend.gather_rows(&hidden, &last.iter().map(of_stream).collect::<Vec<_>>());
 
     let greedy = sampling.temperature == 0.0;
     let temperature = if greedy { 1.0 } else { sampling.temperature };
@@ -311,62 +385,66 @@ fn from_stream<B: Backend>(
             position: (s.begin + step) as u32,
         }),
     };
-    let mut draws = backend.draws((pace.rows)(streams.len()));
-    let draw = |hidden: &B::Tensor, choices: &[Choice], draws: &mut B::Draws| {
-        backend.lm_head_draw(hidden, &model.params.embed, &head, &sampling.truncation, choices, draws);
+    let mut draws = backend.draws(streams.len() + surplus);
+    let draw = |hidden: &B::Tensor, rows: &[u32], choices: &[Choice], draws: &mut B::Draws| {
+        backend.lm_head_draw(hidden, &model.params.embed, &head, &sampling.truncation, rows, choices, draws);
     };
 
-    // Which stream each row is, in the latest step and in those whose tokens nobody has looked at, the oldest first.
-    let mut rows: Vec<usize> = (0..streams.len()).collect();
-    let mut ahead = VecDeque::from([rows.clone()]);
+    // Whose the draws are of the latest step, and of those whose tokens nobody has looked at, the oldest first.
+    let mut drawn: Vec<usize> = (0..streams.len()).collect();
+    let mut ahead = VecDeque::from([drawn.clone()]);
+    let rows: Vec<u32> = last.iter().map(|row| wanted.partition_point(|other| other < row) as u32).collect();
     let choices: Vec<Choice> = streams.iter().map(|s| choice(s, 0)).collect();
-    draw(&hidden, &choices, &mut draws);
+    draw(&hidden, &rows, &choices, &mut draws);
     for step in 1..sampling.max_new_tokens {
         if ahead.len() > pace.lag {
             let looked_at = ahead.pop_front().unwrap_or_default();
             look(&mut streams, &looked_at, &backend.take_draw(&mut draws)?, sampling, stop, &mut on_finish)?;
         }
-        let from: Vec<usize> = (0..rows.len()).filter(|&row| !streams[rows[row]].ended).collect();
-        if from.is_empty() {
+        let parts = |branch: Branch| branch.parts(step - 1, room, &streams, &mut segments);
+        branches = branches.into_iter().flat_map(parts).collect();
+        if branches.is_empty() {
             break;
         }
-        rows = from.iter().map(|&row| rows[row]).collect();
-        let live: Vec<&Stream> = rows.iter().map(|&i| &streams[i]).collect();
-        let mut from: Vec<u32> = from.iter().map(|&row| row as u32).collect();
-        let run = |(row, s): (usize, &&Stream)| QueryRun { segment: s.segment, first: step - 1, len: 1, row };
-        let mut runs: Vec<QueryRun> = live.iter().enumerate().map(run).collect();
-        let mut choices: Vec<Choice> = live.iter().map(|s| choice(s, step)).collect();
-        for (&segment, row) in nobody.iter().zip(rows.len()..(pace.rows)(rows.len())) {
-            from.push(0);
-            runs.push(QueryRun { segment, first: 0, len: 1, row });
-            choices.push(Choice::Greedy);
+        let mut draw_of = vec![0; streams.len()];
+        drawn.iter().zip(0..).for_each(|(&stream, draw)| draw_of[stream] = draw);
+        let mut work = Work::default();
+        for Branch { streams: of, segment, first } in &branches {
+            let choices = of.iter().map(|&stream| choice(&streams[stream], step));
+            work.push(*segment, step - 1 - first, draw_of[of[0]], choices);
         }
+        for &segment in &nobody[..(pace.rows)(branches.len()) - branches.len()] {
+            work.push(segment, 0, 0, [Choice::Greedy].into_iter());
+        }
+        drawn = branches.iter().flat_map(|branch| branch.streams.iter().copied()).collect();
         // The same work step after step.
         backend.begin_sequence();
-        let decode = Decode { draws: &draws, from: &from, segments, runs: &runs };
+        let decode = Decode { draws: &draws, from: &work.from, segments: &segments, runs: &work.runs };
         let hidden = model.decode(&decode, &mut cache);
-        draw(&hidden, &choices, &mut draws);
+        draw(&hidden, &work.rows, &work.choices, &mut draws);
         backend.end_sequence();
-        ahead.push_back(rows.clone());
+        ahead.push_back(drawn.clone());
     }
-    for rows in ahead {
-        look(&mut streams, &rows, &backend.take_draw(&mut draws)?, sampling, stop, &mut on_finish)?;
+    for drawn in ahead {
+        look(&mut streams, &drawn, &backend.take_draw(&mut draws)?, sampling, stop, &mut on_finish)?;
     }
     let mut responses = streams.into_iter().map(|s| s.response);
     Ok(prompts.iter().map(|p| responses.by_ref().take(p.streams).collect()).collect())
 }
 
-/// Takes in what one step drew for the streams in its rows.
+/// Takes in what one step drew, and for which streams.
 fn look(
     streams: &mut [Stream],
-    rows: &[usize],
+    of: &[usize],
     drawn: &[Sampled],
     sampling: &Sampling,
     stop: &impl Fn(&[u32]) -> bool,
     on_finish: &mut impl FnMut(usize, usize, &Response),
 ) -> Result<(), GenerateError> {
-    for (&row, &Sampled { token, logprob }) in rows.iter().zip(drawn) {
-        let s = &mut streams[row];
+    let mut in_order: Vec<(usize, Sampled)> = of.iter().copied().zip(drawn.iter().copied()).collect();
+    in_order.sort_by_key(|&(stream, _)| stream);
+    for (stream, Sampled { token, logprob }) in in_order {
+        let s = &mut streams[stream];
         if s.ended {
             continue;
         }

@@ -7,7 +7,8 @@ use crate::gemma::{Gemma, Params, Trace};
 pub use crate::segments::Continued;
 use crate::segments::Layout;
 
-/// A forward pass over prompts and responses: shared beginnings once, each prompt once, each response its own tokens.
+/// A forward pass over prompts and responses: what sequences begin with alike is computed once, a header, a prompt, the first
+/// tokens of responses.
 pub struct Forward<B: Backend> {
     trace: Trace<B>,
     recompute: Recompute,
@@ -38,12 +39,10 @@ impl<B: Backend> Forward<B> {
         let mut predictions = Vec::new();
         for (group, &prompt) in groups.iter().zip(&prompt_segments) {
             let last = layout.last_row(prompt);
-            for response in group.responses {
-                let first = layout.ids().len() as u32;
-                // Nothing is predicted from a response's last token.
-                layout.push(Some(prompt), &response[..response.len() - 1]);
-                predictions.push((last, response[0]));
-                predictions.extend(response[1..].iter().zip(first..).map(|(&token, row)| (row, token)));
+            // Nothing is predicted from a response's last token.
+            let read: Vec<&[u32]> = group.responses.iter().map(|r| &r[..r.len() - 1]).collect();
+            for (response, rows) in group.responses.iter().zip(layout.push_tree(prompt, &read)) {
+                predictions.extend([last].into_iter().chain(rows).zip(response.iter().copied()));
             }
         }
         let mut rows: Vec<u32> = predictions.iter().map(|p| p.0).collect();

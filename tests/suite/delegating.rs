@@ -24,6 +24,9 @@ pub(crate) struct Delegating {
     pub(crate) shift: [f32; 2],
     /// Batches of prompts that it has sampled.
     pub(crate) turns: Arc<AtomicUsize>,
+    /// Rows of the batches that it has prepared, and of its steps of decoding.
+    pub(crate) prepared: Arc<AtomicUsize>,
+    pub(crate) decoded: Arc<AtomicUsize>,
     /// Sends tokens to the experts that they went to in the first forward pass.
     pub(crate) held: Option<Arc<Mutex<HeldRoutes>>>,
 }
@@ -65,6 +68,8 @@ impl Delegating {
             training_bytes: Cpu::F32.training_bytes(),
             shift: [0.0; 2],
             turns: Arc::default(),
+            prepared: Arc::default(),
+            decoded: Arc::default(),
             held: None,
         }
     }
@@ -116,9 +121,14 @@ impl Platform for Delegating {
 }
 
 impl Batches for Delegating {
-    to_cpu! {
-        fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables;
-        fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables;
+    fn tables(&self, batch: &Batch, attention: &[AttentionSpec]) -> Tables {
+        self.prepared.fetch_add(batch.rows, Ordering::Relaxed);
+        Cpu::F32.tables(batch, attention)
+    }
+
+    fn decode_tables(&self, step: &Decode<Draws>, attention: &[AttentionSpec]) -> Tables {
+        self.decoded.fetch_add(step.from.len(), Ordering::Relaxed);
+        Cpu::F32.decode_tables(step, attention)
     }
 }
 
@@ -272,8 +282,8 @@ impl LmHead for Delegating {
 
     to_cpu! {
         fn lm_head_draw(
-            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, truncation: &Truncation, choices: &[Choice],
-            draws: &mut Draws,
+            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, truncation: &Truncation, rows: &[u32],
+            choices: &[Choice], draws: &mut Draws,
         );
         fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError>;
         fn lm_head_logprob_backward(

@@ -1,9 +1,9 @@
 //! The sampler draws from the distribution that it says: chi-squared tests with fixed seeds, so that they pass or fail
 //! for good. A sound sampler fails one of them with a probability of 1e-6.
 
-use bon_engine::backend::cpu::lm_head::sample;
 use bon_engine::backend::cpu::{Cpu, Tensor};
-use bon_engine::backend::{Choice, Compute, DType, HeadSpec, Truncation};
+use bon_engine::backend::ops::*;
+use bon_engine::backend::{Choice, DType, HeadSpec, Truncation};
 use bon_engine::generate::{Prompt, Sampling, generate};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
 use bon_engine::train::policy::{Continued, Forward};
@@ -91,11 +91,9 @@ fn draw(
     keys: impl Iterator<Item = DrawKey>,
 ) -> Vec<usize> {
     let choices: Vec<Choice> = keys.map(Choice::Draw).collect();
-    let rows = Tensor::f32(choices.len(), x.cols, x.as_f32().repeat(choices.len()));
-    sample(&rows, table, head, truncation, &choices, Compute::F32)
-        .into_iter()
-        .map(|s| s.token as usize)
-        .collect()
+    let mut draws = Cpu::F32.draws(choices.len());
+    Cpu::F32.lm_head_draw(x, table, head, truncation, &vec![0; choices.len()], &choices, &mut draws);
+    Cpu::F32.take_draw(&mut draws).unwrap().into_iter().map(|s| s.token as usize).collect()
 }
 
 fn counts(drawn: impl Iterator<Item = usize>, cells: usize) -> Vec<u64> {

@@ -1,6 +1,8 @@
 //! A prompt that is computed once serves its N responses as N prompts would: in training and in generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bon_engine::backend::cpu::Cpu;
 use bon_engine::backend::cpu::Tensor;
@@ -12,9 +14,10 @@ use bon_engine::gemma::Gemma;
 use bon_engine::gemma::config::GemmaConfig;
 use bon_engine::generate::{Finish, GenerateError, Prompt, Response, Sampling, generate, generate_at};
 use bon_engine::rng::{Domain, DrawKey, derive_key};
-use bon_engine::segments::Segments;
+use bon_engine::segments::{Layout, Segments};
 use bon_engine::train::policy::Forward;
 
+use crate::delegating::Delegating;
 use crate::engine;
 use crate::goldens::Golden;
 use crate::kernels::{compiled, counting, cuda, vm_in};
@@ -42,7 +45,15 @@ fn to_bits(x: &[f32]) -> Vec<u32> {
 
 // ---- training
 
-/// Several layouts: a shared header, no common beginning beyond BOS, one prompt alone, prompts of BOS alone.
+/// Responses that begin alike, at several lengths, one of them twice and one as another's beginning.
+fn alike(seed: u32) -> Vec<Vec<u32>> {
+    let (all, other) = (tokens(seed, 12), tokens(seed + 1, 12));
+    let till = |n: usize, m: usize| [&all[..n], &other[..m]].concat();
+    vec![till(12, 0), till(3, 4), other.clone(), till(3, 6), till(12, 0), till(7, 0), till(1, 0), till(5, 1)]
+}
+
+/// Several layouts: a shared header, no common beginning beyond BOS, one prompt alone, prompts of BOS alone, responses that begin
+/// alike.
 fn layouts() -> Vec<Groups> {
     let responses = |seed: u32| vec![tokens(seed, 7), tokens(seed + 1, 1), tokens(seed + 2, 20)];
     let prompt = |seed: u32, len: usize| [vec![2], tokens(seed, len)].concat();
@@ -51,6 +62,7 @@ fn layouts() -> Vec<Groups> {
         Groups(vec![(prompt(30, 17), responses(40)), (prompt(31, 2), responses(50))]),
         Groups(vec![(prompt(32, 12), responses(60))]),
         Groups(vec![(vec![2], responses(70)), (vec![2], responses(80))]),
+        Groups(vec![(prompt(33, 5), alike(90)), (prompt(34, 3), responses(50)), (prompt(35, 9), alike(94))]),
     ]
 }
 
@@ -74,7 +86,7 @@ fn shared_prompts_give_the_log_probs_of_separate_sequences_bit_for_bit() {
 
 #[test]
 fn shared_prompts_give_the_log_probs_of_separate_sequences_on_the_kernels() {
-    let responses = |seed| vec![tokens(seed, 6), tokens(seed + 1, 11)];
+    let responses = |seed| [vec![tokens(seed, 6), tokens(seed + 1, 11)], alike(seed + 2)].concat();
     let groups = (40..).step_by(10).zip(long_prompts()).map(|(seed, prompt)| (prompt, responses(seed)));
     let groups = Groups(groups.collect());
     for device in in_groups() {
@@ -193,6 +205,7 @@ fn streams_are_what_each_would_be_alone() {
             for sampling in [
                 SAMPLING,
                 Sampling { temperature: 0.0, ..SAMPLING },
+                Sampling { temperature: 0.15, ..SAMPLING },
                 Sampling { truncation, temperature: 1.3, ..SAMPLING },
                 Sampling { max_new_tokens: 1, ..SAMPLING },
             ] {
@@ -299,7 +312,9 @@ fn every_pace_gives_the_same_responses() {
     let requests = requests(&prompts, 3);
     for name in NAMES {
         let model = tiny::model_of(name, (DType::Bf16, Cpu::BF16));
-        for sampling in [SAMPLING, Sampling { max_new_tokens: 1, ..SAMPLING }] {
+        for sampling in
+            [SAMPLING, Sampling { temperature: 0.15, ..SAMPLING }, Sampling { max_new_tokens: 1, ..SAMPLING }]
+        {
             let told = |pace: Pace| {
                 let mut told = Vec::new();
                 let tell =
@@ -321,6 +336,52 @@ fn every_pace_gives_the_same_responses() {
             }
         }
     }
+}
+
+/// What streams begin with alike is read once, however many of them do, and whenever they part; what a device asks for that
+/// looks at tokens late is a row for each stream.
+#[test]
+fn what_streams_have_in_common_is_read_once() {
+    let prompts = prompts();
+    let mut shares = Vec::new();
+    for (temperature, lag) in [(0.0, 0), (0.15, 0), (0.7, 0), (0.15, 1)] {
+        let model = tiny::model_on(Delegating::new(), "gemma3", DType::F32);
+        let rows = Arc::clone(&model.backend.decoded);
+        let sampling = Sampling { temperature, ..SAMPLING };
+        let pace = Pace { lag, rows: |n| n };
+        let groups =
+            generate_at(pace, &model, &requests(&prompts, 8), &sampling, stop, |_, _, _| {}).unwrap();
+        let of_group = |group: &Vec<Response>| -> Vec<Vec<u32>> {
+            let beginnings =
+                |r: &Response| (1..r.tokens.len()).map(|n| r.tokens[..n].to_vec()).collect::<Vec<_>>();
+            group.iter().flat_map(beginnings).collect()
+        };
+        let all: usize = groups.iter().map(|group| of_group(group).len()).sum();
+        let distinct: usize =
+            groups.iter().map(|g| of_group(g).into_iter().collect::<BTreeSet<_>>().len()).sum();
+        let read = rows.load(Ordering::Relaxed);
+        match lag {
+            0 => assert_eq!(read, distinct, "at {temperature}"),
+            _ => assert!(read >= all, "{read} rows for {all} tokens"),
+        }
+        shares.push(distinct as f64 / all as f64);
+        // The same in training.
+        let responses = |group: &Vec<Response>| group.iter().map(|r| r.tokens.clone()).collect();
+        let groups = Groups(prompts.iter().cloned().zip(groups.iter().map(responses)).collect());
+        model.backend.prepared.store(0, Ordering::Relaxed);
+        groups.with(|groups| Forward::new(&model, groups, 0.7));
+        let (layout, _) = Layout::of_prompts(&prompts.iter().map(|p| &p[..]).collect::<Vec<_>>());
+        let trained = model.backend.prepared.load(Ordering::Relaxed) - layout.ids().len();
+        // Little in common is left apart.
+        assert!(
+            (distinct..=distinct + all / 8).contains(&trained),
+            "{trained} rows of {all}, {distinct} different"
+        );
+    }
+    assert!(
+        shares[0] == 0.125 && shares[1] < 0.9 && shares[0] < shares[1] && shares[1] < shares[2],
+        "{shares:?}"
+    );
 }
 
 /// What looks later notices the same.

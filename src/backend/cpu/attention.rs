@@ -6,7 +6,7 @@
 //! their exponentials are summed in 16 lanes counted from the first visible key, and the output collects key after
 //! key. So one sequence gives the same result cut into segments in any way, in prefill, decode and training.
 //!
-//! While streams decode, each has one query, so neighbours that continue the same prefix are computed together: its keys and
+//! While streams decode, each has one query, so neighbours that continue much the same are computed together: its keys and
 //! values pass by once for all their rows, and then each one's own.
 //!
 //! The backward pass computes the probabilities again from q, k and lse (Dao 2023): once by query for dq, once by key
@@ -488,21 +488,28 @@ fn spans(segments: &Segments, runs: &[QueryRun], len: usize) -> Vec<Span> {
     spans
 }
 
-/// Neighbours of at most `len` tokens in all that continue the same prefix, because its keys are then read once for all of them.
-fn together(segments: &Segments, spans: Vec<Span>, len: usize) -> Vec<Vec<Span>> {
-    let prefix = |span: &Span| segments.list()[span.segment].prefix;
-    let mut groups: Vec<Vec<Span>> = Vec::new();
+/// Spans that are computed together, and how many first positions they have in common.
+struct Group {
+    spans: Vec<Span>,
+    common: usize,
+}
+
+/// Neighbours of at most `len` tokens in all of which at least half of what each continues is the same, because these keys are then
+/// read once for all of them.
+fn together(segments: &Segments, spans: Vec<Span>, len: usize) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
     for span in spans {
-        match groups.last_mut() {
-            Some(group)
-                if prefix(&span).is_some()
-                    && prefix(&span) == prefix(&group[0])
-                    && group.iter().map(|span| span.len).sum::<usize>() + span.len <= len =>
-            {
-                group.push(span);
+        let position = segments.list()[span.segment].position;
+        if let Some(group) = groups.last_mut() {
+            let common = segments.common(group.spans[0].segment, span.segment).min(group.common);
+            let tokens: usize = group.spans.iter().map(|span| span.len).sum();
+            if common > 0 && 2 * common >= position.max(group.common) && tokens + span.len <= len {
+                group.spans.push(span);
+                group.common = common;
+                continue;
             }
-            _ => groups.push(vec![span]),
         }
+        groups.push(Group { spans: vec![span], common: position });
     }
     groups
 }
@@ -549,9 +556,10 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Sets scratch for spans that continue the same prefix: the offsets of their queries, those of all keys that any of them
-    /// sees, prefix first, and who sees which. A row's columns are positions in order. Returns the number of columns.
-    fn set_queries(&self, spans: &[Span], kv_head: usize, scratch: &mut Scratch) -> usize {
+    /// Sets scratch for spans that have their `common` first positions in common: the offsets of their queries, those of all keys
+    /// that any of them sees, common ones first, and who sees which. A row's columns are positions in order. Returns the number
+    /// of columns.
+    fn set_queries(&self, spans: &[Span], common: usize, kv_head: usize, scratch: &mut Scratch) -> usize {
         let Scratch { rows, stream, parts, seen, .. } = scratch;
         rows.clear();
         stream.clear();
@@ -568,8 +576,7 @@ impl<'a> Layout<'a> {
             begin..stream.len()
         };
         // Nothing is shared by one span alone.
-        let own = if spans.len() > 1 { self.segments.list()[spans[0].segment].position } else { first };
-        let own = own.max(first);
+        let own = if spans.len() > 1 { first.max(common) } else { first };
         if own > first {
             let stream = push_keys(spans[0].segment, first, own - 1);
             let tokens = spans.iter().map(|span| span.len).sum::<usize>();
@@ -629,8 +636,8 @@ pub fn forward(
     let (to_o, to_lse) = (Out::new(&mut o), Out::new(&mut lse));
     let init = || (Scratch::default(), Vec::new(), Vec::new());
     for_each(groups.len() * spec.kv_heads, init, |(scratch, o, lse), i| {
-        let (spans, kv_head) = (&groups[i / spec.kv_heads], i % spec.kv_heads);
-        let columns = layout.set_queries(spans, kv_head, scratch);
+        let (Group { spans, common }, kv_head) = (&groups[i / spec.kv_heads], i % spec.kv_heads);
+        let columns = layout.set_queries(spans, *common, kv_head, scratch);
         let Scratch { rows, stream, parts, seen, s, .. } = scratch;
         let rows = Vectors { base: qs, offsets: rows, dim };
         let keys = Vectors { base: ks, offsets: stream, dim };
@@ -684,7 +691,7 @@ pub fn backward(
     let to = Out::new(&mut dq);
     for_each(by_query.len() * kv_heads, Scratch::default, |scratch, i| {
         let (span, kv_head) = (&by_query[i / kv_heads], i % kv_heads);
-        layout.set_queries(std::slice::from_ref(span), kv_head, scratch);
+        layout.set_queries(std::slice::from_ref(span), 0, kv_head, scratch);
         let Scratch { rows, stream, seen, seen_chunk, lse, delta: delta_rows, s, dp, .. } = scratch;
         refill(lse, rows.iter().map(|x| lses[x / dim]));
         refill(delta_rows, rows.iter().map(|x| delta[x / dim]));

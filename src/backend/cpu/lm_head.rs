@@ -339,16 +339,23 @@ fn merged<'a>(chunks: impl Iterator<Item = &'a [Lse]>, rows: usize) -> Vec<Lse> 
     all
 }
 
-/// See [`LmHead::lm_head_sample`].
-pub fn sample(
+/// The choices after every row: choice i is after row `rows[i]`, and these ascend.
+fn of_rows<'a>(count: usize, rows: &[u32], choices: &'a [Choice]) -> Vec<&'a [Choice]> {
+    assert!(rows.len() == choices.len() && rows.is_sorted(), "a row for each choice, in order");
+    assert!(rows.last().is_none_or(|&row| (row as usize) < count), "rows of x");
+    let from = |row: usize| rows.partition_point(|&r| (r as usize) < row);
+    (0..count).map(|row| &choices[from(row)..from(row + 1)]).collect()
+}
+
+/// What [`LmHead::lm_head_draw`] draws.
+fn sample(
     x: &Tensor,
     table: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
-    choices: &[Choice],
+    choices: &[&[Choice]],
     compute: Compute,
 ) -> Vec<Sampled> {
-    assert_eq!(x.rows, choices.len(), "one choice per row");
     let form = Form::with_weights(compute, &[table]);
     if !truncation.is_none() {
         let tiles = x.as_f32().chunks(TRUNCATED_TILE * x.cols).zip(choices.chunks(TRUNCATED_TILE));
@@ -359,30 +366,30 @@ pub fn sample(
             .collect();
     }
     let rows = Rows::new(form, x.as_f32(), x.cols);
-    let parts: Vec<(Vec<Lse>, Vec<Best>)> = mapped(chunks(table), |chunk| {
+    let parts: Vec<(Vec<Lse>, Vec<Vec<Best>>)> = mapped(chunks(table), |chunk| {
         let mut lse = vec![Lse::EMPTY; x.rows];
-        let mut best = vec![Best::NONE; x.rows];
+        let mut best: Vec<Vec<Best>> = choices.iter().map(|of_row| vec![Best::NONE; of_row.len()]).collect();
         let mut terms = [0.0; BLOCK];
         for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
             let terms = &mut terms[..logits.len()];
             update_lse(logits, terms, &mut lse[row]);
-            match &choices[row] {
-                Choice::Greedy => update_greedy(logits, tokens.start, &mut best[row]),
-                Choice::Draw(key) => {
-                    update_best(logits, terms, lse[row].max, tokens.start, key, &mut best[row]);
+            for (choice, best) in choices[row].iter().zip(&mut best[row]) {
+                match choice {
+                    Choice::Greedy => update_greedy(logits, tokens.start, best),
+                    Choice::Draw(key) => update_best(logits, terms, lse[row].max, tokens.start, key, best),
                 }
             }
         });
         (lse, best)
     });
-    let mut best = vec![Best::NONE; x.rows];
-    for (_, part) in &parts {
-        for (a, b) in best.iter_mut().zip(part) {
-            a.offer(b.score, b.logit, b.token);
-        }
-    }
     let lse = merged(parts.iter().map(|p| p.0.as_slice()), x.rows);
-    best.iter().zip(&lse).map(|(b, lse)| Sampled { token: b.token, logprob: b.logit - lse.value() }).collect()
+    let of_choice = |row: usize, i: usize| {
+        let mut best = Best::NONE;
+        parts.iter().map(|part| &part.1[row][i]).for_each(|b| best.offer(b.score, b.logit, b.token));
+        Sampled { token: best.token, logprob: best.logit - lse[row].value() }
+    };
+    let of_row = |row: usize| (0..choices[row].len()).map(move |i| (row, i));
+    (0..x.rows).flat_map(of_row).map(|(row, i)| of_choice(row, i)).collect()
 }
 
 /// Truncation ranks a row's whole vocabulary, so here logits exist for up to 16 rows.
@@ -391,7 +398,7 @@ fn sample_truncated(
     table: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
-    choices: &[Choice],
+    choices: &[&[Choice]],
 ) -> Vec<Sampled> {
     let (rows, vocab) = (choices.len(), table.rows);
     let mut logits = zeroed(rows * vocab);
@@ -412,20 +419,22 @@ fn sample_truncated(
         .par_iter()
         .zip(logits.par_chunks_exact(vocab))
         .zip(&lse)
-        .map(|((choice, logits), lse)| {
+        .flat_map_iter(|((of_row, logits), lse)| {
             let kept = keep(logits, lse.value(), truncation);
-            let score = |t: u32| match choice {
-                Choice::Greedy => logits[t as usize],
-                Choice::Draw(key) => logits[t as usize] + gumbel_noise(key, t),
-            };
-            let mut token = kept[0];
-            for &t in &kept[1..] {
-                let (a, b) = (score(t), score(token));
-                if a > b || (a == b && t < token) {
-                    token = t;
+            of_row.iter().map(move |choice| {
+                let score = |t: u32| match choice {
+                    Choice::Greedy => logits[t as usize],
+                    Choice::Draw(key) => logits[t as usize] + gumbel_noise(key, t),
+                };
+                let mut token = kept[0];
+                for &t in &kept[1..] {
+                    let (a, b) = (score(t), score(token));
+                    if a > b || (a == b && t < token) {
+                        token = t;
+                    }
                 }
-            }
-            Sampled { token, logprob: logits[token as usize] - lse.value() }
+                Sampled { token, logprob: logits[token as usize] - lse.value() }
+            })
         })
         .collect()
 }
@@ -664,10 +673,11 @@ impl LmHead for Cpu {
         table: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
+        rows: &[u32],
         choices: &[Choice],
         draws: &mut Draws,
     ) {
-        let drawn = sample(x, table, head, truncation, choices, self.compute);
+        let drawn = sample(x, table, head, truncation, &of_rows(x.rows, rows, choices), self.compute);
         let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
         draws.latest = drawn.iter().map(|s| any(s.token)).collect();
         draws.not_taken.push_back(drawn);

@@ -10,7 +10,9 @@ use super::entries::shared::lm_head::{
 use super::entries::shared::mma::TILE_K;
 use super::entries::{Entry, same_size};
 use super::{Cuda, Draws, Memory, Tensor, VECTOR, matmul, narrow};
-use crate::backend::{Choice, DType, HeadSpec, HeadTrace, LmHead, Platform, Sampled, Target, Truncation};
+use crate::backend::{
+    Choice, DType, HeadSpec, HeadTrace, LmHead, Platform, Rows, Sampled, Target, Truncation,
+};
 use crate::device::{Arg, DeviceError, Launch, Ptr, Reading};
 use crate::rng::DrawKey;
 
@@ -327,12 +329,17 @@ impl LmHead for Cuda {
         embedding: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
+        rows: &[u32],
         choices: &[Choice],
         draws: &mut Draws,
     ) {
-        assert!(x.rows <= draws.room, "room for {} rows, and {} are drawn", draws.room, x.rows);
+        assert!(choices.len() <= draws.room, "room for {} draws, not {}", draws.room, choices.len());
+        // The kernels draw once after each row.
+        let each = rows.len() == x.rows && rows.iter().enumerate().all(|(i, &row)| i == row as usize);
+        let gathered = (!each).then(|| self.gather_rows(x, rows));
+        let x = gathered.as_ref().unwrap_or(x);
         sample(self, x, embedding, head, truncation, choices, &draws.latest);
-        let bytes = x.rows * size_of::<[u32; 2]>();
+        let bytes = choices.len() * size_of::<[u32; 2]>();
         draws.not_taken.push_back(match bytes {
             0 => Some(Reading::Done(Vec::new())),
             _ => self.attempt(|device| device.begin_read(draws.latest.ptr(), bytes)),

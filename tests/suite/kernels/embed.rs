@@ -75,7 +75,15 @@ fn tokens_just_drawn_are_embedded_as_known_ones() {
         for cols in [8, 264, 2056] {
             let (table, x) = (weight(&cuda, 1, VOCAB, cols), activation(&cuda, 2, 7, cols));
             let mut draws = cuda.draws(9);
-            cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy; 7], &mut draws);
+            cuda.lm_head_draw(
+                &x,
+                &table,
+                &HEAD,
+                &Truncation::default(),
+                &[0, 1, 2, 3, 4, 5, 6],
+                &[Choice::Greedy; 7],
+                &mut draws,
+            );
             let segments = Segments::separate(&[from.len()]);
             let runs = segments.all_queries();
             let step = Decode { draws: &draws, from: &from, segments: &segments, runs: &runs };
@@ -96,7 +104,7 @@ fn what_is_no_token_is_embedded_as_some_token() {
     for cuda in devices() {
         let (table, x) = (weight(&cuda, 1, VOCAB, 16), super::activation_of(&cuda, 1, 16, &[f32::NAN; 16]));
         let mut draws = cuda.draws(1);
-        cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[Choice::Greedy], &mut draws);
+        cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[0], &[Choice::Greedy], &mut draws);
         let segments = Segments::separate(&[1]);
         let runs = segments.all_queries();
         let step = Decode { draws: &draws, from: &[0], segments: &segments, runs: &runs };

@@ -222,6 +222,11 @@ fn streams_that_decode_together_have_the_bits_of_each_alone() {
         let last = list[list.len() - 1];
         list.push(s(last.start + last.len, len, prompt.position + prompt.len, Some(1 + i / 7)));
     }
+    // Two that parted late from each other, and one that did at once.
+    for prefix in [14, 14, 2] {
+        let (before, last) = (list[prefix], list[list.len() - 1]);
+        list.push(s(last.start + last.len, 4, before.position + before.len, Some(prefix)));
+    }
     let segments = Segments::new(list).expect("a valid table");
     let runs = |lens: &[usize]| {
         let mut row = 0;
@@ -230,7 +235,11 @@ fn streams_that_decode_together_have_the_bits_of_each_alone() {
             row += len;
             QueryRun { segment, first, len, row: row - len }
         };
-        let all: Vec<QueryRun> = (3..15).zip(lens).map(|(segment, &len)| run(segment, len)).collect();
+        let all: Vec<QueryRun> = (3..18)
+            .filter(|&segment| segment != 14)
+            .zip(lens)
+            .map(|(segment, &len)| run(segment, len))
+            .collect();
         all
     };
     for threads in [1, 3] {
@@ -239,7 +248,7 @@ fn streams_that_decode_together_have_the_bits_of_each_alone() {
             for window in [None, Some(1), Some(10), Some(40)] {
                 let spec = spec(heads, kv_heads, dim, None, window);
                 let (q, k, v, _) = inputs(segments.rows(), &spec);
-                for lens in [[1; 12], [1, 2, 1, 1, 3, 1, 1, 5, 1, 2, 1, 1]] {
+                for lens in [[1; 14], [1, 2, 1, 1, 3, 1, 1, 5, 1, 2, 1, 1, 2, 1]] {
                     let runs = runs(&lens);
                     let (o, lse) = pool.install(|| forward(&q, &k, &v, &segments, &runs, &spec));
                     for run in runs {

@@ -1,5 +1,6 @@
-use bon_engine::backend::cpu::Tensor;
-use bon_engine::backend::cpu::lm_head::{gumbel_noise, logprob_backward, logprob_forward, sample};
+use bon_engine::backend::cpu::lm_head::{gumbel_noise, logprob_backward, logprob_forward};
+use bon_engine::backend::cpu::{Cpu, Tensor};
+use bon_engine::backend::ops::*;
 use bon_engine::backend::{Choice, Compute, HeadSpec, Target, Truncation};
 use bon_engine::rng::DrawKey;
 
@@ -237,7 +238,8 @@ fn draws(rows: usize) -> Vec<Choice> {
 
 /// Tokens and log-probs of a sampling call, so that they can be compared by bits.
 fn sampled(case: &Case, truncation: &Truncation, choices: &[Choice]) -> Vec<Tensor> {
-    let out = sample(&case.x, &case.table, &case.head, truncation, choices, case.compute);
+    let out =
+        Cpu { compute: case.compute }.lm_head_sample(&case.x, &case.table, &case.head, truncation, choices);
     let tokens = out.iter().map(|s| f32::from_bits(s.token)).collect();
     let logprobs = out.iter().map(|s| s.logprob).collect();
     vec![Tensor::f32(1, out.len(), tokens), Tensor::f32(1, out.len(), logprobs)]
@@ -279,7 +281,7 @@ fn a_draw_is_the_argmax_over_the_noise_of_all_tokens() {
             let logits = randoms(2, V).into_iter().zip(0..).map(|(e, i)| e * scale + rising * i as f32);
             let table = Tensor::f32(V, 1, logits.collect());
             let head = HeadSpec { softcap: None, temperature };
-            let drawn = sample(&x, &table, &head, &Truncation::default(), &draws(20), Compute::F32);
+            let drawn = Cpu::F32.lm_head_sample(&x, &table, &head, &Truncation::default(), &draws(20));
             for (row, (drawn, choice)) in drawn.iter().zip(draws(20)).enumerate() {
                 let Choice::Draw(key) = choice else { panic!("a draw") };
                 let score = |v: usize| {
@@ -311,6 +313,24 @@ fn a_draw_does_not_depend_on_its_batch() {
                 assert_eq!(bits(alone)[0], bits(all)[row], "row {row}");
             }
         }
+    }
+}
+
+/// Several draws after a row are those after as many rows like it.
+#[test]
+fn draws_after_one_row_are_those_after_rows_like_it() {
+    let rows = [0, 0, 0, 2, 3, 3, 20, 20, 20, 20, 41];
+    for (compute, truncation) in BOTH.into_iter().flat_map(|c| TRUNCATIONS.map(|t| (c, t))) {
+        let case = Case::new(42, 8192 + 97, 20, CAPPED, true).computing(compute);
+        let mut choices = draws(rows.len());
+        choices[1] = Choice::Greedy;
+        let cpu = Cpu { compute };
+        let repeated = cpu.gather_rows(&case.x, &rows);
+        let want = cpu.lm_head_sample(&repeated, &case.table, &case.head, &truncation, &choices);
+        let mut room = cpu.draws(rows.len());
+        cpu.lm_head_draw(&case.x, &case.table, &case.head, &truncation, &rows, &choices, &mut room);
+        assert_eq!(cpu.take_draw(&mut room).unwrap(), want, "{truncation:?}");
+        assert!(want[0] != want[2], "noise of their own");
     }
 }
 

@@ -454,11 +454,12 @@ impl LmHead for Rounded {
         table: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
+        rows: &[u32],
         choices: &[Choice],
         draws: &mut Draws,
     ) {
         // What it draws is not asked of it.
-        Cpu::F32.lm_head_draw(x, table, head, truncation, choices, draws);
+        Cpu::F32.lm_head_draw(x, table, head, truncation, rows, choices, draws);
     }
 
     fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {

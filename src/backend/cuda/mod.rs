@@ -125,7 +125,7 @@ impl Tensor {
     }
 }
 
-/// See [`Backend::Draws`].
+/// See [`Platform::Draws`].
 pub struct Draws {
     /// The latest (token, bits of its log-prob) of each row. Each draw overwrites it, so that steps repeat to the address. Shared
     /// with the tables of the step that embeds the tokens.

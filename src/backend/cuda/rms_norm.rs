@@ -50,7 +50,7 @@ fn backward_rows(rows: usize) -> usize {
 }
 
 impl RmsNorm for Cuda {
-    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    /// Columns a multiple of 8, at most 8192.
     fn rms_norm_forward(&self, x: &Tensor, w: &Tensor, norm: NormSpec) -> Tensor {
         let threads = threads(x);
         assert_weight(w, x.cols);
@@ -63,7 +63,7 @@ impl RmsNorm for Cuda {
         y
     }
 
-    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    /// Columns a multiple of 8, at most 8192.
     fn add_norm_forward(
         &self,
         x: &Tensor,
@@ -91,7 +91,7 @@ impl RmsNorm for Cuda {
         (sum, normed)
     }
 
-    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    /// Columns a multiple of 8, at most 8192.
     fn add_norm_backward(
         &self,
         d_sum: Option<&Tensor>,
@@ -143,7 +143,7 @@ impl RmsNorm for Cuda {
         (dx, d_branch)
     }
 
-    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    /// Columns a multiple of 8, at most 8192.
     fn add_forward(&self, x: &Tensor, branch: &Tensor, post: &Tensor, spec: ResidualSpec) -> Tensor {
         let threads = threads(x);
         assert_like(branch, x);
@@ -157,7 +157,7 @@ impl RmsNorm for Cuda {
         sum
     }
 
-    /// Columns a multiple of 8, at most [`MAX_COLS`].
+    /// Columns a multiple of 8, at most 8192.
     fn add_backward(
         &self,
         d_sum: &Tensor,

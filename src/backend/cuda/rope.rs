@@ -112,7 +112,7 @@ fn rotate(cuda: &Cuda, x: &Tensor, tables: &Tables, rope: &RopeSpec, sign: f32) 
 }
 
 impl Rope for Cuda {
-    /// Head widths are multiples of 16 up to [`MAX_HEAD_DIM`], positions at
+    /// Head widths are multiples of 16 up to 512, positions at
     /// most 2^18.
     fn rope_forward(
         &self,
@@ -135,7 +135,7 @@ impl Rope for Cuda {
         y
     }
 
-    /// As [`forward`]. Every row belongs to a run.
+    /// As [`rope_forward`](Self::rope_forward). Every row belongs to a run.
     fn rope_append(
         &self,
         q: &Tensor,
@@ -186,7 +186,7 @@ impl Rope for Cuda {
         rotated
     }
 
-    /// As [`forward`].
+    /// As [`rope_forward`](Self::rope_forward).
     fn rope_backward(
         &self,
         dy: &Tensor,

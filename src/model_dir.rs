@@ -534,7 +534,7 @@ fn save_with<B: Backend>(
         };
         let specs: Vec<TensorSpec> = own.chain(others.iter().map(other)).collect();
         write_tensors(dir, &specs, MAX_SHARD_BYTES, |i| match tensors.get(i) {
-            Some(tensor) => backend.download(tensor).into(),
+            Some(tensor) => backend.bytes(tensor),
             None => match others[i - tensors.len()] {
                 (_, to, view) if to == view.dtype => view.bytes.into(),
                 (_, _, view) => convert(view, Some(dtype)).1,

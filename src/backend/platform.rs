@@ -1,5 +1,7 @@
 //! A device as ops see it: its name, its matrices, its memory and its pace.
 
+use std::borrow::Cow;
+
 use crate::checkpoint::Mapped;
 use crate::device::{DeviceError, host};
 
@@ -153,6 +155,10 @@ pub trait Platform: Send + Sync {
     fn upload(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Self::Tensor;
     /// Downloads row-major bytes in the tensor's own dtype.
     fn download(&self, x: &Self::Tensor) -> Vec<u8>;
+    /// The same bytes where they lie, if the host can read them there as they are; else downloaded.
+    fn bytes<'a>(&self, x: &'a Self::Tensor) -> Cow<'a, [u8]> {
+        self.download(x).into()
+    }
     /// Downloads as f32 whatever the dtype.
     fn to_f32(&self, x: &Self::Tensor) -> Vec<f32>;
 

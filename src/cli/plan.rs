@@ -25,8 +25,8 @@ use crate::verifier::VerifierConfig;
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
-On a GPU a plan is what the launchers ask for, counted; neither the GPU nor the weights are needed. On the CPU activations are \
-bounds. Examples:
+On a GPU a plan is what the launchers ask for, counted; neither the GPU nor the weights are needed. On the CPU it is the tensors that a \
+step holds at once, within 5 %. Examples:
 
   bon-engine plan config.toml --memory 24GB
   bon-engine plan config.toml --memory 24GB --published \"Gemma 3 4B\" --set lora.rank=16")]

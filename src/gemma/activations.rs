@@ -110,12 +110,12 @@ impl Kept {
     }
 
     /// Whether the attention block of layer `l` keeps.
-    pub(super) fn attention_of(&self, l: usize) -> bool {
+    pub(crate) fn attention_of(&self, l: usize) -> bool {
         l + self.attention >= self.layers
     }
 
     /// Whether the MLP of layer `l` keeps.
-    pub(super) fn mlp_of(&self, l: usize) -> bool {
+    pub(crate) fn mlp_of(&self, l: usize) -> bool {
         l + self.mlp >= self.layers
     }
 }
@@ -124,13 +124,16 @@ impl Kept {
 const ROUTE_BYTES: usize = 5 * 4;
 
 /// Bytes that the blocks of one layer keep for each token.
-struct BlockBytes {
-    attention: usize,
-    mlp: usize,
+pub(crate) struct BlockBytes {
+    /// Of the attention block.
+    pub(crate) attention: usize,
+    /// Of the MLP, and of what stands beside it and behind it.
+    pub(crate) mlp: usize,
 }
 
 impl BlockBytes {
-    fn new(config: &GemmaConfig, l: usize, activations: DType) -> Self {
+    /// Of layer `l`.
+    pub(crate) fn new(config: &GemmaConfig, l: usize, activations: DType) -> Self {
         let layer = &config.layers[l];
         let (d, LayerShape { heads, intermediate: f, .. }) = (config.hidden_size, layer.shape);
         let (q, own, p) = (layer.shape.q_width(), layer.kv_from.is_none(), config.per_layer_width);
@@ -160,7 +163,7 @@ impl BlockBytes {
 }
 
 /// Columns of the keys and values that several layers read.
-fn shared_width(config: &GemmaConfig) -> usize {
+pub(crate) fn shared_width(config: &GemmaConfig) -> usize {
     let read = (0..config.layers.len()).filter(|&l| config.is_read(l));
     read.map(|l| 2 * config.layers[l].shape.kv_width()).sum()
 }

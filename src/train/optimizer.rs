@@ -52,6 +52,11 @@ fn kept(spec: &ParamSpec, dtype: DType, config: &OptimizerSection) -> (MomentKin
     (moments, dtype == DType::Bf16 && (config.masters || !of_matrix))
 }
 
+/// Whether the moments of a parameter are codes.
+pub fn keeps_codes(spec: &ParamSpec, config: &OptimizerSection) -> bool {
+    kept(spec, DType::F32, config).0 == MomentKind::Blockwise
+}
+
 /// Whether the state of a parameter lies in the host's memory, on a device that has another.
 fn is_offloaded(spec: &ParamSpec, config: &OptimizerSection) -> bool {
     config.offload && matches!(spec.kind, ParamKind::Matrix | ParamKind::Stack(_))
@@ -66,7 +71,7 @@ fn gradient_dtype(spec: &ParamSpec, config: &OptimizerSection) -> DType {
 }
 
 /// Whether a parameter is trained: all are, unless there are adapters, and then those are, with the score head.
-fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
+pub fn is_trained(spec: &ParamSpec, adapters: bool) -> bool {
     !adapters || matches!(spec.kind, ParamKind::Adapter | ParamKind::Head)
 }
 
@@ -224,7 +229,7 @@ impl<B: Backend> Optimizer<B> {
         let mut arrays = Vec::new();
         for State { spec, moments, master, .. } in &self.states {
             let mut add = |kind: &str, array| arrays.push((format!("{kind}.{}", spec.name), array));
-            let matrix = |x| Array::new(Dtype::F32, spec.rows, spec.cols, move || backend.download(x));
+            let matrix = |x| Array::new(Dtype::F32, spec.rows, spec.cols, move || backend.bytes(x));
             match moments {
                 Moments::F32 { m, v } => {
                     add("m", matrix(m));
@@ -233,10 +238,10 @@ impl<B: Backend> Optimizer<B> {
                 Moments::Blockwise { m, v } => {
                     for (kind, x) in [("m", m), ("v", v)] {
                         let (codes, scales) = (&x.codes, &x.scales);
-                        let bytes = || backend.download_codes(codes);
+                        let bytes = || backend.download_codes(codes).into();
                         add(&format!("{kind}_codes"), Array::new(Dtype::U8, spec.rows, spec.cols, bytes));
                         let blocks = backend.shape(scales).1;
-                        let bytes = || backend.download(scales);
+                        let bytes = || backend.bytes(scales);
                         add(&format!("{kind}_scales"), Array::new(Dtype::F32, 1, blocks, bytes));
                     }
                 }

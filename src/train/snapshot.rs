@@ -501,12 +501,12 @@ fn op<T>(
 pub struct Array<'a> {
     dtype: Dtype,
     shape: [usize; 2],
-    bytes: Box<dyn Fn() -> Vec<u8> + 'a>,
+    bytes: Box<dyn Fn() -> Cow<'a, [u8]> + 'a>,
 }
 
 impl<'a> Array<'a> {
     /// A `[rows, cols]` matrix; `bytes` gives its elements, row-major and little-endian.
-    pub fn new(dtype: Dtype, rows: usize, cols: usize, bytes: impl Fn() -> Vec<u8> + 'a) -> Self {
+    pub fn new(dtype: Dtype, rows: usize, cols: usize, bytes: impl Fn() -> Cow<'a, [u8]> + 'a) -> Self {
         Self { dtype, shape: [rows, cols], bytes: Box::new(bytes) }
     }
 }
@@ -523,7 +523,7 @@ impl View for Array<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         let bytes = (self.bytes)();
         assert_eq!(bytes.len(), self.data_len(), "an array gave more or fewer bytes than its shape says");
-        bytes.into()
+        bytes
     }
 
     fn data_len(&self) -> usize {

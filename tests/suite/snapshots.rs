@@ -29,8 +29,8 @@ fn save(snapshots: &Snapshots, step: u64) {
                 Ok(write_arrays(
                     path,
                     [
-                        ("m.w".to_string(), Array::new(Dtype::F32, 2, 3, || little_endian(&m))),
-                        ("v.w".to_string(), Array::new(Dtype::F32, 1, 4, || little_endian(&v))),
+                        ("m.w".to_string(), Array::new(Dtype::F32, 2, 3, || little_endian(&m).into())),
+                        ("v.w".to_string(), Array::new(Dtype::F32, 1, 4, || little_endian(&v).into())),
                     ],
                 )?)
             },

@@ -181,8 +181,8 @@ const PRIVILEGES: [(&str, &[&str]); 17] = [
         ],
     ),
     ("signal_hook", &["src/train/interrupt.rs"]),
-    ("backend::cpu", &["src/cli/", "src/backend/cpu/", "src/plan.rs"]),
-    ("backend::cuda", &["src/cost/", "src/cli/", "src/plan.rs"]),
+    ("backend::cpu", &["src/cli/", "src/backend/cpu/", "src/plan/"]),
+    ("backend::cuda", &["src/cost/", "src/cli/", "src/plan/"]),
     ("ptxvm", &["src/device/vm.rs"]),
     ("cudarc", &["src/device/sys.rs"]),
 ];

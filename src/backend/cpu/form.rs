@@ -71,6 +71,11 @@ impl Form {
     }
 }
 
+/// Bytes of an operand's term as products with bf16 weights take it (f32 ones where `compute` says so).
+pub fn term_bytes(compute: Compute) -> usize {
+    Form::of_activations(compute).steps(2) * size_of::<f32>() / 2
+}
+
 /// What operands are made of.
 pub(super) trait Term: Copy {
     /// In [`Form::F32`].

@@ -15,7 +15,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::form::{Form, Rows, pack_weights, put, put_rows};
+use super::form::{Form, Rows, pack_weights, put, put_rows, term_bytes};
 use super::matmul::{Broadcast, PANEL, Panels, accumulate, products, tile};
 use super::simd::{Block, LANES, exp, ln, map, multiversion, sum, tanh};
 use super::sums::Sums;
@@ -42,6 +42,18 @@ const ROW_TILE: usize = 256;
 const PASS: usize = 2 * ROW_TILE;
 /// Rows per pass where truncation needs a row's whole vocabulary at once.
 const TRUNCATED_TILE: usize = 16;
+
+/// Bytes that the gradient of so many rows' log-probs takes beside its operands and results, with so many threads: what every
+/// chunk adds to dX, the rows as products take them, and a tile of each thread.
+pub fn gradient_bytes(rows: usize, d: usize, vocab: usize, compute: Compute, threads: usize) -> usize {
+    let (rows, chunks, padded) = (rows.min(PASS), vocab.div_ceil(CHUNK), d.next_multiple_of(LANES));
+    let term = term_bytes(compute);
+    let rounded = if term == size_of::<f32>() && compute == Compute::F32 { 0 } else { rows * d * term };
+    let tiles = rows.next_multiple_of(ROW_TILE);
+    let panels = rows * d.next_multiple_of(PANEL) * term;
+    let thread = BLOCK * (padded * term + rows * (size_of::<f32>() + term) + tiles * term);
+    chunks * rows * padded * size_of::<f32>() + rounded + panels + chunks.min(threads) * thread
+}
 
 /// The running log-sum-exp of a row.
 #[derive(Clone, Copy)]

@@ -19,6 +19,7 @@ pub mod simd;
 pub mod sums;
 mod tasks;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 
@@ -215,6 +216,11 @@ pub fn compute_on_this_thread() {
     tasks::stay_awake();
 }
 
+/// Threads that compute.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 /// The CPU as a device; the thread pool is rayon's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu {
@@ -297,7 +303,16 @@ impl Platform for Cpu {
         match &x.data {
             Data::F32(d) => bytemuck::cast_slice(d).to_vec(),
             Data::Bf16(d) => bytemuck::cast_slice(d).to_vec(),
-            Data::Packed(d) => bytemuck::cast_slice(&packed::unpacked(d, x.cols)).to_vec(),
+            Data::Packed(d) => packed::unpacked_bytes(d, x.cols),
+        }
+    }
+
+    fn bytes<'a>(&self, x: &'a Tensor) -> Cow<'a, [u8]> {
+        match (x.mapped(), &x.data) {
+            (Some(bytes), _) => bytes.into(),
+            (None, Data::F32(d)) => bytemuck::cast_slice(d).into(),
+            (None, Data::Bf16(d)) => bytemuck::cast_slice(d).into(),
+            (None, Data::Packed(_)) => self.download(x).into(),
         }
     }
 

@@ -41,6 +41,20 @@ pub fn unpacked(packed: &[bf16], cols: usize) -> Vec<bf16> {
     rows
 }
 
+/// The bytes of the row-major elements.
+pub fn unpacked_bytes(packed: &[bf16], cols: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = zeroed(size_of_val(packed));
+    let panels = packed.par_chunks_exact(LANES * cols);
+    bytes.par_chunks_exact_mut(LANES * cols * size_of::<bf16>()).zip(panels).for_each_init(
+        || vec![bf16::ZERO; LANES * cols],
+        |rows, (bytes, panel)| {
+            unpack_panels(panel, cols, rows);
+            bytes.copy_from_slice(bytemuck::cast_slice(rows));
+        },
+    );
+    bytes
+}
+
 /// Rows that need not begin or end at panels, as a row-major matrix.
 pub(super) fn unpacked_rows(packed: &[bf16], cols: usize, rows: Range<usize>) -> Tensor {
     let mut data = vec![bf16::ZERO; rows.len() * cols];

@@ -2,10 +2,14 @@
 //!
 //! On a GPU the run itself tells: the model, the optimizer, a batch of sampling and a training step are put through the
 //! launchers on a device that has memory and nothing else ([`Dry`]). So a plan is no estimate of what they ask for, whatever
-//! they come to ask for. On the CPU, whose ops use the host's memory, a plan is what tensors are held all the time, and the bounds by
-//! which sampling and training keep within what is free.
+//! they come to ask for. On the CPU, whose ops use the host's memory, a plan is what tensors are held all the time, and the lives of those
+//! of a batch and a step, as `cpu.rs` beside this knows them.
+
+mod cpu;
 
 use std::fmt::{self, Write as _};
+
+use self::cpu::OnCpu;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
@@ -19,10 +23,11 @@ use crate::gemma::config::GemmaConfig;
 use crate::gemma::lora::{begin, full_plan};
 use crate::gemma::params::{self, Frozen, ParamSpec, Params};
 use crate::generate::{self, GenerateError, Prompt, Sampling, fitting, generate, streams_at_once, within};
-use crate::model_dir::Placement;
+use crate::model_dir::{ComputeChoice, Placement};
 use crate::reward::{self, RewardError};
+use crate::segments::Layout;
 use crate::train::config::{MomentKind, TrainConfig};
-use crate::train::optimizer::{Optimizer, StateBytes, state_bytes};
+use crate::train::optimizer::{Optimizer, StateBytes, is_trained, keeps_codes, state_bytes};
 use crate::train::policy::{Continued, Forward};
 
 /// What a GPU's driver takes for a process with these kernels, in bytes. Assumed, because no driver tells it before.
@@ -550,9 +555,13 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
     let (train, lora) = (run.purpose == Purpose::Train, config.lora.is_some());
     let state = train.then(|| state_bytes(&specs.tensors(), lora, run.dtype, &config.optimizer));
     let adapters = lora.then(|| adapter_bytes(&specs, DType::F32));
-    let held = held_lines(run, |dtype| dtype, adapters, state);
+    let mut held = held_lines(run, |dtype| dtype, adapters, state);
+    let tokenizers = 1 + run.reward_models.len();
+    let tokenizer = (tokenizers * model.vocab_size * cpu::TOKENIZER) as u64;
+    held.push(Line { what: "the tokenizer".into(), bytes: tokenizer });
     let held_bytes: u64 = held.iter().map(|line| line.bytes).sum();
     let new = config.generate.max_new_tokens;
+    let counted = OnCpu::new(model, run.dtype, config.model.precision().compute);
     let mut phases = Vec::new();
     for (prompts, streams, what) in samplings(run) {
         let cost =
@@ -566,22 +575,28 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
             }
             _ => streams,
         };
-        let bytes = prompts[..together].iter().map(|prompt| cost(at_once)(prompt) as u64).sum();
+        let truncated = !config.generate.truncation().is_none();
+        let tokens = shared_rows(run.prompts, together);
+        let bytes = counted.sampling(tokens, together * at_once, new, truncated);
         phases.push(sampling_line(what, together, at_once, bytes));
-        let tokens: usize = prompts[..together].iter().map(|prompt| prompt.len() + streams * new).sum();
-        let cost = |(judge, _): &(GemmaConfig, DType)| {
+        let tokens = tokens + together * streams * new;
+        let cost = |(judge, dtype): &(GemmaConfig, DType)| {
             let most = Cpu::F32.generation_bytes() / reward::bytes(judge, DType::F32, 1).max(1);
-            reward::bytes(judge, DType::F32, tokens.min(most)) as u64
+            OnCpu::new(judge, *dtype, ComputeChoice::Auto).scoring(tokens.min(most))
         };
         phases.extend(run.reward_models.iter().map(cost).max().map(scoring_line));
     }
     if train {
-        let prompts: usize = run.prompts.iter().take(micro_batch(config)).map(Vec::len).sum();
         let groups = micro_batch(config).min(run.prompts.len());
-        let tokens = prompts + groups * responses(config) * new;
+        let prompts = shared_rows(run.prompts, groups);
+        let count = groups * responses(config);
         let size = match trains_verifier(run) {
-            true => reward::step_size(tokens, groups * responses(config)),
-            false => StepSize { tokens, predicting: groups * responses(config) * new },
+            true => reward::step_size(prompts + count * new, count),
+            // Nothing is predicted from a response's last token, and the first of each from its prompt's last.
+            false => StepSize {
+                tokens: prompts + count * new.saturating_sub(1),
+                predicting: groups + count * new.saturating_sub(1),
+            },
         };
         let free = memory.saturating_sub(held_bytes) / 2;
         let kept = match config.train.recompute {
@@ -589,14 +604,32 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
             Recompute::None => Kept::all(model),
             Recompute::All => Kept::none(model),
         };
-        let logits = if kept.logits { size.logits_bytes(model) } else { 0 };
-        let kept_bytes = (kept.bytes_per_token(model, DType::F32) * tokens) as u64;
-        phases.push(training_line(run, &kept, size.least_bytes(model, DType::F32) + kept_bytes + logits));
+        phases.push(training_line(run, &kept, counted.training(&size, &kept)));
+        // Weights of products lie in panels, which files do not, and codes are copied.
+        let codes = |spec: &ParamSpec| keeps_codes(spec, &config.optimizer);
+        let copied = |spec: &&ParamSpec| {
+            let weights =
+                if run.dtype == DType::Bf16 { DType::Bf16.bytes() } else { usize::from(codes(spec)) };
+            (spec.rows * spec.cols * weights) as u64
+        };
+        let largest =
+            specs.tensors().into_iter().filter(|spec| is_trained(spec, lora)).map(|spec| copied(&spec)).max();
+        phases.push(Line { what: "to write a checkpoint".into(), bytes: largest.unwrap_or(0) });
     }
+    phases.retain(|line| line.bytes > 0);
     let (host, host_memory, bus) = (Vec::new(), None, None);
     let mut plan = Plan { held, phases, memory, host, host_memory, bus, fits: true, remedies: Vec::new() };
     plan.fits = plan.peak() <= memory;
     plan
+}
+
+/// The most rows of so many prompts in one batch, which has once what they all begin with: those of the longest, if they have no more in
+/// common than all prompts.
+fn shared_rows(prompts: &[Vec<u32>], together: usize) -> usize {
+    let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let tokens = |prompts: &[&[u32]]| prompts.iter().map(|ids| ids.len()).sum::<usize>();
+    let shared = (tokens(&all) - Layout::of_prompts(&all).0.ids().len()) / (all.len() - 1).max(1);
+    tokens(&all[..together]) - shared * together.saturating_sub(1)
 }
 
 /// A setting that saves memory, if it is not made already: applies it, and says how it is set.

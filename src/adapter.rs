@@ -397,7 +397,7 @@ impl AdapterFile {
             }));
         }
         let unknown = self.tensors.names().filter(|name| !known.contains(*name));
-        problems.extend(unknown.map(|name| format!("{name}: no linear map of attention or MLP in this model, and the engine has adapters on no other")));
+        problems.extend(unknown.map(|name| format!("{name}: the model has no such linear map")));
         if problems.is_empty() && tied.is_empty() && adapters.iter().flatten().all(Option::is_none) {
             problems.push("it holds no matrices".into());
         }

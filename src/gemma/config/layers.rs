@@ -91,7 +91,9 @@ fn share_kv(json: &Fields, layers: &mut [LayerSpec]) -> Result<(), ConfigError> 
         let number = first + i;
         let kind = if layer.window.is_some() { LOCAL } else { GLOBAL };
         let Some(from) = own.iter().rposition(|other| other.window == layer.window) else {
-            return Err(json.bad(field, format!("{count}: layer {number} would read the keys of an earlier layer with {kind}, and there is none")));
+            let problem =
+                format!("{count}: layer {number} has no earlier one with {kind} whose keys it could read");
+            return Err(json.bad(field, problem));
         };
         let widths = |shape: LayerShape| (shape.kv_heads, shape.head_dim);
         if widths(own[from].shape) != widths(layer.shape) {

@@ -59,7 +59,7 @@ fn heads(c: &mut Criterion) {
     group.sample_size(10);
     const V: usize = 262_144;
     const D: usize = 640;
-    let table = to_bf16(&random(V, D, 1));
+    let embedding = to_bf16(&random(V, D, 1));
     let head = HeadSpec { softcap: None, temperature: 1.0 };
     let shapes = [1, 8, 64, 256].into_iter().flat_map(|rows| [(rows, Compute::F32), (rows, Compute::Bf16)]);
     for (rows, compute) in shapes {
@@ -71,7 +71,9 @@ fn heads(c: &mut Criterion) {
             .collect();
         let shape = format!("R{rows} in {compute:?}");
         group.bench_function(format!("sample {shape}"), |b| {
-            b.iter(|| Cpu { compute }.lm_head_sample(&x, &table, &head, &Truncation::default(), &choices));
+            b.iter(|| {
+                Cpu { compute }.lm_head_sample(&x, &embedding, &head, &Truncation::default(), &choices)
+            });
         });
         if rows < 64 {
             continue;
@@ -79,25 +81,25 @@ fn heads(c: &mut Criterion) {
         let targets: Vec<Target> =
             (0..rows as u32).map(|row| Target { row, token: row * 997 % V as u32 }).collect();
         group.bench_function(format!("logprob_forward {shape}"), |b| {
-            b.iter(|| lm_head::logprob_forward(&x, &table, &head, &targets, false, compute));
+            b.iter(|| lm_head::logprob_forward(&x, &embedding, &head, &targets, false, compute));
         });
         let weights = vec![0.1; rows];
-        let mut dtable = Tensor::f32(V, D, vec![0.0; V * D]);
+        let mut d_embedding = Tensor::f32(V, D, vec![0.0; V * D]);
         // As training does it: the gradient with logits that are computed again, or that were kept.
         for keep in [false, true] {
             let kept = if keep { ", logits kept" } else { "" };
             group.bench_function(format!("logprob_forward and backward {shape}{kept}"), |b| {
                 b.iter(|| {
-                    let (_, trace) = lm_head::logprob_forward(&x, &table, &head, &targets, keep, compute);
-                    let (table, targets, weights) = (&table, &targets, &weights);
+                    let (_, trace) = lm_head::logprob_forward(&x, &embedding, &head, &targets, keep, compute);
+                    let (embedding, targets, weights) = (&embedding, &targets, &weights);
                     lm_head::logprob_backward(
                         &x,
-                        table,
+                        embedding,
                         &head,
                         &trace,
                         targets,
                         weights,
-                        &mut dtable,
+                        &mut d_embedding,
                         compute,
                     )
                 });

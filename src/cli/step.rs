@@ -188,8 +188,8 @@ fn head(model: &Model, chip: &Chip) -> Result<Vec<Counted>, FiguresError> {
         let dtype = cuda.activation_dtype();
         (cuda.zeros(dtype, STREAMS, hidden_size), cuda.zeros(dtype, vocab_size, hidden_size))
     };
-    count(&format!("the LM head of {}", model.name), chip, prepare, |cuda, (x, table)| {
-        drop(cuda.lm_head_sample(&x, &table, &spec, &Truncation::default(), &choices));
+    count(&format!("the LM head of {}", model.name), chip, prepare, |cuda, (x, embedding)| {
+        drop(cuda.lm_head_sample(&x, &embedding, &spec, &Truncation::default(), &choices));
     })
 }
 

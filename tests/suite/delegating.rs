@@ -134,8 +134,8 @@ impl Batches for Delegating {
 
 impl Embed for Delegating {
     to_cpu! {
-        fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor;
-        fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor);
+        fn embed_forward(&self, embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor;
+        fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor);
     }
 }
 
@@ -268,12 +268,12 @@ impl LmHead for Delegating {
     fn lm_head_logprob_forward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        let (mut logprobs, trace) = Cpu::F32.lm_head_logprob_forward(x, table, head, targets, keep);
+        let (mut logprobs, trace) = Cpu::F32.lm_head_logprob_forward(x, embedding, head, targets, keep);
         for (i, logprob) in logprobs.iter_mut().enumerate() {
             *logprob += self.shift[usize::from(i % 3 != 0)];
         }
@@ -282,13 +282,13 @@ impl LmHead for Delegating {
 
     to_cpu! {
         fn lm_head_draw(
-            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, truncation: &Truncation, rows: &[u32],
+            &self, x: &Tensor, embedding: &Tensor, head: &HeadSpec, truncation: &Truncation, rows: &[u32],
             choices: &[Choice], draws: &mut Draws,
         );
         fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError>;
         fn lm_head_logprob_backward(
-            &self, x: &Tensor, table: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
-            weights: &[f32], dtable: &mut Tensor,
+            &self, x: &Tensor, embedding: &Tensor, head: &HeadSpec, trace: &HeadTrace<Tensor>, targets: &[Target],
+            weights: &[f32], d_embedding: &mut Tensor,
         ) -> Tensor;
     }
 }

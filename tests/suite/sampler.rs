@@ -51,12 +51,12 @@ fn assert_drawn_from(what: &str, counts: &[u64], probabilities: &[f64]) {
 }
 
 /// softmax(cap(logits) / T) of one row, in f64.
-fn softmax(x: &Tensor, table: &Tensor, head: &HeadSpec) -> Vec<f64> {
+fn softmax(x: &Tensor, embedding: &Tensor, head: &HeadSpec) -> Vec<f64> {
     let dot = |e: &[f32]| e.iter().zip(x.as_f32()).map(|(&e, &x)| f64::from(e) * f64::from(x)).sum::<f64>();
     let cap = |l: f64| head.softcap.map_or(l, |c| f64::from(c) * (l / f64::from(c)).tanh());
-    let weights: Vec<f64> = table
+    let weights: Vec<f64> = embedding
         .as_f32()
-        .chunks(table.cols)
+        .chunks(embedding.cols)
         .map(|e| (cap(dot(e)) / f64::from(head.temperature)).exp())
         .collect();
     let total: f64 = weights.iter().sum();
@@ -85,14 +85,14 @@ fn truncated(p: &[f64], truncation: &Truncation) -> Vec<f64> {
 /// Draws once per key from one row's distribution.
 fn draw(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
     keys: impl Iterator<Item = DrawKey>,
 ) -> Vec<usize> {
     let choices: Vec<Choice> = keys.map(Choice::Draw).collect();
     let mut draws = Cpu::F32.draws(choices.len());
-    Cpu::F32.lm_head_draw(x, table, head, truncation, &vec![0; choices.len()], &choices, &mut draws);
+    Cpu::F32.lm_head_draw(x, embedding, head, truncation, &vec![0; choices.len()], &choices, &mut draws);
     Cpu::F32.take_draw(&mut draws).unwrap().into_iter().map(|s| s.token as usize).collect()
 }
 
@@ -112,22 +112,22 @@ fn keys(n: u32, seed: u64, step: u64) -> impl Iterator<Item = DrawKey> {
 fn draws_follow_the_distribution_at_every_temperature() {
     for (vocab, softcap) in [(2, None), (23, None), (23, Some(2.0)), (131, None)] {
         let x = Tensor::f32(1, 8, random(1, 1, 8).as_f32().iter().map(|x| 3.0 * x).collect());
-        let table = random(2, vocab, 8);
+        let embedding = random(2, vocab, 8);
         for temperature in [0.5, 1.0, 1.7] {
             let head = HeadSpec { softcap, temperature };
-            let drawn = draw(&x, &table, &head, &NONE, keys(60_000, 1, 0));
+            let drawn = draw(&x, &embedding, &head, &NONE, keys(60_000, 1, 0));
             let what = format!("{vocab} tokens at temperature {temperature}");
-            assert_drawn_from(&what, &counts(drawn.into_iter(), vocab), &softmax(&x, &table, &head));
+            assert_drawn_from(&what, &counts(drawn.into_iter(), vocab), &softmax(&x, &embedding, &head));
         }
     }
 }
 
 #[test]
 fn truncated_draws_follow_what_is_left_of_the_distribution() {
-    let (x, table) = (random(1, 1, 8), random(2, 40, 8));
+    let (x, embedding) = (random(1, 1, 8), random(2, 40, 8));
     for temperature in [0.5, 1.0, 1.7] {
         let head = HeadSpec { softcap: None, temperature };
-        let whole = softmax(&x, &table, &head);
+        let whole = softmax(&x, &embedding, &head);
         let mut kept = Vec::new();
         for truncation in [
             Truncation { top_k: 1, ..NONE },
@@ -143,7 +143,7 @@ fn truncated_draws_follow_what_is_left_of_the_distribution() {
         ] {
             let left = truncated(&whole, &truncation);
             kept.push(left.iter().filter(|&&p| p > 0.0).count());
-            let drawn = draw(&x, &table, &head, &truncation, keys(20_000, 2, 0));
+            let drawn = draw(&x, &embedding, &head, &truncation, keys(20_000, 2, 0));
             let what = format!("{truncation:?} at temperature {temperature}");
             assert_drawn_from(&what, &counts(drawn.into_iter(), 40), &left);
         }
@@ -157,12 +157,12 @@ fn truncated_draws_follow_what_is_left_of_the_distribution() {
 fn an_exact_sum_is_enough_for_top_p() {
     let x = Tensor::f32(1, 1, vec![1.0]);
     // Two halves, whose sum no rounding touches, among tokens that even f64 gives no probability.
-    let table = Tensor::f32(5, 1, vec![-1e4, 0.5, -1e4, 0.5, -1e4]);
+    let embedding = Tensor::f32(5, 1, vec![-1e4, 0.5, -1e4, 0.5, -1e4]);
     for temperature in [0.5, 1.0, 1.7] {
         let head = HeadSpec { softcap: None, temperature };
         for (top_p, kept) in [(0.499_999, &[1][..]), (0.5, &[1]), (0.500_001, &[1, 3]), (1.0, &[1, 3])] {
             let truncation = Truncation { top_p, ..NONE };
-            let drawn = draw(&x, &table, &head, &truncation, keys(500, 3, 0));
+            let drawn = draw(&x, &embedding, &head, &truncation, keys(500, 3, 0));
             let found = counts(drawn.into_iter(), 5);
             let found: Vec<usize> = (0..5).filter(|&v| found[v] > 0).collect();
             assert_eq!(found, kept, "top_p = {top_p} at temperature {temperature}");
@@ -173,11 +173,11 @@ fn an_exact_sum_is_enough_for_top_p() {
 /// Draws under keys that differ in one field alone are independent: the joint distribution of the two is the product.
 #[test]
 fn neighbouring_keys_draw_independently() {
-    let (x, table) = (random(3, 1, 8), random(4, 6, 8));
+    let (x, embedding) = (random(3, 1, 8), random(4, 6, 8));
     let head = HeadSpec { softcap: None, temperature: 1.0 };
-    let p = softmax(&x, &table, &head);
+    let p = softmax(&x, &embedding, &head);
     let product: Vec<f64> = p.iter().flat_map(|a| p.iter().map(move |b| a * b)).collect();
-    let all = |keys: Vec<DrawKey>| draw(&x, &table, &head, &NONE, keys.into_iter());
+    let all = |keys: Vec<DrawKey>| draw(&x, &embedding, &head, &NONE, keys.into_iter());
     let first: Vec<DrawKey> = keys(30_000, 1, 0).collect();
     let with = |f: &dyn Fn(DrawKey) -> DrawKey| -> Vec<DrawKey> { first.iter().map(|&k| f(k)).collect() };
     // Prompts, streams and positions of `first` are bounded; these steps lead out of it.

@@ -32,16 +32,16 @@ multiversion! {
     }
 }
 
-/// x\[t\] = scale * table\[ids\[t\]\]: `[T, D]` f32 from an f32 or bf16 table `[V, D]`.
-pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
-    let cols = table.cols;
+/// x\[t\] = scale * embedding\[ids\[t\]\]: `[T, D]` f32 from an f32 or bf16 embedding `[V, D]`.
+pub fn forward(embedding: &Tensor, ids: &[u32], scale: f32) -> Tensor {
+    let cols = embedding.cols;
     let mut out = vec![0.0; ids.len() * cols];
-    if let Some(bytes) = table.mapped() {
-        let size = table.dtype().bytes();
+    if let Some(bytes) = embedding.mapped() {
+        let size = embedding.dtype().bytes();
         for_row_blocks(&mut out, cols, |first, block| {
             for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
                 let row = &bytes[id as usize * cols * size..(id as usize + 1) * cols * size];
-                match table.dtype() {
+                match embedding.dtype() {
                     DType::F32 => scale_f32(&bytemuck::pod_collect_to_vec::<u8, f32>(row), scale, out),
                     DType::Bf16 => scale_bf16(&bytemuck::pod_collect_to_vec::<u8, bf16>(row), scale, out),
                 }
@@ -53,7 +53,7 @@ pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
         let mut unpacked = Vec::new();
         for (&id, out) in ids[first..].iter().zip(block.chunks_exact_mut(cols)) {
             let row = id as usize * cols..(id as usize + 1) * cols;
-            match table.data() {
+            match embedding.data() {
                 Data::F32(t) => scale_f32(&t[row], scale, out),
                 Data::Bf16(t) => scale_bf16(&t[row], scale, out),
                 Data::Packed(t) => {
@@ -67,20 +67,20 @@ pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Tensor {
     Tensor::f32(ids.len(), cols, out)
 }
 
-/// dtable\[ids\[t\]\] += scale * dx\[t\], the tokens of one id in order.
-pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
-    /// Rows of the table per task.
+/// d_embedding\[ids\[t\]\] += scale * dx\[t\], the tokens of one id in order.
+pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, d_embedding: &mut Tensor) {
+    /// Rows of the embedding per task.
     const ROWS: usize = 256;
-    if dtable.rows == 0 {
+    if d_embedding.rows == 0 {
         return;
     }
-    assert_eq!((dx.rows, dx.cols), (ids.len(), dtable.cols));
-    assert!(ids.iter().all(|&id| (id as usize) < dtable.rows));
-    let cols = dtable.cols;
+    assert_eq!((dx.rows, dx.cols), (ids.len(), d_embedding.cols));
+    assert!(ids.iter().all(|&id| (id as usize) < d_embedding.rows));
+    let cols = d_embedding.cols;
     let dx = dx.as_f32();
     let mut tokens: Vec<(u32, usize)> = ids.iter().copied().zip(0..).collect();
     tokens.sort_unstable(); // by id, then in order
-    Sums::of(dtable).chunks(ROWS * cols).into_par_iter().enumerate().for_each(|(i, rows)| {
+    Sums::of(d_embedding).chunks(ROWS * cols).into_par_iter().enumerate().for_each(|(i, rows)| {
         let from = tokens.partition_point(|&(id, _)| (id as usize) < i * ROWS);
         let to = tokens.partition_point(|&(id, _)| (id as usize) < (i + 1) * ROWS);
         let mut rows: Vec<Sums> = if from < to { rows.chunks(cols) } else { Vec::new() };
@@ -95,11 +95,11 @@ pub fn backward(dx: &Tensor, ids: &[u32], scale: f32, dtable: &mut Tensor) {
 }
 
 impl Embed for Cpu {
-    fn embed_forward(&self, table: &Tensor, tables: &Tables, scale: f32) -> Tensor {
-        forward(table, &tables.ids, scale)
+    fn embed_forward(&self, embedding: &Tensor, tables: &Tables, scale: f32) -> Tensor {
+        forward(embedding, &tables.ids, scale)
     }
 
-    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, dtable: &mut Tensor) {
-        backward(dx, &tables.ids, scale, dtable);
+    fn embed_backward(&self, dx: &Tensor, tables: &Tables, scale: f32, d_embedding: &mut Tensor) {
+        backward(dx, &tables.ids, scale, d_embedding);
     }
 }

@@ -29,15 +29,15 @@ use crate::rng::{DrawKey, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, philox_next_key, ph
 const CHUNK: usize = 8192;
 /// Tokens per logit tile, a multiple of [`DRAWS`].
 const BLOCK: usize = 96;
-/// Rows per logit tile: so many share a packing of the table's block.
+/// Rows per logit tile: so many share a packing of the embedding's block.
 const ROWS: usize = 192;
 /// Counters of Philox side by side.
 const COUNTERS: usize = 8;
 /// Tokens of so many counters, which make 4 draws each.
 const DRAWS: usize = 4 * COUNTERS;
-/// Rows that a chain of the table's gradient adds up.
+/// Rows that a chain of the embedding's gradient adds up.
 const ROW_TILE: usize = 256;
-/// Rows per pass of the gradient, whole tiles: share a packing of the table, and a block of its gradient in cache; bounds the
+/// Rows per pass of the gradient, whole tiles: share a packing of the embedding, and a block of its gradient in cache; bounds the
 /// partial dX that every chunk keeps.
 const PASS: usize = 2 * ROW_TILE;
 /// Rows per pass where truncation needs a row's whole vocabulary at once.
@@ -298,7 +298,7 @@ fn blocks(chunk: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
 /// Finished logits come in whole vectors: those beyond the tokens are -inf.
 fn for_each_row(
     chunk: usize,
-    table: &Tensor,
+    embedding: &Tensor,
     rows: usize,
     x: &Rows,
     head: &HeadSpec,
@@ -307,12 +307,12 @@ fn for_each_row(
     let mut packed = Vec::new();
     let mut raw = vec![0.0; ROWS.min(rows) * BLOCK];
     let mut finished = [0.0; BLOCK];
-    for tokens in blocks(chunk, table.rows) {
+    for tokens in blocks(chunk, embedding.rows) {
         let as_they_are =
             head.softcap.is_none() && head.temperature == 1.0 && tokens.len().is_multiple_of(LANES);
         for first in (0..rows).step_by(ROWS) {
             let m = ROWS.min(rows - first);
-            products(m, x, first, table, tokens.clone(), &mut packed, &mut raw, BLOCK);
+            products(m, x, first, embedding, tokens.clone(), &mut packed, &mut raw, BLOCK);
             for (row, raw) in (first..).zip(raw.chunks_exact(BLOCK).take(m)) {
                 let raw = &raw[..tokens.len()];
                 if as_they_are {
@@ -336,8 +336,8 @@ fn in_block(tokens: &Range<usize>, rows: usize, row: usize) -> usize {
     tokens.start * rows + row * tokens.len()
 }
 
-fn chunks(table: &Tensor) -> usize {
-    table.rows.div_ceil(CHUNK)
+fn chunks(embedding: &Tensor) -> usize {
+    embedding.rows.div_ceil(CHUNK)
 }
 
 /// The log-sum-exp of every row, from those of its chunks in order.
@@ -362,27 +362,27 @@ fn of_rows<'a>(count: usize, rows: &[u32], choices: &'a [Choice]) -> Vec<&'a [Ch
 /// What [`LmHead::lm_head_draw`] draws.
 fn sample(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
     choices: &[&[Choice]],
     compute: Compute,
 ) -> Vec<Sampled> {
-    let form = Form::with_weights(compute, &[table]);
+    let form = Form::with_weights(compute, &[embedding]);
     if !truncation.is_none() {
         let tiles = x.as_f32().chunks(TRUNCATED_TILE * x.cols).zip(choices.chunks(TRUNCATED_TILE));
         return tiles
             .flat_map(|(tile, choices)| {
-                sample_truncated(&Rows::new(form, tile, x.cols), table, head, truncation, choices)
+                sample_truncated(&Rows::new(form, tile, x.cols), embedding, head, truncation, choices)
             })
             .collect();
     }
     let rows = Rows::new(form, x.as_f32(), x.cols);
-    let parts: Vec<(Vec<Lse>, Vec<Vec<Best>>)> = mapped(chunks(table), |chunk| {
+    let parts: Vec<(Vec<Lse>, Vec<Vec<Best>>)> = mapped(chunks(embedding), |chunk| {
         let mut lse = vec![Lse::EMPTY; x.rows];
         let mut best: Vec<Vec<Best>> = choices.iter().map(|of_row| vec![Best::NONE; of_row.len()]).collect();
         let mut terms = [0.0; BLOCK];
-        for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, _, logits| {
+        for_each_row(chunk, embedding, x.rows, &rows, head, |tokens, row, _, logits| {
             let terms = &mut terms[..logits.len()];
             update_lse(logits, terms, &mut lse[row]);
             for (choice, best) in choices[row].iter().zip(&mut best[row]) {
@@ -407,18 +407,18 @@ fn sample(
 /// Truncation ranks a row's whole vocabulary, so here logits exist for up to 16 rows.
 fn sample_truncated(
     x: &Rows,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     truncation: &Truncation,
     choices: &[&[Choice]],
 ) -> Vec<Sampled> {
-    let (rows, vocab) = (choices.len(), table.rows);
+    let (rows, vocab) = (choices.len(), embedding.rows);
     let mut logits = zeroed(rows * vocab);
     let out = Out::new(&mut logits);
-    let parts: Vec<Vec<Lse>> = mapped(chunks(table), |chunk| {
+    let parts: Vec<Vec<Lse>> = mapped(chunks(embedding), |chunk| {
         let mut lse = vec![Lse::EMPTY; rows];
         let mut terms = [0.0; BLOCK];
-        for_each_row(chunk, table, rows, x, head, |tokens, row, _, logits| {
+        for_each_row(chunk, embedding, rows, x, head, |tokens, row, _, logits| {
             update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
             // SAFETY: this task alone owns the columns of its chunk.
             let to = unsafe { out.slice(row * vocab + tokens.start, tokens.len()) };
@@ -488,22 +488,22 @@ fn keep(logits: &[f32], lse: f32, truncation: &Truncation) -> Vec<u32> {
 /// See [`LmHead::lm_head_logprob_forward`].
 pub fn logprob_forward(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     targets: &[Target],
     keep: bool,
     compute: Compute,
 ) -> (Vec<f32>, HeadTrace<Tensor>) {
-    let vocab = table.rows;
-    let rows = Rows::new(Form::with_weights(compute, &[table]), x.as_f32(), x.cols);
+    let vocab = embedding.rows;
+    let rows = Rows::new(Form::with_weights(compute, &[embedding]), x.as_f32(), x.cols);
     let by_row = by_row(targets, x.rows);
     let mut logits = zeroed(if keep { x.rows * vocab } else { 0 });
     let kept = Out::new(&mut logits);
-    let parts: Vec<_> = mapped(chunks(table), |chunk| {
+    let parts: Vec<_> = mapped(chunks(embedding), |chunk| {
         let mut lse = vec![Lse::EMPTY; x.rows];
         let mut terms = [0.0; BLOCK];
         let mut found = Vec::new();
-        for_each_row(chunk, table, x.rows, &rows, head, |tokens, row, raw, logits| {
+        for_each_row(chunk, embedding, x.rows, &rows, head, |tokens, row, raw, logits| {
             update_lse(logits, &mut terms[..logits.len()], &mut lse[row]);
             if keep {
                 // SAFETY: this task alone owns the blocks of its chunk.
@@ -541,20 +541,21 @@ fn by_row(targets: &[Target], rows: usize) -> Vec<Vec<u32>> {
 #[allow(clippy::too_many_arguments, reason = "the signature of Backend::lm_head_logprob_backward")]
 pub fn logprob_backward(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     trace: &HeadTrace<Tensor>,
     targets: &[Target],
     weights: &[f32],
-    dtable: &mut Tensor,
+    d_embedding: &mut Tensor,
     compute: Compute,
 ) -> Tensor {
     let d = x.cols;
     let mut dx = vec![0.0; x.rows * d];
     for (pass, dx) in dx.chunks_mut(PASS * d).enumerate() {
         let rows = pass * PASS..pass * PASS + dx.len() / d;
-        let pass = Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, table, head, trace, compute };
-        pass.backward(targets, weights, dtable, dx);
+        let pass =
+            Pass { x: &x.as_f32()[rows.start * d..rows.end * d], rows, embedding, head, trace, compute };
+        pass.backward(targets, weights, d_embedding, dx);
     }
     Tensor::f32(x.rows, d, dx)
 }
@@ -564,7 +565,7 @@ struct Pass<'a> {
     rows: Range<usize>,
     /// These rows.
     x: &'a [f32],
-    table: &'a Tensor,
+    embedding: &'a Tensor,
     head: &'a HeadSpec,
     trace: &'a HeadTrace<Tensor>,
     compute: Compute,
@@ -573,10 +574,10 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// dX and dW: dlogits = (total_r softmax_r - sum of w_i onehot_i) * d cap / T, then
     /// dX = dlogits W (summed over chunks in order) and dW += dlogits^T X.
-    fn backward(&self, targets: &[Target], weights: &[f32], dtable: &mut Tensor, dx: &mut [f32]) {
-        let (table, d, rows) = (self.table, self.table.cols, self.rows.len());
+    fn backward(&self, targets: &[Target], weights: &[f32], d_embedding: &mut Tensor, dx: &mut [f32]) {
+        let (embedding, d, rows) = (self.embedding, self.embedding.cols, self.rows.len());
         let padded = d.next_multiple_of(LANES);
-        let with_weights = Form::with_weights(self.compute, &[table]);
+        let with_weights = Form::with_weights(self.compute, &[embedding]);
         let of_activations = Form::of_activations(self.compute);
         let x = Rows::new(with_weights, self.x, d);
         let of_tile = |x: &[f32]| Panels::from_cols(of_activations, x, d);
@@ -594,12 +595,12 @@ impl Pass<'_> {
         }
         by_block.sort_by_key(|&i| (block_of(targets[i as usize].token as usize), row(i)));
 
-        // Without a gradient of the table, nothing of it is here for any chunk.
-        let mut of_chunks: Vec<Sums> = Sums::of(dtable).chunks(CHUNK * d);
-        of_chunks.resize_with(table.rows.div_ceil(CHUNK), Default::default);
+        // Without a gradient of the embedding, nothing of it is here for any chunk.
+        let mut of_chunks: Vec<Sums> = Sums::of(d_embedding).chunks(CHUNK * d);
+        of_chunks.resize_with(embedding.rows.div_ceil(CHUNK), Default::default);
         let of_chunks: Vec<Mutex<Sums>> = of_chunks.into_iter().map(Mutex::new).collect();
         let parts: Vec<Vec<f32>> = mapped(of_chunks.len(), |chunk| {
-            let dtable = std::mem::take(&mut *of_chunks[chunk].lock().expect("one task has the chunk"));
+            let d_embedding = std::mem::take(&mut *of_chunks[chunk].lock().expect("one task has the chunk"));
             let mut dx = vec![0.0; rows * padded];
             let mut w = vec![0.0; with_weights.steps(BLOCK) * padded];
             let mut packed = Vec::new();
@@ -607,13 +608,13 @@ impl Pass<'_> {
             let mut dlogits_rows = vec![0.0; rows * with_weights.steps(BLOCK)];
             let of_tile = of_activations.steps(ROW_TILE) * BLOCK;
             let mut dlogits_columns = vec![0.0; tiles.len() * of_tile];
-            let mut dtable = dtable.chunks(BLOCK * d).into_iter();
-            for tokens in blocks(chunk, table.rows) {
-                let (v0, m, mut dtable) = (tokens.start, tokens.len(), dtable.next());
+            let mut d_embedding = d_embedding.chunks(BLOCK * d).into_iter();
+            for tokens in blocks(chunk, embedding.rows) {
+                let (v0, m, mut d_embedding) = (tokens.start, tokens.len(), d_embedding.next());
                 let (logits, ld) = match &self.trace.logits {
                     Some(kept) => (&kept.as_f32()[in_block(&tokens, kept.rows, self.rows.start)..], m),
                     None => {
-                        products(rows, &x, 0, table, tokens.clone(), &mut packed, &mut logits, BLOCK);
+                        products(rows, &x, 0, embedding, tokens.clone(), &mut packed, &mut logits, BLOCK);
                         (&logits[..], BLOCK)
                     }
                 };
@@ -631,20 +632,20 @@ impl Pass<'_> {
                         }
                         put(with_weights, &dlogits[..m], &mut dlogits_rows[r * steps..][..steps]);
                     }
-                    if dtable.is_some() {
+                    if d_embedding.is_some() {
                         let odd = if first + 1 < rows { &two[1][..m] } else { &[] };
                         let to = first / ROW_TILE * of_tile + of_activations.steps(first % ROW_TILE) * BLOCK;
                         put_rows(of_activations, &two[0][..m], odd, &mut dlogits_columns[to..], BLOCK);
                     }
                 }
-                if let Some(dtable) = &mut dtable {
-                    dtable.add(|dtable| {
+                if let Some(d_embedding) = &mut d_embedding {
+                    d_embedding.add(|d_embedding| {
                         for (x, dlogits) in tiles.iter().zip(dlogits_columns.chunks_exact(of_tile)) {
-                            accumulate(x, m, Broadcast::columns(dlogits, BLOCK), dtable);
+                            accumulate(x, m, Broadcast::columns(dlogits, BLOCK), d_embedding);
                         }
                     });
                 }
-                pack_weights(with_weights, table, tokens, 0..d, &mut w[..steps * padded], padded);
+                pack_weights(with_weights, embedding, tokens, 0..d, &mut w[..steps * padded], padded);
                 for at in (0..padded).step_by(PANEL) {
                     let (nv, dlogits) =
                         (PANEL.min(padded - at) / LANES, Broadcast::rows(&dlogits_rows, steps));
@@ -682,15 +683,15 @@ impl LmHead for Cpu {
     fn lm_head_draw(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         rows: &[u32],
         choices: &[Choice],
         draws: &mut Draws,
     ) {
-        let drawn = sample(x, table, head, truncation, &of_rows(x.rows, rows, choices), self.compute);
-        let any = |token: u32| if (token as usize) < table.rows { token } else { 0 };
+        let drawn = sample(x, embedding, head, truncation, &of_rows(x.rows, rows, choices), self.compute);
+        let any = |token: u32| if (token as usize) < embedding.rows { token } else { 0 };
         draws.latest = drawn.iter().map(|s| any(s.token)).collect();
         draws.not_taken.push_back(drawn);
     }
@@ -702,25 +703,25 @@ impl LmHead for Cpu {
     fn lm_head_logprob_forward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
         keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        logprob_forward(x, table, head, targets, keep, self.compute)
+        logprob_forward(x, embedding, head, targets, keep, self.compute)
     }
 
     fn lm_head_logprob_backward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
-        dtable: &mut Tensor,
+        d_embedding: &mut Tensor,
     ) -> Tensor {
-        logprob_backward(x, table, head, trace, targets, weights, dtable, self.compute)
+        logprob_backward(x, embedding, head, trace, targets, weights, d_embedding, self.compute)
     }
 }
 

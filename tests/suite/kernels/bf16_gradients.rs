@@ -97,7 +97,7 @@ fn of_products_in_all_tiles() {
     }
 }
 
-/// Rows of a table, by tokens.
+/// Rows of an embedding, by tokens.
 struct Embedding<'a> {
     ids: &'a [u32],
     cols: usize,
@@ -147,10 +147,10 @@ impl Adds for Head {
     }
 
     fn add<B: Backend>(&self, b: &B, grads: &mut [B::Tensor]) {
-        let (x, table) = (activation(b, 3, self.rows, 40), weight(b, 4, self.vocab, 40));
+        let (x, embedding) = (activation(b, 3, self.rows, 40), weight(b, 4, self.vocab, 40));
         let (targets, weights) = self.targets();
-        let (_, trace) = b.lm_head_logprob_forward(&x, &table, &HEAD, &targets, false);
-        b.lm_head_logprob_backward(&x, &table, &HEAD, &trace, &targets, &weights, &mut grads[0]);
+        let (_, trace) = b.lm_head_logprob_forward(&x, &embedding, &HEAD, &targets, false);
+        b.lm_head_logprob_backward(&x, &embedding, &HEAD, &trace, &targets, &weights, &mut grads[0]);
     }
 }
 
@@ -162,12 +162,14 @@ fn of_the_head() {
     // One chunk of the vocabulary at a time.
     let head = Head { rows: 5, vocab: 1300 };
     for cuda in devices() {
-        let (x, table) = (activation(&cuda, 3, 5, 40), weight(&cuda, 4, 1300, 40));
+        let (x, embedding) = (activation(&cuda, 3, 5, 40), weight(&cuda, 4, 1300, 40));
         let (targets, weights) = head.targets();
-        let (_, trace) = cuda.lm_head_logprob_forward(&x, &table, &HEAD, &targets, false);
+        let (_, trace) = cuda.lm_head_logprob_forward(&x, &embedding, &HEAD, &targets, false);
         let run = |workspace: usize| {
             let mut d = cuda.zeros(DType::Bf16, 1300, 40);
-            logprob_backward_within(workspace, &cuda, &x, &table, &HEAD, &trace, &targets, &weights, &mut d);
+            logprob_backward_within(
+                workspace, &cuda, &x, &embedding, &HEAD, &trace, &targets, &weights, &mut d,
+            );
             cuda.download(&d)
         };
         assert!(run(1) == run(1 << 30));

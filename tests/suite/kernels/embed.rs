@@ -37,13 +37,13 @@ struct Backward<'a> {
 impl Case for Backward<'_> {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let dx = activation(b, 2, self.ids.len(), self.cols);
-        let mut dtable = single(b, 3, VOCAB, self.cols);
-        b.embed_backward(&dx, &tables(b, self.ids), SCALE, &mut dtable);
-        vec![dtable]
+        let mut d_embedding = single(b, 3, VOCAB, self.cols);
+        b.embed_backward(&dx, &tables(b, self.ids), SCALE, &mut d_embedding);
+        vec![d_embedding]
     }
 }
 
-/// Both ends of the table, an id twice, others never.
+/// Both ends of the embedding, an id twice, others never.
 const IDS: [u32; 6] = [49, 0, 7, 31, 7, 1];
 
 /// One vector, a block's threads and one vector more, the widths of Gemma 3 270M, 2B and more than a block's threads.
@@ -54,7 +54,7 @@ fn rows_of_every_width() {
     for cols in WIDTHS {
         check(&["x"], Rule::Forward, &Forward { ids: &IDS, cols });
         // The kernel adds in the CPU's order.
-        check(&["dtable"], Rule::Exact, &Backward { ids: &IDS, cols });
+        check(&["d_embedding"], Rule::Exact, &Backward { ids: &IDS, cols });
     }
 }
 
@@ -73,11 +73,11 @@ fn tokens_just_drawn_are_embedded_as_known_ones() {
     let from = [5, 0, 0, 3, 6];
     for cuda in devices() {
         for cols in [8, 264, 2056] {
-            let (table, x) = (weight(&cuda, 1, VOCAB, cols), activation(&cuda, 2, 7, cols));
+            let (embedding, x) = (weight(&cuda, 1, VOCAB, cols), activation(&cuda, 2, 7, cols));
             let mut draws = cuda.draws(9);
             cuda.lm_head_draw(
                 &x,
-                &table,
+                &embedding,
                 &HEAD,
                 &Truncation::default(),
                 &[0, 1, 2, 3, 4, 5, 6],
@@ -87,28 +87,29 @@ fn tokens_just_drawn_are_embedded_as_known_ones() {
             let segments = Segments::separate(&[from.len()]);
             let runs = segments.all_queries();
             let step = Decode { draws: &draws, from: &from, segments: &segments, runs: &runs };
-            let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
+            let got = cuda.to_f32(&cuda.embed_forward(&embedding, &cuda.decode_tables(&step, &[]), SCALE));
             let drawn = cuda.take_draw(&mut draws).unwrap();
             let ids = from.map(|row| drawn[row as usize].token);
             assert!(ids[0] != ids[1] && ids[1] != ids[3], "{ids:?}");
-            let want = cuda.to_f32(&cuda.embed_forward(&table, &tables(&cuda, &ids), SCALE));
+            let want = cuda.to_f32(&cuda.embed_forward(&embedding, &tables(&cuda, &ids), SCALE));
             assert!(got == want, "{cols} columns");
         }
     }
 }
 
-/// A row of NaN draws no token, and what embeds that reads no memory that is not the table's.
+/// A row of NaN draws no token, and what embeds that reads no memory that is not the embedding's.
 #[test]
 fn what_is_no_token_is_embedded_as_some_token() {
     const HEAD: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
     for cuda in devices() {
-        let (table, x) = (weight(&cuda, 1, VOCAB, 16), super::activation_of(&cuda, 1, 16, &[f32::NAN; 16]));
+        let (embedding, x) =
+            (weight(&cuda, 1, VOCAB, 16), super::activation_of(&cuda, 1, 16, &[f32::NAN; 16]));
         let mut draws = cuda.draws(1);
-        cuda.lm_head_draw(&x, &table, &HEAD, &Truncation::default(), &[0], &[Choice::Greedy], &mut draws);
+        cuda.lm_head_draw(&x, &embedding, &HEAD, &Truncation::default(), &[0], &[Choice::Greedy], &mut draws);
         let segments = Segments::separate(&[1]);
         let runs = segments.all_queries();
         let step = Decode { draws: &draws, from: &[0], segments: &segments, runs: &runs };
-        let got = cuda.to_f32(&cuda.embed_forward(&table, &cuda.decode_tables(&step, &[]), SCALE));
+        let got = cuda.to_f32(&cuda.embed_forward(&embedding, &cuda.decode_tables(&step, &[]), SCALE));
         assert!(cuda.check().is_ok() && got.iter().all(|x| x.is_finite()), "{got:?}");
         assert!(cuda.take_draw(&mut draws).unwrap()[0].logprob.is_nan());
     }
@@ -125,14 +126,14 @@ fn ids_of_every_frequency() {
         for t in 0..n {
             ids.swap(t, t * 7919 % n);
         }
-        check(&["dtable"], Rule::Exact, &Backward { ids: &ids, cols: 24 });
+        check(&["d_embedding"], Rule::Exact, &Backward { ids: &ids, cols: 24 });
     }
 }
 
 #[test]
 fn no_tokens_are_no_work() {
     check(&["x"], Rule::Exact, &Forward { ids: &[], cols: 16 });
-    check(&["dtable"], Rule::Exact, &Backward { ids: &[], cols: 16 });
+    check(&["d_embedding"], Rule::Exact, &Backward { ids: &[], cols: 16 });
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Case {
         activation_of(b, self.rows, self.width, &self.x)
     }
 
-    fn table<B: Backend>(&self, b: &B) -> B::Tensor {
+    fn embedding<B: Backend>(&self, b: &B) -> B::Tensor {
         weight(b, 2, self.vocab, self.width)
     }
 
@@ -72,11 +72,11 @@ impl Case {
     }
 
     fn forward_keeping<B: Backend>(&self, b: &B, keep: bool) -> (Vec<f32>, HeadTrace<B::Tensor>) {
-        b.lm_head_logprob_forward(&self.x(b), &self.table(b), &self.head, &self.targets, keep)
+        b.lm_head_logprob_forward(&self.x(b), &self.embedding(b), &self.head, &self.targets, keep)
     }
 
     fn sample<B: Backend>(&self, b: &B, truncation: &Truncation, choices: &[Choice]) -> Vec<Sampled> {
-        let out = b.lm_head_sample(&self.x(b), &self.table(b), &self.head, truncation, choices);
+        let out = b.lm_head_sample(&self.x(b), &self.embedding(b), &self.head, truncation, choices);
         if let Err(e) = b.check() {
             panic!("{e}");
         }
@@ -98,18 +98,18 @@ struct Backward<'a>(&'a Case);
 impl super::Case for Backward<'_> {
     fn run<B: Backend>(&self, b: &B) -> Vec<B::Tensor> {
         let case = self.0;
-        let mut dtable = single(b, 4, case.vocab, case.width);
-        let (x, table, (_, trace)) = (case.x(b), case.table(b), case.forward(b));
+        let mut d_embedding = single(b, 4, case.vocab, case.width);
+        let (x, embedding, (_, trace)) = (case.x(b), case.embedding(b), case.forward(b));
         let dx = b.lm_head_logprob_backward(
             &x,
-            &table,
+            &embedding,
             &case.head,
             &trace,
             &case.targets,
             &case.weights,
-            &mut dtable,
+            &mut d_embedding,
         );
-        vec![dx, dtable]
+        vec![dx, d_embedding]
     }
 }
 
@@ -130,7 +130,7 @@ fn check_case(case: &Case) {
     }
     // With one token the gradient is zero but for rounding.
     if case.vocab > 1 {
-        check(&["dX", "dtable"], Rule::Backward, &Backward(case));
+        check(&["dX", "d_embedding"], Rule::Backward, &Backward(case));
     }
 }
 
@@ -263,16 +263,26 @@ fn nothing_asked_is_nothing_done() {
 #[test]
 fn the_gradient_has_the_same_bits_whatever_memory_there_is() {
     let run = |case: &Case, cuda: &Cuda, workspace: usize, keep: bool| -> [Vec<u32>; 2] {
-        let mut dtable = single(cuda, 4, case.vocab, case.width);
-        let (x, table, (_, trace)) = (case.x(cuda), case.table(cuda), case.forward_keeping(cuda, keep));
+        let mut d_embedding = single(cuda, 4, case.vocab, case.width);
+        let (x, embedding, (_, trace)) =
+            (case.x(cuda), case.embedding(cuda), case.forward_keeping(cuda, keep));
         let kept = trace.logits.as_ref().map_or(0, |logits| cuda.download(logits).len() as u64);
         assert_eq!(kept > 0, keep);
         assert!(kept <= HeadTrace::<()>::logits_bytes(case.rows, case.vocab));
         let (head, targets, weights) = (&case.head, &case.targets, &case.weights);
-        let dx =
-            logprob_backward_within(workspace, cuda, &x, &table, head, &trace, targets, weights, &mut dtable);
+        let dx = logprob_backward_within(
+            workspace,
+            cuda,
+            &x,
+            &embedding,
+            head,
+            &trace,
+            targets,
+            weights,
+            &mut d_embedding,
+        );
         cuda.check().expect("the device is content");
-        [(case.rows, dx), (case.vocab, dtable)]
+        [(case.rows, dx), (case.vocab, d_embedding)]
             .map(|(rows, x)| bits(&CpuTensor::f32(rows, case.width, cuda.to_f32(&x))))
     };
     for (case, chunks) in [
@@ -407,7 +417,7 @@ fn truncated_draws_are_those_of_the_cpu() {
                 let x: Vec<f32> =
                     case.x.iter().zip(noise).map(|(x, r)| x * (1.0 + r / (1 << 15) as f32)).collect();
                 let x = single_of(&Cpu::F32, rows, case.width, &x);
-                tokens(Cpu::F32.lm_head_sample(&x, &case.table(&Cpu::F32), &head, truncation, &choices))
+                tokens(Cpu::F32.lm_head_sample(&x, &case.embedding(&Cpu::F32), &head, truncation, &choices))
             });
             let clear: Vec<usize> =
                 (0..rows).filter(|&row| near.iter().all(|n| n[row] == want[row])).collect();
@@ -579,8 +589,8 @@ fn a_long_tail_is_not_lost() {
             e.iter_mut().step_by(8).for_each(|e| *e = -17.0);
             e[peak * 8] = 0.0;
             let target = Target { row: 0, token: peak as u32 };
-            let table = weight_of(&device, vocab, 8, &e);
-            let (logprobs, trace) = device.lm_head_logprob_forward(&x, &table, &PLAIN, &[target], false);
+            let embedding = weight_of(&device, vocab, 8, &e);
+            let (logprobs, trace) = device.lm_head_logprob_forward(&x, &embedding, &PLAIN, &[target], false);
             let want = ((vocab - 1) as f64 * f64::exp(-17.0)).ln_1p();
             // Of a thread's 32 tokens a tile's 7 beside the peak are lost at worst, 4e-8 each; then some 14 sums near 1.
             let bound = 7.0 * f64::exp(-17.0) + 14.0 * EPS / 2.0;
@@ -606,7 +616,7 @@ fn sampling_reads_the_table_once() {
         let name = format!("{}: {main}", workload.name);
         assert!(coalescing(&reports) <= 1.05, "{name}");
         assert!(traffic(&workload, &reports) <= 1.05, "{name}");
-        // The table once, and the rows again for every tile, out of L2; and by every thread its four draws, out of L1.
+        // The embedding once, and the rows again for every tile, out of L2; and by every thread its four draws, out of L1.
         let width = workload.flops / (2 * rows * tiles * 128);
         let asked = tiles * ((128 + rows) * width * 2 + u64::from(main.block[0]) * 4 * 40);
         assert!(main.global.bytes as f64 <= 1.01 * asked as f64, "{name}");
@@ -629,7 +639,7 @@ fn truncation_reads_whole_sectors() {
     }
 }
 
-/// At the whole vocabulary, what ranks and draws takes less time than reading the table of Gemma 3 270M once does, let
+/// At the whole vocabulary, what ranks and draws takes less time than reading the embedding of Gemma 3 270M once does, let
 /// alone a larger one: modelled for an H100, the longest block of each launch times the blocks that a multiprocessor has.
 #[test]
 fn truncation_costs_less_than_the_table() {
@@ -642,9 +652,10 @@ fn truncation_costs_less_than_the_table() {
     let vm = Vm::new(Options { checks: Checks::NONE, ..Options::default() });
     let vm = Arc::new(vm.with_multiprocessors(h100.multiprocessors));
     let cuda = Cuda::new(Box::new(Arc::clone(&vm))).expect("the kernels load");
-    let (x, table) = (activation_of(&cuda, rows, width, &x), weight(&cuda, 2, GEMMA_270M.shape.vocab, width));
+    let (x, embedding) =
+        (activation_of(&cuda, rows, width, &x), weight(&cuda, 2, GEMMA_270M.shape.vocab, width));
     vm.keep_reports();
-    cuda.lm_head_sample(&x, &table, &PLAIN, &TRUNCATIONS[0], &choices(rows));
+    cuda.lm_head_sample(&x, &embedding, &PLAIN, &TRUNCATIONS[0], &choices(rows));
     cuda.check().expect("the device is content");
     let (mut told, mut seconds) = (String::new(), 0.0);
     for report in &vm.take_reports()[1..] {
@@ -666,7 +677,7 @@ fn truncation_costs_less_than_the_table() {
         );
     }
     let read = 2.0 * (GEMMA_270M.shape.vocab * GEMMA_270M.shape.hidden) as f64 / h100.bandwidth;
-    assert!(seconds < 0.5 * read, "{:.1} us, the table {:.1} us:{told}", 1e6 * seconds, 1e6 * read);
+    assert!(seconds < 0.5 * read, "{:.1} us, the embedding {:.1} us:{told}", 1e6 * seconds, 1e6 * read);
 }
 
 fn assert_lean(main: &Report, flops: u64, name: &str) {

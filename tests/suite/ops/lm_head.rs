@@ -12,7 +12,7 @@ use crate::tolerance::{BF16_ROUNDOFF, EPS, assert_within};
 const PLAIN: HeadSpec = HeadSpec { softcap: None, temperature: 1.0 };
 const CAPPED: HeadSpec = HeadSpec { softcap: Some(1.5), temperature: 0.7 };
 
-/// What products with a bf16 table are computed in.
+/// What products with a bf16 embedding are computed in.
 const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
 /// R rows, V tokens, D columns, with targets: some rows have none, some several, some the same one twice.
@@ -20,25 +20,25 @@ struct Case {
     compute: Compute,
     head: HeadSpec,
     x: Tensor,
-    table: Tensor,
-    /// The table's values.
+    embedding: Tensor,
+    /// The embedding's values.
     e: Vec<f64>,
     targets: Vec<Target>,
     weights: Vec<f32>,
-    /// What dtable holds before.
+    /// What d_embedding holds before.
     before: Tensor,
 }
 
-/// The table as models hold it.
-fn in_panels((table, values): (Tensor, Vec<f64>)) -> (Tensor, Vec<f64>) {
-    (laid_out(&table), values)
+/// The embedding as models hold it.
+fn in_panels((embedding, values): (Tensor, Vec<f64>)) -> (Tensor, Vec<f64>) {
+    (laid_out(&embedding), values)
 }
 
 impl Case {
     fn new(r: usize, v: usize, d: usize, head: HeadSpec, bf16: bool) -> Self {
         // Logits of size 4 or so: the caps bite and probabilities differ.
         let x = Tensor::f32(r, d, randoms(1, r * d).iter().map(|x| 4.0 * x).collect());
-        let (table, e) =
+        let (embedding, e) =
             if bf16 { in_panels(random_bf16(2, v, d)) } else { (random(2, v, d), wide(&random(2, v, d))) };
         let target =
             |i: usize| Target { row: (i * 7 % r) as u32, token: ((i * 31 + 1) * (v / 3 + 1) % v) as u32 };
@@ -46,7 +46,7 @@ impl Case {
         targets.push(targets[0]);
         targets.push(Target { row: 0, token: v as u32 - 1 });
         let weights = randoms(3, targets.len());
-        Self { compute: Compute::F32, head, x, table, e, targets, weights, before: random(4, v, d) }
+        Self { compute: Compute::F32, head, x, embedding, e, targets, weights, before: random(4, v, d) }
     }
 
     fn computing(self, compute: Compute) -> Self {
@@ -55,19 +55,20 @@ impl Case {
 
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
         let (logprobs, trace) =
-            logprob_forward(&self.x, &self.table, &self.head, &self.targets, false, self.compute);
+            logprob_forward(&self.x, &self.embedding, &self.head, &self.targets, false, self.compute);
         (logprobs, trace.lse.as_f32().to_vec())
     }
 
-    /// Log-probs, lse, dX, dtable. The last two do not depend on whether logits are kept.
+    /// Log-probs, lse, dX, d_embedding. The last two do not depend on whether logits are kept.
     fn run(&self) -> [Tensor; 4] {
-        let Case { compute, x, table, head, targets, weights, .. } = self;
+        let Case { compute, x, embedding, head, targets, weights, .. } = self;
         let [kept, again] = [true, false].map(|keep| {
-            let (logprobs, trace) = logprob_forward(x, table, head, targets, keep, *compute);
+            let (logprobs, trace) = logprob_forward(x, embedding, head, targets, keep, *compute);
             assert_eq!(trace.logits.is_some(), keep);
-            let mut dtable = self.before.clone();
-            let dx = logprob_backward(x, table, head, &trace, targets, weights, &mut dtable, *compute);
-            [Tensor::f32(1, logprobs.len(), logprobs), trace.lse, dx, dtable]
+            let mut d_embedding = self.before.clone();
+            let dx =
+                logprob_backward(x, embedding, head, &trace, targets, weights, &mut d_embedding, *compute);
+            [Tensor::f32(1, logprobs.len(), logprobs), trace.lse, dx, d_embedding]
         });
         for (kept, again) in kept.iter().zip(&again) {
             let bits = |x: &Tensor| x.as_f32().iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
@@ -77,7 +78,7 @@ impl Case {
     }
 
     fn check(&self) {
-        let (r, v, d) = (self.x.rows, self.table.rows, self.x.cols);
+        let (r, v, d) = (self.x.rows, self.embedding.rows, self.x.cols);
         let (t, cap) = (f64::from(self.head.temperature), self.head.softcap.map(f64::from));
         let mut x = wide(&self.x);
         // In bf16, dlogits are rounded as the hidden states are.
@@ -169,7 +170,7 @@ impl Case {
             }
         }
         assert_within("dX", got[2].as_f32(), &dx, |i| dx_bound[i]);
-        assert_within("dtable", got[3].as_f32(), &de, |i| de_bound[i]);
+        assert_within("d_embedding", got[3].as_f32(), &de, |i| de_bound[i]);
     }
 }
 
@@ -238,8 +239,13 @@ fn draws(rows: usize) -> Vec<Choice> {
 
 /// Tokens and log-probs of a sampling call, so that they can be compared by bits.
 fn sampled(case: &Case, truncation: &Truncation, choices: &[Choice]) -> Vec<Tensor> {
-    let out =
-        Cpu { compute: case.compute }.lm_head_sample(&case.x, &case.table, &case.head, truncation, choices);
+    let out = Cpu { compute: case.compute }.lm_head_sample(
+        &case.x,
+        &case.embedding,
+        &case.head,
+        truncation,
+        choices,
+    );
     let tokens = out.iter().map(|s| f32::from_bits(s.token)).collect();
     let logprobs = out.iter().map(|s| s.logprob).collect();
     vec![Tensor::f32(1, out.len(), tokens), Tensor::f32(1, out.len(), logprobs)]
@@ -260,7 +266,8 @@ fn sampling_gives_the_same_bits_everywhere_and_the_log_prob_of_training() {
         let out = same_everywhere(|| sampled(&case, truncation, &choices));
         let tokens = bits(&out[0]);
         let targets: Vec<Target> = (0..).zip(&tokens).map(|(row, &token)| Target { row, token }).collect();
-        let (logprobs, _) = logprob_forward(&case.x, &case.table, &case.head, &targets, false, case.compute);
+        let (logprobs, _) =
+            logprob_forward(&case.x, &case.embedding, &case.head, &targets, false, case.compute);
         assert_eq!(bits(&out[1]), logprobs.iter().map(|l| l.to_bits()).collect::<Vec<_>>());
         // Not all the same token, and not the most probable one throughout.
         let greedy = bits(&sampled(&case, truncation, &[Choice::Greedy; 83])[0]);
@@ -279,13 +286,13 @@ fn a_draw_is_the_argmax_over_the_noise_of_all_tokens() {
         for rising in [0.0, 1e-3, 0.1] {
             let x = Tensor::f32(20, 1, randoms(1, 20).iter().map(|x| 1.0 + x * x).collect());
             let logits = randoms(2, V).into_iter().zip(0..).map(|(e, i)| e * scale + rising * i as f32);
-            let table = Tensor::f32(V, 1, logits.collect());
+            let embedding = Tensor::f32(V, 1, logits.collect());
             let head = HeadSpec { softcap: None, temperature };
-            let drawn = Cpu::F32.lm_head_sample(&x, &table, &head, &Truncation::default(), &draws(20));
+            let drawn = Cpu::F32.lm_head_sample(&x, &embedding, &head, &Truncation::default(), &draws(20));
             for (row, (drawn, choice)) in drawn.iter().zip(draws(20)).enumerate() {
                 let Choice::Draw(key) = choice else { panic!("a draw") };
                 let score = |v: usize| {
-                    let logit = x.as_f32()[row] * table.as_f32()[v] / temperature;
+                    let logit = x.as_f32()[row] * embedding.as_f32()[v] / temperature;
                     logit + gumbel_noise(&key, v as u32)
                 };
                 let best = (0..V).rev().max_by(|&a, &b| score(a).total_cmp(&score(b)));
@@ -326,9 +333,9 @@ fn draws_after_one_row_are_those_after_rows_like_it() {
         choices[1] = Choice::Greedy;
         let cpu = Cpu { compute };
         let repeated = cpu.gather_rows(&case.x, &rows);
-        let want = cpu.lm_head_sample(&repeated, &case.table, &case.head, &truncation, &choices);
+        let want = cpu.lm_head_sample(&repeated, &case.embedding, &case.head, &truncation, &choices);
         let mut room = cpu.draws(rows.len());
-        cpu.lm_head_draw(&case.x, &case.table, &case.head, &truncation, &rows, &choices, &mut room);
+        cpu.lm_head_draw(&case.x, &case.embedding, &case.head, &truncation, &rows, &choices, &mut room);
         assert_eq!(cpu.take_draw(&mut room).unwrap(), want, "{truncation:?}");
         assert!(want[0] != want[2], "noise of their own");
     }
@@ -339,9 +346,9 @@ fn greedy_takes_the_most_probable_token_and_the_lowest_of_equals() {
     const V: usize = 8192 + 97;
     let case = Case::new(70, V, 12, PLAIN, false);
     let mut flat = Case::new(3, V, 12, CAPPED, false);
-    flat.table = Tensor::f32(V, 12, vec![0.5; V * 12]);
+    flat.embedding = Tensor::f32(V, 12, vec![0.5; V * 12]);
     // Logits to the bit (see the matmul), so that near ties are decided as they must be.
-    let (x, e) = (case.x.as_f32(), case.table.as_f32());
+    let (x, e) = (case.x.as_f32(), case.embedding.as_f32());
     let logit =
         |row: usize, v: usize| (0..12).fold(0.0f32, |sum, j| x[row * 12 + j].mul_add(e[v * 12 + j], sum));
     for truncation in &TRUNCATIONS {

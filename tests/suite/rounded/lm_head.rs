@@ -8,10 +8,10 @@ use bon_engine::backend::{HeadSpec, Target};
 use super::{add_rounded, round};
 
 /// The stored logits `[R, V]`, finished, and d finished / d logit.
-fn logits(x: &Tensor, table: &Tensor, head: &HeadSpec) -> (Tensor, Vec<f32>) {
-    let [raw] = Cpu::F32.matmul_forward(x, [table]);
+fn logits(x: &Tensor, embedding: &Tensor, head: &HeadSpec) -> (Tensor, Vec<f32>) {
+    let [raw] = Cpu::F32.matmul_forward(x, [embedding]);
     let mut l = round(raw);
-    let mut slope = vec![1.0; x.rows * table.rows];
+    let mut slope = vec![1.0; x.rows * embedding.rows];
     if let Some(cap) = head.softcap {
         for (l, slope) in l.as_f32_mut().iter_mut().zip(&mut slope) {
             let tanh = (*l / cap).tanh();
@@ -29,12 +29,12 @@ fn logits(x: &Tensor, table: &Tensor, head: &HeadSpec) -> (Tensor, Vec<f32>) {
 
 pub(crate) fn logprob_forward(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     targets: &[Target],
 ) -> (Vec<f32>, Tensor) {
-    let (l, _) = logits(x, table, head);
-    let rows: Vec<&[f32]> = l.as_f32().chunks(table.rows).collect();
+    let (l, _) = logits(x, embedding, head);
+    let rows: Vec<&[f32]> = l.as_f32().chunks(embedding.rows).collect();
     let lse = |row: &&[f32]| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         max + row.iter().map(|l| (l - max).exp()).sum::<f32>().ln()
@@ -46,19 +46,19 @@ pub(crate) fn logprob_forward(
 
 pub(crate) fn logprob_backward(
     x: &Tensor,
-    table: &Tensor,
+    embedding: &Tensor,
     head: &HeadSpec,
     lse: &Tensor,
     targets: &[Target],
     weights: &[f32],
-    dtable: &mut Tensor,
+    d_embedding: &mut Tensor,
 ) -> Tensor {
-    let (mut d, slope) = logits(x, table, head);
+    let (mut d, slope) = logits(x, embedding, head);
     let mut total = vec![0.0; x.rows];
     for (t, w) in targets.iter().zip(weights) {
         total[t.row as usize] += w;
     }
-    let (rows, lse) = (table.rows, lse.as_f32());
+    let (rows, lse) = (embedding.rows, lse.as_f32());
     for (i, d) in d.as_f32_mut().iter_mut().enumerate() {
         *d = (*d - lse[i / rows]).exp() * total[i / rows];
     }
@@ -69,6 +69,6 @@ pub(crate) fn logprob_backward(
         *d *= slope;
     }
     let d = round(d);
-    add_rounded(dtable, |dtable| Cpu::F32.matmul_backward_weight(&d, x, dtable));
-    round(Cpu::F32.matmul_backward_input(&[(&d, table)]))
+    add_rounded(d_embedding, |d_embedding| Cpu::F32.matmul_backward_weight(&d, x, d_embedding));
+    round(Cpu::F32.matmul_backward_input(&[(&d, embedding)]))
 }

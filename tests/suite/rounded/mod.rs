@@ -155,12 +155,12 @@ impl Batches for Rounded {
 }
 
 impl Embed for Rounded {
-    fn embed_forward(&self, table: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
-        round(Cpu::F32.embed_forward(table, &tables.0, scale))
+    fn embed_forward(&self, embedding: &Tensor, tables: &Self::Tables, scale: f32) -> Tensor {
+        round(Cpu::F32.embed_forward(embedding, &tables.0, scale))
     }
 
-    fn embed_backward(&self, dx: &Tensor, tables: &Self::Tables, scale: f32, dtable: &mut Tensor) {
-        add_rounded(dtable, |d| Cpu::F32.embed_backward(dx, &tables.0, scale, d));
+    fn embed_backward(&self, dx: &Tensor, tables: &Self::Tables, scale: f32, d_embedding: &mut Tensor) {
+        add_rounded(d_embedding, |d| Cpu::F32.embed_backward(dx, &tables.0, scale, d));
     }
 }
 
@@ -451,7 +451,7 @@ impl LmHead for Rounded {
     fn lm_head_draw(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         truncation: &Truncation,
         rows: &[u32],
@@ -459,7 +459,7 @@ impl LmHead for Rounded {
         draws: &mut Draws,
     ) {
         // What it draws is not asked of it.
-        Cpu::F32.lm_head_draw(x, table, head, truncation, rows, choices, draws);
+        Cpu::F32.lm_head_draw(x, embedding, head, truncation, rows, choices, draws);
     }
 
     fn take_draw(&self, draws: &mut Draws) -> Result<Vec<Sampled>, DeviceError> {
@@ -469,26 +469,26 @@ impl LmHead for Rounded {
     fn lm_head_logprob_forward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         targets: &[Target],
         _keep: bool,
     ) -> (Vec<f32>, HeadTrace<Tensor>) {
-        let (logprobs, lse) = lm_head::logprob_forward(x, table, head, targets);
+        let (logprobs, lse) = lm_head::logprob_forward(x, embedding, head, targets);
         (logprobs, HeadTrace { lse, logits: None })
     }
 
     fn lm_head_logprob_backward(
         &self,
         x: &Tensor,
-        table: &Tensor,
+        embedding: &Tensor,
         head: &HeadSpec,
         trace: &HeadTrace<Tensor>,
         targets: &[Target],
         weights: &[f32],
-        dtable: &mut Tensor,
+        d_embedding: &mut Tensor,
     ) -> Tensor {
-        lm_head::logprob_backward(x, table, head, &trace.lse, targets, weights, dtable)
+        lm_head::logprob_backward(x, embedding, head, &trace.lse, targets, weights, d_embedding)
     }
 }
 

@@ -6,7 +6,7 @@ PARITY := .cache/parity
 DEMO   := runs/demo
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser gemma humaneval parity paper moments peers vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
+.PHONY: help demo test browser gemma humaneval parity paper moments peers memory vm-gemma bench nvcc gpu-kit goldens rust kernels-for-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ moments: rust kernels-for-gpu gemma ## Compare loss curves with 8-bit moments an
 peers: rust gemma ## Time llama.cpp, Transformers and vLLM at the same work on this CPU (5 GB to download and a build, once; then half an hour)
 	cargo build --locked --release
 	python3 tools/peers/peers.py
+
+memory: rust gemma ## Train Gemma 3 270M for a step in each mode, and compare the memory that it takes with its plan (minutes)
+	cargo test --locked --test gemma_memory -- --nocapture
 
 vm-gemma: rust nvcc gemma ## Sample from Gemma 3 270M and differentiate it on the virtual GPU, and compare with the CPU (minutes)
 	cargo test --locked --test vm_gemma -- --nocapture

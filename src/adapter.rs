@@ -244,8 +244,8 @@ impl AdapterFile {
     }
 
     /// The same without what the adapter adds to the embedding and to the LM head, and these two as it makes them: E + s (B A)^T as
-    /// lora.Embedding of PEFT adds it, and E + s B A, each rounded to what the model stores, or E where it adds nothing. `config` is of
-    /// the model.
+    /// lora.Embedding of PEFT adds it, and E + s B A, each rounded to what the model stores, or E where it adds nothing; in the place of
+    /// E a head of its own, where the model has one already. `config` is of the model.
     pub fn untied<B: Backend>(
         &self,
         model: &mut Gemma<B>,
@@ -267,11 +267,14 @@ impl AdapterFile {
         if model.params.score.is_some() {
             return Err(cannot("it is of a reward model, which has no LM head"));
         }
-        let (backend, embed) = (&model.backend, &model.params.embed);
-        let dtype = backend.dtype(embed);
-        let (rows, cols) = backend.shape(embed);
+        let (backend, params) = (&model.backend, &model.params);
+        let matrix = |tied: Tied| match tied {
+            Tied::Embedding => &params.embed,
+            Tied::Head => params.lm_head(),
+        };
+        let dtype = backend.dtype(&params.embed);
+        let (rows, cols) = backend.shape(&params.embed);
         let mut problems = Vec::new();
-        let base = backend.to_f32(embed);
         let mut read = |tied: Tied| {
             let rank = self.spec.rank;
             let [a, b, copy] = tied.names();
@@ -281,6 +284,7 @@ impl AdapterFile {
             };
             let stored = [a, b, copy].map(|name| self.tensors.tensor(name));
             if let Some(stored) = stored[2] {
+                let base = backend.to_f32(matrix(tied));
                 let same = values_of(stored, &[rows, cols]).map(|values| {
                     let rounded = |x: f32| if dtype == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x };
                     values.iter().zip(&base).all(|(value, base)| rounded(*value) == *base)
@@ -311,13 +315,13 @@ impl AdapterFile {
         let scale = self.spec.scale();
         let [embed, head] = parts.map(|(tied, part)| {
             let Some((a, b)) = part else {
-                return backend.upload(dtype, rows, cols, &backend.download(embed));
+                return backend.upload(dtype, rows, cols, &backend.download(matrix(tied)));
             };
             let (up, down) = match tied {
                 Tied::Embedding => (a, transposed(&b, cols)),
                 Tied::Head => (transposed(&b, rows), a),
             };
-            sum(backend, embed, scale, up, down)
+            sum(backend, matrix(tied), scale, up, down)
         });
         self.load_all(model, true)?;
         Ok(Untied { embed, head })
@@ -338,10 +342,15 @@ impl AdapterFile {
         if !apart {
             problems.extend(tied.iter().map(|(name, tied)| {
                 let [this, other] = tied.words();
-                format!(
-                    "{name}: it changes the {this}, which is the {other} as well in this model; `bon-engine merge --untie` writes a \
-                     model in which they are two"
-                )
+                match model.config.has_own_head() {
+                    true => format!(
+                        "{name}: the engine has no adapters on the {this}; `bon-engine merge --untie` writes a model with it merged"
+                    ),
+                    false => format!(
+                        "{name}: it changes the {this}, which is the {other} as well in this model; `bon-engine merge --untie` writes \
+                         a model in which they are two"
+                    ),
+                }
             }));
         }
         let (backend, dtype, held) = (&model.backend, model.backend.activation_dtype(), held_rank(rank));

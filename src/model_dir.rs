@@ -20,7 +20,7 @@ use crate::gemma::config::{
 };
 use crate::gemma::lora;
 use crate::gemma::params::{
-    LM_HEAD, LoadError, ParamSpec, Params, TextNames, convert, frozen, load, load_frozen, plan, stored_dtype,
+    LoadError, Params, TextNames, convert, frozen, load, load_frozen, plan, stored_dtype,
 };
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, writes_turns};
 
@@ -223,6 +223,7 @@ impl<B: Backend> ModelDir<B> {
         let (tokenizer, (mut params, frozen, rounded)) = (tokenizer?, weights?);
         if with_head.is_some() {
             // Zeros are as good a beginning as any: the first step moves the head alone, the next all that it reads.
+            params.head = None;
             params.score = Some(backend.zeros(backend.dtype(&params.embed), 1, config.gemma.hidden_size));
         }
         let config = with_head.unwrap_or(config);
@@ -461,31 +462,6 @@ pub fn save<B: Backend>(
     source: &Path,
     out: &Path,
 ) -> Result<(), CheckpointError> {
-    save_with(backend, config, params, None, source, out)
-}
-
-/// [`save`] of a model whose LM head is a matrix of its own, which config.json then says.
-pub fn save_untied<B: Backend>(
-    backend: &B,
-    config: &ConfigFile,
-    params: &Params<B::Tensor>,
-    head: &B::Tensor,
-    source: &Path,
-    out: &Path,
-) -> Result<(), CheckpointError> {
-    let mut config = config.clone();
-    config.json.insert("tie_word_embeddings".into(), false.into());
-    save_with(backend, &config, params, Some(head), source, out)
-}
-
-fn save_with<B: Backend>(
-    backend: &B,
-    config: &ConfigFile,
-    params: &Params<B::Tensor>,
-    head: Option<&B::Tensor>,
-    source: &Path,
-    out: &Path,
-) -> Result<(), CheckpointError> {
     let frozen = frozen(&config.gemma);
     let untouched = config.wrapped || !frozen.is_empty();
     let stored = untouched.then(|| Checkpoint::open(source)).transpose()?;
@@ -505,14 +481,8 @@ fn save_with<B: Backend>(
             }
         }
         let plan = plan(&config.gemma);
-        let mut tensors = params.tensors();
-        let mut own = plan.tensors();
-        let untied = ParamSpec { name: LM_HEAD.to_owned(), ..plan.embed.clone() };
-        if let Some(head) = head {
-            tensors.push(head);
-            own.push(&untied);
-        }
-        let own = own.into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
+        let tensors = params.tensors();
+        let own = plan.tensors().into_iter().zip(&tensors).map(|(spec, tensor)| TensorSpec {
             name: outer(&spec.name),
             dtype: match backend.dtype(tensor) {
                 DType::F32 => Dtype::F32,

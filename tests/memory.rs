@@ -1,9 +1,9 @@
 //! What a run on the CPU takes of the host's memory, beside what its plan says. A binary of its own, because its allocator counts.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod allocated;
+
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bon_engine::backend::DType;
 use bon_engine::backend::cpu::{Cpu, Tensor};
@@ -11,70 +11,14 @@ use bon_engine::gemma::config::{CONFIG_FILE, ConfigFile};
 use bon_engine::gemma::params;
 use bon_engine::generate::{Prompt, Sampling, generate};
 use bon_engine::model_dir::{self, ModelDir};
-use bon_engine::plan::{Place, Plan, Purpose, Run};
-use bon_engine::rollout::{PromptFormat, Wrapping};
-use bon_engine::tasks::Tasks;
-use bon_engine::tokenizer::{TOKENIZER_FILE, Tokenizer};
+use bon_engine::plan::Purpose;
+use bon_engine::tokenizer::TOKENIZER_FILE;
 use bon_engine::train::config::TrainConfig;
 use bon_engine::train::interrupt::Interrupt;
 use bon_engine::train::run::run;
 use serde_json::{Value, json};
 
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The system's allocator, which counts once it is asked to.
-struct Counting;
-
-static COUNTS: AtomicBool = AtomicBool::new(false);
-/// Bytes in use, less those that were when counting began.
-static USED: AtomicI64 = AtomicI64::new(0);
-static PEAK: AtomicI64 = AtomicI64::new(0);
-
-fn count(more: usize, less: usize) {
-    if COUNTS.load(Ordering::Relaxed) {
-        let change = more as i64 - less as i64;
-        let used = USED.fetch_add(change, Ordering::Relaxed) + change;
-        PEAK.fetch_max(used, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: all of it is the system's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's word.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 0);
-        // SAFETY: the caller's word.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size, layout.size());
-        // SAFETY: the caller's word.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(0, layout.size());
-        // SAFETY: the caller's word.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-/// The most bytes that `f` has in use at once, beside those in use before.
-fn peak(f: impl FnOnce()) -> u64 {
-    USED.store(0, Ordering::Relaxed);
-    PEAK.store(0, Ordering::Relaxed);
-    COUNTS.store(true, Ordering::Relaxed);
-    f();
-    COUNTS.store(false, Ordering::Relaxed);
-    PEAK.load(Ordering::Relaxed) as u64
-}
+use allocated::{is_as_planned, peak, planned};
 
 /// Tokens of the responses below, their end token included.
 const NEW: usize = 24;
@@ -159,34 +103,6 @@ fn config(dir: &Path, name: &str, overrides: &[&str]) -> TrainConfig {
     TrainConfig::parse("run.toml", &text, &overrides).unwrap()
 }
 
-/// The prompts of a run, the longest first.
-fn prompts(config: &TrainConfig, file: &ConfigFile) -> Vec<Vec<u32>> {
-    let tokenizer = Tokenizer::open(&config.model.path, &file.gemma).unwrap();
-    let data = &config.data;
-    let format = PromptFormat { prefix: &data.prefix, suffix: &data.suffix, wrapping: Wrapping::None };
-    let tasks = Tasks::read(&data.tasks).unwrap();
-    let ids = |task: &bon_engine::tasks::Task| format.apply(&tokenizer, &[], &task.prompt).unwrap().1;
-    let mut all: Vec<Vec<u32>> = tasks.list.iter().map(ids).collect();
-    all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
-    all
-}
-
-/// The plan of a run with memory for all of it, and its prompts.
-fn planned(config: &TrainConfig, purpose: Purpose) -> (Plan, Vec<Vec<u32>>) {
-    let file = ConfigFile::open(&config.model.path).unwrap();
-    let dtype = config.model.precision().storage(&config.model.path, &file);
-    let (prompts, model) = (prompts(config, &file), &file.gemma);
-    let run = Run { model, dtype, config, prompts: &prompts, purpose, reward_models: &[] };
-    (Plan::new(&run, Place::Cpu(1 << 36)), prompts)
-}
-
-/// What a run took beside its plan, and whether that is enough and not too much: a plan is rather above than below.
-fn compare(name: &str, taken: u64, plan: &Plan) -> (String, bool) {
-    let ratio = taken as f64 / plan.peak() as f64;
-    let text = format!("{name}: {taken} bytes were taken, {ratio:.3} of\n{plan}\n");
-    (text, (0.95..=1.01).contains(&ratio))
-}
-
 #[test]
 fn a_run_on_the_cpu_takes_what_its_plan_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -223,7 +139,7 @@ fn a_run_on_the_cpu_takes_what_its_plan_says() {
             let outcome = run(Cpu::F32, &config, false, &Interrupt::default(), |_| {}).unwrap();
             assert!(outcome.finished);
         });
-        runs.push(compare(name, taken, &plan));
+        runs.push((name, taken, plan));
     }
     for (name, dtype) in [("sampling, f32", DType::F32), ("sampling, bf16", DType::Bf16)] {
         let is = if dtype == DType::F32 { "model.dtype=f32" } else { "model.dtype=bf16" };
@@ -242,8 +158,9 @@ fn a_run_on_the_cpu_takes_what_its_plan_says() {
             };
             generate(&opened.model, &prompts, &sampling, |_| false, |_, _, _| {}).unwrap();
         });
-        runs.push(compare(name, taken, &plan));
+        runs.push((name, taken, plan));
     }
-    let told: String = runs.iter().map(|(text, _)| text.as_str()).collect();
-    assert!(runs.iter().all(|(_, right)| *right), "{told}");
+    for (name, taken, plan) in &runs {
+        assert!(is_as_planned(*taken, plan), "{name}: {taken} bytes were taken of\n{plan}");
+    }
 }

@@ -45,7 +45,13 @@ pub fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     for view in specs.iter().filter_map(|s| checkpoint.tensor(&s.name)) {
         *dtypes.entry(format!("{:?}", view.dtype)).or_insert(0) += view.bytes.len();
     }
-    writeln!(out, "parameters   {count} ({embedding} embedding, {} other)", count - embedding)?;
+    let own_head = plan.head.as_ref().map_or(0, |head| head.rows * head.cols);
+    let head = if own_head > 0 { format!("{own_head} LM head, ") } else { String::new() };
+    writeln!(
+        out,
+        "parameters   {count} ({embedding} embedding, {head}{} other)",
+        count - embedding - own_head
+    )?;
     for (dtype, bytes) in dtypes {
         writeln!(out, "stored as    {dtype}, {}", megabytes(bytes as u64))?;
     }

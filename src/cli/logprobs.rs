@@ -127,7 +127,7 @@ fn score<B: Backend>(loaded: &ModelDir<B>, line: Line, temperature: f32) -> anyh
     let head = HeadSpec { softcap: config.final_softcap, temperature };
     let targets: Vec<Target> = ids[1..].iter().zip(0..).map(|(&token, row)| Target { row, token }).collect();
     let (logprobs, _) =
-        model.backend.lm_head_logprob_forward(&hidden, &model.params.embed, &head, &targets, false);
+        model.backend.lm_head_logprob_forward(&hidden, model.params.lm_head(), &head, &targets, false);
     model.backend.check()?;
     Ok(Scored { ids, logprobs })
 }

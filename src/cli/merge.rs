@@ -15,8 +15,8 @@ Adds to each weight what its adapter adds, in f32, and rounds it to what the mod
 directory is copied. An adapter of a reward model makes one of it.
 
 In Gemmas the LM head is the embedding. An adapter that changes one of them is refused therefore, unless --untie asks for a model that \
-has both: lm_head.weight beside the embedding, and tie_word_embeddings = false in its config.json. Transformers loads it; this program, \
-whose head is the embedding, does not.")]
+has both: lm_head.weight beside the embedding, and tie_word_embeddings = false in its config.json, which this program and Transformers \
+load.")]
 pub struct Args {
     /// Model directory (Hugging Face layout)
     #[arg(long, value_name = "DIR")]
@@ -59,9 +59,8 @@ fn untied(args: &Args, file: &AdapterFile) -> anyhow::Result<()> {
     let mut opened = open_model(Cpu::F32, &args.model, None, AS_STORED)?;
     let Untied { embed, head } = file.untied(&mut opened.model, &opened.config)?;
     let mut model = merged(opened.model);
-    model.params.embed = embed;
-    let (backend, params) = (&model.backend, &model.params);
-    model_dir::save_untied(backend, &opened.config, params, &head, &args.model, &args.output)?;
+    (model.params.embed, model.params.head) = (embed, Some(head));
+    model_dir::save(&model.backend, &opened.config.untied(), &model.params, &args.model, &args.output)?;
     note(&format!("wrote {}, whose LM head is no longer its embedding", args.output.display()));
     Ok(())
 }

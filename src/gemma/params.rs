@@ -19,7 +19,7 @@ use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 /// One `T` for every parameter of the model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Params<T> {
-    /// `[V, D]`: the embedding and, transposed, the LM head.
+    /// `[V, D]`: the embedding and, unless [`Self::head`] is, the LM head (transposed).
     pub embed: T,
     /// `[L P, D]`: from the embedding to the layers' own inputs (Gemma 4 E2B, E4B).
     pub per_layer: Option<T>,
@@ -29,6 +29,8 @@ pub struct Params<T> {
     pub layers: Vec<LayerParams<T>>,
     /// `[1, D]`: before the LM head.
     pub final_norm: T,
+    /// `[V, D]`: the LM head, where it is not the embedding.
+    pub head: Option<T>,
     /// `[1, D]`: of a reward model, what a response's last hidden state is multiplied with.
     pub score: Option<T>,
 }
@@ -186,6 +188,7 @@ impl<T> Params<T> {
             per_layer_norm: self.per_layer_norm.as_ref().map(&mut f),
             layers: self.layers.iter().map(|layer| layer.map(&mut f)).collect(),
             final_norm: f(&self.final_norm),
+            head: self.head.as_ref().map(&mut f),
             score: self.score.as_ref().map(f),
         }
     }
@@ -206,8 +209,19 @@ impl<T> Params<T> {
             layer.push_mut(&mut all);
         }
         all.push(&mut self.final_norm);
+        all.extend(&mut self.head);
         all.extend(&mut self.score);
         all
+    }
+
+    /// The LM head: a matrix of its own or the embedding.
+    pub fn lm_head(&self) -> &T {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// The same, to be changed.
+    pub fn lm_head_mut(&mut self) -> &mut T {
+        self.head.as_mut().unwrap_or(&mut self.embed)
     }
 }
 
@@ -331,7 +345,7 @@ impl ParamSpec {
         }
     }
 
-    /// Whether it is the token embedding, which is the LM head as well.
+    /// Whether it is the token embedding, which is the LM head as well unless the model has another.
     pub fn is_embedding(&self) -> bool {
         self.name == EMBED
     }
@@ -447,6 +461,7 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
         per_layer_norm: per_layer.then(|| norm(name("per_layer_projection_norm"), p)),
         layers: config.layers.iter().enumerate().map(layer).collect(),
         final_norm: norm("model.norm.weight".to_owned(), d),
+        head: config.has_own_head().then(|| matrix(LM_HEAD.to_owned(), config.vocab_size, d)),
         score: config.score_head.then(|| ParamSpec {
             name: SCORE.to_owned(),
             kind: ParamKind::Head,
@@ -474,12 +489,14 @@ pub fn frozen(config: &GemmaConfig) -> Vec<(String, Vec<usize>)> {
     scalars.chain((config.per_layer_width != 0).then_some(table)).collect()
 }
 
-/// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values.
+/// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values, and the LM head of a model that
+/// becomes a reward model.
 fn unread(config: &GemmaConfig) -> impl Iterator<Item = String> {
+    let head = (!config.tied && config.score_head).then(|| LM_HEAD.to_owned());
     let sharing = config.layers.iter().enumerate().filter(|(_, layer)| layer.kv_from.is_some());
     let names =
         |i| ["k_proj", "v_proj", "k_norm"].map(|part| format!("model.layers.{i}.self_attn.{part}.weight"));
-    sharing.flat_map(move |(i, _)| names(i))
+    sharing.flat_map(move |(i, _)| names(i)).chain(head)
 }
 
 /// One way in which a checkpoint is not the model's.
@@ -544,7 +561,11 @@ impl fmt::Display for Mismatch {
                 write!(f, "{name}: expected F32, BF16 or F16, found {found:?}")
             }
             Mismatch::UntiedHead => {
-                write!(f, "{LM_HEAD}: differs from {EMBED}; the engine's head is the embedding")
+                write!(
+                    f,
+                    "{LM_HEAD}: differs from {EMBED}, and {CONFIG_FILE} does not say \"tie_word_embeddings\": false, by which the head \
+                     would be a matrix of its own"
+                )
             }
         }
     }
@@ -791,7 +812,7 @@ fn used<'a>(stored: TensorView<'a>, spec: &ParamSpec) -> Option<TensorView<'a>> 
     if stored.shape == spec.shape() {
         return Some(stored);
     }
-    let embedding = spec.name == EMBED && stored.shape.last() == Some(&spec.cols);
+    let embedding = matches!(&*spec.name, EMBED | LM_HEAD) && stored.shape.last() == Some(&spec.cols);
     embedding.then(|| first_rows(stored, spec.rows)).flatten()
 }
 

@@ -60,6 +60,7 @@ fn gemma_1(hidden_size: usize, layers: usize, shape: LayerShape) -> GemmaConfig 
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
+        tied: true,
         score_head: false,
     }
 }

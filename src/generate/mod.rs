@@ -387,7 +387,15 @@ fn from_stream<B: Backend>(
     };
     let mut draws = backend.draws(streams.len() + surplus);
     let draw = |hidden: &B::Tensor, rows: &[u32], choices: &[Choice], draws: &mut B::Draws| {
-        backend.lm_head_draw(hidden, &model.params.embed, &head, &sampling.truncation, rows, choices, draws);
+        backend.lm_head_draw(
+            hidden,
+            model.params.lm_head(),
+            &head,
+            &sampling.truncation,
+            rows,
+            choices,
+            draws,
+        );
     };
 
     // Whose the draws are of the latest step, and of those whose tokens nobody has looked at, the oldest first.

@@ -129,7 +129,7 @@ impl<'a> OnCpu<'a> {
         let inputs = 4 * self.model.per_layer_columns();
         let shared = F32 * (2 * shared_width(self.model) + inputs);
         // The hidden states that predict and their gradient; of kept logits, all.
-        let logits = if kept.logits { size.logits_bytes(self.model) } else { 0 };
+        let logits = if kept.logits { F32 * predicting * self.model.vocab_size } else { 0 };
         let head = F32 * 2 * d * predicting;
         let all_kept: usize = (0..layers).map(keeps).sum();
         let gradient =
@@ -142,7 +142,7 @@ impl<'a> OnCpu<'a> {
             tokens * (stream + below + shared + self.back(l, kept))
         };
         let at_layers = (0..layers).map(at_layer).max().unwrap_or(0) + self.scratch(tokens);
-        (at_head.max(at_layers) + head) as u64 + logits
+        (at_head.max(at_layers) + head + logits) as u64
     }
 
     /// Bytes of a token's way back through layer `l`, beside the residual stream and its gradient, and what blocks keep.

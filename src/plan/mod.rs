@@ -357,7 +357,9 @@ fn bus(run: &Run, model: &Gemma<Cuda>, state: &StateBytes, [into, back]: [u64; 2
     let prompts: usize = run.prompts[..groups].iter().map(Vec::len).sum();
     let predicted = (groups * responses(config) * config.generate.max_new_tokens) as u64;
     let tokens = prompts as u64 + predicted;
-    let head = elements(&specs.embed);
+    let head = elements(specs.lm_head());
+    // Rows of the embedding are looked up.
+    let all = all - if specs.head.is_some() { elements(&specs.embed) } else { 0 };
     // Two for each weight and token, and twice that for the gradients.
     let training = 6 * ((all - head) * tokens + head * predicted);
     (into > 0).then_some(Bus { into, back, update, training })

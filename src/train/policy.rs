@@ -60,7 +60,7 @@ impl<B: Backend> Forward<B> {
             let head = HeadSpec { softcap: config.final_softcap, temperature };
             let (logprobs, head_trace) = model.backend.lm_head_logprob_forward(
                 &head_in,
-                &model.params.embed,
+                model.params.lm_head(),
                 &head,
                 &targets,
                 kept.logits,
@@ -83,12 +83,12 @@ impl<B: Backend> Forward<B> {
         }
         let d_head_in = b.lm_head_logprob_backward(
             &self.head_in,
-            &model.params.embed,
+            model.params.lm_head(),
             &self.head,
             &self.head_trace,
             &self.targets,
             weights,
-            &mut grads.embed,
+            grads.lm_head_mut(),
         );
         model.backward(self.trace, d_head_in, grads);
     }

@@ -79,6 +79,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         max_positions: 64,
         eos_tokens: vec![1],
         bos_token: 2,
+        tied: true,
         score_head: false,
     };
     match family {
@@ -265,7 +266,7 @@ fn logits<B: Backend>(model: &Gemma<B>, ids: &[u32]) -> Vec<f64> {
     let runs = segments.all_queries();
     let batch = Batch::new(ids, &segments, &runs);
     let last = model.backend.gather_rows(&model.forward(&batch).0, &[ids.len() as u32 - 1]);
-    let [logits] = model.backend.matmul_forward(&last, [&model.params.embed]);
+    let [logits] = model.backend.matmul_forward(&last, [model.params.lm_head()]);
     let head = HeadSpec { softcap: model.config.final_softcap, temperature: SAMPLING.temperature };
     let finish = |x: f32| {
         let x = f64::from(x);

@@ -74,6 +74,7 @@ fn absent_fields_have_transformers_defaults() {
         max_positions: 8192,
         eos_tokens: vec![1],
         bos_token: 2,
+        tied: true,
         score_head: false,
     };
     assert_eq!(one, expected);
@@ -136,6 +137,7 @@ fn every_field_is_read() {
         max_positions: 64,
         eos_tokens: vec![3, 5],
         bos_token: 4,
+        tied: true,
         score_head: false,
     };
     assert_eq!(config, expected);
@@ -353,6 +355,7 @@ fn gemma_4_in_both_spellings() {
         max_positions: 262_144,
         eos_tokens: vec![1, 106, 50],
         bos_token: 2,
+        tied: true,
         score_head: false,
     };
     let wide = json!({ "head_dim": 512, "num_key_value_heads": 1 });
@@ -443,7 +446,6 @@ fn what_the_engine_would_ignore_is_refused() {
         ("gemma", "attention_bias", json!(true)),
         ("gemma", "use_bidirectional_attention", json!(true)),
         ("gemma3_text", "use_bidirectional_attention", json!("all")),
-        ("gemma2", "tie_word_embeddings", json!(false)),
         ("gemma2", "quantization_config", json!({ "bits": 4 })),
         ("gemma", "hidden_act", json!("silu")),
         ("gemma2", "hidden_activation", json!(null)),

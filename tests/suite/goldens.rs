@@ -116,7 +116,7 @@ fn vocabulary<B: Backend>(model: &Gemma<B>, hidden: &B::Tensor) -> (Vec<f32>, Ve
         .map(|at| Target { row: (at / vocab) as u32, token: (at % vocab) as u32 })
         .collect();
     let head = HeadSpec { softcap: model.config.final_softcap, temperature: 1.0 };
-    let (logprobs, trace) = b.lm_head_logprob_forward(hidden, &model.params.embed, &head, &targets, false);
+    let (logprobs, trace) = b.lm_head_logprob_forward(hidden, model.params.lm_head(), &head, &targets, false);
     (logprobs, b.to_f32(&trace.lse))
 }
 
@@ -155,40 +155,47 @@ fn logits_and_log_probs() {
 fn every_layer() {
     for name in NAMES {
         let (golden, mut model) = (Golden::open(name), tiny::model(name, DType::F32));
-        let norm = model.params.final_norm.as_f32().to_vec();
-        let (d, spec) = (model.config.hidden_size, model.config.norm);
-        let check = |what: &str, model: &Gemma<Cpu>, want: &[f64]| {
-            let got = hidden(model, &golden.sequences[0]);
-            let (off, allowed) =
-                (relative_error(got.as_f32(), want), f32_error(golden.bf16_relative_error()));
-            assert!(off <= allowed, "{name}: {what} is off by {off:e} of its norm, allowed {allowed:e}");
-        };
-        check("hidden.norm", &model, &golden.floats("hidden.norm"));
-        for layers in (0..model.config.layers.len()).rev() {
-            truncate(&mut model, layers);
-            let what = layers.checked_sub(1).map_or("hidden.embed".into(), |l| format!("hidden.layer.{l}"));
-            let mut want = golden.floats(&what);
-            for row in want.chunks_mut(d) {
-                let r =
-                    1.0 / (row.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(spec.eps)).sqrt();
-                row.iter_mut().zip(&norm).for_each(|(x, &w)| *x *= r * f64::from(spec.offset + w));
-            }
-            check(&what, &model, &want);
+        let allowed = f32_error(golden.bf16_relative_error());
+        check_every_layer(name, &golden, &mut model, allowed);
+    }
+}
+
+/// Leaves no layers.
+fn check_every_layer<B: Backend>(name: &str, golden: &Golden, model: &mut Gemma<B>, allowed: f64) {
+    let norm = model.backend.to_f32(&model.params.final_norm);
+    let (d, spec) = (model.config.hidden_size, model.config.norm);
+    let check = |what: &str, model: &Gemma<B>, want: &[f64]| {
+        let got = model.backend.to_f32(&hidden(model, &golden.sequences[0]));
+        let (off, on) = (relative_error(&got, want), model.backend.device_name());
+        assert!(off <= allowed, "{name}: {what} on {on} is off by {off:e} of its norm, allowed {allowed:e}");
+    };
+    check("hidden.norm", model, &golden.floats("hidden.norm"));
+    for layers in (0..model.config.layers.len()).rev() {
+        truncate(model, layers);
+        let what = layers.checked_sub(1).map_or("hidden.embed".into(), |l| format!("hidden.layer.{l}"));
+        let mut want = golden.floats(&what);
+        for row in want.chunks_mut(d) {
+            let r = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(spec.eps)).sqrt();
+            row.iter_mut().zip(&norm).for_each(|(x, &w)| *x *= r * f64::from(spec.offset + w));
         }
+        check(&what, model, &want);
     }
 }
 
 /// Leaves the first layers, and of the layers' inputs theirs.
-fn truncate(model: &mut Gemma<Cpu>, layers: usize) {
+fn truncate<B: Backend>(model: &mut Gemma<B>, layers: usize) {
     model.config.layers.truncate(layers);
     model.params.layers.truncate(layers);
-    let (columns, d) = (model.config.per_layer_columns(), model.config.hidden_size);
+    let (b, columns, d) = (&model.backend, model.config.per_layer_columns(), model.config.hidden_size);
     if let Some(weight) = &mut model.params.per_layer {
-        *weight = Tensor::f32(columns, d, weight.as_f32()[..columns * d].to_vec());
+        let dtype = b.dtype(weight);
+        *weight = b.upload(dtype, columns, d, &b.download(weight)[..columns * d * dtype.bytes()]);
     }
     if let Some(table) = &mut model.frozen.per_layer_embed {
-        let rows = table.as_f32().chunks_exact(table.cols);
-        *table = Tensor::f32(table.rows, columns, rows.flat_map(|row| row[..columns].to_vec()).collect());
+        let (dtype, (rows, width)) = (b.dtype(table), b.shape(table));
+        let bytes = b.download(table);
+        let kept = bytes.chunks_exact(width * dtype.bytes()).flat_map(|row| &row[..columns * dtype.bytes()]);
+        *table = b.upload(dtype, rows, columns, &kept.copied().collect::<Vec<u8>>());
     }
     if layers == 0 {
         model.config.per_layer_width = 0;
@@ -266,11 +273,12 @@ fn bf16_weights_are_as_good_as_plain_bf16() {
 }
 
 /// The models whose heads are as wide as the kernels take them.
-const ON_KERNELS: [&str; 8] = [
+const ON_KERNELS: [&str; 9] = [
     "gemma1_heads64",
     "gemma2_heads64",
     "vaultgemma_heads64",
     "gemma3_wrapper_heads64",
+    "gemma3_untied",
     "gemma4",
     "gemma4_e",
     "gemma4_moe",
@@ -337,32 +345,26 @@ fn whole_on_kernels() -> impl Iterator<Item = &'static str> {
     ON_KERNELS.into_iter().filter(|name| NAMES.contains(name))
 }
 
-/// How bf16 amplifies through the model is measured in the logits, and hidden states are a product away from these.
+/// How bf16 amplifies through the model is measured in the logits, and hidden states, those of every layer through the final norm, are
+/// at most as many roundings away from the tokens.
 #[test]
 fn logits_and_hidden_states_on_the_kernels() {
     for device in devices() {
         for name in whole_on_kernels() {
-            let (golden, model) = (Golden::open(name), tiny::model_on(device.clone(), name, DType::Bf16));
+            let (golden, mut model) = (Golden::open(name), tiny::model_on(device.clone(), name, DType::Bf16));
             let allowed = Rule::Forward.factor() * golden.bf16_relative_error() + BF16_ROUNDOFF;
-            let check = |what: &str, got: &[f32], want: &[f64]| {
-                let off = relative_error(got, want);
-                assert!(
-                    off <= allowed,
-                    "{name}: {what} on {} are off by {off:e} of their norm, allowed {allowed:e}",
-                    device.device_name()
-                );
-            };
             let mut logits = Vec::new();
-            for (i, ids) in golden.sequences.iter().enumerate() {
-                let x = hidden(&model, ids);
-                if i == 0 {
-                    check("hidden states", &device.to_f32(&x), &golden.floats("hidden.norm"));
-                }
-                let (logprobs, lse) = vocabulary(&model, &x);
+            for ids in &golden.sequences {
+                let (logprobs, lse) = vocabulary(&model, &hidden(&model, ids));
                 let vocab = model.config.vocab_size;
                 logits.extend(logprobs.iter().enumerate().map(|(i, logprob)| logprob + lse[i / vocab]));
             }
-            check("logits", &logits, &golden.all("logits"));
+            let (off, on) = (relative_error(&logits, &golden.all("logits")), device.device_name());
+            assert!(
+                off <= allowed,
+                "{name}: logits on {on} are off by {off:e} of their norm, allowed {allowed:e}"
+            );
+            check_every_layer(name, &golden, &mut model, allowed);
             device.check().unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }

@@ -164,9 +164,13 @@ fn alone<B: Backend>(model: &Gemma<B>, prompt: &Prompt, stream: u32, sampling: &
             let key = derive_key(sampling.seed, Domain::Sample, sampling.step);
             Choice::Draw(DrawKey { key, prompt: prompt.number, stream, position: ids.len() as u32 })
         };
-        let drawn =
-            model.backend.lm_head_sample(&last, &model.params.embed, &head, &sampling.truncation, &[choice])
-                [0];
+        let drawn = model.backend.lm_head_sample(
+            &last,
+            model.params.lm_head(),
+            &head,
+            &sampling.truncation,
+            &[choice],
+        )[0];
         ids.push(drawn.token);
         response.tokens.push(drawn.token);
         response.logprobs.push(drawn.logprob);

@@ -375,6 +375,32 @@ MODELS["gemma2_heads64"] = for_kernels("gemma2", 42, "LG")
 MODELS["vaultgemma_heads64"] = for_kernels("vaultgemma", 43, "LG")
 MODELS["gemma3_wrapper_heads64"] = for_kernels("gemma3_wrapper", 44, "LGL")
 
+# An LM head of its own, which no published Gemma has: `merge --untie` makes such.
+MODELS["gemma3_untied"] = {
+    "seed": 15,
+    "shards": 1,
+    "embed_std": 0.2,
+    "qk_std": 1.0,
+    "on_kernels": True,
+    "config": {
+        **SHAPE,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "dtype": "float32",
+        "eos_token_id": [1, 106],
+        "head_dim": 64,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": layer_types("LGL"),
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 64,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 8,
+        "tie_word_embeddings": False,
+    },
+}
+
 # What stands before the name of a text model's tensor inside a vision-and-text model, and alone.
 INSIDE, ALONE = "model.language_model.", "model."
 
@@ -625,7 +651,9 @@ def write_golden(name, recipe):
     loss = mean_nll(model, sequences)
     loss.backward()
     gradients = gradients_of(model)
-    assert len(gradients) == sum(p.requires_grad for p in text_model(model).parameters())
+    # An LM head that is the embedding counts once.
+    trained = [*text_model(model).parameters(), model.get_output_embeddings().weight]
+    assert len(gradients) == len({id(p) for p in trained if p.requires_grad})
     tensors.update({f"grad.{key}": grad.clone() for key, grad in gradients.items()})
     adamw = {} if recipe.get("kernels_alone") else updates(name, directory, model, sequences, loss.item())
     save_file({key: value.detach().contiguous() for key, value in tensors.items()}, directory / "golden.safetensors")

@@ -22,7 +22,8 @@ import venv_setup
 from venv_setup import REPO, UserError
 
 GOLDENS = REPO / "tests" / "goldens"
-MODELS = ["gemma1", "gemma2", "vaultgemma", "gemma3", "gemma3_wrapper", "gemma4", "gemma4_e", "gemma4_moe", "gemma4_wrapper"]
+MODELS = ["gemma1", "gemma2", "vaultgemma", "gemma3", "gemma3_untied", "gemma3_wrapper"]
+MODELS += ["gemma4", "gemma4_e", "gemma4_moe", "gemma4_wrapper"]
 # Where a wrapper's text part lies; what lies elsewhere is a tower's.
 TEXT = "model.language_model."
 IDS = [2, 8, 16, 9, 18, 7]

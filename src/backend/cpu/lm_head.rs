@@ -135,11 +135,13 @@ fn philox_block(counter: u32, key: &DrawKey) -> [u32; DRAWS] {
             words[l] = c;
         }
     }
-    let mut bits = [0; DRAWS];
-    for (l, bits) in bits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *bits = words.map(|word| word[l] as u32);
+    // Words of a counter are neighbours: two in a lane, and lanes of the first and the last two in turn.
+    let two = |low: u64, high: u64| (low & LOW | high << 32).to_le();
+    let mut pairs = [0; DRAWS / 2];
+    for (l, pair) in pairs.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *pair = [two(words[0][l], words[1][l]), two(words[2][l], words[3][l])];
     }
-    bits
+    bytemuck::cast::<_, [u32; DRAWS]>(pairs).map(u32::from_le)
 }
 
 /// The Gumbel noise of one row's draw for one token.

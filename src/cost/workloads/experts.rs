@@ -33,7 +33,8 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
         training.route_backward(),
         decode.forward(false),
         slice.forward(true),
-        slice.backward(),
+        slice.backward(DType::F32),
+        slice.backward(DType::Bf16),
     ]
 }
 
@@ -43,7 +44,7 @@ pub(super) fn large_workloads(shape: &ModelShape) -> Vec<Workload> {
         return Vec::new();
     }
     let training = Mixture::new(4096, EXPERTS);
-    vec![training.forward(true), training.backward()]
+    vec![training.forward(true), training.backward(DType::F32), training.backward(DType::Bf16)]
 }
 
 /// Tokens with their scores, at random.
@@ -157,13 +158,15 @@ impl Mixture {
         }
     }
 
-    fn backward(&self) -> Workload {
+    /// Gradients of weights are of `dtype`.
+    fn backward(&self, dtype: DType) -> Workload {
         let (routed, tokens, experts) = (self.routed(), self.tokens, self.experts);
         // Of routes: the order, rows, weights and their gradients; the first rows.
         let routes = 16 * self.routes() + 4 * (experts + 1);
-        let bytes = (2 + 2 * 4) * self.weights() + 3 * 2 * (tokens * D + self.routes() * WIDTH) + routes;
+        let bytes =
+            (2 + 2 * dtype.bytes()) * self.weights() + 3 * 2 * (tokens * D + self.routes() * WIDTH) + routes;
         Workload {
-            name: self.name("experts_backward"),
+            name: self.name("experts_backward") + if dtype == DType::Bf16 { ", bf16" } else { "" },
             bytes: bytes as u64,
             flops: (2 * 2 * 3 * self.routes() * WIDTH * D) as u64,
             prepare: Box::new(move |cuda| {
@@ -173,7 +176,7 @@ impl Mixture {
                 let trace = cuda.experts_forward(&x, &routes, &gate_up, &down, true).1.expect("it is kept");
                 let gradient = |like: &Tensor| {
                     let (rows, cols) = cuda.shape(like);
-                    RefCell::new(cuda.zeros(DType::F32, rows, cols))
+                    RefCell::new(cuda.zeros(dtype, rows, cols))
                 };
                 let (d_gate_up, d_down) = (gradient(&gate_up), gradient(&down));
                 Box::new(move |cuda| {

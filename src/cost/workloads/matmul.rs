@@ -7,6 +7,9 @@ use crate::backend::cuda::Tensor;
 use crate::backend::ops::*;
 use crate::backend::{DType, ModelShape};
 
+/// Of adapters.
+const RANK: usize = 16;
+
 /// One layer's products: decoding (T = 32) and training (T = 512).
 pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     let widths = Widths::new(shape);
@@ -16,6 +19,11 @@ pub(super) fn workloads(shape: &ModelShape) -> Vec<Workload> {
     all.push(input_workload("q k v", 512, &[q, kv, kv], d));
     all.push(weight_workload("q", 512, q, d, DType::F32));
     all.push(weight_workload("q", 512, q, d, DType::Bf16));
+    all.extend(adapter_workloads(&widths, 32));
+    all.extend(adapter_workloads(&widths, 512));
+    all.push(input_workload("B of q, rank 16", 512, &[q], RANK));
+    all.push(weight_workload("A of q, rank 16", 512, RANK, d, DType::F32));
+    all.push(weight_workload("B of q, rank 16", 512, q, RANK, DType::F32));
     all
 }
 
@@ -99,6 +107,43 @@ fn forward_workloads(&Widths { d, f, q, kv }: &Widths, t: usize, keep: bool) -> 
         }),
     });
     all
+}
+
+/// What adapters add to a layer's q, k and v of `t` tokens: H = X A^T of one map, and Y = X W^T + H B^T of the three.
+fn adapter_workloads(&Widths { d, q, kv, .. }: &Widths, t: usize) -> [Workload; 2] {
+    let out = q + 2 * kv;
+    [
+        Workload {
+            name: format!("matmul_forward A of q, rank {RANK}, T = {t}"),
+            bytes: bf16_bytes(t, d) + bf16_bytes(RANK, d) + bf16_bytes(t, RANK),
+            flops: product_flops(t, RANK, d),
+            prepare: Box::new(move |cuda| {
+                let [x, a] = [(1, t), (2, RANK)].map(|(seed, rows)| random(cuda, seed, DType::Bf16, rows, d));
+                Box::new(move |cuda| drop(cuda.matmul_forward(&x, [&a])))
+            }),
+        },
+        Workload {
+            name: format!("matmul_low_rank_forward q k v, rank {RANK}, T = {t}"),
+            bytes: bf16_bytes(t, d + 3 * RANK) + bf16_bytes(out, d + RANK) + bf16_bytes(t, out),
+            flops: product_flops(t, out, d + RANK),
+            prepare: Box::new(move |cuda| {
+                let x = random(cuda, 1, DType::Bf16, t, d);
+                let maps = [(2, q), (5, kv), (8, kv)].map(|(seed, out)| {
+                    let w = random(cuda, seed, DType::Bf16, out, d);
+                    (
+                        w,
+                        random(cuda, seed + 1, DType::Bf16, t, RANK),
+                        random(cuda, seed + 2, DType::Bf16, out, RANK),
+                    )
+                });
+                Box::new(move |cuda| {
+                    let w = maps.each_ref().map(|(w, ..)| w);
+                    let low_rank = maps.each_ref().map(|(_, h, b)| Some((h, b)));
+                    drop(cuda.matmul_low_rank_forward(&x, w, low_rank));
+                })
+            }),
+        },
+    ]
 }
 
 /// dX `[t, width]`, the sum over dY_i `[t, out_i]` times W_i.

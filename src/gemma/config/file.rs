@@ -88,6 +88,13 @@ impl ConfigFile {
         Some(self)
     }
 
+    /// The same model with an LM head that is not the embedding.
+    pub fn untied(mut self) -> Self {
+        self.gemma.tied = false;
+        self.json.insert("tie_word_embeddings".to_owned(), false.into());
+        self
+    }
+
     /// config.json as it was, except that it names `dtype`.
     pub fn to_json(&self, dtype: DType) -> String {
         let mut json = self.json.clone();

@@ -124,11 +124,18 @@ pub struct GemmaConfig {
     pub eos_tokens: Vec<u32>,
     /// Beginning-of-sequence token; mandatory for Gemma.
     pub bos_token: u32,
+    /// Whether the LM head is the embedding, as in all Gemmas that were published.
+    pub tied: bool,
     /// Whether it is a reward model, which has a row of weights for a response's score beside the rest.
     pub score_head: bool,
 }
 
 impl GemmaConfig {
+    /// Whether it has an LM head that is not the embedding; a reward model has no LM head.
+    pub fn has_own_head(&self) -> bool {
+        !self.tied && !self.score_head
+    }
+
     /// Factor on embeddings: sqrt(D), rounded to the dtype of the weights as Transformers does.
     pub fn embed_scale(&self, weights: DType) -> f32 {
         embed_scale(self.hidden_size, weights)

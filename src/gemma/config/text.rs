@@ -81,6 +81,7 @@ pub(super) fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
     };
     check_architecture(json, wrapper.architecture, wrapper.classifier)?;
     check_weights(json)?;
+    tied(json, true)?;
     let Some(map) = json.object(TEXT_CONFIG)? else {
         return Err(json.bad(TEXT_CONFIG, "missing; it describes the text model".into()));
     };
@@ -97,9 +98,6 @@ pub(super) fn parse(json: &Fields) -> Result<(GemmaConfig, bool), ConfigError> {
 
 /// Refuses weights that the engine would read as something else than they are.
 fn check_weights(json: &Fields) -> Result<(), ConfigError> {
-    if !matches!(json.map.get("tie_word_embeddings"), None | Some(Value::Null | Value::Bool(true))) {
-        return Err(json.unsupported("tie_word_embeddings", "the engine's LM head is the embedding"));
-    }
     if !matches!(json.map.get("quantization_config"), None | Some(Value::Null)) {
         return Err(json.unsupported("quantization_config", "save the weights as bfloat16 or float32 first"));
     }
@@ -130,6 +128,22 @@ fn check_known(json: &Fields, family: &Family) -> Result<(), ConfigError> {
             name,
             "the engine does not know what it does in this family; if Transformers ignores it, set it to null",
         )),
+    }
+}
+
+/// Whether the LM head is the embedding. That of a model `inside` one of text and other things always is: Transformers' versions do
+/// not agree on which of both configurations says so.
+fn tied(json: &Fields, inside: bool) -> Result<bool, ConfigError> {
+    const FIELD: &str = "tie_word_embeddings";
+    match json.map.get(FIELD) {
+        None | Some(Value::Null | Value::Bool(true)) => Ok(true),
+        Some(Value::Bool(false)) if !inside => Ok(false),
+        Some(Value::Bool(false)) => {
+            let why = "the LM head of a multimodal model is its embedding here; save the language model by itself, with Transformers' \
+                       save_pretrained";
+            Err(json.unsupported(FIELD, why))
+        }
+        Some(other) => Err(json.bad(FIELD, format!("expected true or false, found {}", brief(other)))),
     }
 }
 
@@ -241,6 +255,7 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         max_positions: json.count("max_position_embeddings", family.max_positions, MAX_POSITIONS)?,
         eos_tokens,
         bos_token,
+        tied: tied(json, !json.prefix.is_empty())?,
         score_head: false,
     })
 }

@@ -244,8 +244,8 @@ impl AdapterFile {
     }
 
     /// The same without what the adapter adds to the embedding and to the LM head, and these two as it makes them: E + s (B A)^T as
-    /// lora.Embedding of PEFT adds it, and E + s B A, each rounded to what the model stores, or E where it adds nothing; in the place of
-    /// E a head of its own, where the model has one already. `config` is of the model.
+    /// lora.Embedding of PEFT adds it, and E + s B A, each rounded to what the model stores, or E where it adds nothing; in the
+    /// place of E a head of its own, where the model has one already. `config` is of the model.
     pub fn untied<B: Backend>(
         &self,
         model: &mut Gemma<B>,

@@ -453,8 +453,8 @@ const COMPANIONS: [&str; 14] = [
 
 /// Writes a directory that Transformers loads: config.json as it was but for the dtype, the weights as the backend
 /// stores them, and from `source` the tokenizer and the rest that belongs to a model: tensors that training leaves, in the
-/// weights' type, and of a multimodal model those of other parts, byte for byte, and its names. An older save at `out` is replaced whole or, on any error,
-/// not at all (see [`atomic::replace_dir`]).
+/// weights' type, and of a multimodal model those of other parts, byte for byte, and its names. An older save at `out` is
+/// replaced whole or, on any error, not at all (see [`atomic::replace_dir`]).
 pub fn save<B: Backend>(
     backend: &B,
     config: &ConfigFile,

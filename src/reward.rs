@@ -217,8 +217,8 @@ impl<B: Backend> Forward<B> {
         Self { trace, recompute, size, kept, weight, hidden, logits }
     }
 
-    /// Adds to `grads` the gradient of L = - sum_i coefficients\[i\] logits\[i\]: dw = - sum_i c_i h_i, in f64 over the responses in
-    /// order, and dh_i = - c_i w.
+    /// Adds to `grads` the gradient of L = - sum_i coefficients\[i\] logits\[i\]: dw = - sum_i c_i h_i, in f64 over the
+    /// responses in order, and dh_i = - c_i w.
     pub fn backward(mut self, model: &Gemma<B>, coefficients: &[f64], grads: &mut Params<B::Tensor>) {
         let (b, d) = (&model.backend, self.weight.len());
         let needed = self.size.backward_bytes(&model.config, b.activation_dtype());

@@ -3,10 +3,10 @@
 //! Tokens lie flat: row `r` of the key/value arrays belongs to exactly one *segment*. A segment is a run of
 //! consecutive rows with an absolute position and, optionally, a *prefix*: another segment that all its tokens
 //! see in full (and through it, that segment's own prefix, and so on). A few-shot header is a root; a prompt is
-//! a child of it; each of its N responses is a child of the prompt, or of what it begins with alike with others. A query at local index `t` sees its whole
-//! prefix chain and its own tokens `0..=t`, further cut by the layer's sliding window through absolute
-//! positions. Because a prefix has rows of its own, its activations exist once per group, forward and backward,
-//! and its key/value gradients sum over all that see it.
+//! a child of it; each of its N responses is a child of the prompt, or of what it begins with alike with others. A query at
+//! local index `t` sees its whole prefix chain and its own tokens `0..=t`, further cut by the layer's sliding window through
+//! absolute positions. Because a prefix has rows of its own, its activations exist once per group, forward and backward, and
+//! its key/value gradients sum over all that see it.
 
 use thiserror::Error;
 

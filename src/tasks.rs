@@ -1,5 +1,5 @@
-//! Tasks: JSON lines with a `prompt` (or `messages`, a conversation that ends with one), its `answer` and whatever else the verifier reads, and the order in which
-//! training draws them.
+//! Tasks: JSON lines with a `prompt` (or `messages`, a conversation that ends with one), its `answer` and whatever else the
+//! verifier reads, and the order in which training draws them.
 
 use std::fs;
 use std::io;

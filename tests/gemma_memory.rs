@@ -13,8 +13,9 @@ use bon_engine::train::run::run;
 
 use allocated::{is_as_planned, peak, planned};
 
-/// The demo, without evaluations, which take less, and so hot that responses are as long as they may be and have nothing in common: for
-/// such is the plan. Their verdicts are by chance and the objective is `rl`, so that each of them teaches something: others are not trained on.
+/// The demo, without evaluations, which take less, and so hot that responses are as long as they may be and have nothing in
+/// common: for such is the plan. Their verdicts are by chance and the objective is `rl`, so that each of them teaches
+/// something: others are not trained on.
 const CONFIG: &str = r#"
 model.path = ".cache/gemma-3-270m"
 data = { tasks = "examples/demo/train.jsonl", prefix = "17 + 5 = 22\n31 + 8 = 39\n68 + 4 = 72\n25 + 9 = 34\n83 + 6 = 89\n" }

@@ -127,9 +127,9 @@ pub enum Moments<T, C> {
     Blockwise {
         /// The mean of gradients, in the signed code.
         m: Quantised<T, C>,
-        /// The mean of their squares, in the unsigned code. No mean but 0, and those of a block without a larger one than 2^-125, has the code of 0, because m would be divided by
-        /// eps alone (Li et al. 2023, "Memory Efficient Optimizers with 4-bit States", arXiv 2309.01507: the zero-point
-        /// problem).
+        /// The mean of their squares, in the unsigned code. No mean but 0, and those of a block without a larger one than
+        /// 2^-125, has the code of 0, because m would be divided by eps alone (Li et al. 2023, "Memory Efficient Optimizers
+        /// with 4-bit States", arXiv 2309.01507: the zero-point problem).
         v: Quantised<T, C>,
     },
 }

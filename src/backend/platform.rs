@@ -183,8 +183,9 @@ pub trait Platform: Send + Sync {
     fn upload_weight(&self, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Self::Tensor {
         self.upload(dtype, rows, cols, bytes)
     }
-    /// Uploads to the host's memory, where the device has another, a matrix of which [`embed_forward`](super::Embed::embed_forward) reads rows and no
-    /// other op anything. The bytes may be those of a file: a device that computes in the host's memory leaves them there.
+    /// Uploads to the host's memory, where the device has another, a matrix of which
+    /// [`embed_forward`](super::Embed::embed_forward) reads rows and no other op anything. The bytes may be those of a file: a
+    /// device that computes in the host's memory leaves them there.
     fn upload_to_host(
         &self,
         dtype: DType,

@@ -239,9 +239,9 @@ fn prompts(
     Ok((all, config))
 }
 
-/// The plan of a run that is about to begin, to be told once its files have been found to be usable. Warns at once where it does not
-/// fit, and refuses a run whose weights and state alone a GPU has no memory for: what sampling and training take is the most
-/// that they may, where all responses are as long as they may be.
+/// The plan of a run that is about to begin, to be told once its files have been found to be usable. Warns at once where it
+/// does not fit, and refuses a run whose weights and state alone a GPU has no memory for: what sampling and training take is
+/// the most that they may, where all responses are as long as they may be.
 pub(super) fn of_run(
     config: &TrainConfig,
     engine: &Engine,

@@ -49,9 +49,9 @@ pub struct Args {
     /// Go on from the newest checkpoint in train.output
     ///
     /// Settings that change what a step computes must be those of the run. What may change: train.output,
-    /// train.recompute, train.save_every, train.save_minutes, train.keep_checkpoints, a verifier's workers and timeout, the evaluation's settings, train.max_minutes (which
-    /// counts anew) and, with a constant learning rate, train.steps. The device must be of the kind that the run was
-    /// begun on: another rounds otherwise.
+    /// train.recompute, train.save_every, train.save_minutes, train.keep_checkpoints, a verifier's workers and timeout, the
+    /// evaluation's settings, train.max_minutes (which counts anew) and, with a constant learning rate, train.steps. The device
+    /// must be of the kind that the run was begun on: another rounds otherwise.
     #[arg(long)]
     resume: bool,
 }

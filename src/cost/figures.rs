@@ -193,9 +193,9 @@ impl Chip {
         ])
     }
 
-    /// The bound of one launch, whose resources are used at the same time: the largest of bytes / bandwidth and, for what a multiprocessor does at a
-    /// rate r of its own (FLOPs of `mma.sync`, 4 instructions a clock, one wavefront a clock, 64 bytes from L2 a clock),
-    /// of three times on P multiprocessors:
+    /// The bound of one launch, whose resources are used at the same time: the largest of bytes / bandwidth and, for what a
+    /// multiprocessor does at a rate r of its own (FLOPs of `mma.sync`, 4 instructions a clock, one wavefront a clock, 64 bytes
+    /// from L2 a clock), of three times on P multiprocessors:
     ///
     /// - all of it / (P r): the whole chip, work spread evenly;
     /// - the most that a block does / r: it runs on one multiprocessor, alone at best;

@@ -139,8 +139,8 @@ impl Arena {
         size.is_some()
     }
 
-    /// Two sizes of a slab for an allocation of `bytes` that had no room: one with room for later allocations, and, if the driver has
-    /// less memory, the least one.
+    /// Two sizes of a slab for an allocation of `bytes` that had no room: one with room for later allocations, and, if the
+    /// driver has less memory, the least one.
     pub fn slab_for(&self, bytes: u64) -> Option<[u64; 2]> {
         let least = rounded(bytes)?.checked_next_multiple_of(SLAB_UNIT)?;
         let liked = match bytes <= SMALL {

@@ -19,8 +19,8 @@ const TARGET: u32 = 90;
 /// that this one reads or writes.
 const BEGIN: &str = "\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n";
 
-/// Loads of memory that nobody writes while the kernel runs. They become ordinary loads, because ptxas moves the former ahead of all
-/// other instructions, also of the wait (seen with 13.2, on sm_90 and sm_120).
+/// Loads of memory that nobody writes while the kernel runs. They become ordinary loads, because ptxas moves the former ahead
+/// of all other instructions, also of the wait (seen with 13.2, on sm_90 and sm_120).
 const READ_ONLY: &str = "ld.global.nc.";
 const ORDINARY: &str = "ld.global.";
 

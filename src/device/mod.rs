@@ -5,8 +5,8 @@
 //! have lanes of their own ([`Lane`]). Only [`Device::read`], [`Device::end_read`] and
 //! [`Device::synchronize`] wait.
 //!
-//! [`dry`] has memory and runs nothing. [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA graphs; [`dependent`] makes PTX whose
-//! launches overlap. None of them calls the driver.
+//! [`dry`] has memory and runs nothing. [`arena`] does the bookkeeping of a GPU's memory and [`sequence`] that of its CUDA
+//! graphs; [`dependent`] makes PTX whose launches overlap. None of them calls the driver.
 
 pub mod arena;
 pub mod dependent;
@@ -237,7 +237,8 @@ pub trait Device: Send + Sync {
         Ok(None)
     }
 
-    /// Page-locked memory of the host, aligned to 256 bytes and zero; `bytes` > 0. Takes long: the host's pages are found and pinned.
+    /// Page-locked memory of the host, aligned to 256 bytes and zero; `bytes` > 0. Takes long: the host's pages are found and
+    /// pinned.
     fn host_alloc(&self, bytes: usize) -> Result<HostPtr, DeviceError> {
         let message = format!("it holds nothing in the host's memory, and {bytes} bytes are asked for");
         Err(DeviceError::new(self.name(), message))

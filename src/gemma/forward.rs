@@ -217,8 +217,8 @@ impl<B: Backend> Gemma<B> {
         self.cached(layers, (x, normed), None, inputs.as_ref().map(|inputs| &inputs.all), tables, cache).1
     }
 
-    /// Runs some layers on (residual stream, its norm), and gives both behind them. What the norm has of rows beyond the stream's is
-    /// `entering`.
+    /// Runs some layers on (residual stream, its norm), and gives both behind them. What the norm has of rows beyond the
+    /// stream's is `entering`.
     fn cached(
         &self,
         layers: Range<usize>,

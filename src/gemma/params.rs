@@ -489,8 +489,8 @@ pub fn frozen(config: &GemmaConfig) -> Vec<(String, Vec<usize>)> {
     scalars.chain((config.per_layer_width != 0).then_some(table)).collect()
 }
 
-/// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values, and the LM head of a model that
-/// becomes a reward model.
+/// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values, and the LM head of a
+/// model that becomes a reward model.
 fn unread(config: &GemmaConfig) -> impl Iterator<Item = String> {
     let head = (!config.tied && config.score_head).then(|| LM_HEAD.to_owned());
     let sharing = config.layers.iter().enumerate().filter(|(_, layer)| layer.kv_from.is_some());
@@ -853,9 +853,9 @@ pub fn load<B: Backend>(
     }))
 }
 
-/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored; per-layer embeddings, if so wanted, to
-/// the host's memory. Panics unless [`load`] has taken
-/// the checkpoint: to check it again would compare a stored head with the embedding again.
+/// Loads what training leaves as it is, in `dtype` or, with `None`, as the embedding is stored; per-layer embeddings, if so
+/// wanted, to the host's memory. Panics unless [`load`] has taken the checkpoint: to check it again would compare a stored head
+/// with the embedding again.
 pub fn load_frozen<B: Backend>(
     backend: &B,
     config: &GemmaConfig,

@@ -168,15 +168,16 @@ pub fn within(costs: impl Iterator<Item = usize>, room: usize) -> usize {
 }
 
 /// How many of a prompt's streams are sampled at once where that prompt is sampled by itself: all of them if they fit what a
-/// batch of generation may take, or a quarter of all that is free if that is more; else as many as fit, in parts of one size, and one
-/// at least. What a stream draws does not depend on it; each part reads the prompt again.
+/// batch of generation may take, or a quarter of all that is free if that is more; else as many as fit, in parts of one size,
+/// and one at least. What a stream draws does not depend on it; each part reads the prompt again.
 pub fn streams_at_once<B: Backend>(model: &Gemma<B>, prompt: usize, streams: usize, new: usize) -> usize {
     let b = &model.backend;
     let room = room_of_one(b.generation_bytes(), b.training_bytes());
     streams_within(&model.config, b.activation_dtype(), prompt, streams, new, room)
 }
 
-/// What the streams of one prompt may take, of what [`generation_bytes`](crate::backend::Platform::generation_bytes) and [`training_bytes`](crate::backend::Platform::training_bytes) say.
+/// What the streams of one prompt may take, of what [`generation_bytes`](crate::backend::Platform::generation_bytes) and
+/// [`training_bytes`](crate::backend::Platform::training_bytes) say.
 pub fn room_of_one(generation: usize, training: u64) -> usize {
     generation.max(usize::try_from(training / 2).unwrap_or(usize::MAX))
 }

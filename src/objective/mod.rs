@@ -1,10 +1,10 @@
 //! Objectives: from a scored group of responses to one coefficient per response. Pure functions, no device, no I/O.
 //!
 //! Every objective of Chow et al., "Inference-Aware Fine-Tuning for Best-of-N Sampling in Large Language Models"
-//! (arXiv 2412.15287), and of its neighbours `grpo`, `max-rl` and `pkpo` reduces to a coefficient c_j on log pi(y_j|x): the gradient to *ascend* is
-//! `sum_j c_j grad log pi(y_j|x)`, plus `c* grad log pi(y*|x)` where an expert response y* takes part. The trainer
-//! needs one weighted backward pass whatever the objective is. [`verifier`] trains what scores responses, not what writes
-//! them: its coefficients are on grad s(x, y_j), the gradient of the response's logit.
+//! (arXiv 2412.15287), and of its neighbours `grpo`, `max-rl` and `pkpo` reduces to a coefficient c_j on log pi(y_j|x): the
+//! gradient to *ascend* is `sum_j c_j grad log pi(y_j|x)`, plus `c* grad log pi(y*|x)` where an expert response y* takes part.
+//! The trainer needs one weighted backward pass whatever the objective is. [`verifier`] trains what scores responses, not what
+//! writes them: its coefficients are on grad s(x, y_j), the gradient of the response's logit.
 //!
 //! Notation, here and in the files below: M samples in the group, N the Best-of-N size, r verifier scores (they
 //! select), R environment rewards (they are what we care about), w_j the chance that Best-of-N returns sample j.

@@ -19,8 +19,8 @@ const COLUMNS: usize = 48;
 /// Rows of logits where sampling ranks a whole vocabulary.
 const RANKED: usize = 16;
 
-/// Bytes of a tokenizer for each token of the vocabulary. Gemma's tables take 229, 60 MB in all; reading tokenizer.json takes as much again,
-/// which the program's allocator keeps.
+/// Bytes of a tokenizer for each token of the vocabulary. Gemma's tables take 229, 60 MB in all; reading tokenizer.json takes
+/// as much again, which the program's allocator keeps.
 pub(super) const TOKENIZER: usize = 480;
 
 /// A model on the CPU.

@@ -2,8 +2,8 @@
 //!
 //! On a GPU the run itself tells: the model, the optimizer, a batch of sampling and a training step are put through the
 //! launchers on a device that has memory and nothing else ([`Dry`]). So a plan is no estimate of what they ask for, whatever
-//! they come to ask for. On the CPU, whose ops use the host's memory, a plan is what tensors are held all the time, and the lives of those
-//! of a batch and a step, as `cpu.rs` beside this knows them.
+//! they come to ask for. On the CPU, whose ops use the host's memory, a plan is what tensors are held all the time, and the
+//! lives of those of a batch and a step, as `cpu.rs` beside this knows them.
 
 mod cpu;
 
@@ -625,8 +625,8 @@ fn on_cpu(run: &Run, memory: u64) -> Plan {
     plan
 }
 
-/// The most rows of so many prompts in one batch, which has once what they all begin with: those of the longest, if they have no more in
-/// common than all prompts.
+/// The most rows of so many prompts in one batch, which has once what they all begin with: those of the longest, if they have
+/// no more in common than all prompts.
 fn shared_rows(prompts: &[Vec<u32>], together: usize) -> usize {
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let tokens = |prompts: &[&[u32]]| prompts.iter().map(|ids| ids.len()).sum::<usize>();

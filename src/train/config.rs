@@ -74,9 +74,9 @@ pub struct ModelSection {
     /// What matrix products are computed in, where the device has the choice: `"auto"` (bf16 where the weights are
     /// bf16), `"bf16"` or `"f32"`. In bf16 both operands are rounded and sums are f32. Default: `"auto"`.
     pub compute: ComputeChoice,
-    /// Where per-layer embeddings lie (Gemma 4 E2B and E4B), which are read and not trained: `"device"`; or `"host"`, in page-locked
-    /// memory of the host, of which a GPU reads the rows of a batch's tokens, and on the CPU in the checkpoint's file, mapped, if
-    /// that has them in the type of the weights. Changes no result. Default: `"device"`.
+    /// Where per-layer embeddings lie (Gemma 4 E2B and E4B), which are read and not trained: `"device"`; or `"host"`, in
+    /// page-locked memory of the host, of which a GPU reads the rows of a batch's tokens, and on the CPU in the checkpoint's
+    /// file, mapped, if that has them in the type of the weights. Changes no result. Default: `"device"`.
     pub per_layer_embeddings: Placement,
 }
 
@@ -293,9 +293,9 @@ pub struct OptimizerSection {
     pub masters: bool,
     /// What gradients of matrices are summed up in over a step's micro-batches: `"f32"`, 4 bytes a parameter, or `"bf16"`, 2
     /// bytes. A micro-batch adds its own sum, which is f32, in f32 and rounds to nearest, once for each use of the
-    /// matrix (of the embedding there are two, and the CPU's LM head rounds for every 256 predicted tokens): after n micro-batches the
-    /// error is at most n 2^-8 of the largest sum on the way, and sqrt(n / 3) 2^-8 of it as a rule. PyTorch's bf16 rounds twice as
-    /// often, each addend as well. Gradients of norms, adapters and score heads are f32. Default: `"f32"`.
+    /// matrix (of the embedding there are two, and the CPU's LM head rounds for every 256 predicted tokens): after n
+    /// micro-batches the error is at most n 2^-8 of the largest sum on the way, and sqrt(n / 3) 2^-8 of it as a rule. PyTorch's
+    /// bf16 rounds twice as often, each addend as well. Gradients of norms, adapters and score heads are f32. Default: `"f32"`.
     pub gradients: DType,
     /// Keep moments and masters of matrices in the host's memory, page-locked, and stream them through the GPU at each update: as
     /// many bytes over the bus each way, while AdamW runs. Changes no result. For a GPU; those of norms, adapters and score heads

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a terminal or a connection that goes away): the first asks the run to finish its step and save, the second ends it at once.
+//! Ctrl-C, SIGTERM and SIGHUP (a terminal or a connection that goes away): the first asks the run to finish its step and save,
+//! the second ends it at once.
 
 use std::fs;
 use std::io;

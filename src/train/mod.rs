@@ -3,9 +3,9 @@
 //! asked to end ([`interrupt`]). [`run`] is the loop.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
-//! `eval/`, `tensorboard/`, `report.html` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint and the
-//! configuration: the random numbers are a function of (seed, step, prompt, stream, position), and the place in
-//! the data is one integer.
+//! `eval/`, `tensorboard/`, `report.html` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint
+//! and the configuration: the random numbers are a function of (seed, step, prompt, stream, position), and the place in the
+//! data is one integer.
 
 pub mod config;
 pub mod error;

@@ -1,5 +1,5 @@
-//! What is allocated while something runs, and the plan of a run on the CPU to hold that to. For binaries of their own: it has their
-//! allocator, which counts.
+//! What is allocated while something runs, and the plan of a run on the CPU to hold that to. For binaries of their own: it has
+//! their allocator, which counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};

@@ -345,8 +345,8 @@ fn whole_on_kernels() -> impl Iterator<Item = &'static str> {
     ON_KERNELS.into_iter().filter(|name| NAMES.contains(name))
 }
 
-/// How bf16 amplifies through the model is measured in the logits, and hidden states, those of every layer through the final norm, are
-/// at most as many roundings away from the tokens.
+/// How bf16 amplifies through the model is measured in the logits, and hidden states, those of every layer through the final
+/// norm, are at most as many roundings away from the tokens.
 #[test]
 fn logits_and_hidden_states_on_the_kernels() {
     for device in devices() {

@@ -104,8 +104,8 @@ fn the_table_of_methods_is_that_of_the_tree() {
     assert!(missing.is_empty(), "entry points that no line of the table names: {missing:?}");
 }
 
-/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point or family; the file has
-/// the function and names the entry point, and N is the number of its launch bounds.
+/// `// Launched by cuda/op.rs: function; grid (..), N threads.` stands in the comment above each entry point or family; the
+/// file has the function and names the entry point, and N is the number of its launch bounds.
 #[test]
 fn every_kernel_names_its_launcher() {
     for module in MODULES {

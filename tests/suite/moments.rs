@@ -1,5 +1,5 @@
-//! `tools/moments.py`, on a tiny model: every state of the optimizer trains, is evaluated and is in the table; and the table that is
-//! committed is what the committed results say.
+//! `tools/moments.py`, on a tiny model: every state of the optimizer trains, is evaluated and is in the table; and the table
+//! that is committed is what the committed results say.
 
 use std::fs;
 use std::path::Path;

@@ -14,7 +14,8 @@ use bon_engine::train::policy::{Continued, Forward};
 
 use crate::ops::randoms;
 
-/// One of every family, one with linear RoPE scaling, one whose LM head is not its embedding, and those inside models of text and other things.
+/// One of every family, one with linear RoPE scaling, one whose LM head is not its embedding, and those inside models of text
+/// and other things.
 pub(crate) const NAMES: [&str; 11] = [
     "gemma1",
     "gemma2",

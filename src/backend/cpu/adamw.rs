@@ -336,7 +336,8 @@ mod tests {
         for (code, nearest) in
             [(DynamicCode::signed(), Nearest::signed()), (DynamicCode::unsigned(), Nearest::unsigned())]
         {
-            // Every bucket from below the first to above the last: its ends, and where its code changes, with the numbers beside that.
+            // Every bucket from below the first to above the last: its ends, and where its code changes, with the numbers
+            // beside that.
             let mut all: Vec<u32> = vec![0, 1, 0x007f_ffff, 0x3f80_0001, INFINITE - 1, INFINITE];
             for bucket in FIRST - 300..FIRST + LAST + 10 {
                 let entry = nearest.entries[(bucket.max(FIRST) - FIRST).min(LAST) as usize];

@@ -4,8 +4,8 @@
 //! odd one of a pair is added before the even one, each with one rounding. That is what VDPBF16PS computes, and what
 //! all other paths reproduce. The instruction differs in one thing: it takes subnormal numbers for zero. So
 //! activations below [`SMALL`] become zero where they are rounded, so do weights where AdamW rounds them, and products with a
-//! matrix of a checkpoint that holds smaller ones do without the instruction: elsewhere every partial sum is a multiple of 2^-126, the least normal
-//! number, because a product of two numbers of at least 2^-56 with 8 significant bits is a multiple of
+//! matrix of a checkpoint that holds smaller ones do without the instruction: elsewhere every partial sum is a multiple of
+//! 2^-126, the least normal number, because a product of two numbers of at least 2^-56 with 8 significant bits is a multiple of
 //! 2^(-56 - 7 - 56 - 7).
 
 use std::borrow::Cow;

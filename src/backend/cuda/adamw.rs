@@ -6,8 +6,8 @@ use crate::backend::adamw::BLOCK;
 use crate::backend::{AdamW, AdamWCoefficients, DType, DynamicCode, Moments, Quantised, Update, Weight};
 use crate::device::{Arg, Launch};
 
-/// Elements of a block of 256 threads, whole [`BLOCK`]s, one for each: a few MiB of traffic. The list of chunks is small beside that, and blocks still divide
-/// evenly.
+/// Elements of a block of 256 threads, whole [`BLOCK`]s, one for each: a few MiB of traffic. The list of chunks is small beside
+/// that, and blocks still divide evenly.
 const CHUNK: usize = 64 * 1024;
 
 /// `struct Chunk` of the kernel.

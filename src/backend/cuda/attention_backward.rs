@@ -246,7 +246,8 @@ impl WorkList {
         for (i, s) in list.iter().enumerate() {
             let last = seen_by[i].iter().map(|&j| list[j].position + list[j].len).max().unwrap_or(0);
             // If no window ends among them, the tokens that see a tile are those that see the tile before it, without the tokens of
-            // that tile. The range of the first such tile, which begins with its own tokens, contains the ranges of all later tiles.
+            // that tile. The range of the first such tile, which begins with its own tokens, contains the ranges of all later
+            // tiles.
             let mut shared: Option<(usize, Range<usize>)> = None;
             for first in (0..s.len).step_by(size.keys) {
                 let (position, keys) = (s.position + first, size.keys.min(s.len - first));

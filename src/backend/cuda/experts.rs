@@ -308,8 +308,8 @@ fn matmul_backward_weight(cuda: &Cuda, dy: &Tensor, x: &Tensor, routes: &Routes,
     cuda.launch(entry, launch, &args);
 }
 
-/// Of the gradient of h by rows, which has not met the weights of routes: d_weights `[T, G]`, h times the weights, and the gradients
-/// of gate and up side by side `[T G, 2 Fe]`.
+/// Of the gradient of h by rows, which has not met the weights of routes: d_weights `[T, G]`, h times the weights, and the
+/// gradients of gate and up side by side `[T G, 2 Fe]`.
 fn geglu_backward(
     cuda: &Cuda,
     dh: &Tensor,

@@ -93,6 +93,8 @@ impl Variant {
 
     /// The tile of a product whose weights have `features` rows in all. While the tokens fit one tile, each byte of the weights is
     /// requested once, and the tile is as wide as it can be if every multiprocessor is to have a block that reads them.
+    /// Adapters have as many features as their rank: tiles that are no wider compute nothing in vain, and lower ones are more
+    /// blocks.
     fn forward(tokens: usize, features: usize, multiprocessors: u32) -> Self {
         let wide = features >= multiprocessors as usize * 64;
         // The narrowest tile only if no multiprocessor gets two, which would read more of shared memory than one tile of 32.
@@ -101,6 +103,8 @@ impl Variant {
             0..=32 if wide => T32X64,
             0..=32 if narrow => T32X16,
             0..=32 => T32X32,
+            _ if features <= T32X16.n => T32X16,
+            _ if features <= T32X32.n => T32X32,
             33..=64 if wide => T64X64,
             33..=64 => T64X32,
             _ => Self::large(tokens, features, 1, multiprocessors),
@@ -477,6 +481,8 @@ mod tests {
             ("1536 features, T = 1024", [(128, 128), (64, 64), (64, 64)], |sms| {
                 Variant::forward(1024, 1536, sms)
             }),
+            ("A of rank 16, T = 512", [(32, 16); 3], |sms| Variant::forward(512, 16, sms)),
+            ("A of rank 32, T = 4096", [(32, 32); 3], |sms| Variant::forward(4096, 32, sms)),
             ("geglu, T = 32", [(32, 64); 3], |sms| Variant::geglu(32, 16_384, sms)),
             ("geglu, T = 64", [(64, 64); 3], |sms| Variant::geglu(64, 16_384, sms)),
             ("geglu of 270M, T = 256", [(64, 64); 3], |sms| Variant::geglu(256, 2048, sms)),

@@ -103,8 +103,8 @@ impl State {
         self.wait().and(copied)
     }
 
-    /// Reads through the parts of page-locked memory one after the other, at the full speed of the bus: while the host takes one part
-    /// out, the next ones are filled. Copies to the device from these parts were asked for earlier in the stream, and
+    /// Reads through the parts of page-locked memory one after the other, at the full speed of the bus: while the host takes
+    /// one part out, the next ones are filled. Copies to the device from these parts were asked for earlier in the stream, and
     /// have read them by then.
     pub(super) fn read_staged(&mut self, src: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.page_lock()?;

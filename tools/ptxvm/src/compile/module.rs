@@ -21,8 +21,8 @@ const MAX_GLOBAL_BYTES: u64 = 1 << 32;
 /// memory still have the 18 bits that matrix descriptors can name.
 const MAX_SHARED_GAPS: u64 = 16 << 10;
 
-/// Bytes between two shared variables, where a kernel has `n`, dynamic shared memory included. It is a multiple of what banks, boxes
-/// and swizzles repeat after, where there is room, so that an address has the same remainder as without gaps.
+/// Bytes between two shared variables, where a kernel has `n`, dynamic shared memory included. It is a multiple of what banks,
+/// boxes and swizzles repeat after, where there is room, so that an address has the same remainder as without gaps.
 fn shared_gap(n: usize) -> u64 {
     [1024, 128, 16].into_iter().find(|gap| n as u64 * gap <= MAX_SHARED_GAPS).unwrap_or(0)
 }

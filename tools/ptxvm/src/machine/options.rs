@@ -7,8 +7,8 @@ pub struct Checks {
     pub init: bool,
     /// Races in shared memory, in global memory between blocks and between a block's warps, and with asynchronous copies.
     pub race: bool,
-    /// Whether it is a race, too, that unordered stores of a block's warps put the same value to the same memory. Compilers make such
-    /// stores where a value is replicated, and every order of them leaves the same bytes.
+    /// Whether it is a race, too, that unordered stores of a block's warps put the same value to the same memory. Compilers
+    /// make such stores where a value is replicated, and every order of them leaves the same bytes.
     pub repeated: bool,
 }
 

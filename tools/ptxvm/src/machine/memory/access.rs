@@ -183,8 +183,8 @@ impl Part<'_> {
         at - self.allocation.start
     }
 
-    /// Calls for each line that the lanes touch: its number in the allocation, and a bit for each of its bytes. Lanes that follow each
-    /// other in a line are taken together.
+    /// Calls for each line that the lanes touch: its number in the allocation, and a bit for each of its bytes. Lanes that
+    /// follow each other in a line are taken together.
     #[inline(always)]
     pub(crate) fn lines(&self, at: &[u64; LANES], size: u64, mut each: impl FnMut(u64, u64)) {
         let (mut line, mut bits) = (u64::MAX, 0);

@@ -10,8 +10,8 @@ use crate::machine::registers::LANES;
 #[derive(Debug, Default)]
 pub struct LocalMemory {
     words: Vec<[u32; LANES]>,
-    /// For each word and lane a bit for each of its 4 bytes: the low four of those that are initialised, the high four of those that
-    /// are a variable's.
+    /// For each word and lane a bit for each of its 4 bytes: the low four of those that are initialised, the high four of those
+    /// that are a variable's.
     defined: Vec<[u8; LANES]>,
 }
 
@@ -30,8 +30,8 @@ impl LocalMemory {
         self.words.len() as u64 * 4
     }
 
-    /// A frame of `bytes` bytes begins at `base`, in the lanes of `mask`: nothing in it was written, and only the pieces in `live`, offset
-    /// and bytes, are variables'.
+    /// A frame of `bytes` bytes begins at `base`, in the lanes of `mask`: nothing in it was written, and only the pieces in
+    /// `live`, offset and bytes, are variables'.
     pub fn begin(&mut self, mask: u32, base: u32, bytes: u32, live: &[(u32, u32)]) {
         self.end(mask, base, bytes);
         for (from, n) in live {

@@ -1,8 +1,9 @@
 //! The race check of global memory between the warps of a block.
 //!
-//! A table holds lines of 64 bytes with up to four earlier accesses of warps to each: bytes, clock of the warp ([`Clocks`]), read or
-//! write. Only lines of allocations that the block has written to are followed, because most are only read. A line takes the place of
-//! the one that has its entry of the table, and a fifth access that of an earlier one: both may hide a race, and neither invents one.
+//! A table holds lines of 64 bytes with up to four earlier accesses of warps to each: bytes, clock of the warp ([`Clocks`]),
+//! read or write. Only lines of allocations that the block has written to are followed, because most are only read. A line
+//! takes the place of the one that has its entry of the table, and a fifth access that of an earlier one: both may hide a race,
+//! and neither invents one.
 //!
 //! Warps that write the value that is there do not race with who wrote it, as in shared memory.
 //!

@@ -132,7 +132,8 @@ fn gather<T: Cell>(mask: u32, f: impl Fn(usize) -> T) -> [T; LANES] {
 }
 
 impl Load {
-    /// Shared memory of blocks of a cluster, apart because the code of other kernels' accesses is then as short as without clusters.
+    /// Shared memory of blocks of a cluster, apart because the code of other kernels' accesses is then as short as without
+    /// clusters.
     #[cold]
     fn in_cluster(
         &self,

@@ -65,7 +65,8 @@ pub(super) fn store(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
 }
 
 impl Store {
-    /// Shared memory of blocks of a cluster, apart because the code of other kernels' accesses is then as short as without clusters.
+    /// Shared memory of blocks of a cluster, apart because the code of other kernels' accesses is then as short as without
+    /// clusters.
     #[cold]
     fn in_cluster(
         &self,

@@ -90,6 +90,7 @@ STAGES = [
     [
         Method("rl, KL = 0.1", "rl", n=None, seeds=1, also={"train.kl_coefficient": 0.1}),
         Method("bon-rl-s, KL = 0.1", "bon-rl-s", seeds=1, also={"train.kl_coefficient": 0.1}),
+        Method("bon-rl-v, KL = 0.1", "bon-rl-v", seeds=1, learned=True, also={"train.kl_coefficient": 0.1}),
         Method("bon-rl-s, M = 8", "bon-rl-s", seeds=1, also={"generate.samples": 8, "generate.prompts_per_step": 16}),
         Method("bon-rl-s, M = 32", "bon-rl-s", seeds=1, also={"generate.samples": 32, "generate.prompts_per_step": 4}),
         Method("bon-rlb, penalize", "bon-rlb", seeds=1, negative_sign="penalize"),

@@ -23,7 +23,7 @@ use std::marker::PhantomData;
 
 use super::float::{self, Rcp, Real, Sqrt};
 use super::half::{self, Bf16, F16, Format16};
-use super::lane::{self, Binary, Compare, Unary};
+use super::lane::{self, Compare, lane_op};
 use super::rounding::flag;
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
@@ -42,28 +42,18 @@ trait Function {
 
 /// An f32 function with `.ftz` where the flag says so.
 struct Single<O>(PhantomData<O>);
-impl<O: Function> Unary for Single<O> {
-    type A = f32;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: f32) -> f32 {
-        let ftz = imm & flag::FTZ != 0;
-        let a = if ftz { a.flushed() } else { a };
-        let d = O::value(a).or_nan([a]);
-        if ftz { d.flushed() } else { d }
-    }
-}
+lane_op!([O: Function] Single<O>, |imm, a: f32| -> f32 {
+    let ftz = imm & flag::FTZ != 0;
+    let a = if ftz { a.flushed() } else { a };
+    let d = O::value(a).or_nan([a]);
+    if ftz { d.flushed() } else { d }
+});
 
 /// An f32 function of f16 or bf16: its error is far below the step of the result.
 struct Narrow<O, F>(PhantomData<(O, F)>);
-impl<O: Function, F: Format16> Unary for Narrow<O, F> {
-    type A = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32) -> u32 {
-        half::finish::<F>(imm, F::narrow(O::value(F::wide(half::flush::<F>(imm, a)))))
-    }
-}
+lane_op!([O: Function, F: Format16] Narrow<O, F>, |imm, a: u32| -> u32 {
+    half::finish::<F>(imm, F::narrow(O::value(F::wide(half::flush::<F>(imm, a)))))
+});
 
 /// 1 / sqrt(a): two roundings, each of at most 2^-24.
 struct Rsqrt;
@@ -204,42 +194,24 @@ impl Function for Tanh {
 
 /// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`: only the upper 32 bits of source and result count.
 struct Gross<const ROOT: bool>;
-impl<const ROOT: bool> Unary for Gross<ROOT> {
-    type A = u64;
-    type D = u64;
-    #[inline(always)]
-    fn eval(_: u64, a: u64) -> u64 {
-        let x = f64::from_bits(a & 0xffff_ffff_0000_0000).flushed();
-        let exact = 1.0 / if ROOT { x.sqrt() } else { x };
-        // To the nearest of what 20 bits of fraction can hold.
-        let rounded = (exact.flushed().to_bits() + 0x8000_0000) & 0xffff_ffff_0000_0000;
-        if exact.is_nan() { 0x7fff_ffff_0000_0000 } else { rounded }
-    }
-}
+lane_op!([const ROOT: bool] Gross<ROOT>, |_, a: u64| -> u64 {
+    let x = f64::from_bits(a & 0xffff_ffff_0000_0000).flushed();
+    let exact = 1.0 / if ROOT { x.sqrt() } else { x };
+    // To the nearest of what 20 bits of fraction can hold.
+    let rounded = (exact.flushed().to_bits() + 0x8000_0000) & 0xffff_ffff_0000_0000;
+    if exact.is_nan() { 0x7fff_ffff_0000_0000 } else { rounded }
+});
 
 /// `rsqrt.approx.f64`: two roundings.
 struct Rsqrt64;
-impl Unary for Rsqrt64 {
-    type A = f64;
-    type D = f64;
-    #[inline(always)]
-    fn eval(_: u64, a: f64) -> f64 {
-        (1.0 / a.sqrt()).or_nan([a])
-    }
-}
+lane_op!(Rsqrt64, |_, a: f64| -> f64 { (1.0 / a.sqrt()).or_nan([a]) });
 
 /// The magnitude of b with the sign of a.
 struct Copysign<T>(PhantomData<T>);
-impl<T: Real> Binary for Copysign<T> {
-    type A = T;
-    type B = T;
-    type D = T;
-    #[inline(always)]
-    fn eval(_: u64, a: T, b: T) -> T {
-        let sign = 1 << (T::FORMAT.bits - 1);
-        T::from_pattern(a.pattern() & sign | b.pattern() & !sign)
-    }
-}
+lane_op!([T: Real] Copysign<T>, |_, a: T, b: T| -> T {
+    let sign = 1 << (T::FORMAT.bits - 1);
+    T::from_pattern(a.pattern() & sign | b.pattern() & !sign)
+});
 
 /// `testp`; `PROPERTY` is the index in [`PROPERTIES`]. The second source is not there.
 struct Testp<T, const PROPERTY: usize>(PhantomData<T>);

@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 
 use super::float::{self, Real};
 use super::half::{self, Bf16, F16 as Half, Format16};
-use super::lane::{self, Binary, Ternary, Unary};
+use super::lane::{self, Binary, Unary, lane_op};
 use super::rounding::{self, F32, F64, Finite, Format, Mode, Number, flag};
 use crate::decode::decoder::{Decoder, operands, width_of};
 use crate::decode::mods::Mods;
@@ -225,21 +225,16 @@ impl<const FROM_BITS: u32, const TO_BITS: u32> Unary for ConvertPacked<FROM_BITS
 /// Integer to integer without saturation. Constants: bits of the source type, of the destination type, of the
 /// destination register, a byte each; then whether source and destination are signed.
 struct Resize<A, D>(PhantomData<(A, D)>);
-impl<A: Raw, D: Raw> Unary for Resize<A, D> {
-    type A = A;
-    type D = D;
-    #[inline(always)]
-    fn eval(imm: u64, a: A) -> D {
-        // Xor and subtraction of the sign bit extend a sign; of 0, nothing.
-        let extend = |x: u64, bits: u32, signed: u64| {
-            let sign = signed << (bits - 1);
-            ((x & low_bits(bits)) ^ sign).wrapping_sub(sign)
-        };
-        let (from, to, register) = (imm as u8, (imm >> 8) as u8, (imm >> 16) as u8);
-        let x = extend(a.widened(), from.into(), imm >> 24 & 1);
-        D::narrowed(extend(x, to.into(), imm >> 25 & 1) & low_bits(register.into()))
-    }
-}
+lane_op!([A: Raw, D: Raw] Resize<A, D>, |imm, a: A| -> D {
+    // Xor and subtraction of the sign bit extend a sign; of 0, nothing.
+    let extend = |x: u64, bits: u32, signed: u64| {
+        let sign = signed << (bits - 1);
+        ((x & low_bits(bits)) ^ sign).wrapping_sub(sign)
+    };
+    let (from, to, register) = (imm as u8, (imm >> 8) as u8, (imm >> 16) as u8);
+    let x = extend(a.widened(), from.into(), imm >> 24 & 1);
+    D::narrowed(extend(x, to.into(), imm >> 25 & 1) & low_bits(register.into()))
+});
 
 /// Integer to f32 or f64, to nearest even.
 struct FromInteger<I, T>(PhantomData<(I, T)>);
@@ -303,119 +298,69 @@ to_integer! {
     f64 => u32: 1 << 31, i32: i32::MIN, u64: 1 << 63, i64: i64::MIN;
 }
 
-impl<T: Rounded, const MODE: u8> Unary for Integral<T, MODE> {
-    type A = T;
-    type D = T;
-    #[inline(always)]
-    fn eval(imm: u64, a: T) -> T {
-        let a = float::flush_if(imm, a);
-        float::finish(imm, a.rounded::<MODE>().or_nan([a]))
-    }
-}
+lane_op!([T: Rounded, const MODE: u8] Integral<T, MODE>, |imm, a: T| -> T {
+    let a = float::flush_if(imm, a);
+    float::finish(imm, a.rounded::<MODE>().or_nan([a]))
+});
 
 // ------------------------------------------------------------------------------------------------ floats
 
 /// f32 to f16 or bf16, to nearest even.
 struct Narrow<F>(PhantomData<F>);
-impl<F: Format16> Unary for Narrow<F> {
-    type A = f32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: f32) -> u32 {
-        // `.ftz` is about f32 alone.
-        half::finish::<F>(imm & !flag::FTZ, F::narrow(float::flush_if(imm, a)))
-    }
-}
+lane_op!([F: Format16] Narrow<F>, |imm, a: f32| -> u32 {
+    // `.ftz` is about f32 alone.
+    half::finish::<F>(imm & !flag::FTZ, F::narrow(float::flush_if(imm, a)))
+});
 
 /// Two f32 to f16x2 or bf16x2; the first source is the upper one.
 struct NarrowPair<F>(PhantomData<F>);
-impl<F: Format16> Binary for NarrowPair<F> {
-    type A = f32;
-    type B = f32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: f32, b: f32) -> u32 {
-        Narrow::<F>::eval(imm, b) | Narrow::<F>::eval(imm, a) << 16
-    }
-}
+lane_op!([F: Format16] NarrowPair<F>, |imm, a: f32, b: f32| -> u32 {
+    Narrow::<F>::eval(imm, b) | Narrow::<F>::eval(imm, a) << 16
+});
 
 /// f16 or bf16 to f32.
 struct Widen<F>(PhantomData<F>);
-impl<F: Format16> Unary for Widen<F> {
-    type A = u16;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u16) -> f32 {
-        float::finish(imm, F::wide(a.into()).or_nan([]))
-    }
-}
+lane_op!([F: Format16] Widen<F>, |imm, a: u16| -> f32 {
+    float::finish(imm, F::wide(a.into()).or_nan([]))
+});
 
 struct Single;
-impl Unary for Single {
-    type A = f64;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: f64) -> f32 {
-        float::finish(imm, (a as f32).or_nan([]))
-    }
-}
+lane_op!(Single, |imm, a: f64| -> f32 { float::finish(imm, (a as f32).or_nan([])) });
 
 struct Double;
-impl Unary for Double {
-    type A = f32;
-    type D = f64;
-    #[inline(always)]
-    fn eval(imm: u64, a: f32) -> f64 {
-        let wide = f64::from(float::flush_if(imm, a));
-        let d = if a.is_nan() { f64::from_bits(wide_nan(a.to_bits())) } else { wide };
-        float::finish(imm & flag::SAT, d)
-    }
-}
+lane_op!(Double, |imm, a: f32| -> f64 {
+    let wide = f64::from(float::flush_if(imm, a));
+    let d = if a.is_nan() { f64::from_bits(wide_nan(a.to_bits())) } else { wide };
+    float::finish(imm & flag::SAT, d)
+});
 
 /// The same type: only `.ftz` and `.sat` change anything.
 struct Same<T>(PhantomData<T>);
-impl<T: Real> Unary for Same<T> {
-    type A = T;
-    type D = T;
-    #[inline(always)]
-    fn eval(imm: u64, a: T) -> T {
-        float::finish(imm, a.or_nan([a]))
-    }
-}
+lane_op!([T: Real] Same<T>, |imm, a: T| -> T {
+    float::finish(imm, a.or_nan([a]))
+});
 
 /// `cvt.rna.tf32.f32`
 struct Tf32;
-impl Unary for Tf32 {
-    type A = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(_: u64, a: u32) -> u32 {
-        let nan = a & 0x7fff_ffff > 0x7f80_0000;
-        // Half a step more; a carry may reach infinity, and infinity stays.
-        if nan { F32.nan as u32 } else { a.wrapping_add(0x1000) & !0x1fff }
-    }
-}
+lane_op!(Tf32, |_, a: u32| -> u32 {
+    let nan = a & 0x7fff_ffff > 0x7f80_0000;
+    // Half a step more; a carry may reach infinity, and infinity stays.
+    if nan { F32.nan as u32 } else { a.wrapping_add(0x1000) & !0x1fff }
+});
 
 // ------------------------------------------------------------------------------------------------ cvt.pack
 
 /// `cvt.pack.sat`: two s32, held in the range of the narrow type, above them what remains of c. Constants: bits of the
 /// narrow type, then whether it is signed.
 struct Pack;
-impl Ternary for Pack {
-    type A = i32;
-    type B = i32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: i32, b: i32, c: u32) -> u32 {
-        let bits = imm as u8 as u32;
-        let keep = low_bits(bits) as i32;
-        let (least, most) = if imm >> 8 & 1 != 0 { (!(keep >> 1), keep >> 1) } else { (0, keep) };
-        let hold = |x: i32| (x.max(least).min(most) & keep) as u32;
-        let above = if bits == 16 { 0 } else { c << (2 * bits) };
-        above | hold(a) << bits | hold(b)
-    }
-}
+lane_op!(Pack, |imm, a: i32, b: i32, c: u32| -> u32 {
+    let bits = imm as u8 as u32;
+    let keep = low_bits(bits) as i32;
+    let (least, most) = if imm >> 8 & 1 != 0 { (!(keep >> 1), keep >> 1) } else { (0, keep) };
+    let hold = |x: i32| (x.max(least).min(most) & keep) as u32;
+    let above = if bits == 16 { 0 } else { c << (2 * bits) };
+    above | hold(a) << bits | hold(b)
+});
 
 /// The narrow types: bits and whether signed.
 const NARROW: [(&str, u64); 8] = [

@@ -6,7 +6,7 @@
 
 use std::marker::PhantomData;
 
-use super::lane::{self, Binary, Ternary, Unary};
+use super::lane::{self, Binary, Ternary, lane_op};
 use super::rounding::{F32, F64, Format, Mode, Number, flag};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
@@ -206,27 +206,18 @@ impl<O, T: Real> Directed<O, T> {
 
 macro_rules! lifts {
     ($($name:ident: $($imm:ident)?;)*) => {$(
-        impl<O: Operation<1>, T: Real> Unary for $name<O, T> {
-            type A = T;
-            type D = T;
-            #[inline(always)]
-            fn eval(_imm: u64, a: T) -> T { $(let $imm = _imm;)? Self::run($($imm,)? [a]) }
-        }
-        impl<O: Operation<2>, T: Real> Binary for $name<O, T> {
-            type A = T;
-            type B = T;
-            type D = T;
-            #[inline(always)]
-            fn eval(_imm: u64, a: T, b: T) -> T { $(let $imm = _imm;)? Self::run($($imm,)? [a, b]) }
-        }
-        impl<O: Operation<3>, T: Real> Ternary for $name<O, T> {
-            type A = T;
-            type B = T;
-            type C = T;
-            type D = T;
-            #[inline(always)]
-            fn eval(_imm: u64, a: T, b: T, c: T) -> T { $(let $imm = _imm;)? Self::run($($imm,)? [a, b, c]) }
-        }
+        lane_op!([O: Operation<1>, T: Real] $name<O, T>, |_imm, a: T| -> T {
+            $(let $imm = _imm;)?
+            Self::run($($imm,)? [a])
+        });
+        lane_op!([O: Operation<2>, T: Real] $name<O, T>, |_imm, a: T, b: T| -> T {
+            $(let $imm = _imm;)?
+            Self::run($($imm,)? [a, b])
+        });
+        lane_op!([O: Operation<3>, T: Real] $name<O, T>, |_imm, a: T, b: T, c: T| -> T {
+            $(let $imm = _imm;)?
+            Self::run($($imm,)? [a, b, c])
+        });
     )*};
 }
 lifts! { Near: ; NearFlags: imm; Directed: imm; }
@@ -269,41 +260,22 @@ fn join(low: f32, high: f32) -> u64 {
     low.pattern() | high.pattern() << 32
 }
 
-impl<O: Binary<A = f32, B = f32, D = f32>> Binary for Pair<O> {
-    type A = u64;
-    type B = u64;
-    type D = u64;
-    #[inline(always)]
-    fn eval(imm: u64, a: u64, b: u64) -> u64 {
-        let (a, b) = (halves(a), halves(b));
-        join(O::eval(imm, a[0], b[0]), O::eval(imm, a[1], b[1]))
-    }
-}
+lane_op!([O: Binary<A = f32, B = f32, D = f32>] Pair<O>, |imm, a: u64, b: u64| -> u64 {
+    let (a, b) = (halves(a), halves(b));
+    join(O::eval(imm, a[0], b[0]), O::eval(imm, a[1], b[1]))
+});
 
-impl<O: Ternary<A = f32, B = f32, C = f32, D = f32>> Ternary for Pair<O> {
-    type A = u64;
-    type B = u64;
-    type C = u64;
-    type D = u64;
-    #[inline(always)]
-    fn eval(imm: u64, a: u64, b: u64, c: u64) -> u64 {
-        let (a, b, c) = (halves(a), halves(b), halves(c));
-        join(O::eval(imm, a[0], b[0], c[0]), O::eval(imm, a[1], b[1], c[1]))
-    }
-}
+lane_op!([O: Ternary<A = f32, B = f32, C = f32, D = f32>] Pair<O>, |imm, a: u64, b: u64, c: u64| -> u64 {
+    let (a, b, c) = (halves(a), halves(b), halves(c));
+    join(O::eval(imm, a[0], b[0], c[0]), O::eval(imm, a[1], b[1], c[1]))
+});
 
 /// `div.approx.f32`: a * (1/b), at most 2 ulp for |b| up to 2^126; beyond that the reciprocal counts as 0.
 struct DivApprox;
-impl Binary for DivApprox {
-    type A = f32;
-    type B = f32;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: f32, b: f32) -> f32 {
-        let (a, b) = (flush_if(imm, a), flush_if(imm, b));
-        finish(imm, (a * (1.0 / b).flushed()).or_nan([a, b]))
-    }
-}
+lane_op!(DivApprox, |imm, a: f32, b: f32| -> f32 {
+    let (a, b) = (flush_if(imm, a), flush_if(imm, b));
+    finish(imm, (a * (1.0 / b).flushed()).or_nan([a, b]))
+});
 
 /// min or max of a binary format of at most 32 bits, given by its sign bit and its infinity. `.ftz`, `.NaN` and
 /// `.xorsign.abs` are flags of `imm`; -0 is less than +0.
@@ -335,63 +307,39 @@ pub(crate) fn extremum<const MAX: bool>(imm: u64, a: u32, b: u32, sign: u32, inf
 }
 
 struct Extremum32<const MAX: bool>;
-impl<const MAX: bool> Binary for Extremum32<MAX> {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32) -> u32 {
-        extremum::<MAX>(imm, a, b, 0x8000_0000, 0x7f80_0000)
-    }
-}
+lane_op!([const MAX: bool] Extremum32<MAX>, |imm, a: u32, b: u32| -> u32 {
+    extremum::<MAX>(imm, a, b, 0x8000_0000, 0x7f80_0000)
+});
 
 /// min or max of three f32 (sm_100): that of the first two with the third. `.abs` takes the sources without their signs.
 struct Extremum3<const MAX: bool>;
-impl<const MAX: bool> Ternary for Extremum3<MAX> {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32, c: u32) -> u32 {
-        let [a, b, c] = [a, b, c].map(|v| if imm & flag::XORSIGN_ABS != 0 { v & 0x7fff_ffff } else { v });
-        let imm = imm & !flag::XORSIGN_ABS;
-        let two = Extremum32::<MAX>::eval(imm, a, b);
-        Extremum32::<MAX>::eval(imm, two, c)
-    }
-}
+lane_op!([const MAX: bool] Extremum3<MAX>, |imm, a: u32, b: u32, c: u32| -> u32 {
+    let [a, b, c] = [a, b, c].map(|v| if imm & flag::XORSIGN_ABS != 0 { v & 0x7fff_ffff } else { v });
+    let imm = imm & !flag::XORSIGN_ABS;
+    let two = Extremum32::<MAX>::eval(imm, a, b);
+    Extremum32::<MAX>::eval(imm, two, c)
+});
 
 struct Extremum64<const MAX: bool>;
-impl<const MAX: bool> Binary for Extremum64<MAX> {
-    type A = f64;
-    type B = f64;
-    type D = f64;
-    #[inline(always)]
-    fn eval(_: u64, a: f64, b: f64) -> f64 {
-        let key = |v: f64| {
-            let bits = v.to_bits() as i64;
-            if bits < 0 { !(bits & i64::MAX) } else { bits }
-        };
-        let chosen = if (key(a) > key(b)) == MAX { a } else { b };
-        let chosen = if b.is_nan() { a } else { chosen };
-        let chosen = if a.is_nan() { b } else { chosen };
-        chosen.or_nan([a, b])
-    }
-}
+lane_op!([const MAX: bool] Extremum64<MAX>, |_, a: f64, b: f64| -> f64 {
+    let key = |v: f64| {
+        let bits = v.to_bits() as i64;
+        if bits < 0 { !(bits & i64::MAX) } else { bits }
+    };
+    let chosen = if (key(a) > key(b)) == MAX { a } else { b };
+    let chosen = if b.is_nan() { a } else { chosen };
+    let chosen = if a.is_nan() { b } else { chosen };
+    chosen.or_nan([a, b])
+});
 
 /// abs, and with `NEG` neg: f64 NaNs keep their payload, their sign changes like a number's.
 struct Sign<T, const NEG: bool>(PhantomData<T>);
-impl<T: Real, const NEG: bool> Unary for Sign<T, NEG> {
-    type A = T;
-    type D = T;
-    #[inline(always)]
-    fn eval(imm: u64, a: T) -> T {
-        let a = flush_if(imm, a);
-        let sign = 1 << (T::FORMAT.bits - 1);
-        let d = T::from_pattern(if NEG { a.pattern() ^ sign } else { a.pattern() & !sign });
-        d.or_nan([d])
-    }
-}
+lane_op!([T: Real, const NEG: bool] Sign<T, NEG>, |imm, a: T| -> T {
+    let a = flush_if(imm, a);
+    let sign = 1 << (T::FORMAT.bits - 1);
+    let d = T::from_pattern(if NEG { a.pattern() ^ sign } else { a.pattern() & !sign });
+    d.or_nan([d])
+});
 
 /// Decodes the instructions of this family.
 ///

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::float::{self, Add, Mul, Operation, Sub};
-use super::lane::{self, Binary, Ternary, Unary};
+use super::lane::{self, Binary, Ternary, Unary, lane_op};
 use super::rounding::{Mode, flag};
 use crate::decode::decoder::Decoder;
 use crate::decode::mods::Mods;
@@ -157,82 +157,40 @@ pub fn finish<F: Format16>(imm: u64, x: u32) -> u32 {
 
 /// add, sub or mul: both formats have less than half of f32's bits, so that rounding to f32 first does no harm.
 struct Arithmetic<O, F>(PhantomData<(O, F)>);
-impl<O: Operation<2>, F: Format16> Binary for Arithmetic<O, F> {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32) -> u32 {
-        let sources = [F::wide(flush::<F>(imm, a)), F::wide(flush::<F>(imm, b))];
-        finish::<F>(imm, F::narrow(O::near(sources)))
-    }
-}
+lane_op!([O: Operation<2>, F: Format16] Arithmetic<O, F>, |imm, a: u32, b: u32| -> u32 {
+    let sources = [F::wide(flush::<F>(imm, a)), F::wide(flush::<F>(imm, b))];
+    finish::<F>(imm, F::narrow(O::near(sources)))
+});
 
 struct Fma<F>(PhantomData<F>);
-impl<F: Format16> Ternary for Fma<F> {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32, c: u32) -> u32 {
-        finish::<F>(imm, F::fma(flush::<F>(imm, a), flush::<F>(imm, b), flush::<F>(imm, c)))
-    }
-}
+lane_op!([F: Format16] Fma<F>, |imm, a: u32, b: u32, c: u32| -> u32 {
+    finish::<F>(imm, F::fma(flush::<F>(imm, a), flush::<F>(imm, b), flush::<F>(imm, c)))
+});
 
 struct Extremum<F, const MAX: bool>(PhantomData<F>);
-impl<F: Format16, const MAX: bool> Binary for Extremum<F, MAX> {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32) -> u32 {
-        float::extremum::<MAX>(imm, a, b, SIGN, F::INFINITY)
-    }
-}
+lane_op!([F: Format16, const MAX: bool] Extremum<F, MAX>, |imm, a: u32, b: u32| -> u32 {
+    float::extremum::<MAX>(imm, a, b, SIGN, F::INFINITY)
+});
 
 /// abs, and with `NEG` neg.
 struct Sign<F, const NEG: bool>(PhantomData<F>);
-impl<F: Format16, const NEG: bool> Unary for Sign<F, NEG> {
-    type A = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32) -> u32 {
-        let a = flush::<F>(imm, a);
-        let d = if NEG { a ^ SIGN } else { a & !SIGN };
-        if a & !SIGN > F::INFINITY { NAN } else { d }
-    }
-}
+lane_op!([F: Format16, const NEG: bool] Sign<F, NEG>, |imm, a: u32| -> u32 {
+    let a = flush::<F>(imm, a);
+    let d = if NEG { a ^ SIGN } else { a & !SIGN };
+    if a & !SIGN > F::INFINITY { NAN } else { d }
+});
 
 /// An operation on 16 bits, applied to both halves of a 32-bit register.
 pub struct Both<O>(PhantomData<O>);
-impl<O: Unary<A = u32, D = u32>> Unary for Both<O> {
-    type A = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32) -> u32 {
-        O::eval(imm, a & 0xffff) | O::eval(imm, a >> 16) << 16
-    }
-}
-impl<O: Binary<A = u32, B = u32, D = u32>> Binary for Both<O> {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32) -> u32 {
-        O::eval(imm, a & 0xffff, b & 0xffff) | O::eval(imm, a >> 16, b >> 16) << 16
-    }
-}
-impl<O: Ternary<A = u32, B = u32, C = u32, D = u32>> Ternary for Both<O> {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32, c: u32) -> u32 {
-        O::eval(imm, a & 0xffff, b & 0xffff, c & 0xffff) | O::eval(imm, a >> 16, b >> 16, c >> 16) << 16
-    }
-}
+lane_op!([O: Unary<A = u32, D = u32>] Both<O>, |imm, a: u32| -> u32 {
+    O::eval(imm, a & 0xffff) | O::eval(imm, a >> 16) << 16
+});
+lane_op!([O: Binary<A = u32, B = u32, D = u32>] Both<O>, |imm, a: u32, b: u32| -> u32 {
+    O::eval(imm, a & 0xffff, b & 0xffff) | O::eval(imm, a >> 16, b >> 16) << 16
+});
+lane_op!([O: Ternary<A = u32, B = u32, C = u32, D = u32>] Both<O>, |imm, a: u32, b: u32, c: u32| -> u32 {
+    O::eval(imm, a & 0xffff, b & 0xffff, c & 0xffff) | O::eval(imm, a >> 16, b >> 16, c >> 16) << 16
+});
 
 /// The handler of a unary operation for one value or two.
 pub fn unary<O: Unary<A = u32, D = u32>>(isa: Isa, packed: bool) -> LaneFn {
@@ -321,27 +279,14 @@ fn decode_as<F: Format16>(
 /// An operation of f32 whose first source is f16 or bf16 (sm_100), which is exact in f32.
 struct Mixed<F, O>(PhantomData<(F, O)>);
 
-impl<F: Format16, O: Binary<A = f32, B = f32, D = f32>> Binary for Mixed<F, O> {
-    type A = u32;
-    type B = f32;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: f32) -> f32 {
-        O::eval(imm, F::wide(a), b)
-    }
-}
+lane_op!([F: Format16, O: Binary<A = f32, B = f32, D = f32>] Mixed<F, O>, |imm, a: u32, b: f32| -> f32 {
+    O::eval(imm, F::wide(a), b)
+});
 
-/// The same of a fused product of two.
-impl<F: Format16, O: Ternary<A = f32, B = f32, C = f32, D = f32>> Ternary for Mixed<F, O> {
-    type A = u32;
-    type B = u32;
-    type C = f32;
-    type D = f32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32, c: f32) -> f32 {
-        O::eval(imm, F::wide(a), F::wide(b), c)
-    }
-}
+// The same of a fused product of two.
+lane_op!([F: Format16, O: Ternary<A = f32, B = f32, C = f32, D = f32>] Mixed<F, O>, |imm, a: u32, b: u32, c: f32| -> f32 {
+    O::eval(imm, F::wide(a), F::wide(b), c)
+});
 
 /// Whether an instruction computes in f32 with sources of f16 or bf16.
 pub(super) fn is_mixed(inst: &Instruction<'_>) -> bool {

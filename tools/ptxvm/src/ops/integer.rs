@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::forms::{self, Form, signed, table, unsigned};
-use super::lane::{Binary, Carry, Quaternary, Ternary, Unary, binary, carry, quaternary, ternary, unary};
+use super::lane::{Binary, Carry, Quaternary, binary, carry, lane_op, quaternary, ternary, unary};
 use crate::decode::Refusal;
 use crate::decode::decoder::Decoder;
 use crate::error::ErrorKind;
@@ -193,52 +193,20 @@ ints! {
 /// Defines operations on integers: `name<T>(imm, a, b) -> result`.
 macro_rules! ops {
     ($($(#[$doc:meta])* $lift:ident $name:ident<$t:ident: $bound:path>($($arg:tt)*) -> $d:ty $body:block)*) => {$(
-        ops!(@ $lift [$(#[$doc])*] $name $t $bound; $($arg)*; $d; $body);
+        $(#[$doc])*
+        pub(super) struct $name<T>(PhantomData<T>);
+        ops!(@ $lift $name $t $bound; ($($arg)*) $d; $body);
     )*};
-    (@ Unary [$($doc:tt)*] $name:ident $t:ident $bound:path; $imm:tt, $a:ident: $A:ty; $d:ty; $body:block) => {
-        $($doc)*
-        pub(super) struct $name<T>(PhantomData<T>);
-        impl<$t: $bound> Unary for $name<$t> {
-            type A = $A;
-            type D = $d;
-            #[inline(always)]
-            fn eval($imm: u64, $a: $A) -> $d $body
-        }
-    };
-    (@ Binary [$($doc:tt)*] $name:ident $t:ident $bound:path; $imm:tt, $a:ident: $A:ty, $b:ident: $B:ty;
-     $d:ty; $body:block) => {
-        $($doc)*
-        pub(super) struct $name<T>(PhantomData<T>);
-        impl<$t: $bound> Binary for $name<$t> {
-            type A = $A;
-            type B = $B;
-            type D = $d;
-            #[inline(always)]
-            fn eval($imm: u64, $a: $A, $b: $B) -> $d $body
-        }
-    };
-    (@ Ternary [$($doc:tt)*] $name:ident $t:ident $bound:path;
-     $imm:tt, $a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty; $d:ty; $body:block) => {
-        $($doc)*
-        pub(super) struct $name<T>(PhantomData<T>);
-        impl<$t: $bound> Ternary for $name<$t> {
-            type A = $A;
-            type B = $B;
-            type C = $C;
-            type D = $d;
-            #[inline(always)]
-            fn eval($imm: u64, $a: $A, $b: $B, $c: $C) -> $d $body
-        }
-    };
-    (@ Carry [$($doc:tt)*] $name:ident $t:ident $bound:path;
-     $imm:tt, $a:ident, $b:ident, $c:ident, $carry:ident; $d:ty; $body:block) => {
-        $($doc)*
-        pub(super) struct $name<T>(PhantomData<T>);
+    (@ Carry $name:ident $t:ident $bound:path;
+     ($imm:tt, $a:ident, $b:ident, $c:ident, $carry:ident) $d:ty; $body:block) => {
         impl<$t: $bound> Carry for $name<$t> {
             type A = $t;
             #[inline(always)]
             fn eval($imm: u64, $a: $t, $b: $t, $c: $t, $carry: bool) -> $d $body
         }
+    };
+    (@ $lift:ident $name:ident $t:ident $bound:path; ($($arg:tt)*) $d:ty; $body:block) => {
+        lane_op!([$t: $bound] $name<$t>, |$($arg)*| -> $d $body);
     };
 }
 pub(super) use ops; // also logic.rs
@@ -280,17 +248,11 @@ ops! {
 /// A 16-bit operation for each half of 32 bits.
 pub(super) struct Halves<O>(PhantomData<O>);
 
-impl<T: Value<Raw = u32>, O: Binary<A = T, B = T, D = T>> Binary for Halves<O> {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(imm: u64, a: u32, b: u32) -> u32 {
-        let low = O::eval(imm, T::from_raw(a & 0xffff), T::from_raw(b & 0xffff)).into_raw();
-        let high = O::eval(imm, T::from_raw(a >> 16), T::from_raw(b >> 16)).into_raw();
-        high << 16 | low
-    }
-}
+lane_op!([T: Value<Raw = u32>, O: Binary<A = T, B = T, D = T>] Halves<O>, |imm, a: u32, b: u32| -> u32 {
+    let low = O::eval(imm, T::from_raw(a & 0xffff), T::from_raw(b & 0xffff)).into_raw();
+    let high = O::eval(imm, T::from_raw(a >> 16), T::from_raw(b >> 16)).into_raw();
+    high << 16 | low
+});
 
 type AddHalves<T> = Halves<Add<T>>;
 type SubHalves<T> = Halves<Sub<T>>;
@@ -496,50 +458,37 @@ bfi!(u32 u64);
 /// The n-th set bit of a mask, counted from `base` upwards, or downwards for a negative n.
 struct Fns;
 
-impl Ternary for Fns {
-    type A = u32;
-    type B = u32;
-    type C = i32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(_: u64, mask: u32, base: u32, n: i32) -> u32 {
-        if base > 31 {
-            return u32::MAX; // undefined; no bit is there
-        }
-        let mut rest = match n {
-            0 => mask & 1 << base,
-            1.. => mask & u32::MAX << base,
-            // Downwards is upwards in the reversed mask.
-            _ => (mask & u32::MAX >> (31 - base)).reverse_bits(),
-        };
-        let skipped = n.unsigned_abs().saturating_sub(1);
-        if skipped >= 32 {
-            return u32::MAX;
-        }
-        for _ in 0..skipped {
-            rest &= rest.wrapping_sub(1);
-        }
-        match (rest, n) {
-            (0, _) => u32::MAX,
-            (_, ..0) => 31 - rest.trailing_zeros(),
-            _ => rest.trailing_zeros(),
-        }
+lane_op!(Fns, |_, mask: u32, base: u32, n: i32| -> u32 {
+    if base > 31 {
+        return u32::MAX; // undefined; no bit is there
     }
-}
+    let mut rest = match n {
+        0 => mask & 1 << base,
+        1.. => mask & u32::MAX << base,
+        // Downwards is upwards in the reversed mask.
+        _ => (mask & u32::MAX >> (31 - base)).reverse_bits(),
+    };
+    let skipped = n.unsigned_abs().saturating_sub(1);
+    if skipped >= 32 {
+        return u32::MAX;
+    }
+    for _ in 0..skipped {
+        rest &= rest.wrapping_sub(1);
+    }
+    match (rest, n) {
+        (0, _) => u32::MAX,
+        (_, ..0) => 31 - rest.trailing_zeros(),
+        _ => rest.trailing_zeros(),
+    }
+});
 
 /// `b` ones from bit `a` on; `imm` 1 clamps: a position or width of 32 and more is taken as such, not modulo 32.
 struct Bmsk;
 
-impl Binary for Bmsk {
-    type A = u32;
-    type B = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(clamp: u64, a: u32, b: u32) -> u32 {
-        let (a, b) = if clamp != 0 { (a.min(32), b.min(32)) } else { (a & 31, b & 31) };
-        Int::shl(!Int::shl(u32::MAX, b), a)
-    }
-}
+lane_op!(Bmsk, |clamp, a: u32, b: u32| -> u32 {
+    let (a, b) = if clamp != 0 { (a.min(32), b.min(32)) } else { (a & 31, b & 31) };
+    Int::shl(!Int::shl(u32::MAX, b), a)
+});
 
 ops! {
     /// The lowest b bits of a, extended; `imm` 1 clamps b (32 and more keep all), otherwise it counts modulo 32.
@@ -571,19 +520,12 @@ parts!(u8 i8 u16 i16);
 /// c plus the products of the parts of a with the bytes of b, from bit `imm` of b on.
 struct Dot<A, B>(PhantomData<(A, B)>);
 
-impl<A: Part, B: Part> Ternary for Dot<A, B> {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(from: u64, a: u32, b: u32, c: u32) -> u32 {
-        let b = b >> (from & 31);
-        (0..32 / A::BITS).fold(c, |sum, i| {
-            sum.wrapping_add((A::number(a >> (i * A::BITS)) * B::number(b >> (i * B::BITS))) as u32)
-        })
-    }
-}
+lane_op!([A: Part, B: Part] Dot<A, B>, |from, a: u32, b: u32, c: u32| -> u32 {
+    let b = b >> (from & 31);
+    (0..32 / A::BITS).fold(c, |sum, i| {
+        sum.wrapping_add((A::number(a >> (i * A::BITS)) * B::number(b >> (i * B::BITS))) as u32)
+    })
+});
 
 type Dp4aU<A> = Dot<A, u8>;
 type Dp4aS<A> = Dot<A, i8>;

@@ -92,6 +92,42 @@ pub trait Quaternary {
     fn eval(imm: u64, a: Self::A, b: Self::B, c: Self::C, e: Self::E) -> Self::D;
 }
 
+/// Implements [`Unary`], [`Binary`] or [`Ternary`] by one signature: `[generics] Type, |imm, a: A, b: B| -> D { .. }`, where the
+/// generics may be left out.
+macro_rules! lane_op {
+    ([$($generic:tt)*] $op:ty, |$imm:tt, $a:ident: $A:ty| -> $d:ty $body:block) => {
+        impl<$($generic)*> $crate::ops::lane::Unary for $op {
+            type A = $A;
+            type D = $d;
+            #[inline(always)]
+            fn eval($imm: u64, $a: $A) -> $d $body
+        }
+    };
+    ([$($generic:tt)*] $op:ty, |$imm:tt, $a:ident: $A:ty, $b:ident: $B:ty| -> $d:ty $body:block) => {
+        impl<$($generic)*> $crate::ops::lane::Binary for $op {
+            type A = $A;
+            type B = $B;
+            type D = $d;
+            #[inline(always)]
+            fn eval($imm: u64, $a: $A, $b: $B) -> $d $body
+        }
+    };
+    ([$($generic:tt)*] $op:ty, |$imm:tt, $a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty| -> $d:ty $body:block) => {
+        impl<$($generic)*> $crate::ops::lane::Ternary for $op {
+            type A = $A;
+            type B = $B;
+            type C = $C;
+            type D = $d;
+            #[inline(always)]
+            fn eval($imm: u64, $a: $A, $b: $B, $c: $C) -> $d $body
+        }
+    };
+    ($op:ty, |$($arg:tt)*) => {
+        lane_op!([] $op, |$($arg)*);
+    };
+}
+pub(super) use lane_op;
+
 /// p = f(a, b), combined with another predicate: `setp`. Destinations: p, and q or none. Sources: a, b, and c or none.
 pub trait Compare {
     /// Type of both sources.

@@ -2,7 +2,7 @@
 
 use super::forms::{self, Form, signed, table};
 use super::integer::{Int, ops};
-use super::lane::{Binary, Ternary, Unary, binary, ternary, unary};
+use super::lane::{binary, lane_op, ternary, unary};
 use crate::decode::decoder::{Decoder, operands};
 use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid, unsupported};
@@ -113,20 +113,13 @@ pub(super) fn predicate_logic(regs: &mut Registers, inst: &Inst, mask: u32) {
 /// Any function of three bits: bit 4a + 2b + c of `imm` is its value.
 struct Lop3;
 
-impl Ternary for Lop3 {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(table: u64, a: u32, b: u32, c: u32) -> u32 {
-        // Rows as masks: these do not depend on the lane, and are made once.
-        let row = |bit: u32| ((table >> bit & 1) as u32).wrapping_neg();
-        let pick = |s: u32, one: u32, zero: u32| zero ^ (s & (one ^ zero));
-        let not_a = pick(b, pick(c, row(3), row(2)), pick(c, row(1), row(0)));
-        pick(a, pick(b, pick(c, row(7), row(6)), pick(c, row(5), row(4))), not_a)
-    }
-}
+lane_op!(Lop3, |table, a: u32, b: u32, c: u32| -> u32 {
+    // Rows as masks: these do not depend on the lane, and are made once.
+    let row = |bit: u32| ((table >> bit & 1) as u32).wrapping_neg();
+    let pick = |s: u32, one: u32, zero: u32| zero ^ (s & (one ^ zero));
+    let not_a = pick(b, pick(c, row(3), row(2)), pick(c, row(1), row(0)));
+    pick(a, pick(b, pick(c, row(7), row(6)), pick(c, row(5), row(4))), not_a)
+});
 
 /// `lop3.b32 d, a, b, c, table` and `lop3.BoolOp.b32 d|p, a, b, c, table, q` with p = (d != 0) BoolOp q.
 fn lop3(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
@@ -194,58 +187,30 @@ fn amount(wrap: u64, n: u32) -> u32 {
     if wrap != 0 { n & 31 } else { n.min(32) }
 }
 
-impl Ternary for FunnelLeft {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(wrap: u64, a: u32, b: u32, c: u32) -> u32 {
-        (((u64::from(b) << 32 | u64::from(a)) << amount(wrap, c)) >> 32) as u32
-    }
-}
+lane_op!(FunnelLeft, |wrap, a: u32, b: u32, c: u32| -> u32 {
+    (((u64::from(b) << 32 | u64::from(a)) << amount(wrap, c)) >> 32) as u32
+});
 
-impl Ternary for FunnelRight {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(wrap: u64, a: u32, b: u32, c: u32) -> u32 {
-        ((u64::from(b) << 32 | u64::from(a)) >> amount(wrap, c)) as u32
-    }
-}
+lane_op!(FunnelRight, |wrap, a: u32, b: u32, c: u32| -> u32 {
+    ((u64::from(b) << 32 | u64::from(a)) >> amount(wrap, c)) as u32
+});
 
 /// Each byte of the result is one of the eight of b:a, by a nibble of c; the nibble's top bit spreads the byte's sign.
 struct Permute;
 
-impl Ternary for Permute {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(_: u64, a: u32, b: u32, c: u32) -> u32 {
-        let all = u64::from(b) << 32 | u64::from(a);
-        (0..4).fold(0, |d, i| {
-            let nibble = c >> (4 * i);
-            let byte = (all >> (8 * (nibble & 7))) as u8;
-            let byte = if nibble & 8 != 0 { (byte as i8 >> 7) as u8 } else { byte };
-            d | u32::from(byte) << (8 * i)
-        })
-    }
-}
+lane_op!(Permute, |_, a: u32, b: u32, c: u32| -> u32 {
+    let all = u64::from(b) << 32 | u64::from(a);
+    (0..4).fold(0, |d, i| {
+        let nibble = c >> (4 * i);
+        let byte = (all >> (8 * (nibble & 7))) as u8;
+        let byte = if nibble & 8 != 0 { (byte as i8 >> 7) as u8 } else { byte };
+        d | u32::from(byte) << (8 * i)
+    })
+});
 
 /// `prmt` with a mode: the lowest two bits of c choose one of four selectors in `imm`.
 struct PermuteMode;
 
-impl Ternary for PermuteMode {
-    type A = u32;
-    type B = u32;
-    type C = u32;
-    type D = u32;
-    #[inline(always)]
-    fn eval(selectors: u64, a: u32, b: u32, c: u32) -> u32 {
-        Permute::eval(0, a, b, (selectors >> (16 * (c & 3))) as u32 & 0xffff)
-    }
-}
+lane_op!(PermuteMode, |selectors, a: u32, b: u32, c: u32| -> u32 {
+    Permute::eval(0, a, b, (selectors >> (16 * (c & 3))) as u32 & 0xffff)
+});

@@ -5,8 +5,7 @@ use std::marker::PhantomData;
 use super::forms::{self, Form, Handler, table};
 use super::integer::ops;
 use super::lane::{
-    Compare, Select, Split, Ternary, Unary, combine, compare, compare_halves, pack, select, ternary, unary,
-    unpack,
+    Compare, Select, Split, combine, compare, compare_halves, lane_op, pack, select, ternary, unary, unpack,
 };
 use super::logic::predicate_logic;
 use crate::decode::decoder::{Decoder, operands, width_of};
@@ -451,14 +450,7 @@ ops! {
 /// The lower half of 64 bits.
 struct Low;
 
-impl Unary for Low {
-    type A = u64;
-    type D = u32;
-    #[inline(always)]
-    fn eval(_: u64, a: u64) -> u32 {
-        a as u32
-    }
-}
+lane_op!(Low, |_, a: u64| -> u32 { a as u32 });
 
 fn mov(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);

@@ -1,4 +1,4 @@
-// The gradient of segment attention. Formula and shapes: `attention_backward` of src/backend/mod.rs.
+// The gradient of segment attention. Formula and shapes: src/backend/attention_backward.rs.
 //
 // Let s = scale q.k, cap(s) = c tanh(s / c) (or s), P = exp(cap(s) - lse) where the query sees the key and 0 elsewhere, and
 // D = dO.O for each query and head (which is the sum over its keys of P dP, Dao 2023). Then

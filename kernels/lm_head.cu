@@ -1,5 +1,5 @@
-// The LM head fused with the ops that consume its logits: sampling, log-probs and their gradient. Formulas and shapes are at
-// `lm_head_*` of src/backend/mod.rs; tiles, chunks and the order of sums at the head of lm_head.cuh. E [V, D] is the embedding
+// The LM head fused with the ops that consume its logits: sampling, log-probs and their gradient. Formulas and shapes are in
+// src/backend/lm_head.rs; tiles, chunks and the order of sums at the head of lm_head.cuh. E [V, D] is the embedding
 // matrix, X [R, D] the rows.
 //
 //   l = softcap tanh((x . E_v) / softcap) / temperature;   lse = ln sum_v e^l;   log pi(v) = l - lse

@@ -18,7 +18,8 @@
 //!
 //! # Where to begin reading
 //!
-//! - [`train::run::run`] is the loop; [`train::policy::Forward`] the pass that it differentiates.
+//! - [`train::run`] lists the ten things that a step does, and where; [`train::policy::Forward`] is the pass that it
+//!   differentiates.
 //! - [`objective::coefficients`] is the mathematics; each file in `objective` opens with its equation.
 //! - [`gemma::Gemma::forward`] is the model, one screen per block; its backward pass mirrors it line by line.
 //! - [`backend`] lists the ops with their formulas; each is a trait, with shapes, and [`backend::cpu`] has their code.

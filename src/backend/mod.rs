@@ -1,6 +1,6 @@
 //! The ops that Gemma needs. Each is a trait in a file of its own, with formulas, shapes and what is added to what;
-//! [`cpu`] implements it natively, [`cuda`] with the kernels in `kernels/`, each in a file of the same name. [`Backend`]
-//! is all of them. Whoever calls ops of a device by its own type brings them into scope by `use backend::ops::*`.
+//! [`cpu`] implements it natively, [`cuda`] with the kernels in `kernels/`, each in a file of the same name (the CPU has
+//! attention's gradient beside attention). [`Backend`] is all of them. Whoever calls ops of a device by its own type brings them into scope by `use backend::ops::*`.
 //!
 //! | op | method | what it computes |
 //! |---|---|---|

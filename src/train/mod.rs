@@ -1,6 +1,7 @@
 //! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`scored`], [`schedule`], [`policy`],
 //! [`optimizer`]), what it leaves behind ([`metrics`], [`tensorboard`], [`snapshot`], [`pools`] of an evaluation) and how it is
-//! asked to end ([`interrupt`]). [`run`] is the loop.
+//! asked to end ([`interrupt`]). [`run`] is the loop: its head, then `step.rs`, [`policy`] and [`optimizer`] are what to read first;
+//! `setup.rs` opens what a run needs, and [`evaluation`] is what it does between steps.
 //!
 //! A run directory holds `config.toml` (the resolved configuration), `metrics.jsonl`, `eval.jsonl`, `unjudged.jsonl`,
 //! `eval/`, `tensorboard/`, `report.html` and `checkpoints/step-000123/`. All that a run needs to go on lies in a checkpoint

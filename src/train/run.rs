@@ -5,7 +5,7 @@
 //! 1. tasks are drawn: [`Order::task`]
 //! 2. prompts are formatted and tokenised: [`PromptFormat::apply`](crate::rollout::PromptFormat::apply)
 //! 3. M responses to each are sampled, with their log-probs: [`generate`](crate::generate::generate())
-//! 4. the verifier judges responses while others are still sampled: [`Rollout::run`](crate::rollout::Rollout::run)
+//! 4. the verifier judges responses while others are still sampled: [`Rollout::run_from`](crate::rollout::Rollout::run_from)
 //! 5. rewards and scores become a coefficient c_j per response: [`coefficients`](crate::objective::coefficients); groups
 //!    without one other than 0 give way to further tasks where that is asked for: `Stepper::refill` in `step.rs`
 //! 6. the responses that count run again, forward: [`Forward::with`](super::policy::Forward::with)

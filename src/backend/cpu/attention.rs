@@ -664,7 +664,7 @@ pub fn forward(
 
 /// Gradient of [`forward`]: returns (dq, dk, dv). Keys of a shared prefix collect the gradients of all that see them: segments
 /// in table order, queries in order, heads in order.
-#[allow(clippy::too_many_arguments, reason = "the signature of Backend::attention_backward")]
+#[allow(clippy::too_many_arguments, reason = "the signature of AttentionBackward::attention_backward")]
 pub fn backward(
     d_o: &Tensor,
     q: &Tensor,

@@ -540,7 +540,7 @@ fn by_row(targets: &[Target], rows: usize) -> Vec<Vec<u32>> {
 }
 
 /// See [`LmHead::lm_head_logprob_backward`].
-#[allow(clippy::too_many_arguments, reason = "the signature of Backend::lm_head_logprob_backward")]
+#[allow(clippy::too_many_arguments, reason = "the signature of LmHead::lm_head_logprob_backward")]
 pub fn logprob_backward(
     x: &Tensor,
     embedding: &Tensor,

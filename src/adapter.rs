@@ -342,14 +342,15 @@ impl AdapterFile {
         if !apart {
             problems.extend(tied.iter().map(|(name, tied)| {
                 let [this, other] = tied.words();
-                match model.config.has_own_head() {
-                    true => format!(
+                if model.config.has_own_head() {
+                    format!(
                         "{name}: the engine has no adapters on the {this}; `bon-engine merge --untie` writes a model with it merged"
-                    ),
-                    false => format!(
+                    )
+                } else {
+                    format!(
                         "{name}: it changes the {this}, which is the {other} as well in this model; `bon-engine merge --untie` writes \
                          a model in which they are two"
-                    ),
+                    )
                 }
             }));
         }

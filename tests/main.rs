@@ -77,6 +77,8 @@ mod places;
 mod plan;
 #[path = "suite/program.rs"]
 mod program;
+#[path = "suite/prompts.rs"]
+mod prompts;
 #[path = "suite/reports.rs"]
 mod reports;
 #[path = "suite/resume.rs"]

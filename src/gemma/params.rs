@@ -19,7 +19,7 @@ use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 /// One `T` for every parameter of the model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Params<T> {
-    /// `[V, D]`: the embedding and, unless [`Self::head`] is, the LM head (transposed).
+    /// `[V, D]`: the embedding and, where there is no [`Self::head`], the LM head (transposed).
     pub embed: T,
     /// `[L P, D]`: from the embedding to the layers' own inputs (Gemma 4 E2B, E4B).
     pub per_layer: Option<T>,

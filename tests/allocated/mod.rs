@@ -1,15 +1,17 @@
 //! What is allocated while something runs, and the plan of a run on the CPU to hold that to. For binaries of their own: it has
 //! their allocator, which counts.
 
+#[path = "../suite/prompts.rs"]
+mod prompts;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::plan::{Place, Plan, Purpose, Run};
-use bon_engine::rollout::{PromptFormat, Wrapping};
-use bon_engine::tasks::Tasks;
-use bon_engine::tokenizer::Tokenizer;
 use bon_engine::train::config::TrainConfig;
+
+use prompts::prompts;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -65,18 +67,6 @@ pub(crate) fn peak(f: impl FnOnce()) -> u64 {
     f();
     COUNTS.store(false, Ordering::Relaxed);
     PEAK.load(Ordering::Relaxed) as u64
-}
-
-/// The prompts of a run, the longest first.
-fn prompts(config: &TrainConfig, file: &ConfigFile) -> Vec<Vec<u32>> {
-    let tokenizer = Tokenizer::open(&config.model.path, &file.gemma).unwrap();
-    let data = &config.data;
-    let format = PromptFormat { prefix: &data.prefix, suffix: &data.suffix, wrapping: Wrapping::None };
-    let tasks = Tasks::read(&data.tasks).unwrap();
-    let ids = |task: &bon_engine::tasks::Task| format.apply(&tokenizer, &[], &task.prompt).unwrap().1;
-    let mut all: Vec<Vec<u32>> = tasks.list.iter().map(ids).collect();
-    all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
-    all
 }
 
 /// The plan of a run with memory for all of it, and its prompts.

@@ -302,9 +302,14 @@ fn a_wrapper_describes_its_text_model() {
         let problem = refusal(&json!({ "model_type": "gemma3", "text_config": text }));
         assert!(problem.contains("text_config."), "{problem}");
     }
-    let problem =
-        refusal(&json!({ "model_type": "gemma3", "text_config": {}, "quantization_config": { "bits": 4 } }));
-    assert!(problem.contains("config.json: quantization_config"), "{problem}");
+    for (field, value) in
+        [("quantization_config", json!({ "bits": 4 })), ("tie_word_embeddings", json!(false))]
+    {
+        let problem = refusal(&json!({ "model_type": "gemma3", "text_config": {}, field: value }));
+        assert!(problem.contains(&format!("config.json: {field}")), "{problem}");
+    }
+    let problem = refusal(&json!({ "model_type": "gemma3_text", "tie_word_embeddings": "no" }));
+    assert!(problem.contains("config.json: tie_word_embeddings: expected true or false"), "{problem}");
 }
 
 /// Gemma 4 12B as published (`global_head_dim`), and as Transformers writes it again (`per_layer_config`).

@@ -522,6 +522,22 @@ fn an_adapter_of_the_head_or_of_the_embedding_unties_them() {
         assert_eq!(model.params.embed.as_f32(), stored(&merged, embedding));
     }
 
+    // A model that has both already: an adapter of its head changes that alone.
+    save(&spec, &of_head);
+    let ran = f.run(&["sample", "--model", "merged", "--adapter", "adapter", "--prompt", "1+1="]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("no adapters on the LM head"), "{}", ran.stderr);
+    f.succeed(&["merge", "--model", "merged", "--adapter", "adapter", "--untie", "--output", "again"]);
+    let [before, after] = ["merged", "again"].map(|dir| stored(&f.path(dir), "lm_head.weight"));
+    for (i, (got, before)) in after.iter().zip(&before).enumerate() {
+        let (up, down) = (&of_head[1].2, &of_head[0].2);
+        let products = (0..r).map(|k| 2.0 * f64::from(up[i / d * r + k]) * f64::from(down[k * d + i % d]));
+        let w = f64::from(*before);
+        let (want, size) = products.fold((w, w.abs()), |(sum, size), x| (sum + x, size + x.abs()));
+        let allowed = (2 * r + 2) as f64 * EPS * size;
+        assert!((f64::from(*got) - want).abs() <= allowed, "element {i}: {got}, not {want}");
+    }
+    assert!(stored(&f.path("again"), embedding) == stored(&f.path("merged"), embedding));
+
     let other: Vec<f32> = base.iter().map(|x| x + 1.0).collect();
     let mut tied = spec.clone();
     tied["ensure_weight_tying"] = json!(true);

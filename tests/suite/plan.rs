@@ -10,27 +10,13 @@ use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::published;
 use bon_engine::model_dir::{ComputeChoice, Precision};
 use bon_engine::plan::{CONTEXT, Place, Plan, Purpose, Run};
-use bon_engine::rollout::{PromptFormat, Wrapping};
-use bon_engine::tasks::Tasks;
-use bon_engine::tokenizer::Tokenizer;
 use bon_engine::train::config::TrainConfig;
 
 use crate::activations::Metered;
 use crate::fixture::Fixture;
 use crate::kernels::compiled;
+use crate::prompts::prompts;
 use crate::training::{Workplace, train_on};
-
-/// The prompts of a run, the longest first.
-fn prompts(config: &TrainConfig, file: &ConfigFile) -> Vec<Vec<u32>> {
-    let tokenizer = Tokenizer::open(&config.model.path, &file.gemma).unwrap();
-    let data = &config.data;
-    let format = PromptFormat { prefix: &data.prefix, suffix: &data.suffix, wrapping: Wrapping::None };
-    let tasks = Tasks::read(&data.tasks).unwrap();
-    let ids = |task: &bon_engine::tasks::Task| format.apply(&tokenizer, &[], &task.prompt).unwrap().1;
-    let mut all: Vec<Vec<u32>> = tasks.list.iter().map(ids).collect();
-    all.sort_by_key(|ids| std::cmp::Reverse(ids.len()));
-    all
-}
 
 #[test]
 fn a_run_takes_what_its_plan_says() {

@@ -636,6 +636,25 @@ fn a_reward_model_inside_a_multimodal_model_keeps_its_parts() {
     assert_eq!(params.score.unwrap().as_f32(), model.params.score.as_ref().unwrap().as_f32());
 }
 
+/// Of a model with an LM head of its own nothing remains of that.
+#[test]
+fn a_reward_model_has_no_lm_head() {
+    let place = Workplace::new();
+    let ModelDir { mut model, config, .. } =
+        ModelDir::open(Cpu::F32, &place.path("model"), Precision::default()).unwrap();
+    model.params.head = Some(model.params.embed.clone());
+    let untied = place.path("untied");
+    model_dir::save(&Cpu::F32, &config.untied(), &model.params, &place.path("model"), &untied).unwrap();
+    let path = format!("model.path={}", untied.display());
+    let run = verifying(&place, "run", &["train.steps=1", &path]);
+    finish(&run);
+    let snapshot = newest_valid(&run.train.output.join("checkpoints")).unwrap().snapshot.unwrap();
+    let dir = snapshot.model_dir();
+    assert!(Checkpoint::open(&dir).unwrap().tensor("lm_head.weight").is_none());
+    let reward = ModelDir::open_as(ModelRole::Reward, Cpu::F32, &dir, Precision::default()).unwrap();
+    assert!(reward.model.params.head.is_none() && reward.model.params.score.is_some());
+}
+
 #[test]
 fn families_without_a_classifier_are_refused() {
     let place = Workplace::new();

@@ -129,7 +129,7 @@ fn run_on<B: Backend + Clone + 'static>(
         if let Some(adapter) = &config.model.adapter {
             model += &format!(" with {}", adapter.display());
         }
-        let made = provenance(&config, model, &config.data.tasks, &tasks, backend.device_name())?;
+        let made = provenance(&config, model, &config.data.tasks, &tasks, backend.device_model())?;
         runs.push(Run {
             config,
             provenance: Provenance { command: super::command_line(), ..made },

@@ -775,6 +775,12 @@ impl TrainConfig {
         Ok(fields)
     }
 
+    /// Whether steps read the weights of the start, though a checkpoint has weights of its own: those that its adapters are added
+    /// to, or those that a KL term compares with.
+    pub fn relies_on_start(&self) -> bool {
+        self.train.kl_coefficient > 0.0 || self.lora.is_some()
+    }
+
     /// What must be equal for a resumed run to compute, bit for bit, what the uninterrupted run would have, of
     /// [`TrainConfig::fields`].
     fn resume_fields(&self) -> Result<BTreeMap<String, String>, ConfigError> {
@@ -787,8 +793,7 @@ impl TrainConfig {
                 fields.remove(key);
             }
         }
-        // The checkpoint has weights of its own: where the start came from matters to the KL's reference alone.
-        if self.train.kl_coefficient == 0.0 && self.lora.is_none() {
+        if !self.relies_on_start() {
             fields.remove("model.path");
         }
         // So has it adapters of its own.

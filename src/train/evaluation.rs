@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::config::TrainConfig;
 use super::error::TrainError;
+use super::inputs::{self, crc};
 use super::pools::{PoolFile, TaskKey};
 use super::setup::sampling;
 use crate::backend::Backend;
-use crate::checkpoint::Checkpoint;
 use crate::eval::provenance::OTHER_FIELDS;
 use crate::eval::{
     EvalError, Examples, Judged, Problem, Provenance, Report, calibrate, check_ns, evaluate, evaluate_problem,
@@ -20,7 +20,6 @@ use crate::model_dir::ModelDir;
 use crate::rollout::{Judges, Rollout};
 use crate::tasks::{Task, Tasks};
 use crate::tokenizer::TOKENIZER_FILE;
-use crate::verifier::VerifierConfig;
 
 /// The RNG step of evaluations: none that training reaches. All evaluations of a run draw the same noise, so that
 /// their differences are the models'.
@@ -212,23 +211,7 @@ pub fn provenance(
     ] {
         settings.insert(key.to_owned(), value);
     }
-    for (section, verifier) in [("verifier", &config.verifier), ("environment", &config.environment)] {
-        // Another model in the same place is another measure.
-        if let Some(path) = verifier.as_ref().and_then(VerifierConfig::model)
-            && let Ok(checkpoint) = Checkpoint::open(path)
-        {
-            let sum = checkpoint.names().filter_map(|name| checkpoint.tensor(name));
-            let sum = sum.fold(0, |sum, tensor| crc32c::crc32c_append(sum, tensor.bytes));
-            settings.insert(format!("{section}.weights"), crc(sum));
-        }
-        let Some(VerifierConfig::Command { program, .. }) = verifier else { continue };
-        // The script beside its interpreter. What cannot be read is named by the verifier itself.
-        for file in program.iter().filter(|word| Path::new(word).is_file()) {
-            if let Ok(bytes) = fs::read(file) {
-                settings.insert(format!("{section}_files.{file}"), crc(crc32c::crc32c(&bytes)));
-            }
-        }
-    }
+    settings.extend(inputs::of_verifiers(config));
     let answers = tasks.list.iter().map(|task| task.answer.clone()).collect();
     Ok(Provenance { settings, answers, command: String::new() })
 }
@@ -261,8 +244,4 @@ pub fn same_measure(report: &Report, provenance: &Provenance) -> Result<(), Eval
         }
     }
     report.differences(Some(&now)).map(drop)
-}
-
-fn crc(value: u32) -> String {
-    format!("crc32c {value:08x}")
 }

@@ -1,5 +1,5 @@
-//! Training: what a run is told ([`config`]), what it draws on ([`pass_rate`], [`scored`], [`schedule`], [`policy`],
-//! [`optimizer`]), what it leaves behind ([`metrics`], [`tensorboard`], [`snapshot`], [`pools`] of an evaluation) and how it is
+//! Training: what a run is told ([`config`]), what it draws on ([`inputs`], [`pass_rate`], [`scored`], [`schedule`],
+//! [`policy`], [`optimizer`]), what it leaves behind ([`metrics`], [`tensorboard`], [`snapshot`], [`pools`] of an evaluation) and how it is
 //! asked to end ([`interrupt`]). [`run`] is the loop: its head, then `step.rs`, [`policy`] and [`optimizer`] are what to read first;
 //! `setup.rs` opens what a run needs, and [`evaluation`] is what it does between steps.
 //!
@@ -11,6 +11,7 @@
 pub mod config;
 pub mod error;
 pub mod evaluation;
+pub mod inputs;
 pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;

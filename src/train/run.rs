@@ -19,7 +19,7 @@
 //! Steps 6 to 8 repeat for each of `gradient_accumulation` micro-batches, 6 to 9 for each of `updates_per_batch` updates.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ use super::evaluation::{
     Evaluation, comparable, eval_sampling, evaluation, provenance, same_measure, scores_report, sizes,
     with_model,
 };
+use super::inputs;
 use super::interrupt::Interrupt;
 use super::metrics::{EVALS, EVENTS, EvalMetrics, Metrics, STEPS, StepMetrics, UNJUDGED};
 use super::optimizer::Optimizer;
@@ -222,6 +223,7 @@ pub fn run<B: Backend + Clone + 'static>(
         }
         judges.notes().iter().for_each(|note| report(Event::VerifierNote { note }));
     }
+    let inputs = inputs::of_steps(config);
     // The start, or a checkpoint's model: weights stored as it has them, or adapters of the start's.
     let open = |checkpoint: Option<&Path>| -> Result<ModelDir<B>, TrainError> {
         let chat = config.data.template == Template::Chat;
@@ -286,7 +288,7 @@ pub fn run<B: Backend + Clone + 'static>(
             fresh
         }
         None => {
-            let start = go_on(&backend, config, &tasks, newest, open)?;
+            let start = go_on(&backend, config, (&tasks, &inputs), newest, open)?;
             report(Event::Resumed { step: start.step });
             start
         }
@@ -321,7 +323,7 @@ pub fn run<B: Backend + Clone + 'static>(
     let (order, refills) = (Order::new(count, seed), Order::refills(count, seed));
     let (scored, kept) = (train_scored, None);
     let stepper = Stepper { config, tasks: &tasks, order, refills, judges, reference, scored, kept };
-    let trainer = Trainer { stepper, metrics, snapshots, first, resumed, eval_scored };
+    let trainer = Trainer { stepper, metrics, snapshots, inputs, first, resumed, eval_scored };
     trainer.run(start, eval_tasks.as_ref(), stop, &mut report)
 }
 
@@ -445,11 +447,11 @@ impl<B: Backend> Start<B> {
     }
 }
 
-/// Where the run in `config.train.output` goes on, if it was begun with these settings and tasks.
+/// Where the run in `config.train.output` goes on, if it was begun with these settings, tasks and other files.
 fn go_on<B: Backend>(
     backend: &B,
     config: &TrainConfig,
-    tasks: &Tasks,
+    (tasks, inputs): (&Tasks, &BTreeMap<String, String>),
     newest: Newest,
     open: impl Fn(Option<&Path>) -> Result<ModelDir<B>, TrainError>,
 ) -> Result<Start<B>, TrainError> {
@@ -490,7 +492,13 @@ fn go_on<B: Backend>(
                 ),
             ];
             let changes = changes.into_iter().filter(|(changed, _, _)| *changed);
-            differ(changes.map(|(_, path, what)| format!("{}: {what}", path.display())).collect())?;
+            let changes = changes.map(|(_, path, what)| format!("{}: {what}", path.display()));
+            let files = state.inputs.iter().filter_map(|(key, old)| {
+                let new = inputs.get(key)?;
+                (new != old)
+                    .then(|| format!("{key}: {old} -> {new}: the file has changed since the checkpoint"))
+            });
+            differ(changes.chain(files).collect())?;
             let mut start = Start::new(open(Some(&snapshot.model_dir()))?, config)?;
             start.optimizer.load(backend, &snapshot.optimizer_path())?;
             start.check()?;
@@ -515,6 +523,8 @@ struct Trainer<'a, B: Backend> {
     stepper: Stepper<'a, B>,
     metrics: Metrics,
     snapshots: Snapshots,
+    /// [`inputs::of_steps`].
+    inputs: BTreeMap<String, String>,
     /// Steps completed before this process.
     first: u64,
     /// Whether there was another process before.
@@ -714,7 +724,7 @@ impl<B: Backend> Trainer<'_, B> {
         if step > 0 {
             model += &format!(" after {step} steps");
         }
-        provenance(config, model, path, tasks, dir.model.backend.device_name())
+        provenance(config, model, path, tasks, dir.model.backend.device_model())
     }
 
     /// The report that an earlier process filed after `step`, if it is of the present tasks and samples, and measures
@@ -754,6 +764,7 @@ impl<B: Backend> Trainer<'_, B> {
             config_hash: self.stepper.config.resume_hash()?,
             data_hash: self.stepper.tasks.fingerprint,
             device: dir.model.backend.device_model(),
+            inputs: self.inputs.clone(),
         };
         let (b, model) = (&dir.model.backend, &dir.model);
         let path = self.snapshots.save(

@@ -8,7 +8,7 @@
 //! put a file stays.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -44,6 +44,9 @@ pub struct TrainState {
     pub data_hash: u32,
     /// What computed: see [`crate::backend::Platform::device_model`].
     pub device: String,
+    /// [`super::inputs::of_steps`]; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub inputs: BTreeMap<String, String>,
 }
 
 /// A checkpoint whose files have all been found as they were written.
@@ -620,7 +623,7 @@ mod tests {
     }
 
     fn state(step: u64) -> TrainState {
-        TrainState { step, config_hash: 2, data_hash: 3, device: "cpu".into() }
+        TrainState { step, config_hash: 2, data_hash: 3, device: "cpu".into(), inputs: BTreeMap::new() }
     }
 
     /// A save with contents that tell its step and `tag`, in pieces with a boundary before each.

@@ -636,6 +636,42 @@ fn settings_that_were_exchanged_under_a_checkpoint_are_noticed() {
     succeed(&f, &resume("out", &["train.steps=3"]));
 }
 
+/// Files that steps read and checkpoints do not hold: a verifier's script, and the start where adapters or a KL term need it.
+#[test]
+fn files_that_have_changed_under_a_run_are_noticed() {
+    let f = Fixture::new();
+    let model = f.path("model/model.safetensors");
+    let good = fs::read(&model).unwrap();
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    let script = "while read -r line; do id=${line#*\\\"id\\\":}; printf '{\"id\":%s,\"score\":1}\\n' \"${id%%,*}\"; done\n";
+    f.write("judge.sh", script);
+    let judge = "verifier={kind=\"command\", program=[\"sh\", \"judge.sh\"]}";
+    for (name, set, key) in [
+        ("plain", "train.seed=0", None),
+        ("kl", "train.kl_coefficient=0.1", Some("model.weights")),
+        ("lora", "lora.rank=2", Some("model.weights")),
+        ("judged", judge, Some("verifier_files.judge.sh")),
+    ] {
+        let of = |steps: &'static str| [set, "train.steps=2", steps];
+        succeed(&f, &train(name, &of("train.steps=2")));
+        fs::write(&model, &other).unwrap();
+        f.write("judge.sh", format!("{script}# changed\n"));
+        let ran = run(&f, &resume(name, &of("train.steps=3")));
+        assert_eq!(ran.code, Some(i32::from(key.is_some())), "{name}: {}", ran.stderr);
+        if let Some(key) = key {
+            let words = format!(
+                "error: {name} was begun with other settings, so it cannot go on to the same bits:\n  {key}: crc32c "
+            );
+            assert!(ran.stderr.contains(&words), "{}", ran.stderr);
+            assert!(ran.stderr.ends_with(": the file has changed since the checkpoint\n"), "{}", ran.stderr);
+        }
+        fs::write(&model, &good).unwrap();
+        f.write("judge.sh", script);
+        succeed(&f, &resume(name, &of("train.steps=4")));
+    }
+}
+
 #[test]
 fn a_start_that_was_killed_or_refused_can_be_repeated() {
     let f = Fixture::new();

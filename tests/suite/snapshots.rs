@@ -1,5 +1,6 @@
 //! A run's checkpoints: what they give back, and what damage and kills leave of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -13,7 +14,8 @@ use bon_engine::train::snapshot::{
 use crate::child::{child, child_dir, say, wait_for};
 
 fn save(snapshots: &Snapshots, step: u64) {
-    let state = TrainState { step, config_hash: 2, data_hash: 3, device: "cpu".into() };
+    let state =
+        TrainState { step, config_hash: 2, data_hash: 3, device: "cpu".into(), inputs: BTreeMap::new() };
     let m: Vec<f32> = (0..6).map(|i| (i * step) as f32).collect();
     let v = [step as f32; 4];
     snapshots
@@ -47,7 +49,10 @@ fn a_checkpoint_gives_back_what_was_saved() {
     save(&snapshots, 7);
     let snapshot = snapshots.newest_valid().unwrap().snapshot.unwrap();
     assert!(snapshot.path.ends_with("run/checkpoints/step-000007"));
-    assert_eq!(snapshot.state, TrainState { step: 7, config_hash: 2, data_hash: 3, device: "cpu".into() });
+    assert_eq!(
+        snapshot.state,
+        TrainState { step: 7, config_hash: 2, data_hash: 3, device: "cpu".into(), inputs: BTreeMap::new() }
+    );
     assert_eq!(fs::read(snapshot.model_dir().join("model.safetensors")).unwrap(), vec![7; 3000]);
     let arrays = Arrays::open(&snapshot.optimizer_path()).unwrap();
     let m: &[f32] = bytemuck::cast_slice(arrays.bytes("m.w", Dtype::F32, 2, 3).unwrap());

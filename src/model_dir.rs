@@ -188,7 +188,8 @@ impl<B: Backend> ModelDir<B> {
             Precision { dtype: None, compute: ComputeChoice::Bf16, .. } => Some(DType::Bf16),
             Precision { dtype, .. } => dtype,
         };
-        let config = ConfigFile::open(path)?;
+        let mut config = ConfigFile::open(path)?;
+        config.gemma.trains_per_layer_embed = precision.trains_per_layer_embed(&config.gemma);
         match (role, config.gemma.score_head) {
             (ModelRole::Policy, true) => return Err(OpenError::RewardModel { path: path.into() }),
             (ModelRole::Reward, false) => return Err(OpenError::NoScoreHead { path: path.into() }),
@@ -271,7 +272,7 @@ pub struct Precision {
     pub dtype: Option<DType>,
     /// What products are computed in.
     pub compute: ComputeChoice,
-    /// Where per-layer embeddings lie, which is none of precision, and of the same concern: how weights are held.
+    /// How per-layer embeddings are held, which is none of precision, and of the same concern.
     pub per_layer_embeddings: Placement,
 }
 
@@ -284,9 +285,16 @@ pub enum Placement {
     Device,
     /// In the host's memory, or in the file.
     Host,
+    /// On the device, as parameters.
+    Trained,
 }
 
 impl Precision {
+    /// Whether the layers' own embeddings of such a model are to be parameters.
+    pub fn trains_per_layer_embed(self, config: &GemmaConfig) -> bool {
+        self.per_layer_embeddings == Placement::Trained && config.per_layer_width != 0
+    }
+
     /// What the weights of a directory will be stored in, of which config.json may be all that is there yet: on the CPU, that is,
     /// since a GPU has bf16. bf16 where nothing says.
     pub fn storage(self, dir: &Path, config: &ConfigFile) -> DType {

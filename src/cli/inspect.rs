@@ -138,7 +138,7 @@ fn write_config(c: &GemmaConfig, out: &mut impl Write) -> std::io::Result<()> {
     if c.per_layer_width != 0 {
         writeln!(
             out,
-            "inputs       of each layer P {}, from embeddings that are not trained",
+            "inputs       of each layer P {}, from embeddings that are trained only if asked for",
             c.per_layer_width
         )?;
     }

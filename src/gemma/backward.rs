@@ -134,7 +134,11 @@ impl<B: Backend> Gemma<B> {
             let ((norm, d_norm), (weight, d_weight)) =
                 norm.zip(weight).expect("the parameters of layers' inputs");
             let d_sum = b.reshaped(d_inputs, by_layer, width);
-            let (_, d_raw) = b.add_backward(&d_sum, None, (&inputs.raw, norm, d_norm), self.input_sum());
+            let (d_own, d_raw) = b.add_backward(&d_sum, None, (&inputs.raw, norm, d_norm), self.input_sum());
+            if let (Some(table), Some(d_table)) = (&p.per_layer_embed, &mut grads.per_layer_embed) {
+                let scale = self.config.per_layer_scale(b.dtype(table));
+                b.embed_backward(&b.reshaped(d_own, rows, cols), &tables, scale, d_table);
+            }
             let d_raw = b.reshaped(d_raw, rows, cols);
             b.matmul_backward_weight(&d_raw, &after, d_weight);
             let dx = b.matmul_backward_input(&[(&d_raw, weight)]);

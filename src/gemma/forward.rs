@@ -341,8 +341,8 @@ impl<B: Backend> Gemma<B> {
         if c.per_layer_width == 0 {
             return None;
         }
-        let parts =
-            self.frozen.per_layer_embed.as_ref().zip(p.per_layer.as_ref()).zip(p.per_layer_norm.as_ref());
+        let table = p.per_layer_embed.as_ref().or(self.frozen.per_layer_embed.as_ref());
+        let parts = table.zip(p.per_layer.as_ref()).zip(p.per_layer_norm.as_ref());
         let ((table, weight), norm) = parts.expect("a model whose layers have inputs has their parameters");
         let own = b.embed_forward(table, tables, c.per_layer_scale(b.dtype(table)));
         let [raw] = b.matmul_forward(x, [weight]);

@@ -21,6 +21,8 @@ use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 pub struct Params<T> {
     /// `[V, D]`: the embedding and, where there is no [`Self::head`], the LM head (transposed).
     pub embed: T,
+    /// `[V, L P]`: the layers' own embeddings (Gemma 4 E2B, E4B), where they are trained; else they are [`Frozen`].
+    pub per_layer_embed: Option<T>,
     /// `[L P, D]`: from the embedding to the layers' own inputs (Gemma 4 E2B, E4B).
     pub per_layer: Option<T>,
     /// `[1, P]`: on each layer's share of what [`Self::per_layer`] gives.
@@ -184,6 +186,7 @@ impl<T> Params<T> {
     pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Params<U> {
         Params {
             embed: f(&self.embed),
+            per_layer_embed: self.per_layer_embed.as_ref().map(&mut f),
             per_layer: self.per_layer.as_ref().map(&mut f),
             per_layer_norm: self.per_layer_norm.as_ref().map(&mut f),
             layers: self.layers.iter().map(|layer| layer.map(&mut f)).collect(),
@@ -203,6 +206,7 @@ impl<T> Params<T> {
     /// All tensors, in the order of [`Params::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut T> {
         let mut all = vec![&mut self.embed];
+        all.extend(&mut self.per_layer_embed);
         all.extend(&mut self.per_layer);
         all.extend(&mut self.per_layer_norm);
         for layer in &mut self.layers {
@@ -345,9 +349,15 @@ impl ParamSpec {
         }
     }
 
-    /// Whether it is the token embedding, which is the LM head as well unless the model has another.
+    /// Whether rows of it are looked up: the token embedding, which is the LM head as well unless the model has another, and the
+    /// layers' own embeddings.
     pub fn is_embedding(&self) -> bool {
-        self.name == EMBED
+        self.name == EMBED || self.is_per_layer_embed()
+    }
+
+    /// Whether it is the layers' own embeddings, which no product reads.
+    pub fn is_per_layer_embed(&self) -> bool {
+        self.name == PER_LAYER_EMBED
     }
 }
 
@@ -456,6 +466,8 @@ pub fn plan(config: &GemmaConfig) -> Params<ParamSpec> {
     let name = |part: &str| format!("model.{part}.weight");
     Params {
         embed: matrix(EMBED.to_owned(), config.vocab_size, d),
+        per_layer_embed: (per_layer && config.trains_per_layer_embed)
+            .then(|| matrix(PER_LAYER_EMBED.to_owned(), config.vocab_size, config.per_layer_columns())),
         per_layer: per_layer
             .then(|| matrix(name("per_layer_model_projection"), config.per_layer_columns(), d)),
         per_layer_norm: per_layer.then(|| norm(name("per_layer_projection_norm"), p)),
@@ -477,7 +489,8 @@ pub struct Frozen<T> {
     /// What the output of each layer is multiplied by, residual stream included: numbers of the checkpoint in Gemma 4, 1
     /// elsewhere.
     pub scalars: Vec<f32>,
-    /// `[V, L P]`: the layers' own embeddings (Gemma 4 E2B, E4B), looked up and never multiplied.
+    /// `[V, L P]`: the layers' own embeddings (Gemma 4 E2B, E4B), looked up and never multiplied; none where they are among the
+    /// parameters.
     pub per_layer_embed: Option<T>,
 }
 
@@ -486,7 +499,8 @@ pub fn frozen(config: &GemmaConfig) -> Vec<(String, Vec<usize>)> {
     let layers = 0..if config.layer_scalars { config.layers.len() } else { 0 };
     let scalars = layers.map(|i| (format!("model.layers.{i}.layer_scalar"), vec![1]));
     let table = (PER_LAYER_EMBED.to_owned(), vec![config.vocab_size, config.per_layer_columns()]);
-    scalars.chain((config.per_layer_width != 0).then_some(table)).collect()
+    let is_frozen = config.per_layer_width != 0 && !config.trains_per_layer_embed;
+    scalars.chain(is_frozen.then_some(table)).collect()
 }
 
 /// Tensors that checkpoints may have and nobody reads: of layers that read another's keys and values, and the LM head of a
@@ -812,7 +826,7 @@ fn used<'a>(stored: TensorView<'a>, spec: &ParamSpec) -> Option<TensorView<'a>> 
     if stored.shape == spec.shape() {
         return Some(stored);
     }
-    let embedding = matches!(&*spec.name, EMBED | LM_HEAD) && stored.shape.last() == Some(&spec.cols);
+    let embedding = (spec.is_embedding() || spec.name == LM_HEAD) && stored.shape.last() == Some(&spec.cols);
     embedding.then(|| first_rows(stored, spec.rows)).flatten()
 }
 
@@ -849,7 +863,10 @@ pub fn load<B: Backend>(
     Ok(plan(config).map(|spec| {
         let stored = checkpoint.tensor(&spec.name).and_then(|t| used(t, spec)).expect("checked");
         let (dtype, bytes) = convert(stored, dtype);
-        backend.upload_weight(dtype, spec.rows, spec.cols, &bytes)
+        match spec.is_per_layer_embed() {
+            true => backend.upload(dtype, spec.rows, spec.cols, &bytes),
+            false => backend.upload_weight(dtype, spec.rows, spec.cols, &bytes),
+        }
     }))
 }
 
@@ -938,8 +955,9 @@ pub fn convert(stored: TensorView<'_>, dtype: Option<DType>) -> (DType, Cow<'_, 
 }
 
 /// CRC-32C over the weights' bytes as the backend stores them, tensor by tensor in the plan's order: the same for the
-/// same weights, wherever they came from.
-pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>) -> u32 {
-    let tensors = params.tensors();
-    tensors.iter().fold(0, |crc, tensor| crc32c::crc32c_append(crc, &backend.bytes(tensor)))
+/// same weights, wherever they came from and whichever of them are trained.
+pub fn checksum<B: Backend>(backend: &B, params: &Params<B::Tensor>, frozen: &Frozen<B::Tensor>) -> u32 {
+    let mut all = params.map(|tensor| tensor);
+    all.per_layer_embed = all.per_layer_embed.or(frozen.per_layer_embed.as_ref());
+    all.tensors().into_iter().fold(0, |crc, tensor| crc32c::crc32c_append(crc, &backend.bytes(tensor)))
 }

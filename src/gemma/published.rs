@@ -56,6 +56,7 @@ fn gemma_1(hidden_size: usize, layers: usize, shape: LayerShape) -> GemmaConfig 
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        trains_per_layer_embed: false,
         experts: None,
         max_positions: 8192,
         eos_tokens: vec![1],

@@ -172,6 +172,11 @@ impl Plan {
             let model = GemmaConfig { score_head: true, ..run.model.clone() };
             return Self::new(&Run { model: &model, ..*run }, place);
         }
+        let trains_per_layer_embed = run.config.model.precision().trains_per_layer_embed(run.model);
+        if trains_per_layer_embed != run.model.trains_per_layer_embed {
+            let model = GemmaConfig { trains_per_layer_embed, ..run.model.clone() };
+            return Self::new(&Run { model: &model, ..*run }, place);
+        }
         let plan = Self::of(run, place);
         if plan.fits {
             return plan;
@@ -250,7 +255,7 @@ fn weights(config: &GemmaConfig, dtype: DType, per_layer: Placement) -> u64 {
     let frozen: usize = params::frozen(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let all = ((trained + frozen) * dtype.bytes()) as u64;
     match per_layer {
-        Placement::Device => all,
+        Placement::Device | Placement::Trained => all,
         Placement::Host => all - per_layer_bytes(config, dtype),
     }
 }
@@ -358,8 +363,9 @@ fn bus(run: &Run, model: &Gemma<Cuda>, state: &StateBytes, [into, back]: [u64; 2
     let predicted = (groups * responses(config) * config.generate.max_new_tokens) as u64;
     let tokens = prompts as u64 + predicted;
     let head = elements(specs.lm_head());
-    // Rows of the embedding are looked up.
-    let all = all - if specs.head.is_some() { elements(&specs.embed) } else { 0 };
+    // Rows of embeddings are looked up.
+    let of_layers = specs.per_layer_embed.as_ref().map_or(0, elements);
+    let all = all - of_layers - if specs.head.is_some() { elements(&specs.embed) } else { 0 };
     // Two for each weight and token, and twice that for the gradients.
     let training = 6 * ((all - head) * tokens + head * predicted);
     (into > 0).then_some(Bus { into, back, update, training })
@@ -385,9 +391,9 @@ fn zeros_of(config: &GemmaConfig, cuda: &Cuda, per_layer: Placement) -> Gemma<Cu
     let dtype = cuda.activation_dtype();
     let params = params::plan(config).map(|spec| cuda.zeros(dtype, spec.rows, spec.cols));
     // After the layers' scalars.
-    let embed = params::frozen(config).pop().filter(|_| config.per_layer_width > 0);
+    let embed = params::frozen(config).pop().filter(|(_, shape)| shape.len() == 2);
     let per_layer_embed = embed.map(|(_, shape)| match per_layer {
-        Placement::Device => cuda.zeros(dtype, shape[0], shape[1]),
+        Placement::Device | Placement::Trained => cuda.zeros(dtype, shape[0], shape[1]),
         Placement::Host => cuda.mapped_zeros(dtype, shape[0], shape[1]),
     });
     let frozen = Frozen { scalars: vec![1.0; config.layers.len()], per_layer_embed };
@@ -649,8 +655,10 @@ const CHANGES: [Change; 8] = [
     |c, run, _| {
         let section = &mut c.model.per_layer_embeddings;
         let changes = run.model.per_layer_width > 0 && *section == Placement::Device;
-        *section = Placement::Host;
-        changes.then(|| "model.per_layer_embeddings=host".into())
+        changes.then(|| {
+            *section = Placement::Host;
+            "model.per_layer_embeddings=host".into()
+        })
     },
     |c, _, _| {
         let changes = c.lora.is_none() && c.optimizer.moments != MomentKind::Blockwise;
@@ -678,7 +686,7 @@ const CHANGES: [Change; 8] = [
         changes.then(|| "optimizer.offload=true".into())
     },
     |c, _, _| {
-        let changes = c.lora.is_none();
+        let changes = c.lora.is_none() && c.model.per_layer_embeddings != Placement::Trained;
         c.lora = Some(c.lora.take().unwrap_or_default());
         changes.then(|| "lora.rank=16".into())
     },

@@ -74,9 +74,10 @@ pub struct ModelSection {
     /// What matrix products are computed in, where the device has the choice: `"auto"` (bf16 where the weights are
     /// bf16), `"bf16"` or `"f32"`. In bf16 both operands are rounded and sums are f32. Default: `"auto"`.
     pub compute: ComputeChoice,
-    /// Where per-layer embeddings lie (Gemma 4 E2B and E4B), which are read and not trained: `"device"`; or `"host"`, in
-    /// page-locked memory of the host, of which a GPU reads the rows of a batch's tokens, and on the CPU in the checkpoint's
-    /// file, mapped, if that has them in the type of the weights. Changes no result. Default: `"device"`.
+    /// How per-layer embeddings are held (Gemma 4 E2B and E4B). They are read and not trained, on the `"device"`, or on the `"host"`:
+    /// in page-locked memory, of which a GPU reads the rows of a batch's tokens, and on the CPU in the checkpoint's file, mapped,
+    /// if that has them in the type of the weights. Between these no result changes. `"trained"`: on the device, as parameters with
+    /// all that these need. Default: `"device"`.
     pub per_layer_embeddings: Placement,
 }
 
@@ -547,7 +548,7 @@ impl fmt::Display for Problem {
 
 /// Fields that do not change what a step computes, so that a run may resume with others. Of the files behind paths
 /// it is the contents that must agree: see [`super::snapshot::TrainState`].
-const FREE_TO_CHANGE: [&str; 17] = [
+const FREE_TO_CHANGE: [&str; 16] = [
     "verifier.workers",
     "verifier.timeout_seconds",
     "environment.workers",
@@ -555,7 +556,6 @@ const FREE_TO_CHANGE: [&str; 17] = [
     "data.tasks",
     "data.eval_tasks",
     "data.report",
-    "model.per_layer_embeddings",
     "optimizer.offload",
     "train.recompute",
     "train.eval_every",
@@ -720,6 +720,10 @@ impl TrainConfig {
             };
             problems.add(key, message);
         }
+        let trained = self.model.per_layer_embeddings == Placement::Trained;
+        problems.require(self.lora.is_none() || !trained, "model.per_layer_embeddings", || {
+            "is \"trained\", and under [lora] adapters alone are; leave one out".into()
+        });
         problems.require(self.lora.is_some() || self.model.adapter.is_none(), "model.adapter", || {
             "is set without [lora]; add that to train the adapter on, or merge it into the model first: bon-engine merge".into()
         });
@@ -792,6 +796,10 @@ impl TrainConfig {
             if fields.get(key).is_some_and(|value| value == default) {
                 fields.remove(key);
             }
+        }
+        // Where they lie changes no bit.
+        if self.model.per_layer_embeddings != Placement::Trained {
+            fields.remove("model.per_layer_embeddings");
         }
         if !self.relies_on_start() {
             fields.remove("model.path");

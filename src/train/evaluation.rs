@@ -14,6 +14,7 @@ use crate::eval::provenance::OTHER_FIELDS;
 use crate::eval::{
     EvalError, Examples, Judged, Problem, Provenance, Report, calibrate, check_ns, evaluate, evaluate_problem,
 };
+use crate::gemma::config::GemmaConfig;
 use crate::gemma::params;
 use crate::generate::Sampling;
 use crate::model_dir::ModelDir;
@@ -221,12 +222,13 @@ pub fn with_model<B: Backend>(provenance: Provenance, dir: &ModelDir<B>) -> Prov
     let Provenance { mut settings, .. } = provenance;
     let (backend, params) = (&dir.model.backend, &dir.model.params);
     // A save writes config.json anew: what was read from it counts.
-    let config = crc(crc32c::crc32c(format!("{:?}", dir.model.config).as_bytes()));
+    let config = GemmaConfig { trains_per_layer_embed: false, ..dir.model.config.clone() };
+    let config = crc(crc32c::crc32c(format!("{config:?}").as_bytes()));
     let tokenizer = fs::read(dir.path.join(TOKENIZER_FILE));
     for (key, value) in [
         ("model.dtype", format!("{:?}", backend.dtype(&params.embed)).to_lowercase()),
         ("model.compute", format!("{:?}", dir.compute).to_lowercase()),
-        ("model.weights", crc(params::checksum(backend, params))),
+        ("model.weights", crc(params::checksum(backend, params, &dir.model.frozen))),
         ("model.config", config),
         ("model.tokenizer", tokenizer.map_or("unknown".to_owned(), |bytes| crc(crc32c::crc32c(&bytes)))),
     ] {

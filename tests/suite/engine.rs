@@ -36,8 +36,8 @@ use crate::tiny::{self, Groups};
 use crate::tolerance::{BF16_ROUNDOFF, Rule, assert_rule};
 use crate::training::{Workplace, checkpoint, metrics, train_on};
 
-pub(crate) const FAMILIES: [&str; 6] =
-    ["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_e", "gemma4_moe"];
+pub(crate) const FAMILIES: [&str; 7] =
+    ["gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_e", "gemma4_e_trained", "gemma4_moe"];
 /// N.
 const STREAMS: usize = 8;
 
@@ -75,6 +75,7 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
         value_norm: false,
         layer_scalars: false,
         per_layer_width: 0,
+        trains_per_layer_embed: false,
         experts: None,
         max_positions: 64,
         eos_tokens: vec![1],
@@ -141,7 +142,8 @@ pub(crate) fn config(family: &str) -> GemmaConfig {
                 LayerSpec { shape, keys_are_values: false, kv_from: Some(from), ..of }
             };
             let layers = [&dense.layers[..3], &[reader(1), reader(2), reader(2)]].concat();
-            GemmaConfig { layers, per_layer_width: 24, ..dense }
+            let trains_per_layer_embed = family == "gemma4_e_trained";
+            GemmaConfig { layers, per_layer_width: 24, trains_per_layer_embed, ..dense }
         }
     }
 }
@@ -154,6 +156,7 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
         seed += 1;
         let size = match spec.kind {
             params::ParamKind::Vector => 0.2,
+            params::ParamKind::Matrix if spec.is_per_layer_embed() => 1.0,
             params::ParamKind::Matrix if spec.rows == config.vocab_size => 0.1,
             _ => (3.0 / spec.cols as f32).sqrt(),
         };
@@ -166,7 +169,8 @@ pub(crate) fn model<B: Backend>(backend: B, config: &GemmaConfig) -> Gemma<B> {
     let scalars =
         (0..config.layers.len()).map(|l| if config.layer_scalars { 0.75 + 0.25 * l as f32 } else { 1.0 });
     let (rows, cols) = (config.vocab_size, config.per_layer_columns());
-    let per_layer_embed = (cols != 0).then(|| weight_of(&backend, rows, cols, &randoms(99, rows * cols)));
+    let is_frozen = cols != 0 && !config.trains_per_layer_embed;
+    let per_layer_embed = is_frozen.then(|| weight_of(&backend, rows, cols, &randoms(99, rows * cols)));
     let frozen = Frozen { scalars: scalars.collect(), per_layer_embed };
     Gemma { backend, config: config.clone(), params, frozen, adapter_scale: None }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use bon_engine::checkpoint::{Dtype, TensorSpec, write_tensors};
 use bon_engine::gemma::config::ConfigFile;
-use bon_engine::gemma::params::{ParamKind, plan};
+use bon_engine::gemma::params::{ParamKind, frozen, plan};
 use serde_json::{Value, json};
 
 /// Context of the tiny model, in tokens.
@@ -63,19 +63,28 @@ pub(crate) fn write_model_of(config: &Value, dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     std::fs::write(dir.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
-    let plan = plan(&ConfigFile::open(dir).unwrap().gemma);
+    let config = ConfigFile::open(dir).unwrap().gemma;
+    let plan = plan(&config);
     let mut element = 0u32;
     let mut specs = Vec::new();
     let mut data: Vec<Vec<u8>> = Vec::new();
     for spec in plan.tensors() {
-        // Spread like a fresh initialisation; a norm's weight is added to 1, in the families that are asked for.
-        let scale = if spec.kind == ParamKind::Vector { 0.1 } else { 1.7 / (spec.cols as f32).sqrt() };
+        // Spread like a fresh initialisation, where the factors of norms are about 1.
+        let (center, scale) = match spec.kind {
+            ParamKind::Vector => (1.0 - config.norm.offset, 0.1),
+            _ => (0.0, 1.7 / (spec.cols as f32).sqrt()),
+        };
         let value = |_| {
             element = element.wrapping_add(1);
-            (scale * ((element as f32).sin() * 43_758.547).fract()).to_le_bytes()
+            (center + scale * ((element as f32).sin() * 43_758.547).fract()).to_le_bytes()
         };
         data.push((0..spec.rows * spec.cols).flat_map(value).collect());
         specs.push(TensorSpec { name: spec.name.clone(), dtype: Dtype::F32, shape: spec.shape() });
+    }
+    for (name, shape) in frozen(&config) {
+        let value = |i: usize| if shape.len() == 1 { 1.0 } else { (i as f32).sin() };
+        data.push((0..shape.iter().product()).flat_map(|i| value(i).to_le_bytes()).collect());
+        specs.push(TensorSpec { name, dtype: Dtype::F32, shape });
     }
     write_tensors(dir, &specs, u64::MAX, |i| data[i].as_slice().into()).unwrap();
 }
@@ -105,6 +114,16 @@ impl Fixture {
     pub(crate) fn for_kernels() -> Self {
         let mut json = config_json();
         json["head_dim"] = 64.into();
+        Self::of(&json)
+    }
+
+    /// The same with a Gemma 4 whose layers have embeddings of their own.
+    pub(crate) fn gemma_4_e() -> Self {
+        let golden = crate::tiny::dir("gemma4_e_trained").join("config.json");
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap();
+        for size in ["vocab_size", "vocab_size_per_layer_input"] {
+            json[size] = vocabulary().len().into();
+        }
         Self::of(&json)
     }
 

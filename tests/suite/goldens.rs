@@ -191,7 +191,7 @@ fn truncate<B: Backend>(model: &mut Gemma<B>, layers: usize) {
         let dtype = b.dtype(weight);
         *weight = b.upload(dtype, columns, d, &b.download(weight)[..columns * d * dtype.bytes()]);
     }
-    if let Some(table) = &mut model.frozen.per_layer_embed {
+    for table in model.params.per_layer_embed.iter_mut().chain(&mut model.frozen.per_layer_embed) {
         let (dtype, (rows, width)) = (b.dtype(table), b.shape(table));
         let bytes = b.download(table);
         let kept = bytes.chunks_exact(width * dtype.bytes()).flat_map(|row| &row[..columns * dtype.bytes()]);
@@ -273,7 +273,7 @@ fn bf16_weights_are_as_good_as_plain_bf16() {
 }
 
 /// The models whose heads are as wide as the kernels take them.
-const ON_KERNELS: [&str; 9] = [
+const ON_KERNELS: [&str; 10] = [
     "gemma1_heads64",
     "gemma2_heads64",
     "vaultgemma_heads64",
@@ -281,6 +281,7 @@ const ON_KERNELS: [&str; 9] = [
     "gemma3_untied",
     "gemma4",
     "gemma4_e",
+    "gemma4_e_trained",
     "gemma4_moe",
     "gemma4_wrapper",
 ];

@@ -286,6 +286,11 @@ fn the_plan_counts_what_the_host_holds() {
     let table = 262_144 * 35 * 256 * 2;
     assert_eq!(bytes(&there.host, "per-layer embeddings"), table);
     assert_eq!(bytes(&here.held, "weights") - bytes(&there.held, "weights"), table);
+    let trained = plan("Gemma 4 E2B", &["model.per_layer_embeddings=trained"], None);
+    for (what, size) in [("weights", 0), ("gradients", 4), ("moments", 8), ("masters", 4)] {
+        assert_eq!(bytes(&trained.held, what) - bytes(&here.held, what), size * table / 2, "{what}");
+    }
+    assert!(trained.host.is_empty());
 }
 
 /// The table of Gemma 4 E in the host's memory, or in its file, gives the same log-probs and gradients.

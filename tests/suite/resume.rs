@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use bon_engine::checkpoint::Checkpoint;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -670,6 +671,57 @@ fn files_that_have_changed_under_a_run_are_noticed() {
         f.write("judge.sh", script);
         succeed(&f, &resume(name, &of("train.steps=4")));
     }
+}
+
+/// The layers' own embeddings of a Gemma 4 E stay as they are, unless a run trains them: then it is another run, and goes on to the
+/// same bits, in f32 and rounded at random.
+#[test]
+fn a_run_that_trains_per_layer_embeddings_resumes_to_the_same_bits() {
+    let f = Fixture::gemma_4_e();
+    let table = |model: &str| {
+        let checkpoint = Checkpoint::open(&f.path(model)).unwrap();
+        let view = checkpoint.tensor("model.embed_tokens_per_layer.weight").unwrap();
+        let row = view.bytes.len() / view.shape[0];
+        view.bytes.chunks(row).map(<[u8]>::to_vec).collect::<Vec<_>>()
+    };
+    let after = |run: &str| table(&format!("{run}/checkpoints/step-000004/model"));
+    let trained = "model.per_layer_embeddings=trained";
+    for (name, state) in [
+        ("f32", &["train.kl_coefficient=0.05"][..]),
+        (
+            "small",
+            &[
+                "model.dtype=bf16",
+                "optimizer.moments=8bit",
+                "optimizer.masters=false",
+                "optimizer.gradients=bf16",
+            ],
+        ),
+    ] {
+        let set = [&[trained][..], state].concat();
+        let whole = format!("{name}-whole");
+        succeed(&f, &train(&whole, &set));
+        succeed(&f, &train(name, &[&set[..], &["train.steps=2"]].concat()));
+        succeed(&f, &resume(name, &set));
+        assert_same_end(&f, &whole, name, 4);
+    }
+    // What no step has read has no gradient: the last tokens of the vocabulary.
+    let (start, end) = (table("model"), after("f32"));
+    let moved: Vec<usize> = (0..start.len()).filter(|&id| start[id] != end[id]).collect();
+    assert!(moved.len() > 5 && moved.len() < start.len(), "{moved:?}");
+
+    let other = run(&f, &resume("f32", &["train.kl_coefficient=0.05", "train.steps=5"]));
+    assert!(
+        other.stderr.contains("\n  model.per_layer_embeddings: \"trained\" -> unset\n"),
+        "{}",
+        other.stderr
+    );
+    let both = run(&f, &train("both", &[trained, "lora.rank=2"]));
+    let words =
+        "model.per_layer_embeddings: is \"trained\", and under [lora] adapters alone are; leave one out";
+    assert!(both.code == Some(1) && both.stderr.contains(words), "{}", both.stderr);
+    succeed(&f, &train("frozen", &[]));
+    assert!(after("frozen") == start);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::ops::randoms;
 
 /// One of every family, one with linear RoPE scaling, one whose LM head is not its embedding, and those inside models of text
 /// and other things.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 12] = [
     "gemma1",
     "gemma2",
     "gemma3",
@@ -26,6 +26,7 @@ pub(crate) const NAMES: [&str; 11] = [
     "vaultgemma",
     "gemma4",
     "gemma4_e",
+    "gemma4_e_trained",
     "gemma4_wrapper",
     "gemma4_moe",
 ];
@@ -44,7 +45,8 @@ pub(crate) fn model(name: &str, dtype: DType) -> Gemma<Cpu> {
 pub(crate) fn model_on<B: Backend>(backend: B, name: &str, dtype: DType) -> Gemma<B> {
     let dir = dir(name);
     let file = ConfigFile::open(&dir).unwrap();
-    let (weights, config) = (open_weights(&dir, &file).unwrap(), file.gemma);
+    let (weights, mut config) = (open_weights(&dir, &file).unwrap(), file.gemma);
+    config.trains_per_layer_embed = name == "gemma4_e_trained";
     let params = params::load(&backend, &config, &weights, Some(dtype)).unwrap();
     let frozen = params::load_frozen(&backend, &config, &weights, Some(dtype), false);
     Gemma { backend, config, params, frozen, adapter_scale: None }

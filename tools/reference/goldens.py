@@ -288,7 +288,7 @@ MODELS["gemma4_wrapper"] = {
     },
 }
 
-# The small ones: per-layer embeddings, which are not trained, and last layers that read the keys and values of others and have
+# The small ones: per-layer embeddings, which are not trained here, and last layers that read the keys and values of others and have
 # wider MLPs. The file also holds the keys and values that those layers would have, as published ones do; nobody reads them.
 MODELS["gemma4_e"] = {
     "seed": 13,
@@ -316,6 +316,20 @@ MODELS["gemma4_e"] = {
         "sliding_window": 8,
         "use_double_wide_mlp": True,
         "vocab_size_per_layer_input": 131,
+    },
+}
+
+# The same kind with per-layer embeddings that are trained.
+MODELS["gemma4_e_trained"] = {
+    **{key: value for key, value in MODELS["gemma4_e"].items() if key != "unread"},
+    "seed": 13,
+    "trains_per_layer_embed": True,
+    "config": {
+        **MODELS["gemma4_e"]["config"],
+        "global_head_dim": 64,
+        "layer_types": layer_types("LGG"),
+        "num_hidden_layers": 3,
+        "num_kv_shared_layers": 1,
     },
 }
 
@@ -487,9 +501,10 @@ def load(directory, dtype):
     )
     problems = {key: value for key, value in info.items() if value}
     assert not problems, f"{directory}: {problems}"
+    trained = MODELS.get(directory.name, {}).get("trains_per_layer_embed", False)
     for name, parameter in model.named_parameters():
         if "embed_tokens_per_layer" in name:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(trained)
     return model.eval()
 
 

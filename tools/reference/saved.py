@@ -23,7 +23,9 @@ from venv_setup import REPO, UserError
 
 GOLDENS = REPO / "tests" / "goldens"
 MODELS = ["gemma1", "gemma2", "vaultgemma", "gemma3", "gemma3_untied", "gemma3_wrapper"]
-MODELS += ["gemma4", "gemma4_e", "gemma4_moe", "gemma4_wrapper"]
+MODELS += ["gemma4", "gemma4_e", "gemma4_e_trained", "gemma4_moe", "gemma4_wrapper"]
+# Settings of some.
+SETTINGS = {"gemma4_e_trained": ["--set", "model.per_layer_embeddings=trained"]}
 # Where a wrapper's text part lies; what lies elsewhere is a tower's.
 TEXT = "model.language_model."
 IDS = [2, 8, 16, 9, 18, 7]
@@ -92,7 +94,7 @@ def check(name, program, place):
     tasks.write_text("".join(json.dumps({"prompt": f"{a}+1=", "answer": str(a + 1)}) + "\n" for a in range(8)))
     output, config = place / f"{name}.run", place / f"{name}.toml"
     config.write_text(CONFIG.format(model=model, tasks=tasks, output=output))
-    engine(program, "train", config, "--device", "cpu")
+    engine(program, "train", config, "--device", "cpu", *SETTINGS.get(name, []))
     saved = output / "checkpoints" / "step-000001" / "model"
 
     before, after = tensors(model), tensors(saved)
@@ -101,6 +103,8 @@ def check(name, program, place):
     towers = {key for key in before if inside and not key.startswith(TEXT)}
     assert towers <= equal, f"{name}: {sorted(towers - equal)} changed"
     assert len(equal) < len(after), f"{name}: training changed nothing"
+    own = {key for key in before if "embed_tokens_per_layer" in key}
+    assert own <= equal or name in SETTINGS and not own & equal, f"{name}: per-layer embeddings"
     assert set(after) <= set(before), f"{name}: new tensors {sorted(set(after) - set(before))}"
 
     options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}

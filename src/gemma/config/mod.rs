@@ -116,6 +116,8 @@ pub struct GemmaConfig {
     pub layer_scalars: bool,
     /// P, the width of the embeddings that each layer has of its own; 0: they have none (all but Gemma 4 E2B and E4B).
     pub per_layer_width: usize,
+    /// Whether these embeddings are parameters: a choice of who trains the model, of which config.json says nothing.
+    pub trains_per_layer_embed: bool,
     /// A mixture of experts (Gemma 4 26B-A4B).
     pub experts: Option<ExpertShape>,
     /// Context length in tokens.

@@ -248,6 +248,7 @@ fn parse_text(json: &Fields, family: &Family, top: &Fields) -> Result<GemmaConfi
         value_norm: family.gemma4.is_some(),
         layer_scalars: family.gemma4.is_some(),
         per_layer_width,
+        trains_per_layer_embed: false,
         experts: match per_layer {
             Some(_) => experts(json)?,
             None => None,

@@ -12,7 +12,7 @@ mod report;
 pub mod scaling;
 mod weighted;
 
-pub use calibration::{Bin, Calibration, Probabilities, calibrate};
+pub use calibration::{Bin, Calibration, Probabilities, RankIntervals, calibrate, calibrate_with_intervals};
 pub use examples::{Example, Examples, Shown, Text, Why};
 pub use grid::{Best, BestTemperature, Grid, GridError};
 pub use interval::Estimate;

@@ -431,12 +431,17 @@ impl Comparison {
 /// Titles and values of a calibration; `-` for what there is not.
 fn calibration_rows(calibration: &Calibration) -> [(&'static str, String); 7] {
     let or_none = |value: Option<f64>| value.map_or("-".to_owned(), figure);
+    let with_interval = |value: Option<f64>, interval: Option<[f64; 2]>| match (value, interval) {
+        (Some(mean), Some(ci95)) => cell(&Estimate { mean, ci95: Some(ci95) }),
+        (value, _) => or_none(value),
+    };
+    let intervals = &calibration.intervals;
     let of = |f: fn(&Probabilities) -> f64| or_none(calibration.probabilities.as_ref().map(f));
     [
         ("right responses", figure(calibration.base_rate)),
         ("mean score", figure(calibration.mean_score)),
-        ("area under the ROC curve", or_none(calibration.auc)),
-        ("the same within a problem", or_none(calibration.pair_accuracy)),
+        ("area under the ROC curve", with_interval(calibration.auc, intervals.auc)),
+        ("the same within a problem", with_interval(calibration.pair_accuracy, intervals.pair_accuracy)),
         ("accuracy at 0.5", of(|p| p.accuracy)),
         ("Brier score", of(|p| p.brier)),
         ("expected calibration error", of(|p| p.ece)),

@@ -12,7 +12,8 @@ use super::setup::sampling;
 use crate::backend::Backend;
 use crate::eval::provenance::OTHER_FIELDS;
 use crate::eval::{
-    EvalError, Examples, Judged, Problem, Provenance, Report, calibrate, check_ns, evaluate, evaluate_problem,
+    EvalError, Examples, Judged, Problem, Provenance, Report, calibrate_with_intervals, check_ns, evaluate,
+    evaluate_problem,
 };
 use crate::gemma::config::GemmaConfig;
 use crate::gemma::params;
@@ -122,7 +123,7 @@ pub fn evaluation<B: Backend>(
         judges.check().map_err(TrainError::Evaluation)?;
     }
     let report = Report::new(ns, sampling.seed, problems)?;
-    let calibration = differ.then(|| calibrate(&judged));
+    let calibration = differ.then(|| calibrate_with_intervals(&judged, sampling.seed));
     let provenance = Some(provenance);
     Ok(Report { calibration, provenance, examples: examples.into_list(), unjudged, ..report })
 }
@@ -135,7 +136,7 @@ pub fn scores_report(
     provenance: Provenance,
 ) -> Result<Report, TrainError> {
     let mut report = evaluate(problems, &sizes(samples), config.train.seed)?;
-    report.calibration = Some(calibrate(problems));
+    report.calibration = Some(calibrate_with_intervals(problems, config.train.seed));
     report.provenance = Some(provenance);
     Ok(report)
 }

@@ -232,7 +232,7 @@ impl Fit {
 
     /// What the model said of the step's responses before it learnt from them.
     pub(super) fn metrics(&self) -> VerifierMetrics {
-        let Calibration { samples, base_rate, mean_score, auc, pair_accuracy, probabilities } =
+        let Calibration { samples, base_rate, mean_score, auc, pair_accuracy, probabilities, .. } =
             calibrate(&self.problems);
         let accuracy = probabilities.map(|p| p.accuracy).unwrap_or_default();
         VerifierMetrics { responses: samples as u64, base_rate, mean_score, accuracy, auc, pair_accuracy }

@@ -10,7 +10,9 @@ use bon_engine::backend::cuda::Cuda;
 use bon_engine::backend::{Backend, DType};
 use bon_engine::checkpoint::Checkpoint;
 use bon_engine::device::DeviceError;
-use bon_engine::eval::{Problem, Sample, calibrate, evaluate};
+use bon_engine::eval::{
+    Calibration, Problem, RankIntervals, Sample, calibrate, calibrate_with_intervals, evaluate,
+};
 use bon_engine::gemma::activations::Recompute;
 use bon_engine::gemma::config::ConfigFile;
 use bon_engine::gemma::{Gemma, Params};
@@ -132,6 +134,55 @@ fn labels_and_scores_that_are_none_are_refused() {
 }
 
 // ---------------------------------------------------------------------------------------------------- calibration
+
+/// The intervals are as wide as resamples of the problems vary, where samples of a problem are alike: much wider than if they were not.
+#[test]
+fn intervals_of_ranks_are_over_problems() {
+    const PROBLEMS: usize = 80;
+    const SAMPLES: usize = 8;
+    let numbers = randoms(9, PROBLEMS * (1 + 2 * SAMPLES));
+    let (of_problem, of_sample) = numbers.split_at(PROBLEMS);
+    let of = |score: f64, correct: bool| Sample { score, correct, answer: None, tokens: 1, truncated: false };
+    let problem = |p: usize| {
+        let sample = |i: usize| {
+            let [noise, luck] = [0, 1].map(|j| f64::from(of_sample[2 * (SAMPLES * p + i) + j]));
+            let ease = f64::from(of_problem[p]);
+            of(ease + 0.1 * noise, ease + 0.5 * luck > 0.0)
+        };
+        Problem { id: p.to_string(), samples: (0..SAMPLES).map(sample).collect() }
+    };
+    let problems: Vec<Problem> = (0..PROBLEMS).map(problem).collect();
+    let found = calibrate_with_intervals(&problems, 5);
+    let half = |interval: Option<[f64; 2]>| interval.map(|[low, high]| (high - low) / 2.0).unwrap();
+    let spread = |problems: &[Problem], figure: &dyn Fn(&Calibration) -> f64| {
+        let draws = randoms(11, 400 * problems.len());
+        let picked = draws.chunks(problems.len()).map(|draw| {
+            let at = |x: &f32| ((f64::from(*x) + 1.0) / 2.0 * problems.len() as f64) as usize;
+            figure(&calibrate(&draw.iter().map(|x| problems[at(x)].clone()).collect::<Vec<_>>()))
+        });
+        let all: Vec<f64> = picked.collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        2.0 * (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (all.len() - 1) as f64).sqrt()
+    };
+    // 400 resamples know their spread to 3.5 %; the formula is of first order, and the interval 2 % narrower.
+    for (what, interval, want) in [
+        ("all", half(found.intervals.auc), spread(&problems, &|c| c.auc.unwrap())),
+        ("within", half(found.intervals.pair_accuracy), spread(&problems, &|c| c.pair_accuracy.unwrap())),
+    ] {
+        assert!((interval / want - 1.0).abs() < 0.15, "{what}: {interval}, want {want}");
+    }
+    let alone: Vec<Problem> = problems
+        .iter()
+        .flat_map(|problem| {
+            problem.samples.iter().map(|sample| Problem { id: "1".into(), samples: vec![sample.clone()] })
+        })
+        .collect();
+    let as_if_alone = half(calibrate_with_intervals(&alone, 5).intervals.auc);
+    let width = half(found.intervals.auc);
+    assert!(width > 1.4 * as_if_alone, "{width}, {as_if_alone}");
+    assert_eq!(calibrate(&problems).intervals, RankIntervals::default());
+    assert_eq!(calibrate_with_intervals(&problems[..1], 5).intervals, RankIntervals::default());
+}
 
 /// By their definitions, over all pairs.
 #[test]

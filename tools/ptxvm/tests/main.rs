@@ -4,6 +4,7 @@ mod support {
     pub(crate) mod exact;
     pub(crate) mod hopper;
     pub(crate) mod op;
+    pub(crate) mod product;
     pub(crate) mod ptx;
     pub(crate) mod soup;
     pub(crate) mod warp;
@@ -76,6 +77,8 @@ mod kernels_programs;
 mod kernels_sync;
 #[path = "suite/kernels_warpgroups.rs"]
 mod kernels_warpgroups;
+#[path = "suite/ldmatrix.rs"]
+mod ldmatrix;
 #[path = "suite/matrix.rs"]
 mod matrix;
 #[path = "suite/mbarrier.rs"]
@@ -98,3 +101,5 @@ mod tidy;
 mod toolchain;
 #[path = "suite/wgmma.rs"]
 mod wgmma;
+#[path = "suite/wmma.rs"]
+mod wmma;

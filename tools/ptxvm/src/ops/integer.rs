@@ -205,8 +205,16 @@ macro_rules! ops {
             fn eval($imm: u64, $a: $t, $b: $t, $c: $t, $carry: bool) -> $d $body
         }
     };
-    (@ $lift:ident $name:ident $t:ident $bound:path; ($($arg:tt)*) $d:ty; $body:block) => {
-        lane_op!([$t: $bound] $name<$t>, |$($arg)*| -> $d $body);
+    // The word says how many operands there are; with another number nothing here matches.
+    (@ Unary $name:ident $t:ident $bound:path; ($imm:tt, $a:ident: $A:ty) $d:ty; $body:block) => {
+        lane_op!([$t: $bound] $name<$t>, |$imm, $a: $A| -> $d $body);
+    };
+    (@ Binary $name:ident $t:ident $bound:path; ($imm:tt, $a:ident: $A:ty, $b:ident: $B:ty) $d:ty; $body:block) => {
+        lane_op!([$t: $bound] $name<$t>, |$imm, $a: $A, $b: $B| -> $d $body);
+    };
+    (@ Ternary $name:ident $t:ident $bound:path;
+     ($imm:tt, $a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty) $d:ty; $body:block) => {
+        lane_op!([$t: $bound] $name<$t>, |$imm, $a: $A, $b: $B, $c: $C| -> $d $body);
     };
 }
 pub(super) use ops; // also logic.rs

@@ -103,3 +103,5 @@ mod toolchain;
 mod wgmma;
 #[path = "suite/wmma.rs"]
 mod wmma;
+#[path = "suite/written.rs"]
+mod written;

@@ -47,13 +47,45 @@ pub enum Defs {
     All,
     /// The same, byte by byte: moves and bitwise logic. Structures with gaps are copied in pieces wider than their fields.
     Bytes,
-    /// `selp`: sources are a, b, p; only the chosen one counts, and p.
+    /// The same where bytes of the sources become others of the result.
+    Moved(Moved),
+    /// `selp`: sources are a, b, p; only the chosen one counts, byte by byte, and p.
     Select,
     /// Only the sources of these bits count, because bit fields are made piece by piece in uninitialised words: the result
     /// of `and` with a constant, and of `bfi`, counts as written although a part of the word may not be.
     Some(u8),
     /// The operation sets it itself (every [`WarpOp`] does).
     Own,
+}
+
+/// How an operation moves bytes. Numbers are bytes, and the last word of a pair says whether the sign fills up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// `mov {a, b, ..}, s`, into parts of this size.
+    Split(u8),
+    /// `mov d, {a, b, ..}`, of parts of this size.
+    Join(u8),
+    /// `shl` of a word of this size.
+    Left(u8),
+    /// `shr`.
+    Right(u8, bool),
+    /// `bfe`.
+    Field(u8, bool),
+    /// `shf`, to the left or to the right; `imm` is not 0 where the amount wraps.
+    Funnel(bool),
+    /// `prmt`; `imm` has the selectors of its modes.
+    Permute,
+    /// `cvt` of an integer of `from` bytes to one of `to`, and that to the register's width.
+    Resize {
+        /// The source type's size.
+        from: u8,
+        /// Whether it is signed.
+        from_signed: bool,
+        /// The destination type's size.
+        to: u8,
+        /// Whether it is signed.
+        to_signed: bool,
+    },
 }
 
 /// The class an instruction is counted under.

@@ -24,3 +24,4 @@ mod run;
 mod system;
 pub mod tensor_map;
 pub mod warp;
+mod written;

@@ -112,19 +112,71 @@ pub struct Registers {
     defined: Vec<u32>,
     preds: Vec<u32>,
     preds_defined: Vec<u32>,
-    /// For registers with lanes of which only some bytes are written: a bit a byte. Rare, so kept apart; empty mostly.
-    partly: HashMap<usize, [u16; LANES]>,
+    /// For registers with lanes of which only some bytes are written. Rare, so kept apart; empty mostly.
+    partly: HashMap<usize, [Bytes; LANES]>,
     /// First row of the running frame.
     base: usize,
     /// First predicate of the running frame.
     pred_base: usize,
 }
 
-fn clear(bytes: &mut [u16; LANES], mask: u32) {
+fn clear(bytes: &mut [Bytes; LANES], mask: u32) {
     for (i, b) in bytes.iter_mut().enumerate() {
         if mask >> i & 1 != 0 {
-            *b = 0;
+            *b = Bytes::NONE;
         }
+    }
+}
+
+/// Which bytes of a register are written in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(u32);
+
+impl Bytes {
+    /// All of them, in a register of any width.
+    pub const WRITTEN: Self = Self(0xffff);
+    /// None.
+    pub const NONE: Self = Self(0);
+    const TORN: u32 = 1 << 16;
+
+    /// Bytes by their bits, from the lowest.
+    pub const fn new(bits: u16) -> Self {
+        Self(bits as u32)
+    }
+
+    /// Whether a byte is written; one beyond the register's widest is not.
+    pub const fn has(self, byte: u32) -> bool {
+        byte < 16 && self.0 >> byte & 1 != 0
+    }
+
+    /// The same but for one byte.
+    #[must_use]
+    pub const fn without(self, byte: u32) -> Self {
+        Self(self.0 & !(1 << byte))
+    }
+
+    /// Those that are written here and there.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0 & 0xffff | (self.0 | other.0) & Self::TORN)
+    }
+
+    /// The bytes of a word whose lower `bytes` are those of `low`.
+    #[must_use]
+    pub const fn above(self, bytes: u32, low: Self) -> Self {
+        let lower = (1 << bytes) - 1;
+        Self((self.0 << bytes | low.0 & lower) & 0xffff | (self.0 | low.0) & Self::TORN)
+    }
+
+    /// Marks a word that was put together of registers of which nobody wrote one: storing it is no copy of a structure.
+    #[must_use]
+    pub const fn torn(self) -> Self {
+        Self(self.0 | Self::TORN)
+    }
+
+    /// Whether the word has that mark.
+    pub const fn is_torn(self) -> bool {
+        self.0 & Self::TORN != 0
     }
 }
 
@@ -254,22 +306,34 @@ impl Registers {
         !self.partly.is_empty()
     }
 
-    /// The initialised bytes of a register in one lane, a bit each from the lowest.
-    pub fn written_bytes(&self, reg: Reg, lane: usize) -> u16 {
+    /// The initialised bytes of a register in one lane.
+    pub fn written_bytes(&self, reg: Reg, lane: usize) -> Bytes {
         if self.defined(reg) >> lane & 1 != 0 {
-            return u16::MAX;
+            return Bytes::WRITTEN;
         }
         match reg.width {
-            Width::None | Width::Pred => 0,
-            _ => self.partly.get(&(self.base + reg.slot as usize)).map_or(0, |bytes| bytes[lane]),
+            Width::None | Width::Pred => Bytes::NONE,
+            _ => self.partly.get(&(self.base + reg.slot as usize)).map_or(Bytes::NONE, |bytes| bytes[lane]),
         }
     }
 
-    /// Notes that only these bytes of a register are written in one lane: after `set_defined`, which said undefined.
-    pub fn set_written_bytes(&mut self, reg: Reg, lane: usize, bytes: u16) {
-        if bytes != 0 && !matches!(reg.width, Width::None | Width::Pred) {
-            let row = self.base + reg.slot as usize;
-            self.partly.entry(row).or_insert([0; LANES])[lane] = bytes;
+    /// Notes which bytes of a register are written in one lane: after `set_defined`, which said undefined.
+    pub fn set_written_bytes(&mut self, reg: Reg, lane: usize, bytes: Bytes) {
+        let all = match reg.width {
+            Width::None | Width::Pred => return,
+            Width::B16 => 0x3,
+            Width::B32 => 0xf,
+            Width::B64 => 0xff,
+            Width::B128 => 0xffff,
+        };
+        let row = self.base + reg.slot as usize;
+        match bytes.0 & all {
+            0 => {}
+            some if some == all => self.defined[row] |= 1 << lane,
+            some => {
+                let bytes = Bytes(some | bytes.0 & Bytes::TORN);
+                self.partly.entry(row).or_insert([Bytes::NONE; LANES])[lane] = bytes;
+            }
         }
     }
 }

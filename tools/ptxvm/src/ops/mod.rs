@@ -23,7 +23,7 @@ pub mod video;
 
 use crate::decode::decoder::Decoder;
 use crate::decode::{Refusal, unsupported};
-use crate::machine::inst::Defs;
+use crate::machine::inst::{Defs, Moved};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Type, TypeKind};
 
@@ -74,8 +74,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "and" if constant(1) => Defs::Some(0b01),
         "and" if constant(2) => Defs::Some(0b10),
         "bfi" => Defs::Some(0b1101),
-        "and" | "or" | "xor" | "not" | "mov" => Defs::Bytes,
-        _ => Defs::All,
+        "and" | "or" | "xor" | "not" | "lop3" | "mov" => Defs::Bytes,
+        _ => moved(inst, ty).map_or(Defs::All, Defs::Moved),
     };
     let strong = ["volatile", "relaxed", "acquire"].iter().any(|m| inst.modifiers.contains(m));
     if let Some(last) = d.code.last_mut() {
@@ -88,4 +88,28 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         last.defs = rule;
     }
     Ok(())
+}
+
+/// How an instruction moves bytes, if it does nothing else.
+fn moved(inst: &Instruction<'_>, ty: Option<Type>) -> Option<Moved> {
+    let ty = ty?;
+    let bytes = ty.bytes() as u8;
+    Some(match inst.opcode {
+        "shl" => Moved::Left(bytes),
+        "shr" => Moved::Right(bytes, ty.is_signed()),
+        "bfe" => Moved::Field(bytes, ty.is_signed()),
+        "shf" => Moved::Funnel(inst.modifiers.contains(&"l")),
+        "prmt" => Moved::Permute,
+        "cvt" => {
+            // Rounding, saturation and packing are modifiers of their own.
+            let [to, from] = inst.modifiers.as_slice() else { return None };
+            let [to, from] = [Type::from_name(to)?, Type::from_name(from)?];
+            if [to, from].iter().any(|ty| !matches!(ty.kind(), TypeKind::Signed | TypeKind::Unsigned)) {
+                return None;
+            }
+            let (from_signed, to_signed) = (from.is_signed(), to.is_signed());
+            Moved::Resize { from: from.bytes() as u8, from_signed, to: to.bytes() as u8, to_signed }
+        }
+        _ => return None,
+    })
 }

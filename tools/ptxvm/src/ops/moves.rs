@@ -12,7 +12,7 @@ use crate::decode::decoder::{Decoder, operands, width_of};
 use crate::decode::mods::{Mods, written};
 use crate::decode::{Refusal, invalid, unsupported};
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Class, Defs, Inst, WarpOp};
+use crate::machine::inst::{Class, Defs, Inst, Moved, WarpOp};
 use crate::machine::program::Special;
 use crate::machine::registers::{LANES, Reg, Value, Width};
 use crate::ptx::ast::{Instruction, Operand};
@@ -575,7 +575,7 @@ fn mov_pack(
     let (part, pack, _) = packing(d, inst, ty, parts)?;
     let dst = d.dst(dst, ty)?;
     let srcs = parts.iter().map(|p| d.src(p, part)).collect::<Result<Vec<_>, _>>()?;
-    d.lane(pack(d.isa), Class::Integer, &[dst], &srcs, 0);
+    d.lane(pack(d.isa), Class::Integer, &[dst], &srcs, 0).defs = Defs::Moved(Moved::Join(part.bytes() as u8));
     Ok(())
 }
 
@@ -589,7 +589,8 @@ fn mov_unpack(
     let (part, _, unpack) = packing(d, inst, ty, parts)?;
     let src = d.src(src, ty)?;
     let dsts = parts.iter().map(|p| d.dst(p, part)).collect::<Result<Vec<_>, _>>()?;
-    d.lane(unpack(d.isa), Class::Integer, &dsts, &[src], 0);
+    d.lane(unpack(d.isa), Class::Integer, &dsts, &[src], 0).defs =
+        Defs::Moved(Moved::Split(part.bytes() as u8));
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::decode::{Refusal, invalid, unsupported};
 use crate::error::ErrorKind;
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Convergence, Inst, WarpOp};
-use crate::machine::registers::{LANES, Reg};
+use crate::machine::registers::{Bytes, LANES, Reg, Registers};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::Type;
 
@@ -157,6 +157,13 @@ fn shfl(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> 
     Ok(())
 }
 
+/// Which bytes the words have that lanes get of others whose word is written in part.
+#[cold]
+fn partly(regs: &Registers, inst: &Inst, routes: &Routes, takers: u32) -> Vec<(usize, Bytes)> {
+    let of = |lane: usize| regs.written_bytes(inst.src(0), usize::from(routes.from[lane]) % LANES);
+    lanes(takers).map(|lane| (lane, of(lane))).collect()
+}
+
 impl WarpOp for Shfl {
     #[inline]
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
@@ -186,8 +193,13 @@ impl WarpOp for Shfl {
                 strangers |= u32::from(mask >> from & 1 == 0) << lane;
             }
         }
+        let partly = match regs.any_partly() {
+            true => partly(regs, inst, routes, mask & !known & routes_known & !strangers),
+            false => Vec::new(),
+        };
         regs.set::<u32>(inst.dst(0), mask, &values);
         regs.set_defined(inst.dst(0), mask, known);
+        partly.into_iter().for_each(|(lane, bytes)| regs.set_written_bytes(inst.dst(0), lane, bytes));
         regs.set_pred(inst.dst(1), mask, routes.in_range);
         regs.set_defined(inst.dst(1), mask, routes_known);
         if strangers != 0 {

@@ -215,6 +215,11 @@ fn what_nobody_wrote() {
         "ld.local.u32 %r4, [l];\nst.global.u32 [%rd2], %r4;".to_owned(),
         "st.shared.u16 [s], 1;\nld.shared.u32 %r4, [s];\nadd.u32 %r4, %r4, 1;\nst.global.u32 [%rd2], %r4;".to_owned(),
         "st.global.u32 [%rd2], %r30;".to_owned(),
+        // A half of a pair, which is no gap of a structure, also behind a move.
+        "ld.global.u32 %r4, [%rd2];\nmov.b64 %rd4, {%r4, %r30};\nst.global.u64 [%rd2], %rd4;".to_owned(),
+        "ld.global.u32 %r4, [%rd2];\nmov.b64 %rd4, {%r30, %r4};\nmov.b64 %rd5, %rd4;\nst.global.u64 [%rd2], %rd5;".to_owned(),
+        "st.shared.u32 [s], 1;\nld.shared.u64 %rd4, [s];\nmov.b64 {%r4, %r5}, %rd4;\nst.global.u32 [%rd2], %r5;".to_owned(),
+        "st.shared.u32 [s+4], 1;\nld.shared.u64 %rd4, [s];\nst.global.u32 [%rd2], %rd4;".to_owned(),
         "ld.global.u64 %rd4, [%rd1];\nmul.lo.u64 %rd4, %rd4, 0;\nadd.u64 %rd4, %rd4, %rd2;\nld.global.u32 %r4, [%rd4];".to_owned(),
         "red.global.add.u32 [%rd1], 1;".to_owned(),
         "red.global.add.u32 [%rd2], %r30;".to_owned(),
@@ -246,6 +251,16 @@ fn what_nobody_wrote() {
     k.ok(1, 100, &[a.0]);
     std::mem::swap(&mut k.gpu, &mut text.gpu);
     text.ok(1, 100, &[a.0]);
+    // Structures with gaps are copied in wider pieces, and a pair may be taken apart and its written half used.
+    for body in [
+        "st.shared.u16 [s], 1;\nst.shared.u8 [s+4], 1;\nld.shared.v2.u32 {%r4, %r5}, [s];\nmov.b64 %rd4, {%r4, %r5};\nst.global.u64 [%rd1], %rd4;",
+        "st.shared.u32 [s], 1;\nld.shared.u64 %rd4, [s];\nst.global.u64 [%rd1], %rd4;",
+        "mov.u32 %r4, 5;\nmov.b64 %rd4, {%r30, %r4};\nmov.b64 {%r5, %r6}, %rd4;\nadd.u32 %r6, %r6, 1;\nst.global.u32 [%rd1], %r6;",
+    ] {
+        let mut k = Kernel::new(body);
+        let a = k.gpu.alloc(64).unwrap();
+        k.ok(1, 1, &[a.0]);
+    }
     // An exchange does not look at the old value.
     let mut k = Kernel::new(
         "atom.global.exch.b32 %r4, [%rd1], 5;\nld.global.u32 %r5, [%rd1];\nst.global.u32 [%rd1+4], %r5;",

@@ -12,12 +12,13 @@ use super::barrier::{BARRIERS, Barrier, CLUSTER, WARPS};
 use super::block::{Block, Poll};
 use super::context::{Context, Stop};
 use super::counters::BlockWork;
-use super::inst::{Control, Convergence, Defs, Exec, Inst};
+use super::inst::{Control, Convergence, Exec, Inst};
 use super::launch::{LaunchState, Worker};
 use super::memory::mbarrier::Awaited;
 use super::memory::race::{BlockClock, Clocks};
 use super::registers::{LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
+use super::written::follow;
 use crate::error::ErrorKind;
 
 /// Instructions that a warp runs before the block's other warps do, where no seed draws the length.
@@ -554,41 +555,5 @@ fn all_here(regs: &Registers, inst: &Inst, m: u32, live: u32) -> bool {
             let first = members[m.trailing_zeros() as usize];
             first & live == m && lanes_of(m).all(|lane| members[lane] == first)
         }
-    }
-}
-
-/// Sets the initialisation state of the destinations of an operation of lanes.
-#[inline(always)]
-fn follow(regs: &mut Registers, inst: &Inst, m: u32) {
-    let defined = match inst.defs {
-        Defs::All | Defs::Bytes => inst.srcs().iter().fold(u32::MAX, |all, r| all & regs.defined(*r)),
-        Defs::Select => {
-            let (a, b, p) = (inst.src(0), inst.src(1), inst.src(2));
-            let chosen = regs.pred(p) ^ if inst.imm & 1 != 0 { u32::MAX } else { 0 };
-            regs.defined(p) & ((regs.defined(a) & chosen) | (regs.defined(b) & !chosen))
-        }
-        Defs::Some(which) => {
-            let counted = inst.srcs().iter().enumerate().filter(|(i, _)| which >> i & 1 != 0);
-            counted.fold(u32::MAX, |all, (_, r)| all & regs.defined(*r))
-        }
-        Defs::Own => return,
-    };
-    if inst.defs == Defs::Bytes && regs.any_partly() && m & !defined != 0 {
-        return follow_bytes(regs, inst, m, defined);
-    }
-    for i in 0..inst.dsts as usize {
-        regs.set_defined(inst.dst(i), m, defined);
-    }
-}
-
-/// The same for an operation on bytes some of whose sources are written in part.
-#[cold]
-fn follow_bytes(regs: &mut Registers, inst: &Inst, m: u32, defined: u32) {
-    let written =
-        |lane: usize| inst.srcs().iter().fold(u16::MAX, |all, r| all & regs.written_bytes(*r, lane));
-    let bytes: Vec<(usize, u16)> = lanes_of(m & !defined).map(|lane| (lane, written(lane))).collect();
-    regs.set_defined(inst.dst(0), m, defined);
-    for (lane, bytes) in bytes {
-        regs.set_written_bytes(inst.dst(0), lane, bytes);
     }
 }

@@ -12,7 +12,7 @@ use crate::machine::inst::{Inst, WarpOp};
 use crate::machine::memory::access::{Access, Act, Part};
 use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::{lanes, pick};
-use crate::machine::registers::{LANES, Reg, Registers, Width};
+use crate::machine::registers::{Bytes, LANES, Reg, Registers, Width};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::Space;
 
@@ -255,7 +255,7 @@ fn note_bytes(
 ) {
     for lane in lanes(lanes_in) {
         let bits = (0..bytes).filter(|i| written(lane, *i)).fold(0, |all, i| all | 1 << i);
-        regs.set_written_bytes(reg, lane, bits);
+        regs.set_written_bytes(reg, lane, Bytes::new(bits));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::machine::inst::Class;
 use crate::machine::memory::access::{Order, by_space, in_window};
 use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::lanes;
-use crate::machine::registers::{LANES, Reg, Registers, Width};
+use crate::machine::registers::{Bytes, LANES, Reg, Registers, Width};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Space, Type};
 
@@ -185,13 +185,13 @@ pub(crate) fn values<T: Cell>(regs: &Registers, reg: Reg) -> [T; LANES] {
     }
 }
 
-/// The initialised bytes of a register, in the lanes of `mask` in which some bytes are initialised and others not.
-pub(super) fn written_in_part(regs: &Registers, reg: Reg, mask: u32) -> Vec<(usize, u16)> {
+/// The initialised bytes of a register's lower `size`, in the lanes of `mask` in which only some bytes of the register are.
+pub(super) fn written_in_part(regs: &Registers, reg: Reg, size: u64, mask: u32) -> Vec<(usize, Bytes)> {
     if !regs.any_partly() {
         return Vec::new();
     }
     let undefined = lanes(mask & !regs.defined(reg)).map(|lane| (lane, regs.written_bytes(reg, lane)));
-    undefined.filter(|(_, bytes)| *bytes != 0).collect()
+    undefined.filter(|(_, bytes)| (0..size as u32).any(|byte| bytes.has(byte))).collect()
 }
 
 /// Calls `$f::<T>` with the cell type of `$bytes` bytes.

@@ -95,8 +95,9 @@ impl Store {
             Space::Global => {
                 for reg in elements {
                     // Gaps of a structure may be stored, too; they stay unwritten there.
-                    let partly = written_in_part(&ctx.warp.regs, *reg, mask);
-                    let mask = partly.iter().fold(mask, |mask, (lane, _)| mask & !(1 << lane));
+                    let partly = written_in_part(&ctx.warp.regs, *reg, step, mask);
+                    let whole = partly.iter().filter(|(_, bytes)| !bytes.is_torn());
+                    let mask = whole.fold(mask, |mask, (lane, _)| mask & !(1 << lane));
                     ctx.need_defined(mask, *reg, "the value stored to global memory");
                 }
                 let mut span = ctx.begin_global(mask, at, &self.access)?;
@@ -117,9 +118,9 @@ impl Store {
                     }
                     part.set_written(at, self.access.size);
                     for (k, reg) in elements.iter().enumerate() {
-                        for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, part.lanes) {
+                        for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, step, part.lanes) {
                             let at = part.offset(at[lane]) + k as u64 * step;
-                            let gaps = (0..step).filter(|i| bytes >> i & 1 == 0);
+                            let gaps = (0..step).filter(|i| !bytes.has(*i as u32));
                             gaps.for_each(|i| part.allocation.forget(at + i, 1));
                         }
                     }
@@ -144,8 +145,8 @@ impl Store {
                     }
                     let defined = ctx.warp.regs.defined(*reg);
                     ctx.set_written_shared(mask, at, skip, step, defined);
-                    for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, mask) {
-                        let here = (0..step).filter(|i| bytes >> i & 1 != 0);
+                    for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, step, mask) {
+                        let here = (0..step).filter(|i| bytes.has(*i as u32));
                         here.for_each(|i| ctx.block.shared.set_written(at[lane] + skip + i, 1, true));
                     }
                 }
@@ -159,8 +160,8 @@ impl Store {
                         let at = at[lane] + k as u64 * step;
                         ctx.warp.local.write(at, lane, values[lane], defined >> lane & 1 != 0);
                     }
-                    for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, mask) {
-                        for i in (0..step).filter(|i| bytes >> i & 1 != 0) {
+                    for (lane, bytes) in written_in_part(&ctx.warp.regs, *reg, step, mask) {
+                        for i in (0..step).filter(|i| bytes.has(*i as u32)) {
                             let at = at[lane] + k as u64 * step + i;
                             let byte = ctx.warp.local.read::<u8>(at, lane);
                             ctx.warp.local.write(at, lane, byte, true);

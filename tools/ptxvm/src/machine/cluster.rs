@@ -120,15 +120,13 @@ impl Cluster {
     }
 
     /// What a warp that arrives has done, and of that what it releases.
-    pub(crate) fn bring(&mut self, done: &[u32], releases: bool) {
-        let add = |to: &mut Vec<u32>| {
-            to.resize(done.len(), 0);
-            join(to, done);
+    pub(crate) fn bring(&mut self, done: &[u32], released: &[u32]) {
+        let add = |to: &mut Vec<u32>, what: &[u32]| {
+            to.resize(what.len(), 0);
+            join(to, what);
         };
-        add(&mut self.meeting.done);
-        if releases {
-            add(&mut self.meeting.released);
-        }
+        add(&mut self.meeting.done, done);
+        add(&mut self.meeting.released, released);
     }
 
     /// Lanes of a warp of the running block exit.
@@ -421,7 +419,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// The running warp arrives at the cluster's barrier; with `releases` others that wait see what it wrote.
+    /// The running warp arrives at the cluster's barrier; with `releases` others that wait see what it wrote, without it what it
+    /// wrote before its last fence.
     pub(crate) fn bring_to_cluster_barrier(&mut self, releases: bool) {
         if !self.launch.checks.race {
             return;
@@ -429,11 +428,14 @@ impl<'a> Context<'a> {
         let warp = self.warp.id;
         if releases {
             self.publish();
-            self.block.clocks.fence(warp);
+        } else {
+            let (number, serial) = (self.block.number as u32, self.launch.serial);
+            self.launch.memory.releases.strong_write(serial, number, &mut self.block.epochs);
         }
+        let released = self.block.clocks.released(warp, releases).to_vec();
         let done = self.block.clocks.all_of(warp);
         if let Some(cluster) = &mut self.block.cluster {
-            cluster.bring(&done, releases);
+            cluster.bring(&done, &released);
         }
     }
 

@@ -20,7 +20,8 @@ const MAX_BULK: usize = 4096;
 pub(crate) struct Run {
     /// Address in shared memory.
     pub(crate) shared: u64,
-    /// Address on the other side; `None` outside the tensor, where a load fills and a store does nothing.
+    /// Address on the other side; `None` outside the tensor, where a load fills and a store does nothing, and for bytes that a load
+    /// ignores.
     pub(crate) other: Option<u64>,
     /// How many.
     pub(crate) bytes: u64,
@@ -60,6 +61,10 @@ pub(crate) struct Bulk {
     pub(crate) reduction: Option<Reduction>,
     /// What a load writes where there is no other side, again and again: outside the tensor; or the values of registers.
     pub(crate) fill: Cow<'static, [u8]>,
+    /// Whether what a load writes there is indeterminate, and counts as unwritten.
+    pub(crate) ignores: bool,
+    /// Whether a store leaves out single bytes of what it covers.
+    pub(crate) masked: bool,
     /// Whether another copy of the same instruction has read the same global memory: a multicast.
     pub(crate) repeats: bool,
     /// The issuer's block in the cluster, and its warp to the race check.
@@ -87,6 +92,8 @@ impl Bulk {
             bytes,
             reduction: None,
             fill: Cow::Borrowed(&[0]),
+            ignores: false,
+            masked: false,
             repeats: false,
             rank: 0,
             party: 0,
@@ -121,13 +128,23 @@ impl Bulk {
         }
     }
 
-    /// The same for the race check, whose pieces are multiples of 16 bytes: what a border of the tensor cuts is left out.
-    fn whole_sources(&self) -> Vec<(u64, u64)> {
+    /// The same for the race check, whose pieces are multiples of `unit` bytes: what a border of the tensor cuts is left out.
+    fn whole_sources(&self, unit: u64) -> Vec<(u64, u64)> {
         let whole = |(at, n): (u64, u64)| {
-            let from = at.next_multiple_of(16);
-            (from, (at + n).saturating_sub(from) / 16 * 16)
+            let from = at.next_multiple_of(unit);
+            (from, (at + n).saturating_sub(from) / unit * unit)
         };
         self.sources().into_iter().map(whole).filter(|(_, n)| *n != 0).collect()
+    }
+
+    /// What the race check takes as read when the copy is issued or has read. Kernels that mask bytes are checked by bytes.
+    fn read_pieces(&self) -> Vec<(u64, u64)> {
+        self.whole_sources(if self.masked { 1 } else { 16 })
+    }
+
+    /// What it marks as being read meanwhile, by words.
+    fn marked_pieces(&self) -> Vec<(u64, u64)> {
+        self.whole_sources(if self.masked { 4 } else { 16 })
     }
 
     /// The pieces that it writes.
@@ -279,7 +296,7 @@ impl Context<'_> {
             return;
         }
         let by = self.block.clocks.who(bulk.warp, bulk.lane);
-        for (at, n) in bulk.whole_sources() {
+        for (at, n) in bulk.read_pieces() {
             let access = Access { size: n, ..Access::read(1) };
             self.race_shared(mask, &[at; LANES], &access, true, |_, _| None);
             let block = &mut *self.block;
@@ -292,6 +309,8 @@ impl Context<'_> {
                     )
                 });
             }
+        }
+        for (at, n) in bulk.marked_pieces() {
             self.block.shared.begin_reading(at, n, by, bulk.pc);
         }
     }
@@ -338,10 +357,12 @@ impl Context<'_> {
             bytes.extend_from_slice(self.block.shared.bytes(at, n));
         }
         if self.launch.checks.race {
-            for (at, n) in bulk.whole_sources() {
+            for (at, n) in bulk.marked_pieces() {
                 self.block.shared.end_reading(at, n);
-                if bulk.party == self.block.clocks.party(self.warp.id) {
-                    // Others may write there when they are ordered after this wait; who has written has been told so.
+            }
+            if bulk.party == self.block.clocks.party(self.warp.id) {
+                // Others may write there when they are ordered after this wait; who has written has been told so.
+                for (at, n) in bulk.read_pieces() {
                     let access = Access { size: n, ..Access::read(1) };
                     let block = &mut *self.block;
                     let (shadow, _) = block.shared.parts();
@@ -409,6 +430,7 @@ impl Context<'_> {
                     for (i, byte) in bytes.iter_mut().enumerate() {
                         *byte = bulk.fill[i % bulk.fill.len()];
                     }
+                    written = !bulk.ignores;
                 }
                 (Some(from), Way::Within(_)) => {
                     let source = self.block.shared_of(bulk.rank);
@@ -443,7 +465,7 @@ impl Context<'_> {
             }
         }
         if let Some(agent) = agent {
-            for (at, n) in bulk.whole_sources() {
+            for (at, n) in bulk.marked_pieces() {
                 self.block.shared_of(bulk.rank).end_reading(at, n);
             }
             for (at, n) in bulk.targets() {

@@ -1,5 +1,6 @@
 //! cp.async.bulk: what is moved and when, and its reductions against definitions of their own.
 
+use ptxvm::error::ErrorKind;
 use ptxvm::{Checks, Options};
 
 use crate::support::ptx::Kernel;
@@ -305,12 +306,132 @@ fn small_stores_and_reductions() {
         "{HEAD}{set}st.shared.u32 [%r3+64], 1;\n{expect}st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r3+64], %r10, [%r3];\nld.shared.u32 %r5, [%r3+64];\n"
     );
     let found = Kernel::new(&early).findings(1, 1, &[]);
-    assert!(
-        found.iter().all(|f| f.kind == ptxvm::error::ErrorKind::AsyncRace) && found.len() == 2,
-        "{found:?}"
-    );
+    assert!(found.iter().all(|f| f.kind == ErrorKind::AsyncRace) && found.len() == 2, "{found:?}");
     let odd = early.replacen("[%r3+64], %r10", "[%r3+66], %r10", 1);
-    Kernel::new(&odd).wrong(1, 1, &[], ptxvm::error::ErrorKind::Misaligned);
+    Kernel::new(&odd).wrong(1, 1, &[], ErrorKind::Misaligned);
+}
+
+/// A mask leaves out the same bytes of each sixteen; they stay what they were, unwritten as well.
+#[test]
+fn single_bytes_are_left_out() {
+    let mut random = Random(9);
+    let drawn: Vec<u16> = (0..8).map(|_| random.next() as u16).collect();
+    for mask in [0xffff, 0, 1, 0x8000, 0x00ff, 0x7ffe].into_iter().chain(drawn) {
+        for (n, policy) in [(16, false), (48, true), (256, false)] {
+            let copy = match policy {
+                false => format!("cp_mask [%rd2], [%r3+1024], {n}, %h1"),
+                true => format!("L2::cache_hint.cp_mask [%rd2], [%r3+1024], {n}, %rd5, %h1"),
+            };
+            let body = format!(
+                "{HEAD}{}fence.proxy.async;\ncreatepolicy.fractional.L2::evict_last.b64 %rd5, 1.0;\nmov.u16 %h1, {};\n\
+                 cp.async.bulk.global.shared::cta.bulk_group.{copy};\ncp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\n",
+                words(n, 1024, "%rd1", true),
+                mask as i16
+            );
+            let (old, new) = (random_bytes(&mut random, n), random_bytes(&mut random, n));
+            let mut k = Kernel::new(&body);
+            let (a, b) = (k.upload("in", &new), k.upload("out", &old));
+            k.ok(1, 1, &[a.0, b.0]);
+            let want: Vec<u8> =
+                (0..n).map(|i| if mask >> (i % 16) & 1 != 0 { new[i] } else { old[i] }).collect();
+            assert_eq!(k.read(b, n), want, "{mask:#x}, {n} bytes");
+            // Behind the copy the kernel reads one byte of a buffer that nobody wrote.
+            for i in [0, 5, 15] {
+                let body = format!("{body}ld.global.u8 %r5, [%rd2+{i}];\nst.global.u8 [%rd3], %r5;\n");
+                let mut k = Kernel::new(&body);
+                let (a, b, c) = (k.upload("in", &new), k.gpu.alloc(n).unwrap(), k.upload("seen", &[0]));
+                match mask >> i & 1 != 0 {
+                    true => _ = k.ok(1, 1, &[a.0, b.0, c.0]),
+                    false => _ = k.wrong(1, 1, &[a.0, b.0, c.0], ErrorKind::Uninitialized),
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that a masked copy reads must stay until it has read them; others may change.
+#[test]
+fn bytes_that_are_left_out_may_change_meanwhile() {
+    for (at, races) in
+        [(0, true), (3, true), (4, false), (6, false), (9, false), (12, true), (17, true), (22, false)]
+    {
+        let body = format!(
+            "{HEAD}{}fence.proxy.async;\nmov.u16 %h1, 0xf00f;\n\
+             cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd2], [%r3+1024], 32, %h1;\ncp.async.bulk.commit_group;\n\
+             st.shared.u8 [%r3+{}], 7;\ncp.async.bulk.wait_group 0;\n",
+            words(32, 1024, "%rd1", true),
+            1024 + at
+        );
+        let mut k = Kernel::new(&body);
+        let (a, b) = (k.words("in", &[1; 8]), k.words("out", &[0; 8]));
+        match races {
+            true => _ = k.wrong(1, 1, &[a.0, b.0], ErrorKind::AsyncRace),
+            false => _ = k.ok(1, 1, &[a.0, b.0]),
+        }
+    }
+    // What is copied must be visible to the asynchronous proxy, what is left out need not.
+    for (at, races) in [(1, true), (5, false)] {
+        let body = format!(
+            "{HEAD}{}fence.proxy.async;\nst.shared.u8 [%r3+{}], 7;\nmov.u16 %h1, 0x000f;\n\
+             cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd2], [%r3+1024], 16, %h1;\ncp.async.bulk.commit_group;\n\
+             cp.async.bulk.wait_group 0;\n",
+            words(16, 1024, "%rd1", true),
+            1024 + at
+        );
+        let mut k = Kernel::new(&body);
+        let (a, b) = (k.words("in", &[1; 4]), k.words("out", &[0; 4]));
+        match races {
+            true => _ = k.wrong(1, 1, &[a.0, b.0], ErrorKind::AsyncRace),
+            false => _ = k.ok(1, 1, &[a.0, b.0]),
+        }
+    }
+}
+
+/// Up to 15 bytes at both ends may lie outside the allocation; what arrives there is indeterminate.
+#[test]
+fn bytes_at_the_ends_are_ignored() {
+    let mut random = Random(10);
+    for (n, left, right) in
+        [(16, 0, 0), (16, 3, 5), (16, 15, 15), (16, 0, 15), (48, 15, 1), (64, 1, 15), (48, 8, 8)]
+    {
+        let data = random_bytes(&mut random, n);
+        let copy = |modifier: &str, ignored: &str| {
+            format!(
+                "{HEAD}mbarrier.arrive.expect_tx.shared.b64 _, [%r3], {n};\n\
+                 cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes{modifier} [%r3+1024], [%rd1], {n}{ignored}, [%r3];\n{WAIT}"
+            )
+        };
+        let ignoring = copy(".ignore_oob", &format!(", {left}, {right}"));
+        let byte =
+            |i: usize| format!("ld.shared.u8 %r5, [%r3+{}];\nst.global.u8 [%rd2+{i}], %r5;\n", 1024 + i);
+        let kept = left..(n - right).max(left);
+        let body = ignoring.clone() + &kept.clone().map(byte).collect::<String>();
+        let mut k = Kernel::new(&body);
+        // The allocation ends where bytes are ignored.
+        let (a, b) = (k.upload("in", &data[..n - right]), k.upload("out", &vec![0; n]));
+        k.ok(1, 1, &[a.0, b.0]);
+        let want: Vec<u8> = (0..n).map(|i| if kept.contains(&i) { data[i] } else { 0 }).collect();
+        assert_eq!(k.read(b, n), want, "{n} bytes, {left} and {right} ignored");
+        for i in (0..n).filter(|i| !kept.contains(i)) {
+            let mut k = Kernel::new(&(ignoring.clone() + &byte(i)));
+            let (a, b) = (k.upload("in", &data[..n - right]), k.upload("out", &vec![0; n]));
+            k.wrong(1, 1, &[a.0, b.0], ErrorKind::Uninitialized);
+        }
+        if right > 0 {
+            let one_less = copy(".ignore_oob", &format!(", {left}, {}", right - 1));
+            for body in
+                [Some(copy("", "")), Some(one_less).filter(|_| !kept.is_empty())].into_iter().flatten()
+            {
+                let mut k = Kernel::new(&body);
+                let a = k.upload("in", &data[..n - right]);
+                k.wrong(1, 1, &[a.0], ErrorKind::OutOfBounds);
+            }
+        }
+        let mut k = Kernel::new(&copy(".ignore_oob", ", 0, 16"));
+        let a = k.upload("in", &data);
+        let found = k.wrong(1, 1, &[a.0], ErrorKind::OutOfBounds);
+        assert!(found.message.contains("ignore 16 bytes"), "{}", found.message);
+    }
 }
 
 #[test]
@@ -320,7 +441,11 @@ fn what_does_not_exist_is_refused() {
         "cp.async.bulk.shared::cta.global.bulk_group [%r3], [%rd1], 16;",
         "cp.async.bulk.shared::cta.shared::cluster.mbarrier::complete_tx::bytes [%r3], [%r3], 16, [%r3];",
         "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%r3], [%rd1], 16;",
-        "cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd2], [%r3], 16, %h1;",
+        "cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd2], [%r3], 16;",
+        "cp.async.bulk.global.shared::cta.bulk_group.ignore_oob [%rd2], [%r3], 16, 1, 1;",
+        "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.cp_mask [%r3], [%rd1], 16, [%r3], %h1;",
+        "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.ignore_oob [%r3], [%rd1], 16, [%r3];",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.ignore_oob [%r3], [%rd1], 16, 1, 1, [%r3];",
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f16 [%rd2], [%r3], 16;",
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.and.u32 [%rd2], [%r3], 16;",
         "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.f32 [%r3], [%r3], 16, [%r3];",

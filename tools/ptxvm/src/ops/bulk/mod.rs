@@ -17,8 +17,8 @@ use crate::error::ErrorKind;
 use crate::machine::bulk::{Bulk, Reduction, Run, Way};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
-use crate::machine::memory::lanes;
-use crate::machine::registers::Reg;
+use crate::machine::memory::{lanes, pick};
+use crate::machine::registers::{LANES, Reg};
 use crate::ptx::ast::{Instruction, Operand};
 use crate::types::{Space, Type};
 
@@ -94,7 +94,17 @@ pub(super) fn decode(
         (Some(operation), None) => Some(reduce::typed(operation, &mut mods, direction, &written)?),
         _ => None,
     };
-    let mut ops = without_policy(d, &mut mods, &inst.operands)?;
+    let masks = direction == Direction::Store && !reduces && rank.is_none() && mods.take("cp_mask");
+    let ignores = direction == Direction::Load && own && rank.is_none() && mods.take("ignore_oob");
+    let mut ops = inst.operands.as_slice();
+    let mut bytes = Reg::NONE;
+    if masks {
+        let Some((mask, rest)) = ops.split_last() else {
+            return Err(invalid(format!("`{written}` has no operands")));
+        };
+        (bytes, ops) = (d.src(mask, Type::B16)?, rest);
+    }
+    ops = without_policy(d, &mut mods, ops)?;
     mods.finish()?;
     let mut ctas = Reg::NONE;
     if multicasts {
@@ -109,9 +119,20 @@ pub(super) fn decode(
             operation == Some(Operation::Add) && (rank.is_some() || reduction.is_some_and(|r| r.rounds));
         d.note_access(Space::Global, 16, rounds);
     }
-    d.note_access(Space::Shared, 8, false);
+    // A mask leaves out single bytes.
+    d.note_access(Space::Shared, if masks { 1 } else { 8 }, false);
     if let Some(rank) = rank {
         return tensor::copy(d, rank, (direction, own), operation, ops, ctas, &written);
+    }
+    let mut ignored = [Reg::NONE; 2];
+    let without_ignored: Vec<Operand<'_>>;
+    if ignores {
+        let [to, from, size, left, right, mbarrier] = ops else {
+            return Err(invalid(format!("`{written}`: wrong number of operands")));
+        };
+        ignored = [d.src(left, Type::U32)?, d.src(right, Type::U32)?];
+        without_ignored = [to, from, size, mbarrier].map(Clone::clone).into();
+        ops = &without_ignored;
     }
     let (to, from, size, mbarrier) = match (direction, ops) {
         (Direction::Store, [to, from, size]) => (to, from, size, None),
@@ -134,11 +155,13 @@ pub(super) fn decode(
         mbarrier: mbarrier.offset,
         reduction: reduction.map(|r| r.reduction),
     };
-    d.warp(op, Class::Global, &[], &[to.base, from.base, size, mbarrier.base, ctas]);
+    let [left, right] = ignored;
+    d.warp(op, Class::Global, &[], &[to.base, from.base, size, mbarrier.base, ctas, bytes, left, right]);
     Ok(())
 }
 
-/// `cp.async.bulk` and `cp.reduce.async.bulk`. Sources: where to, where from, bytes, the mbarrier, the blocks of a multicast.
+/// `cp.async.bulk` and `cp.reduce.async.bulk`. Sources: where to, where from, bytes, the mbarrier, the blocks of a multicast, which
+/// bytes of sixteen are copied, and how many are ignored at both ends; the last five may be none.
 #[derive(Debug)]
 struct Copy {
     direction: Direction,
@@ -158,6 +181,8 @@ impl WarpOp for Copy {
         ctx.need_defined(mask, inst.src(2), "the number of bytes to copy");
         let sizes = *ctx.regs().get::<u32>(inst.src(2));
         let ctas = multicast(ctx, mask, inst.src(4))?;
+        let masks = byte_masks(ctx, mask, inst.src(5));
+        let ignored = [ignored(ctx, mask, inst.src(6))?, ignored(ctx, mask, inst.src(7))?];
         let from = if self.direction == Direction::Load { from } else { ctx.own_shared(mask, from)? };
         for lane in lanes(mask) {
             let (to, from, bytes) = (to[lane], from[lane], u64::from(sizes[lane]));
@@ -174,13 +199,83 @@ impl WarpOp for Copy {
                 Direction::Within => (Way::Within(at), to, from),
                 Direction::Store => (Way::Store, from, to),
             };
-            let run = Run { shared, other: Some(other), bytes };
-            let mut bulk = Bulk::new(way, vec![run], vec![(shared, bytes)]);
+            // What is larger than shared memory is told when it is issued, and has no runs made of it.
+            let runs = match (&masks, &ignored) {
+                (Some(masks), _) if bytes <= ctx.block.shared.len() => {
+                    masked(shared, other, bytes, masks[lane])
+                }
+                (None, [Some(left), Some(right)]) => {
+                    ignoring(shared, other, bytes, left[lane].into(), right[lane].into())
+                }
+                _ => vec![Run { shared, other: Some(other), bytes }],
+            };
+            let mut bulk = Bulk::new(way, runs, vec![(shared, bytes)]);
             bulk.reduction = self.reduction;
+            bulk.masked = masks.is_some();
+            if ignored[0].is_some() {
+                // What nobody can rely on, and not what memory that was cleared would have.
+                (bulk.ignores, bulk.fill) = (true, vec![0xa5].into());
+            }
             issue(ctx, lane, rank, bulk, ctas.map(|ctas| ctas[lane]))?;
         }
         Ok(())
     }
+}
+
+/// Which bytes of each sixteen the lanes copy, where there is a mask.
+fn byte_masks(ctx: &mut Context<'_>, mask: u32, bytes: Reg) -> Option<[u16; LANES]> {
+    if !bytes.is_some() {
+        return None;
+    }
+    ctx.need_defined(mask, bytes, "the mask of the bytes to copy");
+    Some(ctx.regs().get::<u32>(bytes).map(|mask| mask as u16))
+}
+
+/// How many bytes the lanes ignore at one end, where there is such a number: at most 15.
+fn ignored(ctx: &mut Context<'_>, mask: u32, bytes: Reg) -> Result<Option<[u32; LANES]>, Stop> {
+    if !bytes.is_some() {
+        return Ok(None);
+    }
+    ctx.need_defined(mask, bytes, "the number of bytes to ignore");
+    let bytes = *ctx.regs().get::<u32>(bytes);
+    let wrong = pick(mask, |lane| bytes[lane] > 15);
+    if wrong != 0 {
+        let told = bytes[wrong.trailing_zeros() as usize];
+        let message = format!("a bulk copy is told to ignore {told} bytes at one end, more than 15");
+        return Err(ctx.fault(ErrorKind::OutOfBounds, wrong, message));
+    }
+    Ok(Some(bytes))
+}
+
+/// The runs of a copy of `bytes` bytes, a multiple of 16, of which each sixteen are copied as bits of `mask` say.
+fn masked(shared: u64, other: u64, bytes: u64, mask: u16) -> Vec<Run> {
+    if mask == u16::MAX {
+        return vec![Run { shared, other: Some(other), bytes }];
+    }
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while let Some(first) = (at..16).find(|i| mask >> i & 1 != 0) {
+        let end = (first..16).find(|i| mask >> i & 1 == 0).unwrap_or(16);
+        pieces.push((first, end - first));
+        at = end;
+    }
+    let chunks = (0..bytes).step_by(16);
+    chunks
+        .flat_map(|chunk| pieces.iter().map(move |(first, n)| (chunk + first, *n)))
+        .map(|(i, bytes)| Run { shared: shared.wrapping_add(i), other: Some(other.wrapping_add(i)), bytes })
+        .collect()
+}
+
+/// The runs of a copy of `bytes` bytes that ignores some at both ends.
+fn ignoring(shared: u64, other: u64, bytes: u64, left: u64, right: u64) -> Vec<Run> {
+    let left = left.min(bytes);
+    let end = bytes.saturating_sub(right).max(left);
+    let runs = [
+        Run { shared, other: None, bytes: left },
+        Run { shared: shared.wrapping_add(left), other: Some(other.wrapping_add(left)), bytes: end - left },
+        Run { shared: shared.wrapping_add(end), other: None, bytes: bytes - end },
+    ];
+    runs.into_iter().filter(|run| run.bytes != 0).collect()
 }
 
 /// Refuses figures of a bulk copy that are no multiples of 16.

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Finding, Place};
 use crate::machine::cluster::MAX_CLUSTER;
 use crate::machine::grid;
 use crate::machine::heap::{HEAP_BYTES, Heap};
-use crate::machine::launch::LaunchState;
+use crate::machine::launch::{LaunchState, Waiting};
 use crate::machine::layout::FUNCTION_WINDOW;
 use crate::machine::memory::global::GlobalMemory;
 use crate::machine::memory::variables::{DYNAMIC_SHARED, SharedRange};
@@ -434,6 +434,7 @@ impl Gpu {
             dynamic_shared: dynamic_shared as u32,
             workspace,
             heap: self.heap.as_ref(),
+            waiting: Waiting::new(shape.grid.iter().zip(cluster).map(|(n, c)| u64::from(n / c)).product()),
             serial: self.serial,
         };
         let threads = match self.options.threads {

@@ -22,6 +22,8 @@ mod barriers;
 mod bulk;
 #[path = "suite/calls.rs"]
 mod calls;
+#[path = "suite/cancel.rs"]
+mod cancel;
 #[cfg(feature = "cli")]
 #[path = "suite/cli.rs"]
 mod cli;

@@ -43,6 +43,10 @@ pub struct Block {
     pub(crate) bulk: BulkQueue,
     /// What the asynchronous products of each warpgroup read, by their number.
     pub(crate) products: HashMap<(u32, u64), GroupReads>,
+    /// How many clusters it has taken the place of.
+    pub(crate) granted: u32,
+    /// Whether it has seen that a request for one was refused.
+    pub(crate) refused: bool,
     /// Events that may end somebody's wait at an mbarrier.
     pub(crate) progress: u64,
     /// The wait at an mbarrier that has just found its phase incomplete.

@@ -63,6 +63,8 @@ pub(crate) struct Bulk {
     pub(crate) fill: Cow<'static, [u8]>,
     /// Whether what a load writes there is indeterminate, and counts as unwritten.
     pub(crate) ignores: bool,
+    /// Whether it is the answer that no cluster was cancelled.
+    pub(crate) refuses: bool,
     /// Whether a store leaves out single bytes of what it covers.
     pub(crate) masked: bool,
     /// Whether another copy of the same instruction has read the same global memory: a multicast.
@@ -93,6 +95,7 @@ impl Bulk {
             reduction: None,
             fill: Cow::Borrowed(&[0]),
             ignores: false,
+            refuses: false,
             masked: false,
             repeats: false,
             rank: 0,
@@ -384,6 +387,7 @@ impl Context<'_> {
             }
             Way::Load(at) | Way::Within(at) => {
                 self.write_in(&bulk);
+                self.block.refused |= bulk.refuses;
                 if self.launch.checks.race
                     && let Ok(object) = self.block.shared.mbarriers.at(at)
                 {

@@ -15,6 +15,7 @@ use super::memory::lanes;
 use super::memory::race::{Releases, join};
 use super::memory::shared::SharedMemory;
 use super::registers::LANES;
+use super::run::random;
 use crate::error::{ErrorKind, Finding, Threads};
 
 /// The lowest bit of a rank in an address of shared memory.
@@ -233,6 +234,16 @@ impl<'a> Context<'a> {
     /// How many blocks the cluster has.
     pub(crate) fn cluster_blocks(&self) -> usize {
         self.block.cluster.as_ref().map_or(1, |c| c.blocks())
+    }
+
+    /// Whether the block may take the place of one more cluster that has not started. Hardware refuses when it likes; here a block
+    /// is granted two, or under a seed up to three, so that work is shared among blocks and the race check sees several.
+    pub(crate) fn may_cancel(&self) -> bool {
+        let most = self.launch.seed.map_or(2, |seed| {
+            let mut state = seed ^ self.block.order.wrapping_mul(0xd134_2543_de82_ef95);
+            (random(&mut state) & 3) as u32
+        });
+        self.block.granted < most
     }
 
     /// Does something with the shared memory of a block of the cluster, for some lanes, which reach it from the running one.

@@ -26,7 +26,6 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
     // Clusters, mostly of one block, are started together and run on one host thread.
     let blocks = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>() / launch.cluster_blocks();
     let instructions = launch.program.code.len();
-    let next = AtomicU64::new(0);
     // The lowest block that ended in a fault: later blocks need not run, earlier ones must.
     let fault_block = AtomicU64::new(u64::MAX);
     let work = || {
@@ -34,8 +33,8 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
         let mut fault: Option<(u64, Box<Finding>)> = None;
         let mut run = ClusterRun::new(launch);
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= blocks || number > fault_block.load(Ordering::Relaxed) {
+            let Some(number) = launch.waiting.take() else { return (worker, fault) };
+            if number > fault_block.load(Ordering::Relaxed) {
                 return (worker, fault);
             }
             run.start(launch, number);
@@ -48,7 +47,7 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
         }
     };
     let parts = if cooperative {
-        vec![together(launch, blocks)]
+        vec![together(launch)]
     } else if threads <= 1 || launch.kernel.ordered || blocks <= 1 {
         vec![work()]
     } else {
@@ -94,10 +93,10 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize, cooperative: bool) -
 
 /// Runs all blocks of a cooperative launch at the same time, a time slice each in turn, because they may wait for each
 /// other.
-fn together(launch: &LaunchState<'_>, blocks: u64) -> (Worker, Option<(u64, Box<Finding>)>) {
+fn together(launch: &LaunchState<'_>) -> (Worker, Option<(u64, Box<Finding>)>) {
     let mut worker = Worker::new(launch.program.code.len());
     let mut runs: Vec<(u64, ClusterRun)> = Vec::new();
-    for number in 0..blocks {
+    while let Some(number) = launch.waiting.take() {
         let mut run = ClusterRun::new(launch);
         run.start(launch, number);
         runs.push((number, run));

@@ -1,6 +1,7 @@
 //! The state of a launch: shared by all blocks ([`LaunchState`]), and collected by each host thread ([`Worker`]).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::counters::Counters;
@@ -63,8 +64,30 @@ pub struct LaunchState<'a> {
     pub workspace: u64,
     /// The device heap, for kernels that call `malloc`.
     pub heap: Option<&'a Mutex<Heap>>,
+    /// The clusters that have not started.
+    pub(crate) waiting: Waiting,
     /// Number of this launch on its device, from 1, because accesses of earlier launches are ordered before it.
     pub serial: u32,
+}
+
+/// The clusters of a launch that have not started, which start in the order of their numbers.
+pub(crate) struct Waiting {
+    next: AtomicU64,
+    /// How many clusters the launch has.
+    all: u64,
+}
+
+impl Waiting {
+    /// None of them has.
+    pub(crate) fn new(all: u64) -> Self {
+        Self { next: AtomicU64::new(0), all }
+    }
+
+    /// The next one, which then does not wait any more.
+    pub(crate) fn take(&self) -> Option<u64> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        (number < self.all).then_some(number)
+    }
 }
 
 impl LaunchState<'_> {

@@ -5,6 +5,7 @@ pub mod approx;
 pub mod async_copy;
 pub mod atomic;
 mod bulk;
+pub mod cancel;
 pub mod convert;
 pub mod float;
 pub mod forms;
@@ -60,6 +61,7 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         "cp" => async_copy::decode,
         "mbarrier" => mbarrier::decode,
         "tensormap" => tensormap::decode,
+        "clusterlaunchcontrol" => cancel::decode,
         "mma" | "wmma" | "wgmma" | "setmaxnreg" | "ldmatrix" | "stmatrix" | "movmatrix" => matrix::decode,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => shuffle::decode,
         opcode if opcode.starts_with('v') => video::decode,

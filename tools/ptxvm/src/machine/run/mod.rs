@@ -75,7 +75,7 @@ pub(crate) struct BlockRun {
 }
 
 /// The next number of splitmix64.
-fn random(state: &mut u64) -> u64 {
+pub(super) fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -127,6 +127,7 @@ impl BlockRun {
         self.block.products.clear();
         self.block.bulk.clear();
         self.block.poll = None;
+        (self.block.granted, self.block.refused) = (0, false);
         self.vain.fill(Vain::default());
         self.random = launch.seed.map(|seed| seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
         let threads: u32 = launch.block.iter().product();

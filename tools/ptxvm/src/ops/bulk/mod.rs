@@ -279,7 +279,7 @@ fn ignoring(shared: u64, other: u64, bytes: u64, left: u64, right: u64) -> Vec<R
 }
 
 /// Refuses figures of a bulk copy that are no multiples of 16.
-fn multiple_of_16(ctx: &Context<'_>, lane: usize, figures: &[(&str, u64)]) -> Result<(), Stop> {
+pub(super) fn multiple_of_16(ctx: &Context<'_>, lane: usize, figures: &[(&str, u64)]) -> Result<(), Stop> {
     match figures.iter().find(|(_, n)| n % 16 != 0) {
         None => Ok(()),
         Some((what, n)) => {

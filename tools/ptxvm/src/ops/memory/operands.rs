@@ -90,7 +90,7 @@ pub(super) fn vector(mods: &mut Mods<'_, '_>) -> u32 {
 }
 
 /// The elements of a vector operand, or the operand itself.
-pub(super) fn elements<'i, 'a>(
+pub(crate) fn elements<'i, 'a>(
     op: &'i Operand<'a>,
     n: u32,
     written: &str,

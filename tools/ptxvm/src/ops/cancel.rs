@@ -1,7 +1,7 @@
 //! `clusterlaunchcontrol`: a cluster takes the place of one that has not started.
 //!
 //! A request that is granted takes the next cluster of the grid, which then never starts. Hardware may refuse while clusters are
-//! left; here each block is granted a few ([`Context::may_cancel`]) and then refused, so that both answers are met. The answer is
+//! left; here each block is granted a few (`may_cancel`) and then refused, so that both answers are met. The answer is
 //! decided when it is asked for, and lands as a bulk copy does. Its sixteen bytes are opaque by the ISA; here they are the index
 //! in the grid of the first block of the cluster, and one of two words.
 

@@ -255,7 +255,7 @@ impl Mbarrier {
             if self.action == Action::Inval {
                 // Lanes of one warp are done with the object when one of them ends it, because libcu++ chooses that lane by
                 // `match.sync`, which orders no memory.
-                ctx.block.clocks.warp_barrier(ctx.warp.id, mask);
+                ctx.block.clocks.warp_barrier(ctx.warp.id);
             }
             let plain = matches!(self.action, Action::Init | Action::Inval);
             let order = Order { strong: !plain, ..Order::default() };

@@ -18,8 +18,7 @@
 //! Between blocks the knowledge is coarser still: see `Releases`.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::access::{Access, Act};
@@ -189,9 +188,8 @@ impl Clocks {
         }
     }
 
-    /// `bar.warp.sync` of lanes `mask` of a warp.
-    pub fn warp_barrier(&mut self, warp: u32, mask: u32) {
-        let _ = mask;
+    /// `bar.warp.sync` of lanes of a warp; it orders all of them here.
+    pub fn warp_barrier(&mut self, warp: u32) {
         let w = self.base + warp as usize;
         self.take_pending(w);
         self.knows[w * self.width + w] = self.clock[w];

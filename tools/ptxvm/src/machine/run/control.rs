@@ -79,7 +79,7 @@ impl BlockRun {
             Control::Yield => run.splits[s].pc = pc + 1,
             Control::WarpBarrier => {
                 if warp_barrier_here(&run.warp.regs, inst, m, live) && m == mask {
-                    self.block.clocks.warp_barrier(w as u32, m);
+                    self.block.clocks.warp_barrier(w as u32);
                     self.block.epochs.settle();
                     run.splits[s].pc = pc + 1;
                 } else {

@@ -102,7 +102,7 @@ impl BlockRun {
                 continue;
             }
             if barrier {
-                self.block.clocks.warp_barrier(w as u32, members & live);
+                self.block.clocks.warp_barrier(w as u32);
                 self.block.epochs.settle();
                 self.pass_warp_barriers(w, members & live, launch);
             } else {

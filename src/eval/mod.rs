@@ -17,7 +17,9 @@ pub use examples::{Example, Examples, Shown, Text, Why};
 pub use grid::{Best, BestTemperature, Grid, GridError};
 pub use interval::Estimate;
 pub use provenance::{Difference, Provenance};
-pub use report::{Change, Comparison, Figures, ProblemReport, Report, Unjudged, count_by_kind};
+pub use report::{
+    Change, Comparison, Figures, ProblemReport, Report, Unjudged, calibration_rows, count_by_kind,
+};
 pub use scaling::{FitPoint, ScalingFit};
 pub use weighted::weighted_majority_at_n;
 

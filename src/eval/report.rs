@@ -428,8 +428,8 @@ impl Comparison {
     }
 }
 
-/// Titles and values of a calibration; `-` for what there is not.
-fn calibration_rows(calibration: &Calibration) -> [(&'static str, String); 7] {
+/// Titles and values of a calibration as reports have them; `-` for what there is not.
+pub fn calibration_rows(calibration: &Calibration) -> [(&'static str, String); 7] {
     let or_none = |value: Option<f64>| value.map_or("-".to_owned(), figure);
     let with_interval = |value: Option<f64>, interval: Option<[f64; 2]>| match (value, interval) {
         (Some(mean), Some(ci95)) => cell(&Estimate { mean, ci95: Some(ci95) }),

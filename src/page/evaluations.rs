@@ -6,8 +6,8 @@ use super::html::{Html, details, element, short, table};
 use super::plot::{Axis, Drawn, Plot, Point, Scale, Series, number};
 use super::{Section, plots, shown, spread};
 use crate::eval::{
-    Best, BestTemperature, Change, Comparison, Estimate, EvalError, Example, Grid, Report, ScalingFit, Text,
-    Why,
+    Best, BestTemperature, Calibration, Change, Comparison, Estimate, EvalError, Example, Grid,
+    Probabilities, Report, ScalingFit, Text, Why, calibration_rows,
 };
 
 /// Most plots of a group, lines of a plot, and N of a line.
@@ -45,6 +45,7 @@ pub(super) fn sections(entries: &[Entry]) -> Vec<Section> {
         section("differences", "Differences from the first", differences(entries, &paired)),
         section("pass", "pass@N", pass(entries)),
         section("choosing", "Choosing one of N", choosing(entries)),
+        section("verifier", "The verifier's scores", verifier(entries)),
         section("temperature", "Temperature", temperature(entries)),
         section("growth", "Growth with N", growth(entries)),
         section("diversity", "Diversity and lengths", diversity(entries)),
@@ -461,6 +462,63 @@ fn choosing(entries: &[Entry]) -> Html {
 }
 
 /// Points over the temperatures of a grid.
+/// How far a verifier that is not the environment tells right from wrong, and whether its scores are probabilities.
+fn verifier(entries: &[Entry]) -> Html {
+    let reports = entries.iter().flat_map(|(name, grid)| {
+        let several = grid.reports.len() > 1;
+        grid.reports.iter().map(move |report| (label(name, report, several), report.calibration.as_ref()))
+    });
+    let all: Vec<(String, &Calibration)> =
+        reports.filter_map(|(name, calibration)| Some((name, calibration?))).collect();
+    let Some((_, first)) = all.first() else { return Html::default() };
+    let mut out = Html::default();
+    let text = "The verifier that chooses is not what says which responses are right. The area under the ROC curve is the chance \
+                that it scores a right response above a wrong one; within a problem it is what choosing among its responses needs. \
+                Scores from 0 to 1 are probabilities as far as, of responses that it scores alike, that share is right.";
+    out.push(element("p", &[], text));
+    let titles = calibration_rows(first).map(|(title, _)| title.to_owned());
+    let head: Vec<String> = std::iter::once("model".to_owned()).chain(titles).collect();
+    let row = |(name, calibration): &(String, &Calibration)| {
+        let values = calibration_rows(calibration).map(|(_, value)| Html::from(value));
+        std::iter::once(Html::text(name)).chain(values).collect()
+    };
+    out.push(table("How the verifier scores", &head, all.iter().take(MAX_ROWS).map(row).collect()));
+    out.push(rest(all.len().saturating_sub(MAX_ROWS), "evaluations"));
+    let told: Vec<(&str, &Probabilities)> =
+        all.iter().filter_map(|(name, found)| Some((&**name, found.probabilities.as_ref()?))).collect();
+    if told.is_empty() {
+        return out;
+    }
+    let point = |x: f64, y: f64| Point { x, y, band: None };
+    let line = |(style, (name, found)): (usize, &(&str, &Probabilities))| Series {
+        name: (*name).to_owned(),
+        style,
+        points: found.bins.iter().map(|bin| point(bin.mean_score, bin.right)).collect(),
+        drawn: Drawn::Line,
+        named: true,
+    };
+    let shown = told.iter().take(MAX_LINES - 1).enumerate();
+    let diagonal = Series {
+        name: "true probabilities".to_owned(),
+        style: shown.len(),
+        points: vec![point(0.0, 0.0), point(1.0, 1.0)],
+        drawn: Drawn::Plain,
+        named: true,
+    };
+    let plot = Plot {
+        id: "verifier-scores".to_owned(),
+        title: "Share of right responses by score".to_owned(),
+        x: Axis::share("mean score of responses"),
+        y: Axis::share("right"),
+        series: shown.map(line).chain([diagonal]).collect(),
+        rule: None,
+        note: "In ten bins of equal width; those without responses are left out.".to_owned(),
+    };
+    out.push(plots([plot.figure()]));
+    out.push(rest(told.len().saturating_sub(MAX_LINES - 1), "lines"));
+    out
+}
+
 fn over_temperature(
     grid: &Grid,
     name: String,

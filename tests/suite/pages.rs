@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bon_engine::eval::Grid;
+use bon_engine::eval::{Grid, calibration_rows};
 use bon_engine::page::{PageError, Run, Sources, Step, page};
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -98,6 +98,33 @@ fn pages_are_well_formed_and_can_be_read_without_eyes() {
             );
         }
     }
+}
+
+/// Its figures as the text of a report has them, and a line for each evaluation beside what true probabilities would be; without
+/// such a verifier there is no such section.
+#[test]
+fn a_verifier_that_is_not_the_environment_has_a_section() {
+    let (_, mut sources) = all().into_iter().find(|(name, _)| *name == "two").unwrap();
+    let text = page(&sources).unwrap();
+    let document = parse(&text);
+    let section = |document: &Document| {
+        named(document.root_element(), "section").find(|s| s.attribute("id") == Some("verifier")).map(words)
+    };
+    let said = section(&document).unwrap();
+    for (name, grid) in &sources.evaluations {
+        let calibration = grid.reports[0].calibration.as_ref().unwrap();
+        assert!(calibration.intervals.auc.is_some() && calibration.probabilities.is_some());
+        for (title, value) in calibration_rows(calibration) {
+            assert!(said.contains(title) && said.contains(&value), "{name}: {title} {value}: {said}");
+        }
+        assert!(said.contains(name));
+    }
+    assert!(said.contains("true probabilities"));
+    for (_, grid) in &mut sources.evaluations {
+        grid.reports.iter_mut().for_each(|report| report.calibration = None);
+    }
+    let text = page(&sources).unwrap();
+    assert_eq!(section(&parse(&text)), None);
 }
 
 #[test]

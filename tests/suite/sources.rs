@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bon_engine::eval::{Examples, Grid, Judged, Problem, Provenance, Report, Sample, evaluate};
+use bon_engine::eval::{
+    Examples, Grid, Judged, Problem, Provenance, Report, Sample, calibrate_with_intervals, evaluate,
+};
 use bon_engine::page::{Evaluated, Run, Sources, Step};
 use bon_engine::rng::{Domain, Stream};
 use serde_json::json;
@@ -74,7 +76,8 @@ fn report(tasks: usize, samples: usize, temperature: f64, skill: f64, text: &str
     let command = format!("bon-engine eval config.toml --set 'data.prefix={text}'");
     let provenance = Some(Provenance { settings, answers: vec![text.to_owned(); tasks], command });
     let report = evaluate(&problems, &ns, 1).unwrap();
-    Report { provenance, examples: examples.into_list(), ..report }
+    let calibration = Some(calibrate_with_intervals(&problems, 1));
+    Report { provenance, examples: examples.into_list(), calibration, ..report }
 }
 
 /// A run of so many steps.

@@ -4,15 +4,11 @@
 //! elsewhere carry this along; any other makes of such a word one that nobody wrote.
 
 use super::inst::{Defs, Inst, Moved};
-use super::registers::{Bytes, LANES, Reg, Registers};
+use super::memory::lanes;
+use super::registers::{Bytes, Reg, Registers};
 
 /// All bytes of a register.
 const ALL: Bytes = Bytes::WRITTEN;
-
-/// The lanes of a mask.
-fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |lane| mask >> lane & 1 != 0)
-}
 
 /// Sets the initialisation state of the destinations of an operation of lanes, which has run.
 #[inline(always)]
@@ -59,7 +55,7 @@ fn chosen(regs: &Registers, inst: &Inst) -> u32 {
 #[cold]
 fn follow_bytes(regs: &mut Registers, inst: &Inst, m: u32, defined: u32) {
     let results: Vec<(Reg, usize, Bytes)> = (0..inst.dsts as usize)
-        .flat_map(|i| lanes_of(m & !defined).map(move |lane| (i, lane)))
+        .flat_map(|i| lanes(m & !defined).map(move |lane| (i, lane)))
         .map(|(i, lane)| (inst.dst(i), lane, result(regs, inst, i, lane)))
         .collect();
     for i in 0..inst.dsts as usize {

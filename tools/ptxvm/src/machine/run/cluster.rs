@@ -1,6 +1,6 @@
 //! Blocks that run at the same time as a cluster, and their barrier.
 
-use super::{BlockRun, Progress, WarpStatus, lanes_of};
+use super::{BlockRun, Progress, WarpStatus, lanes};
 use crate::error::ErrorKind;
 use crate::machine::barrier::CLUSTER;
 use crate::machine::context::{Context, Stop};
@@ -235,7 +235,7 @@ impl BlockRun {
     pub(super) fn first_lanes(&self, launch: &LaunchState<'_>) -> Vec<u32> {
         let threads: u32 = launch.block.iter().product();
         let lanes = |first: u32| {
-            lanes_of(u32::MAX).filter(|i| first + (*i as u32) < threads).fold(0, |all, i| all | 1 << i)
+            lanes(u32::MAX).filter(|i| first + (*i as u32) < threads).fold(0, |all, i| all | 1 << i)
         };
         (0..self.warps.len() as u32).map(|w| lanes(32 * w)).collect()
     }

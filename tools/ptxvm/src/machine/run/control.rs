@@ -2,7 +2,7 @@
 
 use super::frame::enter;
 use super::meet::warp_barrier_here;
-use super::{BlockRun, lanes_of, wait};
+use super::{BlockRun, lanes, wait};
 use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
@@ -46,7 +46,7 @@ impl BlockRun {
                 if mask & !m != 0 {
                     ways.push((pc + 1, mask & !m));
                 }
-                for lane in lanes_of(m) {
+                for lane in lanes(m) {
                     let Some(&target) = targets.get(index[lane] as usize) else {
                         let n = targets.len();
                         let message = format!("index {} of a branch with {n} targets", index[lane]);
@@ -137,7 +137,7 @@ impl BlockRun {
                     .zip(&f.params)
                     .map(|(a, p)| ParamCopy { caller: a.0, callee: p.offset, bytes: p.bytes })
                     .collect();
-                let same = lanes_of(m).filter(|i| at[*i] == at[lane]).fold(0, |all, i| all | 1 << i);
+                let same = lanes(m).filter(|i| at[*i] == at[lane]).fold(0, |all, i| all | 1 << i);
                 let run = &mut self.warps[w];
                 if m != mask {
                     run.part(s, &[(pc, m), (pc + 1, mask & !m)], join_behind(launch, pc));

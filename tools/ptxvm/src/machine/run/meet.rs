@@ -1,7 +1,7 @@
 //! Where lanes of a warp, and warps of a block, wait for each other: warp-wide operations and barriers.
 
 use super::frame::broadcast;
-use super::{BlockRun, WarpStatus, lanes_of};
+use super::{BlockRun, WarpStatus, lanes as lanes_of};
 use crate::error::ErrorKind;
 use crate::machine::barrier::{BARRIERS, WARPS};
 use crate::machine::context::{Context, Stop};

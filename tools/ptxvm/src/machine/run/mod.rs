@@ -14,6 +14,7 @@ use super::context::{Context, Stop};
 use super::counters::BlockWork;
 use super::inst::{Control, Convergence, Exec, Inst};
 use super::launch::{LaunchState, Worker};
+use super::memory::lanes;
 use super::memory::mbarrier::Awaited;
 use super::memory::race::{BlockClock, Clocks};
 use super::registers::{LANES, Registers};
@@ -81,10 +82,6 @@ pub(super) fn random(state: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |i| mask >> i & 1 != 0)
 }
 
 impl BlockRun {
@@ -554,7 +551,7 @@ fn all_here(regs: &Registers, inst: &Inst, m: u32, live: u32) -> bool {
         Convergence::Mask(i) => {
             let members = regs.get::<u32>(inst.src(i as usize));
             let first = members[m.trailing_zeros() as usize];
-            first & live == m && lanes_of(m).all(|lane| members[lane] == first)
+            first & live == m && lanes(m).all(|lane| members[lane] == first)
         }
     }
 }

@@ -40,7 +40,8 @@ types! {
     F16 "f16" 16 Float, BF16 "bf16" 16 Float, F32 "f32" 32 Float, TF32 "tf32" 32 Float, F64 "f64" 64 Float,
     F16X2 "f16x2" 32 Float, BF16X2 "bf16x2" 32 Float, F32X2 "f32x2" 64 Float,
     U16X2 "u16x2" 32 Unsigned, S16X2 "s16x2" 32 Signed,
-    E4M3X2 "e4m3x2" 16 Float, E5M2X2 "e5m2x2" 16 Float,
+    E4M3X2 "e4m3x2" 16 Float, E5M2X2 "e5m2x2" 16 Float, E2M3X2 "e2m3x2" 16 Float, E3M2X2 "e3m2x2" 16 Float,
+    E2M1X2 "e2m1x2" 8 Float, UE8M0X2 "ue8m0x2" 16 Float,
 }
 
 /// The family of a type.
@@ -54,7 +55,7 @@ pub enum TypeKind {
     Unsigned,
     /// Two's complement.
     Signed,
-    /// IEEE 754 binary formats and bfloat16, also packed.
+    /// IEEE 754 binary formats, bfloat16 and what is narrower, also packed.
     Float,
 }
 

@@ -3,9 +3,10 @@
 //! One slow function converts any value to any type in any rounding mode; conversions that compilers emit everywhere
 //! have operations of their own, which vectorise.
 //!
-//! NaN becomes: the canonical NaN of f16, bf16, f32 and the 8-bit formats; in f64 the same payload, made quiet (f16 and
-//! bf16 go through f32's canonical NaN); as an integer 0, but the most negative number's pattern where the source is
-//! f64 or the destination has 64 bits. Other values beyond an integer type's range go to its nearest end.
+//! NaN becomes: the canonical NaN of f16, bf16, f32 and the 8-bit formats; the greatest number of the formats with 6 and 4
+//! bits, which have no NaN; in f64 the same payload, made quiet (f16 and bf16 go through f32's canonical NaN); as an integer
+//! 0, but the most negative number's pattern where the source is f64 or the destination has 64 bits. Other values beyond an
+//! integer type's range go to its nearest end.
 
 use std::marker::PhantomData;
 
@@ -30,7 +31,7 @@ enum Scalar {
 }
 
 /// The scalar types in the order of their numbers in an instruction's constants.
-const SCALARS: [Scalar; 15] = {
+const SCALARS: [Scalar; 18] = {
     const fn integer(bits: u32, signed: bool) -> Scalar {
         Scalar::Integer { bits, signed }
     }
@@ -50,6 +51,9 @@ const SCALARS: [Scalar; 15] = {
         Scalar::Float(rounding::TF32),
         Scalar::Float(rounding::E4M3),
         Scalar::Float(rounding::E5M2),
+        Scalar::Float(rounding::E2M3),
+        Scalar::Float(rounding::E3M2),
+        Scalar::Float(rounding::E2M1),
     ]
 };
 
@@ -71,14 +75,17 @@ const fn index(ty: Type) -> Option<u64> {
         Type::TF32 => 12,
         Type::E4M3X2 => 13,
         Type::E5M2X2 => 14,
+        Type::E2M3X2 => 15,
+        Type::E3M2X2 => 16,
+        Type::E2M1X2 => 17,
         _ => return None,
     })
 }
 
 // Constants of the slow operation, above the flags: source type, destination type, bits of the destination register.
 const FROM: u32 = 16;
-const TO: u32 = 20;
-const REGISTER: u32 = 24;
+const TO: u32 = 21;
+const REGISTER: u32 = 26;
 /// A rounding to an integral value of the same type.
 const INTEGRAL: u64 = 1 << 9;
 
@@ -93,8 +100,8 @@ fn extended(x: u64, bits: u32, signed: bool) -> i128 {
 
 /// Any conversion, by the constants of [`Convert`].
 fn convert(imm: u64, bits: u64) -> u64 {
-    let from = SCALARS[(imm >> FROM & 15) as usize];
-    let to = SCALARS[(imm >> TO & 15) as usize];
+    let from = SCALARS[(imm >> FROM & 31) as usize];
+    let to = SCALARS[(imm >> TO & 31) as usize];
     let mode = Mode::from_bits(imm);
     let flush = |x: u64, format: Format| {
         let subnormal = imm & flag::FTZ != 0 && format == F32 && x & F32.limit == 0;
@@ -198,7 +205,7 @@ impl<A: Raw, D: Raw> Unary for Convert<A, D> {
     }
 }
 
-/// Two f32 to a packed pair whose elements have half of 32 or 16 bits; the first source is the upper one.
+/// Two f32 to a packed pair with elements of so many bits; the first source is the upper one.
 struct ConvertPair<const ELEMENT: u32>;
 impl<const ELEMENT: u32> Binary for ConvertPair<ELEMENT> {
     type A = u32;
@@ -218,6 +225,71 @@ impl<const FROM_BITS: u32, const TO_BITS: u32> Unary for ConvertPacked<FROM_BITS
         let low = convert(imm, u64::from(a) & low_bits(FROM_BITS));
         (low | convert(imm, u64::from(a) >> FROM_BITS) << TO_BITS) as u32
     }
+}
+
+// ------------------------------------------------------------------------------------------------ powers of two
+
+/// The power of two (ue8m0) that an f32's magnitude is rounded to: its exponent. Only NaN and, without `.satfinite`, what is
+/// beyond the greatest give NaN; what is below the smallest gives that. (What a negative number gives, and these limits, the
+/// headers of CUDA say by the code that they have for the host.)
+fn power(imm: u64, a: u32) -> u32 {
+    let (a, infinity, smallest) = (a & 0x7fff_ffff, 0x7f80_0000, 0x0040_0000);
+    let up = Mode::from_bits(imm) == Mode::Up && a & 0x007f_ffff != 0 && a > smallest && a < infinity;
+    let exponent = (a >> 23) + u32::from(up);
+    if imm & flag::SATFINITE != 0 && a <= infinity { exponent.min(0xfe) } else { exponent }
+}
+
+/// Two f32 to ue8m0x2; the first source is the upper one.
+struct PowerPair;
+lane_op!(PowerPair, |imm, a: u32, b: u32| -> u32 { power(imm, b) | power(imm, a) << 8 });
+
+/// bf16x2 to ue8m0x2.
+struct PowerPacked;
+lane_op!(PowerPacked, |imm, a: u32| -> u32 { power(imm, a << 16) | power(imm, a & 0xffff_0000) << 8 });
+
+/// ue8m0x2 to bf16x2, exact.
+struct FromPowers;
+lane_op!(FromPowers, |_, a: u32| -> u32 {
+    let one = |power: u32| match power {
+        0 => 0x0040,
+        0xff => rounding::BF16.nan as u32,
+        _ => power << 7,
+    };
+    one(a & 0xff) | one(a >> 8 & 0xff) << 16
+});
+
+/// Decodes the conversions to and from ue8m0x2.
+fn decode_powers(
+    d: &mut Decoder<'_, '_>,
+    inst: &Instruction<'_>,
+    mut mods: Mods<'_, '_>,
+    (to, from): (Type, Type),
+) -> Result<(), Refusal> {
+    let written = mods.written();
+    let modes: &[(&str, Mode)] = match to {
+        Type::UE8M0X2 => &[("rz", Mode::Zero), ("rp", Mode::Up)],
+        _ => &[("rn", Mode::Even)],
+    };
+    let mode = mods.one_of(modes).ok_or_else(|| invalid(format!("`{written}` needs a rounding mode")))?;
+    let saturates = to == Type::UE8M0X2 && mods.take("satfinite");
+    mods.finish()?;
+    let imm = mode as u64 | if saturates { flag::SATFINITE } else { 0 };
+    let isa = d.isa;
+    if from == Type::F32 && to == Type::UE8M0X2 {
+        let [dst, a, b] = operands::<3>(inst)?;
+        let (dst, a, b) = (d.dst(dst, to)?, d.src(a, from)?, d.src(b, from)?);
+        d.lane(lane::binary::<PowerPair>(isa), Class::Convert, &[dst], &[a, b], imm);
+        return Ok(());
+    }
+    let f = match (to, from) {
+        (Type::UE8M0X2, Type::BF16X2) => lane::unary::<PowerPacked>(isa),
+        (Type::BF16X2, Type::UE8M0X2) => lane::unary::<FromPowers>(isa),
+        _ => return Err(invalid(format!("cvt from {from} to {to}"))),
+    };
+    let [dst, a] = operands::<2>(inst)?;
+    let (dst, a) = (d.dst(dst, to)?, d.src(a, from)?);
+    d.lane(f, Class::Convert, &[dst], &[a], imm);
+    Ok(())
 }
 
 // ------------------------------------------------------------------------------------------------ integers
@@ -419,6 +491,9 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     }
     let written = mods.written();
     let (to, from) = (mods.ty()?, mods.ty()?);
+    if to == Type::UE8M0X2 || from == Type::UE8M0X2 {
+        return decode_powers(d, inst, mods, (to, from));
+    }
     let (Some(to_index), Some(from_index)) = (index(to), index(from)) else {
         return Err(unsupported(format!("`{written}`")));
     };
@@ -474,14 +549,18 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     Ok(())
 }
 
+/// Whether it is a pair of formats with 8 bits or fewer.
+const fn narrow(ty: Type) -> bool {
+    matches!(ty, Type::E4M3X2 | Type::E5M2X2 | Type::E2M3X2 | Type::E3M2X2 | Type::E2M1X2)
+}
+
 const fn packed(ty: Type) -> bool {
-    matches!(ty, Type::F16X2 | Type::BF16X2 | Type::E4M3X2 | Type::E5M2X2)
+    matches!(ty, Type::F16X2 | Type::BF16X2) || narrow(ty)
 }
 
 /// Rounding mode and flags, as the pair of types asks for them.
 fn modifiers(mods: &mut Mods<'_, '_>, to: Type, from: Type, written: &str) -> Result<u64, Refusal> {
     let float = |ty: Type| ty.kind() == TypeKind::Float;
-    let eight_bits = |ty: Type| matches!(ty, Type::E4M3X2 | Type::E5M2X2);
     let missing = |what: &str| invalid(format!("`{written}` needs {what}"));
     if mods.take("rs") {
         return Err(unsupported(format!("`{written}`, which rounds by random bits")));
@@ -510,13 +589,13 @@ fn modifiers(mods: &mut Mods<'_, '_>, to: Type, from: Type, written: &str) -> Re
     take(plain && to != Type::BF16 && from != Type::BF16, "sat", flag::SAT);
     let narrowing = from == Type::F32
         && matches!(to, Type::F16 | Type::BF16 | Type::F16X2 | Type::BF16X2 | Type::TF32)
-        || eight_bits(to);
-    take((narrowing || eight_bits(from)) && to_nearest_or_zero, "relu", flag::RELU);
-    take(narrowing, "satfinite", flag::SATFINITE);
-    if eight_bits(to) && imm & flag::SATFINITE == 0 {
+        || narrow(to);
+    take((narrowing || narrow(from)) && to_nearest_or_zero, "relu", flag::RELU);
+    take(narrowing || to == Type::BF16X2 && narrow(from), "satfinite", flag::SATFINITE);
+    if narrow(to) && imm & flag::SATFINITE == 0 {
         return Err(missing("`.satfinite`"));
     }
-    if (eight_bits(to) || eight_bits(from)) && Mode::from_bits(imm) != Mode::Even {
+    if (narrow(to) || narrow(from)) && Mode::from_bits(imm) != Mode::Even {
         return Err(missing("`.rn`"));
     }
     // The conversions for tensor-core data know neither directed rounding nor the older modifiers.
@@ -543,6 +622,7 @@ fn decode_packed(
             Type::F16X2 if near => lane::binary::<NarrowPair<Half>>(isa),
             Type::BF16X2 if near => lane::binary::<NarrowPair<Bf16>>(isa),
             Type::F16X2 | Type::BF16X2 => lane::binary::<ConvertPair<16>>(isa),
+            Type::E2M1X2 => lane::binary::<ConvertPair<4>>(isa),
             _ => lane::binary::<ConvertPair<8>>(isa),
         };
         let [dst, a, b] = operands::<3>(inst)?;
@@ -551,8 +631,10 @@ fn decode_packed(
         return Ok(());
     }
     let f = match (to, from) {
-        (Type::E4M3X2 | Type::E5M2X2, Type::F16X2) => lane::unary::<ConvertPacked<16, 8>>(isa),
-        (Type::F16X2, Type::E4M3X2 | Type::E5M2X2) => lane::unary::<ConvertPacked<8, 16>>(isa),
+        (Type::E2M1X2, Type::F16X2 | Type::BF16X2) => lane::unary::<ConvertPacked<16, 4>>(isa),
+        (Type::F16X2 | Type::BF16X2, Type::E2M1X2) => lane::unary::<ConvertPacked<4, 16>>(isa),
+        (to, Type::F16X2 | Type::BF16X2) if narrow(to) => lane::unary::<ConvertPacked<16, 8>>(isa),
+        (Type::F16X2 | Type::BF16X2, from) if narrow(from) => lane::unary::<ConvertPacked<8, 16>>(isa),
         _ => return Err(unsupported(format!("cvt from {from} to {to}"))),
     };
     let [dst, a] = operands::<2>(inst)?;

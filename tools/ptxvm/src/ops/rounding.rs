@@ -83,6 +83,19 @@ pub const E5M2: Format = ieee(8, 2, 0x7f);
 /// 8 bits with 3 of fraction, no infinity.
 pub const E4M3: Format =
     Format { bits: 8, fraction: 3, bias: 7, limit: 0x7f, infinite: false, nan: 0x7f, pad: 0 };
+/// 6 bits with 3 of fraction.
+pub const E2M3: Format = finite(6, 3);
+/// 6 bits with 2 of fraction.
+pub const E3M2: Format = finite(6, 2);
+/// 4 bits with 1 of fraction.
+pub const E2M1: Format = finite(4, 1);
+
+/// A format without infinity and NaN, whose greatest number stands for NaN, too.
+const fn finite(bits: u32, fraction: u32) -> Format {
+    let limit = 1 << (bits - 1);
+    let bias = (1 << (bits - 2 - fraction)) - 1;
+    Format { bits, fraction, bias, limit, infinite: false, nan: limit - 1, pad: 0 }
+}
 
 /// A finite value, `±sig * 2^exp`; `sig` is below 2^127.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -146,6 +146,15 @@ fn forms_of_the_barrier() {
         ("barrier.cluster.arrive.release.aligned;\n", "barrier.cluster.wait.acquire.aligned;\n"),
         // The ISA's own example of a relaxed arrival.
         ("fence.acq_rel.cluster;\nbarrier.cluster.arrive.relaxed;\n", "barrier.cluster.wait;\n"),
+        // What is exchanged lies in shared memory.
+        (
+            "fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;\n",
+            "barrier.cluster.wait;\nfence.acquire.sync_restrict::shared::cluster.cluster;\n",
+        ),
+        (
+            "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;\n",
+            "barrier.cluster.wait;\n",
+        ),
     ] {
         let sync = format!("{arrive}{wait}");
         let body = format!(

@@ -12,6 +12,9 @@ const FLOATS: [Type; 4] = [Type::F16, Type::BF16, Type::F32, Type::F64];
 const INTEGRAL: [(&str, Mode); 4] =
     [(".rni", Mode::Rn), (".rzi", Mode::Rz), (".rmi", Mode::Rm), (".rpi", Mode::Rp)];
 
+/// Pairs of formats with 8 bits or fewer.
+const NARROW: [Type; 5] = [Type::E4M3X2, Type::E5M2X2, Type::E2M3X2, Type::E3M2X2, Type::E2M1X2];
+
 /// A conversion: modifiers without types, and what they say.
 #[derive(Clone, Copy)]
 struct Conversion<'a> {
@@ -103,7 +106,13 @@ impl Conversion<'_> {
         let mut bits = ftz(self.to, exact::encode(format, self.mode, &value));
         let sign = 1 << (format.bits - 1);
         if self.has("satfinite") {
-            bits = bits & sign | (bits & !sign).min(format.limit - 1);
+            let (negative, magnitude) = match &value {
+                Exact::Finite(negative, value) => (*negative, Exact::Finite(false, value.magnitude())),
+                _ => (matches!(value, Exact::Infinite(true)), Exact::Infinite(false)),
+            };
+            // Towards zero and to the nearest, magnitudes are rounded alike under both signs.
+            bits = exact::encode(format, self.mode, &magnitude).min(format.limit - 1);
+            bits |= if negative { sign } else { 0 };
         }
         if self.has("relu") && bits & sign != 0 {
             bits = 0;
@@ -371,9 +380,8 @@ fn pairs_of_f32() {
     let a = floats(Type::F32, 36);
     let mut b = a.clone();
     b.rotate_left(17);
-    for to in [Type::F16X2, Type::BF16X2, Type::E4M3X2, Type::E5M2X2] {
-        let eight = to.bits() == 16;
-        let variants: &[(&str, Mode)] = if eight {
+    for to in [Type::F16X2, Type::BF16X2].into_iter().chain(NARROW) {
+        let variants: &[(&str, Mode)] = if NARROW.contains(&to) {
             &[(".rn.satfinite", Mode::Rn), (".rn.satfinite.relu", Mode::Rn)]
         } else {
             &[
@@ -401,27 +409,84 @@ fn pairs_of_f32() {
 }
 
 #[test]
-fn eight_bit_floats() {
+fn pairs_of_narrow_floats() {
     let all: Vec<u64> = (0..=0xffff).collect();
-    for narrow in [Type::E4M3X2, Type::E5M2X2] {
-        let widened = [(".rn", narrow, Type::F16X2, 8), (".rn.relu", narrow, Type::F16X2, 8)];
-        let narrowed =
-            [(".rn.satfinite", Type::F16X2, narrow, 16), (".rn.satfinite.relu", Type::F16X2, narrow, 16)];
-        for (modifiers, from, to, bits) in widened.into_iter().chain(narrowed) {
+    for (narrow, wide) in NARROW.into_iter().flat_map(|n| [(n, Type::F16X2), (n, Type::BF16X2)]) {
+        let mut conversions = vec![
+            (".rn", narrow, wide),
+            (".rn.relu", narrow, wide),
+            (".rn.satfinite", wide, narrow),
+            (".rn.satfinite.relu", wide, narrow),
+        ];
+        if (narrow, wide) == (Type::E5M2X2, Type::BF16X2) {
+            // The one of the narrow formats that has an infinity.
+            conversions.push((".rn.satfinite", narrow, wide));
+        }
+        for (modifiers, from, to) in conversions {
             let conversion = Conversion { to, from, mode: Mode::Rn, modifiers };
             let name = conversion.name();
-            // Bytes in both places; for f16 all values in each half.
-            let sources: Vec<u64> = if bits == 8 {
+            // Narrow ones in both places; of the wide ones all values in each half.
+            let sources: Vec<u64> = if from == narrow {
                 all.clone()
             } else {
                 all.iter().map(|x| x | ((x * 40_503) & 0xffff) << 16).collect()
             };
             let got = run(&format!("{name} %out0, %in0;"), &[(register(from), &sources)], &[register(to)]);
+            let bits = from.bits() / 2;
             for (x, got) in sources.iter().zip(&got[0]) {
                 let element = |x: u64| conversion.expected(x & low(bits)) as u64;
-                let want = element(*x) | element(x >> bits) << (24 - bits);
+                let want = element(*x) | element(x >> bits) << (to.bits() / 2);
                 assert_eq!(*got, want, "{name} of {x:x}: {got:x}, not {want:x}");
             }
+        }
+    }
+}
+
+/// Powers of two, without a sign: the nearest above or below in 2^-127 to 2^127.
+#[test]
+fn powers_of_two() {
+    let power = |e: u64| 2f64.powi(e as i32 - 127);
+    let rounded = |x: f64, up: bool, held: bool| {
+        let x = x.abs();
+        let e = if up { (0..255).find(|e| power(*e) >= x) } else { (0..255).rev().find(|e| power(*e) <= x) };
+        match e {
+            _ if x.is_nan() => 0xff,
+            _ if x.is_infinite() => 0xff - u64::from(held),
+            Some(e) => e,
+            // Nothing so great, or nothing so small.
+            None if up => 0xff - u64::from(held),
+            None => 0,
+        }
+    };
+    let f32s = floats(Type::F32, 38);
+    let mut others = f32s.clone();
+    others.rotate_left(29);
+    let bf16s: Vec<u64> = (0..=0xffff).map(|x| x | ((x * 40_503) & 0xffff) << 16).collect();
+    let value = |bits: u64| f64::from(f32::from_bits(bits as u32));
+    for (mode, up) in [(".rz", false), (".rp", true)] {
+        for (saturates, held) in [("", false), (".satfinite", true)] {
+            let name = format!("cvt{mode}{saturates}.ue8m0x2");
+            let inputs = [(Type::F32, f32s.as_slice()), (Type::F32, others.as_slice())];
+            let got = run(&format!("{name}.f32 %out0, %in0, %in1;"), &inputs, &[Type::B16]);
+            for (i, got) in got[0].iter().enumerate() {
+                let one = |bits: u64| rounded(value(bits), up, held);
+                let want = one(f32s[i]) << 8 | one(others[i]);
+                assert_eq!(*got, want, "{name}.f32 of {:x}, {:x}", f32s[i], others[i]);
+            }
+            let got =
+                run(&format!("{name}.bf16x2 %out0, %in0;"), &[(Type::B32, bf16s.as_slice())], &[Type::B16]);
+            for (x, got) in bf16s.iter().zip(&got[0]) {
+                let one = |bits: u64| rounded(value((bits & 0xffff) << 16), up, held);
+                assert_eq!(*got, one(x >> 16) << 8 | one(*x), "{name}.bf16x2 of {x:x}");
+            }
+        }
+    }
+    let all: Vec<u64> = (0..=0xffff).collect();
+    let got = run("cvt.rn.bf16x2.ue8m0x2 %out0, %in0;", &[(Type::B16, all.as_slice())], &[Type::B32]);
+    for (x, got) in all.iter().zip(&got[0]) {
+        for (e, bits) in [(x & 0xff, got & 0xffff), (x >> 8, got >> 16)] {
+            let right = if e == 0xff { bits == 0x7fff } else { value(bits << 16) == power(e) };
+            assert!(right, "{e:x} gives {bits:x}");
         }
     }
 }

@@ -40,6 +40,11 @@ pub(crate) const E4M3: Format =
     Format { bits: 8, fraction: 3, limit: 0x7f, bias: 7, infinity: false, nan: 0x7f };
 pub(crate) const E5M2: Format =
     Format { bits: 8, fraction: 2, limit: 0x7c, bias: 15, infinity: true, nan: 0x7f };
+pub(crate) const E2M3: Format =
+    Format { bits: 6, fraction: 3, limit: 0x20, bias: 1, infinity: false, nan: 0x1f };
+pub(crate) const E3M2: Format =
+    Format { bits: 6, fraction: 2, limit: 0x20, bias: 3, infinity: false, nan: 0x1f };
+pub(crate) const E2M1: Format = Format { bits: 4, fraction: 1, limit: 8, bias: 1, infinity: false, nan: 7 };
 
 /// The format of a scalar type.
 pub(crate) fn format_of(ty: Type) -> Format {
@@ -51,6 +56,9 @@ pub(crate) fn format_of(ty: Type) -> Format {
         Type::TF32 => TF32,
         Type::E4M3X2 => E4M3,
         Type::E5M2X2 => E5M2,
+        Type::E2M3X2 => E2M3,
+        Type::E3M2X2 => E3M2,
+        Type::E2M1X2 => E2M1,
         _ => panic!("{ty} is no floating-point type"),
     }
 }

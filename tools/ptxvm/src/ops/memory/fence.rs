@@ -17,6 +17,10 @@ struct Fence {
     scope: Scope,
 }
 
+/// Of a fence for objects in shared memory alone (`sync_restrict`): the clocks of the cluster's warps order these, and what
+/// blocks know of each other's accesses to global memory stays as it is.
+const SHARED: Scope = Scope { gpu: false, cluster: false };
+
 pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     let written = mods.written();
@@ -32,6 +36,13 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
             "alias" | "async.global" => {}
             "async" | "async.shared::cta" | "async.shared::cluster" => {
                 _ = d.warp(ProxyFence, Class::Sync, &[], &[]);
+            }
+            // Of what the cluster's warps store to shared memory and its copies touch there: both a fence of the proxy and one
+            // between warps.
+            "async::generic.acquire.sync_restrict::shared::cluster.cluster"
+            | "async::generic.release.sync_restrict::shared::cta.cluster" => {
+                _ = d.warp(ProxyFence, Class::Sync, &[], &[]);
+                _ = d.warp(Fence { scope: SHARED }, Class::Sync, &[], &[]);
             }
             text => {
                 let ordered = text.strip_prefix("tensormap::generic.");
@@ -65,8 +76,18 @@ pub(super) fn fence(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(
         }
         Scope { gpu: false, cluster: true }
     } else {
-        mods.one_of(&[("sc", ()), ("acq_rel", ()), ("acquire", ()), ("release", ())]);
-        scope(&mut mods).ok_or_else(missing)?
+        let orders = [
+            ("sc", None),
+            ("acq_rel", None),
+            ("acquire", Some("sync_restrict::shared::cluster")),
+            ("release", Some("sync_restrict::shared::cta")),
+        ];
+        let shared = mods.one_of(&orders).flatten().is_some_and(|restriction| mods.take(restriction));
+        match scope(&mut mods).ok_or_else(missing)? {
+            Scope { gpu: false, cluster: true } if shared => SHARED,
+            _ if shared => return Err(invalid(format!("`{written}`: its scope is cluster"))),
+            scope => scope,
+        }
     };
     mods.finish()?;
     operands::<0>(inst)?;

@@ -20,7 +20,14 @@ pub(super) fn hint(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     let mut mods = Mods::new(inst);
     let written = mods.written();
     let space = space(&mut mods);
-    if !matches!(space, Space::Generic | Space::Global | Space::Local) {
+    // Of a tensor map, which may be a kernel's parameter.
+    let map = inst.opcode == "prefetch" && mods.take("tensormap");
+    let known = if map {
+        matches!(space, Space::Generic | Space::Const | Space::Param)
+    } else {
+        matches!(space, Space::Generic | Space::Global | Space::Local)
+    };
+    if !known {
         return Err(unsupported(format!("`{written}`")));
     }
     let ops = match inst.opcode {
@@ -40,6 +47,7 @@ pub(super) fn hint(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
             }
             operands::<1>(inst)?
         }
+        _ if map => operands::<1>(inst)?,
         _ => {
             let levels = [("L1", ()), ("L2", ()), ("L2::evict_last", ()), ("L2::evict_normal", ())];
             if mods.one_of(&levels).is_none() {

@@ -19,8 +19,11 @@ pub(super) struct Declared {
 
 /// Types that a variable or register can have; the others are names for packed operands of instructions.
 fn is_fundamental(ty: Type) -> bool {
-    use Type::{BF16, BF16X2, E4M3X2, E5M2X2, F32X2, S16X2, TF32, U16X2};
-    !matches!(ty, BF16 | BF16X2 | E4M3X2 | E5M2X2 | F32X2 | S16X2 | TF32 | U16X2)
+    use Type::{BF16, BF16X2, E2M1X2, E2M3X2, E3M2X2, E4M3X2, E5M2X2, F32X2, S16X2, TF32, U16X2, UE8M0X2};
+    !matches!(
+        ty,
+        BF16 | BF16X2 | F32X2 | S16X2 | TF32 | U16X2 | E4M3X2 | E5M2X2 | E2M3X2 | E3M2X2 | E2M1X2 | UE8M0X2
+    )
 }
 
 /// The dimensions of an array.

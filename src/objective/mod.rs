@@ -277,11 +277,12 @@ impl ObjectiveConfig {
     pub fn validate(&self) -> Result<(), ObjectiveError> {
         let kind = self.kind;
         let objective = kind.objective();
-        match self.n {
-            Some(0) => return Err(ObjectiveError::ZeroN),
-            n if objective.needs_n => self.required("n", n)?,
-            _ => 1,
-        };
+        if self.n == Some(0) {
+            return Err(ObjectiveError::ZeroN);
+        }
+        if objective.needs_n {
+            self.required("n", self.n)?;
+        }
         let threshold = self.threshold();
         let undefined = passes(0.0, threshold) || !passes(1.0, threshold);
         if !threshold.is_finite() || (objective.binary && undefined) {

@@ -188,7 +188,7 @@ fn figures_are_those_of_a_known_result() {
     assert!(tables.contains("| `base` |  | 0.125 [0.125, 0.125] | 0.705 [0.705, 0.705] | 1.000"), "{tables}");
     // Means over problems and seeds: (0.125 + 1 + 1 + 1) / 4, and (0.70453 + 3) / 4.
     assert!(tables.contains("| `rl` | 2 | 0.781 [") && tables.contains("| 0.926 ["), "{tables}");
-    assert!(tables.contains("| RL for one sample gains pass@1 | holds: +0.656 ["), "{tables}");
+    assert!(tables.contains("| RL for one sample gains pass@1 | undecided: +0.656 [+0.000, "), "{tables}");
     // What the reward model chooses: of the seed that it judged alone.
     assert!(tables.contains("| `base` |  | 0.125 | 0.375 [0.250, 0.500] | 0.705 | 0.250 [0.250, 0.250] | 1.000 | -0.500 [-0.500, -0.500] | 0.750 | - |"), "{tables}");
     assert!(tables.contains("| `rl` | 1 | 1.000 | 0.875 [0.750, 1.000] | 1.000 |"), "{tables}");

@@ -461,7 +461,6 @@ fn choosing(entries: &[Entry]) -> Html {
     out
 }
 
-/// Points over the temperatures of a grid.
 /// How far a verifier that is not the environment tells right from wrong, and whether its scores are probabilities.
 fn verifier(entries: &[Entry]) -> Html {
     let reports = entries.iter().flat_map(|(name, grid)| {
@@ -519,6 +518,7 @@ fn verifier(entries: &[Entry]) -> Html {
     out
 }
 
+/// Points over the temperatures of a grid.
 fn over_temperature(
     grid: &Grid,
     name: String,

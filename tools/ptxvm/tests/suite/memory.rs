@@ -341,6 +341,11 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
         let found = Kernel::new(body).load();
         assert!(matches!(found, Err(Error::Unsupported(_))), "{body}: {found:?}");
     }
+    let found = Kernel::new("fence.acquire.sync_restrict::shared::cluster.gpu;").load();
+    assert!(
+        matches!(&found, Err(Error::Fault(f)) if f[0].message.contains("its scope is cluster")),
+        "{found:?}"
+    );
 }
 
 /// Constants written by the host, as `cudaMemcpyToSymbol` does.

@@ -254,7 +254,8 @@ fn the_last_block_needs_a_fence() {
         k.ok(50, 1, &[a.0, b.0, c.0]);
         assert_eq!(k.read_words(c, 1), [49 * 50 / 2]);
     }
-    for fence in ["", "membar.cta;"] {
+    // The last is of shared memory alone.
+    for fence in ["", "membar.cta;", "fence.release.sync_restrict::shared::cta.cluster;"] {
         let mut k = last_block(fence);
         let (a, b, c) = (k.words("count", &[0]), k.words("parts", &[0; 50]), k.words("sum", &[0]));
         let found = k.wrong(50, 1, &[a.0, b.0, c.0], ErrorKind::GlobalRace);

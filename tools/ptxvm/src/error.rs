@@ -47,6 +47,8 @@ pub enum ErrorKind {
     Mbarrier,
     /// Shared memory of another block of the cluster that may not have started or may have left, or of none that there is.
     Cluster,
+    /// A tensor map that is none or lacks a field, a value that a field may not have, or a copy that does not fit its map.
+    TensorMap,
     /// A `wgmma` without its fence, or registers touched that one under way uses.
     Wgmma,
     /// A warp-wide instruction whose mask names lanes that do not take part.
@@ -57,7 +59,7 @@ pub enum ErrorKind {
     Budget,
     /// `trap`, or a device-side assertion.
     Trap,
-    /// Integer division by zero: its result is undefined.
+    /// Integer division by zero: its result is undefined. It is a note of the report where no undefined value is used.
     DivisionByZero,
     /// The call stack or a thread's local memory is full.
     StackOverflow,

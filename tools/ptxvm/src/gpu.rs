@@ -446,8 +446,13 @@ impl Gpu {
         let unique = (unique.read, unique.written);
         self.memory.settle();
         self.printed.clone_from(&outcome.printed);
+        let undefined = outcome.findings.iter().any(|finding| finding.kind == ErrorKind::Uninitialized);
         let (notes, findings): (Vec<_>, Vec<_>) =
-            outcome.findings.into_iter().partition(|finding| finding.kind == ErrorKind::InStep);
+            outcome.findings.into_iter().partition(|finding| match finding.kind {
+                ErrorKind::InStep => true,
+                ErrorKind::DivisionByZero => !undefined,
+                _ => false,
+            });
         if !findings.is_empty() {
             return Err(load_error(findings));
         }

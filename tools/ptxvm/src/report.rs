@@ -72,7 +72,9 @@ pub struct Report {
     pub lines: Vec<LineCount>,
     /// Text that the kernel printed with `printf`.
     pub printed: String,
-    /// What is no error by the memory model and yet may go wrong ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep)).
+    /// What is no error and yet may be one: lanes taken to run in step, and divisions by zero whose results nothing used
+    /// ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep),
+    /// [`ErrorKind::DivisionByZero`](crate::error::ErrorKind::DivisionByZero)).
     pub notes: Vec<Finding>,
 }
 

@@ -201,7 +201,7 @@ pub fn decode<'m, 'a>(
     let body = f.body.as_deref().unwrap_or_default();
     let own = &signatures[index as usize];
     let mut w = Walk {
-        d: Decoder::new(symbols, isa),
+        d: Decoder::new(symbols, isa, if f.is_entry { PARAM_WINDOW } else { LOCAL_WINDOW }),
         signatures,
         is_entry: f.is_entry,
         local: if f.is_entry { Layout::default() } else { Layout { bytes: own.bytes } },

@@ -70,6 +70,8 @@ pub struct Decoder<'m, 'a> {
     pub(crate) symbols: &'m Symbols<'a>,
     /// The instruction set to pick handlers for.
     pub isa: Isa,
+    /// First address of the window in which the function's parameters lie.
+    pub(crate) parameters: u64,
     scopes: Vec<Scope<'a>>,
     pub(crate) virtuals: Vec<Virtual>,
     constants: HashMap<(Width, Constant), Reg>,
@@ -111,10 +113,11 @@ const fn width_bits(width: Width) -> u32 {
 }
 
 impl<'m, 'a> Decoder<'m, 'a> {
-    pub(crate) fn new(symbols: &'m Symbols<'a>, isa: Isa) -> Self {
+    pub(crate) fn new(symbols: &'m Symbols<'a>, isa: Isa, parameters: u64) -> Self {
         Self {
             symbols,
             isa,
+            parameters,
             scopes: vec![Scope::default()],
             virtuals: Vec::new(),
             constants: HashMap::new(),
@@ -141,6 +144,10 @@ impl<'m, 'a> Decoder<'m, 'a> {
     /// A register of the decoder's own, for operations that become several instructions.
     pub fn temp(&mut self, width: Width) -> Reg {
         self.virtual_register(width, Virtual::Plain(width))
+    }
+
+    pub(crate) fn is_constant(&self, reg: Reg) -> bool {
+        matches!(self.virtuals.get(reg.slot as usize), Some(Virtual::Constant(..)))
     }
 
     /// The carry flag `CC.CF` of the function.

@@ -210,6 +210,19 @@ pub struct TensorMap {
     element_strides: [u32; RANK],
 }
 
+/// What 128 bytes of zeros are, from which kernels make a map field by field. A field that is 0 is one that was not given.
+const BLANK: TensorMap = TensorMap {
+    ty: TensorType::U8,
+    rank: 1,
+    swizzle: Swizzle::None,
+    fill_nan: false,
+    address: 0,
+    dims: [0; RANK],
+    strides: [1, 0, 0, 0, 0],
+    boxes: [0; RANK],
+    element_strides: [0; RANK],
+};
+
 const MARK: [u8; 8] = *b"ptxvmTM1";
 
 impl TensorMap {
@@ -292,23 +305,22 @@ impl TensorMap {
         all.extend(MARK);
         all.extend([self.ty as u8, self.rank as u8, self.swizzle as u8, u8::from(self.fill_nan)]);
         all.extend(self.address.to_le_bytes());
-        // A dimension of 2^32 is stored as 2^32 - 1.
-        self.dims.iter().for_each(|n| all.extend(((n - 1) as u32).to_le_bytes()));
+        self.dims.iter().for_each(|n| all.extend(n.to_le_bytes()));
         self.strides[1..].iter().for_each(|n| all.extend(n.to_le_bytes()));
-        self.boxes.iter().for_each(|n| all.push((n - 1) as u8));
+        self.boxes.iter().for_each(|n| all.extend((*n as u16).to_le_bytes()));
         self.element_strides.iter().for_each(|n| all.push(*n as u8));
         all.resize(TENSOR_MAP_BYTES - 4, 0);
         all.extend(checksum(&all).to_le_bytes());
         all.try_into().expect("as many bytes as a map has")
     }
 
-    /// The map that [`TensorMap::encode`] gave these bytes of.
+    /// The map of bytes of [`TensorMap::encode`], or what is in the making if kernels changed them.
     pub fn decode(bytes: &[u8; TENSOR_MAP_BYTES]) -> Option<Self> {
         let (body, sum) = bytes.split_at(TENSOR_MAP_BYTES - 4);
         if body[..8] != MARK || checksum(body).to_le_bytes() != *sum {
             return None;
         }
-        let word = |at: usize| u32::from_le_bytes(body[at..at + 4].try_into().expect("4 bytes"));
+        let short = |at: usize| u16::from_le_bytes(body[at..at + 2].try_into().expect("2 bytes"));
         let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().expect("8 bytes"));
         let ty = TensorType::from_number(u32::from(body[8]))?;
         let rank = usize::from(body[9]);
@@ -318,10 +330,10 @@ impl TensorMap {
             swizzle: Swizzle::from_number(u32::from(body[10]))?,
             fill_nan: body[11] != 0,
             address: long(12),
-            dims: std::array::from_fn(|i| u64::from(word(20 + 4 * i)) + 1),
-            strides: std::array::from_fn(|i| if i == 0 { ty.bytes() } else { long(40 + 8 * (i - 1)) }),
-            boxes: std::array::from_fn(|i| u32::from(body[72 + i]) + 1),
-            element_strides: std::array::from_fn(|i| u32::from(body[77 + i])),
+            dims: std::array::from_fn(|i| long(20 + 8 * i)),
+            strides: std::array::from_fn(|i| if i == 0 { ty.bytes() } else { long(60 + 8 * (i - 1)) }),
+            boxes: std::array::from_fn(|i| u32::from(short(92 + 2 * i))),
+            element_strides: std::array::from_fn(|i| u32::from(body[102 + i])),
         })
     }
 
@@ -333,17 +345,19 @@ impl TensorMap {
         bytes: &[u8; TENSOR_MAP_BYTES],
         address: u64,
     ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
-        let map = Self::decode(bytes).ok_or("the bytes are no tensor map of this machine")?;
-        map.replace(Field::Address, 0, address)
+        Self::decode(bytes).ok_or("the bytes are no tensor map of this machine")?;
+        Self::replace(bytes, Field::Address, 0, address)
     }
 
     /// The map with another value of a field, that of dimension `number` where there are several.
     pub(crate) fn replace(
-        mut self,
+        bytes: &[u8; TENSOR_MAP_BYTES],
         field: Field,
         number: usize,
         value: u64,
     ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        let blank = || Some(BLANK).filter(|_| *bytes == [0; TENSOR_MAP_BYTES]);
+        let mut map = Self::decode(bytes).or_else(blank).ok_or("no tensor map of this machine")?;
         let small = |range: std::ops::RangeInclusive<u64>| match range.contains(&value) {
             true => Ok(value as u32),
             false => Err(format!("{field:?} {number} becomes {value}: it may be {range:?}")),
@@ -352,32 +366,47 @@ impl TensorMap {
             Field::Address if value == 0 || !value.is_multiple_of(16) => {
                 return Err(format!("its address becomes {value:#x}, no multiple of 16"));
             }
-            Field::Address => self.address = value,
-            Field::Rank => self.rank = small(0..=4)? as usize + 1,
-            Field::Box => self.boxes[number] = small(1..=256)?,
-            Field::Dim => self.dims[number] = u64::from(small(1..=u64::from(u32::MAX))?),
+            Field::Address => map.address = value,
+            Field::Rank => map.rank = small(0..=4)? as usize + 1,
+            Field::Box => map.boxes[number] = small(1..=256)?,
+            Field::Dim => map.dims[number] = u64::from(small(1..=u64::from(u32::MAX))?),
             Field::Stride if number == RANK - 1 || value >= 1 << 40 || !value.is_multiple_of(16) => {
                 return Err(format!("stride {number} becomes {value}, no multiple of 16 below 2^40"));
             }
             // That of the innermost dimension is none of them.
-            Field::Stride => self.strides[number + 1] = value,
-            Field::ElementStride => self.element_strides[number] = small(1..=8)?,
+            Field::Stride => map.strides[number + 1] = value,
+            Field::ElementStride => map.element_strides[number] = small(1..=8)?,
             Field::Type => {
-                self.ty = PTX_TYPES[small(0..=12)? as usize];
-                self.strides[0] = self.ty.bytes();
+                map.ty = PTX_TYPES[small(0..=12)? as usize];
+                map.strides[0] = map.ty.bytes();
             }
             Field::Interleave => _ = small(0..=0)?,
             Field::Swizzle => {
                 small(0..=3)?;
-                self.swizzle = Swizzle::from_number(value as u32).unwrap_or_default();
+                map.swizzle = Swizzle::from_number(value as u32).unwrap_or_default();
             }
-            Field::Fill => self.fill_nan = small(0..=1)? == 1,
+            Field::Fill => map.fill_nan = small(0..=1)? == 1,
         }
-        Ok(self.to_bytes())
+        Ok(map.to_bytes())
     }
 
-    /// What is wrong with a box that a kernel has changed.
-    pub(crate) fn box_fault(&self) -> Option<String> {
+    /// What is wrong with a map that a kernel has made or changed.
+    pub(crate) fn wrong(&self) -> Option<String> {
+        let lacks = |i: usize| {
+            let fields = [
+                ("elements", self.dims[i]),
+                ("elements of the box", self.boxes[i].into()),
+                // That of dimension 0 is not used.
+                ("element stride", if i == 0 { 1 } else { self.element_strides[i].into() }),
+            ];
+            fields.into_iter().find(|(_, value)| *value == 0).map(|(field, _)| (i, field))
+        };
+        if self.address == 0 {
+            return Some("a map without an address".to_owned());
+        }
+        if let Some((i, field)) = (0..self.rank).find_map(lacks) {
+            return Some(format!("a map of {} dimensions without the {field} of dimension {i}", self.rank));
+        }
         let inner = u64::from(self.boxes[0]) * self.ty.bytes();
         let wrong = match self.swizzle {
             Swizzle::None => !inner.is_multiple_of(16),
@@ -395,7 +424,8 @@ impl TensorMap {
     fn counts(&self) -> [u64; RANK] {
         std::array::from_fn(|i| match i {
             0 => u64::from(self.boxes[0]),
-            _ => u64::from(self.boxes[i].div_ceil(self.element_strides[i].max(1))),
+            _ if i >= self.rank => 1,
+            _ => u64::from(self.boxes[i].div_ceil(self.element_strides[i])),
         })
     }
 

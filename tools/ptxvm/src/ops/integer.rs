@@ -368,7 +368,8 @@ ops! {
     Binary Rem<T: Divisible>(_, a: T, b: T) -> T { a.remainder(b) }
 }
 
-/// A division that reports divisors of zero.
+/// A division. Where the divisor is zero the result counts as one that nobody wrote, because compilers compute ahead what
+/// they may not need.
 #[derive(Debug)]
 struct Divide {
     handler: LaneFn,
@@ -384,7 +385,7 @@ impl WarpOp for Divide {
         } & mask;
         (self.handler)(regs, inst, mask);
         let defined = regs.defined(inst.src(0)) & regs.defined(divisor);
-        regs.set_defined(inst.dst(0), mask, defined);
+        regs.set_defined(inst.dst(0), mask, defined & !zero);
         if zero != 0 {
             ctx.finding(ErrorKind::DivisionByZero, zero, None, || {
                 "an integer is divided by zero: the result is undefined".to_owned()

@@ -1,6 +1,6 @@
 //! `tensormap.replace`, and the copy that publishes a changed map (`tensormap.cp_fenceproxy`).
 //!
-//! Kernels change maps in shared or global memory, field by field. That copies see the change needs a fence of the tensor-map
+//! Kernels change maps in shared or global memory, field by field, or make them of 128 bytes of zeros. That copies see the change needs a fence of the tensor-map
 //! proxy, which orders here as a fence of memory does.
 
 use super::memory::operands::scope;
@@ -116,23 +116,33 @@ impl WarpOp for Replace {
             check_place(ctx, lane, at)?;
             let mut bytes = [0; TENSOR_MAP_BYTES];
             let mut part = None;
-            if self.space == Space::Shared {
+            let written = if self.space == Space::Shared {
                 ctx.shared_piece(lane, at, n, &Access::write(1))?;
                 bytes.copy_from_slice(ctx.block.shared.bytes(at, n));
+                ctx.block.shared.all_written(at, n)
             } else {
                 let found = ctx.global_piece(lane, at, n, &Access::write(1))?;
-                found.allocation.data.read((at - found.allocation.start) as usize, &mut bytes);
-                part = Some(found);
+                let offset = at - found.allocation.start;
+                found.allocation.data.read(offset as usize, &mut bytes);
+                part.insert(found).allocation.is_written(offset, n)
+            };
+            if !written && ctx.launch.checks.init {
+                ctx.report_undefined(1 << lane, "a part of the tensor map");
             }
-            let map = TensorMap::decode(&bytes).ok_or_else(|| "no tensor map of this machine".to_owned());
-            let new = map.and_then(|map| map.replace(self.field, self.number, values[lane]));
-            let new = new.map_err(|what| {
+            let new = TensorMap::replace(&bytes, self.field, self.number, values[lane]).map_err(|what| {
                 let message = format!("the tensor map at {at:#x}: {what}");
-                ctx.fault(ErrorKind::Launch, 1 << lane, message)
+                ctx.fault(ErrorKind::TensorMap, 1 << lane, message)
             })?;
             match part {
-                None => ctx.block.shared.bytes_mut(at, n).copy_from_slice(&new),
-                Some(part) => part.allocation.data.write((at - part.allocation.start) as usize, &new),
+                None => {
+                    ctx.block.shared.bytes_mut(at, n).copy_from_slice(&new);
+                    [at, at + 64].into_iter().for_each(|at| ctx.block.shared.set_written(at, 64, true));
+                }
+                Some(part) => {
+                    let offset = at - part.allocation.start;
+                    part.allocation.data.write(offset as usize, &new);
+                    part.allocation.set_written(offset, n);
+                }
             }
         }
         Ok(())

@@ -583,3 +583,32 @@ fn a_call_must_fit_its_function() {
         assert!(found[0].message.contains(message), "{call}: {}", found[0]);
     }
 }
+
+/// Addresses of parameters in 32 bits, as LLVM takes them with short pointers (Triton for tensor maps): widened and made generic,
+/// or read through.
+#[test]
+fn addresses_of_parameters_in_32_bits() {
+    let body = ".reg .b32 v, w, x, at;\n.reg .b64 wide, there;\nmov.b32 at, s;\ncvt.u64.u32 wide, at;\n\
+         cvta.param.u64 there, wide;\nld.b32 v, [there+4];\nld.param.b32 w, [at+8];\nld.param.b32 x, [wide+12];\n\
+         mad.lo.u32 v, w, 100, v;\nmad.lo.u32 v, x, 10000, v;\n";
+    let text = format!(
+        ".version 8.0\n.target sm_80\n.address_size 64\n\
+         .func (.param .b32 y) f(.param .b32 other, .param .align 16 .b8 s[16])\n{{\n{body}st.param.b32 [y], v;\nret;\n}}\n\
+         .visible .entry k(.param .b32 other, .param .align 16 .b8 s[16], .param .b64 out)\n{{\n{body}.reg .b64 o;\n.reg .b32 t;\n\
+         ld.param.b64 o, [out];\nmov.u32 t, %tid.x;\nmad.wide.u32 o, t, 8, o;\nst.global.u32 [o], v;\n\
+         {{\n.param .b32 z;\n.param .align 16 .b8 a[16];\n.param .b32 r;\nst.param.b32 [z], 0;\nadd.u32 x, t, 1;\n\
+         st.param.v4.b32 [a], {{t, t, x, t}};\ncall (r), f, (z, a);\nld.param.b32 v, [r];\n}}\n\
+         st.global.u32 [o+4], v;\nret;\n}}\n"
+    );
+    let mut gpu = ptxvm::Gpu::new(Options::default());
+    let module = gpu.load(&ptxvm::Module::load("short.ptx", &text).unwrap()).unwrap();
+    let out = gpu.alloc(4 * 8).unwrap();
+    let words: Vec<u8> = [1u32, 2, 3, 4].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let args = [ptxvm::Arg::U32(0), ptxvm::Arg::Bytes(words), ptxvm::Arg::Ptr(out)];
+    gpu.launch(&module, "k", &Launch::linear(1, 4), &args).unwrap_or_else(|e| panic!("{text}\n{e}"));
+    let mut got = [0u32; 8];
+    gpu.read(out, bytemuck::cast_slice_mut(&mut got)).unwrap();
+    for t in 0..4 {
+        assert_eq!(got[2 * t as usize..][..2], [40302, t + 100 * (t + 1) + 10000 * t], "thread {t}");
+    }
+}

@@ -264,7 +264,7 @@ fn division() {
     }
 }
 
-/// Division by zero: all ones, as hardware gives, and a finding that names the lanes.
+/// Division by zero: all ones, as hardware gives, and findings that name the lanes: the division, and where its result is used.
 #[test]
 fn division_by_zero() {
     for ty in INTS {
@@ -275,9 +275,12 @@ fn division_by_zero() {
             let body = format!("{op}{ty} %out0, %in0, %in1;");
             let (got, error) = run_with(&options, &body, &[(ty, &a), (ty, &b)], &[ty]);
             let Some(Error::Fault(findings)) = error else { panic!("`{body}` by zero is found: {error:?}") };
-            assert_eq!(findings.len(), 1, "{findings:?}");
-            assert_eq!(findings[0].kind, ErrorKind::DivisionByZero);
-            assert_eq!(findings[0].threads.as_ref().unwrap().lanes, 0x2020_2020);
+            let kinds: Vec<_> = findings.iter().map(|f| f.kind).collect();
+            assert_eq!(kinds, [ErrorKind::DivisionByZero, ErrorKind::Uninitialized]);
+            assert!(
+                findings.iter().all(|f| f.threads.as_ref().unwrap().lanes == 0x2020_2020),
+                "{findings:?}"
+            );
             for i in 0..32 {
                 let (x, y) = (value(a[i], ty), value(b[i], ty));
                 let want = match (y, op) {
@@ -292,6 +295,11 @@ fn division_by_zero() {
     let options = Options { threads: 1, ..Options::default() };
     let (_, error) = run_with(&options, "div.s32 %out0, %in0, 0;", &[(S32, &[1])], &[S32]);
     assert!(matches!(error, Some(Error::Fault(f)) if f[0].kind == ErrorKind::DivisionByZero));
+    // What nothing uses is none: compilers compute the next turn's index ahead.
+    let unused = "setp.eq.s32 %p, %in1, 0; div.s32 %out0, %in0, %in1; selp.s32 %out0, 7, %out0, %p;";
+    let unused = format!("{{ .reg .pred %p; {unused} }}");
+    let (got, error) = run_with(&options, &unused, &[(S32, &[6, 6]), (S32, &[0, 2])], &[S32]);
+    assert!(error.is_none() && got[0][..2] == [7, 3], "{error:?} {got:?}");
 }
 
 #[test]

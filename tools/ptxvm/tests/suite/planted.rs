@@ -395,6 +395,7 @@ fn all_kinds_are_planted() {
         ErrorKind::Barrier,
         ErrorKind::Mbarrier,
         ErrorKind::Cluster,
+        ErrorKind::TensorMap,
         ErrorKind::Wgmma,
         ErrorKind::WarpMask,
         ErrorKind::Deadlock,

@@ -306,15 +306,41 @@ tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
         gpu.read(out, &mut got).unwrap();
         Ok::<_, Error>(got.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>())
     };
-    // Two rows of the four, every other one from row 1 on, of 8 words of which the tensor has 6.
-    let got = run(&module(fields)).unwrap_or_else(|e| panic!("{}\n{e}", module(fields)));
-    for (i, got) in got.iter().enumerate() {
-        let (row, column) = (i / 8, i % 8);
-        if column < 6 {
-            assert_eq!(*got, ((1 + 2 * row) * 64 + column) as f32, "word {i}");
-        } else {
-            assert!(got.is_nan(), "word {i}: {got}");
+    // Changed in every field, and made of zeros.
+    let zeros = |fields: &str| module(fields).replace("st.shared.u32 [r], v;", "st.shared.u32 [r], 0;");
+    for text in [module(fields), zeros(fields)] {
+        // Two rows of the four, every other one from row 1 on, of 8 words of which the tensor has 6.
+        let got = run(&text).unwrap_or_else(|e| panic!("{text}\n{e}"));
+        for (i, got) in got.iter().enumerate() {
+            let (row, column) = (i / 8, i % 8);
+            if column < 6 {
+                assert_eq!(*got, ((1 + 2 * row) * 64 + column) as f32, "word {i}");
+            } else {
+                assert!(got.is_nan(), "word {i}: {got}");
+            }
         }
+    }
+    for (from, lacks) in [
+        ("global_address", "without an address"),
+        ("rank", "1 dimensions is copied as one of 2"),
+        ("box_dim.shared::cta.b1024.b32 [m], 0", "the elements of the box of dimension 0"),
+        ("box_dim.shared::cta.b1024.b32 [m], 1", "the elements of the box of dimension 1"),
+        ("global_dim.shared::cta.b1024.b32 [m], 0", "the elements of dimension 0"),
+        ("global_dim.shared::cta.b1024.b32 [m], 1", "the elements of dimension 1"),
+        ("element_stride", "the element stride of dimension 1"),
+    ] {
+        let rest: String =
+            fields.lines().filter(|line| !line.contains(from)).map(|l| l.to_owned() + "\n").collect();
+        match run(&zeros(&rest)) {
+            Err(Error::Fault(found)) => assert!(found[0].message.contains(lacks), "{from}: {found:?}"),
+            other => panic!("{from}: {other:?}"),
+        }
+    }
+    match run(
+        &module(fields).replace("st.shared.u32 [r], v;", "setp.ne.u32 w, i, 31;\n@w st.shared.u32 [r], 0;")
+    ) {
+        Err(Error::Fault(found)) => assert_eq!(found[0].kind, ErrorKind::Uninitialized, "{found:?}"),
+        other => panic!("a part unwritten: {other:?}"),
     }
     for (from, to, part) in [
         ("b64 [m], o;", "b64 [m], 8;", "no multiple of 16"),
@@ -334,7 +360,7 @@ tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
         match run(&module(&fields.replacen(from, to, 1))) {
             Err(Error::Fault(found)) => {
                 assert!(
-                    found[0].kind == ErrorKind::Launch && found[0].message.contains(part),
+                    found[0].kind == ErrorKind::TensorMap && found[0].message.contains(part),
                     "{part}: {found:?}"
                 );
             }
@@ -422,13 +448,13 @@ fn wrong_tensor_copies_are_found() {
         (
             right.clone(),
             &(|m: &mut [u8; 128]| m[50] ^= 1) as &dyn Fn(&mut [u8; 128]),
-            ErrorKind::Launch,
+            ErrorKind::TensorMap,
             "no tensor map",
         ),
         (
             text(3, 512, &load(3)),
             &|_: &mut [u8; 128]| (),
-            ErrorKind::Launch,
+            ErrorKind::TensorMap,
             "2 dimensions is copied as one of 3",
         ),
         (right.replace("[s], [a", "[s+64], [a"), &|_| (), ErrorKind::Misaligned, "multiple of 128"),

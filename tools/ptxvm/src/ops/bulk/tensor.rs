@@ -125,15 +125,15 @@ impl WarpOp for Tensor {
             let fault = |ctx: &Context<'_>, kind, message| Err(ctx.fault(kind, 1 << lane, message));
             let Some(map) = TensorMap::decode(&map_bytes(ctx, lane, maps[lane])?) else {
                 let message = format!("the bytes at {:#x} are no tensor map of this machine", maps[lane]);
-                return fault(ctx, ErrorKind::Launch, message);
+                return fault(ctx, ErrorKind::TensorMap, message);
             };
             if map.rank != rows.len() {
                 let message =
                     format!("a tensor of {} dimensions is copied as one of {}", map.rank, rows.len());
-                return fault(ctx, ErrorKind::Launch, message);
+                return fault(ctx, ErrorKind::TensorMap, message);
             }
-            if let Some(message) = map.box_fault() {
-                return fault(ctx, ErrorKind::Launch, message);
+            if let Some(message) = map.wrong() {
+                return fault(ctx, ErrorKind::TensorMap, message);
             }
             let Some(direction) = self.direction else { continue };
             let (rank, base, mbarrier) = match direction {
@@ -147,7 +147,7 @@ impl WarpOp for Tensor {
             let reduction = self.operation.map(|operation| reduce::of_tensor(operation, map.ty));
             if reduction.is_some_and(|r| r.is_none()) {
                 let message = format!("no such reduction of a tensor of {:?}", map.ty);
-                return fault(ctx, ErrorKind::Launch, message);
+                return fault(ctx, ErrorKind::TensorMap, message);
             }
             let mut runs = Vec::new();
             let mut total = 0;

@@ -11,6 +11,7 @@ use crate::machine::inst::{Class, Inst, WarpOp};
 use crate::machine::layout::WINDOW_BYTES;
 use crate::machine::memory::access::by_space;
 use crate::machine::memory::{lanes, pick};
+use crate::ops::forms::Handler;
 use crate::ops::lane::{Unary, unary};
 use crate::ptx::ast::Instruction;
 use crate::types::{Space, Type};
@@ -23,6 +24,23 @@ impl Unary for Shift {
     type D = u64;
     fn eval(imm: u64, a: u64) -> u64 {
         a.wrapping_add(imm)
+    }
+}
+
+/// The generic address of what compilers may have as an offset among the parameters, because they took a parameter's address
+/// in 32 bits (`mov.b32`).
+pub(super) const fn parameter(window: u64, at: u64) -> u64 {
+    if at < WINDOW_BYTES { at | window } else { at }
+}
+
+/// d = a, or that behind the window `imm`
+struct Parameter;
+
+impl Unary for Parameter {
+    type A = u64;
+    type D = u64;
+    fn eval(imm: u64, a: u64) -> u64 {
+        parameter(imm, a)
     }
 }
 
@@ -45,10 +63,14 @@ pub(super) fn cvta(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     let [dst, src] = operands(inst)?;
     let dst = d.dst(dst, Type::U64)?;
     let src = d.src(src, Type::U64)?;
-    // Addresses of parameters are generic from the beginning.
-    let base = if space == Space::Param { 0 } else { window(space) };
-    let imm = if to { base.wrapping_neg() } else { base };
-    d.lane(unary::<Shift>(d.isa), Class::Integer, &[dst], &[src], imm);
+    let (operation, imm): (Handler, _) = match (space, to) {
+        // Addresses of parameters are generic from the beginning, but for those in 32 bits.
+        (Space::Param, true) => (unary::<Shift>, 0),
+        (Space::Param, false) => (unary::<Parameter>, d.parameters),
+        (_, true) => (unary::<Shift>, window(space).wrapping_neg()),
+        (_, false) => (unary::<Shift>, window(space)),
+    };
+    d.lane(operation(d.isa), Class::Integer, &[dst], &[src], imm);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! `ld` and `ldu`.
 
+use super::address::parameter;
 use super::operands::{
     by_bytes, cache_hints, class, each_space, element_bytes, elements, order, remote, space, vector,
     without_policy,
@@ -28,6 +29,8 @@ struct Extend {
 #[derive(Debug)]
 struct Load {
     space: Space,
+    /// The window of the parameters, where the address is a register's; otherwise 0.
+    parameters: u64,
     /// Whether it may reach the shared memory of other blocks.
     remote: bool,
     /// Bytes of an element.
@@ -70,6 +73,7 @@ pub(super) fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     let access = Access { size: u64::from(bytes * n), act: Act::Read, order };
     let op = Load {
         space,
+        parameters: if space == Space::Param && !d.is_constant(address.base) { d.parameters } else { 0 },
         remote: remote(inst, space),
         bytes,
         access,
@@ -261,7 +265,10 @@ fn note_bytes(
 
 impl WarpOp for Load {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
-        let at = ctx.addresses(mask, inst.src(0), self.offset);
+        let mut at = ctx.addresses(mask, inst.src(0), self.offset);
+        if self.parameters != 0 {
+            at = at.map(|at| parameter(self.parameters, at));
+        }
         each_space(self.space, mask, &at, |space, mask, at| {
             if space == Space::Shared && ctx.block.cluster.is_some() {
                 return self.in_cluster(ctx, inst, mask, at);

@@ -77,6 +77,8 @@ mod kernels_others;
 mod kernels_programs;
 #[path = "suite/kernels_sync.rs"]
 mod kernels_sync;
+#[path = "suite/kernels_triton.rs"]
+mod kernels_triton;
 #[path = "suite/kernels_warpgroups.rs"]
 mod kernels_warpgroups;
 #[path = "suite/ldmatrix.rs"]

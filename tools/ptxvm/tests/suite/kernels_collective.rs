@@ -233,7 +233,7 @@ fn histogram() {
     }
 }
 
-fn philox(mut c: [u32; 4], seed: u64) -> [u32; 4] {
+pub(crate) fn philox(mut c: [u32; 4], seed: u64) -> [u32; 4] {
     let mut k = [seed as u32, (seed >> 32) as u32];
     for _ in 0..10 {
         let (p, q) = (u64::from(c[0]) * 0xD251_1F53, u64::from(c[2]) * 0xCD9E_8D57);

@@ -1,50 +1,17 @@
-//! PTX that other compilers wrote: tests/kernels/triton and tests/kernels/clang.
+//! PTX that clang wrote, tests/kernels/clang, and what holds for that of all other compilers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ptxvm::Arg;
-
-use crate::kernels::{Device, Rng, Round, ToArg, U32, bf16, f16, from_bf16, from_f16, near};
-use crate::kernels_matrix::attention;
+use crate::kernels::{Device, Rng, U32, near};
 use crate::toolchain;
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(name)
 }
 
-fn text(name: &str) -> String {
+pub(crate) fn text(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-struct Null;
-impl ToArg for Null {
-    fn to_arg(&self) -> Arg {
-        Arg::U64(0)
-    }
-}
-
-/// Runs a program of Triton: block and shared memory as the file's second line says, two null scratch pointers last.
-struct Triton {
-    device: Device,
-    name: String,
-    threads: usize,
-    shared: u32,
-}
-
-impl Triton {
-    fn new(name: &str, arch: u32) -> Self {
-        let text = text(&format!("triton/{name}_sm{arch}.ptx"));
-        let line: Vec<&str> = text.lines().nth(1).unwrap().split(' ').collect();
-        let ["//", "warps", warps, "shared", shared, "scratch", "0"] = line[..] else { panic!("{line:?}") };
-        let (threads, shared) = (warps.parse::<usize>().unwrap() * 32, shared.parse().unwrap());
-        Self { device: Device::with_ptx(name, &text), name: name.to_owned(), threads, shared }
-    }
-
-    fn run(&mut self, grid: (usize, usize), args: &[&dyn ToArg]) {
-        let args: Vec<&dyn ToArg> = args.iter().copied().chain([&Null as &dyn ToArg, &Null]).collect();
-        self.device.run_shared(&self.name, grid, self.threads, self.shared, &args);
-    }
 }
 
 #[test]
@@ -57,115 +24,6 @@ fn the_assembler_accepts_all() {
                 fs::copy(&file, &copy).unwrap(); // the output lies beside it
                 toolchain::assemble(&copy, if hopper { "90a" } else { "80" });
             }
-        }
-    }
-}
-
-#[test]
-fn triton_add() {
-    for arch in [80, 90] {
-        let mut t = Triton::new("add", arch);
-        let n = 2500usize;
-        let mut rng = Rng(31);
-        let (x, y) = (rng.f32s(n), rng.f32s(n));
-        let (a, b, c) = (t.device.upload(&x), t.device.upload(&y), t.device.empty::<f32>(n));
-        t.run((n.div_ceil(1024), 1), &[&a, &b, &c, &(n as i32)]);
-        let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
-        assert_eq!(t.device.download::<f32>(c, n), want, "sm_{arch}");
-    }
-}
-
-#[test]
-fn triton_softmax() {
-    for arch in [80, 90] {
-        let mut t = Triton::new("softmax", arch);
-        let (rows, cols, stride) = (3usize, 784usize, 800usize);
-        let x = Rng(32).vec(rows * stride, |r| r.f32() * 8.0);
-        let (a, b) = (t.device.upload(&x), t.device.upload(&vec![-1f32; rows * stride]));
-        t.run((rows, 1), &[&b, &a, &(stride as i32), &(cols as i32)]);
-        let got = t.device.download::<f32>(b, rows * stride);
-        for (got, x) in got.chunks(stride).zip(x.chunks(stride)) {
-            let x: Vec<f64> = x[..cols].iter().map(|v| f64::from(*v)).collect();
-            let top = x.iter().copied().fold(f64::MIN, f64::max);
-            let sum: f64 = x.iter().map(|v| (v - top).exp()).sum();
-            for (c, got) in got.iter().enumerate() {
-                if c >= cols {
-                    assert_eq!(*got, -1.0);
-                    continue;
-                }
-                let want = (x[c] - top).exp() / sum;
-                // Exponents of 2 up to 24, rounded twice; then the function, the sum and the division.
-                near(f64::from(*got), want, (2.0 * 24.0 + 12.0 + cols as f64) * U32 * want, (arch, c));
-            }
-        }
-    }
-}
-
-#[test]
-fn triton_layer_norm() {
-    for arch in [80, 90] {
-        let mut t = Triton::new("layer_norm", arch);
-        let (rows, cols) = (3usize, 777usize);
-        let mut rng = Rng(33);
-        let x = rng.vec(rows * cols, |r| r.f32() * 2.0 + 1.0);
-        let (gain, bias) = (rng.f32s(cols), rng.f32s(cols));
-        let d = &mut t.device;
-        let (a, g, b, o) = (d.upload(&x), d.upload(&gain), d.upload(&bias), d.empty::<f32>(x.len()));
-        t.run((rows, 1), &[&a, &g, &b, &o, &(cols as i32), &1e-5f32]);
-        let got = t.device.download::<f32>(o, x.len());
-        for r in 0..rows {
-            let x: Vec<f64> = x[r * cols..(r + 1) * cols].iter().map(|v| f64::from(*v)).collect();
-            let mean = x.iter().sum::<f64>() / cols as f64;
-            let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / cols as f64;
-            for c in 0..cols {
-                let unit = (x[c] - mean) / (var + f64::from(1e-5f32)).sqrt();
-                let want = unit * f64::from(gain[c]) + f64::from(bias[c]);
-                let bound = cols as f64 * U32 * (3.0 + unit.abs()) + 8.0 * U32 * (unit.abs() + 1.0);
-                near(f64::from(got[r * cols + c]), want, bound, (arch, r, c));
-            }
-        }
-    }
-}
-
-/// On sm_90 by `wgmma`: A is K-major with a swizzle of 64 bytes, B is MN-major with one of 128.
-#[test]
-fn triton_matmul() {
-    for arch in [80, 90] {
-        let mut t = Triton::new("matmul", arch);
-        let (m, n, k) = (75usize, 80usize, 112usize);
-        let mut rng = Rng(34);
-        let mut sixteen = |n| rng.vec(n, |r| bf16(r.f64(), Round::Nearest));
-        let (x, y) = (sixteen(m * k), sixteen(k * n));
-        let (a, b, c) = (t.device.upload(&x), t.device.upload(&y), t.device.empty::<f32>(m * n));
-        t.run((2, 2), &[&a, &b, &c, &(m as i32), &(n as i32), &(k as i32)]);
-        for (i, got) in t.device.download::<f32>(c, m * n).into_iter().enumerate() {
-            let terms = (0..k).map(|j| from_bf16(x[i / n * k + j]) * from_bf16(y[j * n + i % n]));
-            let (sum, size) = terms.fold((0.0, 0.0), |(s, t): (f64, f64), v| (s + v, t + v.abs()));
-            near(f64::from(got), sum, 2.0 * k as f64 * U32 * size, (arch, i));
-        }
-    }
-}
-
-#[test]
-fn triton_attention() {
-    let mut t = Triton::new("attention", 80);
-    let (heads, tokens, width) = (2usize, 93usize, 64usize);
-    let all = heads * tokens * width;
-    let mut rng = Rng(35);
-    let [q, k, v] = [(); 3].map(|()| rng.vec(all, |r| f16(r.f64(), Round::Nearest)));
-    let [a, b, c] = [&q, &k, &v].map(|x| t.device.upload(x));
-    let o = t.device.empty::<u16>(all);
-    t.run((tokens.div_ceil(64), heads), &[&a, &b, &c, &o, &0.25f32, &(tokens as i32)]);
-    let got = t.device.download::<u16>(o, all);
-    let [q, k, v] = [q, k, v].map(|x| x.into_iter().map(from_f16).collect::<Vec<_>>());
-    for h in 0..heads {
-        let part = h * tokens * width..(h + 1) * tokens * width;
-        let (want, _) =
-            attention(&q[part.clone()], &k[part.clone()], &v[part.clone()], tokens, width, 0.25, true);
-        for (i, want) in want.into_iter().enumerate() {
-            // p and the output in f16, 2^-12 each of at most 1; scores of 64 products.
-            let bound = 2f64.powi(-11) + 2.0 * 64.0 * 64.0 * U32;
-            near(from_f16(got[part.start + i]), want, bound, (h, i));
         }
     }
 }

@@ -433,6 +433,16 @@ impl<'m, 'a> Decoder<'m, 'a> {
         Ok(AddressOperand { base: self.constant_of(Width::B64, constant), offset: address.offset })
     }
 
+    /// The offset in the parameter bank of an operand of `[...]` that names a kernel's parameter.
+    pub(crate) fn in_bank(&mut self, op: &Operand<'_>) -> Option<u64> {
+        let Operand::Address(address) = op else { return None };
+        let (space, constant) = self.symbol(address.base?)?;
+        let Constant::Bits(at) = constant else { return None };
+        let offset = at.wrapping_sub(PARAM_WINDOW).checked_add_signed(address.offset)?;
+        (space == Space::Param && self.parameters == PARAM_WINDOW && address.rest.is_empty())
+            .then_some(offset)
+    }
+
     // ---------------------------------------------------------------------------------------------- emission
 
     /// Appends an instruction under the current guard and place; its other fields can be set through the result.

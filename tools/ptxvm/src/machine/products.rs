@@ -136,7 +136,9 @@ pub(crate) struct Products {
 impl Products {
     /// None is under way, and there was no fence.
     pub(crate) fn clear(&mut self) {
-        *self = Self { scratch: std::mem::take(&mut self.scratch), ..Self::default() };
+        if self.fenced || self.issued != 0 || !self.groups.is_empty() {
+            *self = Self { scratch: std::mem::take(&mut self.scratch), ..Self::default() };
+        }
     }
 
     /// Whether registers must be looked up.

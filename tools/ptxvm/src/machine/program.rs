@@ -97,6 +97,24 @@ specials! {
 }
 
 impl Special {
+    /// Whether the blocks of a launch have different ones.
+    pub(crate) const fn differs_by_block(self) -> bool {
+        matches!(
+            self,
+            Self::CtaidX
+                | Self::CtaidY
+                | Self::CtaidZ
+                | Self::ClusteridX
+                | Self::ClusteridY
+                | Self::ClusteridZ
+                | Self::ClusterCtaidX
+                | Self::ClusterCtaidY
+                | Self::ClusterCtaidZ
+                | Self::ClusterCtarank
+                | Self::SmId
+        )
+    }
+
     /// Whether a name is a special register of PTX at all, also one that is not built (or read by an operation of its
     /// own, as the clocks are).
     pub fn is_known(name: &str) -> bool {

@@ -104,6 +104,13 @@ values! {
     u128, u128, 4, |r| r, |v| v;
 }
 
+/// Which registers of a frame are written: a mask of lanes for each row and predicate.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Definedness {
+    rows: Box<[u32]>,
+    preds: Box<[u32]>,
+}
+
 /// The register file of one warp. Frames of called functions lie above their caller's; `base` and `pred_base` mark the
 /// running one.
 #[derive(Clone, Debug, Default)]
@@ -212,6 +219,21 @@ impl Registers {
             let here = self.partly.iter_mut().filter(|(row, _)| frame.contains(*row));
             here.for_each(|(_, bytes)| clear(bytes, mask));
         }
+    }
+
+    /// Which registers of a frame are written, in every lane.
+    pub(crate) fn definedness(&self, rows: usize, preds: usize) -> Definedness {
+        Definedness {
+            rows: self.defined[self.base..self.base + rows].into(),
+            preds: self.preds_defined[self.pred_base..self.pred_base + preds].into(),
+        }
+    }
+
+    /// Declares the registers of a frame written or not.
+    pub(crate) fn set_definedness(&mut self, to: &Definedness) {
+        self.defined[self.base..][..to.rows.len()].copy_from_slice(&to.rows);
+        self.preds_defined[self.pred_base..][..to.preds.len()].copy_from_slice(&to.preds);
+        self.partly.clear();
     }
 
     /// A row, counted from the first frame's.

@@ -429,6 +429,19 @@ struct Grain {
     repeated: bool,
 }
 
+impl Grain {
+    /// Whether all that touched it is ordered before a warp, as mostly.
+    #[inline(always)]
+    fn is_past(&self, view: &View<'_>) -> bool {
+        self.write_clock.max(self.read_clock) <= view.floor
+    }
+
+    #[inline(always)]
+    fn without_writes(&self) -> Self {
+        Self { read_clock: self.read_clock, read_pc: self.read_pc, reader: self.reader, ..Self::default() }
+    }
+}
+
 /// The other party of a race.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conflict {
@@ -601,6 +614,10 @@ impl Shadow {
     ) -> Option<Conflict> {
         let me = Who::new(view.warp, lane);
         let grain = &mut self.grains[g];
+        if note && !strong && grain.is_past(view) {
+            (grain.reader, grain.read_clock, grain.read_pc) = (me, view.clock, pc);
+            return None;
+        }
         let mut conflict = None;
         // A loop around a compare-and-swap begins with a plain read, as in CUDA's own examples: a stale value costs a
         // round, no more.
@@ -682,6 +699,12 @@ impl Shadow {
     ) -> Option<Conflict> {
         let (strong, swap) = (access.order.strong, access.act == Act::Swap);
         let grain = &mut self.grains[g];
+        if note && !strong && grain.is_past(view) {
+            let writer = Who::new(view.warp, lane);
+            let (write_clock, write_pc, volatile) = (view.clock, pc, access.order.volatile);
+            *grain = Grain { write_clock, write_pc, writer, swap, volatile, ..grain.without_writes() };
+            return None;
+        }
         let mut conflict = None;
         let mut writer = Who::new(view.warp, lane);
         let earlier = grain.writer;

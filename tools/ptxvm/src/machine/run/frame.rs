@@ -2,8 +2,8 @@
 
 use crate::machine::block::Block;
 use crate::machine::launch::LaunchState;
-use crate::machine::program::Special;
-use crate::machine::registers::{LANES, Reg, Registers, Width};
+use crate::machine::program::{Function, Special};
+use crate::machine::registers::{Definedness, LANES, Reg, Registers, Width};
 use crate::machine::warp::{Frame, WarpRun};
 
 pub(super) fn broadcast(regs: &mut Registers, reg: Reg, mask: u32, value: u64) {
@@ -30,6 +30,28 @@ pub(super) fn enter(run: &mut WarpRun, launch: &LaunchState<'_>, frame: Frame, m
     for (reg, special) in &f.specials {
         set_special(regs, *reg, mask, *special, launch, run.warp.id, block);
     }
+    begin_local(run, f, frame, mask);
+}
+
+/// Sets up the frame of a kernel that [`enter`] has set up for an earlier block: its constants and most special registers lie
+/// there still, because rows of their own hold them.
+pub(super) fn enter_again(
+    run: &mut WarpRun,
+    launch: &LaunchState<'_>,
+    frame: Frame,
+    defined: &Definedness,
+    block: &Block,
+) {
+    let f = &launch.program.functions[frame.function as usize];
+    run.warp.select(frame);
+    run.warp.regs.set_definedness(defined);
+    for (reg, special) in f.specials.iter().filter(|(_, special)| special.differs_by_block()) {
+        set_special(&mut run.warp.regs, *reg, u32::MAX, *special, launch, run.warp.id, block);
+    }
+    begin_local(run, f, frame, u32::MAX);
+}
+
+fn begin_local(run: &mut WarpRun, f: &Function, frame: Frame, mask: u32) {
     if f.local_bytes > 0 {
         run.warp.local.reserve(frame.local_base + f.local_bytes);
         run.warp.local.begin(mask, frame.local_base, f.local_bytes, &f.local_live);

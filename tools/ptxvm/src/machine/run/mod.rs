@@ -7,7 +7,7 @@ mod frame;
 mod meet;
 
 pub(crate) use self::cluster::ClusterRun;
-use self::frame::enter;
+use self::frame::{enter, enter_again};
 use super::barrier::{BARRIERS, Barrier, CLUSTER, WARPS};
 use super::block::{Block, Poll};
 use super::context::{Context, Stop};
@@ -17,7 +17,7 @@ use super::launch::{LaunchState, Worker};
 use super::memory::lanes;
 use super::memory::mbarrier::Awaited;
 use super::memory::race::{BlockClock, Clocks};
-use super::registers::{LANES, Registers};
+use super::registers::{Definedness, LANES, Registers};
 use super::warp::{Frame, State, WarpRun};
 use super::written::follow;
 use crate::error::ErrorKind;
@@ -73,6 +73,8 @@ pub(crate) struct BlockRun {
     vain: Vec<Vain>,
     /// State of the schedule's random numbers; `None` runs warps in order.
     random: Option<u64>,
+    /// Which registers a warp begins with, once a block has begun.
+    begun: Option<Definedness>,
 }
 
 /// The next number of splitmix64.
@@ -96,6 +98,7 @@ impl BlockRun {
             barriers: vec![Barrier::default(); BARRIERS + warps.div_ceil(WARPS) as usize],
             vain: vec![Vain::default(); warps as usize],
             random: None,
+            begun: None,
         }
     }
 
@@ -139,7 +142,15 @@ impl BlockRun {
             let f = launch.kernel;
             w.start(f.start, mask, launch.kernel_index);
             let frame = Frame { function: launch.kernel_index, ..Frame::default() };
-            enter(w, launch, frame, u32::MAX, &self.block);
+            match &self.begun {
+                None => enter(w, launch, frame, u32::MAX, &self.block),
+                Some(begun) => enter_again(w, launch, frame, begun, &self.block),
+            }
+        }
+        if self.begun.is_none() {
+            let f = launch.kernel;
+            self.begun =
+                self.warps.first().map(|w| w.warp.regs.definedness(f.rows as usize, f.preds as usize));
         }
     }
 

@@ -68,9 +68,14 @@ pub(super) fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
         };
         extend.push(Extend { signed: ty.is_signed(), keep: u64::MAX >> (64 - bits.clamp(1, 64)) });
     }
+    let access = Access { size: u64::from(bytes * n), act: Act::Read, order };
+    let at = if space == Space::Param { d.in_bank(from) } else { None };
+    if let Some(at) = at.filter(|at| at.is_multiple_of(access.size)) {
+        d.warp(LoadParameter { at, bytes, access, extend: extend.into() }, class(space), &dsts, &[]);
+        return Ok(());
+    }
     let address = d.address(from, space)?;
     d.note_access(space, bytes * n, order.strong);
-    let access = Access { size: u64::from(bytes * n), act: Act::Read, order };
     let op = Load {
         space,
         parameters: if space == Space::Param && !d.is_constant(address.base) { d.parameters } else { 0 },
@@ -82,6 +87,38 @@ pub(super) fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     };
     d.warp(op, class(space), &dsts, &[address.base]);
     Ok(())
+}
+
+/// `ld.param` of a kernel's parameter, which all lanes have in common. Destinations: the elements.
+#[derive(Debug)]
+struct LoadParameter {
+    /// Where it lies in the parameter bank.
+    at: u64,
+    /// Bytes of an element.
+    bytes: u32,
+    access: Access,
+    extend: Box<[Extend]>,
+}
+
+impl LoadParameter {
+    #[inline(always)]
+    fn run<T: Cell>(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        let from = self.at as usize;
+        let Some(elements) = ctx.launch.params.get(from..from + self.access.size as usize) else {
+            return ctx.check_bank(mask, &[self.at; LANES], &self.access, Space::Param).map(|_| ());
+        };
+        for ((k, extend), element) in self.extend.iter().enumerate().zip(elements.chunks(T::BYTES)) {
+            put(ctx.regs(), inst.dst(k), *extend, mask, &[T::from_bytes(element); LANES]);
+            ctx.regs().set_defined(inst.dst(k), mask, mask);
+        }
+        Ok(())
+    }
+}
+
+impl WarpOp for LoadParameter {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        by_bytes!(self.bytes, self.run(ctx, inst, mask))
+    }
 }
 
 /// Puts loaded values into a register.

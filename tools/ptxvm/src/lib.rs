@@ -51,7 +51,7 @@ pub use error::Error;
 pub use gpu::{Arg, DevicePtr, Gpu, Launch, LoadedModule, Module};
 pub use machine::options::{Checks, MmaOrder, Options};
 pub use machine::program::ClusterShape;
-pub use machine::tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType, Tiled};
+pub use machine::tensor_map::{Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapError, TensorType, Tiled};
 pub use report::Report;
 
 /// The README's examples are tests.

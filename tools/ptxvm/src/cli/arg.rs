@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ptxvm::{Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapError, TensorType, Tiled};
+
 use super::npy::Header;
 use super::number::Element;
 
@@ -30,6 +32,58 @@ pub(crate) enum Value {
     Zeros(u64),
     /// So many uninitialised bytes.
     Scratch(u64),
+    /// A tensor map of memory, which the parameter holds in place of the pointer.
+    Map(Tensor, Box<Value>),
+}
+
+/// A dense tensor and a box of it, outermost dimensions first.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    element: Element,
+    dims: Vec<u64>,
+    boxes: Vec<u64>,
+    swizzle: Swizzle,
+}
+
+impl Tensor {
+    /// The map's bytes for memory at an address.
+    pub(crate) fn encode(&self, address: u64) -> Result<Vec<u8>, TensorMapError> {
+        let ty = match self.element {
+            // Copies do not look at signs.
+            Element::I8 | Element::U8 => TensorType::U8,
+            Element::I16 | Element::U16 => TensorType::U16,
+            Element::I32 => TensorType::S32,
+            Element::U32 => TensorType::U32,
+            Element::I64 => TensorType::S64,
+            Element::U64 => TensorType::U64,
+            Element::F16 => TensorType::F16,
+            Element::Bf16 => TensorType::Bf16,
+            Element::F32 => TensorType::F32,
+            Element::F64 => TensorType::F64,
+        };
+        let dims: Vec<u64> = self.dims.iter().rev().copied().collect();
+        let strides: Vec<u64> = dims
+            .iter()
+            .scan(self.element.bytes() as u64, |stride, n| {
+                *stride = stride.saturating_mul(*n);
+                Some(*stride)
+            })
+            .take(dims.len() - 1)
+            .collect();
+        let boxes: Vec<u32> =
+            self.boxes.iter().rev().map(|n| u32::try_from(*n).unwrap_or(u32::MAX)).collect();
+        let map = TensorMap::encode(&Tiled {
+            ty,
+            address,
+            dims: &dims,
+            strides: &strides,
+            boxes: &boxes,
+            element_strides: &vec![1; dims.len()],
+            swizzle: self.swizzle,
+            fill_nan: false,
+        });
+        map.map(Vec::from)
+    }
 }
 
 /// Where a buffer goes after the launch.
@@ -48,7 +102,7 @@ impl From<&str> for Save {
 }
 
 const FORMS: &str = "give a number (i32:5, f32:1.5, ...), bytes:HEX, in:FILE, out:FILE:TYPE[SHAPE], inout:FILE:FILE, \
-                     zeros:BYTES, scratch:BYTES or null";
+                     zeros:BYTES, scratch:BYTES, map:TYPE[SHAPE]:box[SHAPE]:SWIZZLE:MEMORY or null";
 
 impl FromStr for Spec {
     type Err = String;
@@ -63,7 +117,61 @@ impl Spec {
     pub(crate) fn bytes(&self) -> usize {
         match &self.value {
             Value::Bytes(bytes) => bytes.len(),
+            Value::Map(..) => TENSOR_MAP_BYTES,
             _ => 8,
+        }
+    }
+
+    /// The memory that it stands for, where it is no number.
+    pub(crate) fn memory(&self) -> &Value {
+        match &self.value {
+            Value::Map(_, memory) => memory,
+            other => other,
+        }
+    }
+}
+
+/// `TYPE[SHAPE]`
+fn array(text: &str, example: &str) -> Result<(Element, Vec<u64>), String> {
+    let (element, shape) = text
+        .strip_suffix(']')
+        .and_then(|array| array.split_once('['))
+        .ok_or(format!("`{text}` is no type and shape, as in {example}"))?;
+    Ok((named(element)?, dimensions(shape, example)?))
+}
+
+fn dimensions(text: &str, example: &str) -> Result<Vec<u64>, String> {
+    let number = |n: &str| n.parse().map_err(|_| format!("`{n}` is no dimension, as in {example}"));
+    text.split(',').map(number).collect()
+}
+
+fn map(text: &str) -> Result<Value, String> {
+    let example = "map:f16[256,512]:box[64,64]:128:in:x.npy";
+    let mut parts = text.splitn(4, ':');
+    let (Some(of), Some(boxes), Some(swizzle), Some(memory)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(format!("a tensor, a box, a swizzle and memory are needed, as in {example}"));
+    };
+    let (element, dims) = array(of, example)?;
+    let boxes = boxes.strip_prefix("box[").and_then(|rest| rest.strip_suffix(']'));
+    let boxes = dimensions(boxes.ok_or(format!("the box is missing, as in {example}"))?, example)?;
+    let swizzle = match swizzle {
+        "0" => Swizzle::None,
+        "32" => Swizzle::B32,
+        "64" => Swizzle::B64,
+        "128" => Swizzle::B128,
+        other => return Err(format!("a swizzle of `{other}` bytes: there are 0, 32, 64 and 128")),
+    };
+    match value(memory)? {
+        Value::Bytes(_) | Value::Null | Value::Map(..) => {
+            Err(format!("`{memory}` is no memory to map, as in {example}"))
+        }
+        memory => {
+            let tensor = Tensor { element, dims, boxes, swizzle };
+            // What the map's rules refuse is told before any file is read.
+            tensor.encode(TENSOR_MAP_BYTES as u64).map_err(|e| e.to_string())?;
+            Ok(Value::Map(tensor, Box::new(memory)))
         }
     }
 }
@@ -81,20 +189,13 @@ fn value(text: &str) -> Result<Value, String> {
         "bytes" => hex(rest).map(Value::Bytes),
         "zeros" => size(rest).map(Value::Zeros),
         "scratch" => size(rest).map(Value::Scratch),
+        "map" => map(rest),
         "in" => Ok(Value::Load(path(rest, "in:x.npy")?.into(), None)),
         "out" => {
             let example = "out:y.npy:f32[128,64]";
             let (to, array) =
                 rest.rsplit_once(':').ok_or(format!("type and shape are missing, as in {example}"))?;
-            let (element, shape) = array
-                .strip_suffix(']')
-                .and_then(|array| array.split_once('['))
-                .ok_or(format!("`{array}` is no type and shape, as in {example}"))?;
-            let element = named(element)?;
-            let shape: Vec<u64> = shape
-                .split(',')
-                .map(|n| n.parse().map_err(|_| format!("`{n}` is no dimension, as in {example}")))
-                .collect::<Result<_, _>>()?;
+            let (element, shape) = self::array(array, example)?;
             if shape.len() > 32 {
                 return Err(format!("{} dimensions; NumPy has at most 32", shape.len()));
             }

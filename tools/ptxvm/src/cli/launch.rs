@@ -53,7 +53,7 @@ pub(crate) struct Done {
 pub(crate) fn prints(args: &LaunchArgs) -> bool {
     args.args
         .iter()
-        .any(|spec| matches!(&spec.value, Value::Load(_, Some(Save::Print)) | Value::Out(Save::Print, ..)))
+        .any(|spec| matches!(spec.memory(), Value::Load(_, Some(Save::Print)) | Value::Out(Save::Print, ..)))
 }
 
 /// `ptxvm run`
@@ -166,7 +166,8 @@ fn check_parameters(f: &Function<'_>, args: &[Spec]) -> Result<(), Failure> {
 fn check_places(args: &[Spec]) -> Result<(), Failure> {
     let mut seen: Vec<PathBuf> = Vec::new();
     for spec in args {
-        let (Value::Load(_, Some(Save::File(path))) | Value::Out(Save::File(path), ..)) = &spec.value else {
+        let (Value::Load(_, Some(Save::File(path))) | Value::Out(Save::File(path), ..)) = spec.memory()
+        else {
             continue;
         };
         let place = files::writable(path)?;
@@ -184,10 +185,28 @@ fn is_npy(path: &Path) -> bool {
 
 /// Makes the argument, and lists the buffer if it is to be saved.
 fn make(gpu: &mut Gpu, spec: &Spec, number: usize, outputs: &mut Vec<Output>) -> Result<Arg, Failure> {
+    match &spec.value {
+        Value::Bytes(bytes) => Ok(Arg::Bytes(bytes.clone())),
+        Value::Map(tensor, memory) => {
+            let at = fill(gpu, spec, memory, number, outputs)?;
+            let map = tensor.encode(at.0);
+            map.map(Arg::Bytes).or_else(|e| usage(format!("--arg {}: {e}", spec.text)))
+        }
+        memory => fill(gpu, spec, memory, number, outputs).map(Arg::Ptr),
+    }
+}
+
+/// The memory of an argument.
+fn fill(
+    gpu: &mut Gpu,
+    spec: &Spec,
+    memory: &Value,
+    number: usize,
+    outputs: &mut Vec<Output>,
+) -> Result<DevicePtr, Failure> {
     let alloc = |gpu: &mut Gpu, bytes: u64| gpu.alloc_named(bytes as usize, &spec.text);
-    let ptr = match &spec.value {
-        Value::Bytes(bytes) => return Ok(Arg::Bytes(bytes.clone())),
-        Value::Null => DevicePtr(0),
+    let ptr = match memory {
+        Value::Bytes(_) | Value::Map(..) | Value::Null => DevicePtr(0),
         Value::Scratch(bytes) => alloc(gpu, *bytes)?,
         Value::Zeros(bytes) => {
             let ptr = alloc(gpu, *bytes)?;
@@ -232,7 +251,7 @@ fn make(gpu: &mut Gpu, spec: &Spec, number: usize, outputs: &mut Vec<Output>) ->
             ptr
         }
     };
-    Ok(Arg::Ptr(ptr))
+    Ok(ptr)
 }
 
 /// Bytes of a buffer that are in the host's memory at a time; a multiple of every element's size.

@@ -49,6 +49,9 @@ Arguments, one --arg for each parameter of the kernel, in order:
   out:y.npy:f32[128,64]                 device memory that nobody has written, saved after the launch
   inout:x.npy:y.npy                     device memory with what the first file holds, saved as the second
   zeros:BYTES  scratch:BYTES            device memory of zeros; device memory that nobody has written
+  map:f16[256,512]:box[64,64]:128:in:x.npy
+                                        a tensor map of a dense tensor, boxes of it, bytes of its
+                                        swizzle (0, 32, 64 or 128), and one of the memories above
   null                                  the null pointer
 A file that is not called .npy holds the bytes alone. `-` instead of a file to save prints the values.
 

@@ -229,6 +229,64 @@ fn numbers_reach_the_kernel_to_the_bit() {
     }
 }
 
+/// Loads two rows of four words through a tensor map, from row 1 and column 4 on, and stores them through another.
+const BOXES: &str = "
+.visible .entry boxes(.param .align 64 .b8 from[128], .param .align 64 .b8 to[128])
+{
+    .reg .b32 m, s; .reg .b64 a, b; .reg .pred p;
+    .shared .align 8 .b64 bar;
+    .shared .align 128 .b8 tile[32];
+    mov.u32 m, bar;
+    mov.u32 s, tile;
+    mov.b64 a, from;
+    mov.b64 b, to;
+    mbarrier.init.shared.b64 [m], 1;
+    fence.proxy.async;
+    mbarrier.arrive.expect_tx.shared.b64 _, [m], 32;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [s], [a, {4, 1}], [m];
+wait:
+    mbarrier.try_wait.parity.shared.b64 p, [m], 0;
+    @!p bra wait;
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [b, {0, 1}], [s];
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;
+    ret;
+}
+";
+
+#[test]
+fn tensor_maps_of_memory_are_arguments() {
+    let place = Place::new();
+    let head = HEAD.replace("8.0", "8.6").replace("sm_80", "sm_90");
+    place.put("boxes.ptx", head + BOXES);
+    place.put("x.raw", (0..32i32).flat_map(i32::to_le_bytes).collect::<Vec<u8>>());
+    let run = "run boxes.ptx --grid 1 --block 1 --arg";
+    let from = "map:i32[4,8]:box[2,4]:0:in:x.raw";
+    let out = place.good(&format!("{run} {from} map:f32[3,4]:box[2,4]:0:out:-:i32[3,4]"));
+    let (title, rows) = out.split_once('\n').unwrap();
+    assert_eq!(title, "argument 2, i32[3, 4]:");
+    assert_eq!(rows.lines().skip(1).collect::<Vec<_>>(), ["12 13 14 15", "20 21 22 23"]);
+    for (map, part) in [
+        ("map:i32[4,8]:box[2,4]:0", "a tensor, a box, a swizzle and memory are needed"),
+        ("map:i32[4,8]:[2,4]:0:in:x.raw", "the box is missing"),
+        ("map:i32[]:box[2,4]:0:in:x.raw", "no dimension"),
+        ("map:i31[4,8]:box[2,4]:0:in:x.raw", "`i31` is no type"),
+        ("map:i32[4,8]:box[2,4]:16:in:x.raw", "a swizzle of `16` bytes"),
+        ("map:i32[4,8]:box[2,4]:0:null", "`null` is no memory"),
+        ("map:i32[4,8]:box[2,4]:0:u64:5", "`u64:5` is no memory"),
+        ("map:i32[4,8]:box[2]:0:in:x.raw", "must fit the dimensions"),
+        ("map:i32[4,8]:box[2,3]:0:in:x.raw", "12 bytes wide"),
+        ("map:i32[4,7]:box[2,4]:0:in:x.raw", "28 bytes"),
+        ("map:i32[4,8]:box[2,4294967300]:0:in:x.raw", "1 to 256"),
+        ("map:i32[4,8]:box[2,4]:64:in:x.raw", "how its rows lie is not documented"),
+        ("map:i32[4,8]:box[2,4]:0:in:none.raw", "none.raw"),
+    ] {
+        place.bad(&format!("{run} {map} map:i32[4,8]:box[2,4]:0:zeros:128"), 2, &[part]);
+    }
+    // The tensor is larger than its memory.
+    place.bad(&format!("{run} map:i32[400,8]:box[2,4]:0:scratch:48 {from}"), 1, &["OutOfBounds"]);
+}
+
 #[test]
 fn buffers_come_from_files_and_go_to_files() {
     let place = Place::new();

@@ -89,6 +89,8 @@ mod matrix;
 mod mbarrier;
 #[path = "suite/memory.rs"]
 mod memory;
+#[path = "suite/narrow.rs"]
+mod narrow;
 #[path = "suite/parse.rs"]
 mod parse;
 #[path = "suite/planted.rs"]

@@ -19,10 +19,12 @@ fn the_assembler_accepts_all() {
     for folder in ["triton", "clang"] {
         for file in fs::read_dir(path(folder)).unwrap().map(|entry| entry.unwrap().path()) {
             if file.extension().is_some_and(|e| e == "ptx") {
-                let hopper = file.to_str().unwrap().ends_with("sm90.ptx");
+                let arch = ["90", "120"]
+                    .into_iter()
+                    .find(|n| file.to_str().unwrap().ends_with(&format!("sm{n}.ptx")));
                 let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(file.file_name().unwrap());
                 fs::copy(&file, &copy).unwrap(); // the output lies beside it
-                toolchain::assemble(&copy, if hopper { "90a" } else { "80" });
+                toolchain::assemble(&copy, &arch.map_or("80".to_owned(), |n| format!("{n}a")));
             }
         }
     }

@@ -447,11 +447,16 @@ fn triton_matmul_maps() {
     }
 }
 
-/// Factors of 8 and of 4 or 8 bits with a power of two for every 32 along k, which sm_90 multiplies in bf16: exactly.
+/// Factors of 8 and of 4 or 8 bits with a power of two for every 32 along k, which sm_90 multiplies in bf16, exactly, and sm_120
+/// as they are.
 #[test]
 fn triton_matmul_scaled() {
-    for (name, narrow) in [("matmul_scaled_e2m1", true), ("matmul_scaled_e5m2", false)] {
-        let mut t = Triton::new(name, 90);
+    for (name, arch, narrow) in [
+        ("matmul_scaled_e2m1", 90, true),
+        ("matmul_scaled_e5m2", 90, false),
+        ("matmul_scaled_e5m2", 120, false),
+    ] {
+        let mut t = Triton::new(name, arch);
         let (m, n, k) = (128usize, 64usize, 192usize);
         let mut rng = Rng(45);
         let x = rng.vec(m * k, |r| (r.below(127) | r.below(2) << 7) as u8);

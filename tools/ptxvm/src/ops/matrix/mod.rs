@@ -8,6 +8,7 @@ mod grouped;
 pub mod layout;
 mod ldmatrix;
 mod mma;
+mod narrow;
 mod number;
 mod operands;
 mod tile;
@@ -25,6 +26,7 @@ use crate::ptx::ast::Instruction;
 /// The instruction is wrong, or not built.
 pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     match inst.opcode {
+        "mma" if narrow::has_kind(inst) => narrow::decode(d, inst),
         "mma" => mma::decode(d, inst),
         "wmma" => wmma::decode(d, inst),
         "wgmma" => wgmma::decode(d, inst),

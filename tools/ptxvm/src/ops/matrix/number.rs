@@ -85,29 +85,43 @@ pub(super) fn f32_to_f16(x: f32) -> u32 {
 }
 
 /// All values of `e4m3`: no infinities, one NaN.
-static E4M3: [f32; 256] = eight_bit_float(3, 7);
+pub(super) static E4M3: [f32; 256] = {
+    let mut table = small_float(3, 7);
+    (table[0x7f], table[0xff]) = (f32::NAN, f32::NAN);
+    table
+};
 /// All values of `e5m2`.
-static E5M2: [f32; 256] = eight_bit_float(2, 15);
+pub(super) static E5M2: [f32; 256] = {
+    let mut table = small_float(2, 15);
+    (table[0x7c], table[0xfc]) = (f32::INFINITY, f32::NEG_INFINITY);
+    let mut i = 0x7d;
+    while i < 0x80 {
+        (table[i], table[i | 0x80]) = (f32::NAN, f32::NAN);
+        i += 1;
+    }
+    table
+};
+/// All values of `e2m3`.
+pub(super) static E2M3: [f32; 64] = small_float(3, 1);
+/// All values of `e3m2`.
+pub(super) static E3M2: [f32; 64] = small_float(2, 3);
+/// All values of `e2m1`.
+pub(super) static E2M1: [f32; 16] = small_float(1, 1);
 
-const fn eight_bit_float(mantissa_bits: u32, bias: i32) -> [f32; 256] {
-    let mut table = [0.0; 256];
+/// The values of a float of few bits without infinities and NaN.
+const fn small_float<const N: usize>(mantissa_bits: u32, bias: i32) -> [f32; N] {
+    let mut table = [0.0; N];
     let mut i = 0;
-    while i < 256 {
-        let exponent = (i as u32 & 0x7f) >> mantissa_bits;
-        let mantissa = i as u32 & ((1 << mantissa_bits) - 1);
+    while i < N {
+        let magnitude = (i % (N / 2)) as u32;
+        let exponent = magnitude >> mantissa_bits;
+        let mantissa = magnitude & ((1 << mantissa_bits) - 1);
         let (lead, power) =
             if exponent == 0 { (0, 1 - bias) } else { (1 << mantissa_bits, exponent as i32 - bias) };
         // 2^(power - mantissa_bits), times the significand as an integer: exact.
         let unit = f32::from_bits(((power - mantissa_bits as i32 + 127) as u32) << 23);
-        let mut value = (lead + mantissa) as f32 * unit;
-        if mantissa_bits == 3 {
-            if i & 0x7f == 0x7f {
-                value = f32::NAN;
-            }
-        } else if exponent == 31 {
-            value = if mantissa == 0 { f32::INFINITY } else { f32::NAN };
-        }
-        table[i] = if i >= 128 { -value } else { value };
+        let value = (lead + mantissa) as f32 * unit;
+        table[i] = if i >= N / 2 { -value } else { value };
         i += 1;
     }
     table

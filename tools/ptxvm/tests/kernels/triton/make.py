@@ -21,7 +21,7 @@ F32, BF16, F16, I32, I64, U8 = "*fp32", "*bf16", "*fp16", "i32", "*i64", "*u8"
 E4M3, E5M2 = "*fp8e4nv", "*fp8e5"
 # The newest PTX that the assembler of CUDA 13.2 reads is 9.2.
 PTX_VERSION = 88
-BOTH, HOPPER = [80, 90], [90]
+BOTH, HOPPER, WITH_SCALES = [80, 90], [90], [90, 120]
 
 
 def tensor(rows, columns):
@@ -176,7 +176,7 @@ KERNELS = [
     (
         "matmul_scaled_e5m2",
         products.matmul_scaled,
-        HOPPER,
+        WITH_SCALES,
         [E4M3, U8, E5M2, U8, F32, I32, I32, I32],
         {"BM": 64, "BN": 32, "BK": 64, "PACK": 1},
         {},

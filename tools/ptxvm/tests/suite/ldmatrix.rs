@@ -79,6 +79,59 @@ fn ldmatrix_stmatrix_movmatrix() {
     }
 }
 
+/// Bytes that lie in memory as 8, 6 or 4 bits: 8 rows of 16, or 16 x 16 transposed.
+#[test]
+fn ldmatrix_of_bytes() {
+    let mut random = Random(14);
+    let rows: Vec<Row> = (0..4).map(|_| random.row()).collect();
+    for (shape, ty, bits) in [
+        ("m16n16", "b8", 8),
+        ("m16n16", "b8x16.b6x16_p32", 6),
+        ("m16n16", "b8x16.b4x16_p64", 4),
+        ("m8n16", "b8x16.b6x16_p32", 6),
+        ("m8n16", "b8x16.b4x16_p64", 4),
+    ] {
+        // An element of a row of 128 bits, bit by bit.
+        let element = |row: usize, column: usize| {
+            let bit = |b: usize| rows[b / 32][row] >> (b % 32) & 1;
+            (0..bits).map(|i| bit(column * bits + i) << i).sum::<u32>()
+        };
+        let square = shape == "m16n16";
+        for n in if square { &[1, 2][..] } else { &[1, 2, 4] } {
+            let dot = if square { ".trans" } else { "" };
+            let regs = if square { 2 * n } else { *n };
+            let text = format!(
+                "{}ldmatrix.sync.aligned.{shape}.x{n}{dot}.shared.{ty} {}, [%r31];\n",
+                fill(),
+                list("out", 0, regs)
+            );
+            for (i, out) in run_one(&text, &rows, regs).iter().enumerate() {
+                for (lane, sub) in (0..128).map(|i| (i / 4, i % 4)) {
+                    let want = match square {
+                        true => element(16 * (i / 2) + 4 * (lane % 4) + sub, lane / 4 + 8 * (i % 2)),
+                        false => element(8 * i + lane / 4, 4 * (lane % 4) + sub),
+                    };
+                    assert_eq!(out[lane] >> (8 * sub) & 0xff, want, "{text} register {i} lane {lane}");
+                }
+            }
+        }
+    }
+    let all = u32::MAX;
+    let load =
+        |of: &str, n: usize| format!("{}ldmatrix.sync.aligned.{of} {}, [%r31];\n", fill(), list("out", 0, n));
+    // Word 1 of row 2 holds columns 4 to 7; of 6 bits bits 32 to 63, in columns 5 to 10; of 4 bits columns 8 to 15.
+    let written = [all, !(1 << 2), all, all];
+    let found = |of: &str, n| undefined(&load(of, n), &rows, &written, n);
+    assert_eq!(found("m16n16.x1.trans.shared.b8", 2), [0x1111_0000, 0]);
+    assert_eq!(found("m8n16.x1.shared.b8x16.b6x16_p32", 1), [0b0110 << 8]);
+    assert_eq!(found("m8n16.x1.shared.b8x16.b4x16_p64", 1), [0b1100 << 8]);
+    // What is padding need not be written.
+    let written = [all, all, all, 0];
+    assert_eq!(undefined(&load("m8n16.x1.shared.b8x16.b6x16_p32", 1), &rows, &written, 1), [0]);
+    let written = [all, all, 0, 0];
+    assert_eq!(undefined(&load("m8n16.x1.shared.b8x16.b4x16_p64", 1), &rows, &written, 1), [0]);
+}
+
 #[test]
 fn ldmatrix_and_stmatrix_keep_what_is_defined() {
     let rows = vec![[0; 32]; 4];

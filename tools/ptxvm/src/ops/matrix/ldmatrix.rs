@@ -1,6 +1,8 @@
-//! ldmatrix, stmatrix and movmatrix: 8 x 8 matrices of 16-bit elements.
+//! ldmatrix, stmatrix and movmatrix: 8 x 8 matrices of 16-bit elements. ldmatrix also loads matrices of bytes, which lie in memory
+//! as 8, 6 or 4 bits.
 //!
-//! In registers, lane l holds row l / 4, columns 2 (l % 4) and the next; with `.trans` row and column change places.
+//! In registers, lane l holds row l / 4, columns 2 (l % 4) and the next; with `.trans` row and column change places. Of bytes it
+//! holds columns 4 (l % 4) to the third next; of 16 x 16, always with `.trans`, a second register holds what is 8 further.
 
 use super::operands::{destinations, sources, sync_aligned, vector, whole_warp};
 use crate::decode::decoder::{AddressOperand, Decoder, operands};
@@ -28,8 +30,11 @@ struct MatrixAccess {
 pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
     let mut mods = Mods::new(inst);
     sync_aligned(&mut mods)?;
+    if inst.opcode == "ldmatrix" && (mods.take("m8n16") || mods.take("m16n16")) {
+        return decode_bytes(d, inst, mods);
+    }
     if !mods.take("m8n8") {
-        return Err(unsupported(format!("`{}`: only .m8n8 is built", mods.written())));
+        return Err(unsupported(format!("`{}`: this shape", mods.written())));
     }
     let Some(matrices) = mods.one_of(&[("x1", 1), ("x2", 2), ("x4", 4)]) else {
         return Err(invalid(format!("`{}` without .x1, .x2 or .x4", mods.written())));
@@ -57,6 +62,101 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
     let op = MatrixAccess { store, trans, generic: space == Space::Generic, matrices, offset };
     d.warp(op, Class::Shared, &dsts, &srcs).convergence = Convergence::All;
     Ok(())
+}
+
+/// `ldmatrix` of bytes. Source 0 is the address; destinations are one register for each 8 rows in registers.
+#[derive(Debug)]
+struct Bytes {
+    /// 16 x 16, transposed; otherwise 8 x 16.
+    square: bool,
+    /// Bits of an element in memory.
+    bits: usize,
+    matrices: usize,
+    rows: MatrixAccess,
+}
+
+fn decode_bytes(
+    d: &mut Decoder<'_, '_>,
+    inst: &Instruction<'_>,
+    mut mods: Mods<'_, '_>,
+) -> Result<(), Refusal> {
+    let written = mods.written();
+    let square = inst.modifiers.contains(&"m16n16");
+    let Some(matrices) = mods.one_of(&[("x1", 1), ("x2", 2), ("x4", 4)]).filter(|n| !square || *n < 4) else {
+        return Err(invalid(format!("`{written}` without a number of matrices that it may have")));
+    };
+    if mods.take("trans") != square {
+        return Err(invalid(format!("`{written}`: .trans belongs to .m16n16 and must be there")));
+    }
+    let space =
+        mods.one_of(&[("shared", Space::Shared), ("shared::cta", Space::Shared)]).unwrap_or(Space::Generic);
+    let plain = mods.take("b8");
+    let bits = match mods.take("b8x16") {
+        true => mods.one_of(&[("b6x16_p32", 6), ("b4x16_p64", 4)]),
+        false => Some(8).filter(|_| plain && square),
+    };
+    mods.finish()?;
+    let Some(bits) = bits else {
+        return Err(invalid(format!("`{written}`: this type")));
+    };
+    let [matrix, address] = operands::<2>(inst)?;
+    let AddressOperand { base, offset } = d.address(address, space)?;
+    let n = if square { 2 * matrices } else { matrices };
+    let dsts = destinations(d, vector(matrix, n, "the operand of the matrices")?, Type::B32)?;
+    d.note_access(Space::Shared, 16, false);
+    let rows =
+        MatrixAccess { store: false, trans: square, generic: space == Space::Generic, matrices, offset };
+    d.warp(Bytes { square, bits, matrices, rows }, Class::Shared, &dsts, &[base]).convergence =
+        Convergence::All;
+    Ok(())
+}
+
+impl Bytes {
+    /// Row and column in memory of a byte of a register of a lane.
+    fn position(&self, lane: usize, reg: usize, sub: usize) -> (usize, usize) {
+        let (row, column) = (lane / 4, 4 * (lane % 4) + sub);
+        if self.square { (column, row + 8 * reg) } else { (row, column) }
+    }
+}
+
+impl WarpOp for Bytes {
+    fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
+        whole_warp(ctx, mask)?;
+        let (height, regs) = if self.square { (16, 2) } else { (8, 1) };
+        let lanes = (u64::MAX >> (64 - height * self.matrices)) as u32;
+        let at = self.rows.addresses(ctx, inst.src(0), lanes)?;
+        let mut words = [[0u32; LANES]; 4];
+        let mut defined = [u32::MAX; 4];
+        for i in 0..self.matrices {
+            let first = height * i;
+            let mask = (((1u64 << height) - 1) << first) as u32;
+            let (rows, rows_defined) = ctx.load_shared(mask, &at, 16)?;
+            let own = if rows_defined == mask { None } else { Some(ctx.own_shared(mask, at)?) };
+            for reg in 0..regs {
+                let to = regs * i + reg;
+                for (lane, sub) in (0..LANES).flat_map(|lane| (0..4).map(move |sub| (lane, sub))) {
+                    let (row, column) = self.position(lane, reg, sub);
+                    let bit = self.bits * column;
+                    let value = (rows[first + row] >> bit) as u32 & ((1 << self.bits) - 1);
+                    words[to][lane] |= value << (8 * sub);
+                    // The padding behind elements of 4 and 6 bits need not be written.
+                    if let Some(own) = &own {
+                        let bytes = bit / 8..(bit + self.bits).div_ceil(8);
+                        let lane_of_row = 1 << (first + row);
+                        let known = bytes
+                            .into_iter()
+                            .all(|byte| ctx.written_shared(lane_of_row, own, byte as u64, 1) != 0);
+                        defined[to] &= !(u32::from(!known) << lane);
+                    }
+                }
+            }
+        }
+        for i in 0..usize::from(inst.dsts) {
+            ctx.regs().set::<u32>(inst.dst(i), u32::MAX, &words[i]);
+            ctx.regs().set_defined(inst.dst(i), u32::MAX, defined[i]);
+        }
+        Ok(())
+    }
 }
 
 impl MatrixAccess {

@@ -56,6 +56,12 @@ impl Update {
     /// The new value; `flush` is for f32 in global memory, whose atomics know no subnormal numbers.
     #[inline(always)]
     fn apply<T: Word>(self, old: T, b: T, c: T, flush: bool) -> T {
+        // These two have values of any width.
+        match self {
+            Self::Exch => return b,
+            Self::Cas => return if old == b { c } else { old },
+            _ => {}
+        }
         let (x, y) = (old.wide(), b.wide());
         let (low, low_b) = (old.low(), b.low());
         T::cut(match self {
@@ -81,14 +87,7 @@ impl Update {
             Self::And => x & y,
             Self::Or => x | y,
             Self::Xor => x ^ y,
-            Self::Exch => y,
-            Self::Cas => {
-                if x == y {
-                    c.wide()
-                } else {
-                    x
-                }
-            }
+            Self::Exch | Self::Cas => x,
             Self::AddF32 => {
                 let sources = [f32::from_bits(low), f32::from_bits(low_b)];
                 let [a, b] = if flush { sources.map(Real::flushed) } else { sources };
@@ -184,7 +183,8 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
     let raw = match ty.bytes() {
         2 => Type::B16,
         4 => Type::B32,
-        _ => Type::B64,
+        8 => Type::B64,
+        _ => Type::B128,
     };
     let typed = if matches!(ty, Type::F32 | Type::F64) { ty } else { raw };
     let mut dsts: Vec<Reg> = Vec::new();
@@ -208,8 +208,9 @@ pub fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Ref
         }
         srcs.push(d.src(op, typed)?);
     }
-    // A reduction that does not round gives the same in any order of blocks.
-    d.note_access(space, ty.bytes(), used || update.rounds());
+    // A reduction that does not round gives the same in any order of blocks. The host has no atomics of 16 bytes, so that blocks that
+    // use them must not run at the same time.
+    d.note_access(space, ty.bytes(), used || update.rounds() || ty == Type::B128);
     let act = if update == Update::Cas { Act::Swap } else { Act::Atomic };
     let access = Access { size: u64::from(ty.bytes()) * n as u64, act, order };
     let remote = remote(inst, space);
@@ -252,9 +253,9 @@ fn operation(mods: &mut Mods<'_, '_>, written: &str) -> Result<(Update, Type), R
         ("and", B32 | B64) => Update::And,
         ("or", B32 | B64) => Update::Or,
         ("xor", B32 | B64) => Update::Xor,
-        ("exch", B32 | B64) => Update::Exch,
-        ("cas", B16 | B32 | B64) => Update::Cas,
-        ("exch" | "cas", B128) | ("min" | "max", F16 | BF16 | F16X2 | BF16X2) => {
+        ("exch", B32 | B64 | B128) => Update::Exch,
+        ("cas", B16 | B32 | B64 | B128) => Update::Cas,
+        ("min" | "max", F16 | BF16 | F16X2 | BF16X2) => {
             return Err(unsupported(format!("`{written}`")));
         }
         _ => return Err(invalid(format!("`{written}`: no {name} of {ty}"))),
@@ -342,6 +343,7 @@ impl Atomic {
         match to.width {
             Width::B64 => ctx.regs().set::<u64>(to, mask, &old.map(T::wide)),
             Width::B16 | Width::B32 => ctx.regs().set::<u32>(to, mask, &old.map(T::low)),
+            Width::B128 => ctx.regs().set::<u128>(to, mask, &old.map(T::full)),
             _ => return,
         }
         ctx.regs().set_defined(to, mask, known);
@@ -362,7 +364,8 @@ impl WarpOp for Atomic {
             let run = |ctx: &mut Context<'_>, mask, at: &[u64; LANES]| match self.bytes {
                 2 => self.run::<u16>(ctx, inst, mask, space, at),
                 4 => self.run::<u32>(ctx, inst, mask, space, at),
-                _ => self.run::<u64>(ctx, inst, mask, space, at),
+                8 => self.run::<u64>(ctx, inst, mask, space, at),
+                _ => self.run::<u128>(ctx, inst, mask, space, at),
             };
             if space == Space::Shared {
                 ctx.each_block(mask, at, self.remote, run)

@@ -69,6 +69,66 @@ fn define(op: &str, ty: &str, old: u64, b: u64, c: u64) -> u64 {
     }
 }
 
+/// 16 bytes: threads of several blocks add to two halves by compare-and-swap, and an exchange leaves each value with one thread.
+#[test]
+fn sixteen_bytes() {
+    const BLOCKS: u32 = 5;
+    const THREADS: u32 = 48;
+    for (space, at) in [(".global", "%rd1"), ("", "%rd1"), (".shared", "%r5"), ("", "%rd9")] {
+        let shared = at != "%rd1";
+        let clear = "mov.u32 %r5, s;\nadd.u32 %r5, %r5, 64;\ncvt.u64.u32 %rd9, %r5;\ncvta.shared.u64 %rd9, %rd9;\n\
+                     setp.eq.u32 %p1, %r1, 0;\nmov.b64 %rd5, 0;\n@%p1 st.shared.v2.b64 [%r5], {%rd5, %rd5};\n\
+                     @%p1 st.shared.v2.b64 [%r5+16], {%rd5, %rd5};\nbar.sync 0;\n";
+        // The sum of what the threads add is all that they see at last; whoever exchanges gets what another left.
+        let body = format!(
+            "{clear}mov.b64 %rd6, 1;\ncvt.u64.u32 %rd7, %r1;\nmov.b128 %q0, {{%rd5, %rd5}};\n\
+             again:\nmov.b128 {{%rd10, %rd11}}, %q0;\nadd.u64 %rd12, %rd10, %rd6;\nadd.u64 %rd13, %rd11, %rd7;\n\
+             mov.b128 %q1, {{%rd12, %rd13}};\natom{space}.cas.b128 %q2, [{at}], %q0, %q1;\n\
+             mov.b128 {{%rd14, %rd15}}, %q2;\nsetp.ne.u64 %p2, %rd14, %rd10;\nsetp.ne.or.u64 %p2, %rd15, %rd11, %p2;\n\
+             mov.b128 %q0, {{%rd14, %rd15}};\n@%p2 bra again;\n\
+             mad.lo.u32 %r3, %r2, {THREADS}, %r1;\ncvt.u64.u32 %rd16, %r3;\nadd.u64 %rd17, %rd16, 1;\nnot.b64 %rd18, %rd17;\n\
+             mov.b128 %q1, {{%rd17, %rd18}};\natom{space}.exch.b128 %q2, [{at}+16], %q1;\n\
+             mad.lo.u64 %rd19, %rd16, 16, %rd2;\nst.global.b128 [%rd19], %q2;\nbar.sync 0;\n\
+             @!%p1 bra done;\nmad.wide.u32 %rd20, %r2, 32, %rd3;\n{}done:\n",
+            match shared {
+                true =>
+                    "ld.shared.b128 %q0, [%r5];\nld.shared.b128 %q1, [%r5+16];\nst.global.b128 [%rd20], %q0;\n\
+                     st.global.b128 [%rd20+16], %q1;\n",
+                false =>
+                    "mov.b64 %rd21, 0;\nst.global.v2.b64 [%rd20], {%rd21, %rd21};\nst.global.v2.b64 [%rd20+16], {%rd21, %rd21};\n",
+            }
+        );
+        let mut k = Kernel::new(&body);
+        let all = (BLOCKS * THREADS) as usize;
+        let target = k.upload("target", &[0; 32]);
+        let (got, ends) =
+            (k.upload("got", &vec![0; 16 * all]), k.upload("ends", &vec![0; 32 * BLOCKS as usize]));
+        k.ok(BLOCKS, THREADS, &[target.0, got.0, ends.0]);
+        let words = |bytes: Vec<u8>| -> Vec<u64> {
+            bytes.chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let places: Vec<u64> =
+            if shared { words(k.read(ends, 32 * BLOCKS as usize)) } else { words(k.read(target, 32)) };
+        let share = if shared { 1 } else { u64::from(BLOCKS) };
+        let sum = u64::from(THREADS * (THREADS - 1) / 2);
+        // The values left over by exchanges, and those that came back, are each thread's once and the zero of each place.
+        let mut seen: Vec<u64> = Vec::new();
+        for place in places.chunks(4) {
+            assert_eq!(place[..2], [share * u64::from(THREADS), share * sum], "{space} {at}");
+            assert_eq!(place[3], !place[2], "{space} {at}: both halves are one thread's");
+            seen.push(place[2]);
+        }
+        for pair in words(k.read(got, 16 * all)).chunks(2) {
+            assert!(pair == [0, 0] || pair[1] == !pair[0], "{space} {at}: {pair:?}");
+            seen.push(pair[0]);
+        }
+        seen.sort_unstable();
+        let zeros = places.len() / 4;
+        assert!(seen[..zeros].iter().all(|n| *n == 0), "{space} {at}");
+        assert_eq!(seen[zeros..], (1..=all as u64).collect::<Vec<_>>(), "{space} {at}");
+    }
+}
+
 /// Every integer operation on all pairs of edges, in every space, as atom and as red.
 #[test]
 fn integers() {

@@ -294,6 +294,15 @@ words! {
     u64, u64s;
 }
 
+/// Not for the host: blocks of kernels with atomics of 16 bytes run one after another.
+impl Word for u128 {
+    fn update(buffer: &Buffer, at: usize, f: impl Fn(Self) -> Self) -> Self {
+        let old = Self::load(buffer, at);
+        f(old).store(buffer, at);
+        old
+    }
+}
+
 impl Cell for u128 {
     const BYTES: usize = 16;
     #[inline(always)]

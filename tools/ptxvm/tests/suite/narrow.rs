@@ -262,6 +262,8 @@ fn wrong_kinds_are_refused() {
         ("{0, 0}, %in11", "{0}, %in11", ErrorKind::Invalid),
         ("row.col", "row.row", ErrorKind::Invalid),
         (", %in11, {0, 0}", "", ErrorKind::Invalid),
+        (", %in10, {0, 0}, %in11, {0, 0}", "", ErrorKind::Invalid),
+        ("{0, 0}, %in11", "{4294967296, 0}, %in11", ErrorKind::Invalid),
         ("ue8m0", "ue4m3", ErrorKind::Unsupported),
         ("m16n8k32", "m16n8k64", ErrorKind::Unsupported),
         ("kind::mxf8f6f4", "kind::mxf4", ErrorKind::Unsupported),

@@ -135,9 +135,10 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
         return emit(d, inst, variant, kernels, 1);
     }
 
-    let (all, scale_operands) = match inst.operands.split_at_checked(4) {
-        Some((_, rest)) if rest.len() == if scaled { 4 } else { 0 } => inst.operands.split_at(4),
-        _ => return operands::<4>(inst).map(|_| ()),
+    // The four of every product, and a register and its selectors for the scales of A and of B.
+    let (all, scale_operands) = match scaled {
+        true => operands::<8>(inst)?.split_at(4),
+        false => operands::<4>(inst)?.split_at(4),
     };
     let per_word = if packed { 8 } else { 4 };
     let fragment = |operand, elements| Fragment { operand, shape, elements };
@@ -157,7 +158,7 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
             let selectors = vector(&pair[1], 2, "a scale's selector")?;
             for (selector, most) in selectors.iter().zip([scales.bytes(), threads]) {
                 if let Operand::Integer(n) = selector
-                    && !most.contains(&(*n as u32))
+                    && !most.iter().any(|value| u64::from(*value) == *n)
                 {
                     return Err(invalid(format!(
                         "`{written}`: the selector {n} of a scale: there are {most:?}"

@@ -59,13 +59,20 @@ pub enum ErrorKind {
     Budget,
     /// `trap`, or a device-side assertion.
     Trap,
-    /// Integer division by zero: its result is undefined. It is a note of the report where no undefined value is used.
+    /// Integer division by zero: its result is undefined. It is a note of the report where nothing else is found.
     DivisionByZero,
     /// The call stack or a thread's local memory is full.
     StackOverflow,
     /// Lanes of a warp pass values through `volatile` shared memory without `__syncwarp`, as if they ran in step. It is a note of
     /// the report and ends no launch, because such accesses do not race by the memory model.
     InStep,
+}
+
+impl ErrorKind {
+    /// Whether a launch may go well with it.
+    pub(crate) fn may_be_a_note(self) -> bool {
+        matches!(self, Self::InStep | Self::DivisionByZero)
+    }
 }
 
 /// Where in the PTX, and in the source it came from.
@@ -193,6 +200,9 @@ impl fmt::Display for Finding {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (head, findings) = match self {
+            Self::Fault(findings) if findings.iter().all(|f| f.kind == ErrorKind::Launch) => {
+                ("the launch is wrong", findings)
+            }
             Self::Fault(findings) => ("the program is wrong", findings),
             Self::Unsupported(findings) => ("not supported by this machine", findings),
             Self::Internal(message) => return write!(f, "a defect of ptxvm, please report it: {message}"),

@@ -446,12 +446,12 @@ impl Gpu {
         let unique = (unique.read, unique.written);
         self.memory.settle();
         self.printed.clone_from(&outcome.printed);
-        let undefined = outcome.findings.iter().any(|finding| finding.kind == ErrorKind::Uninitialized);
+        // A division is told of beside anything that may follow from it.
+        let alone = outcome.findings.iter().all(|finding| finding.kind.may_be_a_note());
         let (notes, findings): (Vec<_>, Vec<_>) =
             outcome.findings.into_iter().partition(|finding| match finding.kind {
-                ErrorKind::InStep => true,
-                ErrorKind::DivisionByZero => !undefined,
-                _ => false,
+                ErrorKind::DivisionByZero => alone,
+                kind => kind.may_be_a_note(),
             });
         if !findings.is_empty() {
             return Err(load_error(findings));

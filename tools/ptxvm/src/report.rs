@@ -72,7 +72,7 @@ pub struct Report {
     pub lines: Vec<LineCount>,
     /// Text that the kernel printed with `printf`.
     pub printed: String,
-    /// What is no error and yet may be one: lanes taken to run in step, and divisions by zero whose results nothing used
+    /// What is no error and yet may be one: lanes taken to run in step, and divisions by zero of launches in which nothing else is found
     /// ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep),
     /// [`ErrorKind::DivisionByZero`](crate::error::ErrorKind::DivisionByZero)).
     pub notes: Vec<Finding>,

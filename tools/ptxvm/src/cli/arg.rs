@@ -170,7 +170,9 @@ fn map(text: &str) -> Result<Value, String> {
         memory => {
             let tensor = Tensor { element, dims, boxes, swizzle };
             // What the map's rules refuse is told before any file is read.
-            tensor.encode(TENSOR_MAP_BYTES as u64).map_err(|e| e.to_string())?;
+            tensor
+                .encode(TENSOR_MAP_BYTES as u64)
+                .map_err(|e| format!("{e} (dimension 0 is the innermost)"))?;
             Ok(Value::Map(tensor, Box::new(memory)))
         }
     }

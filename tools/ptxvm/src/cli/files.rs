@@ -31,10 +31,10 @@ pub(crate) fn writable(path: &Path) -> Result<PathBuf, Failure> {
         Ok(_) => path.canonicalize().or_else(|e| usage(format!("{}: {e}", path.display()))),
         Err(_) => {
             let folder = folder(path);
-            if path.file_name().is_none() || !folder.is_dir() {
-                return usage(format!("{}: there is no directory {}", path.display(), folder.display()));
+            match (path.file_name(), folder.canonicalize()) {
+                (Some(name), Ok(place)) if place.is_dir() => Ok(place.join(name)),
+                _ => usage(format!("{}: there is no directory {}", path.display(), folder.display())),
             }
-            Ok(path.to_owned())
         }
     }
 }

@@ -443,6 +443,16 @@ impl<'m, 'a> Decoder<'m, 'a> {
             .then_some(offset)
     }
 
+    /// The address that `mov` takes of a parameter of a function, which is one of local memory (PTX ISA, `mov`).
+    pub(crate) fn own_parameter(&mut self, op: &Operand<'_>, ty: Type) -> Option<Reg> {
+        let Operand::Name(name, addend) = op else { return None };
+        let Binding::Variable(Space::Param, Constant::Local(at, LOCAL_WINDOW)) = self.binding(name)? else {
+            return None;
+        };
+        let at = u32::try_from(i64::from(at) + addend).ok()?;
+        Some(self.constant_of(width_of(ty), Constant::Local(at, 0)))
+    }
+
     // ---------------------------------------------------------------------------------------------- emission
 
     /// Appends an instruction under the current guard and place; its other fields can be set through the result.

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::error::ErrorKind;
+
 /// Bytes of a map.
 pub const TENSOR_MAP_BYTES: usize = 128;
 
@@ -162,6 +164,16 @@ impl fmt::Display for TensorMapError {
 
 impl std::error::Error for TensorMapError {}
 
+impl TensorMapError {
+    /// What it is where a kernel meets it.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid(_) => ErrorKind::TensorMap,
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+        }
+    }
+}
+
 /// A field of a map that kernels can replace (PTX ISA, `tensormap.replace`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
@@ -265,20 +277,7 @@ impl TensorMap {
                 return invalid(format!("element stride {n} of dimension {i}: it may be 1 to 8"));
             }
         }
-        let inner = u64::from(of.boxes[0]) * of.ty.bytes();
-        if !inner.is_multiple_of(16) {
-            return invalid(format!("the box is {inner} bytes wide, no multiple of 16"));
-        }
-        if of.swizzle != Swizzle::None && inner > of.swizzle.span() {
-            let span = of.swizzle.span();
-            return invalid(format!("the box is {inner} bytes wide, more than the {span} of its swizzle"));
-        }
-        if of.swizzle != Swizzle::None && inner != of.swizzle.span() {
-            let span = of.swizzle.span();
-            return Err(TensorMapError::Unsupported(format!(
-                "a box {inner} bytes wide under a swizzle of {span}: how its rows lie is not documented"
-            )));
-        }
+        check_width(u64::from(of.boxes[0]) * of.ty.bytes(), of.swizzle)?;
         if of.fill_nan && !of.ty.is_float() {
             return invalid("integers are not filled with NaN".to_owned());
         }
@@ -346,7 +345,7 @@ impl TensorMap {
         address: u64,
     ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
         Self::decode(bytes).ok_or("the bytes are no tensor map of this machine")?;
-        Self::replace(bytes, Field::Address, 0, address)
+        Self::replace(bytes, Field::Address, 0, address).map_err(|e| e.to_string())
     }
 
     /// The map with another value of a field, that of dimension `number` where there are several.
@@ -355,34 +354,58 @@ impl TensorMap {
         field: Field,
         number: usize,
         value: u64,
-    ) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+    ) -> Result<[u8; TENSOR_MAP_BYTES], TensorMapError> {
+        let invalid = |what: String| Err(TensorMapError::Invalid(what));
         let blank = || Some(BLANK).filter(|_| *bytes == [0; TENSOR_MAP_BYTES]);
-        let mut map = Self::decode(bytes).or_else(blank).ok_or("no tensor map of this machine")?;
+        let Some(mut map) = Self::decode(bytes).or_else(blank) else {
+            return invalid("the bytes are none of this machine".to_owned());
+        };
+        let name = match field {
+            Field::Address => "the address".to_owned(),
+            Field::Rank => "the rank less 1".to_owned(),
+            Field::Type => "the number of the element type".to_owned(),
+            Field::Interleave => "the number of the interleaved layout".to_owned(),
+            Field::Swizzle => "the number of the swizzle".to_owned(),
+            Field::Fill => "the number of the fill".to_owned(),
+            Field::Box => format!("dimension {number} of the box"),
+            Field::Dim => format!("dimension {number}"),
+            Field::Stride => format!("stride {number}"),
+            Field::ElementStride => format!("element stride {number}"),
+        };
         let small = |range: std::ops::RangeInclusive<u64>| match range.contains(&value) {
             true => Ok(value as u32),
-            false => Err(format!("{field:?} {number} becomes {value}: it may be {range:?}")),
+            false => Err(TensorMapError::Invalid(format!("{name} becomes {value}: it may be {range:?}"))),
+        };
+        // What a GPU has beyond `most`, this machine has not.
+        let built = |most: u64, all: u64| match small(0..=all)? {
+            value if u64::from(value) <= most => Ok(value),
+            value => Err(TensorMapError::Unsupported(format!("{name} becomes {value}"))),
         };
         match field {
             Field::Address if value == 0 || !value.is_multiple_of(16) => {
-                return Err(format!("its address becomes {value:#x}, no multiple of 16"));
+                return invalid(format!("the address becomes {value:#x}, no multiple of 16"));
             }
             Field::Address => map.address = value,
             Field::Rank => map.rank = small(0..=4)? as usize + 1,
             Field::Box => map.boxes[number] = small(1..=256)?,
             Field::Dim => map.dims[number] = u64::from(small(1..=u64::from(u32::MAX))?),
-            Field::Stride if number == RANK - 1 || value >= 1 << 40 || !value.is_multiple_of(16) => {
-                return Err(format!("stride {number} becomes {value}, no multiple of 16 below 2^40"));
+            Field::Stride if number == RANK - 1 => {
+                return invalid(format!(
+                    "there is no stride {number}: that of the innermost dimension is none of them"
+                ));
             }
-            // That of the innermost dimension is none of them.
+            Field::Stride if value >= 1 << 40 || !value.is_multiple_of(16) => {
+                return invalid(format!("stride {number} becomes {value}, no multiple of 16 below 2^40"));
+            }
             Field::Stride => map.strides[number + 1] = value,
             Field::ElementStride => map.element_strides[number] = small(1..=8)?,
             Field::Type => {
-                map.ty = PTX_TYPES[small(0..=12)? as usize];
+                map.ty = PTX_TYPES[built(12, 15)? as usize];
                 map.strides[0] = map.ty.bytes();
             }
-            Field::Interleave => _ = small(0..=0)?,
+            Field::Interleave => _ = built(0, 2)?,
             Field::Swizzle => {
-                small(0..=3)?;
+                built(3, 4)?;
                 map.swizzle = Swizzle::from_number(value as u32).unwrap_or_default();
             }
             Field::Fill => map.fill_nan = small(0..=1)? == 1,
@@ -390,8 +413,9 @@ impl TensorMap {
         Ok(map.to_bytes())
     }
 
-    /// What is wrong with a map that a kernel has made or changed.
-    pub(crate) fn wrong(&self) -> Option<String> {
+    /// Why copies cannot use a map that a kernel has made or changed.
+    pub(crate) fn check(&self) -> Result<(), TensorMapError> {
+        let invalid = |what: String| Err(TensorMapError::Invalid(what));
         let lacks = |i: usize| {
             let fields = [
                 ("elements", self.dims[i]),
@@ -402,17 +426,15 @@ impl TensorMap {
             fields.into_iter().find(|(_, value)| *value == 0).map(|(field, _)| (i, field))
         };
         if self.address == 0 {
-            return Some("a map without an address".to_owned());
+            return invalid("it has no address".to_owned());
         }
         if let Some((i, field)) = (0..self.rank).find_map(lacks) {
-            return Some(format!("a map of {} dimensions without the {field} of dimension {i}", self.rank));
+            return invalid(format!("of its {} dimensions it lacks the {field} of dimension {i}", self.rank));
         }
-        let inner = u64::from(self.boxes[0]) * self.ty.bytes();
-        let wrong = match self.swizzle {
-            Swizzle::None => !inner.is_multiple_of(16),
-            swizzle => inner != swizzle.span(),
-        };
-        wrong.then(|| format!("a box {inner} bytes wide under the swizzle {:?}", self.swizzle))
+        if self.fill_nan && !self.ty.is_float() {
+            return invalid("integers are not filled with NaN".to_owned());
+        }
+        check_width(u64::from(self.boxes[0]) * self.ty.bytes(), self.swizzle)
     }
 
     /// Bytes that fill what lies outside the tensor, again and again.
@@ -467,6 +489,24 @@ impl TensorMap {
                 piece(base + (before + inside) * size, None, behind * size);
             }
         }
+    }
+}
+
+/// Whether a box may be so many bytes wide.
+fn check_width(inner: u64, swizzle: Swizzle) -> Result<(), TensorMapError> {
+    let span = swizzle.span();
+    if !inner.is_multiple_of(16) {
+        return Err(TensorMapError::Invalid(format!("the box is {inner} bytes wide, no multiple of 16")));
+    }
+    match swizzle {
+        Swizzle::None => Ok(()),
+        _ if inner > span => Err(TensorMapError::Invalid(format!(
+            "the box is {inner} bytes wide, more than the {span} of its swizzle"
+        ))),
+        _ if inner < span => Err(TensorMapError::Unsupported(format!(
+            "a box {inner} bytes wide under a swizzle of {span}: how its rows lie is not documented"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -495,7 +495,10 @@ fn mov(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<(), Refusal> {
             return Ok(());
         }
     }
-    let src = d.src(src, ty)?;
+    let src = match d.own_parameter(src, ty) {
+        Some(address) => address,
+        None => d.src(src, ty)?,
+    };
     d.lane(handler(d.isa), Class::Integer, &[dst], &[src], 0);
     Ok(())
 }

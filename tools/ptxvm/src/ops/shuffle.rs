@@ -51,7 +51,8 @@ fn only_sync(mods: &mut Mods<'_, '_>) -> Result<(), Refusal> {
 
 /// A lane that is not in its own membermask ends the launch, because the ISA leaves its result undefined.
 #[inline(always)]
-fn members_only(ctx: &Context<'_>, members: Reg, mask: u32) -> Result<(), Stop> {
+fn members_only(ctx: &mut Context<'_>, members: Reg, mask: u32) -> Result<(), Stop> {
+    ctx.need_defined(mask, members, "the membermask");
     let first = mask.trailing_zeros() as usize % LANES;
     let named = ctx.warp.regs.get::<u32>(members)[first];
     if mask & !named == 0 { Ok(()) } else { Err(outsiders(ctx, named, mask & !named)) }

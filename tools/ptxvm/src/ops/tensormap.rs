@@ -129,10 +129,8 @@ impl WarpOp for Replace {
             if !written && ctx.launch.checks.init {
                 ctx.report_undefined(1 << lane, "a part of the tensor map");
             }
-            let new = TensorMap::replace(&bytes, self.field, self.number, values[lane]).map_err(|what| {
-                let message = format!("the tensor map at {at:#x}: {what}");
-                ctx.fault(ErrorKind::TensorMap, 1 << lane, message)
-            })?;
+            let new = TensorMap::replace(&bytes, self.field, self.number, values[lane])
+                .map_err(|e| ctx.fault(e.kind(), 1 << lane, format!("at {at:#x}: {e}")))?;
             match part {
                 None => {
                     ctx.block.shared.bytes_mut(at, n).copy_from_slice(&new);

@@ -585,30 +585,41 @@ fn a_call_must_fit_its_function() {
 }
 
 /// Addresses of parameters in 32 bits, as LLVM takes them with short pointers (Triton for tensor maps): widened and made generic,
-/// or read through.
+/// or read through. `cvta.param` and `.param::entry` mean a kernel's parameters in functions as well.
 #[test]
 fn addresses_of_parameters_in_32_bits() {
-    let body = ".reg .b32 v, w, x, at;\n.reg .b64 wide, there;\nmov.b32 at, s;\ncvt.u64.u32 wide, at;\n\
-         cvta.param.u64 there, wide;\nld.b32 v, [there+4];\nld.param.b32 w, [at+8];\nld.param.b32 x, [wide+12];\n\
-         mad.lo.u32 v, w, 100, v;\nmad.lo.u32 v, x, 10000, v;\n";
+    let read = |first: &str| {
+        format!(
+            ".reg .b32 v, w, x, at;\n.reg .b64 wide, there;\n{first}\ncvt.u64.u32 wide, at;\n\
+             ld.param.b32 w, [at+8];\nld.param.b32 x, [wide+12];\n"
+        )
+    };
+    let sum = "mad.lo.u32 v, w, 100, v;\nmad.lo.u32 v, x, 10000, v;\n";
+    // The address of a function's parameter is one of local memory, as LLVM reads it.
+    let own = read("mov.b64 wide, s;\nld.local.b32 v, [wide+4];\nmov.b32 at, s;") + sum;
+    let generic = "cvta.param.u64 there, wide;\nld.b32 v, [there+4];\n".to_owned() + sum;
+    let entry = read("ld.param.b32 at, [a];").replace("ld.param.b32 w", "ld.param::entry.b32 w");
+    let entry = entry.replace("ld.param.b32 x", "ld.param::entry.b32 x") + &generic;
+    let kernel = read("mov.b32 at, s;") + &generic;
     let text = format!(
-        ".version 8.0\n.target sm_80\n.address_size 64\n\
-         .func (.param .b32 y) f(.param .b32 other, .param .align 16 .b8 s[16])\n{{\n{body}st.param.b32 [y], v;\nret;\n}}\n\
-         .visible .entry k(.param .b32 other, .param .align 16 .b8 s[16], .param .b64 out)\n{{\n{body}.reg .b64 o;\n.reg .b32 t;\n\
-         ld.param.b64 o, [out];\nmov.u32 t, %tid.x;\nmad.wide.u32 o, t, 8, o;\nst.global.u32 [o], v;\n\
-         {{\n.param .b32 z;\n.param .align 16 .b8 a[16];\n.param .b32 r;\nst.param.b32 [z], 0;\nadd.u32 x, t, 1;\n\
-         st.param.v4.b32 [a], {{t, t, x, t}};\ncall (r), f, (z, a);\nld.param.b32 v, [r];\n}}\n\
-         st.global.u32 [o+4], v;\nret;\n}}\n"
+        ".version 8.3\n.target sm_80\n.address_size 64\n\
+         .func (.param .b32 y) f(.param .b32 other, .param .align 16 .b8 s[16])\n{{\n{own}st.param.b32 [y], v;\nret;\n}}\n\
+         .func (.param .b32 y) g(.param .b32 a, .param .align 16 .b8 s[16])\n{{\n{entry}st.param.b32 [y], v;\nret;\n}}\n\
+         .visible .entry k(.param .b32 other, .param .align 16 .b8 s[16], .param .b64 out)\n{{\n{kernel}.reg .b64 o;\n\
+         .reg .b32 t;\nld.param.b64 o, [out];\nmov.u32 t, %tid.x;\nmad.wide.u32 o, t, 16, o;\nst.global.u32 [o], v;\n\
+         {{\n.param .b32 z;\n.param .align 16 .b8 a[16];\n.param .b32 r;\nst.param.b32 [z], at;\nadd.u32 x, t, 1;\n\
+         st.param.v4.b32 [a], {{t, t, x, t}};\ncall (r), f, (z, a);\nld.param.b32 v, [r];\nst.global.u32 [o+4], v;\n\
+         call (r), g, (z, a);\nld.param.b32 v, [r];\n}}\nst.global.u32 [o+8], v;\nret;\n}}\n"
     );
     let mut gpu = ptxvm::Gpu::new(Options::default());
     let module = gpu.load(&ptxvm::Module::load("short.ptx", &text).unwrap()).unwrap();
-    let out = gpu.alloc(4 * 8).unwrap();
+    let out = gpu.alloc(4 * 16).unwrap();
     let words: Vec<u8> = [1u32, 2, 3, 4].iter().flat_map(|w| w.to_le_bytes()).collect();
     let args = [ptxvm::Arg::U32(0), ptxvm::Arg::Bytes(words), ptxvm::Arg::Ptr(out)];
     gpu.launch(&module, "k", &Launch::linear(1, 4), &args).unwrap_or_else(|e| panic!("{text}\n{e}"));
-    let mut got = [0u32; 8];
-    gpu.read(out, bytemuck::cast_slice_mut(&mut got)).unwrap();
+    let mut got = [[0u32; 4]; 4];
+    gpu.read(out, bytemuck::cast_slice_mut(got.as_flattened_mut())).unwrap();
     for t in 0..4 {
-        assert_eq!(got[2 * t as usize..][..2], [40302, t + 100 * (t + 1) + 10000 * t], "thread {t}");
+        assert_eq!(got[t as usize][..3], [40302, t + 100 * (t + 1) + 10000 * t, 40302], "thread {t}");
     }
 }

@@ -2,7 +2,7 @@
 
 use ptxvm::error::ErrorKind;
 use ptxvm::types::Type::{self, *};
-use ptxvm::{Error, Options};
+use ptxvm::{Checks, Error, Options};
 
 use crate::support::op::{cases, check, check_cases, mask, run_with};
 
@@ -300,6 +300,32 @@ fn division_by_zero() {
     let unused = format!("{{ .reg .pred %p; {unused} }}");
     let (got, error) = run_with(&options, &unused, &[(S32, &[6, 6]), (S32, &[0, 2])], &[S32]);
     assert!(error.is_none() && got[0][..2] == [7, 3], "{error:?} {got:?}");
+    // Beside what may follow from it, it is told with any checks.
+    let index = "{ .reg .b64 %z; div.s32 %out0, %in0, %in1; mul.wide.u32 %z, %out0, 4096; ld.global.s32 %out0, [%z]; }";
+    for checks in [Checks::ALL, Checks::NONE] {
+        let options = Options { checks, ..options.clone() };
+        let (_, error) = run_with(&options, index, &[(S32, &[1]), (S32, &[0])], &[S32]);
+        let Some(Error::Fault(found)) = &error else { panic!("{error:?}") };
+        let kinds: Vec<_> = found.iter().map(|f| f.kind).collect();
+        assert!(
+            kinds.contains(&ErrorKind::DivisionByZero) && kinds.contains(&ErrorKind::OutOfBounds),
+            "{found:?}"
+        );
+    }
+    // The mask of an instruction of the warp is used as well.
+    for user in
+        ["shfl.sync.idx.b32 %out0, %in0, 0, 31, %m", "vote.sync.ballot.b32 %out0, 1, %m", "bar.warp.sync %m"]
+    {
+        let body =
+            format!("{{ .reg .b32 %m; div.u32 %m, 5, %in1; mov.b32 %out0, 0; {user}; mov.b32 %out0, 0; }}");
+        let all = [0; 32];
+        let (_, error) = run_with(&options, &body, &[(S32, &all), (S32, &all)], &[S32]);
+        let Some(Error::Fault(found)) = &error else { panic!("{user}: {error:?}") };
+        assert_eq!(
+            found.iter().map(|f| f.kind).collect::<Vec<_>>(),
+            [ErrorKind::DivisionByZero, ErrorKind::Uninitialized]
+        );
+    }
 }
 
 #[test]

@@ -336,7 +336,6 @@ fn hints_change_nothing_and_unknown_ones_are_refused() {
         "st.async.release.gpu.global.u32 [%rd1], %r5;",
         "fence.proxy.tensormap::generic.release.world;",
         "prefetch.global.tensormap [%rd1];",
-        "atom.global.cas.b128 %q0, [%rd1], %q1, %q2;",
     ] {
         let found = Kernel::new(body).load();
         assert!(matches!(found, Err(Error::Unsupported(_))), "{body}: {found:?}");

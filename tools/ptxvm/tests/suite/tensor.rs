@@ -321,9 +321,9 @@ tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
         }
     }
     for (from, lacks) in [
-        ("global_address", "without an address"),
+        ("global_address", "it has no address"),
         ("rank", "1 dimensions is copied as one of 2"),
-        ("box_dim.shared::cta.b1024.b32 [m], 0", "the elements of the box of dimension 0"),
+        ("box_dim.shared::cta.b1024.b32 [m], 0", "lacks the elements of the box of dimension 0"),
         ("box_dim.shared::cta.b1024.b32 [m], 1", "the elements of the box of dimension 1"),
         ("global_dim.shared::cta.b1024.b32 [m], 0", "the elements of dimension 0"),
         ("global_dim.shared::cta.b1024.b32 [m], 1", "the elements of dimension 1"),
@@ -350,14 +350,30 @@ tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
             "becomes 257",
         ),
         ("[m], 0, 256", "[m], 0, 260", "no multiple of 16"),
-        ("elemtype.shared::cta.b1024.b32 [m], 7", "elemtype.shared::cta.b1024.b32 [m], 13", "becomes 13"),
         (
-            "swizzle_mode.shared::cta.b1024.b32 [m], 1",
-            "swizzle_mode.shared::cta.b1024.b32 [m], 2",
-            "32 bytes wide",
+            "global_stride.shared::cta.b1024.b64 [m], 0",
+            "global_stride.shared::cta.b1024.b64 [m], 4",
+            "no stride 4",
+        ),
+        (
+            "elemtype.shared::cta.b1024.b32 [m], 7",
+            "elemtype.shared::cta.b1024.b32 [m], 16",
+            "it may be 0..=15",
+        ),
+        (
+            "elemtype.shared::cta.b1024.b32 [m], 7",
+            "elemtype.shared::cta.b1024.b32 [m], 2",
+            "not filled with NaN",
+        ),
+        (
+            "rank.shared::cta.b1024.b32 [m], 1",
+            "rank.shared::cta.b1024.b32 [m], 5",
+            "the rank less 1 becomes 5",
         ),
     ] {
-        match run(&module(&fields.replacen(from, to, 1))) {
+        let text = module(&fields.replacen(from, to, 1));
+        assert!(text != module(fields), "{from}");
+        match run(&text) {
             Err(Error::Fault(found)) => {
                 assert!(
                     found[0].kind == ErrorKind::TensorMap && found[0].message.contains(part),
@@ -365,6 +381,22 @@ tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [m], 1;
                 );
             }
             other => panic!("{to}: {other:?}"),
+        }
+    }
+    // What GPUs have and this machine has not is no fault of the kernel's.
+    for (field, value, part) in [
+        ("elemtype", 13, "the number of the element type becomes 13"),
+        ("interleave_layout", 2, "the number of the interleaved layout becomes 2"),
+        ("swizzle_mode", 4, "the number of the swizzle becomes 4"),
+        ("swizzle_mode", 2, "a box 32 bytes wide under a swizzle of 64"),
+    ] {
+        let change = |line: &str| match line.contains(field) {
+            true => format!("{} {value};\n", &line[..line.rfind(' ').unwrap()]),
+            false => format!("{line}\n"),
+        };
+        match run(&module(&fields.lines().map(change).collect::<String>())) {
+            Err(Error::Unsupported(found)) => assert!(found[0].message.contains(part), "{part}: {found:?}"),
+            other => panic!("{field} {value}: {other:?}"),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{BlockRun, lanes, wait};
 use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Control, Exec, ParamCopy};
+use crate::machine::inst::{Control, Exec, Inst, ParamCopy};
 use crate::machine::launch::{LaunchState, Worker};
 use crate::machine::layout::{FUNCTION_WINDOW, MAX_LOCAL_BYTES};
 use crate::machine::system;
@@ -78,6 +78,8 @@ impl BlockRun {
             }
             Control::Yield => run.splits[s].pc = pc + 1,
             Control::WarpBarrier => {
+                self.need_defined(w, pc, m, inst, launch, worker, "the membermask");
+                let run = &mut self.warps[w];
                 if warp_barrier_here(&run.warp.regs, inst, m, live) && m == mask {
                     self.block.clocks.warp_barrier(w as u32);
                     self.block.epochs.settle();
@@ -93,6 +95,8 @@ impl BlockRun {
                 self.meet_group(w, s, launch)?;
             }
             Control::Barrier { aligned, .. } | Control::ClusterBarrier { aligned, .. } => {
+                self.need_defined(w, pc, m, inst, launch, worker, "the number or the count of a barrier");
+                let run = &mut self.warps[w];
                 if *aligned && m != live {
                     wait(run, s, m, State::Converging);
                     self.meet(w, launch, worker)?;
@@ -182,6 +186,29 @@ impl BlockRun {
     }
 
     /// A finding: `lanes` read a register that they never wrote.
+    /// Tells of sources of an instruction that nobody wrote.
+    #[allow(clippy::too_many_arguments, reason = "where the instruction is, as for `undefined`")]
+    fn need_defined(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lanes: u32,
+        inst: &Inst,
+        launch: &LaunchState<'_>,
+        worker: &mut Worker,
+        what: &str,
+    ) {
+        let regs = &self.warps[w].warp.regs;
+        let undefined = inst
+            .srcs()
+            .iter()
+            .filter(|reg| reg.is_some())
+            .fold(0, |all, reg| all | lanes & !regs.defined(*reg));
+        if launch.checks.init && undefined != 0 {
+            self.undefined(w, pc, undefined, launch, worker, what);
+        }
+    }
+
     fn undefined(
         &mut self,
         w: usize,

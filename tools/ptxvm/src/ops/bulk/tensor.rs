@@ -132,8 +132,8 @@ impl WarpOp for Tensor {
                     format!("a tensor of {} dimensions is copied as one of {}", map.rank, rows.len());
                 return fault(ctx, ErrorKind::TensorMap, message);
             }
-            if let Some(message) = map.wrong() {
-                return fault(ctx, ErrorKind::TensorMap, message);
+            if let Err(e) = map.check() {
+                return fault(ctx, e.kind(), format!("at {:#x}: {e}", maps[lane]));
             }
             let Some(direction) = self.direction else { continue };
             let (rank, base, mbarrier) = match direction {

@@ -8,7 +8,7 @@ use crate::error::ErrorKind;
 use crate::machine::cluster::{RANK_BIT, rank_of};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Class, Inst, WarpOp};
-use crate::machine::layout::WINDOW_BYTES;
+use crate::machine::layout::{PARAM_WINDOW, WINDOW_BYTES};
 use crate::machine::memory::access::by_space;
 use crate::machine::memory::{lanes, pick};
 use crate::ops::forms::Handler;
@@ -64,9 +64,10 @@ pub(super) fn cvta(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     let dst = d.dst(dst, Type::U64)?;
     let src = d.src(src, Type::U64)?;
     let (operation, imm): (Handler, _) = match (space, to) {
-        // Addresses of parameters are generic from the beginning, but for those in 32 bits.
+        // Addresses of parameters are generic from the beginning, but for those in 32 bits. They are a kernel's, by the ISA also in
+        // functions.
         (Space::Param, true) => (unary::<Shift>, 0),
-        (Space::Param, false) => (unary::<Parameter>, d.parameters),
+        (Space::Param, false) => (unary::<Parameter>, PARAM_WINDOW),
         (_, true) => (unary::<Shift>, window(space).wrapping_neg()),
         (_, false) => (unary::<Shift>, window(space)),
     };

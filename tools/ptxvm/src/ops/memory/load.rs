@@ -10,6 +10,7 @@ use crate::decode::mods::Mods;
 use crate::decode::{Refusal, invalid};
 use crate::machine::context::{Context, Stop};
 use crate::machine::inst::{Inst, WarpOp};
+use crate::machine::layout::PARAM_WINDOW;
 use crate::machine::memory::access::{Access, Act, Part};
 use crate::machine::memory::buffer::Cell;
 use crate::machine::memory::{lanes, pick};
@@ -78,7 +79,11 @@ pub(super) fn load(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<()
     d.note_access(space, bytes * n, order.strong);
     let op = Load {
         space,
-        parameters: if space == Space::Param && !d.is_constant(address.base) { d.parameters } else { 0 },
+        parameters: match space == Space::Param && !d.is_constant(address.base) {
+            true if inst.modifiers.contains(&"param::entry") => PARAM_WINDOW,
+            true => d.parameters,
+            false => 0,
+        },
         remote: remote(inst, space),
         bytes,
         access,

@@ -1,6 +1,6 @@
 //! Hostile modules, loaded and launched: whatever the text, an answer comes in time, and it never blames the machine.
 //!
-//! By default a few thousand inputs, always the same. `PTXVM_FUZZ=2` runs two million others:
+//! By default 100,000 inputs, always the same. `PTXVM_FUZZ=2` runs two million others:
 //!
 //! ```text
 //! PTXVM_FUZZ=2 cargo test -p ptxvm --release --test main fuzz
@@ -199,22 +199,22 @@ fn fuzz(inputs: impl Strategy<Value = String>, cases: u32, share: f64) {
 
 #[test]
 fn mutated_modules() {
-    fuzz(soup::mutations(MODULES.as_slice()), 1500, 0.25);
+    fuzz(soup::mutations(MODULES.as_slice()), 30_000, 0.25);
 }
 
 #[test]
 fn spliced_modules() {
-    fuzz(splices(), 1500, 0.25);
+    fuzz(splices(), 30_000, 0.25);
 }
 
 #[test]
 fn random_programs_and_soups() {
-    fuzz(prop_oneof![soup::programs(), soup::tokens(40)], 500, 0.2);
+    fuzz(prop_oneof![soup::programs(), soup::tokens(40)], 10_000, 0.2);
 }
 
 #[test]
 fn asynchronous_kernels() {
-    fuzz(hopper::kernels(), 1500, 0.3);
+    fuzz(hopper::kernels(), 30_000, 0.3);
 }
 
 /// Most of the asynchronous kernels are loaded, and some run to their end, so that what they do there is tried, too.

@@ -134,7 +134,7 @@ impl WarpOp for Replace {
             match part {
                 None => {
                     ctx.block.shared.bytes_mut(at, n).copy_from_slice(&new);
-                    [at, at + 64].into_iter().for_each(|at| ctx.block.shared.set_written(at, 64, true));
+                    ctx.block.shared.set_all_written(at, n, true);
                 }
                 Some(part) => {
                     let offset = at - part.allocation.start;

@@ -166,6 +166,15 @@ impl SharedMemory {
         std::array::from_fn(|lane| T::from_bytes(&bytes[lane * step * T::BYTES..][..T::BYTES]))
     }
 
+    /// Writes one value for each lane, one behind the other from the first lane's address on.
+    #[inline(always)]
+    pub(crate) fn write_run<T: Cell>(&mut self, at: u64, values: &[T; LANES]) {
+        let bytes = &mut self.bytes[at as usize..][..LANES * T::BYTES];
+        for (to, value) in bytes.chunks_exact_mut(T::BYTES).zip(values) {
+            value.to_bytes(to);
+        }
+    }
+
     /// Whether all of these bytes are initialised.
     pub(crate) fn all_written(&self, at: u64, bytes: u64) -> bool {
         let end = at + bytes;

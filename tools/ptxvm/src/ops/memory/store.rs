@@ -136,7 +136,18 @@ impl Store {
                 let value = |regs: &Registers, lane: usize| {
                     Some(value(elements.iter().map(|reg| values::<T>(regs, *reg)[lane])))
                 };
-                ctx.check_shared(mask, at, &self.access, value)?;
+                let span = ctx.check_shared(mask, at, &self.access, value)?;
+                if let [reg] = elements
+                    && span.run
+                    && mask & ctx.warp.regs.defined(*reg) == u32::MAX
+                {
+                    let values = values::<T>(&ctx.warp.regs, *reg);
+                    ctx.block.shared.write_run(span.first, &values);
+                    if ctx.launch.checks.init {
+                        ctx.block.shared.set_all_written(span.first, step * LANES as u64, true);
+                    }
+                    return Ok(());
+                }
                 for (k, reg) in elements.iter().enumerate() {
                     let values = values::<T>(&ctx.warp.regs, *reg);
                     let skip = k as u64 * step;

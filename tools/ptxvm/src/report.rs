@@ -72,9 +72,9 @@ pub struct Report {
     pub lines: Vec<LineCount>,
     /// Text that the kernel printed with `printf`.
     pub printed: String,
-    /// What is no error and yet may be one: lanes taken to run in step, and divisions by zero of launches in which nothing else is found
-    /// ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep),
-    /// [`ErrorKind::DivisionByZero`](crate::error::ErrorKind::DivisionByZero)).
+    /// What is no error and yet may be one: lanes taken to run in step
+    /// ([`ErrorKind::InStep`](crate::error::ErrorKind::InStep)), and divisions by zero where nothing else is found
+    /// ([`ErrorKind::DivisionByZero`](crate::error::ErrorKind::DivisionByZero)).
     pub notes: Vec<Finding>,
 }
 

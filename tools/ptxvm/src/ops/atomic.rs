@@ -56,12 +56,6 @@ impl Update {
     /// The new value; `flush` is for f32 in global memory, whose atomics know no subnormal numbers.
     #[inline(always)]
     fn apply<T: Word>(self, old: T, b: T, c: T, flush: bool) -> T {
-        // These two have values of any width.
-        match self {
-            Self::Exch => return b,
-            Self::Cas => return if old == b { c } else { old },
-            _ => {}
-        }
         let (x, y) = (old.wide(), b.wide());
         let (low, low_b) = (old.low(), b.low());
         T::cut(match self {
@@ -87,7 +81,9 @@ impl Update {
             Self::And => x & y,
             Self::Or => x | y,
             Self::Xor => x ^ y,
-            Self::Exch | Self::Cas => x,
+            // These two have values of 16 bytes, too.
+            Self::Exch => return b,
+            Self::Cas => return if old == b { c } else { old },
             Self::AddF32 => {
                 let sources = [f32::from_bits(low), f32::from_bits(low_b)];
                 let [a, b] = if flush { sources.map(Real::flushed) } else { sources };

@@ -1,7 +1,7 @@
 //! `tensormap.replace`, and the copy that publishes a changed map (`tensormap.cp_fenceproxy`).
 //!
-//! Kernels change maps in shared or global memory, field by field, or make them of 128 bytes of zeros. That copies see the change needs a fence of the tensor-map
-//! proxy, which orders here as a fence of memory does.
+//! Kernels change maps in shared or global memory, field by field, or make them of 128 bytes of zeros. That copies see the change
+//! needs a fence of the tensor-map proxy, which orders here as a fence of memory does.
 
 use super::memory::operands::scope;
 use crate::decode::decoder::{Decoder, operands};

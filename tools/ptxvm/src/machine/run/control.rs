@@ -6,7 +6,7 @@ use super::{BlockRun, lanes, wait};
 use crate::error::ErrorKind;
 use crate::machine::barrier::BARRIERS;
 use crate::machine::context::{Context, Stop};
-use crate::machine::inst::{Control, Exec, Inst, ParamCopy};
+use crate::machine::inst::{Control, Exec, ParamCopy};
 use crate::machine::launch::{LaunchState, Worker};
 use crate::machine::layout::{FUNCTION_WINDOW, MAX_LOCAL_BYTES};
 use crate::machine::system;
@@ -38,10 +38,7 @@ impl BlockRun {
             Control::Branch { .. } | Control::Join => unreachable!("the loop's own"),
             Control::BranchTable { targets, join } => {
                 let index = *run.warp.regs.get::<u32>(inst.src(0));
-                let undefined = m & !run.warp.regs.defined(inst.src(0));
-                if launch.checks.init && undefined != 0 {
-                    self.undefined(w, pc, undefined, launch, worker, "the index of a branch");
-                }
+                self.need_defined(w, pc, m, launch, worker, "the index of a branch");
                 let mut ways: Vec<(u32, u32)> = Vec::new();
                 if mask & !m != 0 {
                     ways.push((pc + 1, mask & !m));
@@ -78,7 +75,7 @@ impl BlockRun {
             }
             Control::Yield => run.splits[s].pc = pc + 1,
             Control::WarpBarrier => {
-                self.need_defined(w, pc, m, inst, launch, worker, "the membermask");
+                self.need_defined(w, pc, m, launch, worker, "the membermask");
                 let run = &mut self.warps[w];
                 if warp_barrier_here(&run.warp.regs, inst, m, live) && m == mask {
                     self.block.clocks.warp_barrier(w as u32);
@@ -95,7 +92,7 @@ impl BlockRun {
                 self.meet_group(w, s, launch)?;
             }
             Control::Barrier { aligned, .. } | Control::ClusterBarrier { aligned, .. } => {
-                self.need_defined(w, pc, m, inst, launch, worker, "the number or the count of a barrier");
+                self.need_defined(w, pc, m, launch, worker, "the number or the count of a barrier");
                 let run = &mut self.warps[w];
                 if *aligned && m != live {
                     wait(run, s, m, State::Converging);
@@ -118,10 +115,7 @@ impl BlockRun {
             }
             Control::CallIndirect { args, .. } => {
                 let at = *run.warp.regs.get::<u64>(inst.src(0));
-                let undefined = m & !run.warp.regs.defined(inst.src(0));
-                if launch.checks.init && undefined != 0 {
-                    self.undefined(w, pc, undefined, launch, worker, "the address of a call");
-                }
+                self.need_defined(w, pc, m, launch, worker, "the address of a call");
                 // One function after another; the lanes of the others try again, and meet behind the call.
                 let lane = m.trailing_zeros() as usize;
                 let index = at[lane].wrapping_sub(FUNCTION_WINDOW);
@@ -187,29 +181,7 @@ impl BlockRun {
 
     /// A finding: `lanes` read a register that they never wrote.
     /// Tells of sources of an instruction that nobody wrote.
-    #[allow(clippy::too_many_arguments, reason = "where the instruction is, as for `undefined`")]
     fn need_defined(
-        &mut self,
-        w: usize,
-        pc: u32,
-        lanes: u32,
-        inst: &Inst,
-        launch: &LaunchState<'_>,
-        worker: &mut Worker,
-        what: &str,
-    ) {
-        let regs = &self.warps[w].warp.regs;
-        let undefined = inst
-            .srcs()
-            .iter()
-            .filter(|reg| reg.is_some())
-            .fold(0, |all, reg| all | lanes & !regs.defined(*reg));
-        if launch.checks.init && undefined != 0 {
-            self.undefined(w, pc, undefined, launch, worker, what);
-        }
-    }
-
-    fn undefined(
         &mut self,
         w: usize,
         pc: u32,
@@ -219,8 +191,12 @@ impl BlockRun {
         what: &str,
     ) {
         let run = &mut self.warps[w];
-        let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
-        ctx.finding(ErrorKind::Uninitialized, lanes, None, || format!("{what} was never written"));
+        let srcs = launch.program.code[pc as usize].srcs().iter().filter(|reg| reg.is_some());
+        let undefined = srcs.fold(0, |all, reg| all | lanes & !run.warp.regs.defined(*reg));
+        if launch.checks.init && undefined != 0 {
+            let mut ctx = Context::new(&mut run.warp, &mut self.block, launch, worker, pc, 0);
+            ctx.finding(ErrorKind::Uninitialized, undefined, None, || format!("{what} was never written"));
+        }
     }
 
     pub(super) fn exit(

@@ -66,13 +66,14 @@ pub(super) fn decode(d: &mut Decoder<'_, '_>, inst: &Instruction<'_>) -> Result<
 
 /// `ldmatrix` of bytes. Source 0 is the address; destinations are one register for each 8 rows in registers.
 #[derive(Debug)]
-struct Bytes {
+struct ByteMatrices {
     /// 16 x 16, transposed; otherwise 8 x 16.
     square: bool,
     /// Bits of an element in memory.
     bits: usize,
+    generic: bool,
     matrices: usize,
-    rows: MatrixAccess,
+    offset: i64,
 }
 
 fn decode_bytes(
@@ -104,14 +105,12 @@ fn decode_bytes(
     let n = if square { 2 * matrices } else { matrices };
     let dsts = destinations(d, vector(matrix, n, "the operand of the matrices")?, Type::B32)?;
     d.note_access(Space::Shared, 16, false);
-    let rows =
-        MatrixAccess { store: false, trans: square, generic: space == Space::Generic, matrices, offset };
-    d.warp(Bytes { square, bits, matrices, rows }, Class::Shared, &dsts, &[base]).convergence =
-        Convergence::All;
+    let op = ByteMatrices { square, bits, generic: space == Space::Generic, matrices, offset };
+    d.warp(op, Class::Shared, &dsts, &[base]).convergence = Convergence::All;
     Ok(())
 }
 
-impl Bytes {
+impl ByteMatrices {
     /// Row and column in memory of a byte of a register of a lane.
     fn position(&self, lane: usize, reg: usize, sub: usize) -> (usize, usize) {
         let (row, column) = (lane / 4, 4 * (lane % 4) + sub);
@@ -119,12 +118,12 @@ impl Bytes {
     }
 }
 
-impl WarpOp for Bytes {
+impl WarpOp for ByteMatrices {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         whole_warp(ctx, mask)?;
         let (height, regs) = if self.square { (16, 2) } else { (8, 1) };
         let lanes = (u64::MAX >> (64 - height * self.matrices)) as u32;
-        let at = self.rows.addresses(ctx, inst.src(0), lanes)?;
+        let at = addresses(ctx, inst.src(0), self.offset, self.generic, lanes)?;
         let mut words = [[0u32; LANES]; 4];
         let mut defined = [u32::MAX; 4];
         for i in 0..self.matrices {
@@ -159,29 +158,35 @@ impl WarpOp for Bytes {
     }
 }
 
-impl MatrixAccess {
-    /// Addresses in shared memory of the lanes of `lanes`.
-    fn addresses(&self, ctx: &mut Context<'_>, base: Reg, lanes: u32) -> Result<[u64; LANES], Stop> {
-        let mut at = ctx.addresses(lanes, base, self.offset);
-        if !self.generic {
-            return Ok(at);
-        }
-        let mut outside = 0;
-        for i in 0..LANES {
-            at[i] = at[i].wrapping_sub(SHARED_WINDOW);
-            outside |= u32::from(at[i] >= WINDOW_BYTES) << i;
-        }
-        if outside & lanes != 0 {
-            let lane = (outside & lanes).trailing_zeros() as usize;
-            let message = format!(
-                "the generic address {:#x} of a matrix row does not lie in shared memory",
-                at[lane].wrapping_add(SHARED_WINDOW)
-            );
-            return Err(ctx.fault(ErrorKind::WrongSpace, outside & lanes, message));
-        }
-        Ok(at)
+/// Addresses in shared memory of the lanes of `lanes`.
+fn addresses(
+    ctx: &mut Context<'_>,
+    base: Reg,
+    offset: i64,
+    generic: bool,
+    lanes: u32,
+) -> Result<[u64; LANES], Stop> {
+    let mut at = ctx.addresses(lanes, base, offset);
+    if !generic {
+        return Ok(at);
     }
+    let mut outside = 0;
+    for i in 0..LANES {
+        at[i] = at[i].wrapping_sub(SHARED_WINDOW);
+        outside |= u32::from(at[i] >= WINDOW_BYTES) << i;
+    }
+    if outside & lanes != 0 {
+        let lane = (outside & lanes).trailing_zeros() as usize;
+        let message = format!(
+            "the generic address {:#x} of a matrix row does not lie in shared memory",
+            at[lane].wrapping_add(SHARED_WINDOW)
+        );
+        return Err(ctx.fault(ErrorKind::WrongSpace, outside & lanes, message));
+    }
+    Ok(at)
+}
 
+impl MatrixAccess {
     fn load(&self, ctx: &mut Context<'_>, inst: &Inst, at: &[u64; LANES]) -> Result<(), Stop> {
         let mut words = [[0u32; LANES]; 4];
         let mut defined = [0u32; 4];
@@ -266,7 +271,7 @@ impl WarpOp for MatrixAccess {
     fn execute(&self, ctx: &mut Context<'_>, inst: &Inst, mask: u32) -> Result<(), Stop> {
         whole_warp(ctx, mask)?;
         let lanes = (u64::MAX >> (64 - 8 * self.matrices)) as u32;
-        let at = self.addresses(ctx, inst.src(0), lanes)?;
+        let at = addresses(ctx, inst.src(0), self.offset, self.generic, lanes)?;
         if self.store { self.store(ctx, inst, &at) } else { self.load(ctx, inst, &at) }
     }
 }

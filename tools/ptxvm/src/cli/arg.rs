@@ -24,16 +24,23 @@ pub(crate) enum Value {
     Bytes(Vec<u8>),
     /// The null pointer.
     Null,
-    /// Memory with a file's content, saved after the launch where a place is given.
+    /// A pointer to memory.
+    Memory(Memory),
+    /// A tensor map of memory.
+    Map(Tensor, Memory),
+}
+
+/// Memory of the device.
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    /// With a file's content, saved after the launch where a place is given.
     Load(PathBuf, Option<Save>),
-    /// Uninitialised memory, saved after the launch.
+    /// Uninitialised, saved after the launch.
     Out(Save, Element, Vec<u64>, u64),
     /// So many bytes of zeros.
     Zeros(u64),
     /// So many uninitialised bytes.
     Scratch(u64),
-    /// A tensor map of memory, which the parameter holds in place of the pointer.
-    Map(Tensor, Box<Value>),
 }
 
 /// A dense tensor and a box of it, outermost dimensions first.
@@ -122,11 +129,11 @@ impl Spec {
         }
     }
 
-    /// The memory that it stands for, where it is no number.
-    pub(crate) fn memory(&self) -> &Value {
+    /// The memory that it stands for, if any.
+    pub(crate) fn memory(&self) -> Option<&Memory> {
         match &self.value {
-            Value::Map(_, memory) => memory,
-            other => other,
+            Value::Memory(memory) | Value::Map(_, memory) => Some(memory),
+            Value::Bytes(_) | Value::Null => None,
         }
     }
 }
@@ -163,19 +170,13 @@ fn map(text: &str) -> Result<Value, String> {
         "128" => Swizzle::B128,
         other => return Err(format!("a swizzle of `{other}` bytes: there are 0, 32, 64 and 128")),
     };
-    match value(memory)? {
-        Value::Bytes(_) | Value::Null | Value::Map(..) => {
-            Err(format!("`{memory}` is no memory to map, as in {example}"))
-        }
-        memory => {
-            let tensor = Tensor { element, dims, boxes, swizzle };
-            // What the map's rules refuse is told before any file is read.
-            tensor
-                .encode(TENSOR_MAP_BYTES as u64)
-                .map_err(|e| format!("{e} (dimension 0 is the innermost)"))?;
-            Ok(Value::Map(tensor, Box::new(memory)))
-        }
-    }
+    let Value::Memory(memory) = value(memory)? else {
+        return Err(format!("`{memory}` is no memory to map, as in {example}"));
+    };
+    let tensor = Tensor { element, dims, boxes, swizzle };
+    // What the map's rules refuse is told before any file is read.
+    tensor.encode(TENSOR_MAP_BYTES as u64).map_err(|e| format!("{e} (dimension 0 is the innermost)"))?;
+    Ok(Value::Map(tensor, memory))
 }
 
 fn value(text: &str) -> Result<Value, String> {
@@ -189,10 +190,10 @@ fn value(text: &str) -> Result<Value, String> {
     };
     match kind {
         "bytes" => hex(rest).map(Value::Bytes),
-        "zeros" => size(rest).map(Value::Zeros),
-        "scratch" => size(rest).map(Value::Scratch),
+        "zeros" => size(rest).map(|n| Value::Memory(Memory::Zeros(n))),
+        "scratch" => size(rest).map(|n| Value::Memory(Memory::Scratch(n))),
         "map" => map(rest),
-        "in" => Ok(Value::Load(path(rest, "in:x.npy")?.into(), None)),
+        "in" => Ok(Value::Memory(Memory::Load(path(rest, "in:x.npy")?.into(), None))),
         "out" => {
             let example = "out:y.npy:f32[128,64]";
             let (to, array) =
@@ -203,7 +204,7 @@ fn value(text: &str) -> Result<Value, String> {
             }
             let bytes = Header::new(element, &shape).data_bytes();
             let bytes = bytes.filter(|n| *n <= i64::MAX as u64).ok_or(format!("`{array}` is too large"))?;
-            Ok(Value::Out(path(to, example)?.as_str().into(), element, shape, bytes))
+            Ok(Value::Memory(Memory::Out(path(to, example)?.as_str().into(), element, shape, bytes)))
         }
         "inout" => {
             let example = "inout:x.npy:y.npy";
@@ -211,7 +212,10 @@ fn value(text: &str) -> Result<Value, String> {
             let (Some(from), Some(to), None) = (parts.next(), parts.next(), parts.next()) else {
                 return Err(format!("two files are needed, without a colon in their names, as in {example}"));
             };
-            Ok(Value::Load(path(from, example)?.into(), Some(path(to, example)?.as_str().into())))
+            Ok(Value::Memory(Memory::Load(
+                path(from, example)?.into(),
+                Some(path(to, example)?.as_str().into()),
+            )))
         }
         _ if Element::from_name(kind).is_some() => named(kind)?.parse(rest).map(Value::Bytes),
         _ => Err(format!("`{kind}:` is unknown; {FORMS}")),

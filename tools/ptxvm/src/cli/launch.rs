@@ -7,7 +7,7 @@ use ptxvm::ptx::ast::{Function, Variable};
 use ptxvm::ptx::{MAX_TEXT_BYTES, parse};
 use ptxvm::{Arg, DevicePtr, Gpu, Launch, Module, Options, Report};
 
-use super::arg::{Save, Spec, Value};
+use super::arg::{Memory, Save, Spec, Value};
 use super::npy::{self, Header};
 use super::number::Element;
 use super::{Failure, LaunchArgs, files, usage};
@@ -51,9 +51,9 @@ pub(crate) struct Done {
 
 /// Whether the values of a buffer shall be printed.
 pub(crate) fn prints(args: &LaunchArgs) -> bool {
-    args.args
-        .iter()
-        .any(|spec| matches!(spec.memory(), Value::Load(_, Some(Save::Print)) | Value::Out(Save::Print, ..)))
+    args.args.iter().any(|spec| {
+        matches!(spec.memory(), Some(Memory::Load(_, Some(Save::Print)) | Memory::Out(Save::Print, ..)))
+    })
 }
 
 /// `ptxvm run`
@@ -166,7 +166,7 @@ fn check_parameters(f: &Function<'_>, args: &[Spec]) -> Result<(), Failure> {
 fn check_places(args: &[Spec]) -> Result<(), Failure> {
     let mut seen: Vec<PathBuf> = Vec::new();
     for spec in args {
-        let (Value::Load(_, Some(Save::File(path))) | Value::Out(Save::File(path), ..)) = spec.memory()
+        let Some(Memory::Load(_, Some(Save::File(path))) | Memory::Out(Save::File(path), ..)) = spec.memory()
         else {
             continue;
         };
@@ -192,7 +192,8 @@ fn make(gpu: &mut Gpu, spec: &Spec, number: usize, outputs: &mut Vec<Output>) ->
             let map = tensor.encode(at.0);
             map.map(Arg::Bytes).or_else(|e| usage(format!("--arg {}: {e}", spec.text)))
         }
-        memory => fill(gpu, spec, memory, number, outputs).map(Arg::Ptr),
+        Value::Null => Ok(Arg::Ptr(DevicePtr(0))),
+        Value::Memory(memory) => fill(gpu, spec, memory, number, outputs).map(Arg::Ptr),
     }
 }
 
@@ -200,27 +201,26 @@ fn make(gpu: &mut Gpu, spec: &Spec, number: usize, outputs: &mut Vec<Output>) ->
 fn fill(
     gpu: &mut Gpu,
     spec: &Spec,
-    memory: &Value,
+    memory: &Memory,
     number: usize,
     outputs: &mut Vec<Output>,
 ) -> Result<DevicePtr, Failure> {
     let alloc = |gpu: &mut Gpu, bytes: u64| gpu.alloc_named(bytes as usize, &spec.text);
     let ptr = match memory {
-        Value::Bytes(_) | Value::Map(..) | Value::Null => DevicePtr(0),
-        Value::Scratch(bytes) => alloc(gpu, *bytes)?,
-        Value::Zeros(bytes) => {
+        Memory::Scratch(bytes) => alloc(gpu, *bytes)?,
+        Memory::Zeros(bytes) => {
             let ptr = alloc(gpu, *bytes)?;
             gpu.fill(ptr, 0, *bytes as usize)?;
             ptr
         }
-        Value::Out(to, element, shape, bytes) => {
+        Memory::Out(to, element, shape, bytes) => {
             let ptr = alloc(gpu, *bytes)?;
             let header = Header::new(*element, shape);
             let title = format!("argument {number}, {}{shape:?}:", element.name());
             outputs.push(Output { to: to.clone(), ptr, bytes: *bytes, header: Some(header), title });
             ptr
         }
-        Value::Load(from, to) => {
+        Memory::Load(from, to) => {
             let file = files::read(from, gpu.options().memory)?;
             let (header, data) = if is_npy(from) {
                 let (header, data) =
